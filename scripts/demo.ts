@@ -1,0 +1,61 @@
+import { join } from 'node:path'
+import { buildIfStale } from './build.ts'
+import { cleanEnvironment, hutch, RunningHutch, temporaryDataDir } from './platform.ts'
+
+/**
+ * `npm run demo`: the built executable, a throwaway data directory, and fixtures/demo/main.mjs in a Node of its own
+ * with the unmodified npm package. Leaves nothing behind, also after Ctrl-C.
+ */
+
+const root = join(import.meta.dir, '..')
+const node = Bun.which('node')
+
+let client: Bun.Subprocess | null = null
+let interrupted = false
+for (const signal of ['SIGINT', 'SIGTERM'] as const) {
+  process.on(signal, () => {
+    interrupted = true
+    client?.kill('SIGTERM')
+  })
+}
+
+process.exit(await demo())
+
+async function demo(): Promise<number> {
+  if (!node) throw new Error('node was not found')
+  const totalStartedAt = performance.now()
+  let startedAt = performance.now()
+  await buildIfStale()
+  say('build dist/hutch', startedAt, (await hutch(['version'])).stdout.trim())
+
+  await using dataDir = await temporaryDataDir()
+  await using platform = await RunningHutch.start({ dataDir: dataDir.path })
+  say('hutch up', performance.now() - platform.startMs, platform.url)
+  if (interrupted) return 130
+
+  client = Bun.spawn([node, join(root, 'fixtures', 'demo', 'main.mjs')], {
+    cwd: join(root, 'fixtures', 'demo'),
+    stdin: 'ignore',
+    stdout: 'inherit',
+    stderr: 'inherit',
+    env: { ...cleanEnvironment(), ...(await platform.env()) },
+  })
+  const code = await client.exited
+
+  startedAt = performance.now()
+  const stopped = await platform.stop()
+  say('stop', startedAt, `exit code ${stopped}`)
+  if (interrupted) return 130
+  if (code !== 0 || stopped !== 0) {
+    console.error(platform.log)
+    console.error('the demo failed; what the platform logged is above')
+    return 1
+  }
+  say('all of it', totalStartedAt, 'worked')
+  return 0
+}
+
+function say(title: string, startedAt: number, outcome: string): void {
+  const ms = (performance.now() - startedAt).toFixed(0)
+  console.log(`  ${title.padEnd(34)} ${ms.padStart(6)} ms   ${outcome}`)
+}

@@ -1,0 +1,344 @@
+import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
+import {
+  chmodSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { buildIfStale, executablePath } from './build.ts'
+import { capture } from './capture.ts'
+import { cleanEnvironment, hutch, RunningHutch } from './platform.ts'
+
+// Drives dist/hutch, the file that people run, rather than the sources.
+
+await buildIfStale()
+const doctor = Bun.spawnSync([executablePath, 'doctor', '--json'], {
+  env: cleanEnvironment(),
+  stderr: 'ignore',
+})
+const { usable, findings } = JSON.parse(doctor.stdout.toString()) as {
+  usable: boolean
+  findings: { ok: boolean; needed: boolean; detail: string }[]
+}
+const why = findings.find((finding) => finding.needed && !finding.ok)?.detail
+if (!usable) console.warn(`skipped, since this host cannot isolate sandboxes: ${why}`)
+
+const root = join(import.meta.dir, '..')
+const directory = mkdtempSync(join(tmpdir(), 'hutch-smoke-'))
+const dataDir = join(directory, 'data')
+const node = Bun.which('node')
+let platform: RunningHutch
+
+afterAll(async () => {
+  await platform?.[Symbol.asyncDispose]()
+  rmSync(directory, { recursive: true, force: true })
+})
+
+/** Polls until `check` answers something true. */
+async function eventually<Value>(what: string, check: () => Promise<Value | null | false>): Promise<Value> {
+  const deadline = performance.now() + 15_000
+  while (performance.now() < deadline) {
+    const value = await check()
+    if (value !== null && value !== false) return value
+    await Bun.sleep(20)
+  }
+  throw new Error(`never: ${what}`)
+}
+
+/** A request of the sandbox's own API, with the first admin's key. */
+async function api<Answer>(path: string, init: RequestInit = {}): Promise<Answer> {
+  const { BL_API_KEY, BL_WORKSPACE, BL_RUN_URL } = await platform.env()
+  const response = await fetch(`${BL_RUN_URL}/${BL_WORKSPACE}/sandboxes/box${path}`, {
+    ...init,
+    headers: { authorization: `Bearer ${BL_API_KEY}`, 'content-type': 'application/json' },
+  })
+  if (!response.ok) throw new Error(`${path}: ${response.status} ${await response.text()}`)
+  return (await response.json()) as Answer
+}
+
+describe('the executable by itself', () => {
+  test('version and help need no platform', async () => {
+    expect((await hutch(['version'])).stdout).toMatch(/^hutch \d+\.\d+\.\d+ \([0-9a-z]+\)\n$/)
+    expect((await hutch(['--version'])).code).toBe(0)
+    const help = await hutch(['--help'])
+    expect(help.code).toBe(0)
+    for (const name of ['up', 'env', 'doctor', 'sandbox exec', 'keys create', 'systemd']) {
+      expect(help.stdout).toContain(name)
+      const own = await hutch([...name.split(' '), '--help'])
+      expect(own.code).toBe(0)
+      expect(own.stdout).toContain('--json')
+    }
+  })
+
+  test('a mistyped command or flag exits with 2 and names the likely one', async () => {
+    const command = await hutch(['sandbx', 'ls'])
+    expect([command.code, command.stderr]).toEqual([
+      2,
+      expect.stringContaining('did you mean hutch sandbox ls?'),
+    ])
+    const flag = await hutch(['up', '--prot', '1'])
+    expect([flag.code, flag.stderr]).toEqual([2, expect.stringContaining('did you mean --port?')])
+    const value = await hutch(['up', '--port', '99999', '--data-dir', dataDir])
+    expect([value.code, value.stderr]).toEqual([2, expect.stringContaining('0 to 65535')])
+  })
+
+  test('without a platform, env says how to start one', async () => {
+    const { code, stderr, stdout } = await hutch(['env', '--data-dir', join(directory, 'empty')])
+    expect([code, stdout]).toEqual([1, ''])
+    expect(stderr).toContain('hutch up --data-dir')
+    expect((await hutch(['status', '--data-dir', join(directory, 'empty')])).code).toBe(1)
+  })
+
+  test("the current directory's .env and bunfig.toml are not obeyed", async () => {
+    const place = join(directory, 'cwd')
+    mkdirSync(place)
+    writeFileSync(join(place, '.env'), 'HUTCH_DATA_DIR=/from/dotenv\n')
+    writeFileSync(join(place, 'bunfig.toml'), 'preload = ["./preload.ts"]\n')
+    writeFileSync(join(place, 'preload.ts'), 'console.log("PRELOADED")\n')
+    const { stdout } = await capture([executablePath, 'status', '--json'], {
+      cwd: place,
+      env: cleanEnvironment(),
+    })
+    expect(stdout).not.toContain('PRELOADED')
+    expect(JSON.parse(stdout).dataDir).not.toBe('/from/dotenv')
+  })
+
+  test('the unit names this executable', async () => {
+    expect((await hutch(['systemd'])).stdout).toContain(`ExecStart=${executablePath} up --keep-instances`)
+  })
+})
+
+describe.skipIf(!usable)('a platform on a fresh data directory', () => {
+  beforeAll(async () => {
+    platform = await RunningHutch.start({ dataDir })
+  }, 60_000)
+
+  test('env prints what a shell reads', async () => {
+    const script = `eval "$("${executablePath}" env)" && printf '%s ' "$BL_API_URL" "$BL_RUN_URL" "$BL_WORKSPACE" "$BL_DISABLE_H2"`
+    const { stdout } = await capture(['sh', '-c', script], {
+      env: { ...cleanEnvironment(), HUTCH_DATA_DIR: dataDir },
+    })
+    expect(stdout.trim().split(' ')).toEqual([`${platform.url}/v0`, platform.url, 'main', '1'])
+    expect(Object.keys(await platform.env())).toEqual([
+      'BL_API_URL',
+      'BL_RUN_URL',
+      'BL_WORKSPACE',
+      'BL_API_KEY',
+      'BL_DISABLE_H2',
+    ])
+  })
+
+  test('secrets are readable by their owner alone', () => {
+    for (const name of ['credentials.json', 'secret.key']) {
+      expect(statSync(join(dataDir, name)).mode & 0o777).toBe(0o600)
+    }
+  })
+
+  test('status says ready', async () => {
+    const { code, stdout } = await platform.run(['status', '--json'])
+    expect(code).toBe(0)
+    expect(JSON.parse(stdout)).toMatchObject({ running: true, state: 'ready', url: platform.url, dataDir })
+  })
+
+  test('a second up on the same data directory says who holds it', async () => {
+    const { code, stderr, stdout } = await platform.run(['up', '--port', '0'])
+    expect([code, stdout]).toEqual([1, ''])
+    expect(stderr).toContain(String(platform.child.pid))
+    expect(stderr).toContain('hutch status')
+  })
+
+  test('a Host that is not ours is refused with 421', async () => {
+    const response = await fetch(`${platform.url}/v0/sandboxes`, { headers: { host: 'evil.example' } })
+    expect(response.status).toBe(421)
+  })
+
+  test.skipIf(node === null)(
+    'the unmodified npm package creates, writes, runs, reads and previews',
+    async () => {
+      const { code, stdout, stderr } = await capture(
+        [node ?? '', join(root, 'fixtures', 'demo', 'main.mjs')],
+        {
+          cwd: join(root, 'fixtures', 'demo'),
+          env: { ...cleanEnvironment(), ...(await platform.env()) },
+        },
+      )
+      expect(`${stdout}${stderr}${code === 0 ? '' : platform.log}`).toContain(
+        'fetch its page through a preview',
+      )
+      expect(stdout).not.toContain('FAILED')
+      expect(code).toBe(0)
+    },
+    60_000,
+  )
+
+  test('sandbox create, get and ls', async () => {
+    const created = await platform.run([
+      'sandbox',
+      'create',
+      'box',
+      '--memory',
+      '512',
+      '-l',
+      'kind=smoke',
+      '-e',
+      'A=b c',
+    ])
+    expect([created.code, created.stdout]).toEqual([0, 'box\n'])
+    const again = await platform.run(['sandbox', 'create', 'box'])
+    expect([again.code, again.stderr]).toEqual([1, expect.stringContaining('--if-not-exists')])
+    const { stdout } = await platform.run(['sandbox', 'get', 'box', '--json'])
+    expect(JSON.parse(stdout)).toMatchObject({
+      metadata: { name: 'box', labels: { kind: 'smoke' } },
+      spec: { runtime: { memory: 512 } },
+      status: 'DEPLOYED',
+    })
+    expect((await platform.run(['sandbox', 'ls'])).stdout).toMatch(/^NAME +STATUS .*\nbox +DEPLOYED /)
+  })
+
+  test('exec passes output and exit code on', async () => {
+    const script = 'echo out; echo err >&2; echo "$A"; exit 7'
+    const { code, stdout, stderr } = await platform.run(['sandbox', 'exec', 'box', '--', 'sh', '-c', script])
+    expect({ code, stdout, stderr }).toEqual({ code: 7, stdout: 'out\nb c\n', stderr: 'err\n' })
+    const quoted = await platform.run([
+      'sandbox',
+      'exec',
+      'box',
+      '--',
+      'printf',
+      '%s|',
+      "it's",
+      '$HOME',
+      '',
+      'a  b',
+    ])
+    expect(quoted.stdout).toBe("it's|$HOME||a  b|")
+    const missing = await platform.run(['sandbox', 'exec', 'none', '--', 'true'])
+    expect([missing.code, missing.stderr]).toEqual([1, expect.stringContaining('hutch sandbox ls')])
+  })
+
+  test('exec -i passes standard input, to its end', async () => {
+    const { code, stdout } = await platform.run(
+      ['sandbox', 'exec', 'box', '-i', '--', 'sh', '-c', 'cat; echo end'],
+      {
+        stdin: 'line 1\nline 2\n',
+      },
+    )
+    expect({ code, stdout }).toEqual({ code: 0, stdout: 'line 1\nline 2\nend\n' })
+  })
+
+  test('exec shows output while the command runs', async () => {
+    const child = Bun.spawn(
+      [
+        executablePath,
+        'sandbox',
+        'exec',
+        'box',
+        '--',
+        'sh',
+        '-c',
+        'echo first; until [ -e /tmp/go ]; do sleep 0.02; done',
+      ],
+      { env: { ...cleanEnvironment(), HUTCH_DATA_DIR: dataDir }, stdout: 'pipe', stderr: 'inherit' },
+    )
+    const reader = child.stdout.getReader()
+    const { value } = await reader.read()
+    expect(new TextDecoder().decode(value)).toBe('first\n')
+    await platform.run(['sandbox', 'exec', 'box', '--', 'touch', '/tmp/go'])
+    expect(await child.exited).toBe(0)
+  })
+
+  test('cp takes a directory there and back, bytes and permissions included', async () => {
+    const source = join(directory, 'tree')
+    mkdirSync(join(source, 'sub dir'), { recursive: true })
+    const binary = crypto.getRandomValues(new Uint8Array(60_000))
+    writeFileSync(join(source, 'sub dir', 'binary'), binary)
+    writeFileSync(join(source, 'tool.sh'), '#!/bin/sh\necho ran\n')
+    chmodSync(join(source, 'tool.sh'), 0o750)
+    writeFileSync(join(source, 'empty'), '')
+    symlinkSync('/etc/passwd', join(source, 'link'))
+    const up = await platform.run(['sandbox', 'cp', source, 'box:/srv/tree', '--json'])
+    expect(up.stderr).toBe('')
+    expect(JSON.parse(up.stdout)).toEqual({ files: 3, bytes: 60_019, skipped: [join(source, 'link')] })
+    expect((await platform.run(['sandbox', 'exec', 'box', '--', '/srv/tree/tool.sh'])).stdout).toBe('ran\n')
+    const back = join(directory, 'back')
+    await platform.run(['sandbox', 'exec', 'box', '--', 'ln', '-s', '/etc/passwd', '/srv/tree/link'])
+    const down = await platform.run(['sandbox', 'cp', 'box:/srv/tree', back])
+    expect(down.stdout).toBe('3 files, 59 KiB\n')
+    expect(down.stderr).toContain('/srv/tree/link')
+    expect(new Uint8Array(readFileSync(join(back, 'sub dir', 'binary')))).toEqual(binary)
+    expect(statSync(join(back, 'tool.sh')).mode & 0o777).toBe(0o750)
+    expect(statSync(join(back, 'link'), { throwIfNoEntry: false })).toBeUndefined()
+  })
+
+  test('cp of a large file streams', async () => {
+    const large = join(directory, 'large')
+    writeFileSync(large, new Uint8Array(24 * 1024 * 1024).fill(7))
+    expect((await platform.run(['sandbox', 'cp', large, 'box:/srv/large'])).stdout).toBe('1 file, 24 MiB\n')
+    expect((await platform.run(['sandbox', 'cp', 'box:/srv/large', `${large}-back`])).code).toBe(0)
+    expect(Bun.hash(readFileSync(`${large}-back`))).toBe(Bun.hash(readFileSync(large)))
+  }, 60_000)
+
+  test('a key works until it is revoked', async () => {
+    const made = await platform.run(['keys', 'create', 'smoke', '--expires', '24h', '--json'])
+    const { id, apiKey } = JSON.parse(made.stdout) as { id: string; apiKey: string }
+    const env = { ...(await platform.env()), BL_API_KEY: apiKey, HUTCH_DATA_DIR: '' }
+    expect((await platform.run(['sandbox', 'ls'], { env })).code).toBe(0)
+    const listed = await platform.run(['keys', 'list'])
+    expect(listed.stdout).toContain(id)
+    expect(listed.stdout).not.toContain(apiKey)
+    expect((await platform.run(['keys', 'revoke', id])).code).toBe(0)
+    const refused = await platform.run(['sandbox', 'ls'], { env })
+    expect([refused.code, refused.stderr]).toEqual([1, expect.stringContaining('hutch env')])
+  })
+
+  test('workspaces are made and listed', async () => {
+    expect((await platform.run(['workspaces', 'create', 'second'])).stdout).toBe('second\n')
+    expect((await platform.run(['workspaces'])).stdout).toMatch(/^main .*/m)
+    const reserved = await platform.run(['workspaces', 'create', 'oauth'])
+    expect(reserved.code).toBe(1)
+    expect(reserved.stderr).toContain('oauth')
+  })
+
+  test('kill -9: the sandbox, its files and its process are still there and still reachable', async () => {
+    const command = 'while :; do echo tick >> /srv/ticks; sleep 0.02; done'
+    const started = await api<{ pid: string }>('/process', {
+      method: 'POST',
+      body: JSON.stringify({ name: 'ticker', command }),
+    })
+    platform.child.kill('SIGKILL')
+    await platform.child.exited
+    expect((await hutch(['env', '--data-dir', dataDir])).code).toBe(1)
+
+    platform = await RunningHutch.start({ dataDir })
+    const ticker = await api<{ pid: string; status: string }>('/process/ticker')
+    expect(ticker).toMatchObject({ pid: started.pid, status: 'running' })
+    const count = async () =>
+      Number((await platform.run(['sandbox', 'exec', 'box', '--', 'sh', '-c', 'wc -l < /srv/ticks'])).stdout)
+    const before = await count()
+    await eventually('the process goes on writing', async () => (await count()) > before)
+    expect((await platform.run(['sandbox', 'exec', 'box', '--', '/srv/tree/tool.sh'])).stdout).toBe('ran\n')
+  }, 60_000)
+
+  test('SIGTERM stops it with 0; the next up starts the sandbox again with its files', async () => {
+    expect(await platform.stop()).toBe(0)
+    expect((await hutch(['status', '--data-dir', dataDir])).code).toBe(1)
+    platform = await RunningHutch.start({ dataDir })
+    const { code, stdout, stderr } = await platform.run(['sandbox', 'exec', 'box', '--', '/srv/tree/tool.sh'])
+    expect({ code, stdout, stderr }).toEqual({ code: 0, stdout: 'ran\n', stderr: '' })
+  }, 60_000)
+
+  test('sandbox rm leaves nothing of it', async () => {
+    expect((await platform.run(['sandbox', 'rm', 'box'])).stdout).toBe('box\n')
+    await eventually('the sandbox is gone', async () => {
+      const { stdout } = await platform.run(['sandbox', 'ls', '--json'])
+      return (JSON.parse(stdout) as unknown[]).length === 0
+    })
+    expect(await platform.stop()).toBe(0)
+  })
+})

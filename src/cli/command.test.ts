@@ -1,0 +1,84 @@
+import { expect, test } from 'bun:test'
+import { command, helpText, parseArguments, UsageError } from './command.ts'
+
+const example = command({
+  name: 'box make',
+  summary: 'Makes a box.',
+  usage: 'NAME',
+  flags: {
+    memory: { kind: 'number', value: 'MB', about: 'how much' },
+    label: { kind: 'list', short: 'l', about: 'a label' },
+    force: { kind: 'boolean', about: 'anyway' },
+    'data-dir': { kind: 'text', value: 'DIR', about: 'where' },
+  },
+  positionals: [1, 2],
+  takesRest: true,
+  run: async () => 0,
+})
+
+function refusal(argv: string[]): string {
+  try {
+    parseArguments(example, argv)
+  } catch (error) {
+    if (error instanceof UsageError) return error.message
+    throw error
+  }
+  throw new Error('it was accepted')
+}
+
+test('flags, arguments and the rest are told apart', () => {
+  const parsed = parseArguments(example, [
+    'a',
+    '--memory',
+    '64',
+    '-l',
+    'x=1',
+    '--label=y=2',
+    '--force',
+    '--data-dir=/d',
+    '--',
+    '--memory',
+    '-z',
+  ])
+  expect(parsed.flags as unknown).toEqual({
+    memory: 64,
+    label: ['x=1', 'y=2'],
+    force: true,
+    'data-dir': '/d',
+  })
+  expect(parsed.positionals).toEqual(['a'])
+  expect(parsed.rest).toEqual(['--memory', '-z'])
+})
+
+test.each([
+  [['a', '--memroy', '1'], 'unknown flag --memroy; did you mean --memory?'],
+  [['a', '--zzzzzzzzzz'], 'it takes --memory'],
+  [['a', '-q'], 'unknown flag -q'],
+  [['a', '--memory'], '--memory needs a value'],
+  [['a', '--memory', '--force'], '--memory needs a value'],
+  [['a', '--memory', '1.5'], 'not a whole number'],
+  [['a', '--memory=1', '--memory=2'], 'given twice'],
+  [['a', '--force=perhaps'], 'takes no value'],
+  [['a', 'b', 'c'], 'unexpected argument "c"'],
+  [[], 'something is missing; usage: hutch box make NAME'],
+  [['a', '--constructor'], 'unknown flag'],
+])('%j is refused', (argv, message) => {
+  expect(refusal(argv)).toContain(message)
+})
+
+test('--help needs nothing else', () => {
+  expect(parseArguments(example, ['--help']).help).toBe(true)
+})
+
+test('help lists every flag with what it takes', () => {
+  const help = helpText(example)
+  for (const part of [
+    'Usage: hutch box make [flags] NAME',
+    '--memory MB',
+    '-l, --label VALUE',
+    '(repeatable)',
+    '--json',
+  ]) {
+    expect(help).toContain(part)
+  }
+})

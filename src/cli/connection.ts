@@ -1,0 +1,55 @@
+import { resolve } from 'node:path'
+import {
+  type Credentials,
+  dataDirDefault,
+  type RunningPlatform,
+  readCredentials,
+  readRunningPlatform,
+} from '../data-directory.ts'
+import { CommandError } from './command.ts'
+import { shellQuote } from './shell.ts'
+
+export interface Connection {
+  /** Base of the control plane, with /v0 and without a trailing slash. */
+  apiUrl: string
+  workspace: string
+  apiKey: string
+}
+
+export function dataDirFor(flag: string | undefined): string {
+  return resolve(flag ?? (process.env.HUTCH_DATA_DIR || dataDirDefault()))
+}
+
+/** @throws CommandError that says how to start the platform */
+export function runningConnection(dataDir: string): { running: RunningPlatform; credentials: Credentials } {
+  const up = `hutch up${dataDir === dataDirDefault() ? '' : ` --data-dir ${shellQuote(dataDir)}`}`
+  const running = readRunningPlatform(dataDir)
+  if (!running) throw new CommandError(`no platform runs on ${dataDir}`, up)
+  const credentials = readCredentials(dataDir)
+  if (!credentials)
+    throw new CommandError(`${dataDir} has no credentials.json; was it removed?`, 'hutch status')
+  return { running, credentials }
+}
+
+/**
+ * Where a command's requests go: the data directory that was asked for, else the BL_* variables when they hold both
+ * an address and a key, else the default data directory. A key alone goes nowhere: it may be the cloud's.
+ */
+export function connectionFor(flags: { 'data-dir'?: string; workspace?: string }): Connection {
+  const { BL_API_URL, BL_API_KEY, BL_WORKSPACE } = process.env
+  if (flags['data-dir'] === undefined && BL_API_URL && BL_API_KEY) {
+    const workspace = flags.workspace ?? BL_WORKSPACE
+    if (!workspace)
+      throw new CommandError(
+        'BL_API_URL and BL_API_KEY are set, BL_WORKSPACE is not',
+        'export BL_WORKSPACE=main',
+      )
+    return { apiUrl: BL_API_URL.replace(/\/+$/, ''), workspace, apiKey: BL_API_KEY }
+  }
+  const { running, credentials } = runningConnection(dataDirFor(flags['data-dir']))
+  return {
+    apiUrl: `${running.url}/v0`,
+    workspace: flags.workspace ?? credentials.workspace,
+    apiKey: credentials.apiKey,
+  }
+}

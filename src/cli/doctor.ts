@@ -1,0 +1,228 @@
+import { existsSync } from 'node:fs'
+import { statfs } from 'node:fs/promises'
+import { createServer } from 'node:net'
+import { availableParallelism, freemem, release, totalmem } from 'node:os'
+import { dirname, join } from 'node:path'
+import { imageDirDefault, readRunningPlatform } from '../data-directory.ts'
+import { command } from './command.ts'
+import { dataDirFor } from './connection.ts'
+import { bytes, note, paint, print, printJson } from './output.ts'
+
+/** One thing that is possible here, or not, and then why and what to do. */
+export interface Finding {
+  group: 'isolation' | 'images' | 'clients' | 'host'
+  subject: string
+  ok: boolean
+  /** The platform does not start, or cannot do its work, without it. */
+  needed: boolean
+  detail: string
+  remedy?: string
+}
+
+const programTimeoutMs = 10_000
+const freeBytesMin = 2 * 1024 ** 3
+
+export const doctor = command({
+  name: 'doctor',
+  summary:
+    'Says what isolation, limits, standby, images and clients are possible on this host. Exits 1 when up cannot work.',
+  flags: {
+    'data-dir': { kind: 'text', value: 'DIR', about: 'data directory that up will use' },
+    port: { kind: 'number', value: 'PORT', about: 'port that up will use (4400)' },
+  },
+  async run({ flags }) {
+    const dataDir = dataDirFor(flags['data-dir'])
+    const findings = (
+      await Promise.all([isolation(), images(), clients(), host(dataDir, flags.port ?? 4400)])
+    ).flat()
+    const usable = findings.every((finding) => finding.ok || !finding.needed)
+    if (flags.json) printJson({ usable, findings })
+    else show(findings, usable)
+    return usable ? 0 : 1
+  },
+})
+
+function show(findings: Finding[], usable: boolean): void {
+  const width = Math.max(...findings.map((finding) => finding.subject.length))
+  let group = ''
+  for (const finding of findings) {
+    if (finding.group !== group) {
+      group = finding.group
+      print(paint('bold', group))
+    }
+    const mark = finding.ok ? paint('green', 'yes ') : paint(finding.needed ? 'red' : 'yellow', 'no  ')
+    print(`  ${mark} ${finding.subject.padEnd(width)}  ${finding.detail}`)
+    if (finding.remedy && !finding.ok) print(`  ${' '.repeat(5 + width)}  do: ${finding.remedy}`)
+  }
+  note(usable ? 'hutch up works here.' : 'hutch up does not work here until every red line is mended.')
+}
+
+async function isolation(): Promise<Finding[]> {
+  const { probeNamespace } = await import('../runtimes/namespace/index.ts')
+  const probe = await probeNamespace()
+  return [
+    {
+      group: 'isolation',
+      subject: 'namespace runtime',
+      ok: probe.usable,
+      needed: true,
+      detail: probe.usable ? 'usable' : probe.reason,
+    },
+    ...probe.notes.map((item): Finding => ({ group: 'isolation', needed: false, ...item })),
+  ]
+}
+
+/** Default images are this host's own programs: what it has is what sandboxes have. */
+async function images(): Promise<Finding[]> {
+  const programs = [
+    { name: 'node', install: 'sudo apt-get install -y nodejs' },
+    { name: 'python3', install: 'sudo apt-get install -y python3' },
+    { name: 'git', install: 'sudo apt-get install -y git' },
+  ]
+  const found = programs.map(({ name, install }): Finding => {
+    // A program outside /usr is not part of the image.
+    const path = ['/usr/bin', '/bin']
+      .map((directory) => join(directory, name))
+      .find((place) => existsSync(place))
+    const elsewhere = Bun.which(name)
+    return {
+      group: 'images',
+      subject: `${name} in default images`,
+      ok: path !== undefined,
+      needed: false,
+      detail:
+        path ??
+        (elsewhere ? `only ${elsewhere}, which default images leave out` : 'not installed on this host'),
+      remedy: install,
+    }
+  })
+  const builders = ['docker', 'podman', 'buildah'].filter((name) => Bun.which(name))
+  return [
+    ...found,
+    {
+      group: 'images',
+      subject: 'building Dockerfiles',
+      ok: builders.length > 0,
+      needed: false,
+      detail: builders.length > 0 ? builders.join(', ') : 'none of docker, podman and buildah is installed',
+      remedy: 'sudo apt-get install -y buildah',
+    },
+  ]
+}
+
+async function clients(): Promise<Finding[]> {
+  const node = Bun.which('node')
+  const resolves = node ? await resolvesPreviewNames(node) : null
+  return [
+    {
+      group: 'clients',
+      subject: 'node',
+      ok: node !== null,
+      needed: false,
+      detail: node ? `${node} ${await versionOf(node)}` : 'not installed: npm packages of the cloud need it',
+      remedy: 'sudo apt-get install -y nodejs npm',
+    },
+    {
+      group: 'clients',
+      subject: 'names under .localhost',
+      ok: resolves === true,
+      needed: false,
+      detail:
+        resolves === null
+          ? 'not tried without node'
+          : resolves
+            ? 'node resolves them: previews work by host name'
+            : 'node does not resolve them (browsers and curl do): use the address by path, /-/preview/ID/',
+      remedy: 'sudo apt-get install -y libnss-myhostname',
+    },
+  ]
+}
+
+async function host(dataDir: string, port: number): Promise<Finding[]> {
+  const disk = async (directory: string) => {
+    const stats = await statfs(existingParent(directory))
+    return stats.bavail * stats.bsize
+  }
+  const free = await disk(dataDir)
+  const imagesFree = await disk(imageDirDefault())
+  const running = readRunningPlatform(dataDir)
+  const portFree = await canListen(port)
+  return [
+    {
+      group: 'host',
+      subject: 'kernel',
+      ok: process.platform === 'linux',
+      needed: true,
+      detail: `${process.platform} ${release()} ${process.arch}`,
+      remedy: 'run hutch in a Linux VM, or in WSL2',
+    },
+    {
+      group: 'host',
+      subject: 'processors and memory',
+      ok: true,
+      needed: false,
+      detail: `${availableParallelism()} processors, ${bytes(totalmem())} (${bytes(freemem())} free)`,
+    },
+    {
+      group: 'host',
+      subject: 'disk for data',
+      ok: free >= freeBytesMin,
+      needed: false,
+      detail: `${bytes(free)} free for ${dataDir}`,
+      remedy: 'free some space, or choose another place: hutch up --data-dir DIR',
+    },
+    {
+      group: 'host',
+      subject: 'disk for images',
+      ok: imagesFree >= freeBytesMin,
+      needed: false,
+      detail: `${bytes(imagesFree)} free for ${imageDirDefault()}`,
+      remedy: 'free some space, or choose another place: hutch up --image-dir DIR',
+    },
+    {
+      group: 'host',
+      subject: `port ${port}`,
+      ok: portFree || running !== null,
+      needed: false,
+      detail: running
+        ? `the platform runs here: ${running.url}`
+        : portFree
+          ? 'free'
+          : 'held by another program',
+      remedy: 'hutch up --port 0',
+    },
+  ]
+}
+
+/** Node asks the system's resolver, which knows names under .localhost only with a module for it. */
+async function resolvesPreviewNames(node: string): Promise<boolean> {
+  const script =
+    "require('node:dns').lookup('probe.preview.localhost', (error) => process.exit(error ? 1 : 0))"
+  const child = Bun.spawn([node, '-e', script], {
+    stdio: ['ignore', 'ignore', 'ignore'],
+    timeout: programTimeoutMs,
+  })
+  return (await child.exited) === 0
+}
+
+async function versionOf(program: string): Promise<string> {
+  const child = Bun.spawn([program, '--version'], {
+    stdio: ['ignore', 'pipe', 'ignore'],
+    timeout: programTimeoutMs,
+  })
+  return (await new Response(child.stdout).text()).trim().slice(0, 40)
+}
+
+function existingParent(directory: string): string {
+  let place = directory
+  while (!existsSync(place) && dirname(place) !== place) place = dirname(place)
+  return place
+}
+
+async function canListen(port: number): Promise<boolean> {
+  const server = createServer()
+  const { promise, resolve } = Promise.withResolvers<boolean>()
+  server.once('error', () => resolve(false))
+  server.listen({ port, host: '127.0.0.1' }, () => server.close(() => resolve(true)))
+  return await promise
+}

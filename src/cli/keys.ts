@@ -1,0 +1,60 @@
+import { clientFor, withHints } from './client.ts'
+import { command, connectionFlags } from './command.ts'
+import { age, note, print, printJson, table } from './output.ts'
+
+export const create = command({
+  name: 'keys create',
+  summary: 'Creates an API key of yours and prints it; it is never shown again.',
+  usage: 'NAME',
+  flags: { ...connectionFlags, expires: { kind: 'text', value: 'TIME', about: 'e.g. 24h, 30d (never)' } },
+  positionals: [1, 1],
+  async run({ flags, positionals }) {
+    const key = await withHints(() =>
+      clientFor(flags).keys.create({
+        name: positionals[0]!,
+        ...(flags.expires === undefined ? {} : { expiresIn: flags.expires }),
+      }),
+    )
+    if (flags.json) printJson(key)
+    else {
+      print(key.apiKey ?? '')
+      note(`to revoke it: hutch keys revoke ${key.id}`)
+    }
+    return 0
+  },
+})
+
+export const list = command({
+  name: 'keys list',
+  summary: 'Lists API keys; never the keys themselves.',
+  flags: connectionFlags,
+  async run({ flags }) {
+    const keys = await withHints(() => Array.fromAsync(clientFor(flags).keys.list()))
+    if (flags.json) printJson(keys)
+    else {
+      const rows = keys.map((key) => [
+        key.id,
+        key.name,
+        key.sub_type ?? '-',
+        age(key.createdAt),
+        key.expiresAt ?? key.expires_in ?? 'never',
+      ])
+      print(table(['ID', 'NAME', 'OF', 'AGE', 'EXPIRES'], rows))
+    }
+    return 0
+  },
+})
+
+export const revoke = command({
+  name: 'keys revoke',
+  summary: 'Revokes an API key at once.',
+  usage: 'ID',
+  flags: connectionFlags,
+  positionals: [1, 1],
+  async run({ flags, positionals }) {
+    await withHints(() => clientFor(flags).keys.revoke(positionals[0]!), { 404: 'hutch keys list' })
+    if (flags.json) printJson({ revoked: positionals[0] })
+    else print(positionals[0]!)
+    return 0
+  },
+})

@@ -1,0 +1,147 @@
+import { ClientError, type Processes } from '../client/index.ts'
+import { randomText } from '../lib/ids.ts'
+import { clientFor, withHints } from './client.ts'
+import { CommandError, command, connectionFlags, UsageError } from './command.ts'
+import { note, printJson } from './output.ts'
+import { pairs } from './pairs.ts'
+import { processTable } from './processes.ts'
+import { shellJoin } from './shell.ts'
+
+export const exec = command({
+  name: 'sandbox exec',
+  summary:
+    "Runs a command in a sandbox, prints its output as it appears, and exits with the command's exit code.",
+  usage: 'NAME -- COMMAND [ARG...]',
+  flags: {
+    ...connectionFlags,
+    workdir: { kind: 'text', value: 'DIR', about: 'directory to run in' },
+    env: { kind: 'list', value: 'NAME=VALUE', short: 'e', about: 'variable of the command' },
+    stdin: { kind: 'boolean', short: 'i', about: 'pass standard input to the command' },
+  },
+  positionals: [1, 1],
+  takesRest: true,
+  notes: [
+    'Every ARG reaches the command as it is. For a pipeline: hutch sandbox exec box -- sh -c "ls | wc -l"',
+  ],
+  async run({ flags, positionals, rest }) {
+    if (rest.length === 0)
+      throw new UsageError('no command; usage: hutch sandbox exec NAME -- COMMAND [ARG...]')
+    const env = pairs('env', flags.env)
+    return await withHints(
+      async () => {
+        const { processes } = await clientFor(flags).sandboxes.open(positionals[0]!)
+        const name = `exec-${randomText(12)}`
+        const stopped = killOnSignal(() => processes.kill(name))
+        const output = { stdout: '', stderr: '' }
+        try {
+          const request = {
+            name,
+            stdin: flags.stdin === true,
+            command: shellJoin(rest),
+            env,
+            ...(flags.workdir ? { workingDir: flags.workdir } : {}),
+          }
+          const feed = () => {
+            if (flags.stdin) void passStdin(processes, name)
+          }
+          for await (const event of processes.exec(request, feed)) {
+            if (event.type === 'error') throw new CommandError(event.data)
+            if (event.type === 'result') {
+              const { process: ended } = event
+              if (flags.json) printJson({ ...output, exitCode: ended.exitCode, status: ended.status })
+              return exitCode(ended.exitCode, ended.status)
+            }
+            if (flags.json) output[event.type] += event.data
+            else await write(event.type === 'stdout' ? process.stdout : process.stderr, event.data)
+          }
+        } finally {
+          stopped()
+        }
+        throw new CommandError('the platform ended the stream before the command did', 'hutch status')
+      },
+      { 404: 'hutch sandbox ls' },
+    )
+  },
+})
+
+export const logs = command({
+  name: 'sandbox logs',
+  summary: "Prints a process's output; without PROCESS, lists the processes.",
+  usage: 'NAME [PROCESS]',
+  flags: {
+    ...connectionFlags,
+    follow: { kind: 'boolean', short: 'f', about: 'go on until the process ends' },
+  },
+  positionals: [1, 2],
+  async run({ flags, positionals }) {
+    const [name, id] = positionals as [string, string | undefined]
+    return await withHints(
+      async () => {
+        const { processes } = await clientFor(flags).sandboxes.open(name)
+        if (id === undefined) {
+          const all = await processes.list()
+          if (flags.json) printJson(all)
+          else processTable(all)
+          return 0
+        }
+        // An unknown process answers 404 here; the stream's headers would already have said 200.
+        await processes.get(id)
+        if (flags.follow) {
+          for await (const { stream, line } of processes.follow(id)) {
+            if (flags.json) process.stdout.write(`${JSON.stringify({ stream, line })}\n`)
+            else await write(process[stream], `${line}\n`)
+          }
+          return 0
+        }
+        const output = await processes.logs(id)
+        if (flags.json) printJson({ stdout: output.stdout, stderr: output.stderr })
+        else {
+          await write(process.stdout, output.stdout)
+          await write(process.stderr, output.stderr)
+        }
+        return 0
+      },
+      { 404: `hutch sandbox logs ${name}` },
+    )
+  },
+})
+
+/** As a shell reports it: 128 and the signal when a signal ended it. */
+export function exitCode(code: number, status: string): number {
+  if (code >= 0) return code & 0xff
+  if (status === 'killed') return 128 + 9
+  return status === 'stopped' ? 128 + 15 : 255
+}
+
+/** Until the end of our input, or until the command no longer takes any: then it has ended, which is no failure. */
+async function passStdin(processes: Processes, name: string): Promise<void> {
+  try {
+    for await (const chunk of Bun.stdin.stream()) await processes.writeStdin(name, chunk)
+    await processes.closeStdin(name)
+  } catch (error) {
+    if (!(error instanceof ClientError && [404, 409].includes(error.status))) {
+      note(`standard input was cut off: ${(error as Error).message}`)
+    }
+  }
+}
+
+/** The first Ctrl-C ends the command inside, whose end then ends us; the second one leaves at once. */
+function killOnSignal(kill: () => Promise<void>): () => void {
+  let asked = false
+  const onSignal = () => {
+    if (asked) process.exit(130)
+    asked = true
+    kill().catch(() => process.exit(130))
+  }
+  process.on('SIGINT', onSignal)
+  process.on('SIGTERM', onSignal)
+  return () => {
+    process.off('SIGINT', onSignal)
+    process.off('SIGTERM', onSignal)
+  }
+}
+
+/** Waits for a slow reader instead of keeping its output in memory. */
+async function write(stream: NodeJS.WriteStream, text: string): Promise<void> {
+  if (text !== '' && !stream.write(text)) await new Promise((resolve) => stream.once('drain', resolve))
+}

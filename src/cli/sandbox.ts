@@ -1,0 +1,132 @@
+import type { SandboxInfo } from '../client/index.ts'
+import { clientFor, withHints } from './client.ts'
+import { CommandError, command, connectionFlags } from './command.ts'
+import { age, note, paint, print, printable, printJson, table } from './output.ts'
+import { pairs } from './pairs.ts'
+
+export const list = command({
+  name: 'sandbox ls',
+  summary: 'Lists the sandboxes of a workspace.',
+  flags: connectionFlags,
+  async run({ flags }) {
+    const sandboxes = await withHints(() => Array.fromAsync(clientFor(flags).sandboxes.list()))
+    if (flags.json) {
+      printJson(sandboxes)
+      return 0
+    }
+    if (sandboxes.length === 0) {
+      note('no sandboxes; try: hutch sandbox create box')
+      return 0
+    }
+    const rows = sandboxes.map((sandbox) => [
+      sandbox.metadata.name,
+      sandbox.status ?? '-',
+      sandbox.state ?? '-',
+      sandbox.spec.runtime?.image ?? '-',
+      String(sandbox.spec.runtime?.memory ?? '-'),
+      age(sandbox.metadata.createdAt),
+    ])
+    print(table(['NAME', 'STATUS', 'STATE', 'IMAGE', 'MEMORY MB', 'AGE'], rows))
+    return 0
+  },
+})
+
+export const get = command({
+  name: 'sandbox get',
+  summary: 'Shows one sandbox.',
+  usage: 'NAME',
+  flags: connectionFlags,
+  positionals: [1, 1],
+  async run({ flags, positionals }) {
+    const sandbox = await withHints(() => clientFor(flags).sandboxes.get(positionals[0]!), {
+      404: 'hutch sandbox ls',
+    })
+    if (flags.json) printJson(sandbox)
+    else show(sandbox)
+    return 0
+  },
+})
+
+export const create = command({
+  name: 'sandbox create',
+  summary: 'Creates a sandbox and waits until it runs.',
+  usage: '[NAME]',
+  flags: {
+    ...connectionFlags,
+    image: { kind: 'text', value: 'IMAGE', about: 'image to start from (blaxel/base-image:latest)' },
+    memory: { kind: 'number', value: 'MB', about: 'memory; the processor share follows (4096)' },
+    env: { kind: 'list', value: 'NAME=VALUE', short: 'e', about: 'variable of its processes' },
+    label: { kind: 'list', value: 'NAME=VALUE', short: 'l', about: 'label' },
+    ttl: { kind: 'text', value: 'TIME', about: 'delete it after this time, e.g. 30m, 24h, 7d' },
+    region: { kind: 'text', value: 'NAME', about: 'region to note in its record' },
+    'if-not-exists': { kind: 'boolean', about: 'answer the existing one when the name is taken' },
+  },
+  positionals: [0, 1],
+  async run({ flags, positionals }) {
+    const [name] = positionals
+    const sandbox = await withHints(
+      () =>
+        clientFor(flags).sandboxes.create(
+          {
+            ...(name === undefined ? {} : { name }),
+            ...(flags.image === undefined ? {} : { image: flags.image }),
+            ...(flags.memory === undefined ? {} : { memoryMb: flags.memory }),
+            ...(flags.ttl === undefined ? {} : { ttl: flags.ttl }),
+            ...(flags.region === undefined ? {} : { region: flags.region }),
+            labels: pairs('label', flags.label),
+            env: pairs('env', flags.env),
+          },
+          { ifNotExists: flags['if-not-exists'] === true },
+        ),
+      { 409: `hutch sandbox create ${name ?? ''} --if-not-exists` },
+    )
+    if (flags.json) printJson(sandbox)
+    else {
+      print(sandbox.metadata.name)
+      note(paint('dim', `next: hutch sandbox exec ${sandbox.metadata.name} -- uname -a`, process.stderr))
+    }
+    return 0
+  },
+})
+
+export const remove = command({
+  name: 'sandbox rm',
+  summary: 'Deletes sandboxes with everything in them.',
+  usage: 'NAME...',
+  flags: connectionFlags,
+  positionals: [1, 1000],
+  async run({ flags, positionals }) {
+    const { sandboxes } = clientFor(flags)
+    const failures: string[] = []
+    for (const name of positionals) {
+      await sandboxes.remove(name).then(
+        () => flags.json || print(name),
+        (error: Error) => failures.push(`${name}: ${error.message}`),
+      )
+    }
+    if (flags.json) printJson({ removed: positionals.length - failures.length, failures })
+    if (failures.length > 0) throw new CommandError(failures.join('; '), 'hutch sandbox ls')
+    return 0
+  },
+})
+
+function show(sandbox: SandboxInfo): void {
+  const { metadata, spec } = sandbox
+  const labels = Object.entries(metadata.labels ?? {}).map(([key, value]) => `${key}=${value}`)
+  const rows: [string, string | undefined][] = [
+    ['name', metadata.name],
+    ['status', sandbox.status],
+    ['state', sandbox.state],
+    ['image', spec.runtime?.image],
+    ['memory', spec.runtime?.memory === undefined ? undefined : `${spec.runtime.memory} MB`],
+    ['region', spec.region],
+    ['external id', metadata.externalId],
+    ['labels', labels.join(', ')],
+    ['url', metadata.url],
+    ['created', metadata.createdAt],
+  ]
+  for (const [title, value] of rows) if (value) print(`${title.padEnd(12)} ${printable(value)}`)
+  for (const event of sandbox.events ?? []) {
+    print(`${'event'.padEnd(12)} ${event.time} ${printable(`${event.type} ${event.message ?? ''}`).trim()}`)
+  }
+}

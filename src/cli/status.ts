@@ -1,0 +1,67 @@
+import { Client, ClientError } from '../client/index.ts'
+import { readCredentials, readRunningPlatform } from '../data-directory.ts'
+import { command } from './command.ts'
+import { dataDirFor } from './connection.ts'
+import { age, note, paint, print, printJson } from './output.ts'
+
+export const status = command({
+  name: 'status',
+  summary: 'Says whether a platform runs on the data directory, and what it holds. Exits 1 when none does.',
+  flags: { 'data-dir': { kind: 'text', value: 'DIR', about: 'data directory to look at' } },
+  async run({ flags }) {
+    const dataDir = dataDirFor(flags['data-dir'])
+    const running = readRunningPlatform(dataDir)
+    if (!running) {
+      if (flags.json) printJson({ running: false, dataDir })
+      else {
+        print(`${paint('red', 'stopped')}  ${dataDir}`)
+        note('try:   hutch up')
+      }
+      return 1
+    }
+    const credentials = readCredentials(dataDir)
+    const client = new Client({
+      apiUrl: `${running.url}/v0`,
+      workspace: credentials?.workspace ?? '',
+      apiKey: credentials?.apiKey ?? '',
+    })
+    const health = await client.health().catch(() => ({ alive: false, ready: false }))
+    const sandboxes = health.alive && credentials ? await countSandboxes(client) : null
+    const state = health.ready ? 'ready' : health.alive ? 'starting' : 'not answering'
+    if (flags.json) {
+      printJson({
+        running: true,
+        state,
+        ...running,
+        dataDir,
+        workspace: credentials?.workspace ?? null,
+        sandboxes,
+      })
+      return health.ready ? 0 : 1
+    }
+    print(`${paint(health.ready ? 'green' : 'yellow', state)}  ${running.url}`)
+    print(`process    ${running.pid}, up ${age(running.startedAt)}`)
+    print(`data       ${dataDir}`)
+    if (credentials) print(`workspace  ${credentials.workspace}`)
+    if (sandboxes) {
+      const parts = Object.entries(sandboxes).map(([name, count]) => `${count} ${name.toLowerCase()}`)
+      print(`sandboxes  ${parts.join(', ') || 'none'}`)
+    }
+    return health.ready ? 0 : 1
+  },
+})
+
+/** How many sandboxes of each status the first workspace holds; null when its key is not accepted any more. */
+async function countSandboxes(client: Client): Promise<Record<string, number> | null> {
+  const counts: Record<string, number> = {}
+  try {
+    for await (const sandbox of client.sandboxes.list()) {
+      const key = sandbox.status ?? 'UNKNOWN'
+      counts[key] = (counts[key] ?? 0) + 1
+    }
+  } catch (error) {
+    if (error instanceof ClientError) return null
+    throw error
+  }
+  return counts
+}

@@ -1,0 +1,60 @@
+import { clientFor, withHints } from './client.ts'
+import { command, connectionFlags } from './command.ts'
+import { age, print, printJson, table } from './output.ts'
+
+export const list = command({
+  name: 'workspaces list',
+  summary: 'Lists the workspaces your key reaches.',
+  flags: connectionFlags,
+  async run({ flags }) {
+    const workspaces = await withHints(() => Array.fromAsync(clientFor(flags).workspaces.list()))
+    if (flags.json) printJson(workspaces)
+    else {
+      const rows = workspaces.map((item) => [
+        item.name,
+        item.displayName ?? '-',
+        item.status ?? '-',
+        age(item.createdAt),
+      ])
+      print(table(['NAME', 'DISPLAY NAME', 'STATUS', 'AGE'], rows))
+    }
+    return 0
+  },
+})
+
+export const create = command({
+  name: 'workspaces create',
+  summary: 'Creates a workspace; its name never changes.',
+  usage: 'NAME',
+  flags: { ...connectionFlags, 'display-name': { kind: 'text', value: 'TEXT', about: 'name for people' } },
+  positionals: [1, 1],
+  async run({ flags, positionals }) {
+    const created = await withHints(
+      () =>
+        clientFor(flags).workspaces.create({
+          name: positionals[0]!,
+          ...(flags['display-name'] === undefined ? {} : { displayName: flags['display-name'] }),
+        }),
+      { 409: 'hutch workspaces list' },
+    )
+    if (flags.json) printJson(created)
+    else print(created.name)
+    return 0
+  },
+})
+
+export const remove = command({
+  name: 'workspaces rm',
+  summary: 'Deletes a workspace with everything in it, for good.',
+  usage: 'NAME',
+  flags: connectionFlags,
+  positionals: [1, 1],
+  async run({ flags, positionals }) {
+    await withHints(() => clientFor(flags).workspaces.remove(positionals[0]!), {
+      404: 'hutch workspaces list',
+    })
+    if (flags.json) printJson({ removed: positionals[0] })
+    else print(positionals[0]!)
+    return 0
+  },
+})

@@ -1,0 +1,202 @@
+import { PlatformError } from '../errors.ts'
+import { Files } from './files.ts'
+import { Processes } from './processes.ts'
+import { Transport } from './transport.ts'
+
+export type { FileInfo } from './files.ts'
+export type { ExecEvent, Processes, ProcessInfo } from './processes.ts'
+export { ClientError } from './transport.ts'
+
+export interface ClientOptions {
+  /** Base of the control plane, with /v0. */
+  apiUrl: string
+  workspace: string
+  apiKey: string
+  fetch?: (url: string, init: RequestInit) => Promise<Response>
+}
+
+export interface Metadata {
+  name: string
+  displayName?: string
+  externalId?: string
+  labels?: Record<string, string>
+  url?: string
+  workspace?: string
+  createdAt?: string
+  updatedAt?: string
+}
+
+export interface SandboxInfo {
+  metadata: Metadata
+  spec: {
+    region?: string
+    runtime?: { image?: string; memory?: number; envs?: { name: string; value: string }[]; ttl?: string }
+  }
+  status?: string
+  state?: string
+  events?: { time: string; type: string; status?: string; message?: string }[]
+}
+
+export interface WorkspaceInfo {
+  name: string
+  displayName?: string
+  status?: string
+  createdAt?: string
+}
+
+export interface KeyInfo {
+  id: string
+  name: string
+  sub?: string
+  sub_type?: string
+  createdAt?: string
+  expiresAt?: string
+  expires_in?: string
+  /** Only in the answer that creates it. */
+  apiKey?: string
+}
+
+interface Listing<Item> {
+  data: Item[]
+  meta?: { nextCursor?: string; hasMore?: boolean; total?: number }
+}
+
+const pagesMax = 10_000
+const pageLimit = 200
+
+/** Typed client of the platform's own HTTP API. Failures are ClientErrors whose message is for people. */
+export class Client {
+  readonly sandboxes: Sandboxes
+  readonly keys: Keys
+  readonly workspaces: Workspaces
+  private readonly transport: Transport
+
+  constructor(options: ClientOptions) {
+    this.transport = new Transport(options)
+    this.sandboxes = new Sandboxes(this.transport)
+    this.keys = new Keys(this.transport)
+    this.workspaces = new Workspaces(this.transport)
+  }
+
+  /** Whether the platform lives, and is ready for work. */
+  async health(): Promise<{ alive: boolean; ready: boolean }> {
+    const origin = new URL(this.transport.apiUrl).origin
+    const answers = async (path: string) => {
+      const response = await this.transport.send(`${origin}${path}`, { method: 'GET' })
+      await response.body?.cancel()
+      return response.ok
+    }
+    return { alive: await answers('/healthz'), ready: await answers('/readyz') }
+  }
+}
+
+export interface NewSandbox {
+  name?: string
+  image?: string
+  memoryMb?: number
+  labels?: Record<string, string>
+  env?: Record<string, string>
+  ttl?: string
+  region?: string
+}
+
+class Sandboxes {
+  constructor(private readonly transport: Transport) {}
+
+  async *list(): AsyncIterable<SandboxInfo> {
+    yield* pages<SandboxInfo>(this.transport, '/sandboxes')
+  }
+
+  async get(name: string): Promise<SandboxInfo> {
+    return await this.transport.json('GET', `/sandboxes/${encodeURIComponent(name)}`)
+  }
+
+  async create(sandbox: NewSandbox, options: { ifNotExists?: boolean } = {}): Promise<SandboxInfo> {
+    const envs = Object.entries(sandbox.env ?? {}).map(([name, value]) => ({ name, value }))
+    const body = {
+      metadata: { name: sandbox.name, labels: sandbox.labels },
+      spec: {
+        region: sandbox.region,
+        runtime: {
+          image: sandbox.image ?? 'blaxel/base-image:latest',
+          memory: sandbox.memoryMb ?? 4096,
+          ttl: sandbox.ttl,
+          envs: envs.length > 0 ? envs : undefined,
+          generation: 'mk3',
+        },
+      },
+    }
+    const query = options.ifNotExists ? '?createIfNotExist=true' : ''
+    return await this.transport.json('POST', `/sandboxes${query}`, body)
+  }
+
+  async remove(name: string): Promise<void> {
+    await this.transport.json('DELETE', `/sandboxes/${encodeURIComponent(name)}`)
+  }
+
+  /** The sandbox's own API. Its address comes from the platform, which must be the one we already speak with. */
+  async open(name: string): Promise<{ info: SandboxInfo; processes: Processes; files: Files }> {
+    const info = await this.get(name)
+    const { url } = info.metadata
+    if (!url) throw new PlatformError('internal', `sandbox ${name} has no address`)
+    return {
+      info,
+      processes: new Processes(this.transport, url),
+      files: new Files(this.transport, url),
+    }
+  }
+}
+
+/** The user's own keys. The cloud has no public path for them, so they live outside of its control plane. */
+class Keys {
+  private readonly address: string
+
+  constructor(private readonly transport: Transport) {
+    this.address = `${new URL(transport.apiUrl).origin}/-/api_keys`
+  }
+
+  async *list(): AsyncIterable<KeyInfo> {
+    yield* pages<KeyInfo>(this.transport, this.address)
+  }
+
+  async create(key: { name: string; expiresIn?: string }): Promise<KeyInfo> {
+    return await this.transport.json('POST', this.address, { name: key.name, expires_in: key.expiresIn })
+  }
+
+  async revoke(id: string): Promise<void> {
+    await this.transport.json('DELETE', `${this.address}/${encodeURIComponent(id)}`)
+  }
+}
+
+class Workspaces {
+  constructor(private readonly transport: Transport) {}
+
+  async *list(): AsyncIterable<WorkspaceInfo> {
+    yield* pages<WorkspaceInfo>(this.transport, '/workspaces')
+  }
+
+  async create(workspace: { name: string; displayName?: string }): Promise<WorkspaceInfo> {
+    return await this.transport.json('POST', '/workspaces', workspace)
+  }
+
+  async remove(name: string): Promise<void> {
+    await this.transport.json('DELETE', `/workspaces/${encodeURIComponent(name)}`)
+  }
+}
+
+/** Both list shapes: pages with a cursor, and the bare array of those that have none. */
+async function* pages<Item>(transport: Transport, path: string): AsyncIterable<Item> {
+  let cursor = ''
+  for (let page = 0; page < pagesMax; page++) {
+    const query = new URLSearchParams({ limit: String(pageLimit), ...(cursor ? { cursor } : {}) })
+    const answer = await transport.json<Listing<Item> | Item[]>('GET', `${path}?${query}`)
+    if (Array.isArray(answer)) {
+      yield* answer
+      return
+    }
+    yield* answer.data
+    const next = answer.meta?.nextCursor ?? ''
+    if (!next || next === cursor) return
+    cursor = next
+  }
+}

@@ -1,0 +1,95 @@
+import type { ClientOptions } from './index.ts'
+
+/** What the platform refused, in words for people. `status` 0: it did not answer at all. */
+export class ClientError extends Error {
+  constructor(
+    readonly status: number,
+    message: string,
+    options?: { cause?: unknown },
+  ) {
+    super(message, options)
+    this.name = 'ClientError'
+  }
+}
+
+const apiVersion = '2026-04-28'
+const errorBodyBytesMax = 64 * 1024
+
+/** Authenticated requests and readable failures. */
+export class Transport {
+  readonly apiUrl: string
+  private readonly headers: Record<string, string>
+  private readonly fetch: (url: string, init: RequestInit) => Promise<Response>
+
+  constructor(options: ClientOptions) {
+    this.apiUrl = options.apiUrl.replace(/\/+$/, '')
+    this.headers = {
+      'x-blaxel-authorization': `Bearer ${options.apiKey}`,
+      'x-blaxel-workspace': options.workspace,
+      'blaxel-version': apiVersion,
+    }
+    this.fetch = options.fetch ?? fetch
+  }
+
+  /** `path` below the control plane, or a whole address. Any answer that is not a success is thrown. */
+  async json<Answer>(method: string, path: string, body?: unknown): Promise<Answer> {
+    const response = await this.request(path.startsWith('/') ? `${this.apiUrl}${path}` : path, {
+      method,
+      headers: body === undefined ? {} : { 'content-type': 'application/json' },
+      ...(body === undefined ? {} : { body: JSON.stringify(body) }),
+    })
+    const text = await response.text()
+    return (text === '' ? {} : JSON.parse(text)) as Answer
+  }
+
+  async request(url: string, init: RequestInit): Promise<Response> {
+    const response = await this.send(url, init)
+    if (!response.ok) throw await failure(response)
+    return response
+  }
+
+  /** The answer whatever its status. */
+  async send(url: string, init: RequestInit): Promise<Response> {
+    this.checkOrigin(url)
+    try {
+      return await this.fetch(url, {
+        ...init,
+        headers: { ...this.headers, ...(init.headers as Record<string, string> | undefined) },
+        // A redirect would carry the key somewhere else.
+        redirect: 'manual',
+      })
+    } catch (cause) {
+      if (init.signal?.aborted) throw cause
+      const { origin } = new URL(url)
+      throw new ClientError(0, `${origin} does not answer (${(cause as Error).message})`, { cause })
+    }
+  }
+
+  /** Addresses in answers are followed only where the key already goes. */
+  private checkOrigin(url: string): void {
+    const { origin } = new URL(url)
+    const ours = new URL(this.apiUrl).origin
+    if (origin !== ours) throw new ClientError(0, `${origin} is not ${ours}: the key is not sent there`)
+  }
+}
+
+async function failure(response: Response): Promise<ClientError> {
+  const text = (await response.text().catch(() => '')).slice(0, errorBodyBytesMax)
+  return new ClientError(
+    response.status,
+    messageOf(text) ?? `the platform answered ${response.status} ${response.statusText}`.trim(),
+  )
+}
+
+/** The message in any of the three error shapes. */
+export function messageOf(text: string): string | null {
+  try {
+    const body = JSON.parse(text) as { error?: unknown; message?: unknown }
+    if (typeof body.message === 'string' && body.message) return body.message
+    if (typeof body.error === 'string' && body.error) return body.error
+    const nested = (body.error as { message?: unknown } | undefined)?.message
+    return typeof nested === 'string' ? nested : null
+  } catch {
+    return null
+  }
+}

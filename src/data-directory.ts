@@ -1,0 +1,76 @@
+import { readFileSync } from 'node:fs'
+import { homedir } from 'node:os'
+import { join } from 'node:path'
+
+/**
+ * Where a platform keeps its things, and the two small files by which a command finds the one that runs. Free of
+ * other imports, so that `hutch env` starts at once.
+ */
+
+/** Written by a running `up`, removed when it stops. */
+export interface RunningPlatform {
+  pid: number
+  /** e.g. `http://localhost:4400` */
+  url: string
+  startedAt: string
+  /** Only when configured. */
+  region?: string
+}
+
+/** The first admin's credentials, written once by the first `up`. */
+export interface Credentials {
+  workspace: string
+  apiKey: string
+}
+
+type Environment = Record<string, string | undefined>
+
+export function dataDirDefault(env: Environment = process.env, uid = process.getuid?.() ?? 1): string {
+  if (uid === 0) return '/var/lib/hutch'
+  return join(env.XDG_DATA_HOME || join(env.HOME || homedir(), '.local', 'share'), 'hutch')
+}
+
+/** Images are frozen copies of the host's own programs, so data directories share them. */
+export function imageDirDefault(env: Environment = process.env, uid = process.getuid?.() ?? 1): string {
+  if (uid === 0) return '/var/cache/hutch/images'
+  return join(env.XDG_CACHE_HOME || join(env.HOME || homedir(), '.cache'), 'hutch', 'images')
+}
+
+/** What the directory says is running, or null. A platform that was killed leaves its file: its pid is checked. */
+export function readRunningPlatform(dataDir: string): RunningPlatform | null {
+  const running = readJson(join(dataDir, 'platform.json')) as Partial<RunningPlatform> | null
+  if (typeof running?.pid !== 'number' || typeof running.url !== 'string') return null
+  if (!isAlive(running.pid)) return null
+  return {
+    pid: running.pid,
+    url: running.url,
+    startedAt: String(running.startedAt ?? ''),
+    ...(running.region ? { region: String(running.region) } : {}),
+  }
+}
+
+/** Null when no `up` ever finished on this directory. Throws EACCES when it belongs to somebody else. */
+export function readCredentials(dataDir: string): Credentials | null {
+  const credentials = readJson(join(dataDir, 'credentials.json')) as Partial<Credentials> | null
+  if (typeof credentials?.workspace !== 'string' || typeof credentials.apiKey !== 'string') return null
+  return { workspace: credentials.workspace, apiKey: credentials.apiKey }
+}
+
+function readJson(path: string): unknown {
+  try {
+    return JSON.parse(readFileSync(path, 'utf8'))
+  } catch (error) {
+    if (error instanceof SyntaxError || (error as { code?: string }).code === 'ENOENT') return null
+    if ((error as { code?: string }).code === 'ENOTDIR') return null
+    throw error
+  }
+}
+
+function isAlive(pid: number): boolean {
+  try {
+    process.kill(pid, 0)
+    return true
+  } catch (error) {
+    return (error as { code?: string }).code === 'EPERM'
+  }
+}

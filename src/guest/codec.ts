@@ -1,0 +1,473 @@
+/**
+ * The frames spoken with the helper (docs/guest-protocol.md). The other end is not trusted: every length, count, type
+ * and left-over byte is checked, and whatever does not fit is a ProtocolError, after which the connection is closed.
+ */
+
+export const protocolVersion = 1
+export const frameHeaderBytes = 12
+export const framePayloadBytesMax = 1 << 20
+export const stdinBytesMax = 64 * 1024
+export const listItemsMax = 65_536
+
+export const FrameType = {
+  hello: 1,
+  helloOk: 2,
+  error: 3,
+  ok: 4,
+  ping: 5,
+  pong: 6,
+  spawn: 16,
+  spawned: 17,
+  signal: 18,
+  list: 19,
+  item: 20,
+  end: 21,
+  exit: 22,
+  forget: 23,
+  attach: 24,
+  detach: 25,
+  output: 26,
+  stdin: 27,
+  closeStdin: 28,
+  resize: 29,
+  shutdown: 30,
+  stat: 64,
+  entryOk: 65,
+  readdir: 66,
+  entries: 67,
+  read: 68,
+  data: 69,
+  write: 70,
+  abort: 71,
+  mkdir: 72,
+  remove: 73,
+  rename: 74,
+  chmod: 75,
+  realpath: 76,
+  path: 77,
+  listen: 96,
+  probe: 97,
+  status: 98,
+  guest: 99,
+  kill: 100,
+} as const
+
+export type FrameType = (typeof FrameType)[keyof typeof FrameType]
+
+type PayloadLimits = Partial<Record<number, number>>
+
+const anyLimits: PayloadLimits = {
+  [FrameType.helloOk]: 12,
+  [FrameType.error]: 8 + 1024,
+  [FrameType.ok]: 0,
+  [FrameType.ping]: 0,
+  [FrameType.pong]: 0,
+}
+
+/** The longest payload of each type that the host accepts on each kind of connection; no other type is accepted. */
+export const receivedLimits = {
+  control: {
+    ...anyLimits,
+    [FrameType.spawned]: 12,
+    [FrameType.item]: 37,
+    [FrameType.end]: 0,
+    [FrameType.exit]: 37,
+    [FrameType.output]: 17,
+  },
+  files: {
+    ...anyLimits,
+    [FrameType.end]: 0,
+    [FrameType.entryOk]: 16 * 1024,
+    [FrameType.entries]: framePayloadBytesMax,
+    [FrameType.data]: framePayloadBytesMax,
+    [FrameType.path]: 16 * 1024,
+  },
+  keeper: { ...anyLimits, [FrameType.guest]: 5 },
+} as const satisfies Record<string, PayloadLimits>
+
+/** The other end broke the protocol. Its message is private: callers turn it into a PlatformError. */
+export class ProtocolError extends Error {
+  override readonly name = 'ProtocolError'
+}
+
+export interface Frame {
+  type: number
+  id: number
+  /** A view: keep it only as long as the chunk it came in may live. */
+  payload: Uint8Array
+}
+
+const emptyBytes = new Uint8Array(0)
+
+/**
+ * Cuts a byte stream into frames. Holds at most one incomplete frame; a frame that lies whole in one chunk is not
+ * copied. Throws ProtocolError, and is useless after that.
+ */
+export class FrameReader {
+  #header = new Uint8Array(frameHeaderBytes)
+  #headerBytes = 0
+  #payload: Uint8Array | null = null
+  #payloadBytes = 0
+  #payloadLength = 0
+  #type = 0
+  #id = 0
+
+  constructor(private readonly bytesMax: PayloadLimits) {}
+
+  /** Bytes of an incomplete frame that are held. */
+  get heldBytes(): number {
+    return this.#headerBytes + this.#payloadBytes
+  }
+
+  *push(chunk: Uint8Array): Generator<Frame> {
+    let at = 0
+    while (at < chunk.length) {
+      if (this.#headerBytes < frameHeaderBytes) {
+        const take = Math.min(frameHeaderBytes - this.#headerBytes, chunk.length - at)
+        this.#header.set(chunk.subarray(at, at + take), this.#headerBytes)
+        this.#headerBytes += take
+        at += take
+        if (this.#headerBytes < frameHeaderBytes) return
+        this.#parseHeader()
+      }
+      const missing = this.#payloadLength - this.#payloadBytes
+      const take = Math.min(missing, chunk.length - at)
+      let payload: Uint8Array
+      if (this.#payload === null && take === missing) {
+        payload = take === 0 ? emptyBytes : chunk.subarray(at, at + take)
+        at += take
+      } else {
+        if (take === 0) return
+        this.#payload ??= new Uint8Array(this.#payloadLength)
+        this.#payload.set(chunk.subarray(at, at + take), this.#payloadBytes)
+        this.#payloadBytes += take
+        at += take
+        if (this.#payloadBytes < this.#payloadLength) return
+        payload = this.#payload
+      }
+      const frame = { type: this.#type, id: this.#id, payload }
+      this.#headerBytes = 0
+      this.#payload = null
+      this.#payloadBytes = 0
+      this.#payloadLength = 0
+      yield frame
+    }
+  }
+
+  #parseHeader() {
+    const header = new DataView(this.#header.buffer)
+    const length = header.getUint32(0, true)
+    this.#type = header.getUint8(4)
+    this.#id = header.getUint32(8, true)
+    if ((header.getUint32(4, true) & 0xffffff00) !== 0)
+      throw new ProtocolError('reserved header bytes are not zero')
+    const bytesMax = this.bytesMax[this.#type]
+    if (bytesMax === undefined) throw new ProtocolError(`unexpected frame type ${this.#type}`)
+    if (length > bytesMax) {
+      throw new ProtocolError(`frame of type ${this.#type} announces ${length} bytes, at most ${bytesMax}`)
+    }
+    this.#payloadLength = length
+  }
+}
+
+const utf8 = new TextDecoder('utf-8', { fatal: false, ignoreBOM: true })
+const utf8Encoder = new TextEncoder()
+
+/** Reads the fields of one payload; `end()` refuses what is left over. */
+export class PayloadReader {
+  #view: DataView
+  #at = 0
+
+  constructor(private readonly bytes: Uint8Array) {
+    this.#view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength)
+  }
+
+  #take(length: number): number {
+    const at = this.#at
+    if (length > this.bytes.length - at) throw new ProtocolError('payload is too short')
+    this.#at = at + length
+    return at
+  }
+
+  u8(): number {
+    return this.#view.getUint8(this.#take(1))
+  }
+
+  u16(): number {
+    return this.#view.getUint16(this.#take(2), true)
+  }
+
+  u32(): number {
+    return this.#view.getUint32(this.#take(4), true)
+  }
+
+  /** As a number: what does not fit in 53 bits is refused. */
+  u64(): number {
+    const value = this.#view.getBigUint64(this.#take(8), true)
+    if (value > BigInt(Number.MAX_SAFE_INTEGER)) throw new ProtocolError('number is too large')
+    return Number(value)
+  }
+
+  /** As a number, cut to `limit`: for what a sandbox may set as it likes, a file's size for one. */
+  u64Clamped(limit: number): number {
+    return Math.min(Number(this.#view.getBigUint64(this.#take(8), true)), limit)
+  }
+
+  i64Clamped(limit: number): number {
+    return Math.max(-limit, Math.min(Number(this.#view.getBigInt64(this.#take(8), true)), limit))
+  }
+
+  /** All 64 bits, for what is compared and never counted with. */
+  u64Exact(): bigint {
+    return this.#view.getBigUint64(this.#take(8), true)
+  }
+
+  str(): string {
+    const length = this.u32()
+    const at = this.#take(length)
+    const bytes = this.bytes.subarray(at, at + length)
+    if (bytes.includes(0)) throw new ProtocolError('string contains NUL')
+    return utf8.decode(bytes)
+  }
+
+  /** Each item takes at least `itemBytesMin`, which bounds the count by the payload. */
+  list<Item>(itemBytesMin: number, item: (reader: PayloadReader) => Item): Item[] {
+    const count = this.u32()
+    if (count > listItemsMax || count * itemBytesMin > this.bytes.length - this.#at) {
+      throw new ProtocolError(`list announces ${count} items`)
+    }
+    const items: Item[] = []
+    for (let i = 0; i < count; i++) items.push(item(this))
+    return items
+  }
+
+  rest(): Uint8Array {
+    const rest = this.bytes.subarray(this.#at)
+    this.#at = this.bytes.length
+    return rest
+  }
+
+  end(): void {
+    if (this.#at !== this.bytes.length) throw new ProtocolError('payload has bytes left over')
+  }
+}
+
+/** Thrown for a request that does not fit a frame; the caller names what was too long. */
+export class FrameTooLargeError extends Error {
+  override readonly name = 'FrameTooLargeError'
+}
+
+/** Builds one frame, header included. */
+export class FrameWriter {
+  #bytes: Uint8Array
+  #view: DataView
+  #at = frameHeaderBytes
+
+  constructor(
+    private readonly type: FrameType,
+    private readonly id: number,
+    expectedBytes = 52,
+  ) {
+    this.#bytes = new Uint8Array(frameHeaderBytes + expectedBytes)
+    this.#view = new DataView(this.#bytes.buffer)
+  }
+
+  #reserve(length: number): number {
+    const at = this.#at
+    const needed = at + length
+    if (needed > frameHeaderBytes + framePayloadBytesMax) throw new FrameTooLargeError('frame is too large')
+    if (needed > this.#bytes.length) {
+      const grown = new Uint8Array(Math.max(needed, this.#bytes.length * 2))
+      grown.set(this.#bytes)
+      this.#bytes = grown
+      this.#view = new DataView(grown.buffer)
+    }
+    this.#at = needed
+    return at
+  }
+
+  u8(value: number): this {
+    this.#view.setUint8(this.#reserve(1), value)
+    return this
+  }
+
+  u16(value: number): this {
+    const at = this.#reserve(2)
+    this.#view.setUint16(at, value, true)
+    return this
+  }
+
+  u32(value: number): this {
+    const at = this.#reserve(4)
+    this.#view.setUint32(at, value, true)
+    return this
+  }
+
+  u64(value: number | bigint): this {
+    const at = this.#reserve(8)
+    this.#view.setBigUint64(at, BigInt(value), true)
+    return this
+  }
+
+  /** The caller has checked that there is no NUL in it. */
+  str(value: string): this {
+    const encoded = utf8Encoder.encode(value)
+    this.u32(encoded.length)
+    const at = this.#reserve(encoded.length)
+    this.#bytes.set(encoded, at)
+    return this
+  }
+
+  strings(values: readonly string[]): this {
+    this.u32(values.length)
+    for (const value of values) this.str(value)
+    return this
+  }
+
+  raw(value: Uint8Array): this {
+    const at = this.#reserve(value.length)
+    this.#bytes.set(value, at)
+    return this
+  }
+
+  finish(): Uint8Array {
+    this.#view.setUint32(0, this.#at - frameHeaderBytes, true)
+    this.#view.setUint8(4, this.type)
+    this.#view.setUint32(8, this.id, true)
+    return this.#bytes.subarray(0, this.#at)
+  }
+}
+
+/** The header of a frame whose payload is written separately, so that bulk data is not copied. */
+export function frameHeader(type: FrameType, id: number, length: number): Uint8Array {
+  const header = new Uint8Array(frameHeaderBytes)
+  const view = new DataView(header.buffer)
+  view.setUint32(0, length, true)
+  view.setUint8(4, type)
+  view.setUint32(8, id, true)
+  return header
+}
+
+export interface ProcessRecord {
+  id: number
+  pid: number
+  state: 'running' | 'exited' | 'signaled'
+  /** Exit code, or number of the signal. */
+  code: number
+  startedMs: number
+  endedMs: number
+  endOffset: number
+}
+
+const processStates = [undefined, 'running', 'exited', 'signaled'] as const
+
+export function readProcess(payload: Uint8Array): ProcessRecord {
+  const reader = new PayloadReader(payload)
+  const id = reader.u32()
+  const pid = reader.u32()
+  const state = processStates[reader.u8()]
+  if (state === undefined) throw new ProtocolError('unknown process state')
+  const record = {
+    id,
+    pid,
+    state,
+    code: reader.u32(),
+    startedMs: reader.u64(),
+    endedMs: reader.u64(),
+    endOffset: reader.u64(),
+  }
+  reader.end()
+  return record
+}
+
+export interface EntryRecord {
+  type: 'f' | 'd' | 'l' | 'p' | 's' | 'c' | 'b'
+  mode: number
+  uid: number
+  gid: number
+  size: number
+  modifiedMs: number
+  links: number
+  name: string
+  linkTarget: string
+}
+
+/** Bytes of an ENTRY whose two strings are empty. */
+const entryBytesMin = 1 + 4 + 4 + 4 + 8 + 8 + 4 + 4 + 4
+const nameCharactersMax = 4096
+/** The last moment that a Date can hold. */
+const dateMsMax = 8.64e15
+
+export function readEntryFields(reader: PayloadReader): EntryRecord {
+  const type = String.fromCharCode(reader.u8())
+  if (!'fdlpscb'.includes(type)) throw new ProtocolError('unknown file type')
+  const mode = reader.u32()
+  if (mode > 0o7777) throw new ProtocolError('mode has other bits than permissions')
+  const entry = {
+    type: type as EntryRecord['type'],
+    mode,
+    uid: reader.u32(),
+    gid: reader.u32(),
+    size: reader.u64Clamped(Number.MAX_SAFE_INTEGER),
+    modifiedMs: reader.i64Clamped(dateMsMax),
+    links: reader.u32(),
+    name: reader.str(),
+    linkTarget: reader.str(),
+  }
+  if (entry.name.length > nameCharactersMax || entry.linkTarget.length > nameCharactersMax) {
+    throw new ProtocolError('name is too long')
+  }
+  return entry
+}
+
+export function readEntry(payload: Uint8Array): EntryRecord {
+  const reader = new PayloadReader(payload)
+  const entry = readEntryFields(reader)
+  reader.end()
+  return entry
+}
+
+export function readEntries(payload: Uint8Array): EntryRecord[] {
+  const reader = new PayloadReader(payload)
+  const entries = reader.list(entryBytesMin, readEntryFields)
+  reader.end()
+  for (const { name } of entries) {
+    if (name === '' || name === '.' || name === '..' || name.includes('/')) {
+      throw new ProtocolError('directory entry has an impossible name')
+    }
+  }
+  return entries
+}
+
+export function readError(payload: Uint8Array): { errno: number; message: string } {
+  const reader = new PayloadReader(payload)
+  const error = { errno: reader.u32(), message: reader.str() }
+  reader.end()
+  return error
+}
+
+export interface OutputNotice {
+  startOffset: number
+  endOffset: number
+  eof: boolean
+}
+
+export function readOutputNotice(payload: Uint8Array): OutputNotice {
+  const reader = new PayloadReader(payload)
+  const notice = { startOffset: reader.u64(), endOffset: reader.u64(), eof: reader.u8() !== 0 }
+  reader.end()
+  if (notice.startOffset > notice.endOffset) throw new ProtocolError('output starts behind its end')
+  return notice
+}
+
+export function readGuestState(payload: Uint8Array): {
+  state: 'running' | 'exited' | 'signaled'
+  code: number
+} {
+  const reader = new PayloadReader(payload)
+  const state = processStates[reader.u8()]
+  if (state === undefined) throw new ProtocolError('unknown state of process 1')
+  const code = reader.u32()
+  reader.end()
+  return { state, code }
+}

@@ -1,0 +1,76 @@
+#define _GNU_SOURCE
+#include "disk.h"
+
+#include <errno.h>
+#include <linux/loop.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+
+#include "failure.h"
+#include "mounts.h"
+#include "sys.h"
+
+/* Headers of the C library's distribution may predate LOOP_CONFIGURE. */
+#ifndef LOOP_CONFIGURE
+#define LOOP_CONFIGURE 0x4C0A
+struct loop_config {
+  uint32_t fd, block_size;
+  struct loop_info64 info;
+  uint64_t reserved[8];
+};
+#endif
+
+enum { LOOP_ATTEMPTS_MAX = 128, LOOP_BLOCK_BYTES = 4096 };
+
+/* Puts the image on a free loop device; others take devices at the same time, so ask again when one was faster. */
+static int loop_open(int image, char *path, size_t path_size) {
+  int control = open("/dev/loop-control", O_RDWR | O_CLOEXEC);
+  if (control < 0) fail("disk", "/dev/loop-control");
+  for (int attempt = 0; attempt < LOOP_ATTEMPTS_MAX; attempt++) {
+    int number = ioctl(control, LOOP_CTL_GET_FREE);
+    if (number < 0) fail("disk", "no free loop device");
+    snprintf(path, path_size, "/dev/loop%d", number);
+    int device = open(path, O_RDWR | O_CLOEXEC);
+    if (device < 0) fail("disk", "%s", path);
+    struct loop_config config = {.fd = (uint32_t)image, .block_size = LOOP_BLOCK_BYTES};
+    config.info.lo_flags = LO_FLAGS_AUTOCLEAR | LO_FLAGS_DIRECT_IO;
+    int done = ioctl(device, LOOP_CONFIGURE, &config);
+    if (done < 0 && errno == EINVAL) {
+      /* The image's file system cannot do direct I/O in blocks of this size. */
+      config.info.lo_flags = LO_FLAGS_AUTOCLEAR;
+      done = ioctl(device, LOOP_CONFIGURE, &config);
+    }
+    if (done == 0) {
+      close(control);
+      return device;
+    }
+    if (errno != EBUSY) fail("disk", "%s cannot take the image", path);
+    close(device);
+  }
+  fail_with(EBUSY, "disk", "no loop device after %d attempts", LOOP_ATTEMPTS_MAX);
+}
+
+static int open_image(int dir_fd) {
+  int image = openat(dir_fd, "disk.img", O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+  if (image < 0) fail("disk", "disk.img");
+  char path[32];
+  int device = loop_open(image, path, sizeof path);
+  int fs = filesystem_open("disk", "ext4");
+  filesystem_set(fs, "disk", "source", path);
+  filesystem_set(fs, "disk", "errors", "remount-ro");
+  filesystem_flag(fs, "disk", "discard"); /* what is deleted inside goes back to the host's disk */
+  int mount = filesystem_mount(fs, "disk", MOUNT_ATTR_NODEV | MOUNT_ATTR_NOATIME);
+  close(device);
+  close(image);
+  return mount;
+}
+
+int disk_open(const struct spec *spec, int dir_fd) {
+  if (spec->disk == DISK_LOOP) return open_image(dir_fd);
+  if (mkdirat(dir_fd, "disk", 0755) < 0 && errno != EEXIST) fail("disk", "disk");
+  int tree = sys_open_tree(dir_fd, "disk", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
+  if (tree < 0) fail("disk", "disk");
+  return tree;
+}

@@ -1,0 +1,296 @@
+import { PlatformError } from '../errors.ts'
+import type { Logger } from '../lib/log.ts'
+import { type Frame, FrameType, ProtocolError, readError } from './codec.ts'
+import { Connection } from './connection.ts'
+import { fileError } from './errno.ts'
+
+/** Each connection is a worker process inside the sandbox. */
+export const filesConnectionsMax = 16
+const waitingMax = 1024
+const waitTimeoutMs = 30_000
+/** An idle sandbox shall cost no worker. */
+const idleMsMax = 2_000
+/** Without a single byte from the guest while it has something to do. */
+export const fileStallMsMax = 30_000
+/** Received and not yet taken; beyond it the socket is not read. */
+const queuedBytesMax = 512 * 1024
+
+export interface FilesPoolOptions {
+  socketPath: string
+  log: Logger
+  uid?: number
+  gid?: number
+  stallMsMax?: number
+}
+
+/** Connections for file operations: one operation each, reused while busy, closed when idle for a moment. */
+export class FilesPool {
+  #idle: PooledConnection[] = []
+  #open = new Set<PooledConnection>()
+  #opening = 0
+  #waiting: { resolve: (ready: null) => void; reject: (error: Error) => void; timer: Timer }[] = []
+  #failure: PlatformError | null = null
+  #suspended = false
+
+  constructor(private readonly options: FilesPoolOptions) {}
+
+  /** A connection of one's own until `release()`. @throws too_many_requests, unavailable */
+  async start(path: string): Promise<Operation> {
+    for (;;) {
+      if (this.#failure) throw this.#failure
+      const idle = this.#idle.pop()
+      if (idle && !idle.connection.closed) return idle.begin(path)
+      if (idle) continue
+      if (this.#open.size + this.#opening < filesConnectionsMax) return (await this.#connect()).begin(path)
+      await this.#turn()
+    }
+  }
+
+  close(error: PlatformError): void {
+    this.#failure ??= error
+    for (const waiting of this.#waiting.splice(0)) {
+      clearTimeout(waiting.timer)
+      waiting.reject(error)
+    }
+    for (const { connection } of this.#open) connection.close(error)
+  }
+
+  get suspended(): boolean {
+    return this.#suspended
+  }
+
+  suspend(): void {
+    this.#suspended = true
+  }
+
+  resume(): void {
+    this.#suspended = false
+  }
+
+  get stallMsMax(): number {
+    return this.options.stallMsMax ?? fileStallMsMax
+  }
+
+  /** The connection is in step and free, or closed. */
+  give(pooled: PooledConnection): void {
+    if (!this.#open.has(pooled)) return
+    if (this.#failure) pooled.connection.close(this.#failure)
+    else {
+      this.#idle.push(pooled)
+      pooled.idleTimer = setTimeout(() => {
+        this.#idle = this.#idle.filter((other) => other !== pooled)
+        pooled.connection.close(new Error('idle'))
+      }, idleMsMax)
+    }
+    this.#wake()
+  }
+
+  forget(pooled: PooledConnection): void {
+    if (!this.#open.delete(pooled)) return
+    this.#idle = this.#idle.filter((other) => other !== pooled)
+    this.#wake()
+  }
+
+  async #connect(): Promise<PooledConnection> {
+    this.#opening++
+    try {
+      const pooled = new PooledConnection(this)
+      const { socketPath: path, uid, gid } = this.options
+      const connection = await Connection.open({ path, role: 'files', uid, gid }, pooled)
+      pooled.connection = connection
+      if (this.#failure) {
+        connection.close(this.#failure)
+        throw this.#failure
+      }
+      this.#open.add(pooled)
+      return pooled
+    } catch (error) {
+      this.#wake()
+      throw error
+    } finally {
+      this.#opening--
+    }
+  }
+
+  #turn(): Promise<null> {
+    if (this.#waiting.length >= waitingMax) {
+      throw new PlatformError('too_many_requests', 'Too many file operations of this sandbox are waiting')
+    }
+    const turn = Promise.withResolvers<null>()
+    const timer = setTimeout(() => {
+      this.#waiting = this.#waiting.filter((other) => other !== waiting)
+      turn.reject(new PlatformError('unavailable', 'Too many file operations of this sandbox are running'))
+    }, waitTimeoutMs)
+    const waiting = { resolve: turn.resolve, reject: turn.reject, timer }
+    this.#waiting.push(waiting)
+    return turn.promise
+  }
+
+  #wake() {
+    const next = this.#waiting.shift()
+    if (!next) return
+    clearTimeout(next.timer)
+    next.resolve(null)
+  }
+}
+
+type Timer = ReturnType<typeof setTimeout>
+
+class PooledConnection {
+  connection!: Connection
+  operation: Operation | null = null
+  idleTimer: Timer | null = null
+
+  constructor(readonly pool: FilesPool) {}
+
+  begin(path: string): Operation {
+    if (this.idleTimer !== null) clearTimeout(this.idleTimer)
+    this.idleTimer = null
+    this.operation = new Operation(this, path)
+    return this.operation
+  }
+
+  onFrame(frame: Frame): void {
+    if (this.operation === null) throw new ProtocolError(`frame of type ${frame.type} without a request`)
+    this.operation.onFrame(frame)
+  }
+
+  onClose(error: Error): void {
+    if (this.idleTimer !== null) clearTimeout(this.idleTimer)
+    this.pool.forget(this)
+    this.operation?.onClose(error)
+  }
+}
+
+/** One request with its answers. Always released; a connection that was not `done()` by then is closed. */
+export class Operation {
+  #frames: Frame[] = []
+  #queuedBytes = 0
+  #paused = false
+  #waiting: PromiseWithResolvers<Frame> | null = null
+  #failure = Promise.withResolvers<never>()
+  #error: Error | null = null
+  #done = false
+  #released = false
+
+  constructor(
+    private readonly pooled: PooledConnection,
+    private readonly path: string,
+  ) {
+    this.#failure.promise.catch(() => {})
+  }
+
+  /** Rejects when the guest refused, or went away, before it was asked for its answer. */
+  get failed(): Promise<never> {
+    return this.#failure.promise
+  }
+
+  send(bytes: Uint8Array): void {
+    this.pooled.connection.send(bytes)
+  }
+
+  async drained(): Promise<void> {
+    if (this.pooled.connection.queuedBytes > 0) await this.#inTime(this.pooled.connection.drained())
+    if (this.#error) throw this.#error
+  }
+
+  /** The next frame of the answer. @throws the connection's end, gateway_timeout */
+  async next(timeoutMs?: number): Promise<Frame> {
+    const frame = this.#frames.shift()
+    if (frame) {
+      this.#queuedBytes -= frame.payload.length
+      if (this.#paused && this.#queuedBytes < queuedBytesMax / 2) {
+        this.#paused = false
+        this.pooled.connection.resume()
+      }
+      return frame
+    }
+    if (this.#error) throw this.#error
+    this.#waiting = Promise.withResolvers<Frame>()
+    return this.#inTime(this.#waiting.promise, timeoutMs)
+  }
+
+  /** Throws what the guest refused with, or that it answered nonsense. */
+  expect(frame: Frame, type: number): void {
+    if (frame.type === type) return
+    if (frame.type !== FrameType.error) throw this.broken(`answer of type ${frame.type}`)
+    const { errno, message } = readError(frame.payload)
+    throw fileError(errno, this.path, message)
+  }
+
+  broken(what: string): PlatformError {
+    return new PlatformError('bad_gateway', 'The sandbox answered with something else than the protocol', {
+      cause: new ProtocolError(what),
+    })
+  }
+
+  /** The answer is complete: the connection may serve the next request. */
+  done(): void {
+    this.#done = true
+  }
+
+  release(): void {
+    if (this.#released) return
+    this.#released = true
+    this.pooled.operation = null
+    const { connection } = this.pooled
+    if (this.#done && this.#frames.length === 0 && !connection.closed) {
+      if (this.#paused) connection.resume()
+      this.pooled.pool.give(this.pooled)
+    } else {
+      this.pooled.pool.forget(this.pooled)
+      connection.close(new Error('cancelled'))
+    }
+  }
+
+  onFrame(frame: Frame): void {
+    if (this.#waiting) {
+      this.#waiting.resolve(frame)
+      this.#waiting = null
+      return
+    }
+    if (frame.type === FrameType.error) {
+      const { errno, message } = readError(frame.payload)
+      this.#failure.reject(fileError(errno, this.path, message))
+    }
+    this.#frames.push(frame)
+    this.#queuedBytes += frame.payload.length
+    if (this.#frames.length > framesMax) throw new ProtocolError('answers without a request')
+    if (!this.#paused && this.#queuedBytes > queuedBytesMax) {
+      this.#paused = true
+      this.pooled.connection.pause()
+    }
+  }
+
+  onClose(error: Error): void {
+    this.#error = PlatformError.is(error)
+      ? error
+      : error instanceof ProtocolError
+        ? this.broken(error.message)
+        : new PlatformError('unavailable', 'The sandbox went away', { cause: error })
+    this.#failure.reject(this.#error)
+    this.#waiting?.reject(this.#error)
+    this.#waiting = null
+  }
+
+  /** A frozen sandbox may take as long as it is frozen. */
+  async #inTime<Value>(promise: Promise<Value>, timeoutMs = this.pooled.pool.stallMsMax): Promise<Value> {
+    const onTimeout = () => {
+      if (this.pooled.pool.suspended) timer = setTimeout(onTimeout, timeoutMs)
+      else {
+        this.pooled.connection.close(
+          new PlatformError('gateway_timeout', `The sandbox did not answer within ${timeoutMs} ms`),
+        )
+      }
+    }
+    let timer = setTimeout(onTimeout, timeoutMs)
+    try {
+      return await promise
+    } finally {
+      clearTimeout(timer)
+    }
+  }
+}
+
+/** Small frames that one read of the socket may bring, and then some; more is a flood. */
+const framesMax = 65_536

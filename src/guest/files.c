@@ -1,0 +1,486 @@
+/* A files connection: one worker process, one request after the other, all with the credentials it was given. */
+#define _GNU_SOURCE
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/statfs.h>
+#include <unistd.h>
+
+#include "files.h"
+
+enum {
+  DATA_BYTES_MAX = 256 << 10, /* of one DATA frame */
+  ENTRIES_BYTES = 64 << 10, /* an ENTRIES frame is sent once it is this long */
+  ENTRIES_MAX = 1000,
+  REQUEST_BYTES_MAX = 64 << 10, /* two paths fit */
+};
+
+/* Of this worker: it serves one connection, so there is one of each. */
+static struct worker worker;
+
+static void fail(uint32_t id, int error, const char *what) {
+  char text[256];
+  snprintf(text, sizeof text, "%s: %s", what, strerror(error));
+  frame_error(&worker.writer, id, error, text);
+}
+
+int worker_flush(void) { return frame_writer_flush(&worker.writer, worker.fd) == 1 ? 0 : -1; }
+
+int worker_cancelled(void) {
+  struct pollfd poller = {.fd = worker.fd, .events = POLLRDHUP};
+  return poll(&poller, 1, 0) > 0 && poller.revents & (POLLRDHUP | POLLHUP | POLLERR);
+}
+
+/* Entries */
+
+static char type_letter(mode_t mode) {
+  switch (mode & S_IFMT) {
+    case S_IFREG:
+      return 'f';
+    case S_IFDIR:
+      return 'd';
+    case S_IFLNK:
+      return 'l';
+    case S_IFIFO:
+      return 'p';
+    case S_IFSOCK:
+      return 's';
+    case S_IFCHR:
+      return 'c';
+  }
+  return 'b';
+}
+
+static const char *base_name(const char *path) {
+  const char *slash = strrchr(path, '/');
+  return slash && slash[1] ? slash + 1 : path;
+}
+
+static void put_entry(const struct stat *stat, const char *name, const char *link_target) {
+  struct frame_writer *writer = &worker.writer;
+  put_u8(writer, (uint8_t)type_letter(stat->st_mode));
+  put_u32(writer, stat->st_mode & 07777);
+  put_u32(writer, stat->st_uid);
+  put_u32(writer, stat->st_gid);
+  put_u64(writer, stat->st_size < 0 ? 0 : (uint64_t)stat->st_size);
+  put_i64(writer, (int64_t)stat->st_mtim.tv_sec * 1000 + stat->st_mtim.tv_nsec / 1000000);
+  put_u32(writer, stat->st_nlink > UINT32_MAX ? UINT32_MAX : (uint32_t)stat->st_nlink);
+  put_str(writer, name);
+  put_str(writer, link_target);
+}
+
+static void read_link(int dir_fd, const char *name, mode_t mode, char target[PATH_MAX]) {
+  ssize_t length = S_ISLNK(mode) ? readlinkat(dir_fd, name, target, PATH_MAX - 1) : 0;
+  target[length < 0 ? 0 : length] = 0;
+}
+
+static void answer_entry(uint32_t id, const struct stat *stat, const char *name, const char *link_target) {
+  frame_begin(&worker.writer, FRAME_ENTRY_OK, id);
+  put_entry(stat, name, link_target);
+  frame_end(&worker.writer);
+}
+
+static void serve_stat(const struct files_request *request) {
+  struct stat stat;
+  char target[PATH_MAX];
+  if (fstatat(AT_FDCWD, request->path, &stat, request->flag ? 0 : AT_SYMLINK_NOFOLLOW) < 0) {
+    fail(request->id, errno, "stat");
+    return;
+  }
+  read_link(AT_FDCWD, request->path, stat.st_mode, target);
+  answer_entry(request->id, &stat, base_name(request->path), target);
+}
+
+static void entries_end(size_t count_at, uint32_t count) {
+  if (worker.writer.failed) return;
+  uint8_t *at = worker.writer.data + worker.writer.frame + FRAME_HEADER_BYTES + count_at;
+  for (int i = 0; i < 4; i++) at[i] = (uint8_t)(count >> (8 * i));
+  frame_end(&worker.writer);
+}
+
+/* Batches of what is there; an entry that vanishes meanwhile is left out. */
+static int serve_readdir(const struct files_request *request) {
+  int fd = open(request->path, O_RDONLY | O_DIRECTORY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+  DIR *dir = fd < 0 ? NULL : fdopendir(fd);
+  if (!dir) {
+    fail(request->id, errno, "open");
+    if (fd >= 0) close(fd);
+    return 0;
+  }
+  struct frame_writer *writer = &worker.writer;
+  uint32_t count = 0;
+  int flushed = 0;
+  for (;;) {
+    errno = 0;
+    const struct dirent *item = readdir(dir);
+    int error = errno;
+    if (item && (strcmp(item->d_name, ".") == 0 || strcmp(item->d_name, "..") == 0)) continue;
+    struct stat stat;
+    if (item && fstatat(fd, item->d_name, &stat, AT_SYMLINK_NOFOLLOW) == 0) {
+      char target[PATH_MAX];
+      if (count == 0) {
+        frame_begin(writer, FRAME_ENTRIES, request->id);
+        put_u32(writer, 0);
+      }
+      read_link(fd, item->d_name, stat.st_mode, target);
+      put_entry(&stat, item->d_name, target);
+      count++;
+    }
+    int full = count == ENTRIES_MAX || writer->end - writer->frame > ENTRIES_BYTES;
+    if (count > 0 && (full || !item)) {
+      entries_end(0, count);
+      count = 0;
+      flushed = worker_flush();
+    }
+    if (flushed < 0) break;
+    if (item) continue;
+    if (error) {
+      fail(request->id, error, "readdir");
+    } else {
+      frame_begin(writer, FRAME_END, request->id);
+      frame_end(writer);
+    }
+    break;
+  }
+  closedir(dir);
+  return flushed;
+}
+
+/* Reading */
+
+/* Files that say size 0 and have content all the same, as those of /proc. */
+static int is_synthetic(int fd) {
+  enum { PROC_MAGIC = 0x9fa0, SYSFS_MAGIC = 0x62656572, CGROUP_MAGIC = 0x27e0eb, CGROUP2_MAGIC = 0x63677270 };
+  struct statfs fs;
+  if (fstatfs(fd, &fs) < 0) return 0;
+  return fs.f_type == PROC_MAGIC || fs.f_type == SYSFS_MAGIC || fs.f_type == CGROUP_MAGIC ||
+         fs.f_type == CGROUP2_MAGIC;
+}
+
+/* Looked at before it is opened, since to open a fifo or a device can mean something to others. */
+static int open_regular(const char *path, struct stat *stat, const char **what) {
+  *what = "stat";
+  if (fstatat(AT_FDCWD, path, stat, 0) < 0) return -1;
+  errno = S_ISDIR(stat->st_mode) ? EISDIR : EINVAL;
+  *what = "not a regular file";
+  if (!S_ISREG(stat->st_mode)) return -1;
+  *what = "open";
+  int fd = open(path, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+  if (fd >= 0 && fstat(fd, stat) == 0 && S_ISREG(stat->st_mode)) return fd;
+  if (fd < 0) return -1;
+  close(fd);
+  errno = EINVAL;
+  return -1;
+}
+
+/*
+ * Reads first and sends what was read, so that a frame's length is always true; a file that shrinks meanwhile ends
+ * early, one that grows ends at the size it had.
+ */
+static int serve_read(const struct files_request *request) {
+  struct stat stat;
+  const char *what;
+  int fd = open_regular(request->path, &stat, &what);
+  if (fd < 0) {
+    fail(request->id, errno, what);
+    return 0;
+  }
+  uint64_t size = (uint64_t)stat.st_size, offset = request->offset, left = request->length;
+  if (size > 0 || !is_synthetic(fd)) {
+    uint64_t behind = offset < size ? size - offset : 0;
+    if (left > behind) left = behind;
+  }
+  answer_entry(request->id, &stat, base_name(request->path), "");
+  struct frame_writer *writer = &worker.writer;
+  int flushed = 0, error = 0;
+  if (offset > INT64_MAX) left = 0;
+  if (left > DATA_BYTES_MAX) posix_fadvise(fd, (off_t)offset, 0, POSIX_FADV_SEQUENTIAL);
+  while (left > 0 && flushed == 0) {
+    size_t wanted = left < DATA_BYTES_MAX ? (size_t)left : DATA_BYTES_MAX;
+    frame_begin(writer, FRAME_DATA, request->id);
+    uint8_t *to = put_reserve(writer, wanted);
+    ssize_t got = to ? pread(fd, to, wanted, (off_t)offset) : -1;
+    if (got <= 0) {
+      error = got < 0 ? errno : 0;
+      frame_cancel(writer);
+      break;
+    }
+    put_reserved(writer, (size_t)got);
+    frame_end(writer);
+    offset += (uint64_t)got;
+    left -= (uint64_t)got;
+    flushed = worker_flush();
+  }
+  close(fd);
+  if (flushed < 0) return -1;
+  if (error) {
+    fail(request->id, error, "read");
+  } else {
+    frame_begin(writer, FRAME_END, request->id);
+    frame_end(writer);
+  }
+  return 0;
+}
+
+/* Small requests */
+
+static int make_directory(const char *path, mode_t mode, int parents) {
+  if (parents && files_make_parents(path) < 0) return -1;
+  if (mkdir(path, mode & 07777) == 0) {
+    /* mkdir leaves out the set-id bits. */
+    return mode & 07000 ? chmod(path, mode & 07777) : 0;
+  }
+  struct stat stat;
+  if (errno != EEXIST || !parents) return -1;
+  if (fstatat(AT_FDCWD, path, &stat, 0) == 0 && S_ISDIR(stat.st_mode)) return 0;
+  errno = EEXIST;
+  return -1;
+}
+
+static void answer(uint32_t id, int result, const char *what) {
+  if (result == 0) frame_ok(&worker.writer, id);
+  else fail(id, errno, what);
+}
+
+static void serve_realpath(const struct files_request *request) {
+  char resolved[PATH_MAX];
+  if (!realpath(request->path, resolved)) {
+    fail(request->id, errno, "realpath");
+    return;
+  }
+  frame_begin(&worker.writer, FRAME_PATH, request->id);
+  put_str(&worker.writer, resolved);
+  frame_end(&worker.writer);
+}
+
+/* Writing: the transfer of WRITE */
+
+/* Takes DATA up to END or ABORT. 1: END, 0: ABORT, -1: the connection ended or broke the protocol. */
+static int transfer(struct files_write *write, uint32_t id, int *failed) {
+  for (;;) {
+    struct files_header header;
+    if (files_read_header(&worker, &header) != 1 || header.id != id) return -1;
+    int ends = header.type == FRAME_END || header.type == FRAME_ABORT;
+    if (ends && header.length == 0) return header.type == FRAME_END;
+    if (header.type != FRAME_DATA) return -1;
+    while (header.length > 0) {
+      const uint8_t *bytes;
+      size_t length = files_read_some(&worker, header.length, &bytes);
+      if (length == 0) return -1;
+      header.length -= (uint32_t)length;
+      if (*failed || files_write_data(write, bytes, length) == 0) continue;
+      *failed = 1;
+      int error = errno;
+      files_write_abort(write);
+      fail(id, error, "write");
+      if (worker_flush() < 0) return -1;
+    }
+  }
+}
+
+static int serve_write(const struct files_request *request) {
+  struct files_write write;
+  struct stat stat;
+  char path[PATH_MAX];
+  int failed = 0;
+  /* The request's strings go with the buffer that the data is read into. */
+  uint32_t id = request->id;
+  snprintf(path, sizeof path, "%s", request->path);
+  if (files_write_begin(&write, request->path, request->mode) < 0) {
+    failed = 1;
+    fail(id, errno, write.what);
+    if (worker_flush() < 0) return -1;
+  }
+  int ended = transfer(&write, id, &failed);
+  if (ended == 1 && !failed) {
+    if (files_write_end(&write, &stat) == 0) answer_entry(id, &stat, base_name(path), "");
+    else fail(id, errno, write.what);
+    return 0;
+  }
+  if (!failed) files_write_abort(&write);
+  if (ended == 0 && !failed) frame_ok(&worker.writer, id);
+  return ended < 0 ? -1 : 0;
+}
+
+/* Requests */
+
+int files_decode(const struct frame *frame, struct files_request *request) {
+  struct payload payload = payload_of(frame);
+  memset(request, 0, sizeof *request);
+  request->type = frame->type;
+  request->id = frame->id;
+  switch (frame->type) {
+    case FRAME_PING:
+      return payload_done(&payload) ? 0 : -1;
+    case FRAME_STAT:
+    case FRAME_REMOVE:
+      request->flag = payload_u8(&payload);
+      break;
+    case FRAME_READ:
+      request->offset = payload_u64(&payload);
+      request->length = payload_u64(&payload);
+      break;
+    case FRAME_WRITE:
+    case FRAME_CHMOD:
+      request->mode = payload_u32(&payload);
+      break;
+    case FRAME_MKDIR:
+      request->mode = payload_u32(&payload);
+      request->flag = payload_u8(&payload);
+      break;
+    case FRAME_READDIR:
+    case FRAME_RENAME:
+    case FRAME_REALPATH:
+      break;
+    default:
+      return -1;
+  }
+  request->path = payload_str(&payload);
+  if (frame->type == FRAME_RENAME) request->to = payload_str(&payload);
+  return payload_done(&payload) ? 0 : -1;
+}
+
+static int path_error(const char *path) {
+  if (path[0] != '/') return EINVAL;
+  return strlen(path) >= PATH_MAX ? ENAMETOOLONG : 0;
+}
+
+static int serve(const struct files_request *request) {
+  uint32_t id = request->id;
+  if (request->type == FRAME_PING) {
+    frame_begin(&worker.writer, FRAME_PONG, id);
+    frame_end(&worker.writer);
+    return 0;
+  }
+  int error = path_error(request->path);
+  if (!error && request->type == FRAME_RENAME) error = path_error(request->to);
+  if (error) {
+    fail(id, error, "path");
+    int failed = 1;
+    if (request->type != FRAME_WRITE) return 0;
+    return worker_flush() < 0 || transfer(NULL, id, &failed) < 0 ? -1 : 0;
+  }
+  switch (request->type) {
+    case FRAME_STAT:
+      serve_stat(request);
+      return 0;
+    case FRAME_READDIR:
+      return serve_readdir(request);
+    case FRAME_READ:
+      return serve_read(request);
+    case FRAME_WRITE:
+      return serve_write(request);
+    case FRAME_MKDIR:
+      answer(id, make_directory(request->path, request->mode, request->flag), "mkdir");
+      return 0;
+    case FRAME_REMOVE:
+      answer(id, files_remove(request->path, request->flag), "remove");
+      return 0;
+    case FRAME_RENAME:
+      answer(id, rename(request->path, request->to), "rename");
+      return 0;
+    case FRAME_CHMOD:
+      answer(id, chmod(request->path, request->mode & 07777), "chmod");
+      return 0;
+    default:
+      serve_realpath(request);
+      return 0;
+  }
+}
+
+/* Connection */
+
+int files_read_header(struct worker *from, struct files_header *header) {
+  while (from->end - from->start < FRAME_HEADER_BYTES) {
+    size_t held = from->end - from->start;
+    memmove(from->buffer, from->buffer + from->start, held);
+    from->start = 0;
+    from->end = held;
+    ssize_t got = read(from->fd, from->buffer + held, sizeof from->buffer - held);
+    if (got < 0 && errno == EINTR) continue;
+    if (got <= 0) return (int)got;
+    from->end += (size_t)got;
+  }
+  const uint8_t *at = from->buffer + from->start;
+  header->length = (uint32_t)at[0] | (uint32_t)at[1] << 8 | (uint32_t)at[2] << 16 | (uint32_t)at[3] << 24;
+  header->type = at[4];
+  header->id = (uint32_t)at[8] | (uint32_t)at[9] << 8 | (uint32_t)at[10] << 16 | (uint32_t)at[11] << 24;
+  from->start += FRAME_HEADER_BYTES;
+  return header->length > FRAME_PAYLOAD_BYTES_MAX || at[5] || at[6] || at[7] ? -1 : 1;
+}
+
+size_t files_read_some(struct worker *from, size_t wanted, const uint8_t **bytes) {
+  while (from->start == from->end) {
+    size_t room = wanted < sizeof from->buffer ? wanted : sizeof from->buffer;
+    ssize_t got = read(from->fd, from->buffer, room);
+    if (got < 0 && errno == EINTR) continue;
+    if (got <= 0) return 0;
+    from->start = 0;
+    from->end = (size_t)got;
+  }
+  size_t held = from->end - from->start;
+  *bytes = from->buffer + from->start;
+  if (held > wanted) held = wanted;
+  from->start += held;
+  return held;
+}
+
+/* 1, 0 at the end of the connection, -1 when it broke the protocol. The frame lies in `storage`. */
+static int read_request(struct frame *frame, uint8_t storage[REQUEST_BYTES_MAX]) {
+  struct files_header header;
+  int got = files_read_header(&worker, &header);
+  if (got != 1) return got;
+  if (header.length > REQUEST_BYTES_MAX) return -1;
+  *frame = (struct frame){.type = header.type, .id = header.id, .payload = storage, .length = header.length};
+  for (uint32_t at = 0; at < header.length;) {
+    const uint8_t *bytes;
+    size_t length = files_read_some(&worker, header.length - at, &bytes);
+    if (length == 0) return -1;
+    memcpy(storage + at, bytes, length);
+    at += (uint32_t)length;
+  }
+  return 1;
+}
+
+/* Ends the worker as a closed connection would: without a half-written file. */
+static void on_terminate(int signal) {
+  (void)signal;
+  files_write_unlink();
+  _exit(0);
+}
+
+int files_serve(int fd) {
+  static uint8_t storage[REQUEST_BYTES_MAX];
+  struct sigaction terminate = {.sa_handler = on_terminate};
+  struct sigaction ignore = {.sa_handler = SIG_IGN};
+  sigset_t none;
+  worker.fd = fd;
+  worker.start = worker.end = 0;
+  umask(0);
+  sigemptyset(&none);
+  sigaction(SIGTERM, &terminate, NULL);
+  sigaction(SIGPIPE, &ignore, NULL);
+  sigprocmask(SIG_SETMASK, &none, NULL);
+  int status = 0;
+  for (;;) {
+    struct frame frame;
+    struct files_request request;
+    int got = read_request(&frame, storage);
+    if (got == 0) break;
+    status = 1;
+    if (got < 0 || files_decode(&frame, &request) < 0) break;
+    if (serve(&request) < 0 || worker_flush() < 0) break;
+    status = 0;
+  }
+  frame_writer_free(&worker.writer);
+  return status;
+}

@@ -1,0 +1,69 @@
+/* What the parts of the files worker share: files.c (requests), files-write.c, files-remove.c. */
+#ifndef HUTCH_FILES_H
+#define HUTCH_FILES_H
+
+#include <stdint.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+
+#include "frame.h"
+
+enum { FILES_BUFFER_BYTES = 256 << 10 };
+
+/* A worker blocks on its connection; `buffer` holds what was read ahead. */
+struct worker {
+  int fd;
+  struct frame_writer writer;
+  size_t start, end;
+  uint8_t buffer[FILES_BUFFER_BYTES];
+};
+
+struct files_header {
+  uint8_t type;
+  uint32_t id, length;
+};
+
+/* 1, 0 at the end of the connection, -1 with an error of it or of the header. */
+int files_read_header(struct worker *from, struct files_header *header);
+/* At most `wanted` bytes of payload, valid until the next read; 0 when the connection ended. */
+size_t files_read_some(struct worker *from, size_t wanted, const uint8_t **bytes);
+
+int worker_flush(void);
+/* The host closed the connection: whatever takes long stops. */
+int worker_cancelled(void);
+
+struct files_request {
+  uint8_t type, flag; /* flag: follow, parents, recursive */
+  uint32_t id, mode;
+  uint64_t offset, length;
+  char *path, *to;
+};
+
+/* 0, or -1: close the connection. */
+int files_decode(const struct frame *frame, struct files_request *request);
+
+/* One WRITE. All answer 0, or -1 with errno and `what` failed. After a failure of data, call abort; after one of begin
+   or end there is nothing left to do. */
+struct files_write {
+  const char *what;
+  int dir_fd, fd; /* the target's directory; what the data goes to */
+  int in_place; /* the target, or -1: then the temporary file is renamed over it */
+  uint8_t spooled; /* data goes to `fd` first and is copied to `in_place` at the end */
+  mode_t mode;
+  uint8_t mode_given;
+  uint64_t bytes;
+  char name[256];
+};
+int files_write_begin(struct files_write *write, const char *path, uint32_t mode);
+int files_write_data(struct files_write *write, const uint8_t *bytes, size_t length);
+int files_write_end(struct files_write *write, struct stat *stat);
+void files_write_abort(struct files_write *write);
+/* From a signal handler: removes the temporary file that there may be. */
+void files_write_unlink(void);
+/* mkdir -p of what stands before the last component. */
+int files_make_parents(const char *path);
+
+/* Never follows a link, never leaves the file system, uses no stack by depth. */
+int files_remove(const char *path, int recursive);
+
+#endif

@@ -1,0 +1,300 @@
+import { PlatformError } from '../errors.ts'
+import type { FileEntry, FileType, GuestFiles } from '../spec/runtime.ts'
+import {
+  type EntryRecord,
+  FrameTooLargeError,
+  FrameType,
+  FrameWriter,
+  frameHeader,
+  PayloadReader,
+  readEntries,
+  readEntry,
+} from './codec.ts'
+import { FilesPool, type FilesPoolOptions, type Operation } from './files-pool.ts'
+
+const pathBytesMax = 4096
+const dataBytesMax = 256 * 1024
+const toTheEnd = 0xffff_ffff_ffff_ffffn
+const keepMode = 0xffff_ffff
+/** A recursive removal may walk millions of files before it answers. */
+const removeTimeoutMs = 600_000
+
+const fileTypes: Record<EntryRecord['type'], FileType> = {
+  f: 'file',
+  d: 'directory',
+  l: 'symlink',
+  p: 'fifo',
+  s: 'socket',
+  c: 'character',
+  b: 'block',
+}
+
+/** Files inside, each operation alone on a connection of a small pool. */
+export class FilesChannel implements GuestFiles {
+  #pool: FilesPool
+
+  constructor(options: FilesPoolOptions) {
+    this.#pool = new FilesPool(options)
+  }
+
+  close(error: PlatformError): void {
+    this.#pool.close(error)
+  }
+
+  suspend(): void {
+    this.#pool.suspend()
+  }
+
+  resume(): void {
+    this.#pool.resume()
+  }
+
+  async stat(path: string, options: { follow?: boolean } = {}): Promise<FileEntry> {
+    checkPath(path)
+    const request = frame(FrameType.stat, (writer) => writer.u8(options.follow === false ? 0 : 1).str(path))
+    const answer = await this.#simple(path, request, FrameType.entryOk)
+    return fileEntry(readEntry(answer))
+  }
+
+  async *list(path: string): AsyncGenerator<FileEntry[]> {
+    checkPath(path)
+    const operation = await this.#pool.start(path)
+    try {
+      operation.send(frame(FrameType.readdir, (writer) => writer.str(path)))
+      for (;;) {
+        const answer = await operation.next()
+        if (answer.type === FrameType.end) return operation.done()
+        operation.expect(answer, FrameType.entries)
+        const entries = readEntries(answer.payload).map(fileEntry)
+        if (entries.length > 0) yield entries
+      }
+    } finally {
+      operation.release()
+    }
+  }
+
+  async read(
+    path: string,
+    range: { offset?: number; length?: number } = {},
+  ): Promise<{ entry: FileEntry; body: ReadableStream<Uint8Array> }> {
+    checkPath(path)
+    checkRange(range)
+    const operation = await this.#pool.start(path)
+    let entry: FileEntry
+    try {
+      operation.send(
+        frame(FrameType.read, (writer) =>
+          writer
+            .u64(range.offset ?? 0)
+            .u64(range.length ?? toTheEnd)
+            .str(path),
+        ),
+      )
+      const answer = await operation.next()
+      operation.expect(answer, FrameType.entryOk)
+      entry = fileEntry(readEntry(answer.payload))
+    } catch (error) {
+      operation.release()
+      throw error
+    }
+    let bytesLeft = range.length ?? Number.POSITIVE_INFINITY
+    const body = new ReadableStream<Uint8Array>({
+      async pull(controller) {
+        try {
+          const answer = await operation.next()
+          if (answer.type === FrameType.end) {
+            operation.done()
+            operation.release()
+            controller.close()
+            return
+          }
+          operation.expect(answer, FrameType.data)
+          bytesLeft -= answer.payload.length
+          if (bytesLeft < 0 || answer.payload.length === 0) throw operation.broken('wrong amount of data')
+          controller.enqueue(answer.payload)
+        } catch (error) {
+          operation.release()
+          controller.error(error)
+        }
+      },
+      cancel() {
+        operation.release()
+      },
+    })
+    return { entry, body }
+  }
+
+  async write(
+    path: string,
+    body: ReadableStream<Uint8Array> | Uint8Array,
+    options: { mode?: number } = {},
+  ): Promise<FileEntry> {
+    checkPath(path)
+    if (options.mode !== undefined) checkMode(options.mode)
+    const operation = await this.#pool.start(path).catch(async (error) => {
+      if (!(body instanceof Uint8Array)) await body.cancel(error).catch(() => {})
+      throw error
+    })
+    try {
+      operation.send(frame(FrameType.write, (writer) => writer.u32(options.mode ?? keepMode).str(path)))
+      if (body instanceof Uint8Array) await sendBytes(operation, body)
+      else await sendStream(operation, body)
+      operation.send(frameHeader(FrameType.end, 0, 0))
+      const answer = await operation.next()
+      // An error that came before END leaves the connection in step only once END is behind it, as it is now.
+      if (answer.type === FrameType.error) operation.done()
+      operation.expect(answer, FrameType.entryOk)
+      const entry = fileEntry(readEntry(answer.payload))
+      operation.done()
+      return entry
+    } finally {
+      operation.release()
+    }
+  }
+
+  async makeDirectory(path: string, options: { mode?: number; parents?: boolean } = {}): Promise<void> {
+    checkPath(path)
+    const mode = options.mode ?? 0o755
+    checkMode(mode)
+    const request = frame(FrameType.mkdir, (writer) =>
+      writer
+        .u32(mode)
+        .u8(options.parents ? 1 : 0)
+        .str(path),
+    )
+    await this.#simple(path, request, FrameType.ok)
+  }
+
+  async remove(path: string, options: { recursive?: boolean } = {}): Promise<void> {
+    checkPath(path)
+    const request = frame(FrameType.remove, (writer) => writer.u8(options.recursive ? 1 : 0).str(path))
+    await this.#simple(path, request, FrameType.ok, options.recursive ? removeTimeoutMs : undefined)
+  }
+
+  async rename(from: string, to: string): Promise<void> {
+    checkPath(from)
+    checkPath(to)
+    await this.#simple(
+      from,
+      frame(FrameType.rename, (writer) => writer.str(from).str(to)),
+      FrameType.ok,
+    )
+  }
+
+  async setMode(path: string, mode: number): Promise<void> {
+    checkPath(path)
+    checkMode(mode)
+    await this.#simple(
+      path,
+      frame(FrameType.chmod, (writer) => writer.u32(mode).str(path)),
+      FrameType.ok,
+    )
+  }
+
+  async realPath(path: string): Promise<string> {
+    checkPath(path)
+    const answer = await this.#simple(
+      path,
+      frame(FrameType.realpath, (writer) => writer.str(path)),
+      FrameType.path,
+    )
+    const reader = new PayloadReader(answer)
+    const real = reader.str()
+    reader.end()
+    return real
+  }
+
+  async #simple(
+    path: string,
+    request: Uint8Array,
+    expected: number,
+    timeoutMs?: number,
+  ): Promise<Uint8Array> {
+    const operation = await this.#pool.start(path)
+    try {
+      operation.send(request)
+      const answer = await operation.next(timeoutMs)
+      if (answer.type === FrameType.error) operation.done()
+      operation.expect(answer, expected)
+      operation.done()
+      return answer.payload
+    } finally {
+      operation.release()
+    }
+  }
+}
+
+async function sendBytes(operation: Operation, bytes: Uint8Array): Promise<void> {
+  for (let at = 0; at < bytes.length; at += dataBytesMax) {
+    const part = bytes.subarray(at, at + dataBytesMax)
+    const header = frameHeader(FrameType.data, 0, part.length)
+    if (part.length <= smallBytesMax) {
+      operation.send(Buffer.concat([header, part]))
+      continue
+    }
+    operation.send(header)
+    operation.send(part)
+    await operation.drained()
+  }
+}
+
+/** Below this one write of a copy is cheaper than two writes. */
+const smallBytesMax = 16 * 1024
+
+async function sendStream(operation: Operation, body: ReadableStream<Uint8Array>): Promise<void> {
+  const reader = body.getReader()
+  try {
+    for (;;) {
+      const { done, value } = await Promise.race([reader.read(), operation.failed])
+      if (done) return
+      await sendBytes(operation, value)
+    }
+  } catch (error) {
+    // Not awaited: a source may take its time to hear of it, and the caller should not.
+    reader.cancel(error).catch(() => {})
+    throw error
+  }
+}
+
+function frame(type: FrameType, fill: (writer: FrameWriter) => FrameWriter): Uint8Array {
+  try {
+    return fill(new FrameWriter(type, 0, 128)).finish()
+  } catch (error) {
+    if (error instanceof FrameTooLargeError) throw new PlatformError('bad_request', 'path is too long')
+    throw error
+  }
+}
+
+function fileEntry(record: EntryRecord): FileEntry {
+  const { type, linkTarget, ...rest } = record
+  return linkTarget === ''
+    ? { ...rest, type: fileTypes[type] }
+    : { ...rest, type: fileTypes[type], linkTarget }
+}
+
+function checkPath(path: string) {
+  if (!path.startsWith('/'))
+    throw invalid(`path ${JSON.stringify(path.slice(0, 200))} is not absolute`, 'EINVAL')
+  if (path.includes('\0')) throw invalid('path contains NUL', 'EINVAL')
+  if (Buffer.byteLength(path) >= pathBytesMax) {
+    throw invalid(`path is longer than ${pathBytesMax - 1} bytes`, 'ENAMETOOLONG')
+  }
+}
+
+function checkMode(mode: number) {
+  if (!Number.isInteger(mode) || mode < 0 || mode > 0o7777) {
+    throw invalid(`mode ${mode} is not between 0 and 07777`, 'EINVAL')
+  }
+}
+
+function checkRange(range: { offset?: number; length?: number }) {
+  for (const [field, value] of Object.entries(range)) {
+    if (value !== undefined && (!Number.isSafeInteger(value) || value < 0)) {
+      throw invalid(`${field} ${value} is not a count of bytes`, 'EINVAL')
+    }
+  }
+}
+
+function invalid(message: string, errno: string): PlatformError {
+  return new PlatformError('bad_request', message, { details: { errno } })
+}

@@ -1,0 +1,175 @@
+/* What the parts of the guest role share: guest.c (loop, connections), process.c, logs.c, files.c. */
+#ifndef HUTCH_GUEST_H
+#define HUTCH_GUEST_H
+
+#include <stdint.h>
+#include <sys/types.h>
+
+#include "frame.h"
+#include "helper.h"
+
+enum {
+  CONTROL_CONNECTIONS_MAX = 8,
+  PENDING_CONNECTIONS_MAX = 16, /* accepted, HELLO not read yet; beyond that the oldest is closed */
+  WORKERS_MAX = 64,
+  PROCESSES_MAX = 4096,
+  CONNECTION_OUTPUT_BYTES_MAX = 4 << 20, /* a control connection that lets more pile up is closed */
+  CONNECTION_OUTPUT_BYTES_PAUSE = 256 << 10, /* above it no further request of that connection is served */
+  STDIN_BYTES_MAX = 64 << 10, /* of one STDIN */
+  STDIN_PENDING_BYTES_MAX = 256 << 10, /* of one process, not yet taken by its pipe */
+  RECORD_HEADER_BYTES = 16,
+  RECORD_DATA_BYTES_MAX = (64 << 10) - RECORD_HEADER_BYTES, /* a whole record fits the smallest segment */
+  SEGMENT_BYTES_MIN = 64 << 10,
+  PIPE_BYTES = 1 << 20, /* what the pipe of a program that floods it is grown to */
+};
+
+/* First member of everything that epoll reports about. */
+enum source_kind { SOURCE_LISTEN, SOURCE_SIGNAL, SOURCE_CONNECTION, SOURCE_STREAM, SOURCE_INPUT };
+struct source {
+  enum source_kind kind;
+};
+
+struct connection;
+struct process;
+
+/* logs.c: the segmented record log of one process */
+
+struct segment {
+  struct segment *next;
+  uint64_t start;
+};
+
+struct log {
+  uint32_t process_id;
+  int fd; /* of the last segment, -1 */
+  uint64_t bytes_max, segment_bytes_max;
+  uint64_t start, end; /* offsets of the oldest kept byte and behind the newest */
+  struct segment *first, *last;
+};
+
+void logs_init(int dir_fd);
+/* Makes the directory empty and ready. A log that cannot be kept loses its output, nothing else. */
+void log_open(struct log *log, uint32_t process_id, uint64_t bytes_max);
+/*
+ * How many bytes of data the next record may have, after dropping old segments to make room for it. 0: the oldest one
+ * has to stay for a follower that consumed only up to `slowest`; never 0 with `force`.
+ */
+size_t log_room(struct log *log, uint64_t slowest, int force);
+/* Appends one record; `record` has RECORD_HEADER_BYTES free in front of its `length` bytes of data. */
+void log_append(struct log *log, uint8_t stream, uint8_t *record, size_t length, uint64_t now_ms);
+void log_idle(struct log *log); /* lets go of the descriptor until the next record */
+void log_remove(struct log *log);
+
+/* process.c */
+
+enum { STATE_RUNNING = 1, STATE_EXITED = 2, STATE_SIGNALED = 3 };
+enum { SPAWN_STDIN = 1, SPAWN_PTY = 2 };
+enum { SCOPE_PROCESS = 0, SCOPE_GROUP = 1, SCOPE_TREE = 2 };
+
+struct spawn {
+  uint32_t id, flags, uid, gid;
+  uint16_t cols, rows;
+  uint64_t output_bytes_max;
+  char *cwd, **argv, **envp;
+};
+
+/* One end that output is read from. */
+struct stream {
+  struct source source;
+  struct process *process;
+  int fd; /* -1 after its end */
+  uint8_t number; /* 1 stdout (and a pty), 2 stderr */
+  uint8_t is_pty, watched, grown;
+};
+
+struct chunk {
+  struct chunk *next;
+  struct connection *asker; /* who gets OK; NULL when it was answered or went away */
+  uint32_t length, at;
+  uint8_t bytes[];
+};
+
+struct input {
+  struct source source;
+  struct process *process;
+  int fd; /* -1: never opened, or closed */
+  uint8_t opened, closing, watched;
+  uint32_t pending_bytes;
+  struct chunk *first, *last;
+};
+
+struct follower {
+  struct follower *next;
+  struct connection *connection;
+  uint64_t consumed, announced;
+  uint8_t armed, eof_announced;
+};
+
+struct process {
+  struct process *next, *previous; /* in order of spawn */
+  struct process *next_by_id, *next_by_pid;
+  uint32_t id, code;
+  pid_t pid;
+  uint8_t state, is_pty;
+  uint8_t forgotten; /* no record any more, but its pipes are read to their end so that nobody gets SIGPIPE */
+  uint8_t dead;
+  uint64_t started_ms, ended_ms;
+  struct stream streams[2];
+  struct input input;
+  struct log log;
+  struct follower *followers;
+};
+
+void processes_init(const struct guest_start *start);
+/* NULL with errno, and `stage` saying what failed. */
+struct process *process_spawn(const struct spawn *spawn, const char **stage);
+struct process *process_of(uint32_t id); /* NULL when unknown or forgotten */
+struct process *processes_first(void);
+/* 0, or an errno. */
+int process_signal(struct process *process, int signal, int scope);
+/* Sends `signal` to every process below this one. */
+void signal_all(int is_init, int signal);
+/* The child `pid` was reaped: NULL when it is no spawned program. Its output so far is in the log afterwards. */
+struct process *process_reaped(pid_t pid, int status);
+void process_forget(struct process *process);
+/* 0 or an errno; what there is to announce is left to process_announce. */
+int process_follow(struct process *process, struct connection *connection, uint64_t consumed);
+void process_announce(struct process *process);
+void process_unfollow(struct process *process, struct connection *connection);
+void processes_disconnect(struct connection *connection); /* drops followers and pending answers of it */
+/* Takes the bytes: 1 written, 0 pending (its answer follows), or -errno. */
+int process_input(struct process *process, struct connection *asker, const uint8_t *bytes, size_t length);
+/* Answers what is pending, early: its bytes still go out. */
+void process_input_accept(struct process *process, const struct connection *asker);
+int process_input_close(struct process *process); /* 0 or an errno */
+int process_resize(struct process *process, uint16_t cols, uint16_t rows); /* 0 or an errno */
+void stream_ready(struct stream *stream);
+void input_ready(struct input *input);
+void processes_sweep(void); /* frees what died during this round of events */
+/* Of the calling process; -1 with errno. */
+int credentials_take(uint32_t uid, uint32_t gid);
+uint64_t now_ms(void);
+
+/* guest.c, for process.c */
+
+int watch(int fd, struct source *source, uint32_t events); /* adds or changes */
+void unwatch(int fd);
+void connection_output(struct connection *connection, const struct process *process, uint64_t start, uint64_t end, int eof);
+void connection_answer(struct connection *connection, uint32_t id, int error, const char *message);
+
+/* Decoding of control requests, apart from what they do, for the fuzzer. 0, or -1: close the connection. */
+struct control_request {
+  uint8_t type;
+  uint32_t id;
+  struct spawn spawn; /* its vectors are owned by the request */
+  uint32_t number; /* signal, grace */
+  uint8_t scope;
+  uint64_t consumed;
+  uint16_t cols, rows;
+  const uint8_t *bytes;
+  size_t bytes_length;
+};
+int control_decode(const struct frame *frame, struct control_request *request);
+void control_request_free(struct control_request *request);
+
+#endif

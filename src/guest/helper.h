@@ -1,0 +1,30 @@
+/* hutch-helper: launcher, keeper and guest. The protocol is docs/guest-protocol.md. */
+#ifndef HUTCH_HELPER_H
+#define HUTCH_HELPER_H
+
+#include <stdint.h>
+#include <stddef.h>
+#include <sys/types.h>
+
+enum { PROTOCOL_VERSION = 1 };
+enum { FRAME_HEADER_BYTES = 12, FRAME_PAYLOAD_BYTES_MAX = 1 << 20 };
+
+/* What the launcher hands to the guest; descriptors are CLOEXEC and owned by the guest from then on. */
+struct guest_start {
+  int listen_fd;     /* listening unix socket, run/guest.sock */
+  int log_dir_fd;    /* O_PATH|O_DIRECTORY of the log directory */
+  int ready_fd;      /* written one byte, then closed, once the guest accepts connections */
+  int is_init;       /* 1: process 1 of a pid namespace; 0: child subreaper */
+  const char *workdir;
+};
+
+/* Runs until SHUTDOWN or a fatal error; the value is the exit status of process 1. */
+int guest_main(const struct guest_start *start);
+
+int launch_main(void);           /* role `launch`: reads its specification from stdin, forks, becomes the keeper */
+int guest_without_isolation(void); /* role `guest` */
+
+/* Serves one files connection until it closes; called in a forked worker that already has its credentials. */
+int files_serve(int fd);
+
+#endif

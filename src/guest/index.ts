@@ -1,0 +1,51 @@
+import type { PlatformError } from '../errors.ts'
+import type { Logger } from '../lib/log.ts'
+import type { Guest } from '../spec/runtime.ts'
+import { ControlChannel } from './control.ts'
+import { FilesChannel } from './files.ts'
+
+export { ProtocolError } from './codec.ts'
+export { type GuestState, KeeperChannel } from './keeper.ts'
+
+export interface GuestClientOptions {
+  /** Path of the guest's socket: at most 107 bytes. */
+  socketPath: string
+  /** Where process 1 writes output to, on this host. */
+  logDir: string
+  log: Logger
+  requestTimeoutMs?: number
+  stallMsMax?: number
+}
+
+/** Process 1 of one instance, reached over its socket. */
+export class GuestClient implements Guest {
+  readonly processes: ControlChannel
+  readonly files: FilesChannel
+
+  constructor(options: GuestClientOptions) {
+    this.processes = new ControlChannel(options)
+    this.files = new FilesChannel(options)
+  }
+
+  /** @throws unavailable when nobody answers */
+  async open(): Promise<void> {
+    await this.processes.open()
+  }
+
+  /** Around freezing: requests wait instead of timing out. */
+  suspend(): void {
+    this.processes.suspend()
+    this.files.suspend()
+  }
+
+  resume(): void {
+    this.processes.resume()
+    this.files.resume()
+  }
+
+  /** Ends every wait, stream and transfer with `error`. */
+  close(error: PlatformError): void {
+    this.processes.close(error)
+    this.files.close(error)
+  }
+}

@@ -1,0 +1,61 @@
+/*
+ * The keeper: the launcher's parent once the instance runs. It stays in the instance's network namespace, relays
+ * connections from unix sockets of the host to ports inside, and waits for process 1.
+ */
+#ifndef HUTCH_KEEPER_H
+#define HUTCH_KEEPER_H
+
+#include <stdint.h>
+#include <sys/types.h>
+
+struct keeper_start {
+  pid_t guest;
+  int guest_pidfd;
+  int listen_fd;   /* listening, run/keeper.sock */
+  int privileged;  /* uid `guest_uid` is the saved uid: taken on for a moment to signal the guest */
+  uid_t guest_uid;
+};
+
+/* The present directory is `run/`. Answers when the guest ended and everything of the keeper is cleaned up. */
+void keeper_run(const struct keeper_start *start);
+
+/* Parts of the keeper */
+
+/* Something in the event loop: what epoll's data points to. */
+struct source {
+  void (*handle)(struct source *source, uint32_t events);
+};
+
+/* Adds a descriptor, or changes what it waits for: 0, or -1 with errno. */
+int loop_add(int fd, uint32_t events, struct source *source);
+
+/* Dials 127.0.0.1 and then ::1. `done` gets a connected descriptor, or -1 and an error; it may be called at once. */
+struct dial {
+  struct source source;
+  void (*done)(struct dial *dial, int fd, int error);
+  int fd; /* -1 when not dialling */
+  uint16_t port;
+  int second;
+};
+
+void dial_start(struct dial *dial, uint16_t port, void (*done)(struct dial *dial, int fd, int error));
+void dial_cancel(struct dial *dial);
+
+/* Ports: 0 or an errno. */
+int port_listen(uint16_t number);
+void ports_close(void);
+/* Frees what was closed while events of the present batch may still point to it. */
+void ports_sweep(void);
+
+struct port;
+void port_released(struct port *port);
+
+/* Takes the descriptor and the caller's hold on `port`, which port_released gives back once the relay is over. */
+void relay_open(int client, uint16_t number, struct port *port);
+/* Goes on with relays that had more to move: 1 when there still are some. */
+int relays_continue(void);
+/* As ports_sweep. */
+void relays_sweep(void);
+void relays_limit(size_t descriptors);
+
+#endif

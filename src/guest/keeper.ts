@@ -1,0 +1,127 @@
+import { PlatformError } from '../errors.ts'
+import type { Logger } from '../lib/log.ts'
+import { FrameType, FrameWriter, readError, readGuestState } from './codec.ts'
+import { errnoName } from './errno.ts'
+import { Requests } from './requests.ts'
+
+/** The keeper keeps 256 ports open, the least recently used go first; these are surely still open. */
+const knownPortsMax = 128
+
+export interface GuestState {
+  state: 'running' | 'exited' | 'signaled'
+  /** Exit code or signal. */
+  code: number
+}
+
+export interface KeeperOptions {
+  socketPath: string
+  log: Logger
+  /** Process 1 ended, as the keeper saw it; null when the keeper itself went away. Called once. */
+  onEnd: (state: GuestState | null) => void
+}
+
+/** The channel to an instance's keeper: ports, and the end of process 1. */
+export class KeeperChannel {
+  #requests: Requests
+  #nextId = 1
+  #listening = new Map<number, Promise<void>>()
+  #ended = false
+  #onEnd: KeeperOptions['onEnd']
+
+  constructor(options: KeeperOptions) {
+    this.#onEnd = options.onEnd
+    this.#requests = new Requests({
+      path: options.socketPath,
+      role: 'keeper',
+      log: options.log,
+      onEvent: (frame) => {
+        if (frame.type !== FrameType.guest) return false
+        const state = readGuestState(frame.payload)
+        if (state.state !== 'running') this.#end(state)
+        return true
+      },
+      onOpen: async () => {
+        // Another keeper process cannot be behind this path, but its ports may have been dropped meanwhile.
+        this.#listening.clear()
+      },
+      wanted: () => !this.#ended,
+      onGivenUp: () => this.#end(null),
+    })
+  }
+
+  /** @throws unavailable when there is no keeper */
+  async status(): Promise<GuestState> {
+    const id = this.#id()
+    const answer = await this.#requests.request(
+      id,
+      new FrameWriter(FrameType.status, id).finish(),
+      FrameType.guest,
+    )
+    if (answer.type === FrameType.error) throw refused(answer.payload, 'status')
+    return readGuestState(answer.payload)
+  }
+
+  /** From then on `p<port>` beside the keeper's socket leads to the port inside. */
+  async listen(port: number): Promise<void> {
+    const known = this.#listening.get(port)
+    if (known) {
+      this.#listening.delete(port)
+      this.#listening.set(port, known)
+      return known
+    }
+    const listening = this.#listen(port)
+    this.#listening.set(port, listening)
+    listening.catch(() => this.#listening.delete(port))
+    if (this.#listening.size > knownPortsMax) {
+      const [oldest] = this.#listening.keys()
+      if (oldest !== undefined) this.#listening.delete(oldest)
+    }
+    return listening
+  }
+
+  async #listen(port: number): Promise<void> {
+    const id = this.#id()
+    const answer = await this.#requests.request(
+      id,
+      new FrameWriter(FrameType.listen, id).u16(port).finish(),
+      FrameType.ok,
+    )
+    if (answer.type === FrameType.error) throw refused(answer.payload, `port ${port}`)
+  }
+
+  async probe(port: number): Promise<boolean> {
+    const id = this.#id()
+    const answer = await this.#requests.request(
+      id,
+      new FrameWriter(FrameType.probe, id).u16(port).finish(),
+      FrameType.ok,
+    )
+    return answer.type === FrameType.ok
+  }
+
+  /** SIGKILL to process 1; its end is told by `onEnd`. */
+  async kill(): Promise<void> {
+    await this.#requests.notify(new FrameWriter(FrameType.kill, 0).finish())
+  }
+
+  close(error: PlatformError): void {
+    this.#ended = true
+    this.#requests.close(error)
+  }
+
+  #id(): number {
+    this.#nextId = (this.#nextId % 0xffff_fff0) + 1
+    return this.#nextId
+  }
+
+  #end(state: GuestState | null) {
+    if (this.#ended) return
+    this.#ended = true
+    this.#onEnd(state)
+  }
+}
+
+function refused(payload: Uint8Array, what: string): PlatformError {
+  const { errno } = readError(payload)
+  return new PlatformError('unavailable', `The sandbox's ${what} cannot be opened: ${errnoName(errno)}`)
+}

@@ -1,0 +1,376 @@
+/*
+ * The launcher. The order of its steps is what matters:
+ *   launcher: own user namespace (by a child) | network namespace | process 1 | network
+ *   process 1: cgroups | mount, uts, ipc and cgroup namespaces | file systems, root | user namespace | privileges
+ * Every namespace but the user namespace is made by, and stays owned by, the host's root: root inside has no power
+ * over mounts, network or host name. An ordinary user's instance owns them all through one user namespace.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+
+#include "failure.h"
+#include "helper.h"
+#include "keeper.h"
+#include "mounts.h"
+#include "network.h"
+#include "privileges.h"
+#include "seccomp.h"
+#include "spec.h"
+#include "sys.h"
+#include "userns.h"
+
+enum {
+  START_MS_MAX = 20000,
+  SOCKET_BACKLOG = 128,
+  OPEN_FILES_SOFT = 65536,
+  OPEN_FILES_HARD = 1048576,
+  CORE_BYTES = 1, /* the one value that also keeps the kernel from starting the host's core handler */
+  /* Process 1 goes last when memory runs out; it gives what it starts the usual score. */
+  OOM_SCORE_GUEST = -900,
+};
+
+extern char **environ;
+
+/* What process 1 says to the launcher before it is ready; then one byte. */
+struct report {
+  char stage[16];
+  int error;
+  char message[FAILURE_MESSAGE_BYTES_MAX];
+};
+
+/* What a failing launcher takes back. */
+static struct {
+  pid_t guest;
+  int sockets; /* the present directory is run/, and the sockets in it are ours */
+} launched;
+
+static void report_failure(const char *stage, int error, const char *message) {
+  if (launched.guest > 0) {
+    kill(launched.guest, SIGKILL);
+    while (waitpid(launched.guest, NULL, __WALL) < 0 && errno == EINTR) {}
+  }
+  if (launched.sockets) {
+    unlink("guest.sock");
+    unlink("keeper.sock");
+  }
+  dprintf(STDOUT_FILENO, "error stage=%s errno=%d %s: %s\n", stage, error, message, strerror(error));
+}
+
+static int child_channel = -1;
+
+static void send_failure(const char *stage, int error, const char *message) {
+  struct report report = {.error = error};
+  strncpy(report.stage, stage, sizeof report.stage - 1);
+  strncpy(report.message, message, sizeof report.message - 1);
+  (void)send(child_channel, &report, sizeof report, MSG_NOSIGNAL);
+}
+
+/* Process 1 */
+
+struct guest_plan {
+  const struct spec *spec;
+  struct identity identity;
+  int channel, listen_fd;
+};
+
+/* The launcher's end must be this process's end; a change of credentials clears the wish. */
+static void die_with_launcher(void) {
+  if (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0) fail("privileges", "parent death signal");
+}
+
+static void join_cgroups(const struct spec *spec) {
+  for (size_t i = 0; i < spec->cgroup1_count; i++) {
+    int directory = open(spec->cgroups1[i], O_PATH | O_DIRECTORY | O_CLOEXEC);
+    /* `tasks`, by the thread itself: a write to cgroup.procs waits for all of the host's processors. */
+    if (directory < 0 || write_file_at(directory, "tasks", "0") < 0) fail("cgroup", "%s", spec->cgroups1[i]);
+    close(directory);
+  }
+}
+
+static void set_limits(const struct spec *spec) {
+  struct rlimit files = {0};
+  if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
+    if (files.rlim_max > OPEN_FILES_HARD) files.rlim_max = OPEN_FILES_HARD;
+    files.rlim_cur = files.rlim_max < OPEN_FILES_SOFT ? files.rlim_max : OPEN_FILES_SOFT;
+    if (setrlimit(RLIMIT_NOFILE, &files) < 0) fail("limits", "open files");
+  }
+  struct rlimit core = {CORE_BYTES, CORE_BYTES};
+  (void)setrlimit(RLIMIT_CORE, &core); /* a lower limit of the host is as good */
+  struct rlimit processes = {spec->pids_max, spec->pids_max};
+  if (spec->pids_max && setrlimit(RLIMIT_NPROC, &processes) < 0) fail("limits", "processes");
+}
+
+static void become_root_inside(const struct guest_plan *plan, int proc_fd) {
+  const struct identity *identity = &plan->identity;
+  if (identity->userns_fd >= 0 && setns(identity->userns_fd, CLONE_NEWUSER) < 0) fail("identity", "user namespace");
+  /* With one id only, the kernel does not let go of the user's groups. */
+  if (identity->many && syscall(SYS_setgroups, 0, NULL) < 0) fail("identity", "groups");
+  if (syscall(SYS_setresgid, 0, 0, 0) < 0 || syscall(SYS_setresuid, 0, 0, 0) < 0) fail("identity", "root inside");
+  if (write_file_at(proc_fd, "sys/user/max_user_namespaces", "0") < 0) fail("identity", "max_user_namespaces");
+}
+
+static void make_workdir(char *path) {
+  for (char *at = path + 1;; at++) {
+    if (*at && *at != '/') continue;
+    char kept = *at;
+    *at = 0;
+    int made = mkdir(path, 0755);
+    if (made < 0 && errno != EEXIST) fail("workdir", "%s", path);
+    *at = kept;
+    if (!kept) break;
+  }
+  struct stat status;
+  if (stat(path, &status) < 0) fail("workdir", "%s", path);
+  if (!S_ISDIR(status.st_mode)) fail_with(ENOTDIR, "workdir", "%s", path);
+}
+
+static void start_program(const struct spec *spec) {
+  if (spec->exec_count == 0) return;
+  pid_t pid = fork();
+  if (pid < 0) fail("exec", "fork");
+  if (pid > 0) return;
+  char *environment[] = {"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", NULL};
+  signal(SIGPIPE, SIG_DFL);
+  setsid();
+  if (chdir(spec->workdir) == 0) execve(spec->exec[0], spec->exec, environment);
+  _exit(127);
+}
+
+/* Moves `fd` to `to` and up to there nothing else stays open. */
+static int keep_at(int fd, int to) {
+  if (fd == to) return fd;
+  if (dup3(fd, to, O_CLOEXEC) < 0) fail("guest", "descriptors");
+  return to;
+}
+
+static _Noreturn void guest_process(struct guest_plan *plan, struct spec *spec) {
+  enum { CHANNEL = 3, LISTEN = 4, LOG = 5, FIRST_CLOSED = 6, PARKED = 64 };
+  child_channel = plan->channel;
+  on_failure(send_failure);
+  dup2(STDIN_FILENO, STDOUT_FILENO); /* /dev/null: the launcher alone answers */
+  die_with_launcher();
+  prctl(PR_SET_NAME, "hutch-guest");
+  /* A session keyring of its own, where the kernel has keyrings. */
+  (void)syscall(SYS_keyctl, 1, NULL);
+  char score[16];
+  snprintf(score, sizeof score, "%d", OOM_SCORE_GUEST);
+  (void)write_file_at(AT_FDCWD, "/proc/self/oom_score_adj", score); /* an ordinary user may not lower it */
+  join_cgroups(spec);
+  if (unshare(CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWCGROUP) < 0) fail("namespaces", "unshare");
+  if (sethostname(spec->hostname, strlen(spec->hostname)) < 0) fail("hostname", "%s", spec->hostname);
+
+  struct root root;
+  root_enter(spec, &plan->identity, &root);
+  become_root_inside(plan, root.proc_fd);
+  umask(022);
+  make_workdir(spec->workdir);
+  set_limits(spec);
+  privileges_bound(CAPABILITIES_INSIDE);
+  if (prctl(PR_SET_DUMPABLE, 0) < 0) fail("privileges", "dumpable");
+  die_with_launcher();
+
+  for (int fd = 0; fd < 3; fd++)
+    if (dup2(root.null_fd, fd) < 0) fail("guest", "descriptors");
+  int channel = fcntl(plan->channel, F_DUPFD_CLOEXEC, PARKED);
+  int listening = fcntl(plan->listen_fd, F_DUPFD_CLOEXEC, PARKED);
+  int log = fcntl(root.log_fd, F_DUPFD_CLOEXEC, PARKED);
+  child_channel = keep_at(channel, CHANNEL);
+  struct guest_start start = {
+      .listen_fd = keep_at(listening, LISTEN),
+      .log_dir_fd = keep_at(log, LOG),
+      .ready_fd = CHANNEL,
+      .is_init = 1,
+      .workdir = spec->workdir,
+  };
+  if (sys_close_range(FIRST_CLOSED, ~0U) < 0) fail("guest", "descriptors");
+
+  /* Until here the launcher may have died unnoticed; from here it is heard. */
+  char go;
+  ssize_t got;
+  do got = read(CHANNEL, &go, 1);
+  while (got < 0 && errno == EINTR);
+  if (got != 1) _exit(1);
+  if (spec->seccomp) seccomp_install();
+  start_program(spec);
+  _exit(guest_main(&start));
+}
+
+/* The launcher */
+
+static void forget_environment(void) {
+  /* The platform's secrets may be in it, and process 1 is a copy of this process. */
+  for (char **entry = environ; *entry; entry++) memset(*entry, 0, strlen(*entry));
+  environ[0] = NULL;
+}
+
+static size_t read_specification(char *text) {
+  size_t length = 0;
+  for (;;) {
+    ssize_t got = read(STDIN_FILENO, text + length, SPEC_BYTES_MAX + 1 - length);
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) fail("spec", "stdin");
+    if (got == 0) return length;
+    length += (size_t)got;
+    if (length > SPEC_BYTES_MAX) fail_with(E2BIG, "spec", "more than %d bytes", SPEC_BYTES_MAX);
+  }
+}
+
+static void replace_stdin_and_stderr(void) {
+  int null = open("/dev/null", O_RDWR | O_CLOEXEC);
+  if (null < 0 || dup2(null, STDIN_FILENO) < 0 || dup2(null, STDERR_FILENO) < 0) fail("dir", "/dev/null");
+  if (null > STDERR_FILENO) close(null);
+}
+
+/* Makes run/ the present directory. Its lock says that a keeper is there, and lives as long as the keeper. */
+static void enter_run_directory(const struct spec *spec, uid_t keeper_uid) {
+  int dir = open(spec->dir, O_PATH | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+  if (dir < 0) fail("dir", "%s", spec->dir);
+  if (mkdirat(dir, "run", 0700) < 0 && errno != EEXIST) fail("dir", "run");
+  if (mkdirat(dir, "log", 0700) < 0 && errno != EEXIST) fail("dir", "log");
+  int run = openat(dir, "run", O_RDONLY | O_DIRECTORY | O_CLOEXEC | O_NOFOLLOW);
+  if (run < 0) fail("dir", "run");
+  if (flock(run, LOCK_EX | LOCK_NB) < 0) fail_with(EBUSY, "dir", "the instance runs already");
+  if (spec->has_uidbase && fchown(run, keeper_uid, keeper_uid) < 0) fail("dir", "run");
+  if (fchdir(run) < 0) fail("dir", "run");
+  close(dir);
+  launched.sockets = 1;
+  if (unlink("exit") < 0 && errno != ENOENT) fail("dir", "exit");
+}
+
+static int listen_at(const char *name) {
+  struct sockaddr_un address = {.sun_family = AF_UNIX};
+  strncpy(address.sun_path, name, sizeof address.sun_path - 1);
+  int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  if (fd < 0) fail("sockets", "socket");
+  unlink(name);
+  if (bind(fd, (struct sockaddr *)&address, sizeof address) < 0 || listen(fd, SOCKET_BACKLOG) < 0)
+    fail("sockets", "%s", name);
+  return fd;
+}
+
+static pid_t clone_guest(const struct spec *spec, int *pidfd) {
+  struct clone_arguments arguments = {.flags = CLONE_NEWPID | CLONE_PIDFD, .exit_signal = SIGCHLD};
+  arguments.pidfd = (uint64_t)(uintptr_t)pidfd;
+  int cgroup = -1;
+  if (spec->cgroup2) {
+    cgroup = open(spec->cgroup2, O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (cgroup < 0) fail("cgroup", "%s", spec->cgroup2);
+    arguments.flags |= CLONE_INTO_CGROUP_FLAG;
+    arguments.cgroup = (uint64_t)cgroup;
+  }
+  pid_t pid = sys_clone3(&arguments);
+  if (pid < 0) fail(spec->cgroup2 ? "cgroup" : "namespaces", "process 1 cannot be made");
+  if (pid > 0 && cgroup >= 0) close(cgroup);
+  return pid;
+}
+
+static void await_guest(int channel) {
+  struct report report;
+  struct pollfd waiting = {.fd = channel, .events = POLLIN};
+  int ready;
+  do ready = poll(&waiting, 1, START_MS_MAX);
+  while (ready < 0 && errno == EINTR);
+  if (ready == 0) fail_with(ETIMEDOUT, "guest", "process 1 was not ready after %d ms", START_MS_MAX);
+  ssize_t got = recv(channel, &report, sizeof report, 0);
+  if (got == 1) return;
+  if (got == (ssize_t)sizeof report) {
+    report.stage[sizeof report.stage - 1] = 0;
+    report.message[sizeof report.message - 1] = 0;
+    fail_with(report.error, report.stage, "%s", report.message);
+  }
+  int status = 0;
+  if (waitpid(launched.guest, &status, __WALL) == launched.guest) launched.guest = 0;
+  if (WIFSIGNALED(status)) fail_with(ECHILD, "guest", "process 1 was killed by signal %d", WTERMSIG(status));
+  fail_with(ECHILD, "guest", "process 1 ended with code %d", WEXITSTATUS(status));
+}
+
+/* From here only what is in run/ can be reached, as a uid that owns nothing else. */
+static void become_keeper(const struct spec *spec, uid_t keeper_uid) {
+  setsid();
+  prctl(PR_SET_NAME, "hutch-keeper");
+  if (chroot(".") < 0) fail("keeper", "chroot");
+  umask(0077);
+  if (spec->has_uidbase) {
+    if (syscall(SYS_setgroups, 0, NULL) < 0) fail("keeper", "groups");
+    if (syscall(SYS_setresgid, keeper_uid, keeper_uid, keeper_uid) < 0) fail("keeper", "gid");
+    /* Capabilities are given up below, and PR_CAPBSET_DROP takes one that this change would clear. */
+    if (prctl(PR_SET_KEEPCAPS, 1) < 0) fail("keeper", "capabilities");
+    if (syscall(SYS_setresuid, keeper_uid, keeper_uid, spec->uidbase) < 0) fail("keeper", "uid");
+    if (prctl(PR_SET_KEEPCAPS, 0) < 0) fail("keeper", "capabilities");
+  }
+  privileges_bound(CAPABILITIES_NONE);
+}
+
+int launch_main(void) {
+  on_failure(report_failure);
+  forget_environment();
+  if (sys_close_range(STDERR_FILENO + 1, ~0U) < 0) fail("dir", "descriptors");
+  sigset_t none;
+  sigemptyset(&none);
+  sigprocmask(SIG_SETMASK, &none, NULL);
+  for (int signal_number = 1; signal_number < 32; signal_number++) signal(signal_number, SIG_DFL);
+  signal(SIGPIPE, SIG_IGN);
+  umask(0077);
+
+  char *text = mmap(NULL, SPEC_BYTES_MAX + 1, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (text == MAP_FAILED) fail("spec", "memory");
+  struct spec spec;
+  spec_parse(&spec, text, read_specification(text));
+  if (spec.has_uidbase && geteuid() != 0) fail_with(EPERM, "spec", "uidbase: only root has uid ranges to give");
+  if (!spec.has_uidbase && geteuid() == 0) fail_with(EINVAL, "spec", "uidbase: missing, as root");
+  if (!spec.has_uidbase && spec.disk == DISK_LOOP) fail_with(EPERM, "spec", "disk: only root can mount images");
+  replace_stdin_and_stderr();
+  uid_t keeper_uid = spec.uidbase + UID_RANGE;
+  enter_run_directory(&spec, keeper_uid);
+  int keeper_listen = listen_at("keeper.sock");
+
+  int channel[2];
+  if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, channel) < 0) fail("sockets", "channel");
+  struct guest_plan plan = {.spec = &spec, .channel = channel[1], .listen_fd = listen_at("guest.sock")};
+  if (spec.has_uidbase) {
+    struct userns_maker maker;
+    userns_start(&maker, spec.uidbase, spec.pids_max);
+    if (unshare(CLONE_NEWNET) < 0) fail("namespaces", "network");
+    plan.identity = (struct identity){.userns_fd = userns_finish(&maker, spec.uidbase), .many = 1};
+  } else {
+    plan.identity = (struct identity){.userns_fd = -1, .many = userns_enter_unprivileged()};
+  }
+
+  int guest_pidfd = -1;
+  launched.guest = clone_guest(&spec, &guest_pidfd);
+  if (launched.guest == 0) guest_process(&plan, &spec);
+  close(channel[1]);
+  close(plan.listen_fd);
+  if (plan.identity.userns_fd >= 0) close(plan.identity.userns_fd);
+  network_setup(); /* while process 1 mounts */
+  if (send(channel[0], "g", 1, MSG_NOSIGNAL) < 0 && errno != EPIPE) fail("guest", "channel");
+  await_guest(channel[0]);
+  close(channel[0]);
+  pid_t guest = launched.guest;
+  struct keeper_start start = {
+      .guest = guest,
+      .guest_pidfd = guest_pidfd,
+      .listen_fd = keeper_listen,
+      .privileged = spec.has_uidbase,
+      .guest_uid = spec.uidbase,
+  };
+  become_keeper(&spec, keeper_uid);
+  munmap(text, SPEC_BYTES_MAX + 1);
+  if (dprintf(STDOUT_FILENO, "ok guest=%d keeper=%d\n", guest, getpid()) < 0) fail("keeper", "stdout");
+  dup2(STDIN_FILENO, STDOUT_FILENO);
+  keeper_run(&start);
+  return 0;
+}

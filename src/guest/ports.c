@@ -1,0 +1,113 @@
+#define _GNU_SOURCE
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+#include "keeper.h"
+
+enum { PORTS_MAX = 256, PORT_BACKLOG = 256, ACCEPTS_PER_TURN_MAX = 32 };
+
+struct port {
+  struct source source;
+  int fd;
+  uint16_t number;
+  unsigned relays;
+  struct port *next_closed;
+  uint64_t used; /* counts on: when it was last asked for or connected to */
+};
+
+static struct port *ports[PORTS_MAX];
+static int port_count;
+static uint64_t uses;
+static struct port *closed; /* events of the present batch may still point to them */
+
+static void socket_name(uint16_t number, struct sockaddr_un *address) {
+  *address = (struct sockaddr_un){.sun_family = AF_UNIX};
+  snprintf(address->sun_path, sizeof address->sun_path, "p%u", number);
+}
+
+static void port_close(int index) {
+  struct sockaddr_un address;
+  socket_name(ports[index]->number, &address);
+  unlink(address.sun_path);
+  close(ports[index]->fd);
+  ports[index]->fd = -1;
+  ports[index]->next_closed = closed;
+  closed = ports[index];
+  ports[index] = ports[--port_count];
+}
+
+void port_released(struct port *port) { port->relays--; }
+
+static void port_ready(struct source *source, uint32_t events) {
+  (void)events;
+  struct port *port = (struct port *)source;
+  if (port->fd < 0) return;
+  for (int i = 0; i < ACCEPTS_PER_TURN_MAX; i++) {
+    int client = accept4(port->fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
+    if (client < 0) return;
+    port->used = ++uses;
+    port->relays++;
+    relay_open(client, port->number, port);
+  }
+}
+
+static int open_socket(uint16_t number) {
+  struct sockaddr_un address;
+  socket_name(number, &address);
+  int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  if (fd < 0) return -1;
+  unlink(address.sun_path); /* left by an earlier keeper: this one holds the lock on the directory */
+  if (bind(fd, (struct sockaddr *)&address, sizeof address) == 0 && listen(fd, PORT_BACKLOG) == 0) return fd;
+  int error = errno;
+  close(fd);
+  errno = error;
+  return -1;
+}
+
+/* Closes the least recently used port that no connection is using: 0 when there is none. */
+static int evict(void) {
+  int oldest = -1;
+  for (int i = 0; i < port_count; i++)
+    if (ports[i]->relays == 0 && (oldest < 0 || ports[i]->used < ports[oldest]->used)) oldest = i;
+  if (oldest < 0) return 0;
+  port_close(oldest);
+  return 1;
+}
+
+int port_listen(uint16_t number) {
+  if (number == 0) return EINVAL;
+  for (int i = 0; i < port_count; i++) {
+    if (ports[i]->number != number) continue;
+    ports[i]->used = ++uses;
+    return 0;
+  }
+  if (port_count == PORTS_MAX && !evict()) return EAGAIN;
+  struct port *port = calloc(1, sizeof *port);
+  if (!port) return ENOMEM;
+  *port = (struct port){.source = {port_ready}, .number = number, .used = ++uses, .fd = open_socket(number)};
+  if (port->fd < 0 || loop_add(port->fd, EPOLLIN, &port->source) < 0) {
+    int error = errno;
+    if (port->fd >= 0) close(port->fd);
+    free(port);
+    return error;
+  }
+  ports[port_count++] = port;
+  return 0;
+}
+
+void ports_sweep(void) {
+  while (closed) {
+    struct port *port = closed;
+    closed = port->next_closed;
+    free(port);
+  }
+}
+
+void ports_close(void) {
+  while (port_count > 0) port_close(port_count - 1);
+}

@@ -1,0 +1,282 @@
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "keeper.h"
+
+enum {
+  RELAYS_MAX = 1024,
+  RELAY_DESCRIPTORS = 6,
+  DESCRIPTORS_RESERVED = 512,    /* ports, control connections, dials */
+  DIAL_SYN_RETRIES = 3,          /* a full backlog is given up after about 15 s */
+  PIPE_BYTES = 256 * 1024,       /* what a direction holds at most besides the sockets' own buffers */
+  PIPES_SPARE_MAX = 4,
+  TURN_ROUNDS_MAX = 8,           /* then other connections get their turn */
+};
+
+/* Dialling */
+
+static void dial_next(struct dial *dial);
+
+static void dial_finish(struct dial *dial, int error) {
+  int fd = dial->fd;
+  dial->fd = -1;
+  if (error && fd >= 0) close(fd);
+  if (error && !dial->second) {
+    dial->second = 1;
+    dial_next(dial);
+    return;
+  }
+  /* It may still be in the loop: its new owner adds it again with a source of its own, or closes it. */
+  dial->done(dial, error ? -1 : fd, error);
+}
+
+static void dial_ready(struct source *source, uint32_t events) {
+  (void)events;
+  struct dial *dial = (struct dial *)source;
+  if (dial->fd < 0) return;
+  int error = 0;
+  socklen_t size = sizeof error;
+  if (getsockopt(dial->fd, SOL_SOCKET, SO_ERROR, &error, &size) < 0) error = errno;
+  dial_finish(dial, error);
+}
+
+static void dial_next(struct dial *dial) {
+  struct sockaddr_in6 v6 = {.sin6_family = AF_INET6, .sin6_port = htons(dial->port), .sin6_addr = IN6ADDR_LOOPBACK_INIT};
+  struct sockaddr_in v4 = {.sin_family = AF_INET, .sin_port = htons(dial->port)};
+  v4.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  dial->fd = socket(dial->second ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  if (dial->fd < 0) {
+    dial_finish(dial, errno);
+    return;
+  }
+  int retries = DIAL_SYN_RETRIES, on = 1;
+  setsockopt(dial->fd, IPPROTO_TCP, TCP_SYNCNT, &retries, sizeof retries);
+  setsockopt(dial->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+  int done = dial->second ? connect(dial->fd, (struct sockaddr *)&v6, sizeof v6)
+                          : connect(dial->fd, (struct sockaddr *)&v4, sizeof v4);
+  if (done == 0) {
+    dial_finish(dial, 0);
+    return;
+  }
+  if (errno != EINPROGRESS || loop_add(dial->fd, EPOLLOUT | EPOLLONESHOT, &dial->source) < 0)
+    dial_finish(dial, errno);
+}
+
+void dial_start(struct dial *dial, uint16_t port, void (*done)(struct dial *, int, int)) {
+  *dial = (struct dial){.source = {dial_ready}, .done = done, .fd = -1, .port = port};
+  dial_next(dial);
+}
+
+void dial_cancel(struct dial *dial) {
+  if (dial->fd >= 0) close(dial->fd);
+  dial->fd = -1;
+}
+
+/* Pipes: a direction holds one only while bytes are in it, so that idle connections cost two descriptors. */
+
+struct pipe_ends {
+  int read, write;
+};
+
+static struct pipe_ends spare[PIPES_SPARE_MAX];
+static int spare_count;
+
+static int pipe_take(struct pipe_ends *ends) {
+  if (spare_count > 0) {
+    *ends = spare[--spare_count];
+    return 0;
+  }
+  int fds[2];
+  if (pipe2(fds, O_CLOEXEC | O_NONBLOCK) < 0) return -1;
+  (void)fcntl(fds[1], F_SETPIPE_SZ, PIPE_BYTES);
+  *ends = (struct pipe_ends){fds[0], fds[1]};
+  return 0;
+}
+
+static void pipe_return(struct pipe_ends *ends, int empty) {
+  if (ends->read < 0) return;
+  if (empty && spare_count < PIPES_SPARE_MAX) {
+    spare[spare_count++] = *ends;
+  } else {
+    close(ends->read);
+    close(ends->write);
+  }
+  ends->read = ends->write = -1;
+}
+
+/* Relays */
+
+struct relay;
+
+struct endpoint {
+  struct source source;
+  struct relay *relay;
+  int fd;
+  int readable, writable, gone;
+};
+
+struct direction {
+  struct endpoint *from, *to;
+  struct pipe_ends pipe;
+  size_t held;
+  int ended; /* `from` has no more bytes */
+  int done;  /* and `to` was told, or takes none */
+};
+
+struct relay {
+  struct dial dial;
+  struct endpoint client, server;
+  struct direction up, down;
+  struct port *port;
+  struct relay *next_queued, *next_dead;
+  int queued, closed;
+};
+
+static size_t relay_count, relays_max = RELAYS_MAX;
+static struct relay *queue, *dead;
+
+void relays_limit(size_t descriptors) {
+  size_t possible = descriptors > DESCRIPTORS_RESERVED ? (descriptors - DESCRIPTORS_RESERVED) / RELAY_DESCRIPTORS : 1;
+  relays_max = possible < RELAYS_MAX ? possible : RELAYS_MAX;
+}
+
+static void relay_close(struct relay *relay) {
+  if (relay->closed) return;
+  relay->closed = 1;
+  dial_cancel(&relay->dial);
+  pipe_return(&relay->up.pipe, relay->up.held == 0);
+  pipe_return(&relay->down.pipe, relay->down.held == 0);
+  if (relay->client.fd >= 0) close(relay->client.fd);
+  if (relay->server.fd >= 0) close(relay->server.fd);
+  relay_count--;
+  port_released(relay->port);
+  relay->next_dead = dead;
+  dead = relay;
+}
+
+void relays_sweep(void) {
+  /* Those still queued are freed after their turn. */
+  struct relay **link = &dead;
+  while (*link) {
+    struct relay *relay = *link;
+    if (relay->queued) {
+      link = &relay->next_dead;
+      continue;
+    }
+    *link = relay->next_dead;
+    free(relay);
+  }
+}
+
+static int is_blocked(void) { return errno == EAGAIN || errno == EINTR; }
+
+/* Moves bytes until one side blocks or the turn is over: 1 when there is more to do at once. */
+static int pump(struct direction *way) {
+  for (int round = 0; !way->done; round++) {
+    if (round == TURN_ROUNDS_MAX) return 1;
+    if (way->held == 0 && !way->ended) {
+      if (!way->from->readable) break;
+      if (way->pipe.read < 0 && pipe_take(&way->pipe) < 0) {
+        way->ended = 1;
+        continue;
+      }
+      ssize_t got = splice(way->from->fd, NULL, way->pipe.write, NULL, PIPE_BYTES, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
+      if (got > 0) way->held = (size_t)got;
+      else if (got < 0 && is_blocked()) way->from->readable = errno == EINTR;
+      else way->ended = 1;
+    }
+    if (way->held > 0) {
+      if (!way->to->writable) break;
+      ssize_t put = splice(way->pipe.read, NULL, way->to->fd, NULL, way->held, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
+      if (put > 0) way->held -= (size_t)put;
+      else if (put < 0 && is_blocked()) way->to->writable = errno == EINTR;
+      else {
+        /* The receiver takes no more: tell the sender, and let the other direction finish. */
+        way->done = 1;
+        (void)shutdown(way->from->fd, SHUT_RD);
+      }
+    }
+    if (way->held == 0 && way->ended && !way->done) {
+      way->done = 1;
+      (void)shutdown(way->to->fd, SHUT_WR);
+    }
+  }
+  if (way->held == 0 || way->done) pipe_return(&way->pipe, way->held == 0);
+  return 0;
+}
+
+static void relay_turn(struct relay *relay) {
+  if (relay->closed || relay->server.fd < 0) return;
+  int more = pump(&relay->down);
+  more |= pump(&relay->up);
+  /* A side that is gone for good, not only done with sending, takes nothing any more. */
+  if ((relay->up.done && relay->down.done) || (relay->client.gone && relay->up.done) ||
+      (relay->server.gone && relay->down.done)) {
+    relay_close(relay);
+  } else if (more && !relay->queued) {
+    relay->queued = 1;
+    relay->next_queued = queue;
+    queue = relay;
+  }
+}
+
+int relays_continue(void) {
+  struct relay *turn = queue;
+  queue = NULL;
+  while (turn) {
+    struct relay *relay = turn;
+    turn = relay->next_queued;
+    relay->queued = 0;
+    relay_turn(relay);
+  }
+  return queue != NULL;
+}
+
+static void endpoint_ready(struct source *source, uint32_t events) {
+  struct endpoint *endpoint = (struct endpoint *)source;
+  if (endpoint->relay->closed) return;
+  if (events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR)) endpoint->readable = 1;
+  if (events & (EPOLLOUT | EPOLLHUP | EPOLLERR)) endpoint->writable = 1;
+  if (events & (EPOLLHUP | EPOLLERR)) endpoint->gone = 1;
+  relay_turn(endpoint->relay);
+}
+
+static void relay_dialled(struct dial *dial, int fd, int error) {
+  struct relay *relay = (struct relay *)dial;
+  (void)error;
+  if (fd < 0) {
+    relay_close(relay);
+    return;
+  }
+  relay->server.fd = fd;
+  relay->server.writable = 1;
+  uint32_t events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET;
+  if (loop_add(relay->client.fd, events, &relay->client.source) < 0 ||
+      loop_add(fd, events, &relay->server.source) < 0)
+    relay_close(relay);
+  else relay_turn(relay);
+}
+
+void relay_open(int client, uint16_t number, struct port *port) {
+  struct relay *relay = relay_count < relays_max ? calloc(1, sizeof *relay) : NULL;
+  if (!relay) {
+    close(client);
+    port_released(port);
+    return;
+  }
+  relay_count++;
+  relay->port = port;
+  relay->client = (struct endpoint){.source = {endpoint_ready}, .relay = relay, .fd = client, .readable = 1, .writable = 1};
+  relay->server = (struct endpoint){.source = {endpoint_ready}, .relay = relay, .fd = -1};
+  relay->up = (struct direction){.from = &relay->client, .to = &relay->server, .pipe = {-1, -1}};
+  relay->down = (struct direction){.from = &relay->server, .to = &relay->client, .pipe = {-1, -1}};
+  dial_start(&relay->dial, number, relay_dialled);
+}

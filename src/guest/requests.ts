@@ -1,0 +1,258 @@
+import { PlatformError } from '../errors.ts'
+import type { Logger } from '../lib/log.ts'
+import { type Frame, FrameType, ProtocolError } from './codec.ts'
+import { Connection, type ConnectionRole } from './connection.ts'
+
+/** Every answer but that of a stdin write comes from an event loop that never blocks. */
+export const requestTimeoutMsDefault = 15_000
+const pendingMax = 4096
+const reconnectAttemptsMax = 12
+const reconnectMsMin = 20
+const reconnectMsMax = 5_000
+/** Frames that nobody asked for, in one window; a few are races, many are a flood. */
+const unexpectedFramesMax = 1024
+const unexpectedWindowMs = 10_000
+
+interface Pending {
+  expected: number
+  onAnswer: ((frame: Frame) => void) | undefined
+  deadline: number
+  resolve: (frame: Frame) => void
+  reject: (error: Error) => void
+}
+
+export interface RequestsOptions {
+  path: string
+  role: ConnectionRole
+  log: Logger
+  timeoutMs?: number | undefined
+  /** Every frame that answers no request. False: it was not expected. */
+  onEvent: (frame: Frame) => boolean
+  /** After every connect; requests made in it go out first. */
+  onOpen?: () => Promise<void>
+  /** Whether somebody waits for events, so that a lost connection is made again at once. */
+  wanted?: () => boolean
+  /** A lost connection could not be made again. */
+  onGivenUp?: (error: PlatformError) => void
+}
+
+/**
+ * Requests and answers over one connection at a time. Answers to one id come in order, so that is how they are
+ * matched. A connection that is lost fails what was pending on it and is made again when there is a need.
+ */
+export class Requests {
+  #connection: Connection | null = null
+  #opening: Promise<Connection> | null = null
+  #pending = new Map<number, Pending[]>()
+  #pendingCount = 0
+  #watchdog: ReturnType<typeof setTimeout> | null = null
+  #suspended = false
+  #unexpected = 0
+  #unexpectedSince = 0
+  #timeoutMs: number
+  failure: PlatformError | null = null
+
+  constructor(private readonly options: RequestsOptions) {
+    this.#timeoutMs = options.timeoutMs ?? requestTimeoutMsDefault
+  }
+
+  async open(): Promise<void> {
+    await this.#connect()
+  }
+
+  pending(id: number): boolean {
+    return this.#pending.has(id)
+  }
+
+  /**
+   * Resolves with the answer: a frame of type `expected`, or ERROR. `onAnswer` sees it first, before the frame that
+   * follows it on the wire.
+   */
+  async request(
+    id: number,
+    bytes: Uint8Array,
+    expected: number,
+    options: { timeout?: boolean; onSent?: () => void; onAnswer?: (frame: Frame) => void } = {},
+  ): Promise<Frame> {
+    const connection = this.#connection ?? (await this.#connect())
+    if (this.#pendingCount >= pendingMax) {
+      throw new PlatformError(
+        'too_many_requests',
+        'Too many requests to this sandbox are waiting for an answer',
+      )
+    }
+    const answer = Promise.withResolvers<Frame>()
+    const queue = this.#pending.get(id)
+    const deadline =
+      options.timeout === false ? Number.POSITIVE_INFINITY : performance.now() + this.#timeoutMs
+    const pending: Pending = {
+      expected,
+      deadline,
+      onAnswer: options.onAnswer,
+      resolve: answer.resolve,
+      reject: answer.reject,
+    }
+    if (queue) queue.push(pending)
+    else this.#pending.set(id, [pending])
+    this.#pendingCount++
+    this.#watch()
+    options.onSent?.()
+    connection.send(bytes)
+    return answer.promise
+  }
+
+  /** Sends something that has no answer. */
+  async notify(bytes: Uint8Array): Promise<void> {
+    const connection = this.#connection ?? (await this.#connect())
+    connection.send(bytes)
+    await connection.drained()
+  }
+
+  /** Fails what waits for an answer to `id`; the answers themselves are still taken off the wire. */
+  rejectPending(id: number, error: PlatformError): void {
+    for (const pending of this.#pending.get(id) ?? []) pending.reject(error)
+  }
+
+  suspend(): void {
+    this.#suspended = true
+  }
+
+  resume(): void {
+    this.#suspended = false
+    const deadline = performance.now() + this.#timeoutMs
+    for (const queue of this.#pending.values()) {
+      for (const pending of queue) {
+        if (pending.deadline !== Number.POSITIVE_INFINITY) pending.deadline = deadline
+      }
+    }
+  }
+
+  close(error: PlatformError): void {
+    this.failure ??= error
+    this.#connection?.close(error)
+    this.#lost(error)
+  }
+
+  #connect(): Promise<Connection> {
+    if (this.failure) return Promise.reject(this.failure)
+    if (this.#connection) return Promise.resolve(this.#connection)
+    this.#opening ??= this.#open().finally(() => {
+      this.#opening = null
+    })
+    return this.#opening
+  }
+
+  async #open(): Promise<Connection> {
+    const { path, role } = this.options
+    const connection: Connection = await Connection.open(
+      { path, role },
+      {
+        onFrame: (frame) => this.#onFrame(frame),
+        onClose: (error) => {
+          if (this.#connection === connection) this.#onClose(error)
+        },
+      },
+    )
+    if (this.failure) {
+      connection.close(this.failure)
+      throw this.failure
+    }
+    this.#connection = connection
+    try {
+      await this.options.onOpen?.()
+    } catch (error) {
+      connection.close(error instanceof Error ? error : new Error(String(error)))
+      throw error
+    }
+    return connection
+  }
+
+  #onFrame(frame: Frame) {
+    const queue = this.#pending.get(frame.id)
+    const first = queue?.[0]
+    if (first && (frame.type === first.expected || frame.type === FrameType.error)) {
+      first.onAnswer?.(frame)
+      queue.shift()
+      if (queue.length === 0) this.#pending.delete(frame.id)
+      this.#pendingCount--
+      first.resolve(frame)
+    } else if (!this.options.onEvent(frame)) {
+      this.#onUnexpected(frame)
+    }
+  }
+
+  #onUnexpected(frame: Frame) {
+    const now = performance.now()
+    if (now - this.#unexpectedSince > unexpectedWindowMs) {
+      this.#unexpectedSince = now
+      this.#unexpected = 0
+    }
+    if (++this.#unexpected > unexpectedFramesMax) {
+      throw new ProtocolError(`a flood of frames that nobody asked for, the last of type ${frame.type}`)
+    }
+  }
+
+  #onClose(error: Error) {
+    this.#connection = null
+    const protocol = error instanceof ProtocolError
+    if (this.failure === null) {
+      this.options.log[protocol ? 'warn' : 'debug']('connection to a guest was lost', {
+        error: error.message,
+      })
+    }
+    this.#lost(
+      PlatformError.is(error)
+        ? error
+        : new PlatformError(
+            protocol ? 'bad_gateway' : 'unavailable',
+            protocol ? 'The sandbox answered with something else than the protocol' : 'The sandbox went away',
+            { cause: error },
+          ),
+    )
+    if (this.failure === null && this.options.wanted?.()) void this.#reconnect()
+  }
+
+  #lost(error: PlatformError) {
+    const pending = [...this.#pending.values()].flat()
+    this.#pending.clear()
+    this.#pendingCount = 0
+    if (this.#watchdog !== null) clearTimeout(this.#watchdog)
+    this.#watchdog = null
+    for (const { reject } of pending) reject(error)
+  }
+
+  async #reconnect(): Promise<void> {
+    let last: unknown
+    for (let attempt = 0; attempt < reconnectAttemptsMax; attempt++) {
+      const delayMs = Math.min(reconnectMsMin * 2 ** attempt, reconnectMsMax)
+      await new Promise((resolve) => setTimeout(resolve, delayMs))
+      if (this.failure !== null || this.#connection !== null) return
+      try {
+        await this.#connect()
+        return
+      } catch (error) {
+        last = error
+      }
+    }
+    this.options.onGivenUp?.(new PlatformError('unavailable', 'The sandbox does not answer', { cause: last }))
+  }
+
+  /** One timer for all: it looks for the oldest when the shortest possible wait is over. */
+  #watch() {
+    if (this.#watchdog !== null) return
+    this.#watchdog = setTimeout(() => {
+      this.#watchdog = null
+      if (this.#pendingCount === 0) return
+      const now = performance.now()
+      let overdue = false
+      for (const queue of this.#pending.values()) overdue ||= queue.some(({ deadline }) => deadline <= now)
+      if (overdue && !this.#suspended) {
+        this.#connection?.close(
+          new PlatformError('gateway_timeout', `The sandbox did not answer within ${this.#timeoutMs} ms`),
+        )
+      } else {
+        this.#watch()
+      }
+    }, this.#timeoutMs)
+  }
+}

@@ -1,0 +1,7 @@
+#ifndef HUTCH_SECCOMP_H
+#define HUTCH_SECCOMP_H
+
+/* Installs the default filter for the caller and all its children. Fails with stage `seccomp`. */
+void seccomp_install(void);
+
+#endif

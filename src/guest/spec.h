@@ -1,0 +1,44 @@
+/* The launcher's specification: the key=value entries of docs/guest-protocol.md. */
+#ifndef HUTCH_SPEC_H
+#define HUTCH_SPEC_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+enum {
+  SPEC_BYTES_MAX = 64 * 1024,
+  SPEC_LAYERS_MAX = 128,
+  SPEC_MOUNTS_MAX = 64,
+  SPEC_CGROUPS_MAX = 16,
+  SPEC_EXEC_MAX = 32,
+  UID_RANGE = 65536,
+};
+
+enum disk_kind { DISK_DIRECTORY, DISK_LOOP };
+
+struct spec_mount {
+  char *source, *target;
+  int writable; /* 1: overlay, 0: read-only bind */
+};
+
+struct spec {
+  char *id, *hostname, *dir, *workdir, *cgroup2;
+  char *layers[SPEC_LAYERS_MAX];
+  size_t layer_count;
+  struct spec_mount mounts[SPEC_MOUNTS_MAX];
+  size_t mount_count;
+  char *cgroups1[SPEC_CGROUPS_MAX];
+  size_t cgroup1_count;
+  char *exec[SPEC_EXEC_MAX + 1];
+  size_t exec_count;
+  int has_uidbase;
+  uint32_t uidbase;
+  uint32_t pids_max; /* 0: no limit by RLIMIT_NPROC */
+  enum disk_kind disk;
+  int seccomp;
+};
+
+/* Parses in place: the strings of `spec` stay inside `text`. Fails with stage `spec`. */
+void spec_parse(struct spec *spec, char *text, size_t length);
+
+#endif

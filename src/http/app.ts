@@ -1,0 +1,414 @@
+import {
+  type Access,
+  accountPrincipal,
+  type Identity,
+  type Principal,
+  principalIn,
+  workspacesOf,
+} from '../access/index.ts'
+import { PlatformError } from '../errors.ts'
+import type { Clock } from '../lib/clock.ts'
+import { randomText } from '../lib/ids.ts'
+import type { Logger } from '../lib/log.ts'
+import { parseWith, readJson } from './body.ts'
+import {
+  consumedCredentials,
+  type PresentedCredential,
+  presentedCredential,
+  requireAccess,
+} from './credentials.ts'
+import { errorResponse } from './errors.ts'
+import { type Authority, type HostOptions, Hosts, refuseForeign } from './host.ts'
+import { apiVersionDefault, parseApiVersion } from './list.ts'
+import { openapiRoutes } from './openapi.ts'
+import {
+  type ConsumedCredentials,
+  type ErrorShape,
+  jsonBodyBytesMax,
+  type Route,
+  type RouteContext,
+  type SocketHandler,
+} from './route.ts'
+import { type CompiledRoute, RouteTable, readParams } from './table.ts'
+
+/** Where a request came from; absent for `platform.request()`. */
+export interface Connection {
+  /** The peer's address, null where it has none. */
+  readonly address: string | null
+  readonly upgrade: RouteContext<unknown, unknown, unknown>['upgrade']
+}
+
+/** What a preview or custom-domain host needs of the request beyond the request itself. */
+export interface HostContext {
+  /** The platform's own origin, not that of the host asked for. */
+  readonly origin: string
+  readonly requestId: string
+  readonly peerAddress: string | null
+  readonly consumed: ConsumedCredentials
+  readonly upgrade: RouteContext<unknown, unknown, unknown>['upgrade']
+}
+
+/** Answers for a host that is not the platform's own; null when the host is unknown to it too. */
+export type HostHook = (
+  request: Request,
+  host: string,
+  context: HostContext,
+) => Response | Promise<Response> | null
+
+export interface AppOptions {
+  routes: Route[]
+  access: Access
+  host: HostOptions
+  hosts?: HostHook
+  clock: Clock
+  log: Logger
+  /** For /v0/openapi.json. */
+  version: string
+}
+
+export interface App {
+  /** The whole table, the document's own route included. */
+  readonly routes: readonly Route[]
+  fetch(request: Request, connection?: Connection): Promise<Response>
+}
+
+/** The one handler of everything that arrives: hosts, authentication, authorisation, parsing, limits, error shapes. */
+export function createApp(options: AppOptions): App {
+  const routes = [...options.routes, ...openapiRoutes(() => options.routes, options.version)]
+  const handler = new Handler(options, new RouteTable(routes))
+  return { routes, fetch: (request, connection) => handler.fetch(request, connection ?? null) }
+}
+
+/** A request on its way through; filled in as it goes, so that an error knows what was established before it. */
+interface Passage {
+  request: Request
+  connection: Connection | null
+  requestId: string
+  path: string
+  search: string
+  shape: ErrorShape
+  authority: Authority | null
+  compiled: CompiledRoute | null
+  principal: Principal | null
+  previewHost: boolean
+}
+
+class Handler {
+  readonly #options: AppOptions
+  readonly #table: RouteTable
+  readonly #hosts: Hosts
+  readonly #idPrefix = randomText(8)
+  #requests = 0
+
+  constructor(options: AppOptions, table: RouteTable) {
+    this.#options = options
+    this.#table = table
+    this.#hosts = new Hosts(options.host)
+  }
+
+  async fetch(request: Request, connection: Connection | null): Promise<Response> {
+    const { clock } = this.#options
+    const startedMs = clock.monotonic()
+    const passage: Passage = {
+      request,
+      connection,
+      requestId: `${this.#idPrefix}-${(++this.#requests).toString(36)}`,
+      path: '',
+      search: '',
+      shape: 'gateway',
+      authority: null,
+      compiled: null,
+      principal: null,
+      previewHost: false,
+    }
+    let response: Response
+    try {
+      response = await this.#answer(passage)
+    } catch (error) {
+      response = errorResponse(error, passage.shape, {
+        log: this.#options.log,
+        now: clock.now(),
+        requestId: passage.requestId,
+        route: passage.compiled?.route.path,
+      })
+    }
+    this.#note(passage, response, clock.monotonic() - startedMs)
+    return finish(passage, response)
+  }
+
+  async #answer(passage: Passage): Promise<Response> {
+    const { request, connection } = passage
+    const urlAuthority = splitUrl(request.url, passage)
+    const peerAddress = connection?.address ?? null
+    const authority = this.#hosts.read(request, urlAuthority, peerAddress)
+    passage.authority = authority
+    if (authority.kind !== 'base' && this.#options.hosts !== undefined) {
+      const answer = this.#options.hosts(request, authority.host, {
+        origin: authority.origin || this.#hosts.originFor(portOf(urlAuthority)),
+        requestId: passage.requestId,
+        peerAddress,
+        consumed: consumedCredentials(request.headers, passage.search, null),
+        upgrade: connection?.upgrade ?? null,
+      })
+      if (answer !== null) {
+        passage.previewHost = true
+        return await answer
+      }
+    }
+    if (isControlPath(passage.path)) passage.shape = 'control'
+    refuseForeign(authority)
+    const compiled = this.#match(passage)
+    if (compiled === null) return preflight(this.#table.allowed(passage.path))
+    return this.#run(compiled, passage)
+  }
+
+  /** Null for a preflight, which the platform answers itself: browsers send it without the credential. */
+  #match(passage: Passage): CompiledRoute | null {
+    const { request, path } = passage
+    if (request.method === 'OPTIONS') {
+      const found = this.#table.any(path)
+      if (found !== null && (isPreflight(request, found) || !this.#table.allowed(path).includes('OPTIONS')))
+        return null
+    }
+    const compiled = this.#matchOrShape(passage)
+    if (compiled === null) {
+      const message = `${request.method} ${path.slice(0, 200)} is not a route of this platform`
+      throw new PlatformError(passage.shape === 'gateway' ? 'route_not_found' : 'not_found', message)
+    }
+    passage.compiled = compiled
+    passage.shape = compiled.route.errors
+    return compiled
+  }
+
+  #matchOrShape(passage: Passage): CompiledRoute | null {
+    try {
+      return this.#table.match(passage.request.method, passage.path)
+    } catch (error) {
+      passage.shape = this.#table.any(passage.path)?.route.errors ?? passage.shape
+      throw error
+    }
+  }
+
+  async #run(compiled: CompiledRoute, passage: Passage): Promise<Response> {
+    const { request, path, search } = passage
+    const { route } = compiled
+    const params = readParams(compiled, path)
+    const open = route.access === 'public' || route.access === 'capability'
+    let used: PresentedCredential | null = null
+    let workspace = ''
+    if (!open) {
+      used = presentedCredential(request.headers, search, route.queryToken === true)
+      if (used === null) throw missingCredential()
+      const identity = await this.#options.access.authenticate(used.credential)
+      if (route.access === 'account') {
+        passage.principal = accountPrincipal(identity)
+        requireAccess(identity, route.access, '')
+      } else {
+        workspace = chooseWorkspace(identity, compiled, params, request, search)
+        passage.principal = principalIn(identity, workspace)
+        if (passage.principal === null) throw noPart(workspace)
+        requireAccess(identity, route.access, workspace)
+      }
+    }
+    const control = route.errors === 'control'
+    const apiVersion = control ? parseApiVersion(request.headers.get('blaxel-version')) : apiVersionDefault
+    const query = route.query === undefined ? {} : parseWith(route.query, readQuery(search), 'query')
+    const body = await readBody(route, request)
+    const context = new Context(passage, {
+      params,
+      query,
+      body,
+      workspace,
+      apiVersion,
+      consumed: consumedCredentials(request.headers, search, used),
+    })
+    const answer = await route.handle(context as never)
+    if (answer instanceof Response) return answer
+    return Response.json(answer, { status: route.successStatus ?? 200 })
+  }
+
+  /** One line a request, of the route's template only: paths and queries may hold secrets. */
+  #note(passage: Passage, response: Response, elapsedMs: number): void {
+    this.#options.log.debug('request', {
+      requestId: passage.requestId,
+      method: passage.request.method,
+      route: passage.compiled?.route.path ?? (passage.previewHost ? 'preview host' : 'none'),
+      status: response.status,
+      elapsedMs: Math.round(elapsedMs * 100) / 100,
+      principal: passage.principal?.id,
+      workspace: passage.principal?.workspace,
+    })
+  }
+}
+
+class Context implements RouteContext<unknown, unknown, unknown> {
+  readonly request: Request
+  readonly params: unknown
+  readonly query: unknown
+  readonly body: unknown
+  readonly principal: Principal | null
+  readonly workspace: string
+  readonly origin: string
+  readonly apiVersion: string
+  readonly requestId: string
+  readonly consumed: ConsumedCredentials
+  readonly upgrade: RouteContext<unknown, unknown, unknown>['upgrade']
+  #url: URL | null = null
+
+  constructor(
+    passage: Passage,
+    parsed: {
+      params: unknown
+      query: unknown
+      body: unknown
+      workspace: string
+      apiVersion: string
+      consumed: ConsumedCredentials
+    },
+  ) {
+    const connection = passage.connection
+    this.request = passage.request
+    this.params = parsed.params
+    this.query = parsed.query
+    this.body = parsed.body
+    this.principal = passage.principal
+    this.workspace = parsed.workspace
+    this.origin = passage.authority?.origin ?? ''
+    this.apiVersion = parsed.apiVersion
+    this.requestId = passage.requestId
+    this.consumed = parsed.consumed
+    this.upgrade =
+      connection?.upgrade == null
+        ? null
+        : (handler: SocketHandler, options) => connection.upgrade!(handler, options)
+  }
+
+  get url(): URL {
+    this.#url ??= new URL(this.request.url)
+    return this.#url
+  }
+}
+
+/** Sets path and search of the passage from the raw URL, undecoded, and answers its authority. */
+function splitUrl(url: string, passage: Passage): string {
+  const schemeEnd = url.indexOf('://')
+  if (schemeEnd === -1 || url.startsWith('/')) {
+    throw new PlatformError('bad_request', 'The request has no Host header')
+  }
+  const pathStart = url.indexOf('/', schemeEnd + 3)
+  const hash = url.indexOf('#', schemeEnd)
+  const end = hash === -1 ? url.length : hash
+  const question = url.indexOf('?', schemeEnd)
+  const pathEnd = question === -1 || question > end ? end : question
+  passage.path = pathStart === -1 || pathStart > pathEnd ? '/' : url.slice(pathStart, pathEnd)
+  passage.search = question === -1 || question > end ? '' : url.slice(question, end)
+  return url.slice(schemeEnd + 3, pathStart === -1 ? pathEnd : Math.min(pathStart, pathEnd))
+}
+
+/**
+ * The path's workspace, else the header's or the query's, else the only one there is. A workspace that does not
+ * exist and one that the caller has no part in get the same answer, so that names cannot be probed.
+ */
+function chooseWorkspace(
+  identity: Identity,
+  compiled: CompiledRoute,
+  params: Record<string, string>,
+  request: Request,
+  search: string,
+): string {
+  if (compiled.workspaceParam !== null) return params[compiled.workspaceParam] ?? ''
+  const fromHeader = request.headers.get('x-blaxel-workspace') || null
+  const fromQuery = search.includes('workspace=')
+    ? new URLSearchParams(search).get('workspace') || null
+    : null
+  if (fromHeader !== null && fromQuery !== null && fromHeader !== fromQuery) {
+    throw new PlatformError('bad_request', 'x-blaxel-workspace and ?workspace= name different workspaces')
+  }
+  const named = fromHeader ?? fromQuery
+  if (named !== null) return named
+  const own = workspacesOf(identity)
+  if (own.length === 1) return own[0]!
+  throw new PlatformError(
+    'bad_request',
+    `x-blaxel-workspace: missing, and this credential belongs to ${own.length} workspaces: name one`,
+  )
+}
+
+function noPart(workspace: string): PlatformError {
+  return new PlatformError(
+    'forbidden',
+    `This credential has no access to workspace "${workspace.slice(0, 80)}"`,
+  )
+}
+
+function missingCredential(): PlatformError {
+  return new PlatformError(
+    'authentication_required',
+    'No credential: send "Authorization: Bearer" or "X-Blaxel-Authorization: Bearer" with an API key or access token',
+  )
+}
+
+function readQuery(search: string): Record<string, string | string[]> {
+  const query: Record<string, string | string[]> = {}
+  for (const [name, value] of new URLSearchParams(search)) {
+    if (name === '__proto__') continue
+    const before = query[name]
+    if (before === undefined) query[name] = value
+    else query[name] = Array.isArray(before) ? [...before, value] : [before, value]
+  }
+  return query
+}
+
+async function readBody(route: Route, request: Request): Promise<unknown> {
+  if (route.body === undefined) return undefined
+  const input = await readJson(request, route.bodyBytesMax ?? jsonBodyBytesMax)
+  return parseWith(route.body, input, 'body')
+}
+
+function isControlPath(path: string): boolean {
+  return path === '/v0' || path.startsWith('/v0/')
+}
+
+function portOf(authority: string): number {
+  const port = /:(\d+)$/.exec(authority)?.[1]
+  return port === undefined ? 80 : Number(port)
+}
+
+/** Routes open to all answer their own preflights: what they lead to may have rules of its own. */
+function isPreflight(request: Request, { route }: CompiledRoute): boolean {
+  if (route.access === 'public' || route.access === 'capability') return false
+  return request.headers.has('access-control-request-method') && request.headers.has('origin')
+}
+
+const preflightSecondsMax = 600
+
+function preflight(allowed: string[]): Response {
+  const allow = [...new Set([...allowed, 'OPTIONS'])].join(', ')
+  const headers = {
+    allow,
+    'access-control-allow-methods': allow,
+    'access-control-allow-headers': '*, Authorization',
+    'access-control-max-age': String(preflightSecondsMax),
+  }
+  return new Response(null, { status: 204, headers })
+}
+
+/** Headers that every answer carries. */
+function finish(passage: Passage, response: Response): Response {
+  if (passage.previewHost || response.status === 101) return response
+  const { request, shape, compiled } = passage
+  let answer = response
+  if (request.method === 'HEAD' && response.body !== null && compiled?.route.method !== 'ALL') {
+    response.body.cancel().catch(() => {})
+    answer = new Response(null, response)
+  }
+  const headers = answer.headers
+  headers.set('x-request-id', passage.requestId)
+  headers.set('x-content-type-options', 'nosniff')
+  const open = compiled?.route.access === 'public' || compiled?.route.access === 'capability'
+  // Without credentials on both sides: a page may call the API with a key it holds, never with the browser's own.
+  if (!open && !headers.has('access-control-allow-origin')) headers.set('access-control-allow-origin', '*')
+  // A page from inside a sandbox must not run with the platform's origin.
+  if (shape === 'gateway' || shape === 'sandbox') headers.append('content-security-policy', 'sandbox')
+  return answer
+}

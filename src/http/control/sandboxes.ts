@@ -1,0 +1,147 @@
+import { z } from 'zod'
+import { PlatformError } from '../../errors.ts'
+import type { Logger } from '../../lib/log.ts'
+import { type Sandboxes, sandboxInputSchema, sandboxSchema } from '../../sandboxes/index.ts'
+import { listAnswer, listQuery } from '../list.ts'
+import { type Route, type RouteContext, route } from '../route.ts'
+
+const tag = 'sandboxes'
+const flag = z.enum(['true', 'false', '1', '0', '']).optional()
+const isSet = (text: string | undefined) => text === 'true' || text === '1' || text === ''
+
+const pageSchema = z.object({
+  data: z.array(sandboxSchema),
+  meta: z.object({ hasMore: z.boolean(), nextCursor: z.string(), total: z.number() }),
+})
+
+/** Create, read, change and delete sandboxes. */
+export function sandboxRoutes(options: { sandboxes: Sandboxes; log: Logger }): Route[] {
+  const { sandboxes, log } = options
+  return [
+    route({
+      method: 'GET',
+      path: '/v0/sandboxes',
+      access: 'read',
+      errors: 'control',
+      summary: 'List sandboxes; terminated ones are left out unless asked for',
+      tag,
+      query: listQuery.extend({
+        externalId: z.string().optional(),
+        status: z.string().max(200).optional(),
+        showTerminated: flag,
+      }),
+      answer: pageSchema,
+      handle: (context) => {
+        const { query, workspace, origin } = context
+        const { externalId, status, showTerminated } = query
+        return listAnswer(
+          context,
+          (page) =>
+            sandboxes.list(workspace, {
+              ...page,
+              ...(externalId ? { externalId } : {}),
+              ...(status ? { status } : {}),
+              showTerminated: isSet(showTerminated),
+            }),
+          (sandbox) => sandboxes.view(sandbox, origin, { events: false }),
+        )
+      },
+    }),
+    route({
+      method: 'POST',
+      path: '/v0/sandboxes',
+      access: 'workload',
+      errors: 'control',
+      summary: 'Create a sandbox; answers when it can be used',
+      tag,
+      query: z.object({ createIfNotExist: flag, upload: flag }),
+      body: sandboxInputSchema,
+      answer: sandboxSchema,
+      handle: async (context) => {
+        const { workspace, origin, query, body } = context
+        refuseUpload(query.upload)
+        const sandbox = await sandboxes.create(workspace, body, {
+          actor: actorOf(context),
+          createIfNotExist: isSet(query.createIfNotExist),
+        })
+        return sandboxes.view(sandbox, origin, { created: true })
+      },
+    }),
+    route({
+      method: 'GET',
+      path: '/v0/sandboxes/by-external-id/{externalId}',
+      access: 'read',
+      errors: 'control',
+      summary: 'The newest living sandbox of an external id',
+      tag,
+      answer: sandboxSchema,
+      handle: async ({ workspace, origin, params }) =>
+        sandboxes.view(await sandboxes.getByExternalId(workspace, params.externalId), origin),
+    }),
+    route({
+      method: 'GET',
+      path: '/v0/sandboxes/{sandboxName}',
+      access: 'read',
+      errors: 'control',
+      summary: 'Get a sandbox; show_secrets (admins only) unmasks its environment',
+      tag,
+      query: z.object({ show_secrets: flag }),
+      answer: sandboxSchema,
+      handle: async (context) => {
+        const { workspace, origin, params, query, principal, requestId } = context
+        const showSecrets = isSet(query.show_secrets)
+        if (showSecrets) {
+          if (!principal || principal.kind === 'workload' || principal.role !== 'admin') {
+            throw new PlatformError('forbidden', 'show_secrets is for admins of the workspace')
+          }
+          const { sandboxName: sandbox } = params
+          log.info('audit: secrets were read', { actor: principal.id, workspace, sandbox, requestId })
+        }
+        return sandboxes.view(await sandboxes.get(workspace, params.sandboxName), origin, { showSecrets })
+      },
+    }),
+    route({
+      method: 'PUT',
+      path: '/v0/sandboxes/{sandboxName}',
+      access: 'write',
+      errors: 'control',
+      summary: 'Replace a sandbox; a new image, memory, storage or environment starts it with empty files',
+      tag,
+      query: z.object({ upload: flag }),
+      body: sandboxInputSchema,
+      answer: sandboxSchema,
+      handle: async (context) => {
+        const { workspace, origin, params, query, body } = context
+        refuseUpload(query.upload)
+        const sandbox = await sandboxes.update(workspace, params.sandboxName, body, {
+          actor: actorOf(context),
+        })
+        return sandboxes.view(sandbox, origin)
+      },
+    }),
+    route({
+      method: 'DELETE',
+      path: '/v0/sandboxes/{sandboxName}',
+      access: 'write',
+      errors: 'control',
+      summary: 'Delete a sandbox, its files and its previews',
+      tag,
+      answer: sandboxSchema,
+      handle: async ({ workspace, origin, params }) =>
+        sandboxes.view(await sandboxes.remove(workspace, params.sandboxName), origin),
+    }),
+  ]
+}
+
+/** Who is noted as creator or last editor. */
+export function actorOf(context: Pick<RouteContext<unknown, unknown, unknown>, 'principal'>): string {
+  return context.principal?.name || context.principal?.id || ''
+}
+
+function refuseUpload(upload: string | undefined): void {
+  if (!isSet(upload)) return
+  throw new PlatformError(
+    'not_implemented',
+    'upload=true: images cannot be built here yet; leave it out and name a known image in spec.runtime.image',
+  )
+}

@@ -1,0 +1,176 @@
+import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
+import { apiKeysPerAccountMax } from '../../access/index.ts'
+import { TestPlatform } from '../test-platform.ts'
+
+let platform: TestPlatform
+beforeAll(async () => {
+  platform = await TestPlatform.open()
+})
+afterAll(() => platform[Symbol.asyncDispose]())
+
+const call = async (method: string, path: string, json?: unknown, key?: string) => {
+  const response = await platform.request(path, { method, json, key, headers: { 'x-blaxel-workspace': 'main' } })
+  return { status: response.status, body: (await response.json()) as Record<string, unknown> }
+}
+
+describe('workspaces', () => {
+  test('one is created, read, renamed, listed and deleted by its admin', async () => {
+    const created = await call('POST', '/v0/workspaces', { name: 'lab', displayName: 'Lab', region: 'us-west-2' })
+    expect(created.status).toBe(200)
+    expect(created.body).toMatchObject({
+      name: 'lab',
+      displayName: 'Lab',
+      region: 'us-west-2',
+      status: 'ready',
+      createdBy: platform.adminSub,
+    })
+    const updated = await call('PUT', '/v0/workspaces/lab', { name: 'lab', displayName: 'Laboratory', labels: { a: 'b' } })
+    expect(updated.body).toMatchObject({ displayName: 'Laboratory', labels: { a: 'b' } })
+    expect((await call('PUT', '/v0/workspaces/lab', { name: 'other' })).status).toBe(400)
+    expect((await call('GET', '/v0/workspaces/lab')).body).toMatchObject({ displayName: 'Laboratory' })
+    expect((await call('DELETE', '/v0/workspaces/lab')).body).toMatchObject({ name: 'lab' })
+    expect((await call('GET', '/v0/workspaces/lab')).status).toBe(403)
+    expect((await call('POST', '/v0/workspaces', { name: 'lab' })).status).toBe(200)
+    expect((await call('DELETE', '/v0/workspaces/lab')).status).toBe(200)
+  })
+
+  test.each([
+    ...['v0', 'v1', 'v2', 'v17', 'api', 'run', 'oauth', 'login', 'mcp', 'console', 'agents', 'agent-execution'],
+    ...['agents-metrics', 'activity', 'events', 'tasks', 'preview', 'healthz', 'readyz', 'metrics', 'assets'],
+    ...['.well-known', '-', '', 'Big', 'a_b', '-a', 'a-', 'a/b', '..', 'a\0b', 'x'.repeat(64)],
+  ])('%p is refused as a name', async (name) => {
+    const { status, body } = await call('POST', '/v0/workspaces', { name })
+    expect(status).toBe(400)
+    expect(body.message).toStartWith('name: ')
+    const availability = await call('POST', '/v0/workspaces/availability?withReason=true', { name })
+    expect(availability.body).toMatchObject({ available: false })
+  })
+
+  test('availability says taken or free', async () => {
+    expect((await call('POST', '/v0/workspaces/availability', { name: 'free-one' })).body as unknown).toBe(true)
+    const taken = await call('POST', '/v0/workspaces/availability?withReason=true', { name: 'main' })
+    expect(taken.body).toMatchObject({ available: false, reason: 'taken' })
+  })
+
+  test('of ten that create one name at once, one does', async () => {
+    const answers = await Promise.all(
+      Array.from({ length: 10 }, () => call('POST', '/v0/workspaces', { name: 'contested' })),
+    )
+    expect(answers.map(({ status }) => status).sort()).toEqual([200, ...Array(9).fill(409)])
+  })
+
+  test('one that still holds a sandbox is not deleted', async () => {
+    await call('POST', '/v0/workspaces', { name: 'full' })
+    const key = { kind: 'sandbox', workspace: 'full', name: 'box' }
+    await platform.store.create({ ...key, body: {} })
+    const refused = await call('DELETE', '/v0/workspaces/full')
+    expect(refused.status).toBe(409)
+    expect(refused.body.message).toContain('1 sandbox')
+    expect((await call('GET', '/v0/workspaces/full?countResources=true')).body).toMatchObject({
+      resourceCounts: { sandboxes: 1 },
+    })
+    await platform.store.remove(key)
+    expect((await call('DELETE', '/v0/workspaces/full')).status).toBe(200)
+  })
+
+  test('what belongs to a deleted workspace does not open a new one of its name', async () => {
+    await call('POST', '/v0/workspaces', { name: 'again' })
+    const { key } = await platform.member('admin', 'again')
+    const headers = { 'x-blaxel-workspace': 'again' }
+    const made = await platform.request('/v0/service_accounts', { method: 'POST', json: { name: 'x' }, headers })
+    const { client_id } = (await made.json()) as { client_id: string }
+    const keyPath = `/v0/service_accounts/${client_id}/api_keys`
+    const keyMade = await platform.request(keyPath, { method: 'POST', json: {}, headers })
+    const { apiKey } = (await keyMade.json()) as { apiKey: string }
+    await call('DELETE', '/v0/workspaces/again')
+    await call('POST', '/v0/workspaces', { name: 'again' })
+    expect((await call('GET', '/v0/workspaces/again', undefined, key)).status).toBe(403)
+    expect((await call('GET', '/v0/workspaces/again', undefined, apiKey)).status).toBe(401)
+  })
+
+  test('a service account makes no workspaces and no personal keys', async () => {
+    const made = await call('POST', '/v0/service_accounts', { name: 'robot', role: 'admin' })
+    const { body } = await call('POST', `/v0/service_accounts/${made.body.client_id}/api_keys`, {})
+    const key = String(body.apiKey)
+    expect((await call('POST', '/v0/workspaces', { name: 'by-robot' }, key)).status).toBe(403)
+    expect((await call('POST', '/-/api_keys', {}, key)).status).toBe(403)
+    expect((await call('GET', '/v0/workspaces', undefined, key)).body as unknown).toMatchObject([{ name: 'main' }])
+    expect((await call('GET', '/v0/service_accounts', undefined, key)).status).toBe(200)
+  })
+})
+
+describe('users', () => {
+  test('an invited newcomer gets a key once, and only the invited workspace', async () => {
+    const invited = await call('POST', '/v0/users', { email: 'New@Example.com', role: 'member' })
+    expect(invited.body).toMatchObject({ email: 'new@example.com', role: 'member', workspace: 'main' })
+    const key = String(invited.body.apiKey)
+    expect((await call('GET', '/v0/users', undefined, key)).status).toBe(200)
+    expect((await call('POST', '/v0/users', { email: 'x@example.com' }, key)).status).toBe(403)
+    expect((await call('POST', '/v0/users', { email: 'new@example.com' })).status).toBe(409)
+    expect((await call('POST', '/v0/users', { email: 'nonsense' })).status).toBe(400)
+    expect((await call('PUT', '/v0/users/new@example.com', { role: 'admin' })).body).toMatchObject({ role: 'admin' })
+    expect((await call('PUT', '/v0/users/new@example.com', { role: 'king' })).status).toBe(400)
+    expect((await call('DELETE', '/v0/users/new%40example.com')).status).toBe(200)
+    expect((await call('GET', '/v0/workspaces/main', undefined, key)).status).toBe(403)
+    await platform.workspaces.create({ name: 'later', ownerSub: platform.adminSub })
+    const again = await platform.request('/v0/users', {
+      method: 'POST',
+      json: { email: 'new@example.com' },
+      headers: { 'x-blaxel-workspace': 'later' },
+    })
+    expect(await again.json()).not.toHaveProperty('apiKey')
+    expect((await call('GET', '/v0/workspaces/later', undefined, key)).status).toBe(200)
+  })
+
+  test('the last admin can be neither removed nor demoted, nor leave', async () => {
+    const founder = await platform.users.create({ email: 'founder@example.com' })
+    await platform.workspaces.create({ name: 'solo', ownerSub: founder.sub })
+    const { key } = await platform.access.keys.create({
+      sub: founder.sub,
+      subType: 'user',
+      workspace: '',
+      createdBy: founder.sub,
+    })
+    const inSolo = (method: string, path: string, json?: unknown) =>
+      platform.request(path, { method, json, key, headers: { 'x-blaxel-workspace': 'solo' } })
+    expect((await inSolo('DELETE', `/v0/users/${founder.sub}`)).status).toBe(409)
+    expect((await inSolo('PUT', `/v0/users/${founder.sub}`, { role: 'member' })).status).toBe(409)
+    expect((await inSolo('DELETE', '/v0/workspaces/solo/leave')).status).toBe(409)
+    await platform.member('admin', 'solo')
+    expect((await inSolo('DELETE', '/v0/workspaces/solo/leave')).status).toBe(200)
+    expect((await inSolo('GET', '/v0/workspaces/solo')).status).toBe(403)
+  })
+})
+
+describe('API keys', () => {
+  test('a key shows itself once, then only its end', async () => {
+    const { key } = await platform.member('member')
+    const made = await call('POST', '/-/api_keys', { name: 'laptop', expires_in: '1w' }, key)
+    expect(made.body).toMatchObject({ name: 'laptop', sub_type: 'user', expires_in: '1w' })
+    const apiKey = String(made.body.apiKey)
+    expect(apiKey).toMatch(/^bl_[0-9a-z]{48}$/)
+    const { body } = await call('GET', '/-/api_keys', undefined, apiKey)
+    expect(JSON.stringify(body)).not.toContain(apiKey)
+    expect(body as unknown).toContainEqual(
+      expect.objectContaining({ id: made.body.id, apiKey: `bl_****${apiKey.slice(-4)}` }),
+    )
+    const { key: strangers } = await platform.member('member')
+    expect((await call('DELETE', `/-/api_keys/${made.body.id}`, undefined, strangers)).status).toBe(404)
+    expect((await call('DELETE', `/-/api_keys/${made.body.id}`, undefined, key)).status).toBe(200)
+    expect((await call('GET', '/-/api_keys', undefined, apiKey)).status).toBe(401)
+  })
+
+  test.each(['0d', '1y', '-1d', '1.5h', 'soon', '3651d', '99999999w'])('expires_in %p is refused', async (expires_in) => {
+    const { status, body } = await call('POST', '/-/api_keys', { expires_in })
+    expect(status).toBe(400)
+    expect(body.message).toContain('expires_in')
+  })
+
+  test('the number of keys of one account is bounded', async () => {
+    const { key } = await platform.member('member')
+    for (let at = 1; at < apiKeysPerAccountMax; at++) {
+      expect((await call('POST', '/-/api_keys', {}, key)).status).toBe(200)
+    }
+    expect((await call('POST', '/-/api_keys', {}, key)).status).toBe(409)
+  })
+})

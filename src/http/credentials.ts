@@ -1,0 +1,80 @@
+import { type Identity, looksLikeApiKey } from '../access/index.ts'
+import { PlatformError } from '../errors.ts'
+import type { ConsumedCredentials, RouteAccess } from './route.ts'
+
+export interface PresentedCredential {
+  credential: string
+  from: { header: string } | { query: string }
+}
+
+/** Never forwarded, whatever they hold. */
+const ownHeaders = ['x-blaxel-authorization', 'x-blaxel-preview-token']
+const ownQuery = ['bl_preview_token']
+
+/**
+ * The one credential that counts: x-blaxel-authorization before Authorization before x-api-key, and `?token=` only
+ * where the route takes it. A header that is present but wrong is not made up for by another.
+ * @throws authentication_failed for an Authorization that is no bearer
+ */
+export function presentedCredential(
+  headers: Headers,
+  search: string,
+  queryToken: boolean,
+): PresentedCredential | null {
+  for (const header of ['x-blaxel-authorization', 'authorization']) {
+    const value = headers.get(header)
+    if (value === null) continue
+    const credential = bearer(value)
+    if (credential === null) {
+      throw new PlatformError(
+        'authentication_failed',
+        `${header}: send "Bearer" and an API key or access token`,
+      )
+    }
+    return { credential, from: { header } }
+  }
+  const apiKey = headers.get('x-api-key')
+  if (apiKey !== null) return { credential: apiKey, from: { header: 'x-api-key' } }
+  const token = queryToken ? new URLSearchParams(search).get('token') : null
+  return token === null ? null : { credential: token, from: { query: 'token' } }
+}
+
+/** What must not reach anything behind the platform: what authenticated, and whatever else is a key of ours. */
+export function consumedCredentials(
+  headers: Headers,
+  search: string,
+  used: PresentedCredential | null,
+): ConsumedCredentials {
+  const consumed: ConsumedCredentials = { headers: [...ownHeaders], query: [...ownQuery] }
+  for (const header of ['authorization', 'x-api-key']) {
+    const value = headers.get(header)
+    if (value === null) continue
+    const text = bearer(value) ?? value
+    const isUsed = used !== null && ('header' in used.from ? used.from.header === header : false)
+    if (isUsed || text === used?.credential || looksLikeApiKey(text)) consumed.headers.push(header)
+  }
+  if (search.includes('token=')) {
+    const token = new URLSearchParams(search).get('token')
+    if (token !== null && (token === used?.credential || looksLikeApiKey(token))) consumed.query.push('token')
+  }
+  return consumed
+}
+
+/** Whether an identity may use a route, in the workspace where it plays the role. @throws forbidden */
+export function requireAccess(identity: Identity, access: RouteAccess, workspace: string): void {
+  if (identity.kind === 'workload') {
+    if (access === 'read' || access === 'workload') return
+    throw new PlatformError(
+      'forbidden',
+      'Workloads may not do this: use the key of a user or service account',
+    )
+  }
+  if (access === 'admin' && identity.roles.get(workspace) !== 'admin') {
+    throw new PlatformError('forbidden', `Only admins of workspace "${workspace}" may do this`)
+  }
+}
+
+function bearer(header: string): string | null {
+  const match = /^bearer +([^\s]+) *$/i.exec(header)
+  return match?.[1] ?? null
+}

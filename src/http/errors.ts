@@ -1,0 +1,128 @@
+import { type ErrorCode, errorTable, PlatformError } from '../errors.ts'
+import type { Logger } from '../lib/log.ts'
+import type { ErrorShape } from './route.ts'
+
+interface Advice {
+  action: string
+  doNot: string
+}
+
+/** What the gateway envelope tells a program to do next. */
+const advice: Partial<Record<ErrorCode, Advice>> = {
+  bad_request: { action: 'Correct the request as the message says.', doNot: 'Send the same request again.' },
+  authentication_required: {
+    action: 'Send an API key or access token as "Authorization: Bearer".',
+    doNot: 'Retry without a credential.',
+  },
+  authentication_failed: {
+    action: 'Use a valid API key or a new access token.',
+    doNot: 'Retry with this one.',
+  },
+  forbidden: { action: 'Use a credential that has this right.', doNot: 'Retry with the same credential.' },
+  route_not_found: { action: "Use the resource's metadata.url.", doNot: 'Retry the same address.' },
+  workload_not_found: {
+    action: 'Create the resource, or correct its name.',
+    doNot: 'Retry before it exists.',
+  },
+  workload_unavailable: {
+    action: 'Retry with backoff from 500 ms to 30 s, for about a minute, then create it again.',
+    doNot: 'Retry without a pause.',
+  },
+  body_too_large: { action: 'Send a smaller body.', doNot: 'Send the same body again.' },
+  bad_gateway: {
+    action: 'Check that the program inside listens on this port and answers.',
+    doNot: 'Retry a request that may have had an effect.',
+  },
+}
+const retryAdvice: Advice = { action: 'Retry with backoff.', doNot: 'Retry without a pause.' }
+const finalAdvice: Advice = { action: 'Read the message.', doNot: 'Send the same request again.' }
+
+/** The one place that turns a failure into a response. Anything but a PlatformError is logged and stays private. */
+export function errorResponse(
+  error: unknown,
+  shape: ErrorShape,
+  context: { log: Logger; now: number; requestId: string; origin?: string; route?: string },
+): Response {
+  const failure = PlatformError.is(error) ? error : internalError(error, context)
+  if (failure.status >= 500) logFailure(failure, error, context)
+  const headers = new Headers()
+  if (failure.retryAfterSeconds !== undefined) {
+    headers.set('retry-after', String(Math.ceil(failure.retryAfterSeconds)))
+  }
+  if (failure.status === 401) headers.set('www-authenticate', 'Bearer realm="hutch"')
+  if (failure.status === 409) headers.set('x-should-retry', 'false')
+  if (failure.status === 405 && typeof failure.details?.allow === 'string') {
+    headers.set('allow', failure.details.allow)
+  }
+  if (shape === 'oauth') headers.set('cache-control', 'no-store')
+  if (shape === 'gateway') {
+    headers.set('x-blaxel-source', 'platform')
+    headers.set('x-blaxel-error-code', gatewayCode(failure.code))
+    // Sending a run-plane request twice can run work twice; the envelope says when that is safe.
+    if (failure.status >= 500) headers.set('x-should-retry', 'false')
+  }
+  return Response.json(body(failure, shape, context.now), { status: failure.status, headers })
+}
+
+/** The code as the data plane spells it, `WORKLOAD_UNAVAILABLE`. */
+export function gatewayCode(code: ErrorCode): string {
+  return code === 'body_too_large' ? 'REQUEST_ENTITY_TOO_LARGE' : code.toUpperCase()
+}
+
+function body(failure: PlatformError, shape: ErrorShape, now: number): object {
+  const { code, status, message, details } = failure
+  switch (shape) {
+    case 'control':
+      return { ...details, error: code, code: status, message }
+    case 'sandbox':
+      return { error: message, ...(typeof details?.code === 'string' && { code: details.code }) }
+    case 'oauth':
+      return { error: oauthError(failure), error_description: message }
+    case 'gateway': {
+      const { action, doNot } = advice[code] ?? (errorTable[code].retryable ? retryAdvice : finalAdvice)
+      return {
+        error: {
+          code: gatewayCode(code),
+          status,
+          message,
+          origin: 'platform',
+          retryable: failure.retryable,
+          action,
+          do_not: doNot,
+          timestamp: new Date(now).toISOString().replace('Z', '+00:00'),
+        },
+      }
+    }
+  }
+}
+
+function oauthError(failure: PlatformError): string {
+  if (typeof failure.details?.error === 'string') return failure.details.error
+  return failure.status >= 500 ? 'server_error' : 'invalid_request'
+}
+
+function internalError(error: unknown, context: { requestId: string }): PlatformError {
+  return new PlatformError(
+    'internal',
+    `Something failed in the platform: its log has request ${context.requestId}`,
+    {
+      cause: error,
+    },
+  )
+}
+
+function logFailure(
+  failure: PlatformError,
+  error: unknown,
+  context: { log: Logger; requestId: string; route?: string },
+): void {
+  const cause = failure.cause ?? error
+  const fields = {
+    requestId: context.requestId,
+    route: context.route,
+    code: failure.code,
+    cause: cause instanceof Error ? (cause.stack ?? cause.message) : String(cause),
+  }
+  if (failure.code === 'internal') context.log.error('a request failed', fields)
+  else context.log.warn('a request failed', fields)
+}

@@ -1,0 +1,132 @@
+import { z } from 'zod'
+import { type Route, route } from './route.ts'
+
+interface Operation {
+  operationId: string
+  summary: string
+  tags: string[]
+  security?: object[]
+  parameters?: object[]
+  requestBody?: object
+  responses: Record<string, object>
+}
+
+const errorSchema = {
+  type: 'object',
+  required: ['error', 'code', 'message'],
+  properties: {
+    error: { type: 'string', description: 'What kind of failure, for programs' },
+    code: { type: 'integer', description: 'The HTTP status' },
+    message: { type: 'string', description: 'What was wrong, for people' },
+  },
+}
+
+/** `GET /v0/openapi.json`: made once, from the schemas that validate. */
+export function openapiRoutes(routes: () => Route[], version: string): Route[] {
+  let document: string | null = null
+  return [
+    route({
+      method: 'GET',
+      path: '/v0/openapi.json',
+      access: 'public',
+      errors: 'control',
+      summary: 'Get this document',
+      tag: 'platform',
+      handle() {
+        document ??= JSON.stringify(openapiDocument(routes(), version))
+        return new Response(document, { headers: { 'content-type': 'application/json' } })
+      },
+    }),
+  ]
+}
+
+/** OpenAPI 3.1 of the control plane's routes. */
+export function openapiDocument(routes: Route[], version: string): object {
+  const paths: Record<string, Record<string, Operation>> = {}
+  for (const route of routes) {
+    if (!route.path.startsWith('/v0/') || route.method === 'ALL') continue
+    const path = route.path.slice('/v0'.length)
+    paths[path] = { ...paths[path], [route.method.toLowerCase()]: operation(route, path) }
+  }
+  return {
+    openapi: '3.1.0',
+    info: { title: 'Hutch control plane', version },
+    servers: [{ url: '/v0' }],
+    security: [{ apiKey: [] }, { oauth: [] }],
+    paths,
+    components: {
+      schemas: { Error: errorSchema },
+      securitySchemes: {
+        apiKey: { type: 'http', scheme: 'bearer', description: 'An API key' },
+        oauth: {
+          type: 'oauth2',
+          flows: { clientCredentials: { tokenUrl: '/v0/oauth/token', scopes: {} } },
+        },
+      },
+    },
+  }
+}
+
+function operation(route: Route, path: string): Operation {
+  const parameters = [...pathParameters(path), ...queryParameters(route.query)]
+  const isPublic = route.access === 'public' || route.access === 'capability'
+  return {
+    operationId: operationId(route.method, path),
+    summary: route.summary,
+    tags: [route.tag],
+    ...(isPublic && { security: [] }),
+    ...(parameters.length > 0 && { parameters }),
+    ...(route.body !== undefined && {
+      requestBody: {
+        required: !route.body.safeParse(undefined).success,
+        content: { 'application/json': { schema: schemaOf(route.body, 'input') } },
+      },
+    }),
+    responses: {
+      [String(route.successStatus ?? 200)]: {
+        description: 'Success',
+        ...(route.answer !== undefined && {
+          content: { 'application/json': { schema: schemaOf(route.answer, 'output') } },
+        }),
+      },
+      default: {
+        description: 'Failure',
+        content: { 'application/json': { schema: { $ref: '#/components/schemas/Error' } } },
+      },
+    },
+  }
+}
+
+function pathParameters(path: string): object[] {
+  return [...path.matchAll(/\{([^}*]+)\*?\}/g)].map((match) => ({
+    name: match[1],
+    in: 'path',
+    required: true,
+    schema: { type: 'string' },
+  }))
+}
+
+function queryParameters(query: z.ZodType | undefined): object[] {
+  if (query === undefined) return []
+  const schema = schemaOf(query, 'input') as { properties?: Record<string, object>; required?: string[] }
+  return Object.entries(schema.properties ?? {}).map(([name, property]) => ({
+    name,
+    in: 'query',
+    required: schema.required?.includes(name) ?? false,
+    schema: property,
+  }))
+}
+
+function schemaOf(schema: z.ZodType, io: 'input' | 'output'): object {
+  const { $schema: _, ...rest } = z.toJSONSchema(schema, { io, unrepresentable: 'any' })
+  return rest
+}
+
+/** `GET /sandboxes/{sandboxName}/previews` is `getSandboxesBySandboxNamePreviews`: unique, and stable. */
+function operationId(method: string, path: string): string {
+  const words = path
+    .replace(/\{([^}*]+)\*?\}/g, (_, name: string) => `by_${name.charAt(0).toUpperCase()}${name.slice(1)}`)
+    .split(/[^A-Za-z0-9]+/)
+    .filter((word) => word !== '')
+  return method.toLowerCase() + words.map((word) => word.charAt(0).toUpperCase() + word.slice(1)).join('')
+}

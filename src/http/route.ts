@@ -1,0 +1,106 @@
+import type { z } from 'zod'
+import type { Principal } from '../access/index.ts'
+
+/**
+ * Who may call a route. `public` and `capability` alone skip authentication (a capability route checks the secret
+ * in its own address); every other route refuses a request without a valid credential for its workspace.
+ * - `read`: every principal of the workspace, workloads included
+ * - `write`: users and service accounts of the workspace, member or admin
+ * - `workload`: `write`, and workloads too
+ * - `admin`: admins of the workspace
+ * - `account`: any user or service account, of whatever workspace (to list one's workspaces)
+ */
+export type RouteAccess = 'public' | 'capability' | 'read' | 'write' | 'workload' | 'admin' | 'account'
+
+/** In which shape errors leave: flat `{error, code, message}`, the gateway envelope, or the sandbox API's `{error}`. */
+export type ErrorShape = 'control' | 'gateway' | 'sandbox' | 'oauth'
+
+export type Method = 'GET' | 'POST' | 'PUT' | 'PATCH' | 'DELETE' | 'HEAD' | 'OPTIONS' | 'ALL'
+
+export interface RouteContext<Params, Query, Body> {
+  readonly request: Request
+  readonly url: URL
+  readonly params: Params
+  readonly query: Query
+  readonly body: Body
+  /** Null only on public and capability routes. */
+  readonly principal: Principal | null
+  /** The workspace this request acts in; '' on public, capability and account routes. */
+  readonly workspace: string
+  /** Origin to build addresses from, e.g. `http://localhost:4400`: the request's when it is allowed, else --url. */
+  readonly origin: string
+  /** `Blaxel-Version` of the request, default 2026-04-16. */
+  readonly apiVersion: string
+  readonly requestId: string
+  /** What authentication consumed: never forwarded to anything behind the platform. */
+  readonly consumed: ConsumedCredentials
+  /** Takes the connection over as a WebSocket; null where there is none to take over (`platform.request()`). */
+  readonly upgrade:
+    | ((handler: SocketHandler, options?: { headers?: Record<string, string> }) => Response)
+    | null
+}
+
+export interface ConsumedCredentials {
+  /** Lower-case header names. */
+  headers: string[]
+  /** Query parameter names. */
+  query: string[]
+}
+
+export interface SocketHandler {
+  open(socket: Socket): void
+  message(socket: Socket, data: string | Uint8Array): void
+  close(socket: Socket, code: number, reason: string): void
+  /** The socket can take more after `send` answered false. */
+  drain?(socket: Socket): void
+}
+
+export interface Socket {
+  /** False: accepted, but the peer is slow; send no more until `drain`. */
+  send(data: string | Uint8Array): boolean
+  close(code?: number, reason?: string): void
+}
+
+export interface Route<
+  Path extends string = string,
+  Query extends z.ZodType = z.ZodType,
+  Body extends z.ZodType = z.ZodType,
+> {
+  method: Method
+  /** OpenAPI style, `/v0/sandboxes/{sandboxName}`. A last segment `{path*}` takes the rest, undecoded. */
+  path: Path
+  access: RouteAccess
+  errors: ErrorShape
+  /** For /v0/openapi.json and people. */
+  summary: string
+  tag: string
+  query?: Query
+  /** The credential may also come as `?token=`, for browsers' WebSockets, which cannot send headers. */
+  queryToken?: boolean
+  /** JSON body. Absent: the handler reads `request.body` itself, if at all. */
+  body?: Body
+  /** Default jsonBodyBytesMax. */
+  bodyBytesMax?: number
+  /** Success answer's schema, for /v0/openapi.json. */
+  answer?: z.ZodType
+  /** Default 200. */
+  successStatus?: number
+  /** A Response as it is; anything else as JSON with `successStatus`. */
+  handle(
+    context: RouteContext<PathParams<Path>, z.output<Query>, z.output<Body>>,
+  ): Promise<Response | object> | Response | object
+}
+
+export type PathParams<Path extends string> = Path extends `${string}{${infer Name}}${infer Rest}`
+  ? { [Key in TrimStar<Name>]: string } & PathParams<Rest>
+  : unknown
+type TrimStar<Name extends string> = Name extends `${infer Bare}*` ? Bare : Name
+
+export const jsonBodyBytesMax = 4 * 1024 * 1024
+
+/** Identity, for inference of params, query and body from the literal. */
+export function route<Path extends string, Query extends z.ZodType, Body extends z.ZodType>(
+  definition: Route<Path, Query, Body>,
+): Route {
+  return definition as unknown as Route
+}

@@ -1,0 +1,107 @@
+/** All of a stream of known, small size. */
+export async function collect(body: ReadableStream<Uint8Array>): Promise<Buffer> {
+  const chunks: Uint8Array[] = []
+  const reader = body.getReader()
+  for (;;) {
+    const { done, value } = await reader.read()
+    if (done) return chunks.length === 1 ? Buffer.from(chunks[0]!) : Buffer.concat(chunks)
+    chunks.push(value)
+  }
+}
+
+/**
+ * The same stream, with `onEnd` called once when it ended, failed or was cancelled. Reads are guarded: a peer that goes
+ * away never becomes an unhandled rejection.
+ */
+export function onceEnded(body: ReadableStream<Uint8Array>, onEnd: () => void): ReadableStream<Uint8Array> {
+  const reader = body.getReader()
+  let ended = false
+  const end = () => {
+    if (!ended) onEnd()
+    ended = true
+  }
+  return new ReadableStream<Uint8Array>({
+    async pull(controller) {
+      try {
+        const { done, value } = await reader.read()
+        if (!done) return controller.enqueue(value)
+        end()
+        controller.close()
+      } catch (error) {
+        end()
+        controller.error(error)
+      }
+    },
+    async cancel(reason) {
+      end()
+      await reader.cancel(reason).catch(() => {})
+    },
+  })
+}
+
+/** A stream of what an iterable gives, as fast as it is read. Cancelling it returns the iterable. */
+export function streamOf(chunks: AsyncIterable<Uint8Array>): ReadableStream<Uint8Array> {
+  const iterator = chunks[Symbol.asyncIterator]()
+  return new ReadableStream<Uint8Array>({
+    async pull(controller) {
+      try {
+        const { done, value } = await iterator.next()
+        if (done) controller.close()
+        else controller.enqueue(value)
+      } catch (error) {
+        controller.error(error)
+      }
+    },
+    async cancel() {
+      await iterator.return?.()
+    },
+  })
+}
+
+export interface Keepalive {
+  text: string
+  everyMs: number
+}
+
+/** Until then an answer without output keeps its header back, since headers leave with the first bytes. */
+const firstKeepaliveMs = 100
+
+/** A stream of text, with a keepalive whenever there was nothing for a while, the first one soon. */
+export function textStream(
+  texts: AsyncIterable<string>,
+  keepalive: Keepalive,
+  onEnd: () => void,
+): ReadableStream<Uint8Array> {
+  const iterator = texts[Symbol.asyncIterator]()
+  const encoder = new TextEncoder()
+  let next: Promise<IteratorResult<string>> | null = null
+  let quietMs = firstKeepaliveMs
+  let timer: ReturnType<typeof setTimeout> | undefined
+  return new ReadableStream<Uint8Array>({
+    async pull(controller) {
+      next ??= iterator.next()
+      try {
+        const quiet = new Promise<null>((resolve) => {
+          timer = setTimeout(resolve, quietMs, null)
+        })
+        const result = await Promise.race([next, quiet])
+        clearTimeout(timer)
+        quietMs = keepalive.everyMs
+        if (result === null) return controller.enqueue(encoder.encode(keepalive.text))
+        next = null
+        if (!result.done) return controller.enqueue(encoder.encode(result.value))
+        onEnd()
+        controller.close()
+      } catch (error) {
+        clearTimeout(timer)
+        onEnd()
+        controller.error(error)
+      }
+    },
+    async cancel() {
+      clearTimeout(timer)
+      onEnd()
+      next?.catch(() => {})
+    },
+  })
+}

@@ -1,0 +1,53 @@
+import type { Sandboxes } from '../../sandboxes/index.ts'
+import { type Route, route } from '../route.ts'
+import { serveSandbox } from './sandbox/api.ts'
+import type { Build } from './sandbox/health.ts'
+
+/**
+ * The data plane of sandboxes: everything below a sandbox's address. One route, since the API inside has path rules of
+ * its own; what it serves is the table in sandbox/api.ts. Its errors are the sandbox API's once the sandbox is reached,
+ * the gateway's before.
+ */
+export function sandboxRunRoutes(sandboxes: Pick<Sandboxes, 'acquire'>, build: Build): Route[] {
+  return [
+    route({
+      method: 'ALL',
+      path: '/{workspace}/sandboxes/{sandboxName}/{path*}',
+      access: 'workload',
+      errors: 'gateway',
+      summary: 'The API of a sandbox: files, processes and ports',
+      tag: 'run',
+      async handle(context) {
+        const { request, params } = context
+        const { path, search } = splitUrl(request.url)
+        // Behind the origin come '', the workspace, `sandboxes` and the name.
+        const rest = path.split('/').slice(4).join('/')
+        const prefix = path.split('/').slice(0, 4).join('/')
+        const lease = await sandboxes.acquire(context.workspace, params.sandboxName, request.signal)
+        return serveSandbox(
+          lease,
+          {
+            request,
+            path: rest === '' ? '' : `/${rest}`,
+            search,
+            publicOrigin: context.origin,
+            publicPrefix: prefix,
+            consumed: context.consumed,
+            upgrade: context.upgrade,
+          },
+          build,
+        )
+      },
+    }),
+  ]
+}
+
+/** Path and query of a URL, as they were sent. */
+export function splitUrl(url: string): { path: string; search: string } {
+  const start = url.indexOf('/', url.indexOf('://') + 3)
+  const hash = url.indexOf('#')
+  const whole = start === -1 ? '/' : url.slice(start, hash === -1 ? undefined : hash)
+  const question = whole.indexOf('?')
+  if (question === -1) return { path: whole, search: '' }
+  return { path: whole.slice(0, question), search: whole.slice(question) }
+}

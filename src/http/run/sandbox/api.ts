@@ -1,0 +1,245 @@
+import { PlatformError } from '../../../errors.ts'
+import type { SandboxLease } from '../../../sandboxes/index.ts'
+import type { ConsumedCredentials, RouteContext } from '../../route.ts'
+import { onceEnded } from '../bodies.ts'
+import { isSocketRequest, proxyHttp, proxySocket, withoutParameters } from '../proxy.ts'
+import { apiHeaders, decodePath, json, pageNotFound, type SandboxAnswer, type SandboxCall } from './call.ts'
+import {
+  readFileOrDirectory,
+  readTree,
+  removeFileOrDirectory,
+  removeTree,
+  writeFileOrDirectory,
+  writeTree,
+} from './files.ts'
+import { type Build, health } from './health.ts'
+import {
+  closeStdin,
+  getLogs,
+  getProcess,
+  killProcess,
+  listProcesses,
+  startProcess,
+  stopProcess,
+  streamLogs,
+  writeStdin,
+} from './processes.ts'
+import { abortUpload, completeUpload, listParts, listUploads, startUpload, writePart } from './uploads.ts'
+
+/** A request on its way into a sandbox, already allowed to be there. */
+export interface SandboxRequest {
+  readonly request: Request
+  /** Undecoded, from the sandbox's address on: '' or with a leading slash. */
+  readonly path: string
+  /** Undecoded, '' or with a leading question mark. */
+  readonly search: string
+  readonly publicOrigin: string
+  /** What stands before `path` in the public address. */
+  readonly publicPrefix: string
+  readonly consumed: ConsumedCredentials
+  readonly requestHeaders?: Readonly<Record<string, string>>
+  readonly upgrade: RouteContext<unknown, unknown, unknown>['upgrade']
+}
+
+type Verbs = Partial<Record<'GET' | 'POST' | 'PUT' | 'DELETE', (call: SandboxCall, part: string) => Handled>>
+type Handled = SandboxAnswer | Promise<SandboxAnswer>
+
+/**
+ * The routes of a sandbox's API. Matched on the undecoded path, the first wins; the group is what the handler gets,
+ * decoded unless it is a file path. A file path is everything behind its word, from a slash or an escaped one on.
+ */
+const routes: { path: RegExp; raw?: boolean; verbs: Verbs }[] = [
+  {
+    path: /^\/filesystem\/tree((?:\/|%2F).*)?$/s,
+    raw: true,
+    verbs: { GET: readTree, PUT: writeTree, DELETE: removeTree },
+  },
+  {
+    path: /^\/filesystem((?:\/|%2F).*)?$/s,
+    raw: true,
+    verbs: { GET: readFileOrDirectory, PUT: writeFileOrDirectory, DELETE: removeFileOrDirectory },
+  },
+  { path: /^\/filesystem-multipart\/initiate((?:\/|%2F).*)$/s, raw: true, verbs: { POST: startUpload } },
+  { path: /^\/filesystem-multipart\/?$/, verbs: { GET: listUploads } },
+  { path: /^\/filesystem-multipart\/([^/]+)\/part$/, verbs: { PUT: writePart } },
+  { path: /^\/filesystem-multipart\/([^/]+)\/parts$/, verbs: { GET: listParts } },
+  { path: /^\/filesystem-multipart\/([^/]+)\/complete$/, verbs: { POST: completeUpload } },
+  { path: /^\/filesystem-multipart\/([^/]+)\/abort$/, verbs: { DELETE: abortUpload } },
+  { path: /^\/process\/?$/, verbs: { GET: listProcesses, POST: startProcess } },
+  { path: /^\/process\/([^/]+)$/, verbs: { GET: getProcess, DELETE: stopProcess } },
+  { path: /^\/process\/([^/]+)\/kill$/, verbs: { DELETE: killProcess } },
+  { path: /^\/process\/([^/]+)\/logs$/, verbs: { GET: getLogs } },
+  { path: /^\/process\/([^/]+)\/logs\/stream$/, verbs: { GET: streamLogs } },
+  { path: /^\/process\/([^/]+)\/stdin$/, verbs: { POST: writeStdin, DELETE: closeStdin } },
+]
+
+/** Ports that the sandbox's own API has. */
+const apiPorts = new Set([443, 8080])
+const systemPort = 80
+const portPath = /^\/port\/([^/?]*)(\/.*)?$/s
+
+/**
+ * Answers a request with the sandbox's API, or passes it on to one of its ports. Takes ownership of the lease: it is
+ * disposed when the exchange is over, streamed bodies and WebSockets included.
+ * @throws what is the platform's failure rather than the sandbox API's answer, e.g. bad_gateway
+ */
+export async function serveSandbox(
+  lease: SandboxLease,
+  incoming: SandboxRequest,
+  build: Build,
+): Promise<Response> {
+  let released = false
+  const release = () => {
+    if (!released) lease[Symbol.dispose]()
+    released = true
+  }
+  try {
+    let target = incoming
+    for (let port = portOf(target.path); port; port = portOf(target.path)) {
+      if (!apiPorts.has(port.number)) return await servePort(lease, target, port.number, port.path, release)
+      target = { ...target, path: port.path, publicPrefix: target.publicPrefix + port.prefix }
+    }
+    return await serveApi(lease, target, build, release)
+  } catch (error) {
+    release()
+    if (PlatformError.is(error) && ownFailures.has(error.code)) return errorAnswer(error)
+    throw error
+  }
+}
+
+/** Passes a request on to a port; the path is the program's own. Takes ownership of the lease as `serveSandbox` does. */
+export async function serveSandboxPort(
+  lease: SandboxLease,
+  incoming: SandboxRequest,
+  port: number,
+): Promise<Response> {
+  return servePort(
+    lease,
+    incoming,
+    port,
+    incoming.path || '/',
+    () => lease[Symbol.dispose](),
+    incoming.publicPrefix,
+  )
+}
+
+async function servePort(
+  lease: SandboxLease,
+  incoming: SandboxRequest,
+  port: number,
+  path: string,
+  release: () => void,
+  prefix = `${incoming.publicPrefix}/port/${port}`,
+): Promise<Response> {
+  const { instance } = lease
+  const { request, upgrade } = incoming
+  let address: Awaited<ReturnType<typeof instance.address>>
+  try {
+    address = await instance.address(port)
+  } catch (error) {
+    release()
+    throw error
+  }
+  const options = {
+    port,
+    path: path + withoutParameters(incoming.search, incoming.consumed.query),
+    publicOrigin: incoming.publicOrigin,
+    publicPrefix: prefix,
+    consumed: incoming.consumed,
+    ...(incoming.requestHeaders ? { requestHeaders: incoming.requestHeaders } : {}),
+    listening: () => instance.listening(port),
+    onEnd: release,
+  }
+  if (upgrade && isSocketRequest(request)) return proxySocket(request, upgrade, address, options)
+  return proxyHttp(request, address, options)
+}
+
+async function serveApi(
+  lease: SandboxLease,
+  { request, path, search }: SandboxRequest,
+  build: Build,
+  release: () => void,
+): Promise<Response> {
+  const call: SandboxCall = { request, lease, path, query: new URLSearchParams(search), onEnd: release }
+  const answer = await handle(call, build)
+  const response = answer instanceof Response ? answer : answer.streaming
+  if (request.method === 'HEAD') {
+    await response.body?.cancel()
+    release()
+    return new Response(null, response)
+  }
+  if (answer instanceof Response) {
+    release()
+    return response
+  }
+  if (answer.endsItself || !response.body) return response
+  return new Response(onceEnded(response.body, release), response)
+}
+
+async function handle(call: SandboxCall, build: Build): Promise<SandboxAnswer> {
+  const { path, request } = call
+  if (request.method === 'OPTIONS') return preflight()
+  if (path === '' || path === '/') return about()
+  const verb = (request.method === 'HEAD' ? 'GET' : request.method) as keyof Verbs
+  if (path === '/health') return verb === 'GET' ? health(call, build) : pageNotFound()
+  for (const route of routes) {
+    const match = route.path.exec(path)
+    if (!match) continue
+    const run = route.verbs[verb]
+    if (!run) return pageNotFound()
+    const part = match[1] ?? ''
+    return run(call, route.raw ? part : decodePath(part))
+  }
+  return pageNotFound()
+}
+
+function about(): Response {
+  return json({
+    message: 'This is the API of a sandbox',
+    documentation: '/health, /filesystem/{path}, /process and /port/{port}/{path}',
+    description: 'Files, processes and ports of one sandbox',
+  })
+}
+
+function preflight(): Response {
+  return new Response(null, {
+    status: 204,
+    headers: {
+      ...apiHeaders,
+      'access-control-allow-methods': 'GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS',
+      'access-control-allow-headers': '*, Authorization',
+      'access-control-max-age': '600',
+    },
+  })
+}
+
+function portOf(path: string): { number: number; path: string; prefix: string } | null {
+  const match = portPath.exec(path)
+  if (!match) return null
+  const text = match[1] ?? ''
+  const number = Number(text)
+  if (!/^\d{1,5}$/.test(text) || number < 1 || number > 65535) {
+    throw new PlatformError('bad_request', `port: '${text.slice(0, 20)}' is not a port: send 1 to 65535`)
+  }
+  if (number === systemPort)
+    throw new PlatformError('bad_request', 'port: 80 is reserved for the system, use another')
+  return { number, path: match[2] ?? '/', prefix: `/port/${text}` }
+}
+
+/** What the sandbox API says itself; anything else is the platform's to tell. */
+const ownFailures = new Set([
+  'bad_request',
+  'not_found',
+  'conflict',
+  'already_exists',
+  'forbidden',
+  'body_too_large',
+  'unsupported_media_type',
+  'unprocessable',
+  'insufficient_storage',
+])
+
+function errorAnswer(error: PlatformError): Response {
+  const { errno: _, ...details } = error.details ?? {}
+  return json({ error: error.message, ...details }, error.status)
+}

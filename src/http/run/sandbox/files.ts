@@ -1,0 +1,323 @@
+import { posix } from 'node:path'
+import { z } from 'zod'
+import { PlatformError } from '../../../errors.ts'
+import type { FileEntry } from '../../../spec/runtime.ts'
+import { collect, streamOf } from '../bodies.ts'
+import { json, readJsonBody, type SandboxAnswer, type SandboxCall } from './call.ts'
+import { downloadHeaders, rangeOf, wantsDownload } from './download.ts'
+import { type FileView, fileError, fileOperation, fileView, namesIn, parsePermissions } from './entries.ts'
+import { MultipartReader, multipartBoundary } from './multipart.ts'
+import { absolutePath, type FilePath, filePath, joined, userPath } from './paths.ts'
+
+/** Of a JSON body that carries the content of files. */
+export const fileJsonBytesMax = 64 * 1024 * 1024
+/** Up to this a file is answered in one piece, with its length; a larger one is streamed. */
+const wholeFileBytesMax = 1024 * 1024
+/** So much of an upload is held back until the fields behind it are known; it covers the client's single uploads. */
+const uploadLookaheadBytesMax = 6 * 1024 * 1024
+const formFieldBytesMax = 8192
+export const directoryEntriesMax = 100_000
+const treeWritesAtOnce = 8
+
+const directoryMode = 0o755
+
+/** Of a file path in the request, by the path rule. */
+export function requestedPath(call: SandboxCall, rest: string): FilePath {
+  return filePath(rest, pathBase(call))
+}
+
+function pathBase({ lease }: SandboxCall): { workingDir: string; home: string } {
+  return { workingDir: lease.workingDir, home: lease.env.HOME ?? '/' }
+}
+
+export async function readFileOrDirectory(call: SandboxCall, rest: string): Promise<SandboxAnswer> {
+  const path = requestedPath(call, rest)
+  const { files } = call.lease.instance.guest
+  const entry = await fileOperation(files.stat(path.absolute), 'stat', path.absolute)
+  if (entry.type === 'directory') return json(await listing(call, path))
+  if (entry.type !== 'file') {
+    throw new PlatformError('unprocessable', `read ${path.absolute}: not a regular file but a ${entry.type}`)
+  }
+  return wantsDownload(call) ? download(call, path, entry) : fileJson(call, path)
+}
+
+async function download(call: SandboxCall, path: FilePath, found: FileEntry): Promise<SandboxAnswer> {
+  const { request } = call
+  const headers = downloadHeaders(path.absolute, found)
+  const since = request.headers.get('if-modified-since')
+  if (
+    since !== null &&
+    !request.headers.has('range') &&
+    Date.parse(since) >= Math.floor(found.modifiedMs / 1000) * 1000
+  ) {
+    return new Response(null, { status: 304, headers })
+  }
+  const range = rangeOf(request.headers, found)
+  if (range === 'unsatisfiable') {
+    headers.set('content-range', `bytes */${found.size}`)
+    return new Response(null, { status: 416, headers })
+  }
+  const length = range ? range.length : found.size
+  const status = range ? 206 : 200
+  if (range)
+    headers.set('content-range', `bytes ${range.offset}-${range.offset + range.length - 1}/${found.size}`)
+  headers.set('content-length', String(length))
+  if (request.method === 'HEAD') return new Response(null, { status, headers })
+  const { files } = call.lease.instance.guest
+  const { body } = await fileOperation(files.read(path.absolute, range ?? undefined), 'open', path.absolute)
+  if (length <= wholeFileBytesMax) {
+    const bytes = await fileOperation(collect(body), 'read', path.absolute)
+    headers.set('content-length', String(bytes.length))
+    return new Response(new Uint8Array(bytes), { status, headers })
+  }
+  return { streaming: new Response(body, { status, headers }) }
+}
+
+/** The content is text: what is not UTF-8 comes out as U+FFFD. A file of any size passes without being held. */
+async function fileJson(call: SandboxCall, path: FilePath): Promise<SandboxAnswer> {
+  const { guest } = call.lease.instance
+  const { entry, body } = await fileOperation(guest.files.read(path.absolute), 'open', path.absolute)
+  const view: FileView = fileView(entry, path.shown, posix.basename(path.absolute), await namesIn(guest))
+  if (entry.size <= wholeFileBytesMax) {
+    const bytes = await fileOperation(collect(body), 'read', path.absolute)
+    return json({ ...view, content: new TextDecoder('utf-8', { ignoreBOM: true }).decode(bytes) })
+  }
+  return { streaming: new Response(streamOf(jsonChunks(view, body)), { headers: json({}).headers }) }
+}
+
+async function* jsonChunks(view: FileView, body: ReadableStream<Uint8Array>): AsyncGenerator<Uint8Array> {
+  const encoder = new TextEncoder()
+  const decoder = new TextDecoder('utf-8', { ignoreBOM: true })
+  const escaped = (text: string) => encoder.encode(JSON.stringify(text).slice(1, -1))
+  yield encoder.encode(`${JSON.stringify(view).slice(0, -1)},"content":"`)
+  for await (const chunk of body) {
+    const text = decoder.decode(chunk, { stream: true })
+    if (text !== '') yield escaped(text)
+  }
+  yield encoder.encode(`${escapedEnd(decoder)}"}`)
+}
+
+function escapedEnd(decoder: TextDecoder): string {
+  return JSON.stringify(decoder.decode()).slice(1, -1)
+}
+
+export interface DirectoryView {
+  path: string
+  name: string
+  files: FileView[]
+  subdirectories: { path: string; name: string }[]
+}
+
+async function listing(call: SandboxCall, path: FilePath): Promise<DirectoryView> {
+  const { guest } = call.lease.instance
+  const names = namesIn(guest)
+  const entries: FileEntry[] = []
+  try {
+    for await (const batch of guest.files.list(path.absolute)) {
+      for (const entry of batch) entries.push(entry)
+      if (entries.length > directoryEntriesMax) {
+        throw new PlatformError(
+          'unprocessable',
+          `open ${path.absolute}: it has more than ${directoryEntriesMax} entries, which is the most that are listed`,
+        )
+      }
+    }
+  } catch (error) {
+    throw fileError(error, 'open', path.absolute)
+  }
+  entries.sort((a, b) => (a.name < b.name ? -1 : 1))
+  const known = await names
+  const view: DirectoryView = {
+    path: path.shown,
+    name: posix.basename(path.absolute),
+    files: [],
+    subdirectories: [],
+  }
+  for (const entry of entries) {
+    const entryPath = joined(path.shown, entry.name)
+    if (entry.type === 'directory') view.subdirectories.push({ path: entryPath, name: entry.name })
+    else view.files.push(fileView(entry, entryPath, entry.name, known))
+  }
+  return view
+}
+
+const fileBody = z.object({
+  content: z.string().nullish(),
+  isDirectory: z.boolean().nullish(),
+  permissions: z.string().nullish(),
+})
+
+export async function writeFileOrDirectory(call: SandboxCall, rest: string): Promise<SandboxAnswer> {
+  const path = requestedPath(call, rest)
+  const boundary = multipartBoundary(call.request.headers.get('content-type'))
+  if (boundary !== null) return upload(call, path, boundary)
+  const body = await readJsonBody(call, fileBody, fileJsonBytesMax)
+  const mode = parsePermissions(body.permissions ?? undefined)
+  const { files } = call.lease.instance.guest
+  if (body.isDirectory) {
+    const making = files.makeDirectory(path.absolute, { parents: true, mode: mode ?? directoryMode })
+    await fileOperation(making, 'mkdir', path.absolute)
+    return json({ path: path.shown, message: 'Directory created successfully' })
+  }
+  await writeText(call, path.absolute, body.content ?? '', mode)
+  return json({ path: path.shown, message: 'File created/updated successfully' })
+}
+
+async function writeText(call: SandboxCall, path: string, content: string, mode?: number): Promise<void> {
+  const options = mode === undefined ? undefined : { mode }
+  const writing = call.lease.instance.guest.files.write(path, Buffer.from(content), options)
+  await fileOperation(writing, 'open', path)
+}
+
+/**
+ * A form upload. The client puts `permissions` and `path` behind the file: an upload of a usual size waits for them. A
+ * larger one is streamed to the path in the URL, and dropped when a `path` behind it then names another. The client
+ * sends one fixed mode with every upload, so the mode counts for new files only.
+ */
+async function upload(call: SandboxCall, urlPath: FilePath, boundary: string): Promise<SandboxAnswer> {
+  if (!call.request.body) throw noFile()
+  const form = new MultipartReader(call.request.body, boundary)
+  const fields: { path?: string; permissions?: string } = {}
+  const readField = async (name: string) => {
+    if (name === 'path' || name === 'permissions') fields[name] = await form.text(formFieldBytesMax)
+  }
+  const target = () => (fields.path ? userPath(fields.path, pathBase(call)) : urlPath)
+  const { files } = call.lease.instance.guest
+  try {
+    let held: Buffer | null = null
+    for (let part = await form.next(); part; part = await form.next()) {
+      if (part.name !== 'file' || held) {
+        await readField(part.name)
+        continue
+      }
+      const chunks = form.chunks()
+      const start: Uint8Array[] = []
+      let bytes = 0
+      let complete = true
+      for (let next = await chunks.next(); !next.done; next = await chunks.next()) {
+        start.push(next.value)
+        bytes += next.value.length
+        complete = bytes <= uploadLookaheadBytesMax
+        if (!complete) break
+      }
+      if (complete) {
+        held = Buffer.concat(start, bytes)
+        continue
+      }
+      const path = target()
+      const isNew = await absent(call, path.absolute)
+      const body = async function* () {
+        yield* start
+        start.length = 0
+        yield* chunks
+        for (let field = await form.next(); field; field = await form.next()) await readField(field.name)
+        if (target().absolute !== path.absolute) {
+          throw new PlatformError(
+            'bad_request',
+            'path: of a large upload it must stand before the file or equal the URL',
+          )
+        }
+      }
+      await fileOperation(files.write(path.absolute, streamOf(body())), 'open', path.absolute)
+      const mode = parsePermissions(fields.permissions)
+      if (isNew && mode !== undefined)
+        await fileOperation(files.setMode(path.absolute, mode), 'chmod', path.absolute)
+      return uploaded(path)
+    }
+    if (!held) throw noFile()
+    const path = target()
+    const mode = parsePermissions(fields.permissions)
+    const isNew = mode !== undefined && (await absent(call, path.absolute))
+    await fileOperation(files.write(path.absolute, held, isNew ? { mode } : undefined), 'open', path.absolute)
+    return uploaded(path)
+  } catch (error) {
+    await form.cancel()
+    throw error
+  }
+}
+
+function uploaded(path: FilePath): Response {
+  return json({ path: path.shown, message: 'Binary file uploaded successfully' })
+}
+
+function noFile(): PlatformError {
+  return new PlatformError('bad_request', 'no file provided: send it as the multipart field "file"')
+}
+
+async function absent(call: SandboxCall, path: string): Promise<boolean> {
+  try {
+    await call.lease.instance.guest.files.stat(path)
+    return false
+  } catch {
+    return true
+  }
+}
+
+export async function removeFileOrDirectory(call: SandboxCall, rest: string): Promise<SandboxAnswer> {
+  const path = requestedPath(call, rest)
+  const kind = await remove(call, path.absolute, call.query.get('recursive') === 'true')
+  return json({ path: path.shown, message: `${kind} deleted successfully` })
+}
+
+/** Of a link, removes the link. */
+async function remove(call: SandboxCall, path: string, recursive: boolean): Promise<'File' | 'Directory'> {
+  if (path === '/') throw new PlatformError('unprocessable', 'remove /: the root directory cannot be removed')
+  const { files } = call.lease.instance.guest
+  const entry = await fileOperation(files.stat(path, { follow: false }), 'stat', path)
+  await fileOperation(files.remove(path, { recursive }), 'remove', path)
+  return entry.type === 'directory' ? 'Directory' : 'File'
+}
+
+export async function readTree(call: SandboxCall, rest: string): Promise<SandboxAnswer> {
+  const path = absolutePath(rest)
+  try {
+    return json(await listing(call, path))
+  } catch (error) {
+    throw asCode(error, 'bad_request')
+  }
+}
+
+const treeBody = z.object({ files: z.record(z.string(), z.string()).nullish() })
+
+/** Writes every file, each whole, a few at once. Directories are made as needed. */
+export async function writeTree(call: SandboxCall, rest: string): Promise<SandboxAnswer> {
+  const root = absolutePath(rest)
+  const { files: contents } = await readJsonBody(call, treeBody, fileJsonBytesMax)
+  const { files } = call.lease.instance.guest
+  const waiting = Object.entries(contents ?? {})
+  for (const [name] of waiting) {
+    if (name === '' || name.includes('\0')) {
+      throw new PlatformError('bad_request', 'files: a name must not be empty and must not contain NUL')
+    }
+  }
+  await fileOperation(
+    files.makeDirectory(root.absolute, { parents: true, mode: directoryMode }),
+    'mkdir',
+    root.absolute,
+  )
+  const worker = async () => {
+    for (let next = waiting.shift(); next; next = waiting.shift()) {
+      await writeText(call, posix.join(root.absolute, next[0]), next[1])
+    }
+  }
+  const results = await Promise.allSettled(Array.from({ length: treeWritesAtOnce }, worker))
+  for (const result of results) if (result.status === 'rejected') throw result.reason
+  return json(await listing(call, root))
+}
+
+export async function removeTree(call: SandboxCall, rest: string): Promise<SandboxAnswer> {
+  const path = absolutePath(rest)
+  try {
+    await remove(call, path.absolute, true)
+  } catch (error) {
+    throw asCode(error, 'unprocessable')
+  }
+  return json({ path: path.shown, message: 'Directory deleted successfully' })
+}
+
+/** Trees answer with one code whatever is wrong with the path. */
+function asCode(error: unknown, code: 'bad_request' | 'unprocessable'): unknown {
+  if (!PlatformError.is(error) || !['not_found', 'conflict', 'unprocessable'].includes(error.code))
+    return error
+  return new PlatformError(code, error.message, { cause: error })
+}

@@ -1,0 +1,136 @@
+import { PlatformError } from '../../../errors.ts'
+
+const partHeaderBytesMax = 16 * 1024
+const partsMax = 64
+
+export interface MultipartPart {
+  name: string
+  filename: string | null
+}
+
+/** The boundary of a multipart/form-data body, or null when it is none. @throws bad_request without a boundary */
+export function multipartBoundary(contentType: string | null): string | null {
+  if (!contentType || !/^multipart\/form-data\b/i.test(contentType)) return null
+  const match = /;\s*boundary=(?:"([^"]{1,200})"|([^\s;]{1,200}))/i.exec(contentType)
+  if (!match) throw new PlatformError('bad_request', 'Content-Type: multipart/form-data has no boundary')
+  return match[1] ?? match[2] ?? ''
+}
+
+/**
+ * Reads multipart/form-data part by part, holding no more than a chunk and a boundary. The parts come in the body's
+ * order: `next`, then `chunks` or `text` of that part; what was not read of a part is skipped.
+ */
+export class MultipartReader {
+  private readonly reader: ReadableStreamDefaultReader<Uint8Array>
+  private readonly delimiter: Buffer
+  /** Begins with a line end, so that the first boundary looks like every other. */
+  private buffer = Buffer.from('\r\n')
+  private inPart = true
+  private count = 0
+
+  constructor(body: ReadableStream<Uint8Array>, boundary: string) {
+    this.reader = body.getReader()
+    this.delimiter = Buffer.from(`\r\n--${boundary}`)
+  }
+
+  /** Null behind the last part. @throws bad_request for what is no multipart/form-data */
+  async next(): Promise<MultipartPart | null> {
+    for await (const _ of this.chunks()) {
+      // Skips what nobody read, and what stands before the first boundary.
+    }
+    await this.need(2)
+    if (this.buffer.subarray(0, 2).equals(dashes)) {
+      await this.drain()
+      return null
+    }
+    if (++this.count > partsMax) throw malformed(`it has more than ${partsMax} parts`)
+    const header = await this.header()
+    const disposition = /^content-disposition:\s*form-data\b(.*)$/im.exec(header)?.[1] ?? ''
+    const name = /;\s*name="((?:[^"\\]|\\.)*)"/i.exec(disposition)?.[1]
+    if (name === undefined) throw malformed('a part has no name')
+    this.inPart = true
+    return { name, filename: /;\s*filename="((?:[^"\\]|\\.)*)"/i.exec(disposition)?.[1] ?? null }
+  }
+
+  /** The bytes of the current part. */
+  async *chunks(): AsyncGenerator<Uint8Array, void, undefined> {
+    while (this.inPart) {
+      const at = this.buffer.indexOf(this.delimiter)
+      if (at !== -1) {
+        const last = this.buffer.subarray(0, at)
+        this.buffer = this.buffer.subarray(at + this.delimiter.length)
+        this.inPart = false
+        if (last.length > 0) yield last
+        return
+      }
+      const sure = this.buffer.length - this.delimiter.length + 1
+      if (sure > 0) {
+        const chunk = this.buffer.subarray(0, sure)
+        this.buffer = this.buffer.subarray(sure)
+        yield chunk
+      }
+      await this.fill()
+    }
+  }
+
+  /** A short part as text. */
+  async text(bytesMax: number): Promise<string> {
+    const chunks: Uint8Array[] = []
+    let bytes = 0
+    for await (const chunk of this.chunks()) {
+      bytes += chunk.length
+      if (bytes > bytesMax) throw malformed(`a field is longer than ${bytesMax} bytes`)
+      chunks.push(chunk)
+    }
+    return Buffer.concat(chunks).toString()
+  }
+
+  /** Gives up: the rest is not read. */
+  async cancel(): Promise<void> {
+    await this.reader.cancel().catch(() => {})
+  }
+
+  private async header(): Promise<string> {
+    for (;;) {
+      // The line end behind the boundary counts, for a part without any header.
+      const end = this.buffer.indexOf('\r\n\r\n')
+      if (end !== -1) {
+        const header = this.buffer.subarray(0, end).toString()
+        this.buffer = this.buffer.subarray(end + 4)
+        return header
+      }
+      if (this.buffer.length > partHeaderBytesMax) throw malformed('the header of a part is too long')
+      await this.fill()
+    }
+  }
+
+  private async need(bytes: number): Promise<void> {
+    while (this.buffer.length < bytes) await this.fill()
+  }
+
+  private async fill(): Promise<void> {
+    const { done, value } = await this.reader.read()
+    if (done) throw malformed('it ends too early')
+    this.buffer = this.buffer.length === 0 ? Buffer.from(value) : Buffer.concat([this.buffer, value])
+  }
+
+  /** What follows the last boundary has no meaning, and little of it is waited for. */
+  private async drain(): Promise<void> {
+    let bytes = 0
+    for (;;) {
+      const { done, value } = await this.reader.read()
+      if (done) return
+      bytes += value.length
+      if (bytes > partHeaderBytesMax) return this.cancel()
+    }
+  }
+}
+
+const dashes = Buffer.from('--')
+
+function malformed(why: string): PlatformError {
+  return new PlatformError(
+    'bad_request',
+    `invalid request body: the multipart/form-data is malformed: ${why}`,
+  )
+}

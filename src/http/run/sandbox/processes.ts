@@ -1,0 +1,154 @@
+import { z } from 'zod'
+import { PlatformError } from '../../../errors.ts'
+import {
+  LineSplitter,
+  type ProcessStart,
+  type ProcessView,
+  type SandboxProcess,
+} from '../../../sandboxes/processes.ts'
+import { readBytes } from '../../body.ts'
+import { type Keepalive, textStream } from '../bodies.ts'
+import { apiHeaders, json, readJsonBody, type SandboxAnswer, type SandboxCall } from './call.ts'
+
+export const stdinBytesMax = 8 * 1024 * 1024
+const portsMax = 100
+
+const startBody = z.object({
+  command: z.string().min(1),
+  name: z.string().nullish(),
+  workingDir: z.string().nullish(),
+  env: z.record(z.string(), z.string()).nullish(),
+  waitForCompletion: z.boolean().nullish(),
+  timeout: z.number().min(0).nullish(),
+  waitForPorts: z.array(z.number().int().min(1).max(65535)).max(portsMax).nullish(),
+  restartOnFailure: z.boolean().nullish(),
+  maxRestarts: z.number().int().nullish(),
+  keepAlive: z.boolean().nullish(),
+  stdin: z.boolean().nullish(),
+})
+
+export async function startProcess(call: SandboxCall): Promise<SandboxAnswer> {
+  const body = await readJsonBody(call, startBody)
+  const { timeout, ...fields } = body
+  for (const [name, value] of Object.entries(body.env ?? {})) {
+    if (name === '' || /[=\0]/.test(name) || value.includes('\0')) {
+      throw new PlatformError(
+        'bad_request',
+        `invalid request body: env: '${name.slice(0, 64)}' cannot be set`,
+      )
+    }
+  }
+  const start = withoutNulls({ ...fields, timeoutSeconds: timeout }) as unknown as ProcessStart
+  const { processes } = call.lease
+  if ((call.request.headers.get('accept') ?? '').includes('text/event-stream')) {
+    return streamExecution(call, await processes.launch(start))
+  }
+  return json(await processes.start(start, call.request.signal))
+}
+
+function withoutNulls(fields: Record<string, unknown>): Record<string, unknown> {
+  return Object.fromEntries(
+    Object.entries(fields).filter(([, value]) => value !== null && value !== undefined),
+  )
+}
+
+/** The client parses every line: there is never a blank one, and unknown types pass it by. */
+const executionKeepalive: Keepalive = { text: '{"type":"keepalive"}\n', everyMs: 5000 }
+const logKeepalive: Keepalive = { text: '[keepalive]\n', everyMs: 30_000 }
+const recordKeepalive: Keepalive = { text: '{"type":"keepalive"}\n', everyMs: 30_000 }
+
+/** NDJSON, whatever the Accept says: a line of output an event, and the process itself as the last. */
+function streamExecution(call: SandboxCall, process: SandboxProcess): SandboxAnswer {
+  async function* events(signal: AbortSignal): AsyncGenerator<string> {
+    const splitter = new LineSplitter()
+    const event = ({ stream, line }: { stream: string; line: string }) =>
+      `${JSON.stringify({ type: stream, data: line })}\n`
+    for await (const text of process.follow(signal)) {
+      const lines = splitter.push(text)
+      if (lines.length > 0) yield lines.map(event).join('')
+    }
+    const rest = splitter.end()
+    if (rest.length > 0) yield rest.map(event).join('')
+    if (signal.aborted) return
+    await process.done
+    const view = await process.view('full')
+    yield `${JSON.stringify({ type: 'result', data: JSON.stringify(view) })}\n`
+  }
+  return streamed(call, events, executionKeepalive, 'application/x-ndjson')
+}
+
+export function streamLogs(call: SandboxCall, identifier: string): SandboxAnswer {
+  const process = call.lease.processes.require(identifier)
+  if ((call.request.headers.get('accept') ?? '').includes('application/x-ndjson')) {
+    async function* records(signal: AbortSignal): AsyncGenerator<string> {
+      for await (const { stream, text } of process.follow(signal)) {
+        if (text !== '') yield `${JSON.stringify({ type: stream, data: text })}\n`
+      }
+    }
+    return streamed(call, records, recordKeepalive, 'application/x-ndjson')
+  }
+  async function* lines(signal: AbortSignal): AsyncGenerator<string> {
+    const splitter = new LineSplitter()
+    const prefixed = ({ stream, line }: { stream: string; line: string }) => `${stream}:${line}\n`
+    for await (const text of process.follow(signal)) {
+      const whole = splitter.push(text)
+      if (whole.length > 0) yield whole.map(prefixed).join('')
+    }
+    const rest = splitter.end()
+    if (rest.length > 0) yield rest.map(prefixed).join('')
+  }
+  return streamed(call, lines, logKeepalive, 'text/plain; charset=utf-8')
+}
+
+function streamed(
+  call: SandboxCall,
+  texts: (signal: AbortSignal) => AsyncGenerator<string>,
+  keepalive: Keepalive,
+  contentType: string,
+): SandboxAnswer {
+  const gone = new AbortController()
+  const signal = AbortSignal.any([call.request.signal, gone.signal])
+  const body = textStream(texts(signal), keepalive, () => {
+    gone.abort()
+    call.onEnd()
+  })
+  return {
+    streaming: new Response(body, { headers: { ...apiHeaders, 'content-type': contentType } }),
+    endsItself: true,
+  }
+}
+
+export async function listProcesses(call: SandboxCall): Promise<SandboxAnswer> {
+  const views = await call.lease.processes.list()
+  return json(views.map((view: ProcessView) => ({ ...view, completedAt: view.completedAt || null })))
+}
+
+export async function getProcess(call: SandboxCall, identifier: string): Promise<SandboxAnswer> {
+  return json(await call.lease.processes.get(identifier))
+}
+
+export async function getLogs(call: SandboxCall, identifier: string): Promise<SandboxAnswer> {
+  return json(await call.lease.processes.logs(identifier))
+}
+
+export async function stopProcess(call: SandboxCall, identifier: string): Promise<SandboxAnswer> {
+  await call.lease.processes.stop(identifier)
+  return json({ message: 'Process stopped successfully' })
+}
+
+export async function killProcess(call: SandboxCall, identifier: string): Promise<SandboxAnswer> {
+  await call.lease.processes.kill(identifier)
+  return json({ message: 'Process killed successfully' })
+}
+
+export async function writeStdin(call: SandboxCall, identifier: string): Promise<SandboxAnswer> {
+  const process = call.lease.processes.require(identifier)
+  const bytes = await readBytes(call.request, stdinBytesMax)
+  await process.writeStdin(bytes)
+  return json({ message: 'Data written to stdin successfully' })
+}
+
+export async function closeStdin(call: SandboxCall, identifier: string): Promise<SandboxAnswer> {
+  await call.lease.processes.require(identifier).closeStdin()
+  return json({ message: 'Stdin closed successfully' })
+}

@@ -1,0 +1,122 @@
+import { RegExpRouter } from 'hono/router/reg-exp-router'
+import { SmartRouter } from 'hono/router/smart-router'
+import { TrieRouter } from 'hono/router/trie-router'
+import { PlatformError } from '../errors.ts'
+import type { Method, Route } from './route.ts'
+
+/** A route and where its parameters stand in the path. */
+export interface CompiledRoute {
+  route: Route
+  params: { name: string; segment: number; rest: boolean }[]
+  /** The path parameter that names the workspace, if the path does. */
+  workspaceParam: string | null
+}
+
+const methods: Exclude<Method, 'ALL'>[] = ['GET', 'POST', 'PUT', 'PATCH', 'DELETE', 'HEAD', 'OPTIONS']
+const workspaceParams = ['workspace', 'workspaceName']
+
+/** Every route of the platform, matched by raw path; the most specific path wins, whatever the order. */
+export class RouteTable {
+  readonly routes: readonly Route[]
+  readonly #router = new SmartRouter<CompiledRoute>({ routers: [new RegExpRouter(), new TrieRouter()] })
+
+  /** Throws for two routes of the same method and path. */
+  constructor(routes: Route[]) {
+    this.routes = [...routes].sort(bySpecificity)
+    const seen = new Set<string>()
+    for (const route of this.routes) {
+      const pattern = patternOf(route.path)
+      const shape = `${route.method} ${pattern.replace(/:[^/]+/g, ':')}`
+      if (seen.has(shape)) throw new Error(`two routes for ${route.method} ${route.path}`)
+      seen.add(shape)
+      this.#router.add(route.method, pattern, compile(route))
+    }
+  }
+
+  /** Null when no route has this path. @throws method_not_allowed when only other methods do */
+  match(method: string, path: string): CompiledRoute | null {
+    const found = this.#find(method, path) ?? (method === 'HEAD' ? this.#find('GET', path) : null)
+    if (found !== null) return found
+    const allowed = this.allowed(path)
+    if (allowed.length === 0) return null
+    throw new PlatformError('method_not_allowed', `${method} is not possible here: ${allowed.join(', ')}`, {
+      details: { allow: allowed.join(', ') },
+    })
+  }
+
+  /** The methods that have a route of this path. */
+  allowed(path: string): string[] {
+    return methods.filter((method) => this.#find(method, path) !== null)
+  }
+
+  /** Any route of this path, to know in which shape its errors are. */
+  any(path: string): CompiledRoute | null {
+    for (const method of methods) {
+      const found = this.#find(method, path)
+      if (found !== null) return found
+    }
+    return null
+  }
+
+  #find(method: string, path: string): CompiledRoute | null {
+    const [handlers] = this.#router.match(method, path)
+    const found = handlers[0]?.[0]
+    if (found !== undefined) return found
+    return path.length > 1 && path.endsWith('/') ? this.#find(method, path.slice(0, -1)) : null
+  }
+}
+
+/** Values of the path's parameters: decoded, except for the rest of a path. @throws bad_request */
+export function readParams(compiled: CompiledRoute, path: string): Record<string, string> {
+  const params: Record<string, string> = {}
+  if (compiled.params.length === 0) return params
+  const segments = path.split('/')
+  for (const { name, segment, rest } of compiled.params) {
+    const raw = segments[segment] ?? ''
+    if (rest) params[name] = segments.slice(segment).join('/')
+    else params[name] = raw.includes('%') ? decode(raw, name) : raw
+  }
+  return params
+}
+
+function decode(raw: string, name: string): string {
+  try {
+    return decodeURIComponent(raw)
+  } catch (cause) {
+    throw new PlatformError('bad_request', `${name}: "${raw.slice(0, 60)}" is not valid percent-encoding`, {
+      cause,
+    })
+  }
+}
+
+function compile(route: Route): CompiledRoute {
+  const params = route.path.split('/').flatMap((text, segment) => {
+    const match = /^\{([^}*]+)(\*?)\}$/.exec(text)
+    return match === null ? [] : [{ name: match[1]!, segment, rest: match[2] === '*' }]
+  })
+  const named = params.find(({ name }) => workspaceParams.includes(name))
+  return { route, params, workspaceParam: named?.name ?? null }
+}
+
+function patternOf(path: string): string {
+  return path
+    .split('/')
+    .map((segment, at) => (segment.endsWith('*}') ? '*' : segment.startsWith('{') ? `:p${at}` : segment))
+    .join('/')
+}
+
+/** Segment by segment a literal goes before a parameter, a parameter before the rest; then ALL after its methods. */
+function bySpecificity(left: Route, right: Route): number {
+  const a = left.path.split('/').map(rank)
+  const b = right.path.split('/').map(rank)
+  for (let at = 0; at < Math.max(a.length, b.length); at++) {
+    const difference = (a[at] ?? -1) - (b[at] ?? -1)
+    if (difference !== 0) return difference
+  }
+  return Number(left.method === 'ALL') - Number(right.method === 'ALL')
+}
+
+function rank(segment: string): number {
+  if (segment.endsWith('*}')) return 2
+  return segment.startsWith('{') ? 1 : 0
+}

@@ -1,0 +1,139 @@
+import { afterEach, describe, expect, test } from 'bun:test'
+import { existsSync, mkdtempSync, rmSync } from 'node:fs'
+import { mkdir, readFile, rename, stat, writeFile } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { systemClock } from '../lib/clock.ts'
+import { silentLogger } from '../lib/log.ts'
+import { HostImage, type HostImageSource, Images } from './index.ts'
+
+const temporary: string[] = []
+function temporaryDirectory(): string {
+  const path = mkdtempSync(join(tmpdir(), 'hutch-images-'))
+  temporary.push(path)
+  return path
+}
+afterEach(() => {
+  for (const path of temporary.splice(0)) rmSync(path, { recursive: true, force: true })
+})
+
+async function smallUsr(): Promise<string> {
+  const usr = join(temporaryDirectory(), 'usr')
+  await mkdir(join(usr, 'bin'), { recursive: true })
+  await mkdir(join(usr, 'local/bin'), { recursive: true })
+  await writeFile(join(usr, 'bin/tool'), 'first')
+  await writeFile(join(usr, 'local/bin/private-tool'), 'not for images')
+  return usr
+}
+
+function hostImage(
+  options: { usrPath?: string; source?: HostImageSource; imageDir?: string; dataDir?: string } = {},
+): HostImage {
+  return new HostImage({
+    imageDir: options.imageDir ?? temporaryDirectory(),
+    dataDir: options.dataDir ?? temporaryDirectory(),
+    source: options.source ?? 'copy',
+    clock: systemClock,
+    log: silentLogger,
+    ...(options.usrPath ? { usrPath: options.usrPath } : {}),
+  })
+}
+
+const usrOf = (root: Awaited<ReturnType<HostImage['resolve']>>) =>
+  root.mounts.find((mount) => mount.target === '/usr')!.source
+
+describe('image references', () => {
+  const images = new Images({ host: hostImage({ source: 'live' }) })
+
+  test('a well-known name resolves with and without the tag latest, and is echoed as given', async () => {
+    for (const reference of ['blaxel/base-image', 'blaxel/base-image:latest', 'blaxel/py-app:latest']) {
+      const image = await images.resolve(reference)
+      expect(image.reference).toBe(reference)
+      expect(image.root.layers.length).toBeGreaterThan(0)
+      expect(image.workingDir).toBe('/blaxel')
+    }
+  })
+
+  test.each([
+    ['blaxel/nothing-like-this', 'is unknown here. Known: blaxel/base-image'],
+    ['blaxel/base-image:v9', 'has no tag "v9"'],
+    ['../etc', 'is not an image reference'],
+    ['', 'is not an image reference'],
+    ['a'.repeat(300), 'is not an image reference'],
+  ])('%p is refused by name', async (reference, message) => {
+    await expect(images.resolve(reference)).rejects.toThrow(message)
+  })
+})
+
+describe('the host image', () => {
+  test('has a root directory with accounts, links and temporary directories, and no password or private key', async () => {
+    const root = await hostImage({ source: 'live' }).resolve()
+    const skeleton = root.layers[0]!
+    expect(await readFile(join(skeleton, 'etc/passwd'), 'utf8')).toStartWith(
+      'root:x:0:0:root:/root:/bin/bash\n',
+    )
+    expect(await readFile(join(skeleton, 'etc/passwd'), 'utf8')).toContain('user:x:1000:1000:')
+    const shadow = await readFile(join(skeleton, 'etc/shadow'), 'utf8')
+    for (const line of shadow.trim().split('\n')) expect(line.split(':')[1]).toBe('*')
+    expect((await stat(join(skeleton, 'tmp'))).mode & 0o7777).toBe(0o1777)
+    for (const secret of [
+      'etc/ssl/private',
+      'etc/ssh',
+      'etc/apt/auth.conf',
+      'etc/apt/auth.conf.d',
+      'etc/machine-id',
+    ]) {
+      expect(existsSync(join(skeleton, secret))).toBe(false)
+    }
+  })
+
+  test('stands on the live /usr until it is frozen, then on the copy, without /usr/local', async () => {
+    const usrPath = await smallUsr()
+    const host = hostImage({ usrPath })
+    expect(usrOf(await host.resolve())).toBe(usrPath)
+    await host.freeze()
+    const frozen = usrOf(await host.resolve())
+    expect(await readFile(join(frozen, 'bin/tool'), 'utf8')).toBe('first')
+    expect(existsSync(join(frozen, 'local/bin/private-tool'))).toBe(false)
+  })
+
+  test('a changed host makes a new image and leaves the frozen one as it was', async () => {
+    const usrPath = await smallUsr()
+    const host = hostImage({ usrPath })
+    await host.freeze()
+    const first = await host.resolve()
+    await writeFile(join(usrPath, 'bin/tool.new'), 'second')
+    await rename(join(usrPath, 'bin/tool.new'), join(usrPath, 'bin/tool'))
+    await writeFile(join(usrPath, 'bin/another'), 'new')
+    await host.freeze()
+    const second = await host.resolve()
+    expect(second.digest).not.toBe(first.digest)
+    expect(await readFile(join(usrOf(first), 'bin/tool'), 'utf8')).toBe('first')
+    expect(await readFile(join(usrOf(second), 'bin/tool'), 'utf8')).toBe('second')
+  })
+
+  test('an old copy goes once nothing of any data directory stands on it', async () => {
+    const usrPath = await smallUsr()
+    const imageDir = temporaryDirectory()
+    const host = hostImage({ usrPath, imageDir })
+    await host.freeze()
+    const first = usrOf(await host.resolve())
+    await writeFile(join(usrPath, 'bin/second'), '')
+    await host.freeze()
+    expect(existsSync(first)).toBe(true)
+    await host.retain([])
+    await writeFile(join(usrPath, 'bin/third'), '')
+    await host.freeze()
+    expect(existsSync(first)).toBe(false)
+  })
+
+  test('copies into a draft that no one sees when it fails', async () => {
+    const usrPath = await smallUsr()
+    const imageDir = temporaryDirectory()
+    const host = hostImage({ usrPath, imageDir })
+    await expect(host.freeze(AbortSignal.abort(new Error('stop')))).rejects.toThrow('stop')
+    expect(usrOf(await host.resolve())).toBe(usrPath)
+    await host.freeze()
+    expect(usrOf(await host.resolve())).not.toBe(usrPath)
+  })
+})

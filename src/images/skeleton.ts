@@ -1,0 +1,231 @@
+import { createHash } from 'node:crypto'
+import { existsSync, type Stats } from 'node:fs'
+import {
+  chmod,
+  chown,
+  lstat,
+  mkdir,
+  readFile,
+  readlink,
+  rename,
+  rm,
+  symlink,
+  writeFile,
+} from 'node:fs/promises'
+import { join } from 'node:path'
+import { PlatformError } from '../errors.ts'
+
+/** What of the host's /etc programs need and strangers may read. Never keys, password hashes or package credentials. */
+const etcEntries = [
+  'alternatives',
+  'bash.bashrc',
+  'ca-certificates',
+  'ca-certificates.conf',
+  'debian_version',
+  'alpine-release',
+  'redhat-release',
+  'environment',
+  'ethertypes',
+  'gai.conf',
+  'host.conf',
+  'java-17-openjdk',
+  'ld.so.cache',
+  'ld.so.conf',
+  'ld.so.conf.d',
+  'localtime',
+  'login.defs',
+  'magic',
+  'mime.types',
+  'nsswitch.conf',
+  'os-release',
+  'pam.conf',
+  'pam.d',
+  'perl',
+  'pki',
+  'profile',
+  'protocols',
+  'python3',
+  'rpc',
+  'securetty',
+  'security',
+  'services',
+  'shells',
+  'ssl/certs',
+  'ssl/openssl.cnf',
+  'terminfo',
+  'timezone',
+]
+
+/** Package managers refuse to work, or reinstall the C library over /usr, when their own records are missing. */
+const packageRecords = [
+  'var/lib/dpkg',
+  'etc/dpkg',
+  'etc/apt/sources.list',
+  'etc/apt/sources.list.d',
+  'etc/apt/trusted.gpg.d',
+]
+
+const usrLinks = ['bin', 'sbin', 'lib', 'lib32', 'lib64', 'libx32']
+const directories: [path: string, mode: number][] = [
+  ['usr', 0o755],
+  ['proc', 0o755],
+  ['sys', 0o755],
+  ['dev', 0o755],
+  ['etc', 0o755],
+  ['root', 0o700],
+  ['home', 0o755],
+  ['home/user', 0o755],
+  ['blaxel', 0o755],
+  ['opt', 0o755],
+  ['opt/hutch', 0o755],
+  ['srv', 0o755],
+  ['mnt', 0o755],
+  ['media', 0o755],
+  ['run', 0o755],
+  ['run/lock', 0o1777],
+  ['tmp', 0o1777],
+  ['var', 0o755],
+  ['var/cache', 0o755],
+  ['var/cache/apt', 0o755],
+  ['var/cache/apt/archives', 0o755],
+  ['var/cache/apt/archives/partial', 0o700],
+  ['var/lib', 0o755],
+  ['var/lib/apt', 0o755],
+  ['var/lib/apt/lists', 0o755],
+  ['var/lib/apt/lists/partial', 0o700],
+  ['var/log', 0o755],
+  ['var/mail', 0o775],
+  ['var/spool', 0o755],
+  ['var/tmp', 0o1777],
+]
+
+const userId = 1000
+const systemIdMax = 999
+const nobodyId = 65534
+
+/** Changes with the rules above, so that an older skeleton is not taken for a current one. */
+const skeletonRevision = 1
+
+/** A value that changes when the skeleton made from this host would. Cheap: a few dozen lstat calls. */
+export async function skeletonStamp(root = '/'): Promise<string> {
+  const hash = createHash('sha256').update(`skeleton ${skeletonRevision}\n`)
+  const watched = [
+    ...etcEntries.map((entry) => `etc/${entry}`),
+    ...packageRecords,
+    'etc/passwd',
+    'etc/group',
+    'var/lib/dpkg/status',
+  ]
+  for (const path of watched) {
+    const stats = await lstatOrNull(join(root, path))
+    if (stats) hash.update(`${path} ${stats.size} ${stats.mtimeMs} ${stats.mode}\n`)
+  }
+  return hash.digest('hex').slice(0, 32)
+}
+
+/**
+ * Makes the root directory of the host image at `target` (must not exist): everything but /usr, which is mounted over it.
+ * Appears whole or not at all.
+ */
+export async function makeSkeleton(target: string, root = '/'): Promise<void> {
+  const draft = `${target}.draft-${process.pid}`
+  await rm(draft, { recursive: true, force: true })
+  await mkdir(draft, { recursive: true, mode: 0o755 })
+  const asRoot = process.getuid?.() === 0
+  try {
+    for (const [path, mode] of directories) {
+      await mkdir(join(draft, path), { recursive: true })
+      await chmod(join(draft, path), mode)
+    }
+    for (const name of usrLinks) {
+      const stats = await lstatOrNull(join(root, name))
+      if (stats?.isSymbolicLink()) await symlink(await readlink(join(root, name)), join(draft, name))
+    }
+    await symlink('/run', join(draft, 'var/run'))
+    await symlink('/run/lock', join(draft, 'var/lock'))
+    const settings = etcEntries.map((entry) => `etc/${entry}`)
+    await copyEntries(asRoot ? [...settings, ...packageRecords] : settings, root, draft)
+    await rm(join(draft, 'etc/ssl/private'), { recursive: true, force: true })
+    await writeAccounts(draft, root)
+    await writeFile(
+      join(draft, 'etc/hosts'),
+      '127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n',
+    )
+    await writeFile(join(draft, 'etc/resolv.conf'), 'nameserver 10.201.0.1\noptions timeout:2 attempts:2\n')
+    await writeFile(join(draft, 'etc/hostname'), 'sandbox\n')
+    await symlink('/proc/self/mounts', join(draft, 'etc/mtab'))
+    await writeFile(join(draft, 'opt/hutch/bun'), '')
+    if (asRoot) await chown(join(draft, 'home/user'), userId, userId)
+    await rename(draft, target)
+  } catch (error) {
+    await rm(draft, { recursive: true, force: true })
+    // Another process made the same skeleton meanwhile: it is as good as ours.
+    if (!existsSync(target)) throw error
+  }
+}
+
+/** One `cp` for all: thousands of small files, of which a JavaScript copy would make seconds. */
+async function copyEntries(paths: string[], root: string, target: string): Promise<void> {
+  const present: string[] = []
+  for (const path of paths) if (await lstatOrNull(join(root, path))) present.push(path)
+  const child = Bun.spawn(['cp', '-a', '--parents', '--reflink=auto', '--', ...present, target], {
+    cwd: root,
+    stdin: 'ignore',
+    stdout: 'ignore',
+    stderr: 'pipe',
+    env: { PATH: '/usr/local/bin:/usr/bin:/bin', LC_ALL: 'C' },
+  })
+  const [code, errors] = await Promise.all([child.exited, new Response(child.stderr).text()])
+  // A file that an ordinary user may not read is left out: programs inside do without it.
+  if (code !== 0 && process.getuid?.() === 0) {
+    throw new PlatformError('unavailable', `copying the host's settings from ${root} failed`, {
+      cause: errors.slice(0, 2000),
+    })
+  }
+}
+
+/** System accounts of the host without their passwords, root with a shell, and one ordinary `user`. */
+async function writeAccounts(draft: string, root: string): Promise<void> {
+  const passwd: string[] = ['root:x:0:0:root:/root:/bin/bash']
+  for (const line of await lines(join(root, 'etc/passwd'))) {
+    const [name, , uid] = line.split(':')
+    const id = Number(uid)
+    if (name && name !== 'root' && (id <= systemIdMax || id === nobodyId)) passwd.push(line)
+  }
+  passwd.push(`user:x:${userId}:${userId}::/home/user:/bin/bash`)
+  const group: string[] = []
+  for (const line of await lines(join(root, 'etc/group'))) {
+    const [name, , gid] = line.split(':')
+    const id = Number(gid)
+    if (name && (id <= systemIdMax || id === nobodyId)) group.push(`${name}:x:${gid}:`)
+  }
+  if (!group.some((line) => line.startsWith('root:'))) group.unshift('root:x:0:')
+  group.push(`user:x:${userId}:`)
+  const namesOf = (entries: string[]) => entries.map((line) => line.slice(0, line.indexOf(':')))
+  const etc = join(draft, 'etc')
+  await writeFile(join(etc, 'passwd'), `${passwd.join('\n')}\n`)
+  await writeFile(join(etc, 'group'), `${group.join('\n')}\n`)
+  await writeFile(
+    join(etc, 'shadow'),
+    namesOf(passwd)
+      .map((name) => `${name}:*:19000:0:99999:7:::\n`)
+      .join(''),
+    { mode: 0o640 },
+  )
+  await writeFile(
+    join(etc, 'gshadow'),
+    namesOf(group)
+      .map((name) => `${name}:*::\n`)
+      .join(''),
+    { mode: 0o640 },
+  )
+}
+
+async function lines(path: string): Promise<string[]> {
+  const text = await readFile(path, 'utf8').catch(() => '')
+  return text.split('\n').filter((line) => line !== '')
+}
+
+async function lstatOrNull(path: string): Promise<Stats | null> {
+  return lstat(path).catch(() => null)
+}

@@ -1,0 +1,531 @@
+/**
+ * Instances: the machines this platform keeps running, and the one user of the runtime. An owner (a sandbox) decides
+ * that an instance lives; this folder sees to it that it does, over crashes of the platform and of the instance.
+ */
+import { PlatformError } from '../errors.ts'
+import type { Clock } from '../lib/clock.ts'
+import { sortableId } from '../lib/ids.ts'
+import type { Logger } from '../lib/log.ts'
+import type { SecretBox } from '../lib/secret-box.ts'
+import { Semaphore } from '../lib/semaphore.ts'
+import type { Instance, InstanceExit, InstanceHandle, InstanceSpec, Runtime } from '../spec/runtime.ts'
+import type { BatchStep, Resource, Store } from '../spec/store.ts'
+import {
+  everyInstanceRecord,
+  type InstanceOwner,
+  type InstanceRecord,
+  instanceKey,
+  type NewInstance,
+} from './record.ts'
+
+export type { InstanceOwner, NewInstance } from './record.ts'
+
+/** Launches under way at once: more only makes each of them slower. */
+export const launchConcurrencyMax = 16
+export const launchQueueMax = 1024
+export const launchTimeoutMsMax = 60_000
+/** Unexpected ends within `restartWindowMs` before an instance is given up. */
+export const restartsMax = 5
+export const restartWindowMs = 60_000
+export const restartBackoffMsMin = 200
+export const restartBackoffMsMax = 10_000
+export const destroyAttemptsMax = 8
+const destroyBackoffMsMin = 100
+
+/** Held while something uses the instance: it is awake, and counts as active, until every lease is disposed. */
+export interface InstanceLease extends Disposable {
+  readonly instance: Instance
+  readonly spec: NewInstance
+}
+
+/** What happened to an instance without its owner asking. */
+export type InstanceChange =
+  | { type: 'exited'; exit: InstanceExit }
+  | { type: 'restarted' }
+  | { type: 'failed'; reason: string }
+
+export type InstanceListener = (owner: InstanceOwner, instanceId: string, change: InstanceChange) => void
+
+/** Writes `step` durably, in one batch with whatever the caller changes along with it. */
+export type Commit = (step: BatchStep, instanceId: string) => Promise<unknown>
+
+export interface InstanceActivity {
+  leases: number
+  lastUsedAt: number
+}
+
+export type InstanceState = 'starting' | 'running' | 'failed' | 'ending'
+
+interface Entry {
+  readonly id: string
+  readonly owner: InstanceOwner
+  readonly spec: NewInstance
+  readonly sealedEnv: string
+  version: number
+  instance: Instance | null
+  /** Settles when the instance runs (again), or is given up. */
+  ready: Promise<Instance>
+  state: InstanceState
+  /** Aborted when it is to end: cuts a pending restart short. */
+  ending: AbortController
+  /** Under way, or null when it has to be tried (again). */
+  gone: Promise<void> | null
+  leases: number
+  lastUsedAt: number
+  /** When it ended unexpectedly, by the monotonic clock. */
+  exits: number[]
+}
+
+export interface InstancesOptions {
+  store: Store
+  runtime: Runtime
+  secrets: SecretBox
+  clock: Clock
+  log: Logger
+}
+
+export class Instances {
+  readonly #store: Store
+  readonly #runtime: Runtime
+  readonly #secrets: SecretBox
+  readonly #clock: Clock
+  readonly #log: Logger
+  readonly #entries = new Map<string, Entry>()
+  readonly #listeners = new Set<InstanceListener>()
+  readonly #launches = new Semaphore({
+    concurrencyMax: launchConcurrencyMax,
+    waitingMax: launchQueueMax,
+    what: 'instances are being started',
+  })
+  /** For what is owed already: restarts and removals wait as long as it takes. */
+  readonly #upkeep = new Semaphore({
+    concurrencyMax: launchConcurrencyMax,
+    waitingMax: Number.POSITIVE_INFINITY,
+    what: 'instances are being restarted or removed',
+  })
+  /** Work that `close` waits for: launches, restarts, removals. */
+  readonly #pending = new Set<Promise<unknown>>()
+  readonly #closing = new AbortController()
+
+  constructor(options: InstancesOptions) {
+    this.#store = options.store
+    this.#runtime = options.runtime
+    this.#secrets = options.secrets
+    this.#clock = options.clock
+    this.#log = options.log
+  }
+
+  /** Which instances run or are being started again, of one kind of owner. */
+  owned(kind: string): { id: string; owner: InstanceOwner; state: InstanceState }[] {
+    return [...this.#entries.values()].filter((entry) => entry.owner.kind === kind)
+  }
+
+  onChange(listener: InstanceListener): () => void {
+    this.#listeners.add(listener)
+    return () => this.#listeners.delete(listener)
+  }
+
+  /**
+   * Makes an instance. `commit` is called once it runs, with the step that records it; the owner's record goes into
+   * the same batch. When this rejects, also because `commit` did, nothing is left of the instance.
+   * @throws unavailable when closing, too_many_requests, and what Runtime.create throws
+   */
+  async create(
+    owner: InstanceOwner,
+    spec: NewInstance | Promise<NewInstance>,
+    commit: Commit,
+  ): Promise<Instance> {
+    return await this.#track(this.#create(sortableId(this.#clock.now()), owner, spec, commit))
+  }
+
+  async #create(
+    id: string,
+    owner: InstanceOwner,
+    wanted: NewInstance | Promise<NewInstance>,
+    commit: Commit,
+  ): Promise<Instance> {
+    // Awaited only after the record was begun.
+    if (wanted instanceof Promise) wanted.catch(() => {})
+    this.#refuseWhenClosing()
+    const key = instanceKey(owner, id)
+    // Written while the image is looked up; nothing is made before both are done.
+    const intent = this.#store.create<InstanceRecord>({ ...key, body: { state: 'creating', owner } })
+    intent.catch(() => {})
+    let instance: Instance | null = null
+    try {
+      const [spec] = await Promise.all([wanted, intent])
+      const sealedEnv = this.#sealEnv(id, spec.env)
+      instance = await this.#launches.run(() => {
+        this.#refuseWhenClosing()
+        return this.#runtime.create(this.#runtimeSpec(id, spec))
+      })
+      const entry: Entry = {
+        id,
+        owner,
+        spec,
+        sealedEnv,
+        version: 2,
+        instance,
+        ready: Promise.resolve(instance),
+        state: 'running',
+        ...this.#fresh(),
+      }
+      // Known before it is recorded, so that whoever reads the record finds it.
+      this.#entries.set(id, entry)
+      await commit(
+        {
+          op: 'update',
+          key,
+          expectedVersion: 1,
+          change: { body: this.#runningRecord(entry, instance.handle) },
+        },
+        id,
+      )
+      this.#watch(entry, instance)
+      return instance
+    } catch (error) {
+      this.#entries.delete(id)
+      await intent.catch(() => {})
+      await this.#undo(id, owner, instance)
+      throw error
+    }
+  }
+
+  async #undo(id: string, owner: InstanceOwner, instance: Instance | null): Promise<void> {
+    try {
+      if (instance !== null) {
+        await instance[Symbol.asyncDispose]().catch(() => {})
+        await this.#runtime.destroy(id)
+      }
+      await this.#store.remove(instanceKey(owner, id))
+    } catch (error) {
+      // The record stays `creating`: the next start removes what is left.
+      this.#log.error('could not take back a failed launch', { instance: id, error })
+    }
+  }
+
+  /**
+   * The instance, awake. Waits while it is started again.
+   * @throws workload_not_found for an id that is none (any more), workload_unavailable when it was given up
+   */
+  async acquire(id: string, signal?: AbortSignal): Promise<InstanceLease> {
+    const entry = this.#entries.get(id)
+    if (entry === undefined || entry.state === 'ending') {
+      throw new PlatformError('workload_not_found', 'this instance does not exist any more')
+    }
+    entry.leases++
+    entry.lastUsedAt = this.#clock.now()
+    let held = true
+    const release = () => {
+      if (!held) return
+      held = false
+      entry.leases--
+      entry.lastUsedAt = this.#clock.now()
+    }
+    try {
+      const instance =
+        entry.state === 'running' && entry.instance ? entry.instance : await abortable(entry.ready, signal)
+      return { instance, spec: entry.spec, [Symbol.dispose]: release }
+    } catch (error) {
+      release()
+      throw error
+    }
+  }
+
+  /** Null when it is not known here. */
+  activity(id: string): InstanceActivity | null {
+    const entry = this.#entries.get(id)
+    return entry ? { leases: entry.leases, lastUsedAt: entry.lastUsedAt } : null
+  }
+
+  /**
+   * Ends an instance and removes its files. Resolves once `commit` did: from then on it cannot be acquired and will
+   * be gone, also after a crash. `gone` resolves when nothing is left. On an instance that is ending already it tries
+   * again what failed, without `commit`.
+   * @throws not_found, and what `commit` throws: then the instance lives on
+   */
+  async destroy(id: string, commit: Commit): Promise<{ gone: Promise<void> }> {
+    const entry = this.#entries.get(id)
+    if (entry === undefined) throw new PlatformError('not_found', `there is no instance ${id}`)
+    if (entry.state !== 'ending') {
+      entry.state = 'ending'
+      entry.ending.abort()
+      await entry.ready.catch(() => {})
+      try {
+        await commit(
+          {
+            op: 'update',
+            key: instanceKey(entry.owner, id),
+            expectedVersion: entry.version,
+            change: { body: { state: 'destroying', owner: entry.owner } satisfies InstanceRecord },
+          },
+          id,
+        )
+      } catch (error) {
+        entry.ending = new AbortController()
+        if (entry.instance === null) this.#startAgain(entry, 0)
+        else entry.state = 'running'
+        throw error
+      }
+    }
+    if (entry.gone === null) {
+      entry.gone = this.#track(this.#finishDestroy(id, entry.owner, entry))
+      entry.gone.catch(() => {
+        entry.gone = null
+      })
+    }
+    return { gone: entry.gone }
+  }
+
+  async #finishDestroy(id: string, owner: InstanceOwner, entry?: Entry): Promise<void> {
+    await entry?.instance?.[Symbol.asyncDispose]().catch(() => {})
+    for (let attempt = 1; ; attempt++) {
+      try {
+        await this.#upkeep.run(() => this.#runtime.destroy(id))
+        break
+      } catch (error) {
+        if (attempt >= destroyAttemptsMax || this.#closing.signal.aborted) {
+          // The record stays `destroying`: the next start goes on.
+          this.#log.error('an instance could not be removed', { instance: id, attempt, error })
+          throw error
+        }
+        await this.#clock
+          .sleep(destroyBackoffMsMin * 2 ** (attempt - 1), this.#closing.signal)
+          .catch(() => {})
+      }
+    }
+    await this.#store.remove(instanceKey(owner, id))
+    this.#entries.delete(id)
+  }
+
+  /**
+   * At start, before anything else of this class: brings back every recorded instance and removes everything that
+   * is not recorded. Those that still run are adopted when this resolves; those that must be started again from
+   * their files are `starting`, and `acquire` waits for them.
+   */
+  async recover(): Promise<void> {
+    const recorded = new Set<string>()
+    const adoptions: Promise<unknown>[] = []
+    for await (const resource of everyInstanceRecord(this.#store)) {
+      recorded.add(resource.name)
+      adoptions.push(this.#recoverOne(resource))
+    }
+    const orphans = (await this.#runtime.list()).filter((id) => !recorded.has(id))
+    for (const id of orphans) {
+      this.#log.warn('removing an instance that no record knows', { instance: id })
+      adoptions.push(
+        this.#upkeep
+          .run(() => this.#runtime.destroy(id))
+          .catch((error) => this.#log.error('an orphan could not be removed', { instance: id, error })),
+      )
+    }
+    await Promise.all(adoptions)
+  }
+
+  async #recoverOne(resource: Resource<InstanceRecord>): Promise<void> {
+    const { name: id, body: record } = resource
+    if (record.state !== 'running') {
+      await this.#track(this.#finishDestroy(id, record.owner)).catch(() => {})
+      return
+    }
+    const entry: Entry = {
+      id,
+      owner: record.owner,
+      spec: { ...record.spec, env: {} },
+      sealedEnv: record.env,
+      version: resource.version,
+      instance: null,
+      ready: notStarted,
+      state: 'starting',
+      ...this.#fresh(),
+    }
+    this.#entries.set(id, entry)
+    try {
+      entry.spec.env = this.#openEnv(id, record.env)
+    } catch (error) {
+      this.#log.error('the environment of an instance cannot be decrypted', { instance: id, error })
+      entry.state = 'failed'
+      this.#emit(entry, {
+        type: 'failed',
+        reason: 'its environment cannot be decrypted with this secret.key',
+      })
+      return
+    }
+    let instance: Instance | null = null
+    try {
+      instance = await this.#upkeep.run(() => this.#runtime.recover(record.handle))
+      // It may have been frozen when the platform died; whoever decides about standby starts from awake.
+      await instance?.thaw?.()
+    } catch (error) {
+      this.#log.warn('an instance could not be adopted, it is started again', { instance: id, error })
+      await instance?.[Symbol.asyncDispose]().catch(() => {})
+      instance = null
+    }
+    if (instance !== null) {
+      this.#settle(entry, instance)
+      return
+    }
+    this.#startAgain(entry, 0)
+  }
+
+  #settle(entry: Entry, instance: Instance): void {
+    entry.instance = instance
+    entry.ready = Promise.resolve(instance)
+    if (entry.state === 'starting') entry.state = 'running'
+    this.#watch(entry, instance)
+  }
+
+  #watch(entry: Entry, instance: Instance): void {
+    void instance.exited.then((exit) => {
+      if (entry.instance !== instance || entry.state !== 'running' || this.#closing.signal.aborted) return
+      this.#log.warn('an instance ended by itself', { instance: entry.id, owner: entry.owner.name, ...exit })
+      this.#emit(entry, { type: 'exited', exit })
+      entry.instance = null
+      const now = this.#clock.monotonic()
+      entry.exits = entry.exits.filter((at) => now - at < restartWindowMs)
+      entry.exits.push(now)
+      void instance[Symbol.asyncDispose]().catch(() => {})
+      this.#startAgain(entry, entry.exits.length - 1)
+    })
+  }
+
+  /** `attempt` 0 starts at once. */
+  #startAgain(entry: Entry, attempt: number): void {
+    entry.state = 'starting'
+    const ready = this.#track(this.#restart(entry, attempt))
+    entry.ready = ready
+    ready.catch(() => {})
+  }
+
+  async #restart(entry: Entry, firstAttempt: number): Promise<Instance> {
+    let reason = 'it ended too often'
+    for (let attempt = firstAttempt; attempt < restartsMax; attempt++) {
+      if (attempt > 0) {
+        const ms = Math.min(restartBackoffMsMin * 2 ** (attempt - 1), restartBackoffMsMax)
+        const cut = AbortSignal.any([this.#closing.signal, entry.ending.signal])
+        await this.#clock.sleep(ms, cut).catch(() => {})
+      }
+      this.#refuseWhenClosing()
+      if (entry.state === 'ending')
+        throw new PlatformError('workload_not_found', 'this instance is being removed')
+      try {
+        const instance = await this.#upkeep.run(() =>
+          this.#runtime.restart(this.#runtimeSpec(entry.id, entry.spec)),
+        )
+        await this.#recordRestart(entry, instance)
+        this.#settle(entry, instance)
+        this.#emit(entry, { type: 'restarted' })
+        return instance
+      } catch (error) {
+        this.#log.error('an instance could not be started again', { instance: entry.id, attempt, error })
+        reason = PlatformError.is(error) ? error.message : 'it could not be started again'
+        if (PlatformError.is(error) && error.code === 'not_found') break
+      }
+    }
+    if (entry.state === 'starting') entry.state = 'failed'
+    this.#emit(entry, { type: 'failed', reason })
+    throw new PlatformError('workload_unavailable', `the instance does not run: ${reason}`)
+  }
+
+  async #recordRestart(entry: Entry, instance: Instance): Promise<void> {
+    try {
+      const updated = await this.#store.update<InstanceRecord>(
+        instanceKey(entry.owner, entry.id),
+        entry.version,
+        { body: this.#runningRecord(entry, instance.handle) },
+      )
+      entry.version = updated.version
+    } catch (error) {
+      await instance.stop().catch(() => {})
+      await instance[Symbol.asyncDispose]().catch(() => {})
+      throw error
+    }
+  }
+
+  /** Resolves when no launch, restart or removal is under way. */
+  async settled(): Promise<void> {
+    while (this.#pending.size > 0) await Promise.allSettled(this.#pending)
+  }
+
+  /**
+   * Lets go of every instance: with `keepInstances` they go on running and the next start adopts them, without it
+   * they are stopped, their files stay, and the next start starts them again. Idempotent.
+   */
+  async close(options: { keepInstances: boolean }): Promise<void> {
+    this.#closing.abort(
+      new PlatformError('unavailable', 'the platform is stopping', { retryAfterSeconds: 5 }),
+    )
+    await this.settled()
+    await Promise.all(
+      [...this.#entries.values()].map(async (entry) => {
+        const { instance } = entry
+        if (instance === null) return
+        entry.instance = null
+        try {
+          if (!options.keepInstances) await instance.stop()
+        } catch (error) {
+          this.#log.error('an instance could not be stopped', { instance: entry.id, error })
+        } finally {
+          await instance[Symbol.asyncDispose]().catch(() => {})
+        }
+      }),
+    )
+    this.#entries.clear()
+    this.#listeners.clear()
+  }
+
+  #fresh(): Pick<Entry, 'ending' | 'gone' | 'leases' | 'lastUsedAt' | 'exits'> {
+    return {
+      ending: new AbortController(),
+      gone: null,
+      leases: 0,
+      lastUsedAt: this.#clock.now(),
+      exits: [],
+    }
+  }
+
+  #refuseWhenClosing(): void {
+    if (this.#closing.signal.aborted) throw this.#closing.signal.reason
+  }
+
+  #track<Result>(work: Promise<Result>): Promise<Result> {
+    this.#pending.add(work)
+    const done = () => this.#pending.delete(work)
+    work.then(done, done)
+    return work
+  }
+
+  #emit(entry: Entry, change: InstanceChange): void {
+    for (const listener of this.#listeners) listener(entry.owner, entry.id, change)
+  }
+
+  #runtimeSpec(id: string, spec: NewInstance): InstanceSpec {
+    return { ...spec, id, signal: AbortSignal.timeout(launchTimeoutMsMax) }
+  }
+
+  #runningRecord(entry: Entry, handle: InstanceHandle): InstanceRecord {
+    const { env: _, ...spec } = entry.spec
+    return { state: 'running', owner: entry.owner, handle, spec, env: entry.sealedEnv }
+  }
+
+  #sealEnv(id: string, env: Record<string, string>): string {
+    return this.#secrets.seal(JSON.stringify(env), `instance:${id}`)
+  }
+
+  #openEnv(id: string, sealed: string): Record<string, string> {
+    return JSON.parse(this.#secrets.open(sealed, `instance:${id}`)) as Record<string, string>
+  }
+}
+
+const notStarted = Promise.reject(new PlatformError('workload_unavailable', 'the instance does not run'))
+notStarted.catch(() => {})
+
+async function abortable<Result>(work: Promise<Result>, signal: AbortSignal | undefined): Promise<Result> {
+  if (!signal) return await work
+  signal.throwIfAborted()
+  return await new Promise<Result>((resolve, reject) => {
+    const onAbort = () => reject(signal.reason)
+    signal.addEventListener('abort', onAbort, { once: true })
+    work.then(resolve, reject).finally(() => signal.removeEventListener('abort', onAbort))
+  })
+}

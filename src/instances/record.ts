@@ -1,0 +1,49 @@
+import type { InstanceHandle, InstanceSpec } from '../spec/runtime.ts'
+import type { Resource, Store } from '../spec/store.ts'
+import { pageLimitMax } from '../spec/store.ts'
+
+/** Whose machine it is. */
+export interface InstanceOwner {
+  /** 'sandbox', later also 'revision' and 'task' */
+  kind: string
+  workspace: string
+  name: string
+}
+
+/** What to start; `env` rests sealed. */
+export type NewInstance = Omit<InstanceSpec, 'id' | 'signal'>
+
+/**
+ * The durable record of an instance. `creating` is written before the runtime makes anything, so that whatever a
+ * crash leaves behind has a name; `destroying` before anything is taken away.
+ */
+export type InstanceRecord =
+  | { state: 'creating'; owner: InstanceOwner }
+  | {
+      state: 'running'
+      owner: InstanceOwner
+      handle: InstanceHandle
+      spec: Omit<NewInstance, 'env'>
+      env: string
+    }
+  | { state: 'destroying'; owner: InstanceOwner }
+
+export const instanceKind = 'instance'
+
+export function instanceKey(owner: InstanceOwner, id: string) {
+  return { kind: instanceKind, workspace: owner.workspace, name: id }
+}
+
+export async function* everyInstanceRecord(store: Store): AsyncIterable<Resource<InstanceRecord>> {
+  let cursor: string | undefined
+  do {
+    const page = await store.page<InstanceRecord>({
+      kind: instanceKind,
+      limit: pageLimitMax,
+      sort: 'createdAt:asc',
+      ...(cursor ? { cursor } : {}),
+    })
+    yield* page.data
+    cursor = page.hasMore ? page.nextCursor : undefined
+  } while (cursor)
+}

@@ -1,0 +1,162 @@
+import { type Command, CommandError, helpText, parseArguments, UsageError } from './cli/command.ts'
+import { note, paint, print } from './cli/output.ts'
+import { nearest } from './lib/nearest.ts'
+
+/** A command's module is loaded when it runs: `hutch env` must not wait for the platform's code. */
+interface Entry {
+  summary: string
+  load(): Promise<Command>
+}
+
+const commands: Record<string, Entry> = {
+  up: { summary: 'start the platform', load: async () => (await import('./cli/up.ts')).up },
+  env: {
+    summary: 'print the variables that point a client at it',
+    load: async () => (await import('./cli/env.ts')).env,
+  },
+  status: {
+    summary: 'say whether it runs, and what it holds',
+    load: async () => (await import('./cli/status.ts')).status,
+  },
+  doctor: {
+    summary: 'say what is possible on this host',
+    load: async () => (await import('./cli/doctor.ts')).doctor,
+  },
+  'sandbox ls': { summary: 'list sandboxes', load: async () => (await import('./cli/sandbox.ts')).list },
+  'sandbox get': { summary: 'show one sandbox', load: async () => (await import('./cli/sandbox.ts')).get },
+  'sandbox create': {
+    summary: 'create a sandbox',
+    load: async () => (await import('./cli/sandbox.ts')).create,
+  },
+  'sandbox exec': {
+    summary: 'run a command in a sandbox',
+    load: async () => (await import('./cli/sandbox-exec.ts')).exec,
+  },
+  'sandbox cp': {
+    summary: 'copy files to or from a sandbox',
+    load: async () => (await import('./cli/sandbox-cp.ts')).cp,
+  },
+  'sandbox logs': {
+    summary: "print a process's output",
+    load: async () => (await import('./cli/sandbox-exec.ts')).logs,
+  },
+  'sandbox rm': { summary: 'delete sandboxes', load: async () => (await import('./cli/sandbox.ts')).remove },
+  'keys create': { summary: 'create an API key', load: async () => (await import('./cli/keys.ts')).create },
+  'keys list': { summary: 'list API keys', load: async () => (await import('./cli/keys.ts')).list },
+  'keys revoke': { summary: 'revoke an API key', load: async () => (await import('./cli/keys.ts')).revoke },
+  'workspaces list': {
+    summary: 'list workspaces',
+    load: async () => (await import('./cli/workspaces.ts')).list,
+  },
+  'workspaces create': {
+    summary: 'create a workspace',
+    load: async () => (await import('./cli/workspaces.ts')).create,
+  },
+  'workspaces rm': {
+    summary: 'delete a workspace',
+    load: async () => (await import('./cli/workspaces.ts')).remove,
+  },
+  systemd: { summary: 'print a systemd unit', load: async () => (await import('./cli/systemd.ts')).systemd },
+  version: {
+    summary: 'print the version',
+    load: async () => (await import('./cli/version.ts')).versionCommand,
+  },
+}
+
+const aliases: Record<string, string> = {
+  'sandbox list': 'sandbox ls',
+  'keys ls': 'keys list',
+  'workspaces ls': 'workspaces list',
+  workspaces: 'workspaces list',
+  sandboxes: 'sandbox ls',
+  '--version': 'version',
+  '-v': 'version',
+}
+
+const exitCodes = { failure: 1, usage: 2 }
+
+async function main(argv: string[]): Promise<number> {
+  const [first] = argv
+  if (first === undefined || first === 'help' || first === '--help' || first === '-h') {
+    const topic = first === 'help' ? argv.slice(1) : []
+    if (topic.length > 0) return await main([...topic, '--help'])
+    print(overview())
+    return first === undefined ? exitCodes.usage : 0
+  }
+  const found = findCommand(argv)
+  if (!found) {
+    const group = overview(first)
+    if (group && (argv.length === 1 || argv[1]?.startsWith('-'))) {
+      print(group)
+      return argv.includes('--help') || argv.includes('-h') ? 0 : exitCodes.usage
+    }
+    throw new UsageError(unknownCommand(argv))
+  }
+  const definition = await commands[found.name]!.load()
+  const { help, ...input } = parseArguments(definition, found.rest)
+  if (help) {
+    process.stdout.write(helpText(definition))
+    return 0
+  }
+  return await definition.run(input)
+}
+
+function findCommand(argv: string[]): { name: string; rest: string[] } | null {
+  for (const words of [2, 1]) {
+    if (argv.length < words) continue
+    const spelled = argv.slice(0, words).join(' ')
+    const name = Object.hasOwn(aliases, spelled) ? aliases[spelled]! : spelled
+    // An alias of one word must not swallow a mistyped second one.
+    const second = argv[words]
+    if (name !== spelled && words === 1 && second !== undefined && !second.startsWith('-')) return null
+    if (Object.hasOwn(commands, name)) return { name, rest: argv.slice(words) }
+  }
+  return null
+}
+
+function unknownCommand(argv: string[]): string {
+  const words = argv.slice(0, 2).filter((word) => !word.startsWith('-'))
+  const guess =
+    nearest(words.join(' '), Object.keys(commands)) ?? nearest(words[0] ?? '', Object.keys(commands))
+  const meant = guess ? `; did you mean hutch ${guess}?` : ''
+  return `unknown command ${words.join(' ')}${meant}`
+}
+
+/** All commands, or those of one group; '' when there is no such group. */
+function overview(group?: string): string {
+  const names = Object.keys(commands).filter((name) => !group || name.startsWith(`${group} `))
+  if (names.length === 0) return ''
+  const width = Math.max(...names.map((name) => name.length))
+  const lines = names.map((name) => `  ${name.padEnd(width)}  ${commands[name]!.summary}`)
+  const head = group ? `hutch ${group}` : 'hutch: the agent cloud in one executable'
+  return [head, '', 'Usage: hutch COMMAND [flags]', '', ...lines, '', 'hutch COMMAND --help says more.'].join(
+    '\n',
+  )
+}
+
+function report(error: unknown, argv: string[]): number {
+  const red = (text: string) => paint('red', text, process.stderr)
+  if (error instanceof UsageError) {
+    note(`${red('error:')} ${error.message}`)
+    const found = findCommand(argv)
+    note(`try:   hutch ${found ? `${found.name} --help` : 'help'}`)
+    return exitCodes.usage
+  }
+  if (error instanceof CommandError) {
+    note(`${red('error:')} ${error.message}`)
+    if (error.hint) note(`try:   ${error.hint}`)
+    return exitCodes.failure
+  }
+  const { code, message } = error as { code?: string; message?: string }
+  note(`${red('error:')} ${message ?? String(error)}`)
+  if (code === 'EACCES') note('try:   the same command as the user who runs hutch up')
+  else if (process.env.HUTCH_LOG_LEVEL === 'debug') note(String((error as Error).stack))
+  return exitCodes.failure
+}
+
+// A reader that went away (`hutch sandbox ls | head -1`) is no failure of ours.
+process.stdout.on('error', (error: { code?: string }) => process.exit(error.code === 'EPIPE' ? 0 : 1))
+
+const argv = process.argv.slice(2)
+const code = await main(argv).catch((error: unknown) => report(error, argv))
+process.exitCode = code

@@ -1,0 +1,272 @@
+import { mkdirSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs'
+import { PlatformError } from '../../errors.ts'
+import type { Clock } from '../../lib/clock.ts'
+import type { CapabilityNote } from '../../spec/runtime.ts'
+import { type CgroupFiles, type CgroupHost, codeOf, type Hierarchy, openCgroupHost } from './cgroup-hosts.ts'
+
+/** Memory that comes with one core. */
+const memoryMbPerCore = 2048
+const cpuPeriodUs = 100_000
+const cpuQuotaUsMin = 1_000
+/** Kernel work that follows a kill or a freeze is done within a few of these as a rule. */
+const settleStepMsMin = 1
+const settleStepMsMax = 50
+const settleTimeoutMs = 10_000
+/** Times that a group without a kill switch is gone through for processes that were just forked. */
+const killRoundsMax = 100
+
+export interface CgroupLimits {
+  memoryMb: number
+  pidsMax: number
+}
+
+/** Control groups of all instances of one data directory, whatever versions this host has. */
+export class Cgroups {
+  readonly #host: CgroupHost
+
+  constructor(
+    name: string,
+    private readonly clock: Clock,
+    files?: CgroupFiles,
+  ) {
+    this.#host = openCgroupHost(name, files)
+  }
+
+  get notes(): CapabilityNote[] {
+    return this.#host.notes
+  }
+
+  get freezes(): boolean {
+    return this.#host.hierarchies.some(({ freezes }) => freezes)
+  }
+
+  /** How each limit is enforced, for capabilities. */
+  limit(controller: 'memory' | 'cpu' | 'pids'): string {
+    const hierarchy = this.#host.hierarchies.find(({ controllers }) => controllers.includes(controller))
+    return hierarchy ? `cgroup v${hierarchy.version}` : 'none'
+  }
+
+  /** Makes the groups of an instance with their limits. When it throws, none is left. */
+  create(id: string, limits: CgroupLimits): InstanceCgroup {
+    const group = this.find(id)
+    try {
+      for (const { hierarchy, dir } of group.parts) {
+        mkdirSync(dir, { recursive: true, mode: 0o755 })
+        setLimits(hierarchy, dir, limits)
+      }
+    } catch (error) {
+      for (const { dir } of group.parts) {
+        try {
+          rmdirSync(dir)
+        } catch {}
+      }
+      throw new PlatformError('unavailable', `Control groups cannot be set up: ${codeOf(error)}`, {
+        cause: error,
+      })
+    }
+    return group
+  }
+
+  /** The groups of an instance, whether they exist or not. */
+  find(id: string): InstanceCgroup {
+    const parts = this.#host.hierarchies.map((hierarchy) => ({ hierarchy, dir: `${hierarchy.dir}/${id}` }))
+    return new InstanceCgroup(parts, this.clock)
+  }
+
+  list(): string[] {
+    const ids = new Set<string>()
+    for (const { dir } of this.#host.hierarchies) {
+      for (const entry of readdirSync(dir, { withFileTypes: true }))
+        if (entry.isDirectory()) ids.add(entry.name)
+    }
+    return [...ids]
+  }
+
+  /** Removes the platform's own groups when no instance is left in them. */
+  close(): void {
+    for (const { dir } of this.#host.hierarchies) {
+      try {
+        rmdirSync(dir)
+      } catch {}
+    }
+  }
+}
+
+interface Part {
+  hierarchy: Hierarchy
+  dir: string
+}
+
+export class InstanceCgroup {
+  constructor(
+    readonly parts: Part[],
+    private readonly clock: Clock,
+  ) {}
+
+  get v1Dirs(): string[] {
+    return this.parts.filter(({ hierarchy }) => hierarchy.version === 1).map(({ dir }) => dir)
+  }
+
+  get v2Dir(): string | null {
+    return this.parts.find(({ hierarchy }) => hierarchy.version === 2)?.dir ?? null
+  }
+
+  async freeze(): Promise<void> {
+    await this.#setFrozen(true)
+  }
+
+  async thaw(): Promise<void> {
+    await this.#setFrozen(false)
+  }
+
+  /** Ends every process in the group, frozen or not, and waits until none is left. Idempotent. */
+  async kill(): Promise<void> {
+    const v2 = this.v2Dir
+    if (v2 !== null && write(`${v2}/cgroup.kill`, '1')) {
+      await this.#settle(() => this.#isEmpty(v2))
+    }
+    for (const dir of this.v1Dirs) {
+      for (let round = 0; round < killRoundsMax; round++) {
+        const pids = read(`${dir}/cgroup.procs`)?.split('\n').filter(Boolean) ?? []
+        if (pids.length === 0) break
+        for (const pid of pids) {
+          try {
+            process.kill(Number(pid), 'SIGKILL')
+          } catch {}
+        }
+        write(`${dir}/freezer.state`, 'THAWED')
+        await this.clock.sleep(settleStepMsMin)
+      }
+    }
+  }
+
+  /** Removes the groups; what is left inside must be ending. @throws unavailable when it does not end */
+  async remove(): Promise<void> {
+    for (const { dir } of this.parts) {
+      const gone = await this.#settle(() => {
+        try {
+          rmdirSync(dir)
+          return true
+        } catch (error) {
+          if (codeOf(error) === 'ENOENT') return true
+          if (codeOf(error) === 'EBUSY') return false
+          throw error
+        }
+      })
+      if (!gone) throw new PlatformError('unavailable', 'Processes of the instance do not end')
+    }
+  }
+
+  /** Times the kernel ended a process of this group for want of memory. */
+  oomKills(): number {
+    for (const { hierarchy, dir } of this.parts) {
+      if (!hierarchy.controllers.includes('memory')) continue
+      const file = hierarchy.version === 2 ? 'memory.events' : 'memory.oom_control'
+      const count = /^oom_kill (\d+)$/m.exec(read(`${dir}/${file}`) ?? '')?.[1]
+      if (count !== undefined) return Number(count)
+    }
+    return 0
+  }
+
+  /** Null where there is no group to count in. */
+  stats(): { memoryBytes: number | null; cpuMs: number | null; processes: number | null } {
+    const stats = { memoryBytes: null, cpuMs: null, processes: null } as {
+      memoryBytes: number | null
+      cpuMs: number | null
+      processes: number | null
+    }
+    for (const { hierarchy, dir } of this.parts) {
+      const v2 = hierarchy.version === 2
+      if (hierarchy.controllers.includes('memory')) {
+        stats.memoryBytes = count(`${dir}/${v2 ? 'memory.current' : 'memory.usage_in_bytes'}`)
+      }
+      if (hierarchy.controllers.includes('pids')) stats.processes = count(`${dir}/pids.current`)
+      if (v2) {
+        const usage = /^usage_usec (\d+)$/m.exec(read(`${dir}/cpu.stat`) ?? '')?.[1]
+        if (usage !== undefined) stats.cpuMs = Number(usage) / 1000
+      } else if (hierarchy.controllers.includes('cpu')) {
+        const usageNs = count(`${dir}/cpuacct.usage`)
+        if (usageNs !== null) stats.cpuMs ??= usageNs / 1e6
+      }
+    }
+    return stats
+  }
+
+  async #setFrozen(frozen: boolean): Promise<void> {
+    const part = this.parts.find(({ hierarchy }) => hierarchy.freezes)
+    if (!part) throw new PlatformError('unavailable', 'Instances cannot be frozen on this host')
+    const { dir, hierarchy } = part
+    const done =
+      hierarchy.version === 2
+        ? () => new RegExp(`^frozen ${frozen ? 1 : 0}$`, 'm').test(read(`${dir}/cgroup.events`) ?? '')
+        : () => read(`${dir}/freezer.state`)?.trim() === (frozen ? 'FROZEN' : 'THAWED')
+    const written =
+      hierarchy.version === 2
+        ? write(`${dir}/cgroup.freeze`, frozen ? '1' : '0')
+        : write(`${dir}/freezer.state`, frozen ? 'FROZEN' : 'THAWED')
+    if (!written) throw new PlatformError('unavailable', 'The instance is gone')
+    // A thawed task runs at once; only freezing has to be waited for.
+    if (frozen && !(await this.#settle(done))) {
+      throw new PlatformError('unavailable', `The instance did not freeze within ${settleTimeoutMs} ms`)
+    }
+  }
+
+  #isEmpty(v2Dir: string): boolean {
+    return !/^populated 1$/m.test(read(`${v2Dir}/cgroup.events`) ?? '')
+  }
+
+  /** The kernel tells of these states only by files, and they take under a millisecond: short looks are cheapest. */
+  async #settle(done: () => boolean): Promise<boolean> {
+    const deadline = this.clock.monotonic() + settleTimeoutMs
+    for (let stepMs = settleStepMsMin; ; stepMs = Math.min(stepMs * 2, settleStepMsMax)) {
+      if (done()) return true
+      if (this.clock.monotonic() > deadline) return false
+      await this.clock.sleep(stepMs)
+    }
+  }
+}
+
+function setLimits({ version, controllers }: Hierarchy, dir: string, { memoryMb, pidsMax }: CgroupLimits) {
+  const memoryBytes = String(memoryMb * 1024 * 1024)
+  const quotaUs = Math.max(cpuQuotaUsMin, Math.round((memoryMb / memoryMbPerCore) * cpuPeriodUs))
+  for (const controller of controllers) {
+    if (controller === 'memory' && version === 2) {
+      writeFileSync(`${dir}/memory.max`, memoryBytes)
+      write(`${dir}/memory.swap.max`, '0')
+    } else if (controller === 'memory') {
+      writeFileSync(`${dir}/memory.limit_in_bytes`, memoryBytes)
+      // Without swap accounting the group must not swap at all.
+      if (!write(`${dir}/memory.memsw.limit_in_bytes`, memoryBytes)) write(`${dir}/memory.swappiness`, '0')
+    } else if (controller === 'cpu' && version === 2) {
+      writeFileSync(`${dir}/cpu.max`, `${quotaUs} ${cpuPeriodUs}`)
+    } else if (controller === 'cpu') {
+      writeFileSync(`${dir}/cpu.cfs_period_us`, String(cpuPeriodUs))
+      writeFileSync(`${dir}/cpu.cfs_quota_us`, String(quotaUs))
+    } else {
+      writeFileSync(`${dir}/pids.max`, String(pidsMax))
+    }
+  }
+}
+
+function write(path: string, value: string): boolean {
+  try {
+    writeFileSync(path, value)
+    return true
+  } catch {
+    return false
+  }
+}
+
+function read(path: string): string | null {
+  try {
+    return readFileSync(path, 'utf8')
+  } catch {
+    return null
+  }
+}
+
+function count(path: string): number | null {
+  const text = read(path)
+  const value = text === null ? Number.NaN : Number(text)
+  return Number.isFinite(value) ? value : null
+}

@@ -1,0 +1,396 @@
+import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
+import { constants, mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import { createServer, type Server } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { buildHelper } from '../../../../scripts/build-helper.ts'
+import { HostImage } from '../../../images/index.ts'
+import { systemClock } from '../../../lib/clock.ts'
+import { randomText } from '../../../lib/ids.ts'
+import { silentLogger } from '../../../lib/log.ts'
+import type { Instance, Runtime } from '../../../spec/runtime.ts'
+import { openNamespaceRuntime, probeNamespace } from '../index.ts'
+
+const work = mkdtempSync(join(tmpdir(), 'hutch-escape-'))
+const probePath = join(work, 'probe')
+const secretPath = join(work, 'secret')
+const secret = `secret-${randomText(24)}`
+
+const helperPath = (await buildHelper()).path
+const instancesDir = join(work, 'instances')
+const options = { instancesDir, helperPath, log: silentLogger, clock: systemClock }
+const state = await probeNamespace(options)
+const asRoot = process.getuid?.() === 0
+const possible = state.usable && asRoot
+if (!possible)
+  console.log(`skipped: escape suite: ${state.usable ? 'needs root for its controls' : state.reason}`)
+
+let runtime: Runtime
+let sandbox: Instance
+let neighbour: Instance
+let nextProcess = 1
+
+interface Outcome {
+  output: string
+  exitCode: number | null
+  signal: number | null
+}
+
+async function inside(instance: Instance, ...argv: string[]): Promise<Outcome> {
+  const id = nextProcess++
+  await instance.guest.processes.spawn({
+    id,
+    argv,
+    env: { PATH: '/usr/local/bin:/usr/bin:/bin', HOME: '/root' },
+    workingDir: '/tmp',
+    stdin: 'null',
+  })
+  const ended = await instance.guest.processes.wait(id, AbortSignal.timeout(60_000))
+  let output = ''
+  const decoder = new TextDecoder()
+  for await (const records of instance.guest.processes.output(id)) {
+    for (const record of records) output += decoder.decode(record.data, { stream: true })
+  }
+  return { output, exitCode: ended.exitCode, signal: ended.signal }
+}
+
+const shell = (instance: Instance, script: string) => inside(instance, '/bin/sh', '-c', script)
+const probe = (...words: string[]) => inside(sandbox, '/tmp/probe', ...words)
+
+/** The same attempt on the host, in a mount namespace of its own where it could change something. */
+function control(...words: string[]): string {
+  const wrapped = Bun.spawnSync(['unshare', '--mount', '--propagation', 'private', probePath, ...words], {
+    timeout: 20_000,
+  })
+  return wrapped.stdout.toString().trim()
+}
+
+async function startInstance(hostname: string): Promise<Instance> {
+  const host = new HostImage({
+    imageDir: join(work, 'images'),
+    dataDir: work,
+    source: 'live',
+    clock: systemClock,
+    log: silentLogger,
+  })
+  const instance = await runtime.create({
+    id: `escape${randomText(14)}`,
+    hostname,
+    image: await host.resolve(),
+    memoryMb: 256,
+    storageMb: 128,
+    pidsMax: 128,
+    env: {},
+    workingDir: '/blaxel',
+  })
+  await instance.guest.files.write('/tmp/probe', new Uint8Array(await Bun.file(probePath).arrayBuffer()), {
+    mode: 0o755,
+  })
+  return instance
+}
+
+beforeAll(async () => {
+  if (!possible) return
+  const built = Bun.spawnSync(['cc', '-static', '-O1', '-o', probePath, join(import.meta.dir, 'probe.c')])
+  if (built.exitCode !== 0) throw new Error(`the probe does not build: ${built.stderr.toString()}`)
+  writeFileSync(secretPath, secret)
+  runtime = await openNamespaceRuntime(options)
+  sandbox = await startInstance('attacker')
+  neighbour = await startInstance('neighbour')
+  await neighbour.guest.files.write('/root/private', new TextEncoder().encode(secret))
+}, 120_000)
+
+afterAll(async () => {
+  if (possible) {
+    for (const instance of [sandbox, neighbour]) {
+      await instance?.[Symbol.asyncDispose]()
+      if (instance) await runtime.destroy(instance.id)
+    }
+    await runtime[Symbol.asyncDispose]()
+  }
+  rmSync(work, { recursive: true, force: true })
+}, 60_000)
+
+/** Host pid of process 1 of an instance, found without asking the runtime. */
+function hostPidOf(instance: Instance): number {
+  const state = instance.handle.state as { guestPid: number }
+  return state.guestPid
+}
+
+describe.skipIf(!possible)(
+  'system calls that reach beyond a sandbox are refused inside and work outside',
+  () => {
+    test.each([
+      'mount',
+      'remount',
+      'umount',
+      'fsopen',
+      'open-tree',
+      'mknod-block',
+      'mknod-memory',
+      'unshare-user',
+      'unshare-mount',
+      'unshare-net',
+      'clone-user',
+      'clone-mount',
+      'clone3-user',
+      'vm-write',
+      'steal-descriptor',
+      'add-key',
+      'keyctl',
+      'bpf',
+      'perf',
+      'userfaultfd',
+      'io-uring',
+      'packet-socket',
+      'vsock',
+      'hostname',
+      'kernel-log',
+      'set-clock',
+    ])('%s', async (attempt) => {
+      expect(control(attempt)).toBe('done')
+      const outcome = await probe(attempt)
+      expect(outcome.exitCode).toBe(1)
+      expect(outcome.output).toStartWith('errno ')
+    })
+
+    test('opening a file by its handle', async () => {
+      expect(control('by-handle', '/etc/passwd')).toBe('done')
+      expect((await probe('by-handle', '/etc/passwd')).output.trim()).toBe(`errno ${osErrno('EPERM')}`)
+    })
+
+    test('entering a namespace', async () => {
+      expect(control('setns', '/proc/self/ns/net')).toBe('done')
+      expect((await probe('setns', '/proc/self/ns/net')).output.trim()).toBe(`errno ${osErrno('EPERM')}`)
+    })
+
+    test('pivoting the root', async () => {
+      expect((await probe('pivot')).output.trim()).toBe(`errno ${osErrno('EPERM')}`)
+    })
+  },
+)
+
+describe.skipIf(!possible)('files of the host stay out of reach', () => {
+  const ways = (path: string) => [
+    path,
+    `/proc/1/root${path}`,
+    `/proc/1/cwd${path}`,
+    `/proc/self/root/../../..${path}`,
+    `/../../../..${path}`,
+    `/proc/self/cwd/../../../..${path}`,
+  ]
+
+  test('by path, by .. and through /proc', async () => {
+    expect(control('read', secretPath)).toBe('done')
+    for (const way of ways(secretPath)) expect((await probe('read', way)).output).toStartWith('errno ')
+  })
+
+  test('by climbing out of a chroot', async () => {
+    expect(control('climb', secretPath)).toBe('done')
+    rmSync('/tmp/below', { recursive: true, force: true })
+    expect((await probe('climb', secretPath)).output).toStartWith('errno ')
+  })
+
+  test('by a hard link', async () => {
+    expect(control('link', secretPath)).toBe('done')
+    rmSync('/tmp/probe-link', { force: true })
+    expect((await probe('link', secretPath)).output).toStartWith('errno ')
+  })
+
+  test('by a symbolic link that the file API is asked to follow', async () => {
+    const linkOutside = join(work, 'link-outside')
+    symlinkSync(secretPath, linkOutside)
+    expect(await Bun.file(linkOutside).text()).toBe(secret)
+    await shell(sandbox, `ln -s ${secretPath} /tmp/link; ln -s / /tmp/rootlink`)
+    await expect(sandbox.guest.files.read('/tmp/link')).rejects.toMatchObject({ code: 'not_found' })
+    await expect(sandbox.guest.files.read(`/tmp/rootlink${secretPath}`)).rejects.toMatchObject({
+      code: 'not_found',
+    })
+  })
+
+  test('a write through a link of the sandbox lands in the sandbox', async () => {
+    await shell(sandbox, `mkdir -p ${work} && ln -sf ${secretPath} /tmp/write-link`)
+    await sandbox.guest.files.write('/tmp/write-link', new TextEncoder().encode('overwritten'))
+    expect(await Bun.file(secretPath).text()).toBe(secret)
+    await shell(sandbox, `rm -rf ${work}`)
+  })
+
+  test('the data directory is not there, and neither are its sockets', async () => {
+    expect((await probe('read', instancesDir)).output.trim()).toBe(`errno ${osErrno('ENOENT')}`)
+    const socket = join(instancesDir, sandbox.id, 'run', 'guest.sock')
+    expect((await probe('connect-unix', socket)).output).toStartWith('errno ')
+  })
+
+  test('disks of the host have no device inside, and the memory of the machine neither', async () => {
+    const outcome = await shell(
+      sandbox,
+      'ls /dev; cat /dev/mem /dev/kmsg /dev/sda /dev/vda /dev/loop0 2>&1 | head -c 100',
+    )
+    expect(outcome.output).not.toMatch(/^(mem|kmem|kmsg|port|sd.|vd.|loop\d*|fuse|kvm)$/m)
+  })
+})
+
+describe.skipIf(!possible)('process 1 and the kernel settings are closed', () => {
+  test.each(['/proc/1/mem', '/proc/1/environ', '/proc/1/maps', '/proc/1/auxv', '/proc/kcore', '/proc/kmsg'])(
+    'reading %s',
+    async (path) => {
+      const outcome = await probe('read', path)
+      expect(outcome.output).toMatch(/^errno |^done$/m)
+      const bytes = await shell(sandbox, `head -c 64 ${path} 2>/dev/null | wc -c`)
+      expect(bytes.output.trim()).toBe('0')
+    },
+  )
+
+  test('its descriptors', async () => {
+    expect(control('list-fds', '/proc/self/fd')).toBe('done')
+    expect((await probe('list-fds', '/proc/1/fd')).output).toStartWith('errno ')
+    expect((await probe('readlink', '/proc/1/exe')).output).toStartWith('errno ')
+  })
+
+  test('tracing it', async () => {
+    expect(control('trace-child')).toBe('done')
+    expect((await probe('trace', '1')).output.trim()).toBe(`errno ${osErrno('EPERM')}`)
+  })
+
+  test('a signal does not end it', async () => {
+    await shell(sandbox, 'kill -9 1; kill -TERM 1; kill -STOP 1')
+    expect((await shell(sandbox, 'echo alive')).output).toBe('alive\n')
+  })
+
+  test.each([
+    '/proc/sys/kernel/core_pattern',
+    '/proc/sys/kernel/modprobe',
+    '/proc/sys/vm/overcommit_memory',
+    '/proc/sys/fs/suid_dumpable',
+    '/proc/sysrq-trigger',
+    '/proc/sys/user/max_user_namespaces',
+  ])('writing %s', async (path) => {
+    expect((await probe('write', path, '0')).output).toStartWith('errno ')
+  })
+
+  test('no cgroup file can be written', async () => {
+    const outcome = await shell(
+      sandbox,
+      'find /sys -name "memory.max" -o -name "cgroup.procs" -o -name "tasks" 2>/dev/null | head',
+    )
+    expect(outcome.output).toBe('')
+  })
+})
+
+describe.skipIf(!possible)('the platform and other sandboxes are out of reach', () => {
+  let server: Server
+  let abstractServer: Server
+  let port = 0
+  const abstractName = `hutch-escape-${randomText(8)}`
+
+  beforeAll(async () => {
+    server = createServer((socket) => socket.end())
+    await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve))
+    port = (server.address() as { port: number }).port
+    abstractServer = createServer((socket) => socket.end())
+    await new Promise<void>((resolve) => abstractServer.listen(`\0${abstractName}`, resolve))
+  })
+  afterAll(() => {
+    server?.close()
+    abstractServer?.close()
+  })
+
+  test('a port of the host', async () => {
+    const dial = Bun.spawn([probePath, 'connect-tcp', '127.0.0.1', String(port)])
+    expect((await new Response(dial.stdout).text()).trim()).toBe('done')
+    for (const address of ['127.0.0.1', '10.201.0.1', '169.254.169.254', '8.8.8.8']) {
+      expect((await probe('connect-tcp', address, String(port))).output).toStartWith('errno ')
+    }
+  })
+
+  test('an abstract socket of the host', async () => {
+    const dial = Bun.spawn([probePath, 'connect-abstract', abstractName])
+    expect((await new Response(dial.stdout).text()).trim()).toBe('done')
+    expect((await probe('connect-abstract', abstractName)).output.trim()).toBe(
+      `errno ${osErrno('ECONNREFUSED')}`,
+    )
+  })
+
+  test('processes of a neighbour', async () => {
+    const pid = String(hostPidOf(neighbour))
+    expect(control('kill', pid)).toBe('done')
+    expect((await probe('kill', pid)).output.trim()).toBe(`errno ${osErrno('ESRCH')}`)
+    expect((await shell(sandbox, 'ls -d /proc/[0-9]* | wc -l')).output.trim()).toMatch(/^[1-9]$/)
+  })
+
+  test('files of a neighbour', async () => {
+    const pid = hostPidOf(neighbour)
+    expect(await Bun.file(`/proc/${pid}/root/root/private`).text()).toBe(secret)
+    for (const path of [
+      `/proc/${pid}/root/root/private`,
+      '/root/private',
+      join(instancesDir, neighbour.id),
+    ]) {
+      expect((await probe('read', path)).output).toStartWith('errno ')
+    }
+  })
+
+  test('the network has no interface but lo', async () => {
+    expect((await shell(sandbox, 'tail -n +3 /proc/net/dev | cut -d: -f1')).output.trim()).toBe('lo')
+  })
+})
+
+describe.skipIf(!possible)('greed stays inside while a neighbour and the platform go on writing', () => {
+  async function neighbourWorks(): Promise<void> {
+    const body = new TextEncoder().encode(randomText(1000))
+    await neighbour.guest.files.write('/tmp/still-here', body)
+    const { body: back } = await neighbour.guest.files.read('/tmp/still-here')
+    expect(await new Response(back).text()).toBe(new TextDecoder().decode(body))
+    expect((await shell(neighbour, 'echo works')).output).toBe('works\n')
+    await Bun.write(join(work, 'platform-file'), body)
+  }
+
+  test('a fork bomb', async () => {
+    const bomb = shell(
+      sandbox,
+      'i=0; while [ $i -lt 2000 ]; do sleep 30 & i=$((i+1)); done 2>&1 | tail -c 300; true',
+    )
+    await neighbourWorks()
+    const outcome = await bomb
+    expect(outcome.output).toMatch(/fork|resource|Resource/i)
+    expect((await sandbox.stats()).processes).toBeLessThanOrEqual(128)
+    await neighbourWorks()
+    await killAllInside()
+  }, 60_000)
+
+  test('a memory bomb', async () => {
+    const bomb = shell(
+      sandbox,
+      'python3 -c "b=bytearray(1<<30)\nfor i in range(0,len(b),4096): b[i]=1" 2>&1 || tail /dev/zero',
+    )
+    await neighbourWorks()
+    const outcome = await bomb
+    expect(outcome.signal === constantsSigkill || (outcome.exitCode ?? 0) !== 0).toBe(true)
+    await neighbourWorks()
+    expect((await shell(sandbox, 'echo back')).output).toBe('back\n')
+  }, 60_000)
+
+  test('a full disk', async () => {
+    const fill = shell(sandbox, 'dd if=/dev/zero of=/tmp/fill bs=1M count=4096 2>&1; sync')
+    await neighbourWorks()
+    const outcome = await fill
+    expect(outcome.output).toMatch(/No space left on device|File too large|quota/i)
+    await neighbourWorks()
+    await shell(sandbox, 'rm -f /tmp/fill')
+    expect((await shell(sandbox, 'echo back > /tmp/after && cat /tmp/after')).output).toBe('back\n')
+  }, 60_000)
+})
+
+const constantsSigkill = 9
+void constants
+
+async function killAllInside(): Promise<void> {
+  const running = (await sandbox.guest.processes.list()).filter((process) => process.running)
+  for (const process of running) await sandbox.guest.processes.signal(process.id, 9, 'tree').catch(() => {})
+  await shell(sandbox, 'kill -9 -1')
+}
+
+function osErrno(name: string): number {
+  const numbers: Record<string, number> = { EPERM: 1, ENOENT: 2, ESRCH: 3, ECONNREFUSED: 111 }
+  return numbers[name]!
+}

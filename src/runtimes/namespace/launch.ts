@@ -1,0 +1,83 @@
+import { PlatformError } from '../../errors.ts'
+import type { InstanceSpec } from '../../spec/runtime.ts'
+import { HelperError, type HelperStarted, startHelper } from '../helper-process.ts'
+import type { InstanceCgroup } from './cgroups.ts'
+import { storageMbMin } from './disk.ts'
+import { instanceIdPattern } from './record.ts'
+
+export interface LaunchOptions {
+  helperPath: string
+  dir: string
+  uidBase: number | null
+  disk: 'loop' | 'dir'
+  group: InstanceCgroup
+  /** Processes are counted by a control group: no RLIMIT_NPROC is needed. */
+  pidsLimited: boolean
+}
+
+const memoryMbMin = 16
+const memoryMbMax = 1024 * 1024
+const storageMbMax = 16 * 1024 * 1024
+const pidsMaxMax = 4_194_304
+const hostnamePattern = /^[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?$/
+
+/** @throws bad_request naming what cannot be honoured */
+export function checkSpec(spec: InstanceSpec): void {
+  if (!instanceIdPattern.test(spec.id)) {
+    throw refused('id', spec.id, '12 to 40 characters of a-z and 0-9')
+  }
+  if (!hostnamePattern.test(spec.hostname)) {
+    throw refused('hostname', spec.hostname, 'letters, digits and hyphens, at most 63')
+  }
+  checkRange('memoryMb', spec.memoryMb, memoryMbMin, memoryMbMax)
+  checkRange('storageMb', spec.storageMb, storageMbMin, storageMbMax)
+  checkRange('pidsMax', spec.pidsMax, 8, pidsMaxMax)
+  if (!isCleanPath(spec.workingDir)) throw refused('workingDir', spec.workingDir, 'an absolute path')
+  if (spec.image.layers.length === 0) throw refused('image.layers', '[]', 'at least one directory')
+  for (const path of [...spec.image.layers, ...spec.image.mounts.flatMap(({ source, target }) => [source, target])]) {
+    if (!isCleanPath(path)) throw refused('image', path, 'absolute paths without . and ..')
+  }
+}
+
+function checkRange(field: string, value: number, min: number, max: number) {
+  if (!Number.isInteger(value) || value < min || value > max) {
+    throw refused(field, String(value), `a whole number from ${min} to ${max}`)
+  }
+}
+
+function isCleanPath(path: string): boolean {
+  const names = path.split('/')
+  return path.startsWith('/') && !path.includes('\0') && !names.includes('..') && !names.includes('.')
+}
+
+function refused(field: string, value: string, wanted: string): PlatformError {
+  return new PlatformError('bad_request', `${field} ${JSON.stringify(value.slice(0, 200))} is not ${wanted}`)
+}
+
+/** @throws unavailable, with the helper's answer as cause */
+export async function launch(spec: InstanceSpec, options: LaunchOptions): Promise<HelperStarted> {
+  const entries: [string, string][] = [
+    ['id', spec.id],
+    ['hostname', spec.hostname],
+    ['dir', options.dir],
+    ['disk', options.disk],
+    ['seccomp', 'default'],
+    ['workdir', spec.workingDir],
+  ]
+  for (const layer of spec.image.layers) entries.push(['layer', layer])
+  for (const { source, target, kind } of spec.image.mounts) entries.push([kind, `${source}:${target}`])
+  if (options.uidBase !== null) entries.push(['uidbase', String(options.uidBase)])
+  for (const dir of options.group.v1Dirs) entries.push(['cgroup1', dir])
+  if (options.group.v2Dir !== null) entries.push(['cgroup2', options.group.v2Dir])
+  if (!options.pidsLimited) entries.push(['pidsmax', String(spec.pidsMax)])
+  try {
+    return await startHelper(options.helperPath, 'launch', entries)
+  } catch (error) {
+    if (!(error instanceof HelperError)) throw error
+    const [code, message] =
+      error.stage === 'disk'
+        ? (['insufficient_storage', "The sandbox's disk cannot be mounted"] as const)
+        : (['unavailable', `The sandbox cannot be started on this host (${error.stage})`] as const)
+    throw new PlatformError(code, message, { cause: error })
+  }
+}

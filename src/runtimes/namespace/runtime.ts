@@ -1,0 +1,294 @@
+import { closeSync, existsSync, mkdirSync, openSync, readdirSync, rmSync, statfsSync } from 'node:fs'
+import { PlatformError } from '../../errors.ts'
+import type { Clock } from '../../lib/clock.ts'
+import type { Logger } from '../../lib/log.ts'
+import type {
+  Instance,
+  InstanceHandle,
+  InstanceSpec,
+  Runtime,
+  RuntimeCapabilities,
+} from '../../spec/runtime.ts'
+import { KeeperChannel } from '../../guest/index.ts'
+import { bootId, identify, isAlive } from '../helper-process.ts'
+import { type Cgroups, InstanceCgroup } from './cgroups.ts'
+import type { DiskImages } from './disk.ts'
+import { NamespaceInstance } from './instance.ts'
+import { checkSpec, launch } from './launch.ts'
+import {
+  type InstanceRecord,
+  type InstanceState,
+  handleVersion,
+  instanceIdPattern,
+  parseState,
+  readRecord,
+  writeRecord,
+} from './record.ts'
+import { removeTree } from './remove-tree.ts'
+import type { UidRanges } from './uid-ranges.ts'
+
+/** Disk of the host that instances never get: the platform itself must be able to go on writing. */
+export const hostFreeMbMin = 512
+const keeperEndTimeoutMs = 5_000
+
+export interface NamespaceRuntimeOptions {
+  instancesDir: string
+  helperPath: string
+  log: Logger
+  clock: Clock
+  cgroups: Cgroups
+  /** Null: not root, every instance is mapped to the one user. */
+  uidRanges: UidRanges | null
+  /** Null: the disk limit cannot be enforced here. */
+  diskImages: DiskImages | null
+  capabilities: RuntimeCapabilities
+  onDispose: () => void
+}
+
+export class NamespaceRuntime implements Runtime {
+  readonly name = 'namespace'
+  readonly capabilities: RuntimeCapabilities
+  #options: NamespaceRuntimeOptions
+  #instances = new Map<string, NamespaceInstance>()
+  #recovering = new Map<string, Promise<NamespaceInstance | null>>()
+  #destroying = new Map<string, Promise<void>>()
+  #bootId = bootId()
+  /** Sockets are reached through it, for their paths may have 107 bytes only. */
+  #dirFile: number
+  #disposed = false
+
+  constructor(options: NamespaceRuntimeOptions) {
+    this.#options = options
+    this.capabilities = options.capabilities
+    this.#dirFile = openSync(options.instancesDir, 'r')
+  }
+
+  async create(spec: InstanceSpec): Promise<Instance> {
+    checkSpec(spec)
+    this.#checkOpen()
+    spec.signal?.throwIfAborted()
+    const dir = this.#dir(spec.id)
+    this.#checkFreeSpace()
+    try {
+      mkdirSync(dir, { mode: 0o700 })
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw hostError(error)
+      throw new PlatformError('already_exists', `instance ${spec.id} exists already`)
+    }
+    try {
+      const disk = this.#options.diskImages === null ? 'dir' : 'loop'
+      const uidBase = this.#options.uidRanges?.claim(dir) ?? null
+      const record = this.#record(spec.id, uidBase, disk)
+      writeRecord(dir, record)
+      await this.#options.diskImages?.create(`${dir}/disk.img`, spec.storageMb)
+      return await this.#start(spec, record)
+    } catch (error) {
+      await this.destroy(spec.id)
+      spec.signal?.throwIfAborted()
+      throw hostError(error)
+    }
+  }
+
+  async restart(spec: InstanceSpec): Promise<Instance> {
+    checkSpec(spec)
+    this.#checkOpen()
+    const dir = this.#dir(spec.id)
+    const before = readRecord(dir)
+    const kept = before && existsSync(before.disk === 'loop' ? `${dir}/disk.img` : `${dir}/disk`)
+    if (!before || !kept) throw new PlatformError('not_found', `instance ${spec.id} has left no files`)
+    this.#checkFreeSpace()
+    await this.#end(spec.id)
+    // Sockets and output of the processes that were; nobody inside lives that could put a link in the way.
+    for (const name of ['run', 'log']) rmSync(`${dir}/${name}`, { recursive: true, force: true })
+    const { uidRanges } = this.#options
+    let uidBase: number | null = null
+    if (uidRanges) {
+      // Ids on the disk count from 0, so a range may change between two lives.
+      const mine = before.uidBase !== null && uidRanges.keep(before.uidBase, dir)
+      uidBase = mine ? before.uidBase : uidRanges.claim(dir)
+    }
+    const record = this.#record(spec.id, uidBase, before.disk)
+    writeRecord(dir, record)
+    try {
+      return await this.#start(spec, record)
+    } catch (error) {
+      await this.#end(spec.id)
+      throw hostError(error)
+    }
+  }
+
+  recover(handle: InstanceHandle): Promise<Instance | null> {
+    const known = this.#instances.get(handle.id)
+    if (known) return Promise.resolve(known)
+    const recovering = this.#recovering.get(handle.id) ?? this.#recover(handle)
+    this.#recovering.set(handle.id, recovering)
+    return recovering.finally(() => this.#recovering.delete(handle.id))
+  }
+
+  destroy(instanceId: string): Promise<void> {
+    if (!instanceIdPattern.test(instanceId)) return Promise.resolve()
+    const running = this.#destroying.get(instanceId)
+    if (running) return running
+    const destroying = this.#destroy(instanceId).finally(() => this.#destroying.delete(instanceId))
+    this.#destroying.set(instanceId, destroying)
+    return destroying
+  }
+
+  async list(): Promise<string[]> {
+    const ids = new Set(readdirSync(this.#options.instancesDir).filter((name) => instanceIdPattern.test(name)))
+    for (const id of this.#options.cgroups.list()) if (instanceIdPattern.test(id)) ids.add(id)
+    return [...ids]
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    if (this.#disposed) return
+    this.#disposed = true
+    for (const instance of this.#instances.values()) await instance[Symbol.asyncDispose]()
+    this.#instances.clear()
+    closeSync(this.#dirFile)
+    this.#options.onDispose()
+  }
+
+  async #start(spec: InstanceSpec, record: InstanceRecord): Promise<NamespaceInstance> {
+    const { cgroups, helperPath } = this.#options
+    const group = cgroups.create(spec.id, spec)
+    spec.signal?.throwIfAborted()
+    const started = await launch(spec, {
+      helperPath,
+      dir: this.#dir(spec.id),
+      uidBase: record.uidBase,
+      disk: record.disk,
+      group,
+      pidsLimited: cgroups.limit('pids') !== 'none',
+    })
+    spec.signal?.throwIfAborted()
+    const guest = identify(started.guestPid)
+    const keeper = identify(started.keeperPid)
+    if (!guest || !keeper) throw new PlatformError('unavailable', 'The sandbox ended while it started')
+    const instance = this.#instance(spec.id, { ...record, guest, keeper }, group)
+    await instance.open()
+    spec.signal?.throwIfAborted()
+    return instance
+  }
+
+  async #recover(handle: InstanceHandle): Promise<NamespaceInstance | null> {
+    const state = parseState(handle.state)
+    if (handle.driver !== this.name || handle.version !== handleVersion || !state) return null
+    if (state.bootId !== this.#bootId || !existsSync(this.#dir(handle.id))) return null
+    const group = this.#group(state)
+    if (!isAlive(state.guest) || !isAlive(state.keeper)) {
+      // One without the other is of no use to anyone.
+      await this.#end(handle.id)
+      return null
+    }
+    if (state.uidBase !== null) this.#options.uidRanges?.keep(state.uidBase, this.#dir(handle.id))
+    if (this.capabilities.standby === 'freeze') await group.thaw().catch(() => {})
+    const instance = this.#instance(handle.id, state, group)
+    try {
+      await instance.open()
+      return instance
+    } catch (error) {
+      this.#options.log.warn('an instance runs but does not answer', { instance: handle.id, error: String(error) })
+      this.#instances.delete(handle.id)
+      await this.#end(handle.id)
+      return null
+    }
+  }
+
+  #instance(id: string, state: InstanceState, group: InstanceCgroup): NamespaceInstance {
+    const instance: NamespaceInstance = new NamespaceInstance({
+      id,
+      dir: this.#dir(id),
+      socketDir: this.#socketDir(id),
+      state,
+      group,
+      log: this.#options.log,
+      clock: this.#options.clock,
+      onExit: () => {
+        if (this.#instances.get(id) === instance) this.#instances.delete(id)
+      },
+    })
+    this.#instances.set(id, instance)
+    return instance
+  }
+
+  /** Ends every process of an instance, whoever started it, and takes its groups away. */
+  async #end(id: string): Promise<void> {
+    const instance = this.#instances.get(id)
+    this.#instances.delete(id)
+    if (instance) await instance.kill()
+    const record = readRecord(this.#dir(id))
+    const groups = [this.#options.cgroups.find(id)]
+    if (record) groups.push(this.#group(record))
+    for (const group of groups) await group.kill()
+    if (!instance) await this.#endKeeper(id)
+    for (const group of groups) await group.remove()
+  }
+
+  /** The keeper ends by itself after process 1; without control groups it is also how process 1 is reached. */
+  async #endKeeper(id: string): Promise<void> {
+    if (!existsSync(`${this.#dir(id)}/run/keeper.sock`)) return
+    const ended = Promise.withResolvers<void>()
+    const keeper = new KeeperChannel({
+      socketPath: `${this.#socketDir(id)}/run/keeper.sock`,
+      log: this.#options.log,
+      onEnd: () => ended.resolve(),
+    })
+    const late = new AbortController()
+    try {
+      await keeper.kill()
+      await Promise.race([ended.promise, this.#options.clock.sleep(keeperEndTimeoutMs, late.signal).catch(() => {})])
+    } catch {
+      // Nobody listens any more: it has ended.
+    } finally {
+      late.abort()
+      keeper.close(new PlatformError('unavailable', 'The instance is being removed'))
+    }
+  }
+
+  async #destroy(id: string): Promise<void> {
+    const dir = this.#dir(id)
+    const record = readRecord(dir)
+    await this.#end(id)
+    await removeTree(dir)
+    if (record?.uidBase != null) this.#options.uidRanges?.release(record.uidBase, dir)
+  }
+
+  #record(id: string, uidBase: number | null, disk: 'loop' | 'dir'): InstanceRecord {
+    const { parts } = this.#options.cgroups.find(id)
+    return { bootId: this.#bootId, uidBase, disk, groups: parts.map(({ hierarchy, dir }) => ({ ...hierarchy, dir })) }
+  }
+
+  /** As recorded: a hutch started from elsewhere may have other groups for its new instances. */
+  #group(record: InstanceRecord): InstanceCgroup {
+    const parts = record.groups.map((group) => ({ hierarchy: group, dir: group.dir }))
+    return new InstanceCgroup(parts, this.#options.clock)
+  }
+
+  #dir(id: string): string {
+    return `${this.#options.instancesDir}/${id}`
+  }
+
+  #socketDir(id: string): string {
+    return `/proc/self/fd/${this.#dirFile}/${id}`
+  }
+
+  #checkOpen() {
+    if (this.#disposed) throw new PlatformError('unavailable', 'The runtime is closed')
+  }
+
+  #checkFreeSpace() {
+    const { bavail, bsize } = statfsSync(this.#options.instancesDir)
+    if (bavail * bsize >= hostFreeMbMin * 1024 * 1024) return
+    throw new PlatformError('insufficient_storage', `The host has less than ${hostFreeMbMin} MiB of disk left`)
+  }
+}
+
+function hostError(error: unknown): unknown {
+  const code = (error as NodeJS.ErrnoException)?.code
+  if (PlatformError.is(error) || code === undefined) return error
+  const full = code === 'ENOSPC' || code === 'EDQUOT'
+  return new PlatformError(full ? 'insufficient_storage' : 'unavailable', `The host cannot start a sandbox: ${code}`, {
+    cause: error,
+  })
+}

@@ -1,0 +1,625 @@
+/** Sandboxes: named machines that people and agents run code in. This door has the resource and its leases. */
+import { join } from 'node:path'
+import { PlatformError } from '../errors.ts'
+import type { ResolvedImage } from '../images/index.ts'
+import type {
+  InstanceChange,
+  InstanceOwner,
+  InstanceState,
+  Instances,
+  NewInstance,
+} from '../instances/index.ts'
+import type { Clock } from '../lib/clock.ts'
+import { Deadlines } from '../lib/deadlines.ts'
+import { randomText } from '../lib/ids.ts'
+import { KeyedLock } from '../lib/keyed-lock.ts'
+import type { Logger } from '../lib/log.ts'
+import type { SecretBox } from '../lib/secret-box.ts'
+import type { BatchStep, Page, Store } from '../spec/store.ts'
+import {
+  checkSandboxName,
+  draftOf,
+  needsNewInstance,
+  type SandboxDraft,
+  storageMbOf,
+} from './draft.ts'
+import { type SandboxLease, SandboxLeases } from './leases.ts'
+import {
+  expiresAtMs,
+  indexesOf,
+  isReplaceable,
+  retentionMs,
+  type SandboxBody,
+  type StoredSandbox,
+  sandboxKind,
+  sandboxView,
+  withEvent,
+} from './record.ts'
+import { keyOf, notFound, type SandboxListQuery, SandboxRecords } from './records.ts'
+import type { SandboxInput, SandboxView } from './schema.ts'
+import { Sealing } from './sealing.ts'
+
+export { defaultSandboxImage, memoryMbDefault, memoryMbMax, memoryMbMin, reservedPorts } from './draft.ts'
+export type { SandboxLease } from './leases.ts'
+export { Previews, type PreviewTarget } from './previews.ts'
+export { maskedValue, type StoredSandbox } from './record.ts'
+export type { SandboxListQuery } from './records.ts'
+export {
+  type SandboxInput,
+  type SandboxStatus,
+  type SandboxView,
+  sandboxInputSchema,
+  sandboxSchema,
+} from './schema.ts'
+
+/** Processes and threads in one sandbox. */
+export const pidsPerSandboxMax = 4096
+/** A removal that takes longer goes on after the request was answered. */
+export const removeWaitMsMax = 10_000
+
+/** What belongs to a sandbox and goes when it goes. */
+export interface SandboxDependent {
+  /** Steps that remove it, for the batch that removes the sandbox. */
+  removal(workspace: string, sandbox: string): Promise<BatchStep[]>
+  /** Called after that batch. */
+  removed(workspace: string, sandbox: string): void
+}
+
+export interface SandboxesOptions {
+  store: Store
+  instances: Instances
+  images: { resolve(reference: string, signal?: AbortSignal): Promise<ResolvedImage> }
+  secrets: SecretBox
+  clock: Clock
+  log: Logger
+  /** Process records go to `<dataDir>/sandboxes/<instance id>/processes`. */
+  dataDir: string
+}
+
+export class Sandboxes {
+  readonly #store: Store
+  readonly #records: SandboxRecords
+  readonly #instances: Instances
+  readonly #images: SandboxesOptions['images']
+  readonly #sealing: Sealing
+  readonly #leases: SandboxLeases
+  readonly #clock: Clock
+  readonly #log: Logger
+  readonly #lock = new KeyedLock()
+  readonly #dependents: SandboxDependent[] = []
+  readonly #deadlines: Deadlines
+  readonly #background = new Set<Promise<unknown>>()
+  readonly #closing = new AbortController()
+  readonly #unlisten: () => void
+
+  constructor(options: SandboxesOptions) {
+    this.#store = options.store
+    this.#records = new SandboxRecords(options.store)
+    this.#instances = options.instances
+    this.#images = options.images
+    this.#sealing = new Sealing(options.secrets)
+    this.#clock = options.clock
+    this.#log = options.log
+    this.#leases = new SandboxLeases({
+      instances: options.instances,
+      filesDir: join(options.dataDir, 'sandboxes'),
+      clock: options.clock,
+      log: options.log,
+      read: (workspace, name) => this.#read(workspace, name),
+    })
+    this.#deadlines = new Deadlines({
+      clock: options.clock,
+      log: options.log,
+      due: (id) => this.#due(id),
+    })
+    this.#unlisten = this.#instances.onChange((owner, id, change) => {
+      if (owner.kind === sandboxKind) this.#inBackground(this.#noteChange(owner, id, change))
+    })
+  }
+
+  addDependent(dependent: SandboxDependent): void {
+    this.#dependents.push(dependent)
+  }
+
+  /** At start, after `instances.recover()` and `new Previews()`: brings records and instances into agreement, sets the deadlines. */
+  async open(): Promise<void> {
+    const known = new Map(this.#instances.owned(sandboxKind).map((owned) => [owned.id, owned]))
+    await this.#leases.removeFilesExcept(new Set(known.keys()))
+    for await (const sandbox of this.#records.every()) {
+      const { instanceId } = sandbox.body
+      const instance = instanceId === null ? undefined : known.get(instanceId)
+      if (instanceId !== null) known.delete(instanceId)
+      await this.#reconcile(sandbox, instance?.state)
+    }
+    // Made for an update or a create whose second write never came.
+    for (const { id } of known.values()) {
+      const { gone } = await this.#instances.destroy(id, (step) => this.#store.batch([step]))
+      this.#inBackground(gone)
+    }
+  }
+
+  async #reconcile(sandbox: StoredSandbox, instance: InstanceState | undefined): Promise<void> {
+    const { status } = sandbox.body
+    if (status === 'DELETING') {
+      await this.#removeRecord(sandbox)
+    } else if (status === 'TERMINATED') {
+      this.#watchDeadline(sandbox)
+    } else if (instance === undefined || instance === 'failed') {
+      const reason = instance ? 'its instance could not be brought back' : 'its instance was lost'
+      this.#watchDeadline(
+        await this.#records.change(sandbox, (current) =>
+          current.status === 'FAILED' ? null : this.#failed(current, reason),
+        ),
+      )
+    } else {
+      const running = await this.#records.change(sandbox, (current) =>
+        current.status === 'FAILED' ? this.#deployed(current, 'Runs again') : null,
+      )
+      this.#watchDeadline(running)
+      this.#warm(running)
+    }
+  }
+
+  /**
+   * Resolves when the sandbox can be used. With `createIfNotExist` answers the sandbox of this name if there is one.
+   * @throws bad_request, already_exists, and what starting an instance throws; then no record is left
+   */
+  async create(
+    workspace: string,
+    input: SandboxInput,
+    options: { actor: string; createIfNotExist?: boolean },
+  ): Promise<StoredSandbox> {
+    this.#refuseWhenClosing()
+    const name = checkSandboxName(input.metadata?.name || `sandbox-${randomText(10)}`)
+    const draft = draftOf(input, null, this.#clock.now())
+    return await this.#lock.run(lockKey(workspace, name), async () => {
+      const existing = await this.#current(workspace, name)
+      if (existing && !isReplaceable(existing.body.status)) {
+        if (options.createIfNotExist && existing.body.status !== 'DELETING') return existing
+        throw new PlatformError(
+          'already_exists',
+          `the sandbox "${name}" exists already in this workspace (status ${existing.body.status})`,
+          existing.body.status === 'DELETING' ? { details: { reason: 'DELETION_IN_PROGRESS' } } : {},
+        )
+      }
+      return await this.#launch(workspace, name, draft, options.actor, existing)
+    })
+  }
+
+  async #launch(
+    workspace: string,
+    name: string,
+    draft: SandboxDraft,
+    actor: string,
+    replaced: StoredSandbox | null,
+  ): Promise<StoredSandbox> {
+    const uid = randomText(20)
+    const startedAt = this.#clock.now()
+    const started = {
+      time: new Date(startedAt).toISOString(),
+      type: 'deployment',
+      status: 'DEPLOYING',
+      message: 'Deployment started',
+    }
+    const gone = replaced ? await this.#removal(replaced) : []
+    let created: StoredSandbox | undefined
+    const instance = await this.#instances.create(
+      { kind: sandboxKind, workspace, name },
+      this.#instanceSpec(workspace, name, draft),
+      async (step, instanceId) => {
+        const body = this.#deployed(
+          this.#sealing.bodyOf(draft, {
+            uid,
+            createdBy: actor,
+            updatedBy: actor,
+            instanceId,
+            status: 'DEPLOYING',
+            events: [started],
+          }),
+          'Deployment successful',
+        )
+        const creation: BatchStep = {
+          op: 'create',
+          input: { kind: sandboxKind, workspace, name, body, indexes: indexesOf(body), createdAt: startedAt },
+        }
+        const steps = [...gone, creation, step]
+        const results = await this.#endingAlong(replaced?.body.instanceId ?? null, (more) =>
+          this.#store.batch([...steps, ...more]),
+        )
+        created = results[gone.length] as StoredSandbox
+      },
+    )
+    if (replaced) this.#afterRemoval(replaced)
+    this.#leases.set(created!, instance.id)
+    this.#watchDeadline(created!)
+    this.#warm(created!)
+    return created!
+  }
+
+  /** @throws not_found */
+  async get(workspace: string, name: string): Promise<StoredSandbox> {
+    const found = await this.#read(workspace, name)
+    if (!found) throw notFound(name)
+    return found
+  }
+
+  /** Runs `work` while the sandbox cannot be removed or replaced. @throws not_found */
+  async whileExists<Result>(workspace: string, name: string, work: () => Promise<Result>): Promise<Result> {
+    return await this.#lock.run(lockKey(workspace, name), async () => {
+      const found = await this.#current(workspace, name)
+      if (!found || found.body.status === 'TERMINATED' || found.body.status === 'DELETING')
+        throw notFound(name)
+      return await work()
+    })
+  }
+
+  list(workspace: string, query: SandboxListQuery): Promise<Page<SandboxBody>> {
+    return this.#records.list(workspace, query)
+  }
+
+  /** The newest sandbox that lives under an external id. @throws not_found */
+  async getByExternalId(workspace: string, externalId: string): Promise<StoredSandbox> {
+    const found = await this.#records.getByExternalId(workspace, externalId)
+    return this.#isOver(found) ? await this.#afterExpiry(found, externalId) : found
+  }
+
+  /** The newest may just be over, and an older one live on. */
+  async #afterExpiry(over: StoredSandbox, externalId: string): Promise<StoredSandbox> {
+    await this.#read(over.workspace, over.name)
+    return await this.#records.getByExternalId(over.workspace, externalId)
+  }
+
+  /**
+   * Replaces metadata and spec. A change of image, memory, storage or environment makes a new instance with empty
+   * files; anything else leaves the running one alone.
+   * @throws not_found, conflict when it is terminated or being deleted, bad_request
+   */
+  async update(
+    workspace: string,
+    name: string,
+    input: SandboxInput,
+    options: { actor: string },
+  ): Promise<StoredSandbox> {
+    this.#refuseWhenClosing()
+    if (input.metadata?.name && input.metadata.name !== name) {
+      throw new PlatformError(
+        'bad_request',
+        `metadata.name: a sandbox cannot be renamed; send "${name}" or leave it out`,
+      )
+    }
+    return await this.#lock.run(lockKey(workspace, name), async () => {
+      const existing = await this.#current(workspace, name)
+      if (!existing) throw notFound(name)
+      const { status } = existing.body
+      if (status !== 'DEPLOYED' && status !== 'FAILED') {
+        throw new PlatformError(
+          'conflict',
+          `the sandbox "${name}" cannot be changed, its status is ${status}`,
+        )
+      }
+      const previous = this.#sealing.draftOf(existing)
+      const draft = draftOf(input, previous, this.#clock.now())
+      const updated = needsNewInstance(previous, draft)
+        ? await this.#replaceInstance(existing, draft, options.actor)
+        : await this.#records.change(existing, (current) => ({
+            ...this.#sealing.bodyOf(draft, { ...current, updatedBy: options.actor }),
+          }))
+      if (updated.body.instanceId !== null && updated.body.status === 'DEPLOYED') {
+        this.#leases.set(updated, updated.body.instanceId)
+        this.#warm(updated)
+      }
+      this.#watchDeadline(updated)
+      return updated
+    })
+  }
+
+  /** The old instance serves until the new one runs; when that cannot be had, nothing has changed. */
+  async #replaceInstance(
+    existing: StoredSandbox,
+    draft: SandboxDraft,
+    actor: string,
+  ): Promise<StoredSandbox> {
+    const { workspace, name, body } = existing
+    let updated: StoredSandbox | undefined
+    await this.#instances.create(
+      { kind: sandboxKind, workspace, name },
+      this.#instanceSpec(workspace, name, draft),
+      async (step, instanceId) => {
+        updated = await this.#endingAlong(body.instanceId, (more) =>
+          this.#records.change(
+            existing,
+            (current) =>
+              this.#deployed(
+                this.#sealing.bodyOf(draft, { ...current, updatedBy: actor, instanceId }),
+                'Deployment successful, with a new instance',
+              ),
+            [step, ...more],
+          ),
+        )
+      },
+    )
+    return updated!
+  }
+
+  /**
+   * Deletes a sandbox with its files, its previews and everything in it; answers its last state. Usually nothing is
+   * left when this resolves; a removal that takes longer goes on. @throws not_found
+   */
+  async remove(workspace: string, name: string): Promise<StoredSandbox> {
+    this.#refuseWhenClosing()
+    const marked = Promise.withResolvers<StoredSandbox>()
+    marked.promise.catch(() => {})
+    const removal = this.#lock.run(lockKey(workspace, name), async () => {
+      const existing = await this.#records.get(workspace, name)
+      if (!existing) throw notFound(name)
+      const deleting = await this.#markDeleting(existing)
+      marked.resolve(deleting.sandbox)
+      await deleting.gone
+      await this.#removeRecord(deleting.sandbox)
+      return deleting.sandbox
+    })
+    this.#inBackground(removal)
+    removal.catch(marked.reject)
+    const timeout = new AbortController()
+    const late = this.#clock.sleep(removeWaitMsMax, timeout.signal).then(
+      () => marked.promise,
+      () => marked.promise,
+    )
+    try {
+      return await Promise.race([removal, late])
+    } finally {
+      timeout.abort()
+    }
+  }
+
+  async #markDeleting(existing: StoredSandbox): Promise<{ sandbox: StoredSandbox; gone: Promise<void> }> {
+    const { instanceId } = existing.body
+    this.#leases.forget(existing.workspace, existing.name)
+    let sandbox = existing
+    const mark = async (more: BatchStep[]) => {
+      sandbox = await this.#records.change(
+        existing,
+        (current) =>
+          withEvent(current, this.#clock.now(), {
+            type: 'deletion',
+            status: 'DELETING',
+            message: 'Deletion requested',
+          }),
+        more,
+      )
+    }
+    if (instanceId === null || this.#instances.activity(instanceId) === null) {
+      await mark([])
+      return { sandbox, gone: Promise.resolve() }
+    }
+    const { gone } = await this.#instances.destroy(instanceId, (step) => mark([step]))
+    return { sandbox, gone: gone.then(() => this.#leases.removeFiles(instanceId)) }
+  }
+
+  /**
+   * The running sandbox, for as long as the lease is held. Waits while its instance is started again.
+   * @throws workload_not_found when there is none, workload_unavailable when it does not run (now)
+   */
+  acquire(workspace: string, name: string, signal?: AbortSignal): Promise<SandboxLease> {
+    return this.#leases.acquire(workspace, name, signal)
+  }
+
+  /** As it is answered. `showSecrets`: with the values of its environment. */
+  view(
+    sandbox: StoredSandbox,
+    origin: string,
+    options: { showSecrets?: boolean; created?: boolean; events?: boolean } = {},
+  ): SandboxView {
+    const { instanceId } = sandbox.body
+    return sandboxView(sandbox, {
+      origin,
+      clock: this.#clock,
+      lastUsedAt: instanceId === null ? null : (this.#instances.activity(instanceId)?.lastUsedAt ?? null),
+      events: options.events ?? true,
+      ...(options.showSecrets ? { env: this.#sealing.env(sandbox.body) } : {}),
+      ...(options.showSecrets || options.created
+        ? { proxySecrets: this.#sealing.proxySecrets(sandbox.body) }
+        : {}),
+    })
+  }
+
+  /** Lets go of timers and listeners after what is under way ended; `instances.close` decides about the machines. */
+  async close(): Promise<void> {
+    this.#closing.abort(
+      new PlatformError('unavailable', 'the platform is stopping', { retryAfterSeconds: 5 }),
+    )
+    this.#deadlines[Symbol.dispose]()
+    this.#unlisten()
+    await this.settled()
+    await this.#leases.close()
+  }
+
+  /** Resolves when nothing goes on behind answered requests. */
+  async settled(): Promise<void> {
+    while (this.#background.size > 0) await Promise.allSettled(this.#background)
+  }
+
+  async #instanceSpec(workspace: string, name: string, draft: SandboxDraft): Promise<NewInstance> {
+    const image = await this.#images.resolve(draft.spec.image)
+    return {
+      hostname: name,
+      image: image.root,
+      memoryMb: draft.spec.memoryMb,
+      storageMb: storageMbOf(draft.spec),
+      pidsMax: pidsPerSandboxMax,
+      env: {
+        ...image.env,
+        ...draft.env,
+        BL_NAME: name,
+        BL_TYPE: 'sandbox',
+        BL_WORKSPACE: workspace,
+        ...(draft.spec.region === undefined ? {} : { BL_REGION: draft.spec.region }),
+      },
+      workingDir: image.workingDir || '/',
+    }
+  }
+
+  #deployed(body: SandboxBody, message: string): SandboxBody {
+    return withEvent(body, this.#clock.now(), { type: 'deployment', status: 'DEPLOYED', message })
+  }
+
+  #failed(body: SandboxBody, reason: string): SandboxBody {
+    return withEvent(body, this.#clock.now(), {
+      type: 'instance',
+      status: 'FAILED',
+      message: `Failed: ${reason}`,
+    })
+  }
+
+  /** The record, after what its policies ask for by now. */
+  async #read(workspace: string, name: string): Promise<StoredSandbox | null> {
+    const found = await this.#records.get(workspace, name)
+    return found && this.#isOver(found)
+      ? await this.#lock.run(lockKey(workspace, name), () => this.#current(workspace, name))
+      : found
+  }
+
+  /** As `#read`, for who holds the lock. */
+  async #current(workspace: string, name: string): Promise<StoredSandbox | null> {
+    const found = await this.#records.get(workspace, name)
+    return found && this.#isOver(found) ? await this.#expire(found) : found
+  }
+
+  #isOver(sandbox: StoredSandbox): boolean {
+    const { status } = sandbox.body
+    if (status !== 'DEPLOYED' && status !== 'FAILED') return false
+    const at = expiresAtMs(sandbox, this.#lastUsedAt(sandbox))
+    return at !== null && at <= this.#clock.now()
+  }
+
+  #watchDeadline(sandbox: StoredSandbox): void {
+    const at =
+      sandbox.body.status === 'TERMINATED'
+        ? (sandbox.body.terminatedAt ?? sandbox.updatedAt) + retentionMs(sandbox)
+        : expiresAtMs(sandbox, this.#lastUsedAt(sandbox))
+    if (at === null) this.#deadlines.delete(deadlineKey(sandbox))
+    else this.#deadlines.set(deadlineKey(sandbox), at)
+  }
+
+  /** A sandbox with a lease is in use now. One that just came back counts as used then. */
+  #lastUsedAt(sandbox: StoredSandbox): number {
+    const { instanceId } = sandbox.body
+    const activity = instanceId === null ? null : this.#instances.activity(instanceId)
+    if (activity === null) return sandbox.updatedAt
+    return activity.leases > 0 ? this.#clock.now() : activity.lastUsedAt
+  }
+
+  async #due(key: string): Promise<void> {
+    const [workspace, name] = key.split('/') as [string, string]
+    this.#refuseWhenClosing()
+    await this.#lock.run(key, async () => {
+      const found = await this.#records.get(workspace, name)
+      if (!found) return
+      if (found.body.status === 'TERMINATED') {
+        const at = (found.body.terminatedAt ?? found.updatedAt) + retentionMs(found)
+        if (at <= this.#clock.now()) await this.#removeRecord(found)
+        else this.#watchDeadline(found)
+      } else if (found.body.status === 'DEPLOYED' || found.body.status === 'FAILED') {
+        await this.#expire(found)
+      }
+    })
+  }
+
+  /** Terminates a sandbox whose time is over, or looks again later when it was used meanwhile. */
+  async #expire(sandbox: StoredSandbox): Promise<StoredSandbox> {
+    if (!this.#isOver(sandbox)) {
+      this.#watchDeadline(sandbox)
+      return sandbox
+    }
+    const { instanceId } = sandbox.body
+    this.#leases.forget(sandbox.workspace, sandbox.name)
+    const terminated = await this.#endingAlong(instanceId, (more) =>
+      this.#records.change(
+        sandbox,
+        (current) => {
+          const now = this.#clock.now()
+          const event = { type: 'expiration', status: 'TERMINATED', message: 'Its time was over' } as const
+          return { ...withEvent(current, now, event), instanceId: null, terminatedAt: now }
+        },
+        more,
+      ),
+    )
+    this.#watchDeadline(terminated)
+    return terminated
+  }
+
+  /** Runs `write` with the step that marks an instance (if there is one) as ending; it is removed behind the answer. */
+  async #endingAlong<Result>(
+    instanceId: string | null,
+    write: (steps: BatchStep[]) => Promise<Result>,
+  ): Promise<Result> {
+    if (instanceId === null || this.#instances.activity(instanceId) === null) return await write([])
+    let result: { value: Result } | undefined
+    const { gone } = await this.#instances.destroy(instanceId, async (step) => {
+      result = { value: await write([step]) }
+    })
+    this.#inBackground(gone.then(() => this.#leases.removeFiles(instanceId)))
+    // An instance that was ending already has its step written.
+    return result ? result.value : await write([])
+  }
+
+  async #noteChange(owner: InstanceOwner, instanceId: string, change: InstanceChange): Promise<void> {
+    const sandbox = await this.#records.get(owner.workspace, owner.name)
+    if (!sandbox || sandbox.body.instanceId !== instanceId) return
+    if (change.type === 'failed') this.#leases.forget(sandbox.workspace, sandbox.name)
+    if (change.type === 'restarted') this.#warm(sandbox)
+    await this.#records.change(sandbox, (current) => {
+      if (current.instanceId !== instanceId) return null
+      if (current.status !== 'DEPLOYED' && current.status !== 'FAILED') return null
+      if (change.type === 'failed') return this.#failed(current, change.reason)
+      const message =
+        change.type === 'restarted'
+          ? 'Started again from its files'
+          : `Ended unexpectedly (${change.exit.reason.replaceAll('_', ' ')})`
+      const status = change.type === 'restarted' ? 'DEPLOYED' : current.status
+      return withEvent(current, this.#clock.now(), { type: 'instance', status, message })
+    })
+  }
+
+  async #removal(sandbox: StoredSandbox): Promise<BatchStep[]> {
+    const dependents = await Promise.all(
+      this.#dependents.map((dependent) => dependent.removal(sandbox.workspace, sandbox.name)),
+    )
+    return [...dependents.flat(), { op: 'remove', key: keyOf(sandbox) }]
+  }
+
+  async #removeRecord(sandbox: StoredSandbox): Promise<void> {
+    await this.#store.batch(await this.#removal(sandbox))
+    this.#afterRemoval(sandbox)
+  }
+
+  #afterRemoval(sandbox: StoredSandbox): void {
+    this.#deadlines.delete(deadlineKey(sandbox))
+    this.#leases.forget(sandbox.workspace, sandbox.name)
+    for (const dependent of this.#dependents) dependent.removed(sandbox.workspace, sandbox.name)
+  }
+
+  #inBackground(work: Promise<unknown>): void {
+    const logged = work.catch((error) => {
+      if (!PlatformError.is(error)) this.#log.error('work on a sandbox failed behind its request', { error })
+    })
+    this.#background.add(logged)
+    void logged.finally(() => this.#background.delete(logged))
+  }
+
+  #warm(sandbox: StoredSandbox): void {
+    this.#inBackground(this.#leases.warm(sandbox.workspace, sandbox.name))
+  }
+
+  #refuseWhenClosing(): void {
+    if (this.#closing.signal.aborted) throw this.#closing.signal.reason
+  }
+}
+
+function lockKey(workspace: string, name: string): string {
+  return `${workspace}/${name}`
+}
+
+function deadlineKey(sandbox: StoredSandbox): string {
+  return lockKey(sandbox.workspace, sandbox.name)
+}

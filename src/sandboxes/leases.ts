@@ -1,0 +1,201 @@
+import { readdir, rm } from 'node:fs/promises'
+import { join } from 'node:path'
+import { PlatformError } from '../errors.ts'
+import type { Instances, NewInstance } from '../instances/index.ts'
+import type { Clock } from '../lib/clock.ts'
+import type { Logger } from '../lib/log.ts'
+import type { Instance } from '../spec/runtime.ts'
+import { SandboxProcesses } from './processes.ts'
+import type { StoredSandbox } from './record.ts'
+
+/** A sandbox in use: awake, and counted as active, until disposed. */
+export interface SandboxLease extends Disposable {
+  readonly workspace: string
+  readonly name: string
+  readonly instance: Instance
+  readonly processes: SandboxProcesses
+  readonly workingDir: string
+  readonly env: Record<string, string>
+}
+
+interface Live {
+  readonly instanceId: string
+  readonly enabled: boolean
+  /** Of the machine as it runs now: a restart makes a new one. */
+  opened: { instance: Instance; processes: Promise<SandboxProcesses> } | null
+}
+
+/**
+ * From a sandbox's name to its running machine, without a look at the store for each request. What is held here is a
+ * hint: the instance itself says when it is gone, then the record is read again.
+ */
+export class SandboxLeases {
+  readonly #instances: Instances
+  readonly #filesDir: string
+  readonly #clock: Clock
+  readonly #log: Logger
+  readonly #read: (workspace: string, name: string) => Promise<StoredSandbox | null>
+  readonly #live = new Map<string, Live>()
+  readonly #closing = new Set<Promise<void>>()
+
+  constructor(options: {
+    instances: Instances
+    /** Process records go to `<filesDir>/<instance id>/processes`. */
+    filesDir: string
+    clock: Clock
+    log: Logger
+    read: (workspace: string, name: string) => Promise<StoredSandbox | null>
+  }) {
+    this.#instances = options.instances
+    this.#filesDir = options.filesDir
+    this.#clock = options.clock
+    this.#log = options.log
+    this.#read = options.read
+  }
+
+  /** @throws workload_not_found when there is none, workload_unavailable when it does not run (now) */
+  async acquire(workspace: string, name: string, signal?: AbortSignal): Promise<SandboxLease> {
+    const key = keyOf(workspace, name)
+    for (let attempt = 1; ; attempt++) {
+      const live = this.#live.get(key) ?? (await this.#find(workspace, name))
+      if (!live.enabled) {
+        throw new PlatformError(
+          'workload_unavailable',
+          `the sandbox "${name}" is disabled (spec.enabled is false)`,
+        )
+      }
+      try {
+        return await this.#lease(workspace, name, live, signal)
+      } catch (error) {
+        // Replaced or removed since: the record knows.
+        if (!PlatformError.is(error) || error.code !== 'workload_not_found' || attempt > 1) throw error
+        if (this.#live.get(key) === live) this.forget(workspace, name)
+      }
+    }
+  }
+
+  /** This sandbox runs on that instance from now on. */
+  set(sandbox: StoredSandbox, instanceId: string): Live {
+    const key = keyOf(sandbox.workspace, sandbox.name)
+    const before = this.#live.get(key)
+    const sameInstance = before?.instanceId === instanceId
+    if (!sameInstance) this.#letGo(before)
+    const live: Live = {
+      instanceId,
+      enabled: sandbox.body.spec.enabled !== false,
+      opened: sameInstance ? before.opened : null,
+    }
+    this.#live.set(key, live)
+    return live
+  }
+
+  forget(workspace: string, name: string): void {
+    const key = keyOf(workspace, name)
+    this.#letGo(this.#live.get(key))
+    this.#live.delete(key)
+  }
+
+  /** Takes up the processes of a sandbox that nobody asks for yet: they have deadlines and restarts to be kept. */
+  async warm(workspace: string, name: string): Promise<void> {
+    const lease = await this.acquire(workspace, name)
+    lease[Symbol.dispose]()
+  }
+
+  async removeFiles(instanceId: string): Promise<void> {
+    await rm(join(this.#filesDir, instanceId), { recursive: true, force: true })
+  }
+
+  async removeFilesExcept(instanceIds: ReadonlySet<string>): Promise<void> {
+    const present = await readdir(this.#filesDir).catch(() => [] as string[])
+    for (const id of present) if (!instanceIds.has(id)) await this.removeFiles(id)
+  }
+
+  async close(): Promise<void> {
+    for (const live of this.#live.values()) this.#letGo(live)
+    this.#live.clear()
+    await Promise.all(this.#closing)
+  }
+
+  async #lease(workspace: string, name: string, live: Live, signal?: AbortSignal): Promise<SandboxLease> {
+    const lease = await this.#instances.acquire(live.instanceId, signal)
+    try {
+      const { instance, spec } = lease
+      if (live.opened?.instance !== instance) this.#open(live, instance, spec)
+      const processes = await live.opened!.processes
+      return {
+        workspace,
+        name,
+        instance,
+        processes,
+        workingDir: spec.workingDir,
+        env: spec.env,
+        [Symbol.dispose]: () => lease[Symbol.dispose](),
+      }
+    } catch (error) {
+      lease[Symbol.dispose]()
+      throw error
+    }
+  }
+
+  #open(live: Live, instance: Instance, spec: NewInstance): void {
+    const opened = {
+      instance,
+      processes: this.#openProcesses(live.instanceId, instance, spec, live.opened?.processes),
+    }
+    live.opened = opened
+    opened.processes.catch(() => {
+      if (live.opened === opened) live.opened = null
+    })
+  }
+
+  /** `previous` is of the machine before a restart and shares the records with its successor. */
+  async #openProcesses(
+    instanceId: string,
+    instance: Instance,
+    spec: NewInstance,
+    previous: Promise<SandboxProcesses> | undefined,
+  ): Promise<SandboxProcesses> {
+    await previous?.then((processes) => processes[Symbol.asyncDispose]()).catch(() => {})
+    const processes = new SandboxProcesses({
+      guest: instance.guest,
+      recordsDir: join(this.#filesDir, instanceId, 'processes'),
+      clock: this.#clock,
+      log: this.#log,
+      defaults: { env: spec.env, workingDir: spec.workingDir },
+      listening: (port) => instance.listening(port),
+      exited: instance.exited,
+    })
+    await processes.open()
+    return processes
+  }
+
+  async #find(workspace: string, name: string): Promise<Live> {
+    const found = await this.#read(workspace, name)
+    if (!found || found.body.status === 'TERMINATED' || found.body.status === 'DELETING') {
+      throw new PlatformError(
+        'workload_not_found',
+        `the sandbox "${name.slice(0, 64)}" does not exist in this workspace`,
+      )
+    }
+    const { instanceId, status } = found.body
+    if (instanceId === null || status !== 'DEPLOYED') {
+      throw new PlatformError(
+        'workload_unavailable',
+        `the sandbox "${name}" does not run, its status is ${status}`,
+      )
+    }
+    return this.set(found, instanceId)
+  }
+
+  #letGo(live: Live | undefined): void {
+    const processes = live?.opened?.processes
+    if (!processes) return
+    const closed = processes.then((opened) => opened[Symbol.asyncDispose]()).catch(() => {})
+    this.#closing.add(closed)
+    void closed.finally(() => this.#closing.delete(closed))
+  }
+}
+
+function keyOf(workspace: string, name: string): string {
+  return `${workspace}/${name}`
+}

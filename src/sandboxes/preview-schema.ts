@@ -1,0 +1,181 @@
+/** The wire shapes of previews and their tokens, and what a preview may be. */
+import { z } from 'zod'
+import { PlatformError } from '../errors.ts'
+import { parseDateMs } from '../lib/date.ts'
+import { parseDuration } from '../lib/duration.ts'
+
+export const previewHeadersMax = 64
+export const previewHeaderBytesMax = 8 * 1024
+export const prefixUrlCharsMax = 40
+
+const headerMap = z.record(z.string(), z.string())
+
+export const previewInputSchema = z.looseObject({
+  metadata: z.looseObject({ name: z.string().nullish(), displayName: z.string().nullish() }),
+  spec: z.looseObject({
+    port: z.number().int().nullish(),
+    public: z.boolean().nullish(),
+    prefixUrl: z.string().nullish(),
+    customDomain: z.string().nullish(),
+    ttl: z.string().nullish(),
+    expires: z.string().nullish(),
+    requestHeaders: headerMap.nullish(),
+    responseHeaders: headerMap.nullish(),
+  }),
+})
+export type PreviewInput = z.input<typeof previewInputSchema>
+
+export const previewSchema = z.object({
+  metadata: z.object({
+    name: z.string(),
+    displayName: z.string().optional(),
+    resourceName: z.string(),
+    resourceType: z.string(),
+    workspace: z.string(),
+    createdAt: z.string(),
+    updatedAt: z.string(),
+    createdBy: z.string(),
+    updatedBy: z.string(),
+  }),
+  spec: z.object({
+    port: z.number(),
+    public: z.boolean(),
+    prefixUrl: z.string().optional(),
+    customDomain: z.string().optional(),
+    ttl: z.string().optional(),
+    expires: z.string().optional(),
+    requestHeaders: headerMap.optional(),
+    responseHeaders: headerMap.optional(),
+    url: z.string(),
+  }),
+  status: z.string(),
+})
+export type PreviewView = z.output<typeof previewSchema>
+
+export const previewTokenInputSchema = z.looseObject({
+  metadata: z.looseObject({ name: z.string().nullish() }).nullish(),
+  spec: z.looseObject({ expiresAt: z.string().nullish() }).nullish(),
+})
+export type PreviewTokenInput = z.input<typeof previewTokenInputSchema>
+
+export const previewTokenSchema = z.object({
+  metadata: z.object({
+    name: z.string(),
+    previewName: z.string(),
+    resourceName: z.string(),
+    resourceType: z.string(),
+    workspace: z.string(),
+  }),
+  spec: z.object({ token: z.string(), expiresAt: z.string(), expired: z.boolean() }),
+})
+export type PreviewTokenView = z.output<typeof previewTokenSchema>
+
+export interface PreviewDraft {
+  name: string | undefined
+  displayName?: string
+  port: number
+  public: boolean
+  prefixUrl?: string
+  customDomain?: string
+  ttl?: string
+  expires?: string
+  requestHeaders: Record<string, string>
+  responseHeaders: Record<string, string>
+}
+
+const namePattern = /^[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?$/
+const prefixPattern = /^[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?$/
+const domainPattern = /^(?=.{4,253}$)(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)+[a-z]{2,63}$/
+const headerNamePattern = /^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,128}$/
+/** They frame the message or belong to one connection: the gateway's alone. */
+const framingHeaders = [
+  'connection',
+  'content-length',
+  'host',
+  'keep-alive',
+  'proxy-connection',
+  'te',
+  'trailer',
+  'transfer-encoding',
+  'upgrade',
+]
+
+/** @throws bad_request that names the field */
+export function previewDraft(input: PreviewInput, nowMs: number): PreviewDraft {
+  const { metadata, spec } = input
+  const name = metadata.name ?? undefined
+  if (name !== undefined && !namePattern.test(name)) {
+    throw bad(
+      `metadata.name ${show(name)} is not valid: 1 to 63 letters, digits, ".", "_" and "-", beginning and ending with a letter or digit`,
+    )
+  }
+  const prefixUrl = spec.prefixUrl || undefined
+  if (prefixUrl !== undefined && !prefixPattern.test(prefixUrl)) {
+    throw bad(
+      `spec.prefixUrl ${show(prefixUrl)} is not valid: 1 to ${prefixUrlCharsMax} lower-case letters, digits and hyphens`,
+    )
+  }
+  const customDomain = spec.customDomain?.toLowerCase() || undefined
+  if (customDomain !== undefined && !domainPattern.test(customDomain)) {
+    throw bad(`spec.customDomain ${show(customDomain)} is not a domain name like app.example.com`)
+  }
+  const ttl = spec.ttl || undefined
+  if (ttl !== undefined) parseDuration('spec.ttl', ttl)
+  const expires = spec.expires || undefined
+  if (expires !== undefined) {
+    const at = parseDateMs(expires)
+    if (at === null) throw bad(`spec.expires: ${show(expires)} is not a date like 2030-12-31T23:59:59Z`)
+    if (at <= nowMs) {
+      throw bad(`spec.expires: ${show(expires)} is in the past; it is ${new Date(nowMs).toISOString()} now`)
+    }
+  }
+  return {
+    name,
+    ...(metadata.displayName ? { displayName: metadata.displayName.slice(0, 63) } : {}),
+    port: portOf(spec.port),
+    public: spec.public ?? false,
+    ...(prefixUrl === undefined ? {} : { prefixUrl }),
+    ...(customDomain === undefined ? {} : { customDomain }),
+    ...(ttl === undefined ? {} : { ttl }),
+    ...(expires === undefined ? {} : { expires }),
+    requestHeaders: headersOf('spec.requestHeaders', spec.requestHeaders ?? {}),
+    responseHeaders: headersOf('spec.responseHeaders', spec.responseHeaders ?? {}),
+  }
+}
+
+function portOf(port: number | null | undefined): number {
+  if (port === null || port === undefined) throw bad('spec.port: a preview needs the port it shows')
+  if (port < 1 || port > 65535) throw bad(`spec.port: ${port} is not a port, allowed are 1 to 65535`)
+  if (port === 80 || port === 8080) {
+    throw bad(
+      `spec.port: ${port} is reserved by the platform; 443 is the sandbox's own API, or use another port`,
+    )
+  }
+  return port
+}
+
+function headersOf(field: string, headers: Record<string, string>): Record<string, string> {
+  const entries = Object.entries(headers)
+  if (entries.length > previewHeadersMax) {
+    throw bad(`${field}: ${entries.length} headers, at most ${previewHeadersMax}`)
+  }
+  for (const [name, value] of entries) {
+    if (!headerNamePattern.test(name)) throw bad(`${field}: ${show(name)} is not a header name`)
+    if (framingHeaders.includes(name.toLowerCase())) throw bad(`${field}: ${show(name)} cannot be set`)
+    if (!/^[\t\x20-\x7e\x80-\xff]*$/.test(value)) {
+      throw bad(`${field}: the value of ${show(name)} has characters that no header can carry`)
+    }
+    if (value.length > previewHeaderBytesMax) {
+      throw bad(`${field}: the value of ${show(name)} is longer than ${previewHeaderBytesMax} bytes`)
+    }
+  }
+  return headers
+}
+
+function show(text: string): string {
+  return JSON.stringify(text.length > 80 ? `${text.slice(0, 80)}...` : text)
+}
+
+function bad(message: string): PlatformError {
+  return new PlatformError('bad_request', message)
+}

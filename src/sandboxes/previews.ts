@@ -1,0 +1,588 @@
+/** Previews: addresses under which a port of a sandbox is reachable from outside, public or with a token. */
+import { createHash } from 'node:crypto'
+import { PlatformError } from '../errors.ts'
+import { BoundedMap } from '../lib/bounded-map.ts'
+import type { Clock } from '../lib/clock.ts'
+import { parseDateMs } from '../lib/date.ts'
+import { Deadlines } from '../lib/deadlines.ts'
+import { parseDuration } from '../lib/duration.ts'
+import { randomSecret } from '../lib/ids.ts'
+import type { Logger } from '../lib/log.ts'
+import type { SecretBox } from '../lib/secret-box.ts'
+import type { BatchStep, Resource, Store } from '../spec/store.ts'
+import { pageLimitMax } from '../spec/store.ts'
+import type { Sandboxes } from './index.ts'
+import {
+  type PreviewDraft,
+  type PreviewInput,
+  type PreviewTokenInput,
+  type PreviewTokenView,
+  type PreviewView,
+  previewDraft,
+} from './preview-schema.ts'
+
+export {
+  type PreviewInput,
+  type PreviewTokenInput,
+  type PreviewTokenView,
+  type PreviewView,
+  previewInputSchema,
+  previewSchema,
+  previewTokenInputSchema,
+  previewTokenSchema,
+} from './preview-schema.ts'
+
+export const previewKind = 'preview'
+export const previewsPerSandboxMax = 500
+export const tokensPerPreviewMax = 100
+export const tokenLifetimeMsDefault = 24 * 60 * 60_000
+const cachedPreviewsMax = 10_000
+const changeAttemptsMax = 8
+/** 82 bits: nobody finds a preview by guessing. */
+const idCharsCount = 16
+const hostLabelCharsMax = 63
+/** A preview of this port is of the sandbox's own API. */
+export const sandboxApiPort = 443
+
+interface PreviewBody {
+  id: string
+  sandbox: string
+  name: string
+  displayName?: string
+  createdBy: string
+  updatedBy: string
+  port: number
+  public: boolean
+  prefixUrl?: string
+  customDomain?: string
+  ttl?: string
+  expires?: string
+  /** They may carry credentials. */
+  sealedRequestHeaders: string
+  responseHeaders: Record<string, string>
+  tokens: TokenRecord[]
+}
+
+interface TokenRecord {
+  hash: string
+  name: string
+  sealed: string
+  expiresAt: number
+}
+
+export type StoredPreview = Resource<PreviewBody>
+
+/** What the gateway needs to serve a preview. */
+export interface PreviewTarget {
+  readonly id: string
+  readonly workspace: string
+  readonly sandbox: string
+  readonly name: string
+  /** `sandboxApiPort`: the sandbox's own API. */
+  readonly port: number
+  readonly public: boolean
+  readonly requestHeaders: Readonly<Record<string, string>>
+  readonly responseHeaders: Readonly<Record<string, string>>
+}
+
+interface CachedTarget {
+  target: PreviewTarget
+  label: string
+  expiresAt: number | null
+  /** hash -> end, in milliseconds since the epoch */
+  tokens: ReadonlyMap<string, number>
+}
+
+export interface PreviewsOptions {
+  store: Store
+  sandboxes: Sandboxes
+  secrets: SecretBox
+  clock: Clock
+  log: Logger
+  /** Previews are `<label>.preview.<domain>`. */
+  domain: string
+}
+
+export class Previews {
+  readonly #store: Store
+  readonly #sandboxes: Sandboxes
+  readonly #secrets: SecretBox
+  readonly #clock: Clock
+  readonly #domain: string
+  readonly #deadlines: Deadlines
+  readonly #cache = new BoundedMap<string, CachedTarget>(cachedPreviewsMax)
+  /** Counts changes: what was read before one is not cached after it. */
+  #changes = 0
+
+  constructor(options: PreviewsOptions) {
+    this.#store = options.store
+    this.#sandboxes = options.sandboxes
+    this.#secrets = options.secrets
+    this.#clock = options.clock
+    this.#domain = options.domain
+    this.#deadlines = new Deadlines({ clock: options.clock, log: options.log, due: (key) => this.#due(key) })
+    this.#sandboxes.addDependent({
+      removal: async (workspace, sandbox) =>
+        (await this.#ofSandbox(workspace, sandbox)).map(
+          (preview): BatchStep => ({ op: 'remove', key: keyOf(preview) }),
+        ),
+      removed: () => this.#forgetCached(),
+    })
+  }
+
+  /** At start: sets the deadlines of previews that end. */
+  async open(): Promise<void> {
+    let cursor: string | undefined
+    do {
+      const page = await this.#store.page<PreviewBody>({
+        kind: previewKind,
+        limit: pageLimitMax,
+        where: { ends: 'yes' },
+        ...(cursor ? { cursor } : {}),
+      })
+      for (const preview of page.data) this.#watchDeadline(preview)
+      cursor = page.hasMore ? page.nextCursor : undefined
+    } while (cursor)
+  }
+
+  close(): void {
+    this.#deadlines[Symbol.dispose]()
+  }
+
+  /**
+   * The id, and with it the address, depends on workspace, sandbox and name alone.
+   * @throws not_found (sandbox), already_exists unless `force`, conflict when the custom domain is taken, bad_request
+   */
+  async create(
+    workspace: string,
+    sandbox: string,
+    input: PreviewInput,
+    options: { actor: string; force?: boolean },
+  ): Promise<StoredPreview> {
+    const draft = previewDraft(input, this.#clock.now())
+    const { name } = draft
+    if (name === undefined) throw new PlatformError('bad_request', 'metadata.name: a preview needs a name')
+    return await this.#sandboxes.whileExists(workspace, sandbox, () =>
+      this.#create(workspace, sandbox, { ...draft, name }, options),
+    )
+  }
+
+  async #create(
+    workspace: string,
+    sandbox: string,
+    draft: PreviewDraft & { name: string },
+    options: { actor: string; force?: boolean },
+  ): Promise<StoredPreview> {
+    const { name, requestHeaders, ...rest } = draft
+    const key = previewKey(workspace, sandbox, name)
+    const id = this.#idOf(workspace, sandbox, name)
+    const held = await this.#ofSandbox(workspace, sandbox)
+    const steps: BatchStep[] = []
+    if (held.some((preview) => preview.name === key.name)) {
+      if (!options.force) {
+        throw new PlatformError(
+          'already_exists',
+          `the preview "${name}" of the sandbox "${sandbox}" exists already; ?force=true replaces it`,
+        )
+      }
+      steps.push({ op: 'remove', key })
+    } else if (held.length >= previewsPerSandboxMax) {
+      throw new PlatformError(
+        'conflict',
+        `the sandbox "${sandbox}" has ${previewsPerSandboxMax} previews, the most allowed: delete one first`,
+      )
+    }
+    steps.push(
+      ...(await this.#customDomainHolders(workspace, draft.customDomain, key.name, options.force ?? false)),
+    )
+    const body: PreviewBody = {
+      id,
+      sandbox,
+      name,
+      createdBy: options.actor,
+      updatedBy: options.actor,
+      ...rest,
+      sealedRequestHeaders: this.#secrets.seal(JSON.stringify(requestHeaders), `preview:${id}:headers`),
+      tokens: [],
+    }
+    steps.push({ op: 'create', input: { ...key, body, indexes: indexesOf(body) } })
+    const results = await this.#store.batch(steps)
+    this.#forgetCached()
+    const created = results[results.length - 1] as StoredPreview
+    this.#watchDeadline(created)
+    return created
+  }
+
+  /** @throws not_found */
+  async get(workspace: string, sandbox: string, name: string): Promise<StoredPreview> {
+    const found = await this.#store.get<PreviewBody>(previewKey(workspace, sandbox, name))
+    if (!found || this.#isOver(found)) {
+      throw new PlatformError(
+        'not_found',
+        `the sandbox "${sandbox.slice(0, 64)}" has no preview "${name.slice(0, 64)}"`,
+      )
+    }
+    return found
+  }
+
+  /** Newest first. @throws not_found (sandbox) */
+  async list(workspace: string, sandbox: string): Promise<StoredPreview[]> {
+    await this.#sandboxes.get(workspace, sandbox)
+    return (await this.#ofSandbox(workspace, sandbox)).filter((preview) => !this.#isOver(preview))
+  }
+
+  /** Replaces the spec; the address and the tokens stay. @throws not_found, conflict, bad_request */
+  async update(
+    workspace: string,
+    sandbox: string,
+    name: string,
+    input: PreviewInput,
+    options: { actor: string },
+  ): Promise<StoredPreview> {
+    const draft = previewDraft(input, this.#clock.now())
+    if (draft.name !== undefined && draft.name !== name) {
+      throw new PlatformError(
+        'bad_request',
+        `metadata.name: a preview cannot be renamed; send "${name.slice(0, 64)}" or leave it out`,
+      )
+    }
+    const existing = await this.get(workspace, sandbox, name)
+    await this.#customDomainHolders(workspace, draft.customDomain, existing.name, false)
+    const { name: _, requestHeaders, ...rest } = draft
+    const updated = await this.#change(existing, ({ id, tokens, createdBy }) => ({
+      id,
+      sandbox,
+      name,
+      createdBy,
+      updatedBy: options.actor,
+      ...rest,
+      sealedRequestHeaders: this.#secrets.seal(JSON.stringify(requestHeaders), `preview:${id}:headers`),
+      tokens,
+    }))
+    this.#watchDeadline(updated)
+    return updated
+  }
+
+  /** It answers nobody any more when this resolves. @throws not_found */
+  async remove(workspace: string, sandbox: string, name: string): Promise<StoredPreview> {
+    const existing = await this.get(workspace, sandbox, name)
+    await this.#store.remove(keyOf(existing))
+    this.#forgetCached()
+    this.#deadlines.delete(deadlineKey(existing))
+    return existing
+  }
+
+  /** A new token; its value can be read again by `listTokens`. @throws not_found, conflict, bad_request */
+  async createToken(
+    workspace: string,
+    sandbox: string,
+    name: string,
+    input: PreviewTokenInput,
+  ): Promise<PreviewTokenView> {
+    const existing = await this.get(workspace, sandbox, name)
+    const now = this.#clock.now()
+    const text = input.spec?.expiresAt
+    const expiresAt = text ? parseDateMs(text) : now + tokenLifetimeMsDefault
+    if (expiresAt === null) {
+      throw new PlatformError(
+        'bad_request',
+        `spec.expiresAt: ${JSON.stringify(text?.slice(0, 80))} is not a date like 2030-12-31T23:59:59Z`,
+      )
+    }
+    const value = randomSecret()
+    const token: TokenRecord = {
+      hash: this.#hashOf(value),
+      name: (input.metadata?.name ?? `token-${now}`).slice(0, 128),
+      sealed: this.#secrets.seal(value, `preview:${existing.body.id}:token`),
+      expiresAt,
+    }
+    const updated = await this.#change(existing, (body) => {
+      // Those that ended make room; otherwise a client that makes one for each visit would be shut out for good.
+      const tokens =
+        body.tokens.length < tokensPerPreviewMax
+          ? body.tokens
+          : body.tokens.filter((old) => old.expiresAt > now)
+      if (tokens.length >= tokensPerPreviewMax) {
+        throw new PlatformError(
+          'conflict',
+          `the preview "${name}" has ${tokensPerPreviewMax} tokens, the most allowed: delete one first`,
+        )
+      }
+      return { ...body, tokens: [token, ...tokens] }
+    })
+    return this.#tokenView(updated, token)
+  }
+
+  /** Newest first. @throws not_found */
+  async listTokens(workspace: string, sandbox: string, name: string): Promise<PreviewTokenView[]> {
+    const preview = await this.get(workspace, sandbox, name)
+    return preview.body.tokens.map((token) => this.#tokenView(preview, token))
+  }
+
+  /** By the token's value. It opens nothing any more when this resolves. @throws not_found */
+  async removeToken(workspace: string, sandbox: string, name: string, value: string): Promise<void> {
+    const existing = await this.get(workspace, sandbox, name)
+    const hash = this.#hashOf(value)
+    await this.#change(existing, (body) => {
+      const tokens = body.tokens.filter((token) => token.hash !== hash)
+      if (tokens.length === body.tokens.length) {
+        throw new PlatformError(
+          'not_found',
+          `the preview "${name}" has no such token; give the token's value`,
+        )
+      }
+      return { ...body, tokens }
+    })
+  }
+
+  /**
+   * The preview behind a host label or path segment, as `view` put it into its address; null when there is none (any
+   * more). Cheap: called for every request.
+   */
+  async resolve(label: string): Promise<PreviewTarget | null> {
+    const cached = await this.#cached(label)
+    return cached?.target ?? null
+  }
+
+  /** Whether a token opens this preview now. A public one needs none. */
+  async admits(target: PreviewTarget, token: string | null): Promise<boolean> {
+    if (target.public) return true
+    if (token === null || token === '') return false
+    const cached = await this.#cachedById(target.id)
+    const end = cached?.tokens.get(this.#hashOf(token))
+    return end !== undefined && end > this.#clock.now()
+  }
+
+  /**
+   * As it is answered. `origin` is that of the request: its scheme and port go into the address. `requestHeaders`
+   * may carry credentials, and are for people and service accounts only.
+   */
+  view(
+    preview: StoredPreview,
+    origin: string,
+    options: { requestHeaders: boolean; status?: 'DEPLOYED' | 'TERMINATED' },
+  ): PreviewView {
+    const { body } = preview
+    const requestHeaders = options.requestHeaders ? this.#requestHeaders(body) : {}
+    return {
+      metadata: {
+        name: body.name,
+        ...(body.displayName === undefined ? {} : { displayName: body.displayName }),
+        resourceName: body.sandbox,
+        resourceType: 'sandbox',
+        workspace: preview.workspace,
+        createdAt: new Date(preview.createdAt).toISOString(),
+        updatedAt: new Date(preview.updatedAt).toISOString(),
+        createdBy: body.createdBy,
+        updatedBy: body.updatedBy,
+      },
+      spec: {
+        port: body.port,
+        public: body.public,
+        ...(body.prefixUrl === undefined ? {} : { prefixUrl: body.prefixUrl }),
+        ...(body.customDomain === undefined ? {} : { customDomain: body.customDomain }),
+        ...(body.ttl === undefined ? {} : { ttl: body.ttl }),
+        ...(body.expires === undefined ? {} : { expires: body.expires }),
+        ...(Object.keys(requestHeaders).length > 0 ? { requestHeaders } : {}),
+        ...(Object.keys(body.responseHeaders).length > 0 ? { responseHeaders: body.responseHeaders } : {}),
+        url: this.#url(preview, origin),
+      },
+      status: options.status ?? 'DEPLOYED',
+    }
+  }
+
+  /** Programs resolve no name under .localhost everywhere, so that sessions, made for them, get the path form. */
+  #url(preview: StoredPreview, origin: string): string {
+    const label = labelOf(preview.workspace, preview.body)
+    if (preview.body.port === sandboxApiPort) return `${origin}/-/preview/${label}`
+    const { protocol, port } = new URL(origin)
+    return `${protocol}//${label}.preview.${this.#domain}${port === '' ? '' : `:${port}`}`
+  }
+
+  async #cached(label: string): Promise<CachedTarget | null> {
+    const cached = await this.#cachedById(label.slice(label.lastIndexOf('-') + 1))
+    return cached?.label === label ? cached : null
+  }
+
+  async #cachedById(id: string): Promise<CachedTarget | null> {
+    const cached = this.#cache.get(id) ?? (await this.#load(id))
+    if (!cached || (cached.expiresAt !== null && cached.expiresAt <= this.#clock.now())) return null
+    return cached
+  }
+
+  async #load(id: string): Promise<CachedTarget | null> {
+    if (id.length !== idCharsCount) return null
+    const changes = this.#changes
+    const [found] = await this.#store.find<PreviewBody>({
+      kind: previewKind,
+      index: 'id',
+      value: id,
+      limit: 1,
+    })
+    if (!found) return null
+    const { body, workspace } = found
+    const cached: CachedTarget = {
+      target: {
+        id,
+        workspace,
+        sandbox: body.sandbox,
+        name: body.name,
+        port: body.port,
+        public: body.public,
+        requestHeaders: this.#requestHeaders(body),
+        responseHeaders: body.responseHeaders,
+      },
+      label: labelOf(workspace, body),
+      expiresAt: endOf(found),
+      tokens: new Map(body.tokens.map(({ hash, expiresAt }) => [hash, expiresAt])),
+    }
+    if (changes === this.#changes) this.#cache.set(id, cached)
+    return cached
+  }
+
+  /** Changes are rare beside requests, and an empty cache fills again at a read a preview. */
+  #forgetCached(): void {
+    this.#changes++
+    this.#cache.clear()
+  }
+
+  async #ofSandbox(workspace: string, sandbox: string): Promise<StoredPreview[]> {
+    return await this.#store.find<PreviewBody>({
+      kind: previewKind,
+      workspace,
+      index: 'sandbox',
+      value: sandbox,
+      limit: previewsPerSandboxMax,
+    })
+  }
+
+  /** Steps that take a custom domain from its holders. @throws conflict without `force`, or when another workspace has it */
+  async #customDomainHolders(
+    workspace: string,
+    customDomain: string | undefined,
+    ownName: string,
+    force: boolean,
+  ): Promise<BatchStep[]> {
+    if (customDomain === undefined) return []
+    const holders = await this.#store.find<PreviewBody>({
+      kind: previewKind,
+      index: 'customDomain',
+      value: customDomain,
+    })
+    const others = holders.filter((holder) => holder.workspace !== workspace || holder.name !== ownName)
+    if (others.some((holder) => !force || holder.workspace !== workspace)) {
+      throw new PlatformError('conflict', `spec.customDomain: "${customDomain}" is used by another preview`)
+    }
+    return others.map((holder) => ({ op: 'remove', key: keyOf(holder) }))
+  }
+
+  async #change(preview: StoredPreview, change: (body: PreviewBody) => PreviewBody): Promise<StoredPreview> {
+    let current = preview
+    for (let attempt = 1; ; attempt++) {
+      const body = change(current.body)
+      try {
+        const updated = await this.#store.update<PreviewBody>(keyOf(current), current.version, {
+          body,
+          indexes: indexesOf(body),
+        })
+        this.#forgetCached()
+        return updated
+      } catch (error) {
+        if (!PlatformError.is(error) || error.code !== 'version_mismatch' || attempt >= changeAttemptsMax)
+          throw error
+        current = await this.get(current.workspace, current.body.sandbox, current.body.name)
+      }
+    }
+  }
+
+  #isOver(preview: StoredPreview): boolean {
+    const end = endOf(preview)
+    return end !== null && end <= this.#clock.now()
+  }
+
+  #watchDeadline(preview: StoredPreview): void {
+    const end = endOf(preview)
+    if (end === null) this.#deadlines.delete(deadlineKey(preview))
+    else this.#deadlines.set(deadlineKey(preview), end)
+  }
+
+  async #due(key: string): Promise<void> {
+    const [workspace, ...rest] = key.split('/') as [string, ...string[]]
+    const found = await this.#store.get<PreviewBody>({ kind: previewKind, workspace, name: rest.join('/') })
+    if (!found) return
+    if (!this.#isOver(found)) return this.#watchDeadline(found)
+    await this.#store.remove(keyOf(found), found.version)
+    this.#forgetCached()
+  }
+
+  #tokenView(preview: StoredPreview, token: TokenRecord): PreviewTokenView {
+    return {
+      metadata: {
+        name: token.name,
+        previewName: preview.body.name,
+        resourceName: preview.body.sandbox,
+        resourceType: 'sandbox',
+        workspace: preview.workspace,
+      },
+      spec: {
+        token: this.#secrets.open(token.sealed, `preview:${preview.body.id}:token`),
+        expiresAt: new Date(token.expiresAt).toISOString(),
+        expired: token.expiresAt <= this.#clock.now(),
+      },
+    }
+  }
+
+  #requestHeaders(body: PreviewBody): Record<string, string> {
+    return JSON.parse(this.#secrets.open(body.sealedRequestHeaders, `preview:${body.id}:headers`)) as Record<
+      string,
+      string
+    >
+  }
+
+  #hashOf(token: string): string {
+    return this.#secrets.lookupHash(`preview_token:${token}`)
+  }
+
+  #idOf(workspace: string, sandbox: string, name: string): string {
+    const keyed = this.#secrets.lookupHash(`preview_id:${workspace}/${sandbox}/${name}`)
+    const digest = createHash('sha256').update(keyed).digest('hex')
+    return BigInt(`0x${digest}`).toString(36).padStart(idCharsCount, '0').slice(-idCharsCount)
+  }
+}
+
+/** What stands before `.preview.`: the id, behind the prefix and the workspace where a prefix was asked for. */
+function labelOf(workspace: string, body: PreviewBody): string {
+  if (body.prefixUrl === undefined) return body.id
+  const full = `${body.prefixUrl}-${workspace}-${body.id}`
+  return full.length <= hostLabelCharsMax ? full : `${body.prefixUrl}-${body.id}`
+}
+
+function indexesOf(body: PreviewBody): Record<string, string> {
+  return {
+    id: body.id,
+    sandbox: body.sandbox,
+    ...(body.customDomain === undefined ? {} : { customDomain: body.customDomain }),
+    ...(body.ttl === undefined && body.expires === undefined ? {} : { ends: 'yes' }),
+  }
+}
+
+function endOf(preview: StoredPreview): number | null {
+  const { ttl, expires } = preview.body
+  const afterMs = ttl === undefined ? null : parseDuration('ttl', ttl)
+  const at = expires === undefined ? null : parseDateMs(expires)
+  if (afterMs === null) return at
+  const end = preview.createdAt + afterMs
+  return at === null ? end : Math.min(at, end)
+}
+
+function previewKey(workspace: string, sandbox: string, name: string) {
+  return { kind: previewKind, workspace, name: `${sandbox}/${name}` }
+}
+
+function keyOf({ kind, workspace, name }: StoredPreview) {
+  return { kind, workspace, name }
+}
+
+function deadlineKey({ workspace, name }: StoredPreview): string {
+  return `${workspace}/${name}`
+}

@@ -1,0 +1,491 @@
+import { afterEach, beforeEach, describe, expect, test } from 'bun:test'
+import { mkdtempSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { PlatformError } from '../errors.ts'
+import { silentLogger } from '../lib/log.ts'
+import { truncationLine } from './processes/output.ts'
+import { ScriptedGuest, TurnedClock } from './processes/scripted-guest.ts'
+import { endedProcessesMax, SandboxProcesses } from './processes.ts'
+
+let dir: string
+let clock: TurnedClock
+let guest: ScriptedGuest
+let listening: Set<number>
+
+beforeEach(() => {
+  dir = mkdtempSync(join(tmpdir(), 'hutch-processes-'))
+  clock = new TurnedClock()
+  guest = new ScriptedGuest(clock)
+  listening = new Set()
+})
+
+afterEach(() => rmSync(dir, { recursive: true, force: true }))
+
+async function open(exited?: Promise<unknown>): Promise<SandboxProcesses> {
+  const processes = new SandboxProcesses({
+    guest,
+    recordsDir: join(dir, 'processes'),
+    clock,
+    log: silentLogger,
+    defaults: { env: { PATH: '/bin', A: '1' }, workingDir: '/blaxel' },
+    listening: async (port) => listening.has(port),
+    ...(exited ? { exited } : {}),
+  })
+  await processes.open()
+  return processes
+}
+
+async function failure(promise: Promise<unknown>): Promise<{ code: string; message: string }> {
+  try {
+    await promise
+  } catch (error) {
+    if (PlatformError.is(error)) return { code: error.code, message: error.message }
+    throw error
+  }
+  throw new Error('it did not fail')
+}
+
+describe('starting', () => {
+  test('a command runs in the shell, in the working directory and with the environment of the sandbox', async () => {
+    const processes = await open()
+    const view = await processes.start({ command: 'echo $A', env: { B: '2' }, workingDir: 'app' })
+    expect(guest.spawned[0]).toMatchObject({
+      argv: ['sh', '-c', 'echo $A'],
+      env: { PATH: '/bin', A: '1', B: '2' },
+      workingDir: '/blaxel/app',
+      stdin: 'null',
+    })
+    expect(view).toMatchObject({
+      pid: '1001',
+      status: 'running',
+      logs: null,
+      stdout: '',
+      completedAt: '',
+      workingDir: 'app',
+    })
+    expect(view.name).toMatch(/^proc-[a-z0-9]{8}$/)
+    expect(view.startedAt).toBe('Mon, 05 Jan 2026 12:00:00 GMT')
+  })
+
+  test('a name is taken while its process runs, and free afterwards; the newest answers to it', async () => {
+    const processes = await open()
+    await processes.start({ command: 'a', name: 'web' })
+    expect(await failure(processes.start({ command: 'b', name: 'web' }))).toEqual({
+      code: 'bad_request',
+      message: "process with name 'web' already exists and is running",
+    })
+    guest.end(1, { exitCode: 0 })
+    await processes.start({ command: 'c', name: 'web' })
+    expect((await processes.get('web')).command).toBe('c')
+    expect((await processes.get('1001')).command).toBe('a')
+  })
+
+  test('of two starts of one name at the same time one succeeds', async () => {
+    const processes = await open()
+    const results = await Promise.allSettled([1, 2].map(() => processes.start({ command: 'a', name: 'one' })))
+    expect(results.map(({ status }) => status).sort()).toEqual(['fulfilled', 'rejected'])
+    expect(guest.spawned).toHaveLength(1)
+  })
+
+  test('a working directory that does not exist is named, and nothing is left', async () => {
+    const processes = await open()
+    guest.failSpawn = new PlatformError('unprocessable', 'chdir: no such file or directory')
+    expect(await failure(processes.start({ command: 'ls', workingDir: '/missing', name: 'x' }))).toEqual({
+      code: 'unprocessable',
+      message:
+        "failed to start process: could not execute command 'ls' because folder '/missing' does not exist",
+    })
+    expect(await processes.list()).toEqual([])
+    expect(readdirSync(join(dir, 'processes'))).toEqual([])
+  })
+
+  test('a failed start does not hide the ended process of the same name', async () => {
+    const processes = await open()
+    await processes.start({ command: 'first', name: 'web' })
+    guest.end(1, { exitCode: 0 })
+    guest.failSpawn = new PlatformError('unprocessable', 'exec: no such file or directory')
+    await failure(processes.start({ command: 'second', name: 'web' }))
+    expect((await processes.get('web')).command).toBe('first')
+  })
+
+  test('names with a slash and commands with NUL are refused before anything starts', async () => {
+    const processes = await open()
+    expect((await failure(processes.start({ command: 'a', name: 'a/b' }))).code).toBe('unprocessable')
+    expect((await failure(processes.start({ command: 'a\0b' }))).code).toBe('unprocessable')
+    expect((await failure(processes.start({ command: 'x'.repeat(200_000) }))).message).toContain(
+      '200000 bytes',
+    )
+    expect(guest.spawned).toEqual([])
+  })
+})
+
+describe('ending', () => {
+  test.each([
+    [{ exitCode: 0 }, 'completed', 0],
+    [{ exitCode: 42 }, 'failed', 42],
+    [{ signal: 11 }, 'failed', -1],
+  ] as const)('a process that ended by %p has status %s', async (how, status, exitCode) => {
+    const processes = await open()
+    await processes.start({ command: 'a', name: 'p' })
+    guest.end(1, how)
+    expect(await processes.get('p')).toMatchObject({
+      status,
+      exitCode,
+      completedAt: 'Mon, 05 Jan 2026 12:00:00 GMT',
+    })
+  })
+
+  test('stop sends SIGTERM to the group, kill SIGKILL to the tree, and both answer when it is over', async () => {
+    const processes = await open()
+    await processes.start({ command: 'a', name: 'stopped' })
+    await processes.start({ command: 'a', name: 'killed' })
+    await processes.stop('stopped')
+    await processes.kill('killed')
+    expect(guest.signals).toEqual([
+      { id: 1, signal: 15, scope: 'group' },
+      { id: 2, signal: 9, scope: 'tree' },
+    ])
+    expect(await processes.get('stopped')).toMatchObject({ status: 'stopped', exitCode: -1 })
+    expect(await processes.get('killed')).toMatchObject({ status: 'killed', exitCode: -1 })
+    expect(await failure(processes.kill('killed'))).toEqual({
+      code: 'not_found',
+      message: "process 'killed' is not running",
+    })
+    expect((await failure(processes.stop('nobody'))).message).toBe('process not found')
+  })
+
+  test('a process that ignores SIGTERM is still said to run', async () => {
+    const processes = await open()
+    guest.onSignal = () => {}
+    await processes.start({ command: 'a', name: 'deaf' })
+    const stopping = processes.stop('deaf')
+    await clock.turn(1000)
+    await stopping
+    expect((await processes.get('deaf')).status).toBe('running')
+    guest.end(1, { exitCode: 0 })
+    expect((await processes.get('deaf')).status).toBe('completed')
+  })
+
+  test('when the machine is gone every process was killed', async () => {
+    const exited = Promise.withResolvers<void>()
+    const processes = await open(exited.promise)
+    const waiting = processes.start({ command: 'a', name: 'p', waitForCompletion: true })
+    exited.resolve()
+    expect(await waiting).toMatchObject({ status: 'killed', exitCode: -1 })
+  })
+})
+
+describe('waiting', () => {
+  test('for completion answers with the output, exactly', async () => {
+    const processes = await open()
+    const waiting = processes.start({ command: 'a', waitForCompletion: true })
+    await clock.turn(0)
+    guest.write(1, 'stdout', 'one\n')
+    guest.write(1, 'stderr', 'two\n')
+    guest.write(1, 'stdout', 'three\n')
+    guest.end(1, { exitCode: 3 })
+    expect(await waiting).toMatchObject({
+      status: 'failed',
+      exitCode: 3,
+      logs: 'one\ntwo\nthree\n',
+      stdout: 'one\nthree\n',
+      stderr: 'two\n',
+    })
+  })
+
+  test('without keepAlive a timeout ends the wait and not the process', async () => {
+    const processes = await open()
+    const waiting = failure(
+      processes.start({ command: 'a', name: 'p', waitForCompletion: true, timeoutSeconds: 5 }),
+    )
+    await clock.turn(5000)
+    expect(await waiting).toEqual({ code: 'unprocessable', message: 'process timed out after 5 seconds' })
+    expect((await processes.get('p')).status).toBe('running')
+  })
+
+  test('with keepAlive a timeout kills, by default after 600 seconds, never with 0', async () => {
+    const processes = await open()
+    await processes.start({ command: 'a', name: 'default', keepAlive: true })
+    await processes.start({ command: 'a', name: 'short', keepAlive: true, timeoutSeconds: 5 })
+    await processes.start({ command: 'a', name: 'endless', keepAlive: true, timeoutSeconds: 0 })
+    expect(processes.counts).toEqual({ running: 3, ended: 0, keepAlive: 3 })
+    await clock.turn(5000)
+    expect((await processes.get('short')).status).toBe('killed')
+    expect((await processes.get('default')).status).toBe('running')
+    await clock.turn(595_000)
+    expect((await processes.get('default')).status).toBe('killed')
+    await clock.turn(86_400_000)
+    expect((await processes.get('endless')).status).toBe('running')
+  })
+
+  test('for ports answers once all of them listen', async () => {
+    const processes = await open()
+    let done = false
+    const waiting = processes.start({ command: 'a', waitForPorts: [3000, 3001] }).then(() => {
+      done = true
+    })
+    listening.add(3000)
+    await clock.turn(2000)
+    expect(done).toBe(false)
+    listening.add(3001)
+    await clock.turn(200)
+    await waiting
+  })
+
+  test('for ports ends after its time, and at once when the command failed', async () => {
+    const processes = await open()
+    const late = failure(processes.start({ command: 'a', waitForPorts: [1], timeoutSeconds: 7 }))
+    await clock.turn(7200)
+    expect((await late).message).toBe('process timed out waiting for ports after 7 seconds')
+    const failed = processes.start({ command: 'b', waitForPorts: [1] })
+    await clock.turn(10)
+    guest.end(2, { exitCode: 1 })
+    await clock.turn(200)
+    await failed
+    expect((await processes.get('1002')).status).toBe('failed')
+  })
+
+  test('a client that leaves ends its wait', async () => {
+    const processes = await open()
+    const client = new AbortController()
+    const waiting = processes.start({ command: 'a', waitForCompletion: true }, client.signal)
+    client.abort(new Error('left'))
+    await expect(waiting).rejects.toThrow('left')
+    expect(processes.counts.running).toBe(1)
+  })
+})
+
+describe('restarting', () => {
+  test('a failing process is started again after a second, as often as allowed, and the wait spans it all', async () => {
+    const processes = await open()
+    let runs = 0
+    guest.onSpawn = ({ id }) => {
+      runs++
+      guest.write(id, 'stdout', `run ${runs}\n`)
+      setImmediate(() => guest.end(id, { exitCode: 7 }))
+    }
+    const waiting = processes.start({
+      command: 'a',
+      name: 'p',
+      env: { B: '2' },
+      restartOnFailure: true,
+      maxRestarts: 2,
+      waitForCompletion: true,
+    })
+    await clock.turn(900)
+    expect(await processes.get('p')).toMatchObject({ status: 'running', restartCount: 1, pid: '1001' })
+    await clock.turn(5000)
+    expect(await waiting).toMatchObject({ status: 'failed', exitCode: 7, restartCount: 2, pid: '1001' })
+    expect((await waiting).stdout).toBe(
+      'run 1\n\n[Process failed with exit code 7. Attempting restart 1/2...]\n' +
+        'run 2\n\n[Process failed with exit code 7. Attempting restart 2/2...]\nrun 3\n',
+    )
+    expect(guest.spawned.map(({ env }) => env.B)).toEqual(['2', '2', '2'])
+  })
+
+  test('a follower sees every run once, and the end', async () => {
+    const processes = await open()
+    await processes.start({ command: 'a', name: 'p', restartOnFailure: true, maxRestarts: 1 })
+    const seen = collect(processes, 'p')
+    guest.write(1, 'stdout', 'first\n')
+    guest.end(1, { exitCode: 1 })
+    await clock.turn(1000)
+    guest.write(2, 'stdout', 'second\n')
+    guest.end(2, { exitCode: 0 })
+    expect(await seen).toBe('first\n\n[Process failed with exit code 1. Attempting restart 1/1...]\nsecond\n')
+  })
+
+  test('stop during the pause before a restart ends it', async () => {
+    const processes = await open()
+    await processes.start({ command: 'a', name: 'p', restartOnFailure: true, maxRestarts: -1 })
+    guest.end(1, { exitCode: 1 })
+    await clock.turn(500)
+    await processes.stop('p')
+    await clock.turn(5000)
+    expect(guest.spawned).toHaveLength(1)
+    expect((await processes.get('p')).status).toBe('stopped')
+  })
+
+  test('a process that was stopped is not restarted', async () => {
+    const processes = await open()
+    await processes.start({ command: 'a', name: 'p', restartOnFailure: true, maxRestarts: 5 })
+    await processes.stop('p')
+    await clock.turn(5000)
+    expect(guest.spawned).toHaveLength(1)
+  })
+})
+
+describe('output', () => {
+  test('a late follower gets the history once and then what comes', async () => {
+    const processes = await open()
+    await processes.start({ command: 'a', name: 'p' })
+    guest.write(1, 'stdout', 'before\n')
+    const seen = collect(processes, 'p')
+    await clock.turn(0)
+    guest.write(1, 'stdout', 'after\n')
+    guest.end(1, { exitCode: 0 })
+    expect(await seen).toBe('before\nafter\n')
+    expect(await collect(processes, 'p')).toBe('before\nafter\n')
+  })
+
+  test('a character that is cut in two by a record comes out whole', async () => {
+    const processes = await open()
+    await processes.start({ command: 'a', name: 'p' })
+    const bytes = new TextEncoder().encode('é')
+    guest.write(1, 'stdout', bytes.slice(0, 1))
+    guest.write(1, 'stderr', 'x')
+    guest.write(1, 'stdout', bytes.slice(1))
+    expect(await processes.logs('p')).toEqual({ logs: 'xé', stdout: 'é', stderr: 'x' })
+  })
+
+  test('a get shows the last 64 KiB, logs the last 4 MiB, and both say so', async () => {
+    const processes = await open()
+    await processes.start({ command: 'a', name: 'p' })
+    const line = `${'x'.repeat(1023)}\n`
+    for (let i = 0; i < 100; i++) guest.write(1, 'stdout', line)
+    const { stdout } = await processes.get('p')
+    expect(stdout.startsWith(truncationLine)).toBe(true)
+    expect(stdout.length - truncationLine.length).toBe(64 * 1024)
+    expect((await processes.logs('p')).stdout).toBe(line.repeat(100))
+    for (let i = 0; i < 5000; i++) guest.write(1, 'stdout', line)
+    expect((await processes.logs('p')).stdout.length).toBe(4 * 1024 * 1024 + truncationLine.length)
+    expect((await processes.get('p')).stdout).toBe(truncationLine + line.repeat(64))
+  })
+
+  test('gets at the same time show each byte once', async () => {
+    const processes = await open()
+    await processes.start({ command: 'a', name: 'p' })
+    guest.write(1, 'stdout', 'one\n')
+    const views = await Promise.all([processes.get('p'), processes.get('p')])
+    guest.write(1, 'stdout', 'two\n')
+    guest.end(1, { exitCode: 0 })
+    expect(views.map(({ stdout }) => stdout)).toEqual(['one\n', 'one\n'])
+    expect((await processes.get('p')).logs).toBe('one\ntwo\n')
+    expect((await processes.get('p')).logs).toBe('one\ntwo\n')
+  })
+})
+
+describe('stdin', () => {
+  test('is written and closed when it was asked for, and refused otherwise', async () => {
+    const processes = await open()
+    await processes.start({ command: 'cat', name: 'cat', stdin: true })
+    await processes.start({ command: 'b', name: 'deaf' })
+    await processes.require('cat').writeStdin(Buffer.from('hello'))
+    await processes.require('cat').closeStdin()
+    expect(guest.stdin.get(1)).toBe('hello<end>')
+    expect(guest.spawned[0]!.stdin).toBe('pipe')
+    expect((await failure(processes.require('deaf').writeStdin(Buffer.from('x')))).code).toBe('conflict')
+    guest.end(1, { exitCode: 0 })
+    await processes.require('cat').closeStdin()
+    expect((await failure(processes.require('cat').writeStdin(Buffer.from('x')))).code).toBe('conflict')
+  })
+})
+
+describe('after kill -9 of hutch', () => {
+  test('names, states, logs and intentions are known again', async () => {
+    const before = await open()
+    await before.start({ command: 'serve', name: 'web', workingDir: 'app' })
+    await before.start({ command: 'b', name: 'ended-while-away' })
+    await before.start({ command: 'c', name: 'stopped' })
+    guest.write(1, 'stdout', 'hello\n')
+    guest.onSignal = () => {}
+    const stopping = before.stop('stopped')
+    await clock.turn(1000)
+    await stopping
+    // Nothing is closed: the next one finds only what is on disk and in the guest.
+    const listeners = guest.processes
+    guest.end(2, { exitCode: 5 })
+    const after = await open()
+    expect(listeners).toBe(guest.processes)
+    expect(await after.get('web')).toMatchObject({
+      pid: '1001',
+      status: 'running',
+      command: 'serve',
+      workingDir: 'app',
+      logs: 'hello\n',
+    })
+    expect(await after.get('ended-while-away')).toMatchObject({ status: 'failed', exitCode: 5 })
+    guest.end(3, { signal: 15 })
+    expect((await after.get('stopped')).status).toBe('stopped')
+    expect((await failure(after.start({ command: 'x', name: 'web' }))).code).toBe('bad_request')
+    expect(await after.start({ command: 'x' })).toMatchObject({ pid: '1004' })
+  })
+
+  test('a deadline and a restart that were pending are kept', async () => {
+    const before = await open()
+    await before.start({ command: 'a', name: 'timed', keepAlive: true, timeoutSeconds: 100 })
+    await before.start({
+      command: 'b',
+      name: 'again',
+      env: { B: '2' },
+      restartOnFailure: true,
+      maxRestarts: 1,
+    })
+    guest.end(2, { exitCode: 1 })
+    await clock.turn(500)
+    await before.close()
+    const after = await open()
+    await clock.turn(1000)
+    expect(guest.spawned).toHaveLength(3)
+    expect(guest.spawned[2]!.env.B).toBe('2')
+    expect(await after.get('again')).toMatchObject({ status: 'running', restartCount: 1 })
+    await clock.turn(100_000)
+    expect((await after.get('timed')).status).toBe('killed')
+  })
+
+  test('a record of a process that was never started is dropped', async () => {
+    const before = await open()
+    guest.processes.spawn = () => new Promise(() => {})
+    void before.launch({ command: 'a', name: 'never' })
+    expect(readdirSync(join(dir, 'processes'))).toEqual(['1.json'])
+    const after = await open()
+    expect(after.find('never')).toBeNull()
+    expect(readdirSync(join(dir, 'processes'))).toEqual([])
+  })
+
+  test('after a restart of the machine what ran counts as killed, and its record stays', async () => {
+    const before = await open()
+    await before.start({ command: 'a', name: 'p' })
+    await before.close()
+    guest = new ScriptedGuest(clock)
+    const after = await open()
+    expect(await after.get('p')).toMatchObject({ status: 'killed', exitCode: -1, logs: '' })
+    expect(await after.start({ command: 'b', name: 'p' })).toMatchObject({ pid: '1002' })
+  })
+
+  test('records are private, and hold no environment longer than a restart may need it', async () => {
+    const processes = await open()
+    await processes.start({ command: 'a', env: { SECRET: 'hush' }, restartOnFailure: true, maxRestarts: 1 })
+    const file = join(dir, 'processes', '1.json')
+    expect(statSync(file).mode & 0o777).toBe(0o600)
+    expect(readFileSync(file, 'utf8')).toContain('hush')
+    await processes.kill('1001')
+    await processes.close()
+    expect(readFileSync(file, 'utf8')).not.toContain('hush')
+    expect(JSON.parse(readFileSync(file, 'utf8')).ended.status).toBe('killed')
+  })
+})
+
+test('the oldest ended processes are forgotten, with output and record', async () => {
+  const processes = await open()
+  for (let i = 1; i <= endedProcessesMax + 3; i++) {
+    await processes.start({ command: 'a', name: `p${i}` })
+    guest.end(i, { exitCode: 0 })
+  }
+  await clock.turn(0)
+  expect(processes.counts.ended).toBe(endedProcessesMax)
+  expect(guest.forgotten).toEqual([1, 2, 3])
+  expect(processes.find('p1')).toBeNull()
+  expect(processes.find('p4')).not.toBeNull()
+  await processes.close()
+  expect(readdirSync(join(dir, 'processes')).filter((name) => /^\d+\.json$/.test(name))).toHaveLength(
+    endedProcessesMax,
+  )
+})
+
+async function collect(processes: SandboxProcesses, name: string): Promise<string> {
+  let all = ''
+  for await (const { text } of processes.require(name).follow(new AbortController().signal)) all += text
+  return all
+}

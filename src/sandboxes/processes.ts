@@ -1,0 +1,389 @@
+import { constants } from 'node:os'
+import { PlatformError } from '../errors.ts'
+import type { Clock } from '../lib/clock.ts'
+import { randomText } from '../lib/ids.ts'
+import type { Logger } from '../lib/log.ts'
+import type { Guest, GuestProcess } from '../spec/runtime.ts'
+import type { OutputSummary } from './processes/output.ts'
+import { fullOutputBytesMax } from './processes/output.ts'
+import { type ProcessHost, SandboxProcess, timerMsMax } from './processes/process.ts'
+import { ProcessRecords } from './processes/records.ts'
+import type { ProcessStart, ProcessView } from './processes/views.ts'
+
+export type { OutputStream, OutputSummary, OutputText } from './processes/output.ts'
+export { LineSplitter } from './processes/output.ts'
+export type { SandboxProcess } from './processes/process.ts'
+export type { ProcessStart, ProcessStatus, ProcessView } from './processes/views.ts'
+
+export interface SandboxProcessesOptions {
+  guest: Guest
+  /** One small file a process is kept here, so that a restarted hutch knows names and intentions. */
+  recordsDir: string
+  clock: Clock
+  log: Logger
+  defaults: { env: Record<string, string>; workingDir: string }
+  /** For `waitForPorts`. */
+  listening?: (port: number) => Promise<boolean>
+  /** Resolves when the machine is gone: whatever ran is then killed. */
+  exited?: Promise<unknown>
+}
+
+/** Ended processes whose name, state and output are kept; the oldest are forgotten. */
+export const endedProcessesMax = 128
+/** On the host's disk, for each process; the oldest output goes first. */
+export const processOutputBytesMax = 16 * 1024 * 1024
+const keepAliveSecondsDefault = 600
+const portWaitSecondsDefault = 60
+const portPollMsFirst = 5
+const portPollMsMax = 100
+/** How long an answer to stop waits for the process to obey. */
+const stopAnswerMsMax = 1000
+const killAnswerMsMax = 5000
+const nameCharsMax = 256
+/** What execve takes as one argument. */
+const commandBytesMax = 128 * 1024 - 1
+
+/**
+ * The process policy of one running sandbox: names, environments, waits, restarts, deadlines and logs, over a guest
+ * that knows none of them. Made once per running instance; `open` finds again what an earlier hutch started.
+ */
+export class SandboxProcesses implements AsyncDisposable {
+  private readonly records: ProcessRecords
+  /** In order of start. */
+  private readonly byId = new Map<number, SandboxProcess>()
+  private readonly byName = new Map<string, SandboxProcess>()
+  private readonly byRun = new Map<number, SandboxProcess>()
+  private readonly closing = new AbortController()
+  private removeExitListener = () => {}
+  private nextId = 1
+  private startedAt = 0
+
+  private readonly host: ProcessHost
+
+  constructor(private readonly options: SandboxProcessesOptions) {
+    this.records = new ProcessRecords(options.recordsDir, options.log)
+    this.host = this.makeHost()
+  }
+
+  /** Reads the records and takes up every process that the guest still knows. */
+  async open(): Promise<void> {
+    const [records, known] = await Promise.all([this.records.load(), this.options.guest.processes.list()])
+    const byRunId = new Map(known.map((process) => [process.id, process]))
+    this.startedAt = await this.records.createdAt()
+    for (const { id } of known) this.nextId = Math.max(this.nextId, id + 1)
+    for (const record of records) {
+      for (const run of record.runs) this.nextId = Math.max(this.nextId, run.id + 1)
+      const current = byRunId.get(record.runs[record.runs.length - 1]!.id)
+      if (!current && record.pid === null && record.ended === null) {
+        // hutch died between writing the record and starting the program: nobody was ever told of it.
+        await this.records.remove(record.id)
+        continue
+      }
+      const process = new SandboxProcess(this.host, record)
+      this.remember(process)
+      process.recover(current ?? null)
+    }
+    this.removeExitListener = this.options.guest.processes.onExit((exit) => this.onExit(exit))
+    // Between the list above and the listener a process may have ended.
+    for (const exit of await this.options.guest.processes.list()) if (!exit.running) this.onExit(exit)
+    this.options.exited?.then(
+      () => this.onMachineGone(),
+      () => this.onMachineGone(),
+    )
+    await this.forgetOldest()
+  }
+
+  /** `keepAlive`: how many running processes ask that the sandbox stays awake. */
+  get counts(): { running: number; ended: number; keepAlive: number } {
+    const counts = { running: 0, ended: 0, keepAlive: 0 }
+    for (const process of this.byId.values()) {
+      if (process.running) counts.running++
+      else counts.ended++
+      if (process.keepsAwake) counts.keepAlive++
+    }
+    return counts
+  }
+
+  /** When the sandbox's first records were made, which is when it started; a restart of hutch does not change it. */
+  get openedAt(): number {
+    return this.startedAt
+  }
+
+  /**
+   * Starts a process and waits for nothing but its start.
+   * @throws bad_request (name in use), unprocessable (cannot be started, and why)
+   */
+  async launch(start: ProcessStart): Promise<SandboxProcess> {
+    const name = start.name || this.newName()
+    checkName(name)
+    checkCommand(start.command)
+    const holder = this.byName.get(name)
+    if (holder?.running)
+      throw new PlatformError('bad_request', `process with name '${name}' already exists and is running`)
+    const seconds = start.timeoutSeconds ?? keepAliveSecondsDefault
+    const now = this.options.clock.now()
+    const id = this.nextId++
+    const process = new SandboxProcess(this.host, {
+      version: 1,
+      id,
+      name,
+      command: start.command,
+      workingDir: start.workingDir ?? '',
+      env: start.restartOnFailure ? (start.env ?? {}) : null,
+      stdin: start.stdin ?? false,
+      keepAlive: start.keepAlive ?? false,
+      restartOnFailure: start.restartOnFailure ?? false,
+      maxRestarts: start.maxRestarts ?? 0,
+      restartCount: 0,
+      deadlineAt: start.keepAlive && seconds > 0 ? now + seconds * 1000 : null,
+      pid: null,
+      startedAt: now,
+      runs: [{ id, note: null }],
+      intent: null,
+      ended: null,
+    })
+    this.remember(process)
+    try {
+      await process.begin(start.env ?? {})
+    } catch (error) {
+      this.drop(process)
+      if (holder && this.byId.has(holder.id) && !this.byName.has(name)) this.byName.set(name, holder)
+      await this.records.remove(id)
+      throw error
+    }
+    return process
+  }
+
+  /**
+   * Starts a process and waits for what the request says: ports, completion, both or nothing. An aborted `signal` ends
+   * the wait, not the process.
+   * @throws as `launch`, and unprocessable when the time to wait is over (the process goes on)
+   */
+  async start(start: ProcessStart, signal?: AbortSignal): Promise<ProcessView> {
+    const process = await this.launch(start)
+    if (start.waitForPorts?.length) await this.waitForPorts(process, start, signal)
+    if (!start.waitForCompletion) return process.view('fresh')
+    const seconds = start.keepAlive ? 0 : (start.timeoutSeconds ?? 0)
+    const ended = await this.within(process.done, seconds > 0 ? seconds * 1000 : null, signal)
+    if (!ended) throw new PlatformError('unprocessable', `process timed out after ${seconds} seconds`)
+    return process.view('full')
+  }
+
+  /** The newest process of this name, or the one with this pid when `identifier` is all digits. */
+  find(identifier: string): SandboxProcess | null {
+    if (/^\d+$/.test(identifier)) {
+      const pid = Number(identifier)
+      let found: SandboxProcess | null = null
+      for (const process of this.byId.values()) if (process.pid === pid) found = process
+      if (found) return found
+    }
+    return this.byName.get(identifier) ?? null
+  }
+
+  /** @throws not_found */
+  require(identifier: string): SandboxProcess {
+    const process = this.find(identifier)
+    if (!process) throw new PlatformError('not_found', 'process not found')
+    return process
+  }
+
+  /** @throws not_found */
+  get(identifier: string): Promise<ProcessView> {
+    return this.require(identifier).view('inline')
+  }
+
+  /** Oldest first. */
+  async list(): Promise<ProcessView[]> {
+    const views: ProcessView[] = []
+    for (const process of [...this.byId.values()])
+      if (process.pid !== null) views.push(await process.view('inline'))
+    return views
+  }
+
+  /** @throws not_found */
+  logs(identifier: string): Promise<OutputSummary> {
+    return this.require(identifier).output(fullOutputBytesMax)
+  }
+
+  /**
+   * SIGTERM to the process and its group. Answers when it ended, or after a second if it does not obey.
+   * @throws not_found, also when it does not run
+   */
+  stop(identifier: string): Promise<void> {
+    return this.end(identifier, 'stop', stopAnswerMsMax)
+  }
+
+  /** SIGKILL to the process and everything below it. @throws not_found, also when it does not run */
+  kill(identifier: string): Promise<void> {
+    return this.end(identifier, 'kill', killAnswerMsMax)
+  }
+
+  /** Lets go of the guest; processes run on. */
+  async close(): Promise<void> {
+    this.removeExitListener()
+    this.closing.abort(new PlatformError('unavailable', 'the sandbox is being closed'))
+    for (const process of this.byId.values()) process.release()
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close()
+  }
+
+  private makeHost(): ProcessHost {
+    return {
+      guest: this.options.guest,
+      clock: this.options.clock,
+      log: this.options.log,
+      defaults: this.options.defaults,
+      closing: this.closing.signal,
+      outputBytesMax: processOutputBytesMax,
+      takeRunId: (process) => {
+        const id = this.nextId++
+        this.byRun.set(id, process)
+        return id
+      },
+      dropRunId: (id) => {
+        this.byRun.delete(id)
+        void this.forgetRun(id)
+      },
+      save: (process) => {
+        // Not one that was forgotten meanwhile, or its record would come back.
+        if (this.byId.get(process.id) !== process) return
+        this.records.save(process.record)
+      },
+      ended: () => void this.forgetOldest(),
+    }
+  }
+
+  private async end(identifier: string, intent: 'stop' | 'kill', waitMs: number): Promise<void> {
+    const process = this.require(identifier)
+    if (!process.running) throw new PlatformError('not_found', `process '${identifier}' is not running`)
+    const { SIGTERM, SIGKILL } = constants.signals
+    if (intent === 'stop') await process.signal('stop', SIGTERM, 'group')
+    else await process.signal('kill', SIGKILL, 'tree')
+    await this.within(process.done, waitMs)
+  }
+
+  private async waitForPorts(
+    process: SandboxProcess,
+    start: ProcessStart,
+    signal?: AbortSignal,
+  ): Promise<void> {
+    const { listening } = this.options
+    if (!listening) throw new PlatformError('not_implemented', 'waitForPorts: ports cannot be seen here')
+    const seconds = start.timeoutSeconds && !start.keepAlive ? start.timeoutSeconds : portWaitSecondsDefault
+    const deadline = this.options.clock.monotonic() + seconds * 1000
+    let waiting = [...new Set(start.waitForPorts)]
+    for (let pollMs = portPollMsFirst; ; pollMs = Math.min(pollMs * 2, portPollMsMax)) {
+      const open = await Promise.all(waiting.map((port) => listening(port)))
+      waiting = waiting.filter((_, index) => !open[index])
+      // A command that only started servers in the background has completed well; one that failed never will open them.
+      if (waiting.length === 0 || process.failed) return
+      if (this.options.clock.monotonic() >= deadline) {
+        throw new PlatformError(
+          'unprocessable',
+          `process timed out waiting for ports after ${seconds} seconds`,
+        )
+      }
+      signal?.throwIfAborted()
+      await this.options.clock.sleep(pollMs, this.closing.signal)
+    }
+  }
+
+  /** True when `promise` resolved in time. @throws when the client left or hutch closes */
+  private async within(
+    promise: Promise<void>,
+    waitMs: number | null,
+    signal?: AbortSignal,
+  ): Promise<boolean> {
+    const stop = new AbortController()
+    const aborted = new Promise<never>((_, reject) => {
+      for (const source of [signal, this.closing.signal]) {
+        if (source?.aborted) return reject(source.reason)
+        source?.addEventListener('abort', () => reject(source.reason), { once: true, signal: stop.signal })
+      }
+    })
+    const contenders = [promise.then(() => true), aborted]
+    if (waitMs !== null) {
+      contenders.push(
+        this.options.clock.sleep(Math.min(waitMs, timerMsMax), stop.signal).then(
+          () => false,
+          () => false,
+        ),
+      )
+    }
+    try {
+      return await Promise.race(contenders)
+    } finally {
+      aborted.catch(() => {})
+      stop.abort()
+    }
+  }
+
+  private onExit(exit: GuestProcess): void {
+    this.byRun.get(exit.id)?.onExit(exit)
+  }
+
+  private onMachineGone(): void {
+    if (this.closing.signal.aborted) return
+    for (const process of this.byId.values()) process.onLost()
+  }
+
+  private remember(process: SandboxProcess): void {
+    this.byId.set(process.id, process)
+    this.byName.set(process.name, process)
+    for (const run of process.record.runs) this.byRun.set(run.id, process)
+  }
+
+  private drop(process: SandboxProcess): void {
+    this.byId.delete(process.id)
+    if (this.byName.get(process.name) === process) this.byName.delete(process.name)
+    for (const run of process.record.runs) this.byRun.delete(run.id)
+  }
+
+  private async forgetOldest(): Promise<void> {
+    const ended = [...this.byId.values()].filter((process) => !process.running)
+    for (const process of ended.slice(0, Math.max(0, ended.length - endedProcessesMax))) {
+      this.drop(process)
+      process.release()
+      for (const run of process.record.runs) await this.forgetRun(run.id)
+      await this.records.remove(process.id).catch(() => {})
+    }
+  }
+
+  private async forgetRun(id: number): Promise<void> {
+    try {
+      await this.options.guest.processes.forget(id)
+    } catch (error) {
+      this.options.log.debug('output of an ended process was not forgotten', { id, error: String(error) })
+    }
+  }
+
+  private newName(): string {
+    for (;;) {
+      const name = `proc-${randomText(8)}`
+      if (!this.byName.has(name)) return name
+    }
+  }
+}
+
+function checkName(name: string): void {
+  const problem =
+    name.length > nameCharsMax
+      ? `is ${name.length} characters long, at most ${nameCharsMax} are allowed`
+      : /[/\0]/.test(name)
+        ? "must not contain '/' or NUL"
+        : null
+  if (problem) throw new PlatformError('unprocessable', `name '${name.slice(0, 64)}' ${problem}`)
+}
+
+function checkCommand(command: string): void {
+  if (command.includes('\0')) throw new PlatformError('unprocessable', 'command must not contain NUL')
+  const bytes = Buffer.byteLength(command)
+  if (bytes > commandBytesMax) {
+    throw new PlatformError(
+      'unprocessable',
+      `command is ${bytes} bytes long, at most ${commandBytesMax} can be run: write it to a file and run that`,
+    )
+  }
+}

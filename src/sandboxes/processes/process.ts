@@ -1,0 +1,485 @@
+import { constants } from 'node:os'
+import { posix } from 'node:path'
+import { PlatformError } from '../../errors.ts'
+import type { Clock } from '../../lib/clock.ts'
+import type { Logger } from '../../lib/log.ts'
+import type { Guest, GuestProcess } from '../../spec/runtime.ts'
+import {
+  fullOutputBytesMax,
+  inlineOutputBytesMax,
+  OutputDecoder,
+  type OutputSummary,
+  OutputTail,
+  type OutputText,
+} from './output.ts'
+import type { ProcessRecord } from './records.ts'
+import type { ProcessStatus, ProcessView } from './views.ts'
+
+const restartDelayMs = 1000
+/** Runs of a restarting process whose output is kept. */
+const runsMax = 4
+const stdinChunkBytesMax = 64 * 1024
+const stdinWaitMsMax = 10_000
+/** What a timer of this runtime can hold; beyond it would fire at once. */
+export const timerMsMax = 2 ** 31 - 1
+
+/** What a process needs of those who keep it. */
+export interface ProcessHost {
+  readonly guest: Guest
+  readonly clock: Clock
+  readonly log: Logger
+  readonly defaults: { env: Record<string, string>; workingDir: string }
+  readonly closing: AbortSignal
+  readonly outputBytesMax: number
+  takeRunId(process: SandboxProcess): number
+  dropRunId(id: number): void
+  save(process: SandboxProcess): void
+  ended(process: SandboxProcess): void
+}
+
+interface Run {
+  readonly id: number
+  /** Resolves when it ended and it is decided what follows. */
+  readonly settled: Promise<void>
+  settle(): void
+}
+
+/** One named process over its runs: the first and, when it may restart, those that followed. */
+export class SandboxProcess {
+  readonly record: ProcessRecord
+  /** Resolves when it ended for good. */
+  readonly done: Promise<void>
+  private readonly finished = Promise.withResolvers<void>()
+  private readonly runs: Run[] = []
+  private readonly timers = new AbortController()
+  private inline: { tail: OutputTail; runId: number; offset: number } | null = null
+  private inlineReading: Promise<unknown> = Promise.resolve()
+  private starting = true
+  private restarting = false
+
+  constructor(
+    private readonly host: ProcessHost,
+    record: ProcessRecord,
+  ) {
+    this.record = record
+    this.done = this.finished.promise
+    for (const run of record.runs) this.runs.push(newRun(run.id))
+  }
+
+  get id(): number {
+    return this.record.id
+  }
+
+  get name(): string {
+    return this.record.name
+  }
+
+  get pid(): number | null {
+    return this.record.pid
+  }
+
+  get running(): boolean {
+    return this.record.ended === null
+  }
+
+  get failed(): boolean {
+    return this.record.ended !== null && this.record.ended.status !== 'completed'
+  }
+
+  get keepsAwake(): boolean {
+    return this.running && this.record.keepAlive
+  }
+
+  get status(): ProcessStatus {
+    return this.record.ended?.status ?? 'running'
+  }
+
+  /** @throws unprocessable when it cannot be started */
+  async begin(env: Record<string, string>): Promise<void> {
+    await this.spawn(env)
+    this.starting = false
+    this.armDeadline()
+  }
+
+  /** Takes up a process that an earlier hutch started; `current` is what the guest knows of its last run. */
+  recover(current: GuestProcess | null): void {
+    this.starting = false
+    for (const run of this.runs.slice(0, -1)) run.settle()
+    if (this.record.ended) {
+      this.settleAll()
+      this.finished.resolve()
+      return
+    }
+    if (current && this.record.pid === null) this.record.pid = current.pid
+    const last = this.record.runs[this.record.runs.length - 1]!
+    if (last.note !== null) {
+      // hutch died while it waited to restart this one: it is decided, and counted, anew.
+      last.note = null
+      this.record.restartCount--
+    }
+    if (!current) this.onLost()
+    else if (current.running) this.armDeadline()
+    else this.onExit(current)
+  }
+
+  onExit(exit: GuestProcess): void {
+    const run = this.current
+    if (this.record.ended || exit.id !== run.id || exit.running || this.restarting) return
+    const { record } = this
+    const bySignal = exit.signal !== null
+    const exitCode = bySignal ? -1 : (exit.exitCode ?? -1)
+    const mayRestart = record.maxRestarts < 0 || record.restartCount < record.maxRestarts
+    if (exitCode !== 0 && record.intent === null && record.restartOnFailure && mayRestart) {
+      void this.restart(exitCode)
+      return
+    }
+    this.finish(statusOf(exitCode, bySignal, record.intent), exitCode, exit.endedAt ?? this.host.clock.now())
+  }
+
+  /** The machine is gone, and the process with it. */
+  onLost(): void {
+    if (this.record.ended) return
+    this.finish('killed', -1, this.host.clock.now())
+  }
+
+  /** Remembers the intent before the signal goes out, so that it also holds when hutch dies in between. */
+  async signal(intent: 'stop' | 'kill' | 'timeout', signal: number, scope: 'group' | 'tree'): Promise<void> {
+    if (this.record.ended) return
+    this.record.intent = intent
+    this.save()
+    if (this.restarting) {
+      this.finish(intent === 'stop' ? 'stopped' : 'killed', -1, this.host.clock.now())
+      return
+    }
+    try {
+      await this.host.guest.processes.signal(this.current.id, signal, scope)
+    } catch (error) {
+      // It ended by itself meanwhile; its exit is on the way.
+      if (!(PlatformError.is(error) && error.code === 'not_found')) throw error
+    }
+  }
+
+  /** @throws conflict (stdin not open), unavailable (the process does not read) */
+  async writeStdin(data: Uint8Array): Promise<void> {
+    this.requireStdin()
+    for (let start = 0; start < data.length; start += stdinChunkBytesMax) {
+      const chunk = data.subarray(start, start + stdinChunkBytesMax)
+      const timer = new AbortController()
+      const late = this.host.clock.sleep(stdinWaitMsMax, timer.signal).then(() => {
+        throw new PlatformError(
+          'unavailable',
+          `the process did not read its stdin for ${stdinWaitMsMax / 1000} seconds`,
+        )
+      })
+      late.catch(() => {})
+      try {
+        await Promise.race([this.host.guest.processes.writeStdin(this.current.id, chunk), late])
+      } finally {
+        timer.abort()
+      }
+    }
+  }
+
+  /** Idempotent. @throws conflict when it was never open */
+  async closeStdin(): Promise<void> {
+    if (!this.record.stdin) this.requireStdin()
+    if (!this.running) return
+    await this.host.guest.processes.closeStdin(this.current.id)
+  }
+
+  /** The last `bytesMax` bytes of each stream. */
+  async output(bytesMax: number): Promise<OutputSummary> {
+    const tail = new OutputTail(bytesMax)
+    for (const { id } of [...this.record.runs]) {
+      await this.read(tail, id, 0)
+      this.readNote(tail, id)
+    }
+    if (!this.running) tail.end()
+    return tail.summary()
+  }
+
+  /** Everything that is kept of the output and, while the process runs, what it goes on to write. Ends with it. */
+  async *follow(signal: AbortSignal): AsyncIterable<OutputText> {
+    let lastRunId = 0
+    while (!signal.aborted) {
+      const run = this.runs.find(({ id }) => id > lastRunId)
+      if (!run) return
+      lastRunId = run.id
+      const decoder = new OutputDecoder()
+      try {
+        for await (const batch of this.host.guest.processes.output(run.id, { follow: true, signal })) {
+          for (const { kind, data } of batch) {
+            if (kind !== 'truncated') yield { stream: kind, text: decoder.decode(kind, data) }
+          }
+        }
+      } catch (error) {
+        if (signal.aborted) return
+        if (!(PlatformError.is(error) && error.code === 'not_found')) throw error
+      }
+      yield* decoder.end()
+      await until(run.settled, signal)
+      const note = this.record.runs.find(({ id }) => id === run.id)?.note
+      if (note) yield { stream: 'stdout', text: note }
+    }
+  }
+
+  /** `fresh`: without output, as just started. `inline` and `full`: with the last 64 KiB or 4 MiB of it. */
+  async view(output: 'fresh' | 'inline' | 'full'): Promise<ProcessView> {
+    const summary =
+      output === 'fresh'
+        ? null
+        : output === 'full'
+          ? await this.output(fullOutputBytesMax)
+          : await this.inlineOutput()
+    const { record } = this
+    return {
+      pid: String(record.pid ?? 0),
+      name: record.name,
+      command: record.command,
+      status: this.status,
+      startedAt: new Date(record.startedAt).toUTCString(),
+      completedAt: record.ended ? new Date(record.ended.at).toUTCString() : '',
+      exitCode: record.ended?.exitCode ?? 0,
+      workingDir: record.workingDir,
+      logs: summary?.logs ?? null,
+      stdout: summary?.stdout ?? '',
+      stderr: summary?.stderr ?? '',
+      restartOnFailure: record.restartOnFailure,
+      maxRestarts: record.maxRestarts,
+      restartCount: record.restartCount,
+      keepAlive: record.keepAlive,
+      stdin: record.stdin,
+    }
+  }
+
+  /** Ends timers and saves what was not saved yet. */
+  release(): void {
+    this.timers.abort()
+    if (this.saveTimer !== null) this.save()
+    this.inline = null
+  }
+
+  private get current(): Run {
+    return this.runs[this.runs.length - 1]!
+  }
+
+  /** Kept from one look to the next, so that polling a chatty process does not read all of its output each time. */
+  private inlineOutput(): Promise<OutputSummary> {
+    const reading = this.inlineReading.then(async () => {
+      const state = this.inline ?? { tail: new OutputTail(inlineOutputBytesMax), runId: 0, offset: 0 }
+      this.inline = state
+      const complete = !this.running
+      for (const { id } of [...this.record.runs]) {
+        if (id < state.runId) continue
+        if (id > state.runId) {
+          state.runId = id
+          state.offset = 0
+        }
+        if (state.offset !== Number.POSITIVE_INFINITY)
+          state.offset = await this.read(state.tail, id, state.offset)
+        const closed = id !== this.current.id || complete
+        if (closed && state.offset !== Number.POSITIVE_INFINITY) {
+          state.offset = Number.POSITIVE_INFINITY
+          this.readNote(state.tail, id)
+          if (complete && id === this.current.id) state.tail.end()
+        }
+      }
+      return state.tail.summary()
+    })
+    this.inlineReading = reading.catch(() => {
+      this.inline = null
+    })
+    return reading
+  }
+
+  private async read(tail: OutputTail, runId: number, fromOffset: number): Promise<number> {
+    let offset = fromOffset
+    try {
+      for await (const batch of this.host.guest.processes.output(runId, { fromOffset })) {
+        for (const record of batch) {
+          tail.push(record)
+          offset = record.endOffset
+        }
+      }
+    } catch (error) {
+      // Output of a machine that was started again is gone; the record of the process stays.
+      if (!(PlatformError.is(error) && error.code === 'not_found')) throw error
+    }
+    return offset
+  }
+
+  private readNote(tail: OutputTail, runId: number): void {
+    const note = this.record.runs.find(({ id }) => id === runId)?.note
+    if (note) tail.pushText('stdout', note)
+  }
+
+  private async spawn(requestEnv: Record<string, string>): Promise<void> {
+    const { record, host } = this
+    const workingDir = posix.resolve(host.defaults.workingDir, record.workingDir)
+    const env = { ...host.defaults.env, ...requestEnv }
+    this.save()
+    try {
+      const { pid, startedAt } = await host.guest.processes.spawn({
+        id: this.current.id,
+        argv: [...shellOf(host.defaults.env), record.command],
+        env,
+        workingDir,
+        stdin: record.stdin ? 'pipe' : 'null',
+        outputBytesMax: host.outputBytesMax,
+      })
+      if (record.pid === null) {
+        record.pid = pid
+        record.startedAt = startedAt
+        this.saveSoon()
+      }
+    } catch (error) {
+      throw await this.startFailure(error, workingDir)
+    }
+  }
+
+  private async startFailure(error: unknown, workingDir: string): Promise<unknown> {
+    if (!PlatformError.is(error) || error.code !== 'unprocessable') return error
+    const { command, workingDir: asked } = this.record
+    const entry = await this.host.guest.files.stat(workingDir).catch(() => null)
+    const reason =
+      entry?.type === 'directory'
+        ? error.message
+        : `could not execute command '${command}' because folder '${asked || workingDir}' does not exist`
+    return new PlatformError('unprocessable', `failed to start process: ${reason}`, { cause: error })
+  }
+
+  private async restart(exitCode: number): Promise<void> {
+    const { record, host } = this
+    this.restarting = true
+    record.restartCount++
+    const of = record.maxRestarts < 0 ? 'unlimited' : String(record.maxRestarts)
+    const note = `\n[Process failed with exit code ${exitCode}. Attempting restart ${record.restartCount}/${of}...]\n`
+    record.runs[record.runs.length - 1]!.note = note
+    this.save()
+    try {
+      await host.clock.sleep(restartDelayMs, AbortSignal.any([this.timers.signal, host.closing]))
+    } catch {
+      return
+    }
+    if (record.ended) return
+    const ended = this.current
+    const id = host.takeRunId(this)
+    record.runs.push({ id, note: null })
+    this.runs.push(newRun(id))
+    ended.settle()
+    while (record.runs.length > runsMax) {
+      const oldest = record.runs.shift()!
+      this.runs.shift()
+      host.dropRunId(oldest.id)
+    }
+    this.restarting = false
+    try {
+      await this.spawn(record.env ?? {})
+    } catch (error) {
+      host.log.warn('a process could not be restarted', { name: record.name, error: String(error) })
+      if (!record.ended) this.finish('failed', exitCode, host.clock.now())
+    }
+  }
+
+  private finish(status: Exclude<ProcessStatus, 'running'>, exitCode: number, at: number): void {
+    this.record.ended = { at, exitCode, status }
+    this.record.env = null
+    this.restarting = false
+    this.timers.abort()
+    if (this.starting) queueMicrotask(() => this.saveSoon())
+    else this.saveSoon()
+    this.settleAll()
+    this.finished.resolve()
+    this.host.ended(this)
+  }
+
+  private settleAll(): void {
+    for (const run of this.runs) run.settle()
+  }
+
+  private armDeadline(): void {
+    const { deadlineAt } = this.record
+    if (deadlineAt === null || !this.running) return
+    const waitMs = Math.min(Math.max(0, deadlineAt - this.host.clock.now()), timerMsMax)
+    this.host.clock.sleep(waitMs, AbortSignal.any([this.timers.signal, this.host.closing])).then(
+      () => {
+        if (this.host.clock.now() < deadlineAt) return this.armDeadline()
+        return this.signal('timeout', constants.signals.SIGKILL, 'tree').catch((error) => {
+          this.host.log.warn('a process that is over its time was not killed', {
+            name: this.name,
+            error: String(error),
+          })
+        })
+      },
+      () => {},
+    )
+  }
+
+  private requireStdin(): void {
+    if (!this.record.stdin) {
+      throw new PlatformError(
+        'conflict',
+        `stdin of process '${this.name}' is not open: start it with "stdin": true`,
+      )
+    }
+    if (!this.running) throw new PlatformError('conflict', `process '${this.name}' is not running`)
+  }
+
+  private saveTimer: ReturnType<typeof setTimeout> | null = null
+
+  private saveSoon(): void {
+    if (this.saveTimer !== null) return
+    this.saveTimer = setTimeout(() => {
+      this.saveTimer = null
+      this.save()
+    }, saveDelayMs)
+    this.saveTimer.unref?.()
+  }
+
+  private save(): void {
+    if (this.saveTimer !== null) clearTimeout(this.saveTimer)
+    this.saveTimer = null
+    try {
+      this.host.save(this)
+    } catch (error) {
+      // A sandbox that is being deleted has no directory for records any more.
+      this.host.log.debug('a process record was not written', { name: this.name, error: String(error) })
+    }
+  }
+}
+
+/** What the guest knows anyway is written after this much, so that a short process costs one write, not three. */
+const saveDelayMs = 20
+
+function newRun(id: number): Run {
+  const { promise, resolve } = Promise.withResolvers<void>()
+  return { id, settled: promise, settle: resolve }
+}
+
+function statusOf(
+  exitCode: number,
+  bySignal: boolean,
+  intent: ProcessRecord['intent'],
+): Exclude<ProcessStatus, 'running'> {
+  if (exitCode === 0) return 'completed'
+  if (intent === 'stop') return 'stopped'
+  return intent !== null && bySignal ? 'killed' : 'failed'
+}
+
+/** `$SHELL $SHELL_ARGS`, as the sandbox's environment has them. */
+function shellOf(env: Record<string, string>): string[] {
+  const args = (env.SHELL_ARGS ?? '').split(/\s+/).filter((arg) => arg !== '')
+  return [env.SHELL || 'sh', ...(args.length > 0 ? args : ['-c'])]
+}
+
+async function until(promise: Promise<void>, signal: AbortSignal): Promise<void> {
+  if (signal.aborted) return
+  const stop = new AbortController()
+  await Promise.race([
+    promise,
+    new Promise<void>((resolve) =>
+      signal.addEventListener('abort', () => resolve(), { once: true, signal: stop.signal }),
+    ),
+  ])
+  stop.abort()
+}

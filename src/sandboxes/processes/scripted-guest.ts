@@ -1,0 +1,173 @@
+import { PlatformError } from '../../errors.ts'
+import type { Clock } from '../../lib/clock.ts'
+import type { Guest, GuestProcess, GuestProcesses, OutputRecord, SpawnSpec } from '../../spec/runtime.ts'
+
+/** For tests of the process policy: a guest whose processes do what the test says. */
+export class ScriptedGuest implements Guest {
+  readonly spawned: SpawnSpec[] = []
+  readonly signals: { id: number; signal: number; scope: string }[] = []
+  readonly forgotten: number[] = []
+  readonly stdin = new Map<number, string>()
+  failSpawn: Error | null = null
+  /** Called with each signal: what the program does about it. */
+  onSignal: (id: number, signal: number) => void = (id, signal) => this.end(id, { signal })
+  onSpawn: (spec: SpawnSpec) => void = () => {}
+  private readonly known = new Map<
+    number,
+    { process: GuestProcess; output: OutputRecord[]; offset: number }
+  >()
+  private readonly listeners = new Set<(process: GuestProcess) => void>()
+  private waiters: (() => void)[] = []
+
+  constructor(private readonly clock: Clock) {}
+
+  write(id: number, kind: 'stdout' | 'stderr', text: string | Uint8Array): void {
+    const entry = this.entry(id)
+    const data = typeof text === 'string' ? new TextEncoder().encode(text) : text
+    entry.offset += 16 + data.length
+    entry.output.push({ kind, at: this.clock.now(), endOffset: entry.offset, data })
+    this.wake()
+  }
+
+  end(id: number, how: { exitCode?: number; signal?: number }): void {
+    const { process } = this.entry(id)
+    if (!process.running) return
+    process.running = false
+    process.endedAt = this.clock.now()
+    process.exitCode = how.signal === undefined ? (how.exitCode ?? 0) : null
+    process.signal = how.signal ?? null
+    for (const listener of this.listeners) listener({ ...process })
+    this.wake()
+  }
+
+  readonly processes: GuestProcesses = {
+    spawn: async (spec) => {
+      if (this.failSpawn) throw this.failSpawn
+      this.spawned.push(spec)
+      const process: GuestProcess = {
+        id: spec.id,
+        pid: 1000 + spec.id,
+        running: true,
+        startedAt: this.clock.now(),
+        endedAt: null,
+        exitCode: null,
+        signal: null,
+      }
+      this.known.set(spec.id, { process, output: [], offset: 0 })
+      this.onSpawn(spec)
+      return { pid: process.pid, startedAt: process.startedAt }
+    },
+    signal: async (id, signal, scope) => {
+      if (!this.entry(id).process.running) throw new PlatformError('not_found', 'it does not run')
+      this.signals.push({ id, signal, scope })
+      this.onSignal(id, signal)
+    },
+    list: async () => [...this.known.values()].map(({ process }) => ({ ...process })),
+    forget: async (id) => {
+      this.forgotten.push(id)
+      this.known.delete(id)
+    },
+    wait: async () => {
+      throw new Error('not scripted')
+    },
+    onExit: (listener) => {
+      this.listeners.add(listener)
+      return () => this.listeners.delete(listener)
+    },
+    writeStdin: async (id, data) => {
+      this.stdin.set(id, (this.stdin.get(id) ?? '') + Buffer.from(data).toString())
+    },
+    closeStdin: async (id) => {
+      this.stdin.set(id, `${this.stdin.get(id) ?? ''}<end>`)
+    },
+    resize: async () => {},
+    output: (id, options = {}) => this.outputOf(id, options),
+  }
+
+  readonly files = {
+    stat: async (path: string) => {
+      if (path.includes('missing'))
+        throw new PlatformError('not_found', 'no such file', { details: { errno: 'ENOENT' } })
+      return { name: path, type: 'directory', mode: 0o755, uid: 0, gid: 0, size: 0, modifiedMs: 0, links: 1 }
+    },
+  } as unknown as Guest['files']
+
+  private async *outputOf(
+    id: number,
+    {
+      fromOffset = 0,
+      follow = false,
+      signal,
+    }: { fromOffset?: number; follow?: boolean; signal?: AbortSignal },
+  ): AsyncGenerator<OutputRecord[]> {
+    const entry = this.entry(id)
+    let offset = fromOffset
+    for (;;) {
+      const fresh = entry.output.filter((record) => record.endOffset > offset)
+      const ended = !entry.process.running
+      if (fresh.length > 0) {
+        offset = fresh[fresh.length - 1]!.endOffset
+        yield fresh
+        continue
+      }
+      if (!follow || ended || signal?.aborted) return
+      await new Promise<void>((resolve) => {
+        this.waiters.push(resolve)
+        signal?.addEventListener('abort', () => resolve(), { once: true })
+      })
+    }
+  }
+
+  private entry(id: number) {
+    const entry = this.known.get(id)
+    if (!entry) throw new PlatformError('not_found', `no process ${id}`)
+    return entry
+  }
+
+  private wake(): void {
+    const waiters = this.waiters
+    this.waiters = []
+    for (const resolve of waiters) resolve()
+  }
+}
+
+/** A clock that stands still until the test moves it. */
+export class TurnedClock implements Clock {
+  private time = Date.UTC(2026, 0, 5, 12, 0, 0)
+  private sleepers: { at: number; resolve: () => void }[] = []
+
+  now(): number {
+    return this.time
+  }
+
+  monotonic(): number {
+    return this.time
+  }
+
+  sleep(ms: number, signal?: AbortSignal): Promise<void> {
+    return new Promise((resolve, reject) => {
+      if (signal?.aborted) return reject(signal.reason)
+      signal?.addEventListener('abort', () => reject(signal.reason), { once: true })
+      this.sleepers.push({ at: this.time + ms, resolve })
+    })
+  }
+
+  /** Lets what is due run to its next wait. */
+  async turn(ms: number): Promise<void> {
+    const end = this.time + ms
+    for (;;) {
+      await settle()
+      const due = this.sleepers.filter(({ at }) => at <= end).sort((a, b) => a.at - b.at)[0]
+      if (!due) break
+      this.sleepers.splice(this.sleepers.indexOf(due), 1)
+      this.time = Math.max(this.time, due.at)
+      due.resolve()
+    }
+    this.time = end
+    await settle()
+  }
+}
+
+async function settle(): Promise<void> {
+  for (let round = 0; round < 20; round++) await new Promise((resolve) => setImmediate(resolve))
+}

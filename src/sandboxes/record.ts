@@ -1,0 +1,182 @@
+import type { Clock } from '../lib/clock.ts'
+import { parseDateMs } from '../lib/date.ts'
+import { parseDuration } from '../lib/duration.ts'
+import type { Resource } from '../spec/store.ts'
+import type { SandboxEvent, SandboxNetwork, SandboxStatus, SandboxView } from './schema.ts'
+
+export const sandboxKind = 'sandbox'
+export const eventsMax = 50
+export const terminatedRetentionMsDefault = 5 * 60_000
+/** Stands for every value of an environment variable in answers. Sent back, it leaves the value as it is. */
+export const maskedValue = '********'
+
+/** How a sandbox rests in the store. */
+export interface SandboxBody {
+  /** Unique for ever; binds the sealed texts to this record. */
+  uid: string
+  displayName?: string
+  externalId?: string
+  labels: Record<string, string>
+  createdBy: string
+  updatedBy: string
+  spec: SandboxSpec
+  /** name -> value, sealed */
+  sealedEnv: string
+  /** One map for each routing rule of the proxy, sealed; absent when there are none. */
+  sealedProxySecrets?: string
+  status: SandboxStatus
+  events: SandboxEvent[]
+  instanceId: string | null
+  terminatedAt?: number
+}
+
+export interface SandboxSpec {
+  enabled?: boolean
+  region?: string
+  vpc?: string
+  image: string
+  memoryMb: number
+  /** Absent: by default. */
+  storageMb?: number
+  ports?: { name?: string; target: number; protocol: string }[]
+  envs: { name: string; secret?: boolean }[]
+  ttl?: string
+  expires?: string
+  generation?: string
+  snapshotEnabled?: boolean
+  extraArgs?: Record<string, string>
+  terminationGracePeriodSeconds?: number
+  lifecycle?: NonNullable<SandboxView['spec']['lifecycle']>
+  /** Without the secrets of its proxy. */
+  network?: SandboxNetwork
+}
+
+export type StoredSandbox = Resource<SandboxBody>
+
+/** What is remembered and no longer runs may be created over. */
+export function isReplaceable(status: SandboxStatus): boolean {
+  return status === 'TERMINATED' || status === 'FAILED'
+}
+
+export function indexesOf(body: SandboxBody): Record<string, string> {
+  return { status: body.status, ...(body.externalId === undefined ? {} : { externalId: body.externalId }) }
+}
+
+export function withEvent(
+  body: SandboxBody,
+  nowMs: number,
+  event: { type: string; status: SandboxStatus; message: string },
+): SandboxBody {
+  const events = [...body.events, { time: new Date(nowMs).toISOString(), ...event }]
+  return { ...body, status: event.status, events: events.slice(-eventsMax) }
+}
+
+/** When its policies end it, in milliseconds since the epoch; null: never. */
+export function expiresAtMs(sandbox: StoredSandbox, lastUsedAt: number): number | null {
+  const { spec } = sandbox.body
+  const moments: (number | null)[] = []
+  const after = (start: number, duration: string | undefined) => {
+    return duration === undefined ? null : start + parseDuration('duration', duration)
+  }
+  moments.push(after(sandbox.createdAt, spec.ttl))
+  moments.push(spec.expires === undefined ? null : parseDateMs(spec.expires))
+  for (const policy of spec.lifecycle?.expirationPolicies ?? []) {
+    if (policy.type === 'ttl-max-age') moments.push(after(sandbox.createdAt, policy.value))
+    else if (policy.type === 'ttl-idle') moments.push(after(lastUsedAt, policy.value))
+    else moments.push(parseDateMs(policy.value))
+  }
+  const known = moments.filter((moment) => moment !== null)
+  return known.length === 0 ? null : Math.min(...known)
+}
+
+export function retentionMs(sandbox: StoredSandbox): number {
+  const text = sandbox.body.spec.lifecycle?.terminatedRetention
+  return text === undefined ? terminatedRetentionMsDefault : parseDuration('terminatedRetention', text)
+}
+
+export interface ViewOptions {
+  origin: string
+  clock: Clock
+  lastUsedAt: number | null
+  /** Absent: values are masked. */
+  env?: Record<string, string>
+  /** Absent: left out. */
+  proxySecrets?: ProxySecrets
+  /** Lists leave events out. */
+  events: boolean
+}
+
+export type ProxySecrets = (Record<string, string> | null)[]
+
+/** A sandbox as it is answered. */
+export function sandboxView(sandbox: StoredSandbox, options: ViewOptions): SandboxView {
+  const { body } = sandbox
+  const { spec } = body
+  const alive = body.status === 'DEPLOYED'
+  const lastUsedAt = options.lastUsedAt ?? sandbox.updatedAt
+  const expiresAt = alive ? expiresAtMs(sandbox, lastUsedAt) : null
+  return {
+    metadata: {
+      name: sandbox.name,
+      ...defined({ displayName: body.displayName, externalId: body.externalId }),
+      ...(Object.keys(body.labels).length > 0 ? { labels: body.labels } : {}),
+      workspace: sandbox.workspace,
+      url: `${options.origin}/${sandbox.workspace}/sandboxes/${sandbox.name}`,
+      plan: 'self-hosted',
+      createdAt: new Date(sandbox.createdAt).toISOString(),
+      updatedAt: new Date(sandbox.updatedAt).toISOString(),
+      createdBy: body.createdBy,
+      updatedBy: body.updatedBy,
+    },
+    spec: {
+      ...defined({ enabled: spec.enabled, region: spec.region, vpc: spec.vpc }),
+      runtime: {
+        image: spec.image,
+        memory: spec.memoryMb,
+        ...defined({ storageMb: spec.storageMb, ports: spec.ports }),
+        ...(spec.envs.length === 0
+          ? {}
+          : { envs: spec.envs.map((env) => ({ ...env, value: options.env?.[env.name] ?? maskedValue })) }),
+        ...defined({
+          ttl: spec.ttl,
+          expires: spec.expires,
+          generation: spec.generation,
+          snapshotEnabled: spec.snapshotEnabled,
+          extraArgs: spec.extraArgs,
+          terminationGracePeriodSeconds: spec.terminationGracePeriodSeconds,
+        }),
+      },
+      ...defined({
+        lifecycle: spec.lifecycle,
+        network: withProxySecrets(spec.network, options.proxySecrets),
+      }),
+    },
+    status: body.status,
+    ...(alive ? { state: 'RUNNING' as const } : {}),
+    ...(options.events ? { events: body.events } : {}),
+    lastUsedAt: new Date(lastUsedAt).toISOString(),
+    ...(expiresAt === null
+      ? {}
+      : { expiresIn: Math.max(0, Math.ceil((expiresAt - options.clock.now()) / 1000)) }),
+  }
+}
+
+/** `fields` without those that are undefined. */
+export function defined<Fields extends Record<string, unknown>>(fields: Fields): DefinedFields<Fields> {
+  return Object.fromEntries(
+    Object.entries(fields).filter(([, value]) => value !== undefined),
+  ) as DefinedFields<Fields>
+}
+type DefinedFields<Fields> = { [Name in keyof Fields]?: Exclude<Fields[Name], undefined> }
+
+function withProxySecrets(
+  network: SandboxNetwork | undefined,
+  secrets: ProxySecrets | undefined,
+): SandboxNetwork | undefined {
+  if (!network?.proxy?.routing || !secrets) return network
+  const routing = network.proxy.routing.map((rule, index) => {
+    const own = secrets[index]
+    return own ? { ...rule, secrets: own } : rule
+  })
+  return { ...network, proxy: { ...network.proxy, routing } }
+}

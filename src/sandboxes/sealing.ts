@@ -1,0 +1,59 @@
+import type { SecretBox } from '../lib/secret-box.ts'
+import type { SandboxDraft } from './draft.ts'
+import type { ProxySecrets, SandboxBody, StoredSandbox } from './record.ts'
+
+/** Between drafts, whose secrets are in the clear, and records, whose secrets are sealed for that record alone. */
+export class Sealing {
+  readonly #secrets: Pick<SecretBox, 'seal' | 'open'>
+
+  constructor(secrets: Pick<SecretBox, 'seal' | 'open'>) {
+    this.#secrets = secrets
+  }
+
+  /** The record of a draft; its status and events are the caller's to set. */
+  bodyOf(
+    draft: SandboxDraft,
+    rest: Pick<SandboxBody, 'uid' | 'createdBy' | 'updatedBy' | 'instanceId' | 'status' | 'events'>,
+  ): SandboxBody {
+    const { env, proxySecrets, ...plain } = draft
+    const { uid, createdBy, updatedBy, instanceId, status, events } = rest
+    const sealed = proxySecrets.some((secrets) => secrets !== null)
+    return {
+      ...plain,
+      uid,
+      createdBy,
+      updatedBy,
+      instanceId,
+      status,
+      events,
+      sealedEnv: this.#secrets.seal(JSON.stringify(env), envPurpose(uid)),
+      ...(sealed
+        ? { sealedProxySecrets: this.#secrets.seal(JSON.stringify(proxySecrets), proxyPurpose(uid)) }
+        : {}),
+    }
+  }
+
+  draftOf({ body }: StoredSandbox): SandboxDraft {
+    const { displayName, externalId, labels, spec } = body
+    return {
+      ...(displayName === undefined ? {} : { displayName }),
+      ...(externalId === undefined ? {} : { externalId }),
+      labels,
+      spec,
+      env: this.env(body),
+      proxySecrets: this.proxySecrets(body),
+    }
+  }
+
+  env(body: SandboxBody): Record<string, string> {
+    return JSON.parse(this.#secrets.open(body.sealedEnv, envPurpose(body.uid))) as Record<string, string>
+  }
+
+  proxySecrets(body: SandboxBody): ProxySecrets {
+    if (body.sealedProxySecrets === undefined) return []
+    return JSON.parse(this.#secrets.open(body.sealedProxySecrets, proxyPurpose(body.uid))) as ProxySecrets
+  }
+}
+
+const envPurpose = (uid: string) => `sandbox:${uid}:env`
+const proxyPurpose = (uid: string) => `sandbox:${uid}:proxy`

@@ -1,0 +1,264 @@
+/**
+ * The runtime seam: machines ("instances") and what one can do with them. The only user is `instances/`.
+ *
+ * Who owns what: a runtime owns everything under an instance's directory, its cgroups, mounts and processes. The
+ * caller owns the decision when an instance lives. Handles are plain JSON, versioned, and mean something only to
+ * the driver that made them.
+ */
+export interface Runtime extends AsyncDisposable {
+  readonly name: 'namespace' | 'process' | 'fake' | (string & {})
+  readonly capabilities: RuntimeCapabilities
+
+  /**
+   * Makes and starts an instance. When it rejects, nothing is left: no process, mount, cgroup or directory.
+   * @throws bad_request (spec cannot be honoured), unavailable (host out of something), insufficient_storage
+   */
+  create(spec: InstanceSpec): Promise<Instance>
+
+  /** The running instance behind a handle, or null when it no longer runs. Idempotent. */
+  recover(handle: InstanceHandle): Promise<Instance | null>
+
+  /** Starts again, from its files, an instance that was stopped. @throws not_found when its files are gone */
+  restart(spec: InstanceSpec): Promise<Instance>
+
+  /** Removes every trace of an instance, running or not. Idempotent: also after a half-done create. */
+  destroy(instanceId: string): Promise<void>
+
+  /** Ids of all instances that left something on this host, running or not: to find orphans. */
+  list(): Promise<string[]>
+}
+
+export interface RuntimeCapabilities {
+  isolation: 'kernel-shared' | 'virtual-machine' | 'none'
+  /** Each limit: how it is enforced, 'none' when it is not. */
+  limits: { memory: string; cpu: string; pids: string; disk: string }
+  /** 'freeze' keeps memory and stops CPU; 'signal' stops processes one by one; 'none'. */
+  standby: 'freeze' | 'signal' | 'none'
+  /** Memory of a frozen instance can be given back to the host. */
+  reclaim: boolean
+  /** Instances outlive the process that made them. */
+  survivesRestart: boolean
+  /** For people: what is missing on this host, why, and what to do about it. */
+  notes: CapabilityNote[]
+}
+
+export interface CapabilityNote {
+  /** e.g. 'cgroup', 'user namespace', 'disk limit' */
+  subject: string
+  ok: boolean
+  detail: string
+  /** The next thing to do, when not ok. */
+  remedy?: string
+}
+
+/** What a driver says before it is opened; `hutch up` refuses a driver that is not usable, with `reason`. */
+export interface RuntimeProbe {
+  usable: boolean
+  reason: string
+  notes: CapabilityNote[]
+}
+
+export interface InstanceSpec {
+  /** [a-z0-9]{12,40}: chosen by the caller, unique on this host. */
+  id: string
+  hostname: string
+  image: RootFilesystem
+  /** MiB. CPU share follows: memoryMb / 2048 cores. */
+  memoryMb: number
+  /** MiB of disk for everything the instance writes. */
+  storageMb: number
+  pidsMax: number
+  /** What a process started with no environment of its own gets. */
+  env: Record<string, string>
+  /** Working directory of processes and of relative paths. Made when missing. */
+  workingDir: string
+  signal?: AbortSignal
+}
+
+/** An image made ready on this host: read-only layers, topmost first. */
+export interface RootFilesystem {
+  /** Content address, `sha256:...`. */
+  digest: string
+  /** Directories of this host. The driver stacks them read-only under the instance's own writable layer. */
+  layers: string[]
+  /** Read-only host directories (or files) that get a writable overlay (`overlay`) or are plainly bound (`bind`). */
+  mounts: { source: string; target: string; kind: 'overlay' | 'bind' }[]
+}
+
+export interface InstanceHandle {
+  driver: string
+  version: number
+  id: string
+  state: unknown
+}
+
+export interface Instance extends AsyncDisposable {
+  readonly id: string
+  readonly handle: InstanceHandle
+  readonly guest: Guest
+
+  /** Where requests to a port inside go. Opens the way if need be; says nothing of whether anyone listens. */
+  address(port: number): Promise<PortAddress>
+
+  /** Is there a listener on this port now? */
+  listening(port: number): Promise<boolean>
+
+  /** Present when capabilities.standby is not 'none'. Both idempotent. */
+  freeze?(): Promise<void>
+  thaw?(): Promise<void>
+  /** Gives memory of a frozen instance back to the host; answers bytes. Present when capabilities.reclaim. */
+  reclaim?(): Promise<number>
+
+  stats(): Promise<InstanceStats>
+
+  /** Ends every process, keeps the files. Idempotent. */
+  stop(): Promise<void>
+
+  /** Resolves once, when process 1 ended for whatever reason. */
+  readonly exited: Promise<InstanceExit>
+
+  /** Lets go of channels and descriptors; the machine goes on running. */
+  [Symbol.asyncDispose](): Promise<void>
+}
+
+/** `unix`: a socket path for `fetch(url, { unix })`; without it, `origin` is dialled directly. */
+export interface PortAddress {
+  origin: string
+  unix?: string
+}
+
+export interface InstanceStats {
+  memoryBytes: number
+  cpuMs: number
+  processes: number
+  diskBytes: number | null
+}
+
+export interface InstanceExit {
+  reason: 'stopped' | 'exited' | 'killed' | 'out_of_memory' | 'lost'
+  exitCode: number | null
+  signal: number | null
+}
+
+/** The program that is process 1 inside, as TypeScript sees it. Everything runs with the sandbox's own credentials. */
+export interface Guest {
+  readonly processes: GuestProcesses
+  readonly files: GuestFiles
+}
+
+export interface GuestProcesses {
+  /**
+   * Starts a program. `id` is chosen by the caller, unique in this instance, 1..2^31.
+   * @throws unprocessable when it cannot be started (public message says why)
+   */
+  spawn(spec: SpawnSpec): Promise<{ pid: number; startedAt: number }>
+  /** @throws not_found when it no longer runs */
+  signal(id: number, signal: number, scope: 'process' | 'group' | 'tree'): Promise<void>
+  /** What runs and what ended and was not forgotten yet. */
+  list(): Promise<GuestProcess[]>
+  /** Drops the record and the output of an ended process. Idempotent. */
+  forget(id: number): Promise<void>
+  /** Resolves when the process ended and its output up to then is readable. */
+  wait(id: number, signal?: AbortSignal): Promise<GuestProcess>
+  /** Called for every exit, also those that happened while nobody was connected. Returns the undo. */
+  onExit(listener: (process: GuestProcess) => void): () => void
+  /** Resolves when the bytes are accepted. @throws conflict when stdin was not opened or is closed */
+  writeStdin(id: number, data: Uint8Array): Promise<void>
+  closeStdin(id: number): Promise<void>
+  resize(id: number, cols: number, rows: number): Promise<void>
+  /**
+   * Output in order. From `fromOffset` (0: the oldest kept). Without `follow` ends at what is there; with it, at the
+   * end of output. A follower that is slow slows the process down rather than miss output. A first record of kind
+   * 'truncated' says that older output is gone.
+   */
+  output(
+    id: number,
+    options?: { fromOffset?: number; follow?: boolean; signal?: AbortSignal },
+  ): AsyncIterable<OutputRecord[]>
+}
+
+export interface SpawnSpec {
+  id: number
+  argv: string[]
+  /** Complete: nothing is added. */
+  env: Record<string, string>
+  workingDir: string
+  stdin: 'null' | 'pipe'
+  /** Present: a pseudo terminal carries stdin, stdout and stderr. */
+  pty?: { cols: number; rows: number }
+  /** Output kept on disk; older output goes first. Default outputBytesMaxDefault. */
+  outputBytesMax?: number
+  uid?: number
+  gid?: number
+}
+
+export const outputBytesMaxDefault = 32 * 1024 * 1024
+
+export interface GuestProcess {
+  id: number
+  pid: number
+  running: boolean
+  startedAt: number
+  endedAt: number | null
+  exitCode: number | null
+  /** Number of the signal that ended it. */
+  signal: number | null
+}
+
+export interface OutputRecord {
+  kind: 'stdout' | 'stderr' | 'truncated'
+  /** Milliseconds since the epoch, by the guest's clock. */
+  at: number
+  /** Offset just behind this record: give it as `fromOffset` to go on. */
+  endOffset: number
+  data: Uint8Array
+}
+
+export type FileType = 'file' | 'directory' | 'symlink' | 'fifo' | 'socket' | 'character' | 'block'
+
+export interface FileEntry {
+  name: string
+  type: FileType
+  /** Permission bits, 0..07777. */
+  mode: number
+  uid: number
+  gid: number
+  size: number
+  modifiedMs: number
+  links: number
+  linkTarget?: string
+}
+
+/**
+ * Files inside, by absolute path. Errors are PlatformErrors: not_found, already_exists, conflict (not empty, is a
+ * directory, not a directory), forbidden, insufficient_storage, bad_request (NUL in a path, too long),
+ * unprocessable otherwise; `details.errno` names the errno ('ENOENT').
+ */
+export interface GuestFiles {
+  /** `follow: false`: of the link itself. */
+  stat(path: string, options?: { follow?: boolean }): Promise<FileEntry>
+  /** In the directory's order, in batches. */
+  list(path: string): AsyncIterable<FileEntry[]>
+  /** A regular file's bytes. The stream's backpressure reaches the guest; cancelling it stops the read. */
+  read(
+    path: string,
+    range?: { offset?: number; length?: number },
+  ): Promise<{ entry: FileEntry; body: ReadableStream<Uint8Array> }>
+  /**
+   * Writes a whole file: readers see the old content or the new, never a part; on any failure (also a full disk or
+   * an aborted body) the old file stays. Parents are made (0755). An existing file keeps its mode and owner unless
+   * `mode` is given. Writes through symbolic links.
+   */
+  write(
+    path: string,
+    body: ReadableStream<Uint8Array> | Uint8Array,
+    options?: { mode?: number },
+  ): Promise<FileEntry>
+  makeDirectory(path: string, options?: { mode?: number; parents?: boolean }): Promise<void>
+  /** @throws conflict for a directory that is not empty, unless recursive */
+  remove(path: string, options?: { recursive?: boolean }): Promise<void>
+  rename(from: string, to: string): Promise<void>
+  setMode(path: string, mode: number): Promise<void>
+  /** The absolute path with every link resolved. */
+  realPath(path: string): Promise<string>
+}

@@ -1,0 +1,52 @@
+/**
+ * What the store's thread and the writer's thread say to each other. Strings and numbers only, so that a message is
+ * cheap to copy; times and ids are made by the store's side, which has the clock.
+ */
+export type WriteStep =
+  | {
+      op: 'create'
+      id: string
+      kind: string
+      workspace: string
+      name: string
+      createdAt: number
+      updatedAt: number
+      indexes: string
+      body: string
+    }
+  | {
+      op: 'update'
+      kind: string
+      workspace: string
+      name: string
+      expectedVersion: number
+      updatedAt: number
+      /** Null: unchanged. */
+      indexes: string | null
+      body: string
+    }
+  /** Null: whatever the version. */
+  | { op: 'remove'; kind: string; workspace: string; name: string; expectedVersion: number | null }
+
+/** All of its steps or none. */
+export type Mutation = WriteStep[]
+
+export type StepResult =
+  | { op: 'create' }
+  | { op: 'update'; id: string; version: number; createdAt: number; indexes: string }
+  /** Null: there was nothing to remove. */
+  | { op: 'remove'; id: string | null }
+
+export type Outcome =
+  | { ok: true; results: StepResult[] }
+  | { ok: false; step: number; reason: 'already_exists' | 'not_found' }
+  | { ok: false; step: number; reason: 'version_mismatch'; storedVersion: number }
+  /** `detail` is private: for the log. */
+  | { ok: false; step: number; reason: 'disk_full' | 'failed'; detail: string }
+
+export type ToWriter =
+  | { type: 'open'; path: string; synchronous: 'FULL' | 'NORMAL' }
+  | { type: 'commit'; mutations: Mutation[] }
+  | { type: 'close' }
+
+export type FromWriter = { type: 'committed'; outcomes: Outcome[] } | { type: 'closed' }

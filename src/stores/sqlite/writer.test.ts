@@ -1,0 +1,200 @@
+import { Database } from 'bun:sqlite'
+import { afterAll, describe, expect, test } from 'bun:test'
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { PlatformError } from '../../errors.ts'
+import { silentLogger } from '../../lib/log.ts'
+import { storeWritesWaitingMax } from '../../spec/store.ts'
+import { commitGroup, openWriter } from './commit.ts'
+import { migrate } from './migrations.ts'
+import type { Mutation, Outcome } from './protocol.ts'
+import { Writer } from './writer.ts'
+
+const root = mkdtempSync(join(tmpdir(), 'hutch-writer-'))
+let files = 0
+afterAll(() => rmSync(root, { recursive: true }))
+
+function newDatabase(): string {
+  const path = join(root, `${files++}.db`)
+  const database = new Database(path, { create: true })
+  database.exec('PRAGMA journal_mode = WAL')
+  migrate(database, path, 1)
+  database.close()
+  return path
+}
+
+const creation = (name: string, body = '{}', indexes = '{}'): Mutation => [
+  {
+    op: 'create',
+    id: `id-${name}`,
+    kind: 'sandbox',
+    workspace: 'main',
+    name,
+    createdAt: 1,
+    updatedAt: 1,
+    indexes,
+    body,
+  },
+]
+
+const thread = (module: string) => new Worker(new URL(module, import.meta.url).href) as unknown as Bun.Worker
+
+async function errorOf(work: Promise<unknown>): Promise<PlatformError> {
+  const error = await work.then(
+    () => null,
+    (reason) => reason,
+  )
+  if (PlatformError.is(error)) return error
+  throw error ?? new Error('it succeeded')
+}
+
+describe('a group', () => {
+  const brief = (outcomes: Outcome[]) => outcomes.map((outcome) => (outcome.ok ? 'ok' : outcome.reason))
+
+  test('is one commit in which every mutation stands or falls alone', () => {
+    const path = newDatabase()
+    const writer = openWriter(path, 'FULL')
+    const outcomes = commitGroup(writer, [
+      creation('a'),
+      creation('a'),
+      [...creation('b'), ...creation('a')],
+      [{ op: 'remove', kind: 'sandbox', workspace: 'main', name: 'a', expectedVersion: 9 }],
+      [
+        {
+          op: 'update',
+          kind: 'sandbox',
+          workspace: 'main',
+          name: 'a',
+          expectedVersion: 1,
+          updatedAt: 2,
+          indexes: null,
+          body: '1',
+        },
+      ],
+      creation('c'),
+    ])
+    expect(brief(outcomes)).toEqual([
+      'ok',
+      'already_exists',
+      'already_exists',
+      'version_mismatch',
+      'ok',
+      'ok',
+    ])
+    expect(outcomes[2]).toMatchObject({ step: 1 })
+    const names = writer.database.query('SELECT name, version FROM resources ORDER BY name').all()
+    expect(names).toEqual([
+      { name: 'a', version: 2 },
+      { name: 'c', version: 1 },
+    ])
+    writer.close()
+  })
+
+  test('with a mutation the disk has no room for fails only that one, and leaves nothing of it', () => {
+    const path = newDatabase()
+    const writer = openWriter(path, 'FULL')
+    const { page_count: pages } = writer.database
+      .query<{ page_count: number }, []>('PRAGMA page_count')
+      .get()!
+    writer.database.exec(`PRAGMA max_page_count = ${pages + 20}`)
+    const large = JSON.stringify('x'.repeat(1024 * 1024))
+    const outcomes = commitGroup(writer, [
+      creation('a'),
+      [...creation('b'), ...creation('large', large)],
+      creation('c'),
+    ])
+    expect(brief(outcomes)).toEqual(['ok', 'disk_full', 'ok'])
+    expect(brief(commitGroup(writer, [creation('large', large)]))).toEqual(['disk_full'])
+    expect(brief(commitGroup(writer, [creation('d')]))).toEqual(['ok'])
+    const names = writer.database
+      .query<{ name: string }, []>('SELECT name FROM resources ORDER BY name')
+      .all()
+    expect(names.map(({ name }) => name)).toEqual(['a', 'c', 'd'])
+    expect(writer.database.query('PRAGMA integrity_check').all()).toEqual([{ integrity_check: 'ok' }])
+    writer.close()
+  })
+
+  test.each([
+    ['FULL', 2],
+    ['NORMAL', 1],
+  ] as const)('is synced as %s says', (synchronous, level) => {
+    const writer = openWriter(newDatabase(), synchronous)
+    expect(writer.database.query('PRAGMA synchronous').get()).toEqual({ synchronous: level })
+    expect(writer.database.query('PRAGMA journal_mode').get()).toEqual({ journal_mode: 'wal' })
+    writer.close()
+  })
+
+  test('keeps the index rows in step with their resources', () => {
+    const path = newDatabase()
+    const writer = openWriter(path, 'FULL')
+    const update = (expectedVersion: number, indexes: string | null): Mutation => [
+      {
+        op: 'update',
+        kind: 'sandbox',
+        workspace: 'main',
+        name: 'a',
+        expectedVersion,
+        updatedAt: 2,
+        indexes,
+        body: '{}',
+      },
+    ]
+    const rows = () =>
+      writer.database
+        .query<{ name: string; value: string }, []>('SELECT name, value FROM resource_indexes ORDER BY name')
+        .all()
+        .map(({ name, value }) => `${name}=${value}`)
+    commitGroup(writer, [creation('a', '{}', '{"x":"1","y":"2"}')])
+    expect(rows()).toEqual(['x=1', 'y=2'])
+    commitGroup(writer, [update(1, null), update(2, '{"x":"3"}'), update(2, '{"z":"lost"}')])
+    expect(rows()).toEqual(['x=3'])
+    commitGroup(writer, [
+      [{ op: 'remove', kind: 'sandbox', workspace: 'main', name: 'a', expectedVersion: null }],
+    ])
+    expect(rows()).toEqual([])
+    writer.close()
+  })
+})
+
+describe('the writer', () => {
+  test('whose thread dies says that the outcome is unknown, tells watchers, and starts again', async () => {
+    const path = newDatabase()
+    const modules = ['./testdata/crashing.worker.ts', './writer.worker.ts']
+    let lost = 0
+    const committed: string[] = []
+    const writer = new Writer({
+      path,
+      synchronous: 'FULL',
+      log: silentLogger,
+      startWorker: () => thread(modules.shift()!),
+      onCommit: ([step]) => committed.push(step!.name),
+      onLost: () => lost++,
+    })
+    const error = await errorOf(writer.submit(creation('a')))
+    expect(error.code).toBe('internal')
+    expect(error.message).toContain('read again')
+    expect(lost).toBe(1)
+    expect(await writer.submit(creation('b'))).toEqual([{ op: 'create' }])
+    expect(committed).toEqual(['b'])
+    await writer.close()
+    expect(modules).toEqual([])
+  })
+
+  test('refuses more than may wait, and says when to try again', async () => {
+    const silent = thread('./testdata/silent.worker.ts')
+    const writer = new Writer({
+      path: newDatabase(),
+      synchronous: 'FULL',
+      log: silentLogger,
+      startWorker: () => silent,
+      onCommit: () => {},
+      onLost: () => {},
+    })
+    for (let n = 0; n < storeWritesWaitingMax; n++) writer.submit(creation(`n${n}`)).catch(() => {})
+    const error = await errorOf(writer.submit(creation('one too many')))
+    expect(error.code).toBe('unavailable')
+    expect(error.retryAfterSeconds).toBe(1)
+    silent.terminate()
+  })
+})

@@ -1,0 +1,208 @@
+import { PlatformError } from '../../errors.ts'
+import type { Logger } from '../../lib/log.ts'
+import { storeWritesWaitingMax } from '../../spec/store.ts'
+import type { FromWriter, Mutation, Outcome, StepResult, ToWriter, WriteStep } from './protocol.ts'
+
+const bytesWaitingMax = 128 * 1024 * 1024
+const groupMutationsMax = 256
+const groupBytesMax = 8 * 1024 * 1024
+
+interface Pending {
+  mutation: Mutation
+  bytes: number
+  resolve(results: StepResult[]): void
+  reject(error: unknown): void
+}
+
+export interface WriterOptions {
+  path: string
+  synchronous: 'FULL' | 'NORMAL'
+  log: Logger
+  startWorker: () => Bun.Worker
+  /** In commit order, after the commit and before its promise resolves. */
+  onCommit(mutation: Mutation, results: StepResult[]): void
+  /** Something may have been committed that `onCommit` was not called for. */
+  onLost(): void
+}
+
+/**
+ * The store's side of the writer's thread. While one group is being committed the next one gathers, so that a burst
+ * costs as many fsyncs as the disk can do and not one each.
+ */
+export class Writer {
+  readonly #options: WriterOptions
+  #queue: Pending[] = []
+  #bytesWaiting = 0
+  #inFlight: Pending[] | null = null
+  #worker: Bun.Worker | null = null
+  #gathering = false
+  #closing: Promise<void> | null = null
+  #onIdle: (() => void) | null = null
+  #onClosed: (() => void) | null = null
+
+  constructor(options: WriterOptions) {
+    this.#options = options
+    this.#start()
+  }
+
+  submit(mutation: Mutation): Promise<StepResult[]> {
+    if (this.#closing) return Promise.reject(new PlatformError('unavailable', 'the store is closed'))
+    let bytes = 0
+    for (const step of mutation) bytes += bytesOf(step)
+    if (this.#queue.length >= storeWritesWaitingMax || this.#bytesWaiting + bytes > bytesWaitingMax) {
+      const message = 'too many changes are waiting to be written: try again in a second'
+      return Promise.reject(new PlatformError('unavailable', message, { retryAfterSeconds: 1 }))
+    }
+    this.#bytesWaiting += bytes
+    return new Promise((resolve, reject) => {
+      this.#queue.push({ mutation, bytes, resolve, reject })
+      if (this.#gathering || this.#inFlight) return
+      this.#gathering = true
+      // What one turn of the event loop submits goes into one commit.
+      queueMicrotask(() => {
+        this.#gathering = false
+        this.#pump()
+      })
+    })
+  }
+
+  /** Writes what was submitted, folds the log into the database and ends the thread. */
+  close(): Promise<void> {
+    this.#closing ??= this.#close()
+    return this.#closing
+  }
+
+  async #close(): Promise<void> {
+    if (this.#inFlight || this.#queue.length > 0) {
+      await new Promise<void>((resolve) => {
+        this.#onIdle = resolve
+      })
+    }
+    const worker = this.#worker
+    if (!worker) return
+    await new Promise<void>((resolve) => {
+      this.#onClosed = resolve
+      worker.ref()
+      this.#send(worker, { type: 'close' })
+    })
+    this.#worker = null
+    worker.terminate()
+  }
+
+  #start(): Bun.Worker {
+    const worker = this.#options.startWorker()
+    this.#worker = worker
+    worker.addEventListener('message', (event) => {
+      if (worker !== this.#worker) return
+      const data = (event as unknown as { data: FromWriter }).data
+      if (data.type === 'closed') this.#onClosed?.()
+      else this.#settle(data.outcomes)
+    })
+    worker.onerror = (event) => {
+      event.preventDefault()
+      this.#stopped(worker, event.message)
+    }
+    worker.addEventListener('close', () => this.#stopped(worker, 'it ended'))
+    // A program that forgot to close its store may still end.
+    worker.unref()
+    this.#send(worker, { type: 'open', path: this.#options.path, synchronous: this.#options.synchronous })
+    return worker
+  }
+
+  #pump(): void {
+    if (this.#inFlight || this.#queue.length === 0) return
+    let bytes = 0
+    let length = 0
+    for (const { bytes: more } of this.#queue) {
+      if (length === groupMutationsMax || (length > 0 && bytes + more > groupBytesMax)) break
+      bytes += more
+      length++
+    }
+    const group = this.#queue.splice(0, length)
+    this.#bytesWaiting -= bytes
+    this.#inFlight = group
+    const worker = this.#worker ?? this.#start()
+    worker.ref()
+    this.#send(worker, { type: 'commit', mutations: group.map(({ mutation }) => mutation) })
+  }
+
+  #send(worker: Bun.Worker, message: ToWriter): void {
+    worker.postMessage(message)
+  }
+
+  #settle(outcomes: Outcome[]): void {
+    const group = this.#inFlight
+    if (!group) return
+    this.#inFlight = null
+    this.#pump()
+    for (const [index, pending] of group.entries()) {
+      const outcome = outcomes[index]!
+      if (outcome.ok) {
+        this.#options.onCommit(pending.mutation, outcome.results)
+        pending.resolve(outcome.results)
+      } else {
+        pending.reject(this.#refusal(pending.mutation, outcome))
+      }
+    }
+    if (!this.#inFlight) this.#idle()
+  }
+
+  #idle(): void {
+    this.#worker?.unref()
+    this.#onIdle?.()
+  }
+
+  #stopped(worker: Bun.Worker, reason: string): void {
+    if (worker !== this.#worker) return
+    this.#worker = null
+    worker.terminate()
+    this.#options.log.error('store: the writer stopped', { reason })
+    const group = this.#inFlight
+    this.#inFlight = null
+    if (group) {
+      this.#options.onLost()
+      const message = 'the store stopped while it wrote: read again to see whether the change was made'
+      for (const { reject } of group) reject(new PlatformError('internal', message, { cause: reason }))
+    }
+    this.#onClosed?.()
+    // Each start takes a group off the queue, so that a writer that cannot run fails them all and is left alone.
+    this.#pump()
+    if (!this.#inFlight) this.#idle()
+  }
+
+  #refusal(mutation: Mutation, outcome: Extract<Outcome, { ok: false }>): PlatformError {
+    const step = mutation[outcome.step]!
+    const which = `${step.kind} ${JSON.stringify(step.name)}`
+    switch (outcome.reason) {
+      case 'already_exists':
+        return new PlatformError('already_exists', `${which} already exists`)
+      case 'not_found':
+        return new PlatformError('not_found', `${which} does not exist`)
+      case 'version_mismatch': {
+        const expected = step.op === 'create' ? null : step.expectedVersion
+        return new PlatformError(
+          'version_mismatch',
+          `${which} was changed meanwhile: it is at version ${outcome.storedVersion}, not ${expected}. Read it again`,
+        )
+      }
+      case 'disk_full':
+        return new PlatformError(
+          'insufficient_storage',
+          'the disk of the data directory is full: nothing was changed',
+          {
+            cause: outcome.detail,
+          },
+        )
+      case 'failed':
+        this.#options.log.error('store: a write failed', { detail: outcome.detail })
+        return new PlatformError('internal', 'the change could not be written: nothing was changed', {
+          cause: outcome.detail,
+        })
+    }
+  }
+}
+
+function bytesOf(step: WriteStep): number {
+  const overhead = 256
+  return step.op === 'remove' ? overhead : overhead + step.body.length + (step.indexes?.length ?? 0)
+}
