@@ -41,6 +41,8 @@ async function run(outfile: string): Promise<void> {
       '--no-compile-autoload-bunfig',
       '--define',
       `HUTCH_COMMIT=${JSON.stringify(commit())}`,
+      '--root',
+      'src',
       'src/main.ts',
       ...workers,
       '--outfile',

@@ -88,6 +88,7 @@ export class Access implements AsyncDisposable {
     this.#workloads = new Workloads({ store, tokens, changed })
     this.serviceAccounts.onDelete((owner) => this.oauth.removalSteps(owner))
     options.workspaces.onDelete((workspace) => this.serviceAccounts.removalSteps(workspace))
+    options.workspaces.onDelete((workspace) => this.#workloads.removalSteps(workspace))
     options.users.onChange(changed)
     this.#watches = watchedKinds.map((kind) => this.#watch(store, kind))
   }

@@ -1,5 +1,5 @@
 import { PlatformError } from '../errors.ts'
-import type { Store } from '../spec/store.ts'
+import { type BatchStep, findLimitMax, type Store } from '../spec/store.ts'
 import type { Identity } from './principals.ts'
 import type { Tokens } from './tokens.ts'
 
@@ -43,7 +43,11 @@ export class Workloads {
     const key = { kind: 'workload', workspace: input.workspace, name: input.instanceId }
     if ((await this.#store.get(key)) === null) {
       const body: WorkloadBody = { resource: input.resource, labels: input.labels }
-      await this.#store.create({ ...key, body, indexes: { instance: input.instanceId } })
+      await this.#store.create({
+        ...key,
+        body,
+        indexes: { instance: input.instanceId, workspace: input.workspace },
+      })
     }
     return this.#tokens.sign({
       sub: input.instanceId,
@@ -64,6 +68,18 @@ export class Workloads {
     })
     for (const { kind, workspace, name } of found) await this.#store.remove({ kind, workspace, name })
     this.#changed()
+  }
+
+  /** Steps that take the identities of all instances of a workspace away. */
+  async removalSteps(workspace: string): Promise<BatchStep[]> {
+    const found = await this.#store.find({
+      kind: 'workload',
+      workspace,
+      index: 'workspace',
+      value: workspace,
+      limit: findLimitMax,
+    })
+    return found.map(({ name }) => ({ op: 'remove', key: { kind: 'workload', workspace, name } }))
   }
 
   /** Null once the instance is gone. */

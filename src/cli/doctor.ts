@@ -1,9 +1,11 @@
 import { existsSync } from 'node:fs'
-import { statfs } from 'node:fs/promises'
+import { mkdtemp, rm, statfs } from 'node:fs/promises'
 import { createServer } from 'node:net'
-import { availableParallelism, freemem, release, totalmem } from 'node:os'
+import { availableParallelism, freemem, release, tmpdir, totalmem } from 'node:os'
 import { dirname, join } from 'node:path'
 import { imageDirDefault, readRunningPlatform } from '../data-directory.ts'
+import { systemClock } from '../lib/clock.ts'
+import { silentLogger } from '../lib/log.ts'
 import { command } from './command.ts'
 import { dataDirFor } from './connection.ts'
 import { bytes, note, paint, print, printJson } from './output.ts'
@@ -58,8 +60,21 @@ function show(findings: Finding[], usable: boolean): void {
 }
 
 async function isolation(): Promise<Finding[]> {
-  const { probeNamespace } = await import('../runtimes/namespace/index.ts')
-  const probe = await probeNamespace()
+  const [{ probeNamespace }, { extractHelper }, { helperSource }] = await Promise.all([
+    import('../runtimes/namespace/index.ts'),
+    import('../runtimes/helper-binary.ts'),
+    import('../runtimes/embedded-helper.ts'),
+  ])
+  const scratch = await mkdtemp(join(tmpdir(), 'hutch-doctor-'))
+  const probe = await (async () => {
+    try {
+      const helperPath = await extractHelper(Bun.file(helperSource), scratch)
+      const instancesDir = join(scratch, 'instances')
+      return await probeNamespace({ instancesDir, helperPath, log: silentLogger, clock: systemClock })
+    } finally {
+      await rm(scratch, { recursive: true, force: true })
+    }
+  })()
   return [
     {
       group: 'isolation',

@@ -45,13 +45,12 @@ export const exec = command({
             if (flags.stdin) void passStdin(processes, name)
           }
           for await (const event of processes.exec(request, feed)) {
-            if (event.type === 'error') throw new CommandError(event.data)
             if (event.type === 'result') {
               const { process: ended } = event
               if (flags.json) printJson({ ...output, exitCode: ended.exitCode, status: ended.status })
               return exitCode(ended.exitCode, ended.status)
             }
-            if (flags.json) output[event.type] += event.data
+            if (flags.json) output[event.type] += asText(event.data)
             else await write(event.type === 'stdout' ? process.stdout : process.stderr, event.data)
           }
         } finally {
@@ -87,9 +86,9 @@ export const logs = command({
         // An unknown process answers 404 here; the stream's headers would already have said 200.
         await processes.get(id)
         if (flags.follow) {
-          for await (const { stream, line } of processes.follow(id)) {
-            if (flags.json) process.stdout.write(`${JSON.stringify({ stream, line })}\n`)
-            else await write(process[stream], `${line}\n`)
+          for await (const { type, data } of processes.follow(id)) {
+            if (flags.json) process.stdout.write(`${JSON.stringify({ stream: type, data: asText(data) })}\n`)
+            else await write(process[type], data)
           }
           return 0
         }
@@ -142,6 +141,10 @@ function killOnSignal(kill: () => Promise<void>): () => void {
 }
 
 /** Waits for a slow reader instead of keeping its output in memory. */
-async function write(stream: NodeJS.WriteStream, text: string): Promise<void> {
-  if (text !== '' && !stream.write(text)) await new Promise((resolve) => stream.once('drain', resolve))
+async function write(stream: NodeJS.WriteStream, data: string | Uint8Array): Promise<void> {
+  if (data.length > 0 && !stream.write(data)) await new Promise((resolve) => stream.once('drain', resolve))
+}
+
+function asText(data: string | Uint8Array): string {
+  return typeof data === 'string' ? data : new TextDecoder().decode(data)
 }

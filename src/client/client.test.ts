@@ -101,12 +101,16 @@ test('a running command is read event by event, however its lines are cut', asyn
   const text = [
     { type: 'stdout', data: 'h\u00e9llo\n' },
     { type: 'keepalive' },
-    { type: 'stderr', data: 'err' },
-    { type: 'result', data: JSON.stringify(ended) },
+    { type: 'stderr', data: '/w==', encoding: 'base64' },
   ].map((event) => `${JSON.stringify(event)}\n`)
   const bytes = new TextEncoder().encode(text.join(''))
-  answer = ({ method }) => {
-    if (method === 'GET') return sandboxAt(`${origin}/main/sandboxes/box`)
+  let asked = 0
+  answer = ({ method, url }) => {
+    if (url.includes('/v0/')) return sandboxAt(`${origin}/main/sandboxes/box`)
+    if (method === 'POST') return Response.json({ ...ended, status: 'running' })
+    // The record ends a moment after the output does.
+    if (!url.includes('/logs/'))
+      return Response.json({ ...ended, status: asked++ === 0 ? 'running' : 'completed' })
     const body = new ReadableStream<Uint8Array>({
       async start(controller) {
         // One byte at a time, through the middle of a character.
@@ -119,7 +123,7 @@ test('a running command is read event by event, however its lines are cut', asyn
   const { processes } = await client.sandboxes.open('box')
   expect(await Array.fromAsync(processes.exec({ command: 'true' }))).toEqual([
     { type: 'stdout', data: 'h\u00e9llo\n' },
-    { type: 'stderr', data: 'err' },
+    { type: 'stderr', data: Buffer.from([0xff]) },
     { type: 'result', process: ended as never },
   ])
 })

@@ -10,10 +10,13 @@ export interface ProcessInfo {
   completedAt?: string | null
 }
 
-export type ExecEvent =
-  | { type: 'stdout' | 'stderr'; data: string }
-  | { type: 'error'; data: string }
-  | { type: 'result'; process: ProcessInfo }
+/** Text, or bytes where the output is no UTF-8. */
+export interface OutputEvent {
+  type: 'stdout' | 'stderr'
+  data: string | Uint8Array
+}
+
+export type ExecEvent = OutputEvent | { type: 'result'; process: ProcessInfo }
 
 export interface ExecRequest {
   command: string
@@ -23,6 +26,7 @@ export interface ExecRequest {
   stdin?: boolean
 }
 
+const endPollMsMax = 1000
 const lineCharactersMax = 16 * 1024 * 1024
 
 /** Processes of one sandbox. */
@@ -49,23 +53,18 @@ export class Processes {
   }
 
   /**
-   * Runs a command and yields its output as it appears; the last event is `result` or `error`. `started` is called
+   * Runs a command and yields its output, exactly, as it appears; the last event is `result`. `started` is called
    * once the command runs.
    */
   async *exec(request: ExecRequest, started: () => void = () => {}): AsyncIterable<ExecEvent> {
-    const response = await this.transport.request(`${this.url}/process`, {
-      method: 'POST',
-      headers: { 'content-type': 'application/json', accept: 'text/event-stream' },
-      body: JSON.stringify({ ...request, waitForCompletion: true }),
-    })
+    const { pid } = await this.transport.json<ProcessInfo>('POST', `${this.url}/process`, request)
     started()
-    for await (const line of lines(response)) {
-      const event = JSON.parse(line) as { type: string; data?: string }
-      if (event.type === 'stdout' || event.type === 'stderr' || event.type === 'error') {
-        yield { type: event.type, data: event.data ?? '' }
-      } else if (event.type === 'result') {
-        yield { type: 'result', process: JSON.parse(event.data ?? '{}') as ProcessInfo }
-      }
+    yield* this.follow(pid)
+    for (let attempt = 0; ; attempt++) {
+      const process = await this.get(pid)
+      if (process.status !== 'running') return yield { type: 'result', process }
+      // Its output can end a moment before its record does, or long before: a daemon closes both.
+      await Bun.sleep(Math.min(endPollMsMax, 10 * 2 ** attempt))
     }
   }
 
@@ -87,24 +86,23 @@ export class Processes {
     return await this.transport.json('GET', `${this.url}/process/${encodeURIComponent(id)}/logs`)
   }
 
-  /** Output from its beginning until the process ends, as text lines with their stream. */
-  async *follow(
-    id: string,
-    signal?: AbortSignal,
-  ): AsyncIterable<{ stream: 'stdout' | 'stderr'; line: string }> {
+  /** Output from its beginning until the process ends. */
+  async *follow(id: string, signal?: AbortSignal): AsyncIterable<OutputEvent> {
     const response = await this.transport.request(
       `${this.url}/process/${encodeURIComponent(id)}/logs/stream`,
       {
         method: 'GET',
+        // As records: the plain form is cut into lines and loses whether the last one was ended.
+        headers: { accept: 'application/x-ndjson' },
         ...(signal ? { signal } : {}),
       },
     )
-    let stream: 'stdout' | 'stderr' = 'stdout'
     for await (const line of lines(response)) {
-      if (line.startsWith('[keepalive]')) continue
-      if (line.startsWith('stdout:')) stream = 'stdout'
-      else if (line.startsWith('stderr:')) stream = 'stderr'
-      yield { stream, line: /^std(out|err):/.test(line) ? line.slice('stdout:'.length) : line }
+      const event = JSON.parse(line) as { type: string; data?: string; encoding?: string }
+      if (event.type === 'error') throw new ClientError(0, event.data ?? 'the output cannot be read')
+      if (event.type !== 'stdout' && event.type !== 'stderr') continue
+      const data = event.data ?? ''
+      yield { type: event.type, data: event.encoding === 'base64' ? Buffer.from(data, 'base64') : data }
     }
   }
 }

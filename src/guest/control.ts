@@ -37,6 +37,9 @@ export interface ControlOptions {
   logDir: string
   log: Logger
   requestTimeoutMs?: number
+  workingDir?: { from: string; to: string } | null
+  /** The connection was lost, and not by us: process 1 may have ended. */
+  onLost?: () => void
 }
 
 interface Tracked {
@@ -74,11 +77,13 @@ export class ControlChannel implements GuestProcesses {
   #listing: Promise<Map<number, Tracked>> | null = null
   /** Lists that are being answered, the oldest first: items carry no request. */
   #lists: Map<number, Tracked>[] = []
+  #replacedDir: { from: string; to: string } | null
   #logDir: string
   #log: Logger
 
   constructor(options: ControlOptions) {
     this.#logDir = options.logDir
+    this.#replacedDir = options.workingDir ?? null
     this.#log = options.log
     const shared = { path: options.socketPath, log: options.log, timeoutMs: options.requestTimeoutMs }
     this.#requests = new Requests({
@@ -88,6 +93,7 @@ export class ControlChannel implements GuestProcesses {
       onOpen: () => this.#reconcile(),
       wanted: () => this.#waiters.size > 0 || this.#listeners.size > 0 || this.#followers.size > 0,
       onGivenUp: (error) => this.#failAll(error),
+      onLost: options.onLost,
     })
     // Exits are told on this connection as well; the first one has them already.
     this.#stdin = new Requests({
@@ -126,7 +132,7 @@ export class ControlChannel implements GuestProcesses {
   }
 
   async spawn(spec: SpawnSpec): Promise<{ pid: number; startedAt: number }> {
-    const frame = spawnFrame(spec)
+    const frame = spawnFrame(spec, this.#workingDir(spec.workingDir))
     let started = { pid: 0, startedAt: 0 }
     const answer = await this.#requests.request(spec.id, frame, FrameType.spawned, {
       // At once: the exit may follow in the same breath.
@@ -194,7 +200,12 @@ export class ControlChannel implements GuestProcesses {
 
   async wait(id: number, signal?: AbortSignal): Promise<GuestProcess> {
     signal?.throwIfAborted()
-    const tracked = await this.#track(id)
+    await this.#track(id)
+    // Without a connection nobody would ever tell.
+    await this.#requests.open()
+    signal?.throwIfAborted()
+    const tracked = this.#tracked.get(id)
+    if (!tracked) throw unknownProcess(id)
     if (!tracked.process.running) return tracked.process
     const waiter = Promise.withResolvers<GuestProcess>()
     const waiters = this.#waiters.get(id) ?? new Set()
@@ -332,6 +343,12 @@ export class ControlChannel implements GuestProcesses {
     if (answer.type === FrameType.error) follower.eof = true
   }
 
+  #workingDir(wanted: string): string {
+    if (this.#replacedDir === null) return wanted
+    const { from, to } = this.#replacedDir
+    return wanted === from || wanted.startsWith(`${from}/`) ? to + wanted.slice(from.length) : wanted
+  }
+
   #isEnded(id: number): boolean {
     return this.#tracked.get(id)?.process.running !== true
   }
@@ -339,7 +356,7 @@ export class ControlChannel implements GuestProcesses {
   async #track(id: number): Promise<Tracked> {
     const known = this.#tracked.get(id) ?? (await this.#list()).get(id)
     if (known) return known
-    throw new PlatformError('not_found', `process ${id} is not known in this sandbox`)
+    throw unknownProcess(id)
   }
 
   async #stdinRequest(id: number, frame: Uint8Array): Promise<void> {
@@ -419,7 +436,8 @@ export class ControlChannel implements GuestProcesses {
     this.#tracked.set(id, next)
     if (next.process.running) return
     for (const waiter of this.#waiters.get(id) ?? []) waiter.resolve(next.process)
-    this.#stdin.rejectPending(id, new PlatformError('conflict', `process ${id} ended`))
+    // Nobody reads its stdin any more, so answers that wait for that are due.
+    this.#stdin.expect(id)
     for (const reader of this.#followers.get(id)?.readers ?? []) reader.wake()
     for (const [listener, told] of [...this.#listeners]) this.#tell(listener, told, next.process)
   }
@@ -502,7 +520,11 @@ function tracked(record: ProcessRecord): Tracked {
   }
 }
 
-function spawnFrame(spec: SpawnSpec): Uint8Array {
+function unknownProcess(id: number): PlatformError {
+  return new PlatformError('not_found', `process ${id} is not known in this sandbox`)
+}
+
+function spawnFrame(spec: SpawnSpec, workingDir: string): Uint8Array {
   if (!Number.isInteger(spec.id) || spec.id < 1 || spec.id > processIdMax) {
     throw new PlatformError('bad_request', `process id ${spec.id} is not between 1 and 2^31`)
   }
@@ -517,7 +539,7 @@ function spawnFrame(spec: SpawnSpec): Uint8Array {
     return `${name}=${value}`
   })
   for (const [field, values] of [
-    ['working directory', [spec.workingDir]],
+    ['working directory', [workingDir]],
     ['argument', spec.argv],
     ['environment variable', env],
   ] as const) {
@@ -533,7 +555,7 @@ function spawnFrame(spec: SpawnSpec): Uint8Array {
       .u16(spec.pty?.cols ?? 0)
       .u16(spec.pty?.rows ?? 0)
       .u64(spec.outputBytesMax ?? outputBytesMaxDefault)
-      .str(spec.workingDir)
+      .str(workingDir)
       .strings(spec.argv)
       .strings(env)
       .finish()

@@ -9,7 +9,7 @@ export const filesConnectionsMax = 16
 const waitingMax = 1024
 const waitTimeoutMs = 30_000
 /** An idle sandbox shall cost no worker. */
-const idleMsMax = 2_000
+const idleMsMaxDefault = 2_000
 /** Without a single byte from the guest while it has something to do. */
 export const fileStallMsMax = 30_000
 /** Received and not yet taken; beyond it the socket is not read. */
@@ -21,6 +21,7 @@ export interface FilesPoolOptions {
   uid?: number
   gid?: number
   stallMsMax?: number
+  idleMsMax?: number
 }
 
 /** Connections for file operations: one operation each, reused while busy, closed when idle for a moment. */
@@ -80,7 +81,7 @@ export class FilesPool {
       pooled.idleTimer = setTimeout(() => {
         this.#idle = this.#idle.filter((other) => other !== pooled)
         pooled.connection.close(new Error('idle'))
-      }, idleMsMax)
+      }, this.options.idleMsMax ?? idleMsMaxDefault)
     }
     this.#wake()
   }

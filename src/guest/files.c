@@ -22,6 +22,7 @@ enum {
   ENTRIES_BYTES = 64 << 10, /* an ENTRIES frame is sent once it is this long */
   ENTRIES_MAX = 1000,
   REQUEST_BYTES_MAX = 64 << 10, /* two paths fit */
+  SEND_BUFFER_BYTES = 1 << 20,
 };
 
 /* Of this worker: it serves one connection, so there is one of each. */
@@ -466,6 +467,9 @@ int files_serve(int fd) {
   worker.fd = fd;
   worker.start = worker.end = 0;
   umask(0);
+  /* As much as the host allows, so that reading ahead and the other end's reading overlap. */
+  int send_buffer_bytes = SEND_BUFFER_BYTES;
+  setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &send_buffer_bytes, sizeof send_buffer_bytes);
   sigemptyset(&none);
   sigaction(SIGTERM, &terminate, NULL);
   sigaction(SIGPIPE, &ignore, NULL);

@@ -103,10 +103,12 @@ static void connection_flush(struct connection *connection) {
     return;
   }
   int reading = pending <= CONNECTION_OUTPUT_BYTES_PAUSE;
-  if (connection->writable_wanted == !flushed && connection->reading == reading) return;
-  connection->writable_wanted = !flushed;
+  /* Requests that were left in the reader have no other event that would bring them up again. */
+  int writable_wanted = !flushed || (reading && !connection->reading);
+  if (connection->writable_wanted == writable_wanted && connection->reading == reading) return;
+  connection->writable_wanted = (uint8_t)writable_wanted;
   connection->reading = (uint8_t)reading;
-  watch(connection->fd, &connection->source, (reading ? EPOLLIN : 0) | (flushed ? 0 : EPOLLOUT));
+  watch(connection->fd, &connection->source, (reading ? EPOLLIN : 0) | (writable_wanted ? EPOLLOUT : 0));
 }
 
 void connection_answer(struct connection *connection, uint32_t id, int error, const char *message) {

@@ -20,7 +20,7 @@ enum {
   RECORD_HEADER_BYTES = 16,
   RECORD_DATA_BYTES_MAX = (64 << 10) - RECORD_HEADER_BYTES, /* a whole record fits the smallest segment */
   SEGMENT_BYTES_MIN = 64 << 10,
-  PIPE_BYTES = 1 << 20, /* what the pipe of a program that floods it is grown to */
+  PIPE_BYTES = 256 << 10, /* what the pipe of a program that floods it is grown to */
 };
 
 /* First member of everything that epoll reports about. */
@@ -114,6 +114,9 @@ struct process {
   uint8_t forgotten; /* no record any more, but its pipes are read to their end so that nobody gets SIGPIPE */
   uint8_t dead;
   uint64_t started_ms, ended_ms;
+  /* The pty's other end, ours until the process ended: one that closes its three descriptors before it exits would
+     otherwise end the terminal, and die of SIGHUP. */
+  int terminal_fd;
   struct stream streams[2];
   struct input input;
   struct log log;

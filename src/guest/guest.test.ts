@@ -197,6 +197,14 @@ describe('a pseudo terminal', () => {
     expect(await control.exit(interrupted)).toMatchObject({ state: 'signaled', code: 2 })
   })
 
+  test('a program that closes it before it exits does not die of SIGHUP', async () => {
+    const id = nextId()
+    const script = 'exec 0<&- 1>&- 2>&-; sleep 0.1; (echo again > /dev/tty); exit 5'
+    await control.shell(id, script, { flags: flag.pty })
+    expect(await control.exit(id)).toMatchObject({ state: 'exited', code: 5 })
+    expect(await guest.text(id)).toBe('again\r\n')
+  })
+
   test('loses nothing of a long output', async () => {
     const id = nextId()
     await control.shell(id, 'seq 1 20000', { flags: flag.pty })

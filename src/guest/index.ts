@@ -5,6 +5,7 @@ import { ControlChannel } from './control.ts'
 import { FilesChannel } from './files.ts'
 
 export { ProtocolError } from './codec.ts'
+export { fileError } from './errno.ts'
 export { type GuestState, KeeperChannel } from './keeper.ts'
 
 export interface GuestClientOptions {
@@ -15,6 +16,11 @@ export interface GuestClientOptions {
   log: Logger
   requestTimeoutMs?: number
   stallMsMax?: number
+  idleMsMax?: number
+  /** Programs that shall run in `from`, or below, run in `to`: where the guest has the host's own directories. */
+  workingDir?: { from: string; to: string } | null
+  /** The connection to process 1 was lost, and not by us: it may have ended. */
+  onLost?: () => void
 }
 
 /** Process 1 of one instance, reached over its socket. */

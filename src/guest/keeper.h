@@ -12,8 +12,6 @@ struct keeper_start {
   pid_t guest;
   int guest_pidfd;
   int listen_fd;   /* listening, run/keeper.sock */
-  int privileged;  /* uid `guest_uid` is the saved uid: taken on for a moment to signal the guest */
-  uid_t guest_uid;
 };
 
 /* The present directory is `run/`. Answers when the guest ended and everything of the keeper is cleaned up. */

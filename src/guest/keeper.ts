@@ -6,6 +6,8 @@ import { Requests } from './requests.ts'
 
 /** The keeper keeps 256 ports open, the least recently used go first; these are surely still open. */
 const knownPortsMax = 128
+/** A keeper that lives answers at once; one that ended takes its socket away. */
+const reconnectAttemptsMax = 4
 
 export interface GuestState {
   state: 'running' | 'exited' | 'signaled'
@@ -40,11 +42,10 @@ export class KeeperChannel {
         if (state.state !== 'running') this.#end(state)
         return true
       },
-      onOpen: async () => {
-        // Another keeper process cannot be behind this path, but its ports may have been dropped meanwhile.
-        this.#listening.clear()
-      },
+      // Its ports may be dropped while nobody is there to ask for them.
+      onLost: () => this.#listening.clear(),
       wanted: () => !this.#ended,
+      reconnectAttemptsMax,
       onGivenUp: () => this.#end(null),
     })
   }
@@ -58,7 +59,9 @@ export class KeeperChannel {
       FrameType.guest,
     )
     if (answer.type === FrameType.error) throw refused(answer.payload, 'status')
-    return readGuestState(answer.payload)
+    const state = readGuestState(answer.payload)
+    if (state.state !== 'running') this.#end(state)
+    return state
   }
 
   /** From then on `p<port>` beside the keeper's socket leads to the port inside. */

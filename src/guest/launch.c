@@ -179,6 +179,7 @@ static _Noreturn void guest_process(struct guest_plan *plan, struct spec *spec) 
   make_workdir(spec->workdir);
   set_limits(spec);
   privileges_bound(CAPABILITIES_INSIDE);
+  privileges_reduce(CAPABILITIES_INSIDE);
   if (prctl(PR_SET_DUMPABLE, 0) < 0) fail("privileges", "dumpable");
   die_with_launcher();
 
@@ -303,15 +304,14 @@ static void become_keeper(const struct spec *spec, uid_t keeper_uid) {
   prctl(PR_SET_NAME, "hutch-keeper");
   if (chroot(".") < 0) fail("keeper", "chroot");
   umask(0077);
+  privileges_bound(CAPABILITIES_NONE);
   if (spec->has_uidbase) {
     if (syscall(SYS_setgroups, 0, NULL) < 0) fail("keeper", "groups");
     if (syscall(SYS_setresgid, keeper_uid, keeper_uid, keeper_uid) < 0) fail("keeper", "gid");
-    /* Capabilities are given up below, and PR_CAPBSET_DROP takes one that this change would clear. */
-    if (prctl(PR_SET_KEEPCAPS, 1) < 0) fail("keeper", "capabilities");
-    if (syscall(SYS_setresuid, keeper_uid, keeper_uid, spec->uidbase) < 0) fail("keeper", "uid");
-    if (prctl(PR_SET_KEEPCAPS, 0) < 0) fail("keeper", "capabilities");
+    /* The real uid lets it signal the guest, which is also how the guest dies with it; files are the keeper's own. */
+    if (syscall(SYS_setresuid, spec->uidbase, keeper_uid, keeper_uid) < 0) fail("keeper", "uid");
   }
-  privileges_bound(CAPABILITIES_NONE);
+  privileges_reduce(CAPABILITIES_NONE);
 }
 
 int launch_main(void) {
@@ -364,8 +364,6 @@ int launch_main(void) {
       .guest = guest,
       .guest_pidfd = guest_pidfd,
       .listen_fd = keeper_listen,
-      .privileged = spec.has_uidbase,
-      .guest_uid = spec.uidbase,
   };
   become_keeper(&spec, keeper_uid);
   munmap(text, SPEC_BYTES_MAX + 1);

@@ -21,6 +21,9 @@ void privileges_bound(uint64_t keep) {
     }
   }
   if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) < 0) fail("privileges", "no_new_privs");
+}
+
+void privileges_reduce(uint64_t keep) {
   struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
   struct __user_cap_data_struct data[2] = {
       {.effective = (uint32_t)keep, .permitted = (uint32_t)keep},

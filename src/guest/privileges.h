@@ -8,7 +8,9 @@
 #define CAPABILITIES_INSIDE 0xa00425fbULL
 #define CAPABILITIES_NONE 0ULL
 
-/* Bounds every capability set to `keep` and sets no_new_privs. Takes CAP_SETPCAP. */
+/* Nothing executed from now on can have more than `keep`. Takes CAP_SETPCAP. */
 void privileges_bound(uint64_t keep);
+/* The caller itself has `keep` and passes none of it on as inheritable. */
+void privileges_reduce(uint64_t keep);
 
 #endif

@@ -341,7 +341,9 @@ struct process *process_spawn(const struct spawn *spawn, const char **stage) {
   *stage = spawn->flags & SPAWN_PTY ? "pty" : "pipe";
   if (open_ends(spawn, ours, theirs) == 0) pid = start_child(spawn, theirs, stage);
   int error = errno;
-  for (int i = 0; i < 3; i++) close_fd(&theirs[i]);
+  int terminal_fd = pid >= 0 && spawn->flags & SPAWN_PTY ? theirs[1] : -1;
+  for (int i = 0; i < 3; i++)
+    if (theirs[i] != terminal_fd) close_fd(&theirs[i]);
   if (pid < 0) {
     for (int i = 0; i < 3; i++) close_fd(&ours[i]);
     free(process);
@@ -353,6 +355,7 @@ struct process *process_spawn(const struct spawn *spawn, const char **stage) {
   process->state = STATE_RUNNING;
   process->is_pty = (spawn->flags & SPAWN_PTY) != 0;
   process->started_ms = started_ms;
+  process->terminal_fd = terminal_fd;
   log_open(&process->log, process->id, spawn->output_bytes_max);
   process->input = (struct input){.source = {SOURCE_INPUT}, .process = process, .fd = ours[0]};
   process->input.opened = ours[0] >= 0;
@@ -604,6 +607,7 @@ struct process *process_reaped(pid_t pid, int status) {
   process->ended_ms = now_ms();
   if (process->ended_ms < process->started_ms) process->ended_ms = process->started_ms;
   input_close(&process->input);
+  close_fd(&process->terminal_fd);
   for (int i = 0; i < 2; i++) stream_drain(&process->streams[i]);
   log_idle(&process->log);
   process_announce(process);

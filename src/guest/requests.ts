@@ -6,7 +6,7 @@ import { Connection, type ConnectionRole } from './connection.ts'
 /** Every answer but that of a stdin write comes from an event loop that never blocks. */
 export const requestTimeoutMsDefault = 15_000
 const pendingMax = 4096
-const reconnectAttemptsMax = 12
+const reconnectAttemptsMaxDefault = 12
 const reconnectMsMin = 20
 const reconnectMsMax = 5_000
 /** Frames that nobody asked for, in one window; a few are races, many are a flood. */
@@ -32,6 +32,10 @@ export interface RequestsOptions {
   onOpen?: () => Promise<void>
   /** Whether somebody waits for events, so that a lost connection is made again at once. */
   wanted?: () => boolean
+  /** The other end closed, or broke the protocol. */
+  onLost?: (() => void) | undefined
+  /** Tries to make a lost connection again. */
+  reconnectAttemptsMax?: number
   /** A lost connection could not be made again. */
   onGivenUp?: (error: PlatformError) => void
 }
@@ -108,9 +112,10 @@ export class Requests {
     await connection.drained()
   }
 
-  /** Fails what waits for an answer to `id`; the answers themselves are still taken off the wire. */
-  rejectPending(id: number, error: PlatformError): void {
-    for (const pending of this.#pending.get(id) ?? []) pending.reject(error)
+  /** From now on answers to `id` are due in time, also those that had all the time they wanted. */
+  expect(id: number): void {
+    const deadline = performance.now() + this.#timeoutMs
+    for (const pending of this.#pending.get(id) ?? []) pending.deadline = Math.min(pending.deadline, deadline)
   }
 
   suspend(): void {
@@ -209,7 +214,9 @@ export class Requests {
             { cause: error },
           ),
     )
-    if (this.failure === null && this.options.wanted?.()) void this.#reconnect()
+    if (this.failure !== null) return
+    this.options.onLost?.()
+    if (this.options.wanted?.()) void this.#reconnect()
   }
 
   #lost(error: PlatformError) {
@@ -223,7 +230,7 @@ export class Requests {
 
   async #reconnect(): Promise<void> {
     let last: unknown
-    for (let attempt = 0; attempt < reconnectAttemptsMax; attempt++) {
+    for (let attempt = 0; attempt < (this.options.reconnectAttemptsMax ?? reconnectAttemptsMaxDefault); attempt++) {
       const delayMs = Math.min(reconnectMsMin * 2 ** attempt, reconnectMsMax)
       await new Promise((resolve) => setTimeout(resolve, delayMs))
       if (this.failure !== null || this.#connection !== null) return

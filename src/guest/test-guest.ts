@@ -2,6 +2,7 @@ import { mkdtemp, readdir, readFile, readlink, rm } from 'node:fs/promises'
 import { connect, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { buildHelper } from '../../scripts/build-helper.ts'
 import {
   type Frame,
   FrameReader,
@@ -19,7 +20,7 @@ const answerTimeoutMs = 15_000
 const everyTypeAllowed = Object.fromEntries(Object.values(FrameType).map((type) => [type, framePayloadBytesMax]))
 
 /** HUTCH_TEST_HELPER runs the suite against another build, as one with sanitizers. */
-const helperPath = process.env.HUTCH_TEST_HELPER ?? (await (await import('../../scripts/build-helper.ts')).buildHelper()).path
+const helperPath = process.env.HUTCH_TEST_HELPER ?? (await buildHelper()).path
 
 export class TestGuest implements AsyncDisposable {
   private constructor(

@@ -1,6 +1,6 @@
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
-import { publicPaths, type RefusalCredentials, routeTableRefusals } from './route-table-refusals.ts'
-import { TestPlatform } from './test-platform.ts'
+import { publicPaths, type RefusalCredentials, routeTableRefusals } from './testing/route-table-refusals.ts'
+import { TestPlatform } from './testing/test-platform.ts'
 
 const dayMs = 24 * 60 * 60 * 1000
 let platform: TestPlatform
@@ -110,10 +110,12 @@ describe('credentials', () => {
       headers: [...always, 'authorization'],
       query: ['bl_preview_token'],
     })
-    expect(await consumed({ 'x-blaxel-authorization': own, authorization: 'Bearer of-the-program' })).toEqual({
-      headers: always,
-      query: ['bl_preview_token'],
-    })
+    expect(await consumed({ 'x-blaxel-authorization': own, authorization: 'Bearer of-the-program' })).toEqual(
+      {
+        headers: always,
+        query: ['bl_preview_token'],
+      },
+    )
     expect(await consumed({ 'x-blaxel-authorization': own, authorization: own })).toEqual({
       headers: [...always, 'authorization'],
       query: ['bl_preview_token'],
@@ -137,7 +139,8 @@ describe('credentials', () => {
 
   test('a revoked key, a lost role and a removed user count from the next request on', async () => {
     const { key, sub } = await platform.member('admin')
-    const rename = () => platform.request('/v0/workspaces/main', { key, method: 'PUT', json: { displayName: 'M' } })
+    const rename = () =>
+      platform.request('/v0/workspaces/main', { key, method: 'PUT', json: { displayName: 'M' } })
     expect((await rename()).status).toBe(200)
     await platform.request(`/v0/users/${sub}`, { method: 'PUT', json: { role: 'member' } })
     expect((await rename()).status).toBe(403)
@@ -175,12 +178,15 @@ describe('credentials', () => {
     const made = await platform.request('/v0/service_accounts', { method: 'POST', json: { name: 'ci' } })
     const account = (await made.json()) as { client_id: string; client_secret: string }
     const path = `/v0/service_accounts/${account.client_id}/api_keys`
-    const key = (await (await platform.request(path, { method: 'POST', json: {} })).json()) as { apiKey: string }
+    const key = (await (await platform.request(path, { method: 'POST', json: {} })).json()) as {
+      apiKey: string
+    }
     const kinds = ['api_key', 'service_account', 'refresh_token']
     const pages = await Promise.all(kinds.map((kind) => platform.store.page({ kind, limit: 200 })))
     const stored = JSON.stringify(pages)
     expect(stored).toContain(account.client_id)
-    for (const secret of [account.client_secret, key.apiKey, platform.adminKey]) expect(stored).not.toContain(secret)
+    for (const secret of [account.client_secret, key.apiKey, platform.adminKey])
+      expect(stored).not.toContain(secret)
     const listed = await (await platform.request(path)).text()
     expect(listed).toContain(`bl_****${key.apiKey.slice(-4)}`)
     expect(listed).not.toContain(key.apiKey)

@@ -5,7 +5,7 @@ import { gatewayCode } from './errors.ts'
 import { listAnswer, listQuery } from './list.ts'
 import { type Route, route } from './route.ts'
 import { RouteTable } from './table.ts'
-import { TestPlatform } from './test-platform.ts'
+import { TestPlatform } from './testing/test-platform.ts'
 
 let platform: TestPlatform
 beforeAll(async () => {
@@ -23,7 +23,8 @@ beforeAll(async () => {
 })
 afterAll(() => platform[Symbol.asyncDispose]())
 
-const post = (body: BodyInit, headers = {}) => platform.request('/v0/samples', { method: 'POST', body, headers })
+const post = (body: BodyInit, headers = {}) =>
+  platform.request('/v0/samples', { method: 'POST', body, headers })
 
 describe('errors', () => {
   test('the control plane answers flat, with the status as code', async () => {
@@ -42,7 +43,12 @@ describe('errors', () => {
     expect(response.headers.get('x-blaxel-source')).toBe('platform')
     expect(response.headers.get('x-blaxel-error-code')).toBe('ROUTE_NOT_FOUND')
     const { error } = (await response.json()) as { error: Record<string, unknown> }
-    expect(error).toMatchObject({ code: 'ROUTE_NOT_FOUND', status: 404, origin: 'platform', retryable: false })
+    expect(error).toMatchObject({
+      code: 'ROUTE_NOT_FOUND',
+      status: 404,
+      origin: 'platform',
+      retryable: false,
+    })
     expect(error.timestamp).toBe('2026-01-01T00:00:00.000+00:00')
     expect(Object.keys(error)).toEqual(expect.arrayContaining(['message', 'action', 'do_not']))
   })
@@ -75,6 +81,28 @@ describe('errors', () => {
       code: 409,
       message: 'Workspace "main" already exists',
     })
+  })
+
+  test('a client that left is no failure of the platform', async () => {
+    const leaving = new AbortController()
+    const work = Promise.withResolvers<object>()
+    const routes = [
+      route({
+        method: 'GET',
+        path: '/v0/slow',
+        access: 'public',
+        errors: 'control',
+        summary: 'A sample',
+        tag: 'samples',
+        handle: () => work.promise,
+      }),
+    ]
+    await using own = await TestPlatform.open({ routes })
+    const answer = own.request('/v0/slow', { signal: leaving.signal })
+    leaving.abort()
+    work.reject(new Error('aborted'))
+    expect((await answer).status).toBe(499)
+    expect(own.log.lines.filter(({ level }) => level !== 'debug')).toEqual([])
   })
 
   test('codes of the data plane are those clients know', () => {
@@ -120,7 +148,7 @@ describe('bodies', () => {
     ['['.repeat(999), 400, 'ends too early'],
     [`{"a":${'['.repeat(150)}${']'.repeat(150)}}`, 400, 'nests deeper than 100'],
     ['{"metadata":{"__proto__":{"admin":true},"name":"x"}}', 400, '__proto__'],
-    ['', 400, 'body: must be an object'],
+    ['', 400, 'body: missing: must be an object'],
   ])('a hostile body %# is refused clearly', async (body, status, message) => {
     const response = await post(body)
     expect(response.status).toBe(status)
@@ -133,7 +161,10 @@ describe('bodies', () => {
   })
 
   test.each([
-    [{ metadata: { name: 'far too long a name' } }, 'metadata.name: "far too long a name" must be at most 10 characters'],
+    [
+      { metadata: { name: 'far too long a name' } },
+      'metadata.name: "far too long a name" must be at most 10 characters',
+    ],
     [{ metadata: { name: 'x' }, size: 0 }, 'size: 0 must be at least 1'],
     [{ metadata: { name: 'x' }, size: 'big' }, 'size: "big" must be a number'],
     [{ metadata: { name: 'x' }, kind: 'c' }, 'kind: "c" must be a, b'],
@@ -155,22 +186,28 @@ describe('hosts', () => {
     async (host) => expect((await atHost(host)).status).toBe(200),
   )
 
-  test.each(['evil.example', 'localhost.evil.example', '10.0.0.1:4400', 'evil@localhost', 'localhost:0', '[::2]'])(
-    '%s is not ours: 421',
-    async (host) => {
-      const response = await atHost(host)
-      expect(response.status).toBe(421)
-      expect(await response.json()).toMatchObject({ error: { code: 'MISDIRECTED' } })
-      expect(await (await atHost(host, '/v0/openapi.json')).json()).toMatchObject({ code: 421 })
-    },
-  )
+  test.each([
+    'evil.example',
+    'localhost.evil.example',
+    '10.0.0.1:4400',
+    'evil@localhost',
+    'localhost:0',
+    '[::2]',
+  ])('%s is not ours: 421', async (host) => {
+    const response = await atHost(host)
+    expect(response.status).toBe(421)
+    expect(await response.json()).toMatchObject({ error: { code: 'MISDIRECTED' } })
+    expect(await (await atHost(host, '/v0/openapi.json')).json()).toMatchObject({ code: 421 })
+  })
 
   test('hosts of previews and custom domains are answered before any route', async () => {
     const preview = await atHost('abc.preview.localhost:4400', '/v0/workspaces')
     expect(await preview.text()).toBe('GET abc.preview.localhost http://localhost:4400')
     expect(preview.headers.get('content-security-policy')).toBeNull()
     expect(await (await atHost('custom.example')).text()).toStartWith('GET custom.example')
-    expect((await atHost('broken.preview.localhost')).headers.get('x-blaxel-error-code')).toBe('ROUTE_NOT_FOUND')
+    expect((await atHost('broken.preview.localhost')).headers.get('x-blaxel-error-code')).toBe(
+      'ROUTE_NOT_FOUND',
+    )
   })
 
   test('addresses are built from the host that was asked for', async () => {
@@ -192,7 +229,9 @@ describe('hosts', () => {
         headers: { authorization: `Bearer ${proxied.adminKey}`, ...headers },
       })
       const response = await proxied.app.fetch(request, { address, upgrade: null })
-      return response.status === 200 ? ((await response.json()) as { origin: string }).origin : response.status
+      return response.status === 200
+        ? ((await response.json()) as { origin: string }).origin
+        : response.status
     }
     const forwarded = { 'x-forwarded-host': 'hutch.example', 'x-forwarded-proto': 'https', host: 'localhost' }
     expect(await origin('10.1.2.3', forwarded)).toBe('https://hutch.example')
@@ -212,7 +251,9 @@ describe('routing', () => {
       sandboxName: 'b-x',
       path: '%2Ftmp%2Fa%20b.txt',
     })
-    expect((await read('/main/sandboxes/b/filesystem//tmp//x?y=/z')).params).toMatchObject({ path: '/tmp//x' })
+    expect((await read('/main/sandboxes/b/filesystem//tmp//x?y=/z')).params).toMatchObject({
+      path: '/tmp//x',
+    })
     expect((await read('/main/sandboxes/b/filesystem')).params).toMatchObject({ path: '' })
     expect((await read('/main/sandboxes/b/filesystem/')).params).toMatchObject({ path: '' })
     expect((await platform.request('/v0/workspaces/%ff')).status).toBe(400)
@@ -239,7 +280,11 @@ describe('routing', () => {
     expect(answered.headers.get('access-control-allow-credentials')).toBeNull()
     const passed = await platform.request(path, { method: 'OPTIONS' })
     expect(await passed.json()).toMatchObject({ method: 'OPTIONS' })
-    const capability = await platform.request('/-/preview/p/', { method: 'OPTIONS', key: null, headers: preflight })
+    const capability = await platform.request('/-/preview/p/', {
+      method: 'OPTIONS',
+      key: null,
+      headers: preflight,
+    })
     expect(capability.status).toBe(200)
   })
 
@@ -253,16 +298,21 @@ describe('routing', () => {
 
   test('the order of the table does not matter, and no two routes may be the same', () => {
     const at = (path: string): Route =>
-      route({ method: 'GET', path, access: 'read', errors: 'control', summary: '', tag: '', handle: () => ({}) })
+      route({
+        method: 'GET',
+        path,
+        access: 'read',
+        errors: 'control',
+        summary: '',
+        tag: '',
+        handle: () => ({}),
+      })
     const paths = ['/v0/a/{x}', '/{w}/{rest*}', '/v0/a/b', '/v0/{y}/b']
     for (const order of [paths, [...paths].reverse()]) {
       const table = new RouteTable(order.map(at))
-      expect(['/v0/a/b', '/v0/a/c', '/v0/c/b', '/z/y/x'].map((path) => table.match('GET', path)?.route.path)).toEqual([
-        '/v0/a/b',
-        '/v0/a/{x}',
-        '/v0/{y}/b',
-        '/{w}/{rest*}',
-      ])
+      expect(
+        ['/v0/a/b', '/v0/a/c', '/v0/c/b', '/z/y/x'].map((path) => table.match('GET', path)?.route.path),
+      ).toEqual(['/v0/a/b', '/v0/a/{x}', '/v0/{y}/b', '/{w}/{rest*}'])
     }
     expect(() => new RouteTable([at('/v0/{a}'), at('/v0/{b}')])).toThrow('two routes')
   })
@@ -289,7 +339,13 @@ describe('workspaces of a request', () => {
 
 describe('lists', () => {
   const resources = Array.from({ length: 450 }, (_, at) => ({ name: `r${at}` }) as Resource<object>)
-  const read = async ({ limit = 50, cursor = '0' }: { limit?: number; cursor?: string }): Promise<Page<object>> => {
+  const read = async ({
+    limit = 50,
+    cursor = '0',
+  }: {
+    limit?: number
+    cursor?: string
+  }): Promise<Page<object>> => {
     const end = Number(cursor) + limit
     const hasMore = end < resources.length
     const data = resources.slice(Number(cursor), end)
@@ -302,7 +358,11 @@ describe('lists', () => {
     expect(bare).toHaveLength(450)
     const limited = await listAnswer({ apiVersion: '2026-04-16', query: { limit: 3 } }, read, toBody)
     expect(limited).toEqual([{ name: 'r0' }, { name: 'r1' }, { name: 'r2' }])
-    const paged = await listAnswer({ apiVersion: '2026-04-28', query: { limit: 1, cursor: '449' } }, read, toBody)
+    const paged = await listAnswer(
+      { apiVersion: '2026-04-28', query: { limit: 1, cursor: '449' } },
+      read,
+      toBody,
+    )
     expect(paged).toEqual({ data: [{ name: 'r449' }], meta: { hasMore: false, nextCursor: '', total: 450 } })
   })
 
@@ -336,13 +396,17 @@ describe('the OpenAPI document', () => {
     const operations = Object.entries(document.paths).flatMap(([path, methods]) =>
       Object.keys(methods).map((method) => `${method.toUpperCase()} /v0${path}`),
     )
-    const routes = platform.app.routes.filter(({ path }) => path.startsWith('/v0/') && path !== '/v0/openapi.json')
+    const routes = platform.app.routes.filter(
+      ({ path }) => path.startsWith('/v0/') && path !== '/v0/openapi.json',
+    )
     expect(operations.sort()).toEqual(routes.map(({ method, path }) => `${method} ${path}`).sort())
     expect(document.paths['/samples']?.post?.requestBody).toMatchObject({
       required: true,
       content: { 'application/json': { schema: { properties: { size: { minimum: 1, maximum: 10 } } } } },
     })
-    const ids = Object.values(document.paths).flatMap((methods) => Object.values(methods).map((o) => o.operationId))
+    const ids = Object.values(document.paths).flatMap((methods) =>
+      Object.values(methods).map((o) => o.operationId),
+    )
     expect(new Set(ids).size).toBe(ids.length)
   })
 })

@@ -43,7 +43,6 @@ export interface HostContext {
   /** The platform's own origin, not that of the host asked for. */
   readonly origin: string
   readonly requestId: string
-  readonly peerAddress: string | null
   readonly consumed: ConsumedCredentials
   readonly upgrade: RouteContext<unknown, unknown, unknown>['upgrade']
 }
@@ -78,6 +77,11 @@ export function createApp(options: AppOptions): App {
   const handler = new Handler(options, new RouteTable(routes))
   return { routes, fetch: (request, connection) => handler.fetch(request, connection ?? null) }
 }
+
+const clientClosedRequest = 499
+
+/** Nothing here is a proxy for others, and nothing echoes a request with its credentials. */
+const refusedMethods = new Set(['CONNECT', 'TRACE'])
 
 /** A request on its way through; filled in as it goes, so that an error knows what was established before it. */
 interface Passage {
@@ -125,28 +129,37 @@ class Handler {
     try {
       response = await this.#answer(passage)
     } catch (error) {
-      response = errorResponse(error, passage.shape, {
-        log: this.#options.log,
-        now: clock.now(),
-        requestId: passage.requestId,
-        route: passage.compiled?.route.path,
-      })
+      response = this.#failure(error, passage)
     }
     this.#note(passage, response, clock.monotonic() - startedMs)
     return finish(passage, response)
   }
 
+  #failure(error: unknown, passage: Passage): Response {
+    // The client is gone, and with it whatever was being done for it: nobody reads this, and nothing is wrong here.
+    if (passage.request.signal.aborted && !PlatformError.is(error)) {
+      return new Response(null, { status: clientClosedRequest })
+    }
+    return errorResponse(error, passage.shape, {
+      log: this.#options.log,
+      now: this.#options.clock.now(),
+      requestId: passage.requestId,
+      route: passage.compiled?.route.path,
+    })
+  }
+
   async #answer(passage: Passage): Promise<Response> {
     const { request, connection } = passage
+    if (refusedMethods.has(request.method)) {
+      throw new PlatformError('method_not_allowed', `${request.method} is not possible on this platform`)
+    }
     const urlAuthority = splitUrl(request.url, passage)
-    const peerAddress = connection?.address ?? null
-    const authority = this.#hosts.read(request, urlAuthority, peerAddress)
+    const authority = this.#hosts.read(request, urlAuthority, connection)
     passage.authority = authority
     if (authority.kind !== 'base' && this.#options.hosts !== undefined) {
       const answer = this.#options.hosts(request, authority.host, {
         origin: authority.origin || this.#hosts.originFor(portOf(urlAuthority)),
         requestId: passage.requestId,
-        peerAddress,
         consumed: consumedCredentials(request.headers, passage.search, null),
         upgrade: connection?.upgrade ?? null,
       })

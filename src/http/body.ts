@@ -148,8 +148,8 @@ function shownValue(path: PropertyKey[], input: unknown): string {
     if (typeof value !== 'object' || value === null) return ''
     value = (value as Record<PropertyKey, unknown>)[step]
   }
-  if (path.length === 0) return ''
   if (value === undefined) return 'missing: '
+  if (path.length === 0) return ''
   if (path.some((step) => privateField.test(String(step)))) return ''
   if (typeof value === 'string') return `"${shorten(value)}" `
   if (typeof value === 'number' || typeof value === 'boolean' || value === null) return `${value} `

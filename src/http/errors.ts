@@ -41,7 +41,7 @@ const finalAdvice: Advice = { action: 'Read the message.', doNot: 'Send the same
 export function errorResponse(
   error: unknown,
   shape: ErrorShape,
-  context: { log: Logger; now: number; requestId: string; origin?: string; route?: string },
+  context: { log: Logger; now: number; requestId: string; route?: string },
 ): Response {
   const failure = PlatformError.is(error) ? error : internalError(error, context)
   if (failure.status >= 500) logFailure(failure, error, context)

@@ -51,10 +51,11 @@ export class Hosts {
   }
 
   /** Whom a request was sent to. `urlAuthority` stands in where there is no Host header. Never throws. */
-  read(request: Request, urlAuthority: string, peerAddress: string | null): Authority {
+  read(request: Request, urlAuthority: string, peer: { readonly address: string | null } | null): Authority {
     const { headers } = request
     if (this.#trustedProxies === null) return this.#authority(headers.get('host') ?? urlAuthority, 'http')
-    const trusted = peerAddress !== null && isTrusted(this.#trustedProxies, peerAddress)
+    const address = peer?.address ?? null
+    const trusted = address !== null && isTrusted(this.#trustedProxies, address)
     const forwardedHost = trusted ? first(headers.get('x-forwarded-host')) : null
     const forwardedProto = trusted ? first(headers.get('x-forwarded-proto')) : null
     const scheme = forwardedProto?.toLowerCase() === 'https' ? 'https' : 'http'

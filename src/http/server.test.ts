@@ -4,7 +4,7 @@ import { z } from 'zod'
 import { PlatformError } from '../errors.ts'
 import { route } from './route.ts'
 import { type HttpServer, loopbackHosts, startServer } from './server.ts'
-import { TestPlatform } from './test-platform.ts'
+import { TestPlatform } from './testing/test-platform.ts'
 
 let platform: TestPlatform
 let server: HttpServer
@@ -68,10 +68,16 @@ test('a taken port is named', () => {
 })
 
 test('a Host that is not ours gets 421 over the wire, and no Host at all 400', async () => {
-  expect(await exchange('GET /healthz HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n')).toStartWith(
-    'HTTP/1.1 421',
-  )
+  expect(
+    await exchange('GET /healthz HTTP/1.1\r\nHost: evil.example\r\nConnection: close\r\n\r\n'),
+  ).toStartWith('HTTP/1.1 421')
   expect(await exchange('GET /healthz HTTP/1.0\r\n\r\n')).toMatch(/^HTTP\/1\.[01] 400/)
+})
+
+test('CONNECT and TRACE are refused', async () => {
+  const host = `Host: localhost:${server.port}\r\nConnection: close\r\n\r\n`
+  expect(await exchange(`TRACE /healthz HTTP/1.1\r\n${host}`)).toStartWith('HTTP/1.1 405')
+  expect(await exchange(`CONNECT example.com:443 HTTP/1.1\r\n${host}`)).toMatch(/^HTTP\/1\.1 4\d\d/)
 })
 
 test('a large body streams to its reader, a large JSON body is cut short', async () => {

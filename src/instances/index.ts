@@ -29,7 +29,7 @@ export const restartsMax = 5
 export const restartWindowMs = 60_000
 export const restartBackoffMsMin = 200
 export const restartBackoffMsMax = 10_000
-export const destroyAttemptsMax = 8
+export const destroyAttemptsMax = 6
 const destroyBackoffMsMin = 100
 
 /** Held while something uses the instance: it is awake, and counts as active, until every lease is disposed. */

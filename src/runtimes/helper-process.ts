@@ -48,6 +48,8 @@ export async function startHelper(
     stderr: 'ignore',
     env: {},
     cwd: '/',
+    // A session of its own from the first moment: what a terminal sends to our group is not for the instances.
+    detached: true,
   })
   const timer = setTimeout(() => child.kill('SIGKILL'), startTimeoutMs)
   try {

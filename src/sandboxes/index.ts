@@ -16,13 +16,7 @@ import { KeyedLock } from '../lib/keyed-lock.ts'
 import type { Logger } from '../lib/log.ts'
 import type { SecretBox } from '../lib/secret-box.ts'
 import type { BatchStep, Page, Store } from '../spec/store.ts'
-import {
-  checkSandboxName,
-  draftOf,
-  needsNewInstance,
-  type SandboxDraft,
-  storageMbOf,
-} from './draft.ts'
+import { checkSandboxName, draftOf, needsNewInstance, type SandboxDraft, storageMbOf } from './draft.ts'
 import { type SandboxLease, SandboxLeases } from './leases.ts'
 import {
   expiresAtMs,
@@ -41,7 +35,14 @@ import { Sealing } from './sealing.ts'
 
 export { defaultSandboxImage, memoryMbDefault, memoryMbMax, memoryMbMin, reservedPorts } from './draft.ts'
 export type { SandboxLease } from './leases.ts'
-export { Previews, type PreviewTarget } from './previews.ts'
+export {
+  Previews,
+  type PreviewTarget,
+  previewInputSchema,
+  previewSchema,
+  previewTokenInputSchema,
+  previewTokenSchema,
+} from './previews.ts'
 export { maskedValue, type StoredSandbox } from './record.ts'
 export type { SandboxListQuery } from './records.ts'
 export {

@@ -205,7 +205,10 @@ export class Previews {
       sealedRequestHeaders: this.#secrets.seal(JSON.stringify(requestHeaders), `preview:${id}:headers`),
       tokens: [],
     }
-    steps.push({ op: 'create', input: { ...key, body, indexes: indexesOf(body) } })
+    steps.push({
+      op: 'create',
+      input: { ...key, body, indexes: indexesOf(body), createdAt: this.#clock.now() },
+    })
     const results = await this.#store.batch(steps)
     this.#forgetCached()
     const created = results[results.length - 1] as StoredPreview

@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import { PlatformError } from '../errors.ts'
 import { silentLogger } from '../lib/log.ts'
 import { truncationLine } from './processes/output.ts'
-import { ScriptedGuest, TurnedClock } from './processes/scripted-guest.ts'
+import { ScriptedGuest, TurnedClock } from './processes/test-guest.ts'
 import { endedProcessesMax, SandboxProcesses } from './processes.ts'
 
 let dir: string
@@ -479,9 +479,11 @@ test('the oldest ended processes are forgotten, with output and record', async (
   expect(processes.find('p1')).toBeNull()
   expect(processes.find('p4')).not.toBeNull()
   await processes.close()
-  expect(readdirSync(join(dir, 'processes')).filter((name) => /^\d+\.json$/.test(name))).toHaveLength(
-    endedProcessesMax,
-  )
+  const records = () => readdirSync(join(dir, 'processes')).filter((name) => /^\d+\.json$/.test(name))
+  for (const deadline = Date.now() + 4000; records().length > endedProcessesMax && Date.now() < deadline; ) {
+    await Bun.sleep(5)
+  }
+  expect(records()).toHaveLength(endedProcessesMax)
 })
 
 async function collect(processes: SandboxProcesses, name: string): Promise<string> {

@@ -56,6 +56,7 @@ export class Workspaces {
     ownerSub: string
   }): Promise<Workspace> {
     requireWorkspaceName(input.name)
+    await this.users.requireRoom(input.ownerSub)
     const body: WorkspaceBody = {
       displayName: input.displayName ?? input.name,
       labels: input.labels ?? {},

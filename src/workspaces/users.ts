@@ -119,8 +119,18 @@ export class Users {
         `Workspace "${workspace}" has ${membersPerWorkspaceMax} users, the most`,
       )
     }
+    await this.requireRoom(sub)
     await this.#store.batch([memberCreation(workspace, sub, role)])
     this.#changed()
+  }
+
+  /** @throws conflict when the user is in as many workspaces as allowed */
+  async requireRoom(sub: string): Promise<void> {
+    if ((await this.rolesOf(sub)).size < workspacesPerUserMax) return
+    throw new PlatformError(
+      'conflict',
+      `User ${sub} is in ${workspacesPerUserMax} workspaces, the most allowed`,
+    )
   }
 
   /** @throws not_found, conflict for the last admin of the workspace */

@@ -3,10 +3,12 @@ import type { ApiKey, ApiKeys, Principal } from '../../access/index.ts'
 import { PlatformError } from '../../errors.ts'
 import { type Route, route } from '../route.ts'
 
-export const apiKeyInput = z.object({
-  name: z.string().max(200).optional(),
-  expires_in: z.string().max(40).optional(),
-})
+export const apiKeyInput = z
+  .object({
+    name: z.string().max(200).optional(),
+    expires_in: z.string().max(40).optional(),
+  })
+  .prefault({})
 
 export const apiKeyAnswer = z.object({
   id: z.string(),

@@ -3,7 +3,7 @@ import { join } from 'node:path'
 import { createRemoteJWKSet, decodeJwt, jwtVerify } from 'jose'
 import { accessTokenLifetimeMs, refreshTokenLifetimeMs } from '../../access/index.ts'
 import { startServer } from '../server.ts'
-import { TestPlatform } from '../test-platform.ts'
+import { TestPlatform } from '../testing/test-platform.ts'
 
 let platform: TestPlatform
 let clientId: string
@@ -31,7 +31,11 @@ async function token(init: RequestInit & { json?: unknown }, path = '/v0/oauth/t
   const response = await platform.request(path, { method: 'POST', key: null, ...init })
   return { status: response.status, body: (await response.json()) as Grant }
 }
-const credentials = () => ({ grant_type: 'client_credentials', client_id: clientId, client_secret: clientSecret })
+const credentials = () => ({
+  grant_type: 'client_credentials',
+  client_id: clientId,
+  client_secret: clientSecret,
+})
 const basic = () => ({ authorization: `Basic ${btoa(`${clientId}:${clientSecret}`)}` })
 
 describe('client credentials', () => {
@@ -58,7 +62,11 @@ describe('client credentials', () => {
     [{ grant_type: 'password' }, 'unsupported_grant_type', 'grant_type'],
     [{ grant_type: 'client_credentials' }, 'invalid_request', 'client_id'],
     [{ grant_type: 'client_credentials', client_id: 'x' }, 'invalid_request', 'client_secret'],
-    [{ grant_type: 'client_credentials', client_id: 'x', client_secret: 'y' }, 'invalid_client', 'client_secret'],
+    [
+      { grant_type: 'client_credentials', client_id: 'x', client_secret: 'y' },
+      'invalid_client',
+      'client_secret',
+    ],
     [{ grant_type: 'client_credentials', client_id: 7 }, 'invalid_request', 'client_id'],
     [{ grant_type: 'refresh_token' }, 'invalid_request', 'refresh_token'],
     [{ grant_type: 'refresh_token', refresh_token: 'x' }, 'invalid_grant', 'refresh_token'],
@@ -90,7 +98,10 @@ describe('tokens', () => {
     const { body } = await token({ json: credentials() })
     const [header, payload, signature] = body.access_token.split('.')
     const claims = JSON.parse(atob(payload!)) as object
-    const forged = btoa(JSON.stringify({ ...claims, sub: platform.adminSub, sub_type: 'user' })).replace(/=/g, '')
+    const forged = btoa(JSON.stringify({ ...claims, sub: platform.adminSub, sub_type: 'user' })).replace(
+      /=/g,
+      '',
+    )
     const none = btoa('{"alg":"none"}').replace(/=/g, '')
     for (const key of [`${header}.${forged}.${signature}`, `${none}.${forged}.`, 'a.b.c', 'x'.repeat(5000)]) {
       expect((await platform.request('/v0/workspaces', { key })).status).toBe(401)
@@ -121,7 +132,12 @@ describe('tokens', () => {
     const { body } = await token({ json: { grant_type: 'refresh_token', refresh_token } })
     expect(body.error).toBe('invalid_grant')
     for (let at = 0; at < 60; at++) await token({ json: credentials() })
-    const kept = await platform.store.find({ kind: 'refresh_token', index: 'sub', value: clientId, limit: 1000 })
+    const kept = await platform.store.find({
+      kind: 'refresh_token',
+      index: 'sub',
+      value: clientId,
+      limit: 1000,
+    })
     expect(kept.length).toBe(50)
   })
 
@@ -129,7 +145,10 @@ describe('tokens', () => {
     const made = await platform.request('/v0/service_accounts', { method: 'POST', json: { name: 'brief' } })
     const account = (await made.json()) as { client_id: string; client_secret: string }
     const path = `/v0/service_accounts/${account.client_id}`
-    const keyMade = await platform.request(`${path}/api_keys`, { method: 'POST', json: { expires_in: '30d' } })
+    const keyMade = await platform.request(`${path}/api_keys`, {
+      method: 'POST',
+      json: { expires_in: '30d' },
+    })
     const { apiKey } = (await keyMade.json()) as { apiKey: string }
     const { client_id, client_secret } = account
     const grant = await token({ json: { grant_type: 'client_credentials', client_id, client_secret } })
@@ -150,7 +169,10 @@ test('a token verifies with the keys that discovery leads to', async () => {
   for (const prefix of ['', '/v0']) {
     const discovery = await fetch(`${server.url}${prefix}/.well-known/openid-configuration`)
     const { issuer, jwks_uri, token_endpoint } = (await discovery.json()) as Record<string, string>
-    const response = await fetch(token_endpoint!, { method: 'POST', body: new URLSearchParams(credentials()) })
+    const response = await fetch(token_endpoint!, {
+      method: 'POST',
+      body: new URLSearchParams(credentials()),
+    })
     const { access_token } = (await response.json()) as Grant
     const keys = createRemoteJWKSet(new URL(jwks_uri!))
     const currentDate = new Date(platform.clock.ms)

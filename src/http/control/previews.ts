@@ -6,7 +6,7 @@ import {
   previewSchema,
   previewTokenInputSchema,
   previewTokenSchema,
-} from '../../sandboxes/previews.ts'
+} from '../../sandboxes/index.ts'
 import { type Route, route } from '../route.ts'
 import { actorOf } from './sandboxes.ts'
 

@@ -1,6 +1,6 @@
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
 import { apiKeysPerAccountMax } from '../../access/index.ts'
-import { TestPlatform } from '../test-platform.ts'
+import { TestPlatform } from '../testing/test-platform.ts'
 
 let platform: TestPlatform
 beforeAll(async () => {
@@ -9,13 +9,22 @@ beforeAll(async () => {
 afterAll(() => platform[Symbol.asyncDispose]())
 
 const call = async (method: string, path: string, json?: unknown, key?: string) => {
-  const response = await platform.request(path, { method, json, key, headers: { 'x-blaxel-workspace': 'main' } })
+  const response = await platform.request(path, {
+    method,
+    json,
+    key,
+    headers: { 'x-blaxel-workspace': 'main' },
+  })
   return { status: response.status, body: (await response.json()) as Record<string, unknown> }
 }
 
 describe('workspaces', () => {
   test('one is created, read, renamed, listed and deleted by its admin', async () => {
-    const created = await call('POST', '/v0/workspaces', { name: 'lab', displayName: 'Lab', region: 'us-west-2' })
+    const created = await call('POST', '/v0/workspaces', {
+      name: 'lab',
+      displayName: 'Lab',
+      region: 'us-west-2',
+    })
     expect(created.status).toBe(200)
     expect(created.body).toMatchObject({
       name: 'lab',
@@ -24,7 +33,11 @@ describe('workspaces', () => {
       status: 'ready',
       createdBy: platform.adminSub,
     })
-    const updated = await call('PUT', '/v0/workspaces/lab', { name: 'lab', displayName: 'Laboratory', labels: { a: 'b' } })
+    const updated = await call('PUT', '/v0/workspaces/lab', {
+      name: 'lab',
+      displayName: 'Laboratory',
+      labels: { a: 'b' },
+    })
     expect(updated.body).toMatchObject({ displayName: 'Laboratory', labels: { a: 'b' } })
     expect((await call('PUT', '/v0/workspaces/lab', { name: 'other' })).status).toBe(400)
     expect((await call('GET', '/v0/workspaces/lab')).body).toMatchObject({ displayName: 'Laboratory' })
@@ -35,7 +48,20 @@ describe('workspaces', () => {
   })
 
   test.each([
-    ...['v0', 'v1', 'v2', 'v17', 'api', 'run', 'oauth', 'login', 'mcp', 'console', 'agents', 'agent-execution'],
+    ...[
+      'v0',
+      'v1',
+      'v2',
+      'v17',
+      'api',
+      'run',
+      'oauth',
+      'login',
+      'mcp',
+      'console',
+      'agents',
+      'agent-execution',
+    ],
     ...['agents-metrics', 'activity', 'events', 'tasks', 'preview', 'healthz', 'readyz', 'metrics', 'assets'],
     ...['.well-known', '-', '', 'Big', 'a_b', '-a', 'a-', 'a/b', '..', 'a\0b', 'x'.repeat(64)],
   ])('%p is refused as a name', async (name) => {
@@ -47,7 +73,9 @@ describe('workspaces', () => {
   })
 
   test('availability says taken or free', async () => {
-    expect((await call('POST', '/v0/workspaces/availability', { name: 'free-one' })).body as unknown).toBe(true)
+    expect((await call('POST', '/v0/workspaces/availability', { name: 'free-one' })).body as unknown).toBe(
+      true,
+    )
     const taken = await call('POST', '/v0/workspaces/availability?withReason=true', { name: 'main' })
     expect(taken.body).toMatchObject({ available: false, reason: 'taken' })
   })
@@ -77,15 +105,28 @@ describe('workspaces', () => {
     await call('POST', '/v0/workspaces', { name: 'again' })
     const { key } = await platform.member('admin', 'again')
     const headers = { 'x-blaxel-workspace': 'again' }
-    const made = await platform.request('/v0/service_accounts', { method: 'POST', json: { name: 'x' }, headers })
+    const made = await platform.request('/v0/service_accounts', {
+      method: 'POST',
+      json: { name: 'x' },
+      headers,
+    })
     const { client_id } = (await made.json()) as { client_id: string }
     const keyPath = `/v0/service_accounts/${client_id}/api_keys`
     const keyMade = await platform.request(keyPath, { method: 'POST', json: {}, headers })
     const { apiKey } = (await keyMade.json()) as { apiKey: string }
+    const workloadToken = await platform.access.mintWorkloadToken({
+      instanceId: 'ins-again',
+      workspace: 'again',
+      resource: { kind: 'sandbox', name: 'box' },
+      labels: {},
+      ttlMs: 60_000,
+    })
+    expect((await call('GET', '/v0/workspaces/again', undefined, workloadToken)).status).toBe(200)
     await call('DELETE', '/v0/workspaces/again')
     await call('POST', '/v0/workspaces', { name: 'again' })
     expect((await call('GET', '/v0/workspaces/again', undefined, key)).status).toBe(403)
     expect((await call('GET', '/v0/workspaces/again', undefined, apiKey)).status).toBe(401)
+    expect((await call('GET', '/v0/workspaces/again', undefined, workloadToken)).status).toBe(401)
   })
 
   test('a service account makes no workspaces and no personal keys', async () => {
@@ -94,7 +135,9 @@ describe('workspaces', () => {
     const key = String(body.apiKey)
     expect((await call('POST', '/v0/workspaces', { name: 'by-robot' }, key)).status).toBe(403)
     expect((await call('POST', '/-/api_keys', {}, key)).status).toBe(403)
-    expect((await call('GET', '/v0/workspaces', undefined, key)).body as unknown).toMatchObject([{ name: 'main' }])
+    expect((await call('GET', '/v0/workspaces', undefined, key)).body as unknown).toMatchObject([
+      { name: 'main' },
+    ])
     expect((await call('GET', '/v0/service_accounts', undefined, key)).status).toBe(200)
   })
 })
@@ -108,7 +151,9 @@ describe('users', () => {
     expect((await call('POST', '/v0/users', { email: 'x@example.com' }, key)).status).toBe(403)
     expect((await call('POST', '/v0/users', { email: 'new@example.com' })).status).toBe(409)
     expect((await call('POST', '/v0/users', { email: 'nonsense' })).status).toBe(400)
-    expect((await call('PUT', '/v0/users/new@example.com', { role: 'admin' })).body).toMatchObject({ role: 'admin' })
+    expect((await call('PUT', '/v0/users/new@example.com', { role: 'admin' })).body).toMatchObject({
+      role: 'admin',
+    })
     expect((await call('PUT', '/v0/users/new@example.com', { role: 'king' })).status).toBe(400)
     expect((await call('DELETE', '/v0/users/new%40example.com')).status).toBe(200)
     expect((await call('GET', '/v0/workspaces/main', undefined, key)).status).toBe(403)
@@ -160,11 +205,14 @@ describe('API keys', () => {
     expect((await call('GET', '/-/api_keys', undefined, apiKey)).status).toBe(401)
   })
 
-  test.each(['0d', '1y', '-1d', '1.5h', 'soon', '3651d', '99999999w'])('expires_in %p is refused', async (expires_in) => {
-    const { status, body } = await call('POST', '/-/api_keys', { expires_in })
-    expect(status).toBe(400)
-    expect(body.message).toContain('expires_in')
-  })
+  test.each(['0d', '1y', '-1d', '1.5h', 'soon', '3651d', '99999999w'])(
+    'expires_in %p is refused',
+    async (expires_in) => {
+      const { status, body } = await call('POST', '/-/api_keys', { expires_in })
+      expect(status).toBe(400)
+      expect(body.message).toContain('expires_in')
+    },
+  )
 
   test('the number of keys of one account is bounded', async () => {
     const { key } = await platform.member('member')

@@ -1,10 +1,10 @@
 /** All of a stream of known, small size. */
-export async function collect(body: ReadableStream<Uint8Array>): Promise<Buffer> {
+export async function collect(body: ReadableStream<Uint8Array>): Promise<Uint8Array<ArrayBuffer>> {
   const chunks: Uint8Array[] = []
   const reader = body.getReader()
   for (;;) {
     const { done, value } = await reader.read()
-    if (done) return chunks.length === 1 ? Buffer.from(chunks[0]!) : Buffer.concat(chunks)
+    if (done) return (chunks.length === 1 ? chunks[0]! : Buffer.concat(chunks)) as Uint8Array<ArrayBuffer>
     chunks.push(value)
   }
 }

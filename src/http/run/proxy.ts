@@ -116,7 +116,7 @@ async function answerOf(upstream: Response, request: Request, options: ProxyOpti
       throw hungUp(options.port, error)
     })
     options.onEnd()
-    return new Response(new Uint8Array(bytes), init)
+    return new Response(bytes, init)
   }
   return new Response(onceEnded(body, options.onEnd), init)
 }

@@ -24,7 +24,7 @@ import {
   readRecord,
   writeRecord,
 } from './record.ts'
-import { removeTree } from './remove-tree.ts'
+import { removeTree } from '../remove-tree.ts'
 import type { UidRanges } from './uid-ranges.ts'
 
 /** Disk of the host that instances never get: the platform itself must be able to go on writing. */
@@ -118,6 +118,7 @@ export class NamespaceRuntime implements Runtime {
   }
 
   recover(handle: InstanceHandle): Promise<Instance | null> {
+    if (handle.driver !== this.name || handle.version !== handleVersion) return Promise.resolve(null)
     const known = this.#instances.get(handle.id)
     if (known) return Promise.resolve(known)
     const recovering = this.#recovering.get(handle.id) ?? this.#recover(handle)
@@ -173,7 +174,7 @@ export class NamespaceRuntime implements Runtime {
 
   async #recover(handle: InstanceHandle): Promise<NamespaceInstance | null> {
     const state = parseState(handle.state)
-    if (handle.driver !== this.name || handle.version !== handleVersion || !state) return null
+    if (!state) return null
     if (state.bootId !== this.#bootId || !existsSync(this.#dir(handle.id))) return null
     const group = this.#group(state)
     if (!isAlive(state.guest) || !isAlive(state.keeper)) {

@@ -85,7 +85,7 @@ async function readIds(guest: Guest, path: string): Promise<Map<number, string>>
   const ids = new Map([[0, 'root']])
   try {
     const { body } = await guest.files.read(path, { offset: 0, length: namesFileBytesMax })
-    for (const line of (await collect(body)).toString().split('\n')) {
+    for (const line of new TextDecoder().decode(await collect(body)).split('\n')) {
       const [name, , id] = line.split(':')
       if (name && id && /^\d{1,10}$/.test(id) && !ids.has(Number(id))) ids.set(Number(id), name)
     }

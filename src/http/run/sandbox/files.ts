@@ -11,8 +11,8 @@ import { absolutePath, type FilePath, filePath, joined, userPath } from './paths
 
 /** Of a JSON body that carries the content of files. */
 export const fileJsonBytesMax = 64 * 1024 * 1024
-/** Up to this a file is answered in one piece, with its length; a larger one is streamed. */
-const wholeFileBytesMax = 1024 * 1024
+/** Up to this a file is answered in one piece, with its length; a larger one is streamed, which is then faster. */
+const wholeFileBytesMax = 256 * 1024
 /** So much of an upload is held back until the fields behind it are known; it covers the client's single uploads. */
 const uploadLookaheadBytesMax = 6 * 1024 * 1024
 const formFieldBytesMax = 8192
@@ -68,7 +68,7 @@ async function download(call: SandboxCall, path: FilePath, found: FileEntry): Pr
   if (length <= wholeFileBytesMax) {
     const bytes = await fileOperation(collect(body), 'read', path.absolute)
     headers.set('content-length', String(bytes.length))
-    return new Response(new Uint8Array(bytes), { status, headers })
+    return new Response(bytes, { status, headers })
   }
   return { streaming: new Response(body, { status, headers }) }
 }
@@ -184,7 +184,7 @@ async function upload(call: SandboxCall, urlPath: FilePath, boundary: string): P
   const target = () => (fields.path ? userPath(fields.path, pathBase(call)) : urlPath)
   const { files } = call.lease.instance.guest
   try {
-    let held: Buffer | null = null
+    let held: Uint8Array | null = null
     for (let part = await form.next(); part; part = await form.next()) {
       if (part.name !== 'file' || held) {
         await readField(part.name)
@@ -201,7 +201,7 @@ async function upload(call: SandboxCall, urlPath: FilePath, boundary: string): P
         if (!complete) break
       }
       if (complete) {
-        held = Buffer.concat(start, bytes)
+        held = start.length === 1 ? start[0]! : Buffer.concat(start, bytes)
         continue
       }
       const path = target()

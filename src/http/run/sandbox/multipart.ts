@@ -24,7 +24,7 @@ export class MultipartReader {
   private readonly reader: ReadableStreamDefaultReader<Uint8Array>
   private readonly delimiter: Buffer
   /** Begins with a line end, so that the first boundary looks like every other. */
-  private buffer = Buffer.from('\r\n')
+  private buffer: Buffer = Buffer.from('\r\n')
   private inPart = true
   private count = 0
 
@@ -69,7 +69,7 @@ export class MultipartReader {
         this.buffer = this.buffer.subarray(sure)
         yield chunk
       }
-      await this.fill()
+      yield* this.crossed(await this.read())
     }
   }
 
@@ -108,10 +108,26 @@ export class MultipartReader {
     while (this.buffer.length < bytes) await this.fill()
   }
 
+  /** Takes more in, and gives what lay before it, without copying it all, where no boundary lies across the border. */
+  private *crossed(more: Buffer): Iterable<Uint8Array> {
+    const carried = this.buffer
+    const border = Buffer.concat([carried, more.subarray(0, this.delimiter.length - 1)])
+    if (more.length < this.delimiter.length || border.includes(this.delimiter)) {
+      this.buffer = Buffer.concat([carried, more])
+      return
+    }
+    this.buffer = more
+    if (carried.length > 0) yield carried
+  }
+
   private async fill(): Promise<void> {
+    this.buffer = Buffer.concat([this.buffer, await this.read()])
+  }
+
+  private async read(): Promise<Buffer> {
     const { done, value } = await this.reader.read()
     if (done) throw malformed('it ends too early')
-    this.buffer = this.buffer.length === 0 ? Buffer.from(value) : Buffer.concat([this.buffer, value])
+    return Buffer.from(value.buffer, value.byteOffset, value.byteLength)
   }
 
   /** What follows the last boundary has no meaning, and little of it is waited for. */

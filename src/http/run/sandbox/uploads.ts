@@ -186,7 +186,7 @@ async function readTarget(call: SandboxCall, uploadId: string): Promise<Target> 
       offset: 0,
       length: targetBytesMax,
     })
-    return target.parse(JSON.parse((await collect(body)).toString()))
+    return target.parse(JSON.parse(new TextDecoder().decode(await collect(body))))
   } catch (error) {
     if (PlatformError.is(error) && error.retryable) throw error
     throw unknown

@@ -2,21 +2,21 @@ import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { z } from 'zod'
-import { Access } from '../access/index.ts'
-import type { Clock } from '../lib/clock.ts'
-import type { Logger } from '../lib/log.ts'
-import { createSecretBox } from '../lib/secret-box.ts'
-import type { Store } from '../spec/store.ts'
-import { openSqliteStore } from '../stores/sqlite/index.ts'
-import { Users, Workspaces } from '../workspaces/index.ts'
-import { type App, type AppOptions, createApp } from './app.ts'
-import { apiKeyRoutes } from './control/api-keys.ts'
-import { oauthRoutes } from './control/oauth.ts'
-import { platformRoutes } from './control/platform.ts'
-import { serviceAccountRoutes } from './control/service-accounts.ts'
-import { userRoutes } from './control/users.ts'
-import { workspaceRoutes } from './control/workspaces.ts'
-import { type Route, route } from './route.ts'
+import { Access } from '../../access/index.ts'
+import type { Clock } from '../../lib/clock.ts'
+import type { Logger } from '../../lib/log.ts'
+import { createSecretBox } from '../../lib/secret-box.ts'
+import type { Store } from '../../spec/store.ts'
+import { openSqliteStore } from '../../stores/sqlite/index.ts'
+import { Users, Workspaces } from '../../workspaces/index.ts'
+import { type App, type AppOptions, createApp } from '../app.ts'
+import { apiKeyRoutes } from '../control/api-keys.ts'
+import { oauthRoutes } from '../control/oauth.ts'
+import { platformRoutes } from '../control/platform.ts'
+import { serviceAccountRoutes } from '../control/service-accounts.ts'
+import { userRoutes } from '../control/users.ts'
+import { workspaceRoutes } from '../control/workspaces.ts'
+import { type Route, route } from '../route.ts'
 
 /** A clock that tests turn by hand. */
 export class TestClock implements Clock {
@@ -134,7 +134,16 @@ export class TestPlatform implements AsyncDisposable {
   }
 }
 
-type PartNames = 'app' | 'clock' | 'log' | 'store' | 'access' | 'users' | 'workspaces' | 'adminKey' | 'adminSub'
+type PartNames =
+  | 'app'
+  | 'clock'
+  | 'log'
+  | 'store'
+  | 'access'
+  | 'users'
+  | 'workspaces'
+  | 'adminKey'
+  | 'adminSub'
 
 function sampleRoutes(): Route[] {
   const shared = { tag: 'samples', summary: 'A sample' }

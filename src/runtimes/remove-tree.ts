@@ -1,5 +1,5 @@
 import { lstatSync, rmSync } from 'node:fs'
-import { PlatformError } from '../../errors.ts'
+import { PlatformError } from '../errors.ts'
 
 /**
  * Removes a directory that sandboxed code wrote into, after all of it ended. Links are removed, never followed. A

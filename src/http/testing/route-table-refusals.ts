@@ -1,5 +1,5 @@
-import type { App } from './app.ts'
-import type { Route } from './route.ts'
+import type { App } from '../app.ts'
+import type { Route } from '../route.ts'
 
 export interface RefusalCredentials {
   /** The workspace that the valid credentials below belong to. */
@@ -29,9 +29,13 @@ export async function routeTableRefusals(
       const response = await app.fetch(requestFor(route, attempt.workspace, attempt.headers))
       const body = await response.text()
       if (response.status !== attempt.status) {
-        violations.push(`${route.method} ${route.path} with ${attempt.name}: ${response.status} ${body.slice(0, 200)}`)
+        violations.push(
+          `${route.method} ${route.path} with ${attempt.name}: ${response.status} ${body.slice(0, 200)}`,
+        )
       } else if (!shapeMatches(route, body)) {
-        violations.push(`${route.method} ${route.path} with ${attempt.name}: wrong error shape ${body.slice(0, 200)}`)
+        violations.push(
+          `${route.method} ${route.path} with ${attempt.name}: wrong error shape ${body.slice(0, 200)}`,
+        )
       }
     }
   }
@@ -103,7 +107,9 @@ function shapeMatches(route: Route, text: string): boolean {
   const body = JSON.parse(text) as { error?: unknown; code?: unknown; message?: unknown }
   switch (route.errors) {
     case 'control':
-      return typeof body.error === 'string' && typeof body.code === 'number' && typeof body.message === 'string'
+      return (
+        typeof body.error === 'string' && typeof body.code === 'number' && typeof body.message === 'string'
+      )
     case 'gateway':
       return typeof body.error === 'object' && body.error !== null && 'origin' in body.error
     case 'sandbox':

@@ -1,0 +1,411 @@
+import { afterEach, beforeEach, describe, expect, test } from 'bun:test'
+import { mkdirSync, mkdtempSync, rmSync } from 'node:fs'
+import { type Server, type Socket, createServer } from 'node:net'
+import { tmpdir } from 'node:os'
+import { silentLogger } from '../lib/log.ts'
+import type { SpawnSpec } from '../spec/runtime.ts'
+import { type Frame, FrameReader, FrameType, FrameWriter, framePayloadBytesMax, protocolVersion } from './codec.ts'
+import { GuestClient, KeeperChannel } from './index.ts'
+
+/** The client against a guest that is played by the test, and that lies. */
+
+const anyFrames = Object.fromEntries(Object.values(FrameType).map((type) => [type, framePayloadBytesMax]))
+const writer = (type: FrameType, id = 0) => new FrameWriter(type, id)
+const ok = (id: number) => writer(FrameType.ok, id).finish()
+const helloOk = writer(FrameType.helloOk).u32(protocolVersion).u64(1).finish()
+const errorFrame = (id: number, errno: number) => writer(FrameType.error, id).u32(errno).str('why').finish()
+const processFrame = (type: FrameType, id: number, state: number, more: { code?: number; frameId?: number } = {}) =>
+  writer(type, more.frameId ?? id)
+    .u32(id)
+    .u32(100 + id)
+    .u8(state)
+    .u32(more.code ?? 0)
+    .u64(1_000)
+    .u64(state === 1 ? 0 : 2_000)
+    .u64(0)
+    .finish()
+const spawned = (id: number) => writer(FrameType.spawned, id).u32(100 + id).u64(1_000).finish()
+const end = (id = 0) => writer(FrameType.end, id).finish()
+
+interface PlayedGuest {
+  onFrame: (frame: Frame, socket: Socket) => void
+  sockets: Socket[]
+  received: Frame[]
+}
+
+let dir: string
+let server: Server
+let played: PlayedGuest
+let client: GuestClient
+
+/** Greets, lists nothing, and leaves the rest to `onFrame`. */
+beforeEach(async () => {
+  dir = mkdtempSync(`${tmpdir()}/hutch-client-`)
+  mkdirSync(`${dir}/log`)
+  played = { onFrame: () => {}, sockets: [], received: [] }
+  server = createServer((socket) => {
+    played.sockets.push(socket)
+    const reader = new FrameReader(anyFrames)
+    socket.on('error', () => {})
+    socket.on('data', (chunk: Uint8Array) => {
+      for (const frame of reader.push(chunk)) {
+        played.received.push({ ...frame, payload: frame.payload.slice() })
+        if (frame.type === FrameType.hello) socket.write(helloOk)
+        played.onFrame(frame, socket)
+      }
+    })
+  })
+  await new Promise<void>((resolve) => server.listen(`${dir}/guest.sock`, resolve))
+  client = open()
+})
+afterEach(async () => {
+  const { PlatformError } = await import('../errors.ts')
+  client.close(new PlatformError('unavailable', 'closed'))
+  for (const socket of played.sockets) socket.destroy()
+  await new Promise((resolve) => server.close(resolve))
+  rmSync(dir, { recursive: true, force: true })
+})
+
+function open(more: Partial<ConstructorParameters<typeof GuestClient>[0]> = {}) {
+  const options = { socketPath: `${dir}/guest.sock`, logDir: `${dir}/log`, log: silentLogger }
+  return new GuestClient({ ...options, requestTimeoutMs: 100, stallMsMax: 100, ...more })
+}
+
+/** Answers LIST with nothing, everything else by `serve`. */
+function play(serve: (frame: Frame, socket: Socket) => void) {
+  played.onFrame = (frame, socket) => {
+    if (frame.type === FrameType.list) socket.write(end(frame.id))
+    else serve(frame, socket)
+  }
+}
+
+const spec = (id: number, more: Partial<SpawnSpec> = {}): SpawnSpec => ({
+  id,
+  argv: ['program'],
+  env: {},
+  workingDir: '/',
+  stdin: 'null',
+  ...more,
+})
+
+async function codeOf(promise: Promise<unknown>): Promise<string> {
+  return promise.then(
+    () => '',
+    (error) => error.code,
+  )
+}
+
+async function eventually(holds: () => boolean): Promise<void> {
+  const deadline = performance.now() + 10_000
+  while (!holds()) {
+    if (performance.now() > deadline) throw new Error('did not come true in time')
+    await new Promise((resolve) => setTimeout(resolve, 2))
+  }
+}
+
+describe('a guest that does not do its part', () => {
+  test('and answers nothing: the request fails in time, the next one gets a new connection', async () => {
+    let silent = true
+    play((frame, socket) => {
+      if (frame.type === FrameType.signal && !silent) socket.write(ok(frame.id))
+    })
+    expect(await codeOf(client.processes.signal(1, 15, 'process'))).toBe('gateway_timeout')
+    silent = false
+    expect(await codeOf(client.processes.signal(1, 15, 'process'))).toBe('')
+    expect(played.sockets.length).toBe(2)
+  })
+
+  test('and does not greet: connecting fails in time', async () => {
+    server.removeAllListeners('connection')
+    server.on('connection', (socket) => played.sockets.push(socket))
+    const { Connection } = await import('./connection.ts')
+    const handler = { onFrame() {}, onClose() {} }
+    const opening = Connection.open({ path: `${dir}/guest.sock`, role: 'control', timeoutMs: 50 }, handler)
+    expect(await codeOf(opening)).toBe('unavailable')
+  })
+
+  test('while it is frozen: nothing times out, and it answers afterwards', async () => {
+    let held: (() => void) | null = null
+    play((frame, socket) => {
+      held = () => socket.write(ok(frame.id))
+    })
+    await client.open()
+    client.suspend()
+    const signalling = codeOf(client.processes.signal(1, 15, 'process'))
+    await new Promise((resolve) => setTimeout(resolve, 300))
+    client.resume()
+    ;(held as (() => void) | null)?.()
+    expect(await signalling).toBe('')
+  })
+
+  test('and answers with nonsense: that request fails and the connection is closed', async () => {
+    play((_, socket) => socket.write(Buffer.from('HTTP/1.1 200 OK\r\n\r\n')))
+    expect(await codeOf(client.processes.signal(1, 15, 'process'))).toBe('bad_gateway')
+    expect(await codeOf(client.files.stat('/x'))).toBe('bad_gateway')
+    await eventually(() => played.sockets.every((socket) => socket.destroyed))
+  })
+
+  test('and answers with another type: the files operation fails and its connection is not used again', async () => {
+    play((frame, socket) => {
+      if (frame.type === FrameType.stat) socket.write(end())
+    })
+    expect(await codeOf(client.files.stat('/x'))).toBe('bad_gateway')
+    await eventually(() => played.sockets[0]?.destroyed === true)
+  })
+
+  test('and speaks of processes that nobody started: they are not remembered, and a flood ends the connection', async () => {
+    play(() => {})
+    await client.open()
+    const [socket] = played.sockets
+    const heard: number[] = []
+    client.processes.onExit(({ id }) => heard.push(id))
+    for (let id = 1; id <= 1_000; id++) socket?.write(processFrame(FrameType.exit, id, 2))
+    await new Promise((resolve) => setTimeout(resolve, 50))
+    expect(socket?.destroyed).toBe(false)
+    for (let id = 1; id <= 1_000; id++) socket?.write(processFrame(FrameType.exit, id, 2))
+    await eventually(() => socket?.destroyed === true)
+    expect(heard).toEqual([])
+  })
+
+  test('and lists more processes than it may hold: the list fails', async () => {
+    played.onFrame = (frame, socket) => {
+      if (frame.type !== FrameType.list) return
+      for (let id = 1; id <= 4_097; id++) socket.write(processFrame(FrameType.item, id, 1, { frameId: frame.id }))
+      socket.write(end(frame.id))
+    }
+    expect(await codeOf(client.processes.list())).toBe('bad_gateway')
+  })
+
+  test('and sends more of a file than was asked for: the read fails', async () => {
+    const entry = writer(FrameType.entryOk)
+    entry.u8('f'.charCodeAt(0)).u32(0o644).u32(0).u32(0).u64(10).u64(0).u32(1).str('x').str('')
+    play((frame, socket) => {
+      if (frame.type !== FrameType.read) return
+      socket.write(Buffer.concat([entry.finish(), writer(FrameType.data).raw(new Uint8Array(20)).finish(), end()]))
+    })
+    const { body } = await client.files.read('/x', { offset: 0, length: 10 })
+    expect(await codeOf(new Response(body).arrayBuffer())).toBe('bad_gateway')
+  })
+
+  test('and stops in the middle of a file: the read fails in time', async () => {
+    const entry = writer(FrameType.entryOk)
+    entry.u8('f'.charCodeAt(0)).u32(0o644).u32(0).u32(0).u64(10).u64(0).u32(1).str('x').str('')
+    play((frame, socket) => {
+      if (frame.type === FrameType.read) socket.write(entry.finish())
+    })
+    const { body } = await client.files.read('/x')
+    expect(await codeOf(new Response(body).arrayBuffer())).toBe('gateway_timeout')
+  })
+
+  test('and pings without reading: the connection ends', async () => {
+    play(() => {})
+    await client.open()
+    const [socket] = played.sockets
+    socket?.pause()
+    const pings = Buffer.concat(Array.from({ length: 10_000 }, () => writer(FrameType.ping).finish()))
+    const flood = setInterval(() => socket?.write(pings), 1)
+    await eventually(() => socket?.destroyed === true)
+    clearInterval(flood)
+  })
+})
+
+describe('processes', () => {
+  test('an exit in the same breath as the start is not missed', async () => {
+    play((frame, socket) => {
+      if (frame.type !== FrameType.spawn) return
+      socket.write(Buffer.concat([spawned(frame.id), processFrame(FrameType.exit, frame.id, 2, { code: 3 })]))
+    })
+    const heard: number[] = []
+    client.processes.onExit(({ id }) => heard.push(id))
+    await client.processes.spawn(spec(5))
+    expect(await client.processes.wait(5)).toMatchObject({ running: false, exitCode: 3, signal: null })
+    expect(heard).toEqual([5])
+  })
+
+  test('who waits is told over a lost connection', async () => {
+    let ended = false
+    played.onFrame = (frame, socket) => {
+      if (frame.type === FrameType.spawn) socket.write(spawned(frame.id))
+      if (frame.type !== FrameType.list) return
+      if (ended) socket.write(processFrame(FrameType.item, 5, 3, { code: 9, frameId: frame.id }))
+      socket.write(end(frame.id))
+    }
+    await client.processes.spawn(spec(5))
+    const waiting = client.processes.wait(5)
+    ended = true
+    played.sockets[0]?.destroy()
+    expect(await waiting).toMatchObject({ running: false, exitCode: null, signal: 9 })
+  })
+
+  test('who waits for a process that a lost connection lost as well is told that', async () => {
+    play((frame, socket) => {
+      if (frame.type === FrameType.spawn) socket.write(spawned(frame.id))
+    })
+    await client.processes.spawn(spec(5))
+    const waiting = codeOf(client.processes.wait(5))
+    played.sockets[0]?.destroy()
+    expect(await waiting).toBe('not_found')
+  })
+
+  test('a refusal carries what the guest said, without control characters', async () => {
+    play((frame, socket) => {
+      if (frame.type !== FrameType.spawn) return
+      socket.write(writer(FrameType.error, frame.id).u32(2).str('exec: \u001b[31mno\nsuch file').finish())
+    })
+    const error = await client.processes.spawn(spec(5)).catch((error) => error)
+    expect([error.code, error.message, error.details]).toEqual([
+      'unprocessable',
+      'cannot start "program": exec:  [31mno such file',
+      { errno: 'ENOENT' },
+    ])
+  })
+
+  test('what cannot be sent is refused before it is', async () => {
+    play(() => {})
+    for (const bad of [
+      spec(0),
+      spec(1, { argv: [] }),
+      spec(1, { argv: ['a\0b'] }),
+      spec(1, { env: { 'A=B': 'c' } }),
+      spec(1, { env: { A: 'x\0y' } }),
+      spec(1, { workingDir: '/\0' }),
+      spec(1, { argv: ['x'.repeat(framePayloadBytesMax)] }),
+      spec(1, { pty: { cols: 0, rows: 10 } }),
+    ]) {
+      expect(await codeOf(client.processes.spawn(bad))).toBe('bad_request')
+    }
+    expect(played.received.some(({ type }) => type === FrameType.spawn)).toBe(false)
+  })
+
+  test('stdin goes in pieces, one after the other, over a connection of its own', async () => {
+    const sizes: number[] = []
+    play((frame, socket) => {
+      if (frame.type !== FrameType.stdin) return
+      sizes.push(frame.payload.length)
+      setTimeout(() => socket.write(ok(frame.id)), 1)
+    })
+    await Promise.all([
+      client.processes.writeStdin(5, new Uint8Array(150_000)),
+      client.processes.writeStdin(5, new Uint8Array(10)),
+    ])
+    expect(sizes).toEqual([65_536, 65_536, 18_928, 10])
+  })
+
+  test('closing ends whoever waits', async () => {
+    const { PlatformError } = await import('../errors.ts')
+    play((frame, socket) => {
+      if (frame.type === FrameType.spawn) socket.write(spawned(frame.id))
+    })
+    await client.processes.spawn(spec(5))
+    const waiting = codeOf(client.processes.wait(5))
+    const signalling = codeOf(client.processes.signal(5, 15, 'process'))
+    client.close(new PlatformError('unavailable', 'The sandbox ended'))
+    expect(await Promise.all([waiting, signalling])).toEqual(['unavailable', 'unavailable'])
+    expect(await codeOf(client.processes.list())).toBe('unavailable')
+    expect(await codeOf(client.files.stat('/x'))).toBe('unavailable')
+  })
+})
+
+describe('files', () => {
+  test('an idle connection is closed, so that an idle sandbox has no worker', async () => {
+    client = open({ idleMsMax: 20 })
+    play((frame, socket) => {
+      if (frame.type === FrameType.chmod) socket.write(ok(frame.id))
+    })
+    await client.files.setMode('/x', 0o600)
+    await client.files.setMode('/x', 0o600)
+    expect(played.sockets.length).toBe(1)
+    await eventually(() => played.sockets[0]?.destroyed === true)
+  })
+
+  test('no more than the pool are open at once, and all get their turn', async () => {
+    let most = 0
+    let now = 0
+    play((frame, socket) => {
+      if (frame.type !== FrameType.chmod) return
+      most = Math.max(most, ++now)
+      setTimeout(() => {
+        now--
+        socket.write(ok(frame.id))
+      }, 2)
+    })
+    await Promise.all(Array.from({ length: 100 }, () => client.files.setMode('/x', 0o600)))
+    expect(most).toBe(16)
+    expect(played.sockets.length).toBe(16)
+  })
+
+  test('a refusal in the middle of a write ends it, without the rest being sent', async () => {
+    play((frame, socket) => {
+      if (frame.type === FrameType.data) socket.write(errorFrame(0, 28))
+    })
+    let pulled = 0
+    let cancelled = false
+    const body = new ReadableStream<Uint8Array>({
+      async pull(controller) {
+        await new Promise((resolve) => setTimeout(resolve, 5))
+        if (++pulled > 1_000) controller.close()
+        else controller.enqueue(new Uint8Array(1_000))
+      },
+      cancel() {
+        cancelled = true
+      },
+    })
+    const error = await client.files.write('/x', body).catch((error) => error)
+    expect([error.code, error.details]).toEqual(['insufficient_storage', { errno: 'ENOSPC' }])
+    expect(pulled).toBeLessThan(1_000)
+    await eventually(() => cancelled)
+  })
+
+  test('paths that mean nothing are refused before they are sent', async () => {
+    for (const path of ['', 'relative', '/a\0b', `/${'x'.repeat(5_000)}`]) {
+      expect(await codeOf(client.files.stat(path))).toBe('bad_request')
+    }
+    expect(await codeOf(client.files.setMode('/x', 0o10000))).toBe('bad_request')
+    expect(await codeOf(client.files.read('/x', { offset: -1 }))).toBe('bad_request')
+    expect(played.sockets.length).toBe(0)
+  })
+})
+
+describe('the keeper', () => {
+  const keeperOf = (onEnd: (state: unknown) => void) =>
+    new KeeperChannel({ socketPath: `${dir}/guest.sock`, log: silentLogger, onEnd })
+  const guestState = (id: number, state: number, code: number) =>
+    writer(FrameType.guest, id).u8(state).u32(code).finish()
+
+  test('is asked for a port once', async () => {
+    played.onFrame = (frame, socket) => {
+      if (frame.type === FrameType.listen) socket.write(ok(frame.id))
+    }
+    const keeper = keeperOf(() => {})
+    await Promise.all([keeper.listen(80), keeper.listen(80), keeper.listen(81)])
+    await keeper.listen(80)
+    expect(played.received.filter(({ type }) => type === FrameType.listen).length).toBe(2)
+  })
+
+  test('tells the end of process 1 once', async () => {
+    played.onFrame = (frame, socket) => {
+      if (frame.type === FrameType.status) socket.write(guestState(frame.id, 1, 0))
+    }
+    const ends: unknown[] = []
+    const keeper = keeperOf((state) => ends.push(state))
+    expect(await keeper.status()).toEqual({ state: 'running', code: 0 })
+    played.sockets[0]?.write(guestState(0, 3, 9))
+    played.sockets[0]?.end(guestState(0, 3, 9))
+    await eventually(() => ends.length > 0)
+    await new Promise((resolve) => setTimeout(resolve, 100))
+    expect(ends).toEqual([{ state: 'signaled', code: 9 }])
+  })
+
+  test('that is gone without a word is an end, too', async () => {
+    played.onFrame = (frame, socket) => {
+      if (frame.type === FrameType.status) socket.write(guestState(frame.id, 1, 0))
+    }
+    const ends: unknown[] = []
+    await keeperOf((state) => ends.push(state)).status()
+    server.close()
+    rmSync(`${dir}/guest.sock`, { force: true })
+    played.sockets[0]?.destroy()
+    await eventually(() => ends.length > 0)
+    expect(ends).toEqual([null])
+  })
+})

@@ -1,0 +1,314 @@
+/*
+ * libFuzzer target of everything that parses what comes over a channel (scripts/fuzz-helper.sh). The first byte chooses:
+ * the frame reader and cursor, the decoders, process 1's connection and process table with programs that never start
+ * and signals that go nowhere, or the whole files worker inside an empty root directory.
+ */
+#ifdef HUTCH_FUZZ
+#define _GNU_SOURCE
+#include <sched.h>
+#include <signal.h>
+#include <unistd.h>
+
+static int fuzz_clone(int (*entry)(void *), void *stack, int flags, void *argument);
+static int fuzz_kill(pid_t pid, int signal);
+static pid_t fuzz_fork(void);
+#define clone fuzz_clone
+#define kill fuzz_kill
+#define fork fuzz_fork
+#include "process.c"
+
+#include "guest.c"
+#undef clone
+#undef kill
+#undef fork
+
+#include <pthread.h>
+#include <sys/socket.h>
+
+#include "files.h"
+
+enum {
+  FAKE_PROCESSES_MAX = 64,
+  FAKE_PID_FIRST = 1 << 28, /* no real one */
+  RUNS_PER_CLEANING = 512,
+  OUTPUT_BYTES_MAX = 256 << 10,
+};
+
+static pid_t fake_pids[FAKE_PROCESSES_MAX];
+static int fake_outputs[FAKE_PROCESSES_MAX], fake_count;
+static pid_t fake_pid_next = FAKE_PID_FIRST;
+static int chrooted;
+
+static int fuzz_clone(int (*entry)(void *), void *stack, int flags, void *argument) {
+  (void)entry, (void)stack, (void)flags;
+  const struct child *child = argument;
+  size_t length = 0;
+  for (char **at = child->spawn->argv; *at; at++) length += strlen(*at);
+  for (char **at = child->spawn->envp; *at; at++) length += strlen(*at);
+  errno = EAGAIN;
+  if (fake_count == FAKE_PROCESSES_MAX || length > FRAME_PAYLOAD_BYTES_MAX) return -1;
+  fake_pids[fake_count] = fake_pid_next;
+  fake_outputs[fake_count] = dup(child->fds[1]);
+  fcntl(fake_outputs[fake_count++], F_SETFL, O_NONBLOCK);
+  return fake_pid_next++;
+}
+
+static int fuzz_kill(pid_t pid, int signal) {
+  (void)pid, (void)signal;
+  return 0;
+}
+
+static pid_t fuzz_fork(void) {
+  errno = EAGAIN;
+  return -1;
+}
+
+struct input_bytes {
+  const uint8_t *at;
+  size_t left;
+};
+
+static uint8_t next_byte(struct input_bytes *input) {
+  if (input->left == 0) return 0;
+  input->left--;
+  return *input->at++;
+}
+
+static size_t next_length(struct input_bytes *input, size_t max) {
+  size_t length = next_byte(input);
+  if (length > 200) length = (length - 200) * 256 + next_byte(input);
+  if (length > max) length = max;
+  return length < input->left ? length : input->left;
+}
+
+static void decode_as_both(const struct frame *frame) {
+  struct control_request control;
+  struct files_request files;
+  /* The cursor ends strings in place, so every decoder gets a copy of its own. */
+  uint8_t *copy = malloc(frame->length + 1);
+  struct frame own = *frame;
+  own.payload = copy;
+  memcpy(copy, frame->payload, frame->length);
+  if (control_decode(&own, &control) == 0) control_request_free(&control);
+  memcpy(copy, frame->payload, frame->length);
+  if (files_decode(&own, &files) == 0 && files.path && strlen(files.path) > frame->length) abort();
+  free(copy);
+}
+
+static void fuzz_reader(struct input_bytes input) {
+  struct frame_reader reader = {0};
+  struct frame frame;
+  int more = 1;
+  while (input.left > 0 && more >= 0) {
+    size_t length = next_length(&input, 4096);
+    if (frame_reader_push(&reader, input.at, length) < 0) break;
+    input.at += length;
+    input.left -= length;
+    while ((more = frame_reader_next(&reader, &frame)) > 0) decode_as_both(&frame);
+  }
+  frame_reader_free(&reader);
+}
+
+/* One frame whose header is right: type, id, length, payload. */
+static void fuzz_decoders(struct input_bytes input) {
+  struct frame frame = {.type = next_byte(&input), .id = next_byte(&input)};
+  frame.payload = (uint8_t *)input.at;
+  frame.length = (uint32_t)input.left;
+  decode_as_both(&frame);
+}
+
+static void push_spawn(struct frame_writer *writer, uint32_t id, struct input_bytes *input) {
+  frame_begin(writer, FRAME_SPAWN, id);
+  put_u32(writer, next_byte(input) & 3);
+  put_u32(writer, 0);
+  put_u32(writer, 0);
+  put_u16(writer, 80);
+  put_u16(writer, 24);
+  put_u64(writer, (uint64_t)next_byte(input) << 12);
+  put_str(writer, "/");
+  put_u32(writer, 1);
+  put_str(writer, "true");
+  put_u32(writer, 0);
+  frame_end(writer);
+}
+
+static void fake_output(struct input_bytes *input) {
+  static const uint8_t bytes[64 << 10];
+  if (fake_count == 0) return;
+  int fd = fake_outputs[next_byte(input) % fake_count];
+  (void)!write(fd, bytes, (size_t)(next_byte(input) + 1) << 8);
+}
+
+static void fake_exit(uint8_t which) {
+  if (fake_count == 0) return;
+  int at = which % fake_count;
+  close(fake_outputs[at]);
+  struct process *process = process_reaped(fake_pids[at], which << 8);
+  if (process) broadcast_exit(process);
+  fake_count--;
+  fake_pids[at] = fake_pids[fake_count];
+  fake_outputs[at] = fake_outputs[fake_count];
+}
+
+static void discard(int fd) {
+  static uint8_t sink[64 << 10];
+  while (recv(fd, sink, sizeof sink, MSG_DONTWAIT) > 0) continue;
+}
+
+static void control_step(struct connection *connection, struct input_bytes *input) {
+  uint8_t operation = next_byte(input);
+  uint32_t id = next_byte(input) % 8;
+  struct frame_writer writer = {0};
+  if (operation < 8) {
+    push_spawn(&writer, id, input);
+  } else if (operation < 16) {
+    fake_exit((uint8_t)id);
+  } else if (operation < 24) {
+    fake_output(input);
+  } else {
+    size_t length = next_length(input, 70000);
+    frame_begin(&writer, operation % 40, id);
+    put_bytes(&writer, input->at, length);
+    frame_end(&writer);
+    input->at += length;
+    input->left -= length;
+  }
+  if (!connection->closed && frame_writer_pending(&writer) > 0) {
+    if (frame_reader_push(&connection->reader, writer.data, writer.end) < 0) connection_close(connection);
+    else connection_serve(connection);
+  }
+  frame_writer_free(&writer);
+}
+
+static void fuzz_control(struct input_bytes input) {
+  int ends[2];
+  if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, ends) < 0) abort();
+  struct connection *connection = calloc(1, sizeof *connection);
+  *connection = (struct connection){.source = {SOURCE_CONNECTION}, .fd = ends[0], .reading = 1, .next = connections};
+  connections = connection;
+  watch(ends[0], &connection->source, EPOLLIN);
+  size_t hello = next_length(&input, HELLO_BYTES);
+  if (hello < HELLO_BYTES) {
+    control_count++;
+    connection->control = 1;
+  } else {
+    memcpy(connection->hello, input.at, hello);
+    connection->hello_bytes = (uint32_t)hello;
+    pending_count++;
+    hello_done(connection);
+    input.at += hello;
+    input.left -= hello;
+  }
+  int reads = next_byte(&input) & 1;
+  while (input.left > 0 && !connection->closed) {
+    if (connection->control) control_step(connection, &input);
+    else connection_close(connection);
+    struct epoll_event events[EVENTS_MAX];
+    int count = epoll_wait(epoll_fd, events, EVENTS_MAX, 0);
+    for (int i = 0; i < count; i++) dispatch(&events[i]);
+    processes_sweep();
+    if (reads) discard(ends[1]);
+  }
+  connection_close(connection);
+  connections_sweep();
+  close(ends[1]);
+  while (fake_count > 0) fake_exit(0);
+  while (first_process) process_forget(first_process);
+  struct epoll_event events[EVENTS_MAX];
+  for (int count = 1; count > 0;) {
+    count = epoll_wait(epoll_fd, events, EVENTS_MAX, 0);
+    for (int i = 0; i < count; i++) dispatch(&events[i]);
+    processes_sweep();
+  }
+  if (control_count || pending_count || connections || process_count) abort();
+  stopping = 0;
+}
+
+static void *drain_all(void *argument) {
+  int fd = *(int *)argument;
+  static __thread uint8_t sink[64 << 10];
+  while (read(fd, sink, sizeof sink) > 0) continue;
+  return NULL;
+}
+
+static void clean_root(void) {
+  DIR *dir = opendir("/");
+  struct dirent *entry;
+  while (dir && (entry = readdir(dir))) {
+    char path[300];
+    snprintf(path, sizeof path, "/%s", entry->d_name);
+    if (strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0) files_remove(path, 1);
+  }
+  if (dir) closedir(dir);
+}
+
+static void send_files(int fd, struct input_bytes input) {
+  while (input.left > 0) {
+    uint8_t type = next_byte(&input);
+    size_t length = next_length(&input, OUTPUT_BYTES_MAX);
+    struct frame_writer writer = {0};
+    /* 21 ends a WRITE; the rest are the requests. */
+    frame_begin(&writer, type < 32 ? FRAME_END : (uint8_t)(64 + type % 16), 1);
+    put_bytes(&writer, input.at, length);
+    frame_end(&writer);
+    if (send(fd, writer.data, writer.end, MSG_DONTWAIT | MSG_NOSIGNAL) < 0) input.left = length;
+    frame_writer_free(&writer);
+    input.at += length;
+    input.left -= length;
+  }
+}
+
+static void fuzz_files(struct input_bytes input, int framed) {
+  static unsigned runs;
+  int ends[2];
+  if (!chrooted) return;
+  if (runs++ % RUNS_PER_CLEANING == 0) clean_root();
+  if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) < 0) abort();
+  if (framed) send_files(ends[1], input);
+  else (void)!send(ends[1], input.at, input.left, MSG_DONTWAIT | MSG_NOSIGNAL);
+  shutdown(ends[1], SHUT_WR);
+  pthread_t thread;
+  if (pthread_create(&thread, NULL, drain_all, &ends[1]) != 0) abort();
+  files_serve(ends[0]);
+  close(ends[0]);
+  pthread_join(thread, NULL);
+  close(ends[1]);
+}
+
+int LLVMFuzzerInitialize(int *argc, char ***argv);
+int LLVMFuzzerInitialize(int *argc, char ***argv) {
+  (void)argc, (void)argv;
+  /* Two empty directories that the script made. */
+  const char *root = "root", *logs = "logs";
+  int logs_fd = open(logs, O_PATH | O_DIRECTORY | O_CLOEXEC);
+  if (logs_fd < 0) return -1;
+  logs_init(logs_fd);
+  struct guest_start start = {-1, -1, -1, 0, "/"};
+  processes_init(&start);
+  epoll_fd = epoll_create1(EPOLL_CLOEXEC);
+  /* Paths are absolute, so an own root confines them; the working directory stays outside for the fuzzer's files. */
+  if (geteuid() != 0 && unshare(CLONE_NEWUSER) < 0) fprintf(stderr, "no user namespace: files worker left out\n");
+  else if (chroot(root) < 0) fprintf(stderr, "no chroot: files worker left out\n");
+  else chrooted = 1;
+  return 0;
+}
+
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
+  struct input_bytes input = {data, size};
+  switch (next_byte(&input) % 5) {
+    case 0:
+      fuzz_reader(input);
+      break;
+    case 1:
+      fuzz_decoders(input);
+      break;
+    case 2:
+      fuzz_control(input);
+      break;
+    default:
+      fuzz_files(input, data[0] % 5 == 3);
+  }
+  return 0;
+}
+#endif

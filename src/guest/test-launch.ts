@@ -1,0 +1,179 @@
+import {
+  chmodSync,
+  chownSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  readlinkSync,
+  rmSync,
+  symlinkSync,
+} from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { buildHelper } from '../../scripts/build-helper.ts'
+import { silentLogger } from '../lib/log.ts'
+import { type GuestState, KeeperChannel } from './keeper.ts'
+
+/** For tests of the launcher: throwaway instances whose root is empty but for the host's /usr. */
+
+const deadlineMs = 15_000
+export const uidRange = 65_536
+const uidBase = 0x3000_0000
+
+export async function until<T>(what: string, probe: () => T | Promise<T>): Promise<NonNullable<T>> {
+  const deadline = Date.now() + deadlineMs
+  for (;;) {
+    const value = await probe()
+    if (value) return value as NonNullable<T>
+    if (Date.now() > deadline) throw new Error(`waited ${deadlineMs} ms for ${what}`)
+    await Bun.sleep(5)
+  }
+}
+
+export const read = (path: string): string => {
+  try {
+    return readFileSync(path, 'utf8')
+  } catch {
+    return ''
+  }
+}
+
+export const isRunning = (pid: number): boolean => {
+  const state = /\) (\w)/.exec(read(`/proc/${pid}/stat`))?.[1]
+  return state !== undefined && state !== 'Z' && state !== 'X'
+}
+
+export const status = (pid: number, field: string): string =>
+  new RegExp(`^${field}:\\s*(.*)$`, 'm').exec(read(`/proc/${pid}/status`))?.[1]?.replaceAll(/\s+/g, ' ') ?? ''
+
+export const namespaceOf = (pid: number | 'self', name: string): string =>
+  readlinkSync(`/proc/${pid}/ns/${name}`)
+
+export interface LaunchOptions {
+  /** Entries besides those of every test. */
+  entries?: string[]
+  /** A shell script, run inside at once. */
+  script?: string
+  /** JavaScript, run inside at once by this program. */
+  javascript?: string
+  user?: { uid: number; gid: number }
+  helper?: string
+}
+
+/** A directory for instances, with the layer that they share. */
+export class TestHost {
+  readonly dir = mkdtempSync(join(tmpdir(), 'hutch-launch-'))
+  #launched: LaunchedInstance[] = []
+
+  constructor() {
+    chmodSync(this.dir, 0o755)
+    for (const name of ['etc', 'proc', 'dev', 'root', 'usr'])
+      mkdirSync(join(this.layer, name), { recursive: true })
+    mkdirSync(join(this.layer, 'tmp'))
+    chmodSync(join(this.layer, 'tmp'), 0o1777)
+    for (const name of ['bin', 'lib', 'lib64', 'sbin']) symlinkSync(`usr/${name}`, join(this.layer, name))
+  }
+
+  get layer(): string {
+    return join(this.dir, 'layer')
+  }
+
+  newDir(owner?: { uid: number; gid: number }): string {
+    const dir = mkdtempSync(join(this.dir, 'instance-'))
+    if (owner) chownSync(dir, owner.uid, owner.gid)
+    return dir
+  }
+
+  async tryLaunch(dir: string, options: LaunchOptions = {}): Promise<string> {
+    const run = options.javascript ? ['/opt/bun', '-e', options.javascript] : undefined
+    const exec = options.script ? ['/bin/sh', '-c', options.script] : (run ?? [])
+    const entries = [
+      'id=test0000test',
+      'hostname=box',
+      `dir=${dir}`,
+      `layer=${this.layer}`,
+      'overlay=/usr:/usr',
+      ...(options.user ? [] : [`uidbase=${uidBase}`]),
+      ...(run ? [`bind=${process.execPath}:/opt/bun`] : []),
+      ...exec.map((argument) => `exec=${argument}`),
+      ...(options.entries ?? []),
+    ]
+    const drop = options.user
+      ? ['setpriv', '--reuid', `${options.user.uid}`, '--regid', `${options.user.gid}`, '--clear-groups']
+      : []
+    const child = Bun.spawn([...drop, options.helper ?? (await buildHelper()).path, 'launch'], {
+      stdin: new TextEncoder().encode(entries.map((entry) => `${entry}\0`).join('')),
+      stdout: 'pipe',
+      stderr: 'inherit',
+    })
+    return new Response(child.stdout).text()
+  }
+
+  async launch(options: LaunchOptions & { dir?: string } = {}): Promise<LaunchedInstance> {
+    const dir = options.dir ?? this.newDir(options.user)
+    const line = await this.tryLaunch(dir, options)
+    const [, guest, keeper] = /^ok guest=(\d+) keeper=(\d+)\n$/.exec(line) ?? []
+    if (!guest || !keeper) throw new Error(`the launcher answered: ${line}`)
+    const instance = new LaunchedInstance(dir, Number(guest), Number(keeper))
+    this.#launched.push(instance)
+    return instance
+  }
+
+  async close(): Promise<void> {
+    for (const instance of this.#launched) await instance.destroy()
+    rmSync(this.dir, { recursive: true, force: true })
+  }
+}
+
+export class LaunchedInstance {
+  readonly ended: Promise<GuestState | null>
+  readonly keeper: KeeperChannel
+  readonly #startedAt: string
+
+  constructor(
+    readonly dir: string,
+    readonly guestPid: number,
+    readonly keeperPid: number,
+  ) {
+    const { promise, resolve } = Promise.withResolvers<GuestState | null>()
+    this.ended = promise
+    this.keeper = new KeeperChannel({
+      socketPath: this.run('keeper.sock'),
+      log: silentLogger,
+      onEnd: resolve,
+    })
+    this.#startedAt = LaunchedInstance.#startOf(keeperPid)
+  }
+
+  static #startOf(pid: number): string {
+    return read(`/proc/${pid}/stat`).split(' ')[21] ?? ''
+  }
+
+  run(name: string): string {
+    return join(this.dir, 'run', name)
+  }
+
+  /** What a file inside has, seen from the host. */
+  inside(path: string): string {
+    return read(join(this.dir, 'disk/root/upper', path))
+  }
+
+  /** The whole of a file that the script inside ends with the line `done`. */
+  async report(path: string): Promise<string> {
+    return until(path, () => {
+      const text = this.inside(path)
+      return text.endsWith('done\n') ? text : ''
+    })
+  }
+
+  async destroy(): Promise<void> {
+    if (LaunchedInstance.#startOf(this.keeperPid) === this.#startedAt && this.#startedAt) {
+      try {
+        process.kill(this.keeperPid, 'SIGKILL')
+      } catch {
+        // It ended meanwhile.
+      }
+    }
+    await until('the guest to end', () => !isRunning(this.guestPid))
+  }
+}

@@ -1,0 +1,410 @@
+import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
+import { createHash } from 'node:crypto'
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { PlatformError } from '../../errors.ts'
+import { serveSandbox } from './sandbox/api.ts'
+import { splitUrl } from './sandbox.ts'
+import { HostMachine } from './test-machine.ts'
+
+let root: string
+let machine: HostMachine
+let server: ReturnType<typeof Bun.serve>
+let base: string
+
+beforeAll(() => {
+  root = mkdtempSync(join(tmpdir(), 'hutch-sandbox-api-'))
+  machine = new HostMachine(root)
+  server = Bun.serve({
+    port: 0,
+    hostname: '127.0.0.1',
+    idleTimeout: 0,
+    maxRequestBodySize: Number.MAX_SAFE_INTEGER,
+    async fetch(request) {
+      const { path, search } = splitUrl(request.url)
+      try {
+        return await serveSandbox(
+          await machine.lease('main', 'box'),
+          {
+            request,
+            path,
+            search,
+            publicOrigin: new URL(request.url).origin,
+            publicPrefix: '',
+            consumed: { headers: ['authorization'], query: [] },
+            upgrade: null,
+          },
+          { version: '1.2.3' },
+        )
+      } catch (error) {
+        if (!PlatformError.is(error)) throw error
+        return Response.json({ platform: error.code, message: error.message }, { status: error.status })
+      }
+    },
+  })
+  base = `http://127.0.0.1:${server.port}`
+})
+
+afterAll(async () => {
+  server.stop(true)
+  await machine.close()
+  rmSync(root, { recursive: true, force: true })
+})
+
+const put = (path: string, body: unknown) => fetch(base + path, { method: 'PUT', body: JSON.stringify(body) })
+const post = (body: unknown, headers: Record<string, string> = {}) =>
+  fetch(`${base}/process`, { method: 'POST', body: JSON.stringify(body), headers })
+const json = async (response: Response | Promise<Response>) =>
+  (await (await response).json()) as Record<string, unknown>
+
+describe('paths', () => {
+  test('every way to write an absolute path means the same file, and others are relative to the working directory', async () => {
+    mkdirSync(join(root, 'tmp/d'), { recursive: true })
+    writeFileSync(join(root, 'tmp/d/x y'), 'absolute')
+    mkdirSync(join(root, 'work/src'), { recursive: true })
+    writeFileSync(join(root, 'work/src/a'), 'relative')
+    mkdirSync(join(root, 'src'), { recursive: true })
+    writeFileSync(join(root, 'src/a'), 'root')
+    const content = async (path: string) => (await json(fetch(base + path))).content
+    expect(await content('/filesystem/%2Ftmp%2Fd%2Fx%20y')).toBe('absolute')
+    expect(await content('/filesystem%2Ftmp/d/x%20y')).toBe('absolute')
+    expect(await content('/filesystem//tmp/d/x%20y')).toBe('absolute')
+    expect(await content('/filesystem/src/a')).toBe('relative')
+    expect(await content('/filesystem/src%2Fa')).toBe('root')
+    expect(await content('/filesystem/%2Ftmp%2Fd%2F..%2Fd%2F%2Fx%20y')).toBe('absolute')
+  })
+
+  test('a path with NUL or with escapes that are no UTF-8 is refused', async () => {
+    for (const path of ['/filesystem/a%00b', '/filesystem/%ff']) {
+      const answer = await fetch(base + path)
+      expect(answer.status).toBe(400)
+      expect((await json(answer)).error).toStartWith('path: ')
+    }
+  })
+
+  test('a file whose name begins like the tree route is a file', async () => {
+    await put('/filesystem/treehouse.txt', { content: 'house' })
+    expect((await json(fetch(`${base}/filesystem/treehouse.txt`))).content).toBe('house')
+  })
+})
+
+describe('files', () => {
+  test('are written, read, listed and removed', async () => {
+    expect(await json(put('/filesystem/%2Fdata%2Fa.txt', { content: 'héllo\n' }))).toEqual({
+      path: '/data/a.txt',
+      message: 'File created/updated successfully',
+    })
+    expect(await json(fetch(`${base}/filesystem/%2Fdata%2Fa.txt`))).toMatchObject({
+      path: '/data/a.txt',
+      name: 'a.txt',
+      permissions: '644',
+      size: 7,
+      content: 'héllo\n',
+    })
+    await put('/filesystem/%2Fdata%2Fsub', { isDirectory: true, permissions: '0755' })
+    symlinkSync('a.txt', join(root, 'data/link'))
+    const listing = await json(fetch(`${base}/filesystem/%2Fdata`))
+    expect(listing).toMatchObject({ path: '/data', subdirectories: [{ path: '/data/sub', name: 'sub' }] })
+    expect(
+      (listing.files as { path: string; permissions: string }[]).map((file) => [file.path, file.permissions]),
+    ).toEqual([
+      ['/data/a.txt', '644'],
+      ['/data/link', '1000000777'],
+    ])
+    expect((await fetch(`${base}/filesystem/%2Fdata`, { method: 'DELETE' })).status).toBe(422)
+    expect(await json(fetch(`${base}/filesystem/%2Fdata?recursive=true`, { method: 'DELETE' }))).toEqual({
+      path: '/data',
+      message: 'Directory deleted successfully',
+    })
+    const missing = await fetch(`${base}/filesystem/%2Fdata`)
+    expect(missing.status).toBe(404)
+    expect(await json(missing)).toEqual({ error: 'stat /data: no such file or directory' })
+    expect((await fetch(`${base}/filesystem/%2Fdata`, { method: 'DELETE' })).status).toBe(404)
+  })
+
+  test('a dangling link can be removed', async () => {
+    symlinkSync('/nowhere', join(root, 'work/dangling'))
+    expect((await fetch(`${base}/filesystem/dangling`, { method: 'DELETE' })).status).toBe(200)
+  })
+
+  test('bad JSON says where, bad permissions say what is right', async () => {
+    const bad = await fetch(`${base}/filesystem/x`, { method: 'PUT', body: '{"content": nope}' })
+    expect(bad.status).toBe(400)
+    expect((await json(bad)).error).toMatch(/^invalid request body: .*line 1, column 14/)
+    const permissions = await put('/filesystem/x', { content: '', permissions: 'rwx' })
+    expect(permissions.status).toBe(400)
+  })
+
+  test('are downloaded as bytes, whole or in ranges, with HEAD and conditions', async () => {
+    const bytes = Buffer.from(Array.from({ length: 3_000_000 }, (_, i) => i % 251))
+    writeFileSync(join(root, 'work/big.bin'), bytes)
+    const get = (headers: Record<string, string>, method = 'GET') =>
+      fetch(`${base}/filesystem/big.bin`, { method, headers })
+    const whole = await get({ accept: 'application/octet-stream' })
+    expect(whole.headers.get('content-type')).toBe('application/octet-stream')
+    expect(whole.headers.get('content-disposition')).toBe('attachment; filename="big.bin"')
+    expect(Buffer.from(await whole.arrayBuffer()).equals(bytes)).toBe(true)
+    const part = await get({ accept: 'application/octet-stream', range: 'bytes=10-19' })
+    expect([part.status, part.headers.get('content-range')]).toEqual([206, 'bytes 10-19/3000000'])
+    expect(Buffer.from(await part.arrayBuffer()).equals(bytes.subarray(10, 20))).toBe(true)
+    const tail = await get({ accept: 'application/octet-stream', range: 'bytes=-5' })
+    expect(Buffer.from(await tail.arrayBuffer()).equals(bytes.subarray(-5))).toBe(true)
+    expect((await get({ accept: 'application/octet-stream', range: 'bytes=3000000-' })).status).toBe(416)
+    const head = await get({ accept: 'application/octet-stream' }, 'HEAD')
+    expect([head.status, head.headers.get('content-length')]).toEqual([200, '3000000'])
+    const since = whole.headers.get('last-modified')!
+    expect((await get({ accept: 'application/octet-stream', 'if-modified-since': since })).status).toBe(304)
+    expect((await fetch(`${base}/filesystem/none`, { method: 'HEAD' })).status).toBe(404)
+    expect(machine.leases).toBe(0)
+  })
+
+  test('a large file is JSON, too, and every character of it is there', async () => {
+    const text = '"é\\\n\u{1F600}'.repeat(200_000)
+    writeFileSync(join(root, 'work/large.txt'), text)
+    const { content, size } = await json(fetch(`${base}/filesystem/large.txt`))
+    expect(size).toBe(Buffer.byteLength(text))
+    expect(content === text).toBe(true)
+  })
+
+  test('a form upload trusts the path in the form, and its mode counts for new files only', async () => {
+    const form = (bytes: Uint8Array<ArrayBuffer>, path: string) => {
+      const data = new FormData()
+      data.append('file', new Blob([bytes]), 'test-binary.bin')
+      data.append('permissions', '0600')
+      data.append('path', path)
+      return data
+    }
+    const upload = (url: string, bytes: Uint8Array<ArrayBuffer>, path: string) =>
+      fetch(base + url, { method: 'PUT', body: form(bytes, path) })
+    const bytes = crypto.getRandomValues(new Uint8Array(60_000))
+    expect((await upload('/filesystem//up/what?.bin', bytes, '/up/what?.bin')).status).toBe(200)
+    expect(readFileSync(join(root, 'up/what?.bin')).equals(Buffer.from(bytes))).toBe(true)
+    expect(statSync(join(root, 'up/what?.bin')).mode & 0o777).toBe(0o600)
+    writeFileSync(join(root, 'work/script'), '', { mode: 0o755 })
+    expect((await upload('/filesystem/script', bytes, 'script')).status).toBe(200)
+    expect(statSync(join(root, 'work/script')).mode & 0o777).toBe(0o755)
+    const large = new Uint8Array(20_000_000).fill(7)
+    expect((await upload('/filesystem//up/large', large, '/up/large')).status).toBe(200)
+    expect(readFileSync(join(root, 'up/large')).equals(Buffer.from(large))).toBe(true)
+    expect(statSync(join(root, 'up/large')).mode & 0o777).toBe(0o600)
+    expect((await upload('/filesystem//up/a', large, '/up/other')).status).toBe(400)
+    expect(existsSync(join(root, 'up/a'))).toBe(false)
+    expect((await fetch(`${base}/filesystem/x`, { method: 'PUT', body: new FormData() })).status).toBe(400)
+  })
+
+  test('an upload that breaks off leaves the old file', async () => {
+    writeFileSync(join(root, 'work/kept'), 'old')
+    const boundary = 'xyz'
+    const body = `--${boundary}\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nnew and cut`
+    const answer = await fetch(`${base}/filesystem/kept`, {
+      method: 'PUT',
+      body,
+      headers: { 'content-type': `multipart/form-data; boundary=${boundary}` },
+    })
+    expect(answer.status).toBe(400)
+    expect(readFileSync(join(root, 'work/kept'), 'utf8')).toBe('old')
+  })
+})
+
+test('a tree is written at once, listed, and removed', async () => {
+  const files = { 'src/app.js': 'app', 'package.json': '{}', 'src/deep/er/x': 'x' }
+  const written = await json(put('/filesystem/tree//proj', { files }))
+  expect(written).toMatchObject({
+    path: '/proj',
+    subdirectories: [{ name: 'src' }],
+    files: [{ name: 'package.json' }],
+  })
+  expect(readFileSync(join(root, 'proj/src/deep/er/x'), 'utf8')).toBe('x')
+  expect((await json(fetch(`${base}/filesystem/tree/proj/src`))).path).toBe('/proj/src')
+  expect((await fetch(`${base}/filesystem/tree/none`)).status).toBe(400)
+  expect((await fetch(`${base}/filesystem/tree/proj`, { method: 'DELETE' })).status).toBe(200)
+  expect((await fetch(`${base}/filesystem/tree/proj`, { method: 'DELETE' })).status).toBe(422)
+})
+
+test('an upload in parts comes together in the order of its numbers', async () => {
+  const api = `${base}/filesystem-multipart`
+  const started = await json(
+    fetch(`${api}/initiate/%2Fparts%2Fwhole`, {
+      method: 'POST',
+      body: JSON.stringify({ permissions: '0640' }),
+    }),
+  )
+  expect(started.path).toBe('/parts/whole')
+  const id = started.uploadId as string
+  const part = (number: number, text: string) => {
+    const data = new FormData()
+    data.append('file', new Blob([text]))
+    return json(fetch(`${api}/${id}/part?partNumber=${number}`, { method: 'PUT', body: data }))
+  }
+  const [second, first] = await Promise.all([part(2, 'world'), part(1, 'draft')])
+  expect(second).toEqual({ partNumber: 2, etag: createHash('md5').update('world').digest('hex'), size: 5 })
+  const replaced = await part(1, 'hello ')
+  expect(
+    ((await json(fetch(`${api}/${id}/parts`))).parts as { size: number }[]).map(({ size }) => size),
+  ).toEqual([6, 5])
+  expect((await json(fetch(api))).uploads).toMatchObject([
+    { uploadId: id, path: '/parts/whole', permissions: 0o640 },
+  ])
+  const complete = (parts: unknown) =>
+    fetch(`${api}/${id}/complete`, { method: 'POST', body: JSON.stringify({ parts }) })
+  expect((await complete([first, second])).status).toBe(400)
+  expect((await complete([])).status).toBe(400)
+  expect((await fetch(`${api}/${id}/part?partNumber=10001`, { method: 'PUT' })).status).toBe(400)
+  expect(await json(complete([second, replaced]))).toMatchObject({ path: '/parts/whole' })
+  expect(readFileSync(join(root, 'parts/whole'), 'utf8')).toBe('hello world')
+  expect(statSync(join(root, 'parts/whole')).mode & 0o777).toBe(0o640)
+  expect((await fetch(`${api}/${id}/abort`, { method: 'DELETE' })).status).toBe(404)
+  const other = await json(fetch(`${api}/initiate/%2Fx`, { method: 'POST' }))
+  expect((await fetch(`${api}/${other.uploadId}/abort`, { method: 'DELETE' })).status).toBe(200)
+  expect(await json(fetch(api))).toEqual({ uploads: [] })
+  expect((await fetch(`${api}/..%2F..%2Fetc/parts`)).status).toBe(404)
+})
+
+describe('processes', () => {
+  test('run, are awaited, and answer with what they wrote', async () => {
+    const done = await json(
+      post({ command: 'echo test; echo bad >&2; exit 3', waitForCompletion: true, name: 'first' }),
+    )
+    expect(done).toMatchObject({
+      name: 'first',
+      status: 'failed',
+      exitCode: 3,
+      stdout: 'test\n',
+      stderr: 'bad\n',
+    })
+    expect(await json(fetch(`${base}/process/first/logs`))).toMatchObject({
+      stdout: 'test\n',
+      stderr: 'bad\n',
+    })
+    expect(await json(fetch(`${base}/process/${done.pid}`))).toMatchObject({ name: 'first' })
+    const list = (await (await fetch(`${base}/process`)).json()) as { name: string }[]
+    expect(list.map(({ name }) => name)).toContain('first')
+    expect(await json(fetch(`${base}/process/nobody`))).toEqual({ error: 'process not found' })
+  })
+
+  test('bad requests are told what is wrong', async () => {
+    const empty = await post({})
+    expect(empty.status).toBe(400)
+    expect((await json(empty)).error).toMatch(/^invalid request body: .*command/)
+    const dir = await post({ command: 'ls', workingDir: '/nope' })
+    expect([dir.status, (await json(dir)).error]).toEqual([
+      422,
+      "failed to start process: could not execute command 'ls' because folder '/nope' does not exist",
+    ])
+    const large = await fetch(`${base}/process`, {
+      method: 'POST',
+      body: `{"command":"${'x'.repeat(10_000_000)}"}`,
+    })
+    expect(large.status).toBe(413)
+  })
+
+  test('stop, kill and stdin work by name', async () => {
+    await post({ command: 'sleep 100', name: 'sleeper' })
+    expect(await json(fetch(`${base}/process/sleeper`, { method: 'DELETE' }))).toEqual({
+      message: 'Process stopped successfully',
+    })
+    expect(await json(fetch(`${base}/process/sleeper`))).toMatchObject({ status: 'stopped', exitCode: -1 })
+    expect((await fetch(`${base}/process/sleeper/kill`, { method: 'DELETE' })).status).toBe(404)
+    await post({ command: 'cat', name: 'cat', stdin: true })
+    expect((await fetch(`${base}/process/cat/stdin`, { method: 'POST', body: 'hi\n' })).status).toBe(200)
+    expect((await fetch(`${base}/process/cat/stdin`, { method: 'DELETE' })).status).toBe(200)
+    expect(await (await fetch(`${base}/process/cat/logs/stream`)).text()).toBe('stdout:hi\n')
+    expect((await fetch(`${base}/process/sleeper/stdin`, { method: 'POST', body: 'x' })).status).toBe(409)
+    expect((await fetch(`${base}/process/nobody/logs/stream`)).status).toBe(404)
+  })
+
+  test('a streamed execution gives a line an event, no blank line, and the process at the end', async () => {
+    const answer = await post(
+      { command: 'echo one; echo; printf two; sleep 0.3; echo three >&2', waitForCompletion: true },
+      { accept: 'text/event-stream' },
+    )
+    expect(answer.headers.get('content-type')).toBe('application/x-ndjson')
+    const lines = (await answer.text()).split('\n')
+    expect(lines.pop()).toBe('')
+    const events = lines.map((line) => JSON.parse(line)).filter(({ type }) => type !== 'keepalive')
+    const result = JSON.parse(events.pop().data)
+    expect(result).toMatchObject({ status: 'completed', stdout: 'one\n\ntwo', stderr: 'three\n' })
+    expect(events).toContainEqual({ type: 'stdout', data: 'one' })
+    expect(events).toContainEqual({ type: 'stderr', data: 'three' })
+    expect(events.filter(({ data }) => data === 'two')).toHaveLength(1)
+  })
+
+  test('a stream of logs starts at once, and a client that leaves it ends nothing but its lease', async () => {
+    await post({ command: 'sleep 100', name: 'quiet' })
+    const client = new AbortController()
+    const answer = await fetch(`${base}/process/quiet/logs/stream`, { signal: client.signal })
+    const reader = answer.body!.getReader()
+    expect(new TextDecoder().decode((await reader.read()).value)).toBe('[keepalive]\n')
+    expect(machine.leases).toBe(1)
+    client.abort()
+    await until(() => machine.leases === 0)
+    expect((await json(fetch(`${base}/process/quiet`))).status).toBe('running')
+    await fetch(`${base}/process/quiet/kill`, { method: 'DELETE' })
+  })
+})
+
+describe('the rest of the API', () => {
+  test('health tells the version and since when', async () => {
+    expect(await json(fetch(`${base}/health`))).toMatchObject({
+      status: 'ok',
+      version: '1.2.3',
+      upgradeCount: 0,
+    })
+  })
+
+  test('an unknown route or method is a plain 404', async () => {
+    for (const [method, path] of [
+      ['GET', '/nope'],
+      ['POST', '/health'],
+      ['PATCH', '/filesystem/x'],
+    ] as const) {
+      const answer = await fetch(base + path, { method })
+      expect([answer.status, answer.headers.get('content-type'), await answer.text()]).toEqual([
+        404,
+        'text/plain',
+        '404 page not found',
+      ])
+    }
+  })
+
+  test('OPTIONS is 204 anywhere, and every answer lets other origins read it', async () => {
+    const options = await fetch(`${base}/whatever`, { method: 'OPTIONS' })
+    expect([options.status, options.headers.get('access-control-allow-origin')]).toEqual([204, '*'])
+    const answer = await fetch(`${base}/health`)
+    expect(answer.headers.get('cache-control')).toBe('no-cache, no-store, must-revalidate')
+    expect(answer.headers.get('access-control-allow-origin')).toBe('*')
+  })
+
+  test('a port number that is none is refused, the system port too, and the API has its own ports', async () => {
+    for (const port of ['0', '65536', 'x', '80'])
+      expect((await fetch(`${base}/port/${port}/`)).status).toBe(400)
+    expect(await json(fetch(`${base}/port/8080/health`))).toMatchObject({ status: 'ok' })
+  })
+
+  test('a port that nothing listens on is a 502 that says so', async () => {
+    const answer = await fetch(`${base}/port/1/x`)
+    expect(answer.status).toBe(502)
+    expect(await json(answer)).toMatchObject({
+      platform: 'bad_gateway',
+      message: expect.stringContaining('nothing listens on port 1'),
+    })
+    expect(machine.leases).toBe(0)
+  })
+})
+
+async function until(condition: () => boolean): Promise<void> {
+  for (const deadline = Date.now() + 5000; !condition(); ) {
+    if (Date.now() > deadline) throw new Error('it did not come about in 5 s')
+    await Bun.sleep(5)
+  }
+}

@@ -1,0 +1,227 @@
+import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
+import type { SandboxInstance as Sandbox } from '@blaxel/core'
+import { createPlatform, type Platform, temporaryDataDir } from './platform.ts'
+
+/** The whole way through the unmodified client: its calls, this platform, a real guest. */
+
+let platform: Platform
+let sandbox: Sandbox
+let SandboxInstance: typeof import('@blaxel/core').SandboxInstance
+const saved: Record<string, string | undefined> = {}
+
+beforeAll(async () => {
+  platform = await createPlatform({
+    dataDir: temporaryDataDir,
+    runtime: 'process',
+    port: 0,
+    logLevel: 'error',
+  })
+  const { url } = await platform.listen()
+  const settings: Record<string, string> = {
+    BL_API_URL: `${url}/v0`,
+    BL_RUN_URL: url,
+    BL_WORKSPACE: platform.credentials.workspace,
+    BL_API_KEY: platform.credentials.apiKey,
+    BL_DISABLE_H2: '1',
+  }
+  for (const [name, value] of Object.entries(settings)) {
+    saved[name] = process.env[name]
+    process.env[name] = value
+  }
+  ;({ SandboxInstance } = await import('@blaxel/core'))
+  sandbox = await SandboxInstance.create({ name: 'run-plane' })
+}, 60_000)
+
+afterAll(async () => {
+  for (const [name, value] of Object.entries(saved)) {
+    if (value === undefined) delete process.env[name]
+    else process.env[name] = value
+  }
+  await platform?.close()
+}, 30_000)
+
+describe('files', () => {
+  test('are written, read, listed, copied and removed', async () => {
+    const dir = 'sdk files'
+    const home = (await sandbox.process.exec({ command: 'pwd', waitForCompletion: true })).stdout!.trim()
+    const path = `${home}/${dir}`
+    await sandbox.fs.mkdir(path)
+    await sandbox.fs.write(`${path}/a b.txt`, 'héllo\n')
+    expect(await sandbox.fs.read(`${path}/a b.txt`)).toBe('héllo\n')
+    await sandbox.fs.writeTree(
+      [
+        { path: 'src/app.js', content: 'app' },
+        { path: 'README.md', content: '# read' },
+      ],
+      `${path}/tree`,
+    )
+    const listing = await sandbox.fs.ls(`${path}/tree`)
+    expect(listing.files!.map(({ name }) => name)).toEqual(['README.md'])
+    expect(listing.subdirectories!.map(({ name }) => name)).toEqual(['src'])
+    await sandbox.fs.cp(`${path}/tree`, `${path}/copy`)
+    expect(await sandbox.fs.read(`${path}/copy/src/app.js`)).toBe('app')
+    await expect(sandbox.fs.rm(`${path}/copy`)).rejects.toThrow('directory not empty')
+    await sandbox.fs.rm(`${path}/copy`, true)
+    await expect(sandbox.fs.ls(`${path}/copy`)).rejects.toMatchObject({ status: 404 })
+    await expect(sandbox.fs.read(`${path}/none`)).rejects.toThrow(
+      `stat ${path}/none: no such file or directory`,
+    )
+  })
+
+  test('binaries come back as they went, small and in parts', async () => {
+    const home = (await sandbox.process.exec({ command: 'pwd', waitForCompletion: true })).stdout!.trim()
+    for (const bytes of [300_000, 13_000_000]) {
+      const content = new Uint8Array(bytes).map((_, at) => (at * 31) % 256)
+      const path = `${home}/what? ${bytes}.bin`
+      await sandbox.fs.writeBinary(path, content)
+      const back = await sandbox.fs.readBinary(path)
+      expect(Buffer.from(await back.arrayBuffer()).equals(Buffer.from(content))).toBe(true)
+    }
+    const text = 'large text é '.repeat(600_000)
+    await sandbox.fs.write(`${home}/large.txt`, text)
+    expect((await sandbox.fs.read(`${home}/large.txt`)) === text).toBe(true)
+  })
+})
+
+describe('processes', () => {
+  test('run and answer with their output, to the last byte', async () => {
+    const done = await sandbox.process.exec({
+      command: 'echo test; echo "$WHO" >&2; exit 3',
+      env: { WHO: 'me' },
+      name: 'first',
+      waitForCompletion: true,
+    })
+    expect(done).toMatchObject({
+      name: 'first',
+      status: 'failed',
+      exitCode: 3,
+      stdout: 'test\n',
+      stderr: 'me\n',
+    })
+    expect(await sandbox.process.logs('first', 'stdout')).toBe('test\n')
+    expect(await sandbox.process.get(done.pid!)).toMatchObject({ name: 'first' })
+    expect((await sandbox.process.list()).map(({ name }) => name)).toContain('first')
+    await expect(sandbox.process.get('nobody')).rejects.toThrow('process not found')
+  })
+
+  test('stream their output, as they run and afterwards', async () => {
+    const lines: string[] = []
+    const done = await sandbox.process.exec({
+      command: 'for i in 1 2 3; do echo line $i; sleep 0.05; done; echo end >&2',
+      name: 'stream',
+      waitForCompletion: true,
+      onLog: (line) => lines.push(line),
+    })
+    expect(lines).toEqual(['line 1', 'line 2', 'line 3', 'end'])
+    expect(done).toMatchObject({ status: 'completed', stdout: 'line 1\nline 2\nline 3\n' })
+    const replay: string[] = []
+    await sandbox.process.streamLogs('stream', { onLog: (line) => replay.push(line) }).wait()
+    expect(replay).toEqual(lines)
+  })
+
+  test('are stopped and killed with all below them', async () => {
+    await sandbox.process.exec({ command: 'sleep 1000 & sleep 1000', name: 'sleeper' })
+    await sandbox.process.kill('sleeper')
+    expect(await sandbox.process.get('sleeper')).toMatchObject({ status: 'killed', exitCode: -1 })
+    await sandbox.process.exec({ command: 'sleep 1000', name: 'stopper' })
+    await sandbox.process.stop('stopper')
+    expect((await sandbox.process.get('stopper')).status).toBe('stopped')
+  })
+
+  test('read what is written to their stdin', async () => {
+    const cat = await sandbox.process.exec({ command: 'cat', name: 'cat', stdin: true } as {
+      command: string
+    })
+    await sandbox.process.writeStdin('cat', new TextEncoder().encode('hello\n') as never)
+    await sandbox.process.closeStdin('cat')
+    expect(await sandbox.process.wait(cat.pid!, { interval: 20 })).toMatchObject({
+      stdout: 'hello\n',
+      status: 'completed',
+    })
+  })
+
+  test('are started again when they fail', async () => {
+    const done = await sandbox.process.exec({
+      command: 'exit 9',
+      name: 'again',
+      restartOnFailure: true,
+      maxRestarts: 1,
+      waitForCompletion: true,
+    })
+    expect(done).toMatchObject({ status: 'failed', exitCode: 9, restartCount: 1 })
+  })
+})
+
+describe('ports', () => {
+  const port = 20_000 + (process.pid % 20_000)
+
+  beforeAll(async () => {
+    const script = [
+      'const h = require("http").createServer((q, s) => {',
+      '  let b = ""; q.on("data", (d) => (b += d)); q.on("end", () => {',
+      '    s.setHeader("x-app", "yes"); s.end(JSON.stringify({ m: q.method, u: q.url, h: q.headers, b })) }) })',
+      `h.listen(${port}, "127.0.0.1")`,
+    ].join('\n')
+    const home = (await sandbox.process.exec({ command: 'pwd', waitForCompletion: true })).stdout!.trim()
+    await sandbox.fs.write(`${home}/server.cjs`, script)
+    const started = await sandbox.process.exec({
+      command: `exec ${process.execPath} ${home}/server.cjs`,
+      name: 'server',
+      waitForPorts: [port],
+    })
+    expect(started.status).toBe('running')
+  }, 30_000)
+
+  test('are reached through the client, without its credentials', async () => {
+    const answer = await sandbox.network.fetch(port, '/hello?x=1', { method: 'POST', body: 'data' })
+    expect(answer.headers.get('x-app')).toBe('yes')
+    const seen = (await answer.json()) as { m: string; u: string; b: string; h: Record<string, string> }
+    expect(seen).toMatchObject({ m: 'POST', u: '/hello?x=1', b: 'data' })
+    expect(JSON.stringify(seen.h)).not.toContain(platform.credentials.apiKey)
+    expect((await sandbox.network.fetch(port + 1)).status).toBe(502)
+  })
+
+  test('are shown by previews, public and private', async () => {
+    const publicOne = await sandbox.previews.create({
+      metadata: { name: 'open' },
+      spec: { port, public: true },
+    })
+    const address = new URL(publicOne.spec!.url!)
+    const visit = (url: URL, headers: Record<string, string> = {}) =>
+      fetch(`http://127.0.0.1:${url.port}${url.pathname}${url.search}`, {
+        headers: { host: url.host, ...headers },
+      })
+    const page = await visit(address)
+    expect([page.status, page.headers.get('content-security-policy')]).toEqual([200, null])
+    const byPath = await fetch(`http://127.0.0.1:${address.port}/-/preview/${address.host.split('.')[0]}/x`)
+    expect(((await byPath.json()) as { u: string }).u).toBe('/x')
+    expect(byPath.headers.get('content-security-policy')).toBe('sandbox')
+    const privateOne = await sandbox.previews.create({
+      metadata: { name: 'closed' },
+      spec: { port, public: false },
+    })
+    const closed = new URL(privateOne.spec!.url!)
+    expect((await visit(closed)).status).toBe(401)
+    const token = await privateOne.tokens.create(new Date(Date.now() + 60_000))
+    expect((await visit(closed, { 'x-blaxel-preview-token': token.value })).status).toBe(200)
+  })
+
+  test('a session is used without any key', async () => {
+    const session = await sandbox.sessions.create({ expiresAt: new Date(Date.now() + 60_000) })
+    const guest = await SandboxInstance.fromSession(session)
+    expect((await guest.process.exec({ command: 'echo session', waitForCompletion: true })).stdout).toBe(
+      'session\n',
+    )
+  })
+})
+
+test('what is not there or not allowed is told in the gateway envelope', async () => {
+  const url = (path: string) =>
+    `${process.env.BL_RUN_URL}/${platform.credentials.workspace}/sandboxes/${path}`
+  const none = await fetch(url('nobody/health'), {
+    headers: { authorization: `Bearer ${platform.credentials.apiKey}` },
+  })
+  expect(none.status).toBe(404)
+  expect(await none.json()).toMatchObject({ error: { code: 'WORKLOAD_NOT_FOUND', origin: 'platform' } })
+  expect((await fetch(url('run-plane/health'))).status).toBe(401)
+})

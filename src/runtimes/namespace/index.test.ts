@@ -1,0 +1,254 @@
+import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
+import { existsSync, lstatSync, mkdirSync, mkdtempSync, readFileSync, readdirSync, realpathSync, rmSync, statSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { systemClock } from '../../lib/clock.ts'
+import { randomText } from '../../lib/ids.ts'
+import { silentLogger } from '../../lib/log.ts'
+import { runtimeContract } from '../../spec/runtime.contract.ts'
+import type { Instance, InstanceSpec, Runtime } from '../../spec/runtime.ts'
+import { testHelperPath, testImage } from '../test-host.ts'
+import { openNamespaceRuntime, probeNamespace } from './index.ts'
+import { readRecord } from './record.ts'
+
+const dir = realpathSync(mkdtempSync(`${tmpdir()}/hutch-namespace-`))
+mkdirSync(`${dir}/image`)
+const image = testImage(`${dir}/image`)
+const options = {
+  instancesDir: `${dir}/instances`,
+  helperPath: await testHelperPath(),
+  log: silentLogger,
+  clock: systemClock,
+}
+const state = await probeNamespace(options)
+const isRoot = process.getuid?.() === 0
+const env = { PATH: '/usr/bin:/bin' }
+
+afterAll(() => rmSync(dir, { recursive: true, force: true }))
+
+await runtimeContract(
+  'namespace',
+  async () => {
+    if (!state.usable) return { skip: state.reason }
+    let runtime = await openNamespaceRuntime(options)
+    return {
+      runtime,
+      image,
+      scratchDir: '/tmp',
+      workingDir: '/blaxel',
+      port: 8123,
+      reopen: async () => {
+        runtime = await openNamespaceRuntime(options)
+        return runtime
+      },
+      [Symbol.asyncDispose]: () => runtime[Symbol.asyncDispose](),
+    }
+  },
+  { isolation: 'kernel-shared' },
+)
+
+const why = state.usable ? (isRoot ? '' : 'needs root') : state.reason
+const describeRoot = why === '' ? describe : describe.skip
+describeRoot(`namespace, as root${why === '' ? '' : ` (skipped: ${why})`}`, () => {
+  let runtime: Runtime
+  let instance: Instance
+  let nextProcessId = 1
+  const specOf = (more: Partial<InstanceSpec> = {}): InstanceSpec => ({
+    id: `namespace${randomText(12)}`,
+    hostname: 'box-1',
+    image,
+    memoryMb: 128,
+    storageMb: 64,
+    pidsMax: 64,
+    env: {},
+    workingDir: '/blaxel',
+    ...more,
+  })
+
+  beforeAll(async () => {
+    runtime = await openNamespaceRuntime(options)
+    instance = await runtime.create(specOf())
+  })
+  afterAll(async () => {
+    for (const id of await runtime.list()) await runtime.destroy(id)
+    await runtime[Symbol.asyncDispose]()
+  })
+
+  const shell = async (script: string, on = instance) => {
+    const id = nextProcessId++
+    const argv = ['sh', '-c', script]
+    await on.guest.processes.spawn({ id, argv, env, workingDir: '/blaxel', stdin: 'null' })
+    const ended = await on.guest.processes.wait(id, AbortSignal.timeout(30_000))
+    let text = ''
+    for await (const records of on.guest.processes.output(id)) {
+      for (const { data } of records) text += Buffer.from(data).toString()
+    }
+    return { text, ...ended }
+  }
+
+  test('an instance is its own machine: name, root, processes', async () => {
+    const { text } = await shell('hostname; id -u; ls -d /proc/[0-9]* | wc -l')
+    const [hostname, uid, processes] = text.trim().split('\n')
+    expect(hostname).toBe('box-1')
+    expect(uid).toBe('0')
+    expect(Number(processes)).toBeLessThan(10)
+  })
+
+  test('the disk is as large as asked for, and full is said without a part of a file', async () => {
+    const path = '/blaxel/large'
+    await instance.guest.files.write(path, Buffer.from('old'))
+    const chunk = new Uint8Array(1024 * 1024)
+    let sent = 0
+    const body = new ReadableStream<Uint8Array>({
+      pull(controller) {
+        if (sent++ < 200) controller.enqueue(chunk)
+        else controller.close()
+      },
+    })
+    const code = await instance.guest.files.write(path, body).catch((error) => error.code)
+    expect(code).toBe('insufficient_storage')
+    expect((await instance.guest.files.stat(path)).size).toBe(3)
+    const left = await shell('ls -A /blaxel')
+    expect(left.text.trim()).toBe('large')
+  })
+
+  test('memory is bounded, and process 1 survives who takes too much', async () => {
+    const bomb = await shell("python3 -c 'x = bytearray(400 << 20); print(len(x))'")
+    expect(bomb.exitCode).not.toBe(0)
+    expect((await shell('echo alive')).text).toBe('alive\n')
+    expect((await instance.stats()).memoryBytes).toBeLessThan(128 * 1024 * 1024 + 1)
+  })
+
+  test('processes are bounded', async () => {
+    const { text } = await shell('for i in $(seq 200); do sleep 5 & done 2>&1; jobs | wc -l; kill $(jobs -p)')
+    expect(text).toMatch(/fork|temporarily unavailable/i)
+  })
+
+  test('uids of two instances have nothing in common, also over two data directories', async () => {
+    const other = await runtime.create(specOf())
+    await using elsewhere = await openNamespaceRuntime({ ...options, instancesDir: `${dir}/elsewhere` })
+    const third = await elsewhere.create(specOf())
+    const bases = [
+      readRecord(`${options.instancesDir}/${instance.id}`)?.uidBase,
+      readRecord(`${options.instancesDir}/${other.id}`)?.uidBase,
+      readRecord(`${dir}/elsewhere/${third.id}`)?.uidBase,
+    ]
+    expect(new Set(bases).size).toBe(3)
+    const { guest } = other.handle.state as { guest: { pid: number } }
+    const uids = /^Uid:\t(\d+)/m.exec(readFileSync(`/proc/${guest.pid}/status`, 'utf8'))?.[1]
+    expect(Number(uids)).toBe(bases[1] as number)
+    expect(bases[1]).toBeGreaterThanOrEqual(0x4000_0000)
+    await Promise.all([runtime.destroy(other.id), elsewhere.destroy(third.id)])
+  })
+
+  test('destroying takes away directory, groups, processes and the uid range', async () => {
+    const doomed = await runtime.create(specOf())
+    await shell('sleep 100 & sleep 100 & echo', doomed)
+    const record = readRecord(`${options.instancesDir}/${doomed.id}`)
+    if (!record) throw new Error('there is no record')
+    const { guest, keeper } = doomed.handle.state as { guest: { pid: number }; keeper: { pid: number } }
+    const range = `/run/hutch/uid-ranges/${record.uidBase}`
+    expect(lstatSync(range).isSymbolicLink()).toBe(true)
+    expect(record.groups.every((group) => existsSync(group.dir))).toBe(true)
+    await runtime.destroy(doomed.id)
+    expect(existsSync(`${options.instancesDir}/${doomed.id}`)).toBe(false)
+    expect(record.groups.some((group) => existsSync(group.dir))).toBe(false)
+    expect(existsSync(`/proc/${guest.pid}/ns`)).toBe(false)
+    await eventually(() => !isRunning(keeper.pid))
+    expect(lstatSync(range, { throwIfNoEntry: false })).toBeUndefined()
+  })
+
+  test('what a killed platform left is found and destroyed by the next', async () => {
+    const orphan = await runtime.create(specOf())
+    await runtime[Symbol.asyncDispose]()
+    runtime = await openNamespaceRuntime(options)
+    const found = await runtime.recover(instance.handle)
+    if (!found) throw new Error('the instance is gone')
+    instance = found
+    expect(await runtime.list()).toContain(orphan.id)
+    const { guest } = orphan.handle.state as { guest: { pid: number } }
+    await runtime.destroy(orphan.id)
+    expect(existsSync(`/proc/${guest.pid}/ns`)).toBe(false)
+    expect(await runtime.list()).not.toContain(orphan.id)
+  })
+
+  test('half an instance, as a crash in the middle of creating leaves, is destroyed', async () => {
+    const id = specOf().id
+    mkdirSync(`${options.instancesDir}/${id}`)
+    expect(await runtime.list()).toContain(id)
+    await runtime.destroy(id)
+    expect(await runtime.list()).not.toContain(id)
+  })
+
+  test('a create that the helper refuses leaves nothing', async () => {
+    const spec = specOf({ image: { ...image, layers: [`${dir}/no-such-layer`] } })
+    const before = readdirSync('/run/hutch/uid-ranges').length
+    const code = await runtime.create(spec).catch((error) => error.code)
+    expect(code).toBe('unavailable')
+    expect(await runtime.list()).not.toContain(spec.id)
+    expect(readdirSync('/run/hutch/uid-ranges').length).toBe(before)
+  })
+
+  test('the end of process 1 from outside is told', async () => {
+    const victim = await runtime.create(specOf())
+    const { guest } = victim.handle.state as { guest: { pid: number } }
+    process.kill(guest.pid, 'SIGKILL')
+    expect(await victim.exited).toEqual({ reason: 'killed', exitCode: null, signal: 9 })
+    expect(await runtime.recover(victim.handle)).toBeNull()
+    await runtime.destroy(victim.id)
+  })
+
+  test('an instance whose keeper is gone is lost, and cleaned up', async () => {
+    const victim = await runtime.create(specOf())
+    const { keeper } = victim.handle.state as { keeper: { pid: number } }
+    process.kill(keeper.pid, 'SIGKILL')
+    expect((await victim.exited).reason).toBe('lost')
+    await runtime.destroy(victim.id)
+    expect(await runtime.list()).not.toContain(victim.id)
+  })
+
+  test('a handle of another boot leads to nothing', async () => {
+    const handle = { ...instance.handle, id: specOf().id }
+    const state = { ...(instance.handle.state as object), bootId: 'another' }
+    expect(await runtime.recover({ ...handle, state })).toBeNull()
+  })
+
+  test('links in an instance are never followed when it is destroyed', async () => {
+    const outside = `${dir}/outside`
+    mkdirSync(outside)
+    const victim = await runtime.create(specOf())
+    await shell(`ln -s ${outside} /blaxel/link; mkdir -p /blaxel/a/b; ln -s / /blaxel/a/b/root`, victim)
+    await runtime.destroy(victim.id)
+    expect(statSync(outside).isDirectory()).toBe(true)
+  })
+
+  test('a spec that cannot be honoured names what is wrong', async () => {
+    const tries: [Partial<InstanceSpec>, string][] = [
+      [{ hostname: 'not a name' }, 'hostname'],
+      [{ memoryMb: 1 }, 'memoryMb'],
+      [{ storageMb: 0 }, 'storageMb'],
+      [{ pidsMax: 1.5 }, 'pidsMax'],
+      [{ workingDir: 'relative' }, 'workingDir'],
+      [{ image: { ...image, layers: ['/a/../b'] } }, 'image'],
+    ]
+    for (const [more, field] of tries) {
+      const error = await runtime.create(specOf(more)).catch((error) => error)
+      expect([error.code, error.message.split(' ')[0]]).toEqual(['bad_request', field])
+    }
+  })
+})
+
+function isRunning(pid: number): boolean {
+  try {
+    return !/^State:\t[ZX]/m.test(readFileSync(`/proc/${pid}/status`, 'utf8'))
+  } catch {
+    return false
+  }
+}
+
+async function eventually(holds: () => boolean): Promise<void> {
+  const deadline = performance.now() + 10_000
+  while (!holds()) {
+    if (performance.now() > deadline) throw new Error('did not come true in time')
+    await new Promise((resolve) => setTimeout(resolve, 5))
+  }
+}

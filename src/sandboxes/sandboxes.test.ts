@@ -1,0 +1,506 @@
+import { afterEach, beforeEach, expect, test } from 'bun:test'
+import { existsSync } from 'node:fs'
+import { mkdir } from 'node:fs/promises'
+import { join } from 'node:path'
+import { PlatformError } from '../errors.ts'
+import { launchConcurrencyMax } from '../instances/index.ts'
+import { maskedValue, type SandboxInput, type SandboxView } from './index.ts'
+import { type TestPlatform, TestSite, until } from './test-host.ts'
+
+let site: TestSite
+let platform: TestPlatform
+const actor = 'ada'
+const origin = 'http://localhost:4400'
+
+beforeEach(async () => {
+  site = await TestSite.open()
+  platform = await site.start()
+})
+afterEach(async () => {
+  await platform.close()
+  await site[Symbol.asyncDispose]()
+})
+
+function input(
+  name: string | undefined,
+  rest: { metadata?: object; spec?: object; runtime?: object } = {},
+): SandboxInput {
+  return {
+    metadata: { ...(name === undefined ? {} : { name }), ...rest.metadata },
+    spec: { runtime: { image: 'blaxel/base-image:latest', memory: 4096, ...rest.runtime }, ...rest.spec },
+  }
+}
+
+async function create(name: string, rest?: Parameters<typeof input>[1]): Promise<SandboxView> {
+  return platform.sandboxes.view(
+    await platform.sandboxes.create('main', input(name, rest), { actor }),
+    origin,
+  )
+}
+
+async function get(name: string): Promise<SandboxView> {
+  return platform.sandboxes.view(await platform.sandboxes.get('main', name), origin)
+}
+
+/** What the client does: reads the whole object, changes a part, sends it all back. */
+async function put(name: string, change: (view: SandboxView) => unknown): Promise<SandboxView> {
+  const body = JSON.parse(JSON.stringify(change(await get(name)))) as SandboxInput
+  return platform.sandboxes.view(
+    await platform.sandboxes.update('main', name, body, { actor: 'bob' }),
+    origin,
+  )
+}
+
+async function failure(work: Promise<unknown>): Promise<PlatformError> {
+  const error = await work.then(
+    () => null,
+    (reason: unknown) => reason,
+  )
+  if (!PlatformError.is(error)) throw new Error(`expected a PlatformError, got ${String(error)}`)
+  return error
+}
+
+async function names(query = {}): Promise<string[]> {
+  return (await platform.sandboxes.list('main', query)).data.map((sandbox) => sandbox.name)
+}
+
+async function onlyMachine(): Promise<string> {
+  await platform.sandboxes.settled()
+  await platform.instances.settled()
+  expect([...site.host.machines.keys()]).toHaveLength(1)
+  return [...site.host.machines.keys()][0]!
+}
+
+test('a created sandbox answers at once, with the fields clients read', async () => {
+  const view = await create('box', {
+    metadata: { labels: { team: 'core', count: 3 } },
+    runtime: { ports: [{ target: 3000 }] },
+  })
+  expect(view).toMatchObject({
+    metadata: {
+      name: 'box',
+      workspace: 'main',
+      url: 'http://localhost:4400/main/sandboxes/box',
+      labels: { team: 'core', count: '3' },
+      createdBy: actor,
+      updatedBy: actor,
+    },
+    spec: {
+      runtime: {
+        image: 'blaxel/base-image:latest',
+        memory: 4096,
+        ports: [{ target: 3000, protocol: 'HTTP' }],
+      },
+    },
+    status: 'DEPLOYED',
+    state: 'RUNNING',
+  })
+  expect(view.spec.region).toBeUndefined()
+  expect(view.events?.map(({ status }) => status)).toEqual(['DEPLOYING', 'DEPLOYED'])
+  using lease = await platform.sandboxes.acquire('main', 'box')
+  expect(lease.instance.id).toBe(await onlyMachine())
+  const { spec } = site.host.machines.get(lease.instance.id)!
+  expect(spec).toMatchObject({ hostname: 'box', memoryMb: 4096, storageMb: 2048, workingDir: '/blaxel' })
+})
+
+test('without a name, image or memory the platform chooses them', async () => {
+  const stored = await platform.sandboxes.create('main', {}, { actor })
+  expect(stored.name).toMatch(/^[a-z0-9-]{3,49}$/)
+  const view = platform.sandboxes.view(stored, origin)
+  expect(view.spec.runtime).toMatchObject({ image: 'blaxel/base-image:latest', memory: 4096 })
+  expect((await create('untagged', { runtime: { image: 'blaxel/base-image' } })).spec.runtime.image).toBe(
+    'blaxel/base-image',
+  )
+})
+
+test('the environment inside is the image below the sandbox below the platform', async () => {
+  await create('box', {
+    runtime: {
+      envs: [
+        { name: 'OVERRIDDEN', value: 'sandbox' },
+        { name: 'BL_NAME', value: 'spoofed' },
+        { name: 'MINE', value: '1' },
+      ],
+    },
+    spec: { region: 'eu-lon-1' },
+  })
+  using lease = await platform.sandboxes.acquire('main', 'box')
+  expect(lease.env).toEqual({
+    PATH: '/bin',
+    FROM_IMAGE: 'image',
+    OVERRIDDEN: 'sandbox',
+    MINE: '1',
+    BL_NAME: 'box',
+    BL_TYPE: 'sandbox',
+    BL_WORKSPACE: 'main',
+    BL_REGION: 'eu-lon-1',
+  })
+})
+
+test('racing creates of one name make exactly one sandbox, the others are told', async () => {
+  const results = await Promise.allSettled(Array.from({ length: 10 }, () => create('box')))
+  expect(results.filter(({ status }) => status === 'fulfilled')).toHaveLength(1)
+  for (const result of results) {
+    if (result.status === 'rejected')
+      expect(result.reason).toMatchObject({ code: 'already_exists', status: 409 })
+  }
+  await onlyMachine()
+  expect(await names()).toEqual(['box'])
+})
+
+test('racing createIfNotExist converge on one sandbox, also against a deletion under way', async () => {
+  await create('box')
+  const removal = platform.sandboxes.remove('main', 'box')
+  const all = await Promise.all(
+    Array.from({ length: 10 }, () =>
+      platform.sandboxes.create('main', input('box'), { actor, createIfNotExist: true }),
+    ),
+  )
+  await removal
+  expect(new Set(all.map(({ id }) => id)).size).toBe(1)
+  using lease = await platform.sandboxes.acquire('main', 'box')
+  expect(lease.instance.id).toBe(await onlyMachine())
+})
+
+test('an unknown image fails clearly and leaves nothing', async () => {
+  const error = await failure(create('box', { runtime: { image: 'nobody/nothing:latest' } }))
+  expect(error).toMatchObject({ code: 'bad_request', message: expect.stringContaining('nobody/nothing') })
+  expect(await failure(get('box'))).toMatchObject({ code: 'not_found' })
+  expect(site.host.machines.size).toBe(0)
+  expect((await platform.store.page({ kind: 'instance' })).data).toEqual([])
+})
+
+test('a machine that cannot be made leaves no record and the name free', async () => {
+  site.host.faults.create = () => {
+    throw new PlatformError('insufficient_storage', 'the disk is full')
+  }
+  expect(await failure(create('box'))).toMatchObject({ code: 'insufficient_storage' })
+  expect(await failure(get('box'))).toMatchObject({ code: 'not_found' })
+  expect((await platform.store.page({ kind: 'instance' })).data).toEqual([])
+  delete site.host.faults.create
+  await create('box')
+})
+
+test('a store that refuses the record takes the machine back', async () => {
+  const { store } = platform
+  const batch = store.batch.bind(store)
+  store.batch = () => Promise.reject(new PlatformError('insufficient_storage', 'the disk is full'))
+  expect(await failure(create('box'))).toMatchObject({ code: 'insufficient_storage' })
+  store.batch = batch
+  expect(site.host.machines.size).toBe(0)
+  expect(await failure(platform.sandboxes.acquire('main', 'box'))).toMatchObject({
+    code: 'workload_not_found',
+  })
+})
+
+test('no more machines are made at once than the limit says', async () => {
+  site.host.faults.create = () => new Promise((resolve) => setTimeout(resolve, 5))
+  await Promise.all(Array.from({ length: launchConcurrencyMax * 3 }, (_, index) => create(`box-${index}`)))
+  expect(site.host.concurrentCreatesMax).toBe(launchConcurrencyMax)
+})
+
+const invalid: [string, SandboxInput, RegExp][] = [
+  ['a name with capitals', input('Box'), /metadata\.name "Box"/],
+  ['a name with a slash', input('../etc'), /metadata\.name/],
+  ['a name that is too long', input('b'.repeat(50)), /metadata\.name/],
+  ['a name with NUL', input('a\0b'), /metadata\.name/],
+  ['too little memory', input('box', { runtime: { memory: 1 } }), /spec\.runtime\.memory: 1 .*128/],
+  ['too much memory', input('box', { runtime: { memory: 1e9 } }), /spec\.runtime\.memory/],
+  ['a reserved port', input('box', { runtime: { ports: [{ target: 8080 }] } }), /8080 is reserved/],
+  [
+    'a port that is none',
+    input('box', { runtime: { ports: [{ target: 70000 }] } }),
+    /ports\[0\]\.target: 70000/,
+  ],
+  ['a port twice', input('box', { runtime: { ports: [{ target: 1 }, { target: 1 }] } }), /listed twice/],
+  ['a variable with "="', input('box', { runtime: { envs: [{ name: 'A=B', value: '' }] } }), /A=B/],
+  ['a value with NUL', input('box', { runtime: { envs: [{ name: 'A', value: '\0' }] } }), /NUL/],
+  [
+    'a value beyond what Linux takes',
+    input('box', { runtime: { envs: [{ name: 'A', value: 'x'.repeat(200_000) }] } }),
+    /131071/,
+  ],
+  ['an external id with dots', input('box', { metadata: { externalId: 'a.b' } }), /externalId "a\.b"/],
+  ['an external id too long', input('box', { metadata: { externalId: 'a'.repeat(65) } }), /externalId/],
+  ['a ttl without unit', input('box', { runtime: { ttl: '30' } }), /spec\.runtime\.ttl/],
+  ['an expiry in the past', input('box', { runtime: { expires: '2020-01-01T00:00:00Z' } }), /in the past/],
+  [
+    'a policy value that is none',
+    input('box', { spec: { lifecycle: { expirationPolicies: [{ type: 'ttl-idle', value: 'soon' }] } } }),
+    /expirationPolicies\[0\]/,
+  ],
+  ['volumes', input('box', { spec: { volumes: [{ name: 'v', mountPath: '/v' }] } }), /spec\.volumes/],
+  ['a region with spaces', input('box', { spec: { region: 'a b' } }), /spec\.region/],
+  [
+    'too many labels',
+    input('box', {
+      metadata: { labels: Object.fromEntries(Array.from({ length: 65 }, (_, i) => [`l${i}`, ''])) },
+    }),
+    /65 labels/,
+  ],
+]
+for (const [what, body, message] of invalid) {
+  test(`refuses ${what}, naming it`, async () => {
+    const error = await failure(platform.sandboxes.create('main', body, { actor }))
+    expect(error.code).toBe('bad_request')
+    expect(error.message).toMatch(message)
+    expect(site.host.machines.size).toBe(0)
+  })
+}
+
+test('values of the environment are encrypted at rest, masked, and survive being sent back masked', async () => {
+  await create('box', { runtime: { envs: [{ name: 'KEY', value: 'topsecretvalue', secret: true }] } })
+  const before = await onlyMachine()
+  const view = await get('box')
+  expect(view.spec.runtime.envs).toEqual([{ name: 'KEY', value: maskedValue, secret: true }])
+  for (const kind of ['sandbox', 'instance']) {
+    expect(JSON.stringify(await platform.store.page({ kind }))).not.toContain('topsecretvalue')
+  }
+  await put('box', (body) => ({ ...body, metadata: { ...body.metadata, labels: { a: 'b' } } }))
+  expect(await onlyMachine()).toBe(before)
+  const stored = await platform.sandboxes.get('main', 'box')
+  expect(platform.sandboxes.view(stored, origin, { showSecrets: true }).spec.runtime.envs?.[0]?.value).toBe(
+    'topsecretvalue',
+  )
+})
+
+test('a change of labels leaves status, events and the machine alone; what is read-only is ignored', async () => {
+  await create('box', { metadata: { labels: { a: '1' }, externalId: 'ext-1' } })
+  const before = await get('box')
+  const after = await put('box', (body) => ({
+    ...body,
+    status: 'FAILED',
+    events: [],
+    metadata: { name: 'box', labels: { b: '2' }, createdBy: 'eve', url: 'http://elsewhere' },
+  }))
+  expect(after.metadata).toMatchObject({
+    labels: { b: '2' },
+    externalId: 'ext-1',
+    createdBy: actor,
+    updatedBy: 'bob',
+    url: before.metadata.url,
+  })
+  expect(after.status).toBe('DEPLOYED')
+  expect(after.events).toEqual(before.events!)
+  expect(site.host.machines.get(await onlyMachine())!.starts).toBe(1)
+})
+
+test('a change of the environment starts over with empty files; the old machine goes', async () => {
+  await create('box', { runtime: { envs: [{ name: 'A', value: '1' }] } })
+  const before = await onlyMachine()
+  const after = await put('box', (body) => ({
+    ...body,
+    spec: {
+      ...body.spec,
+      runtime: {
+        ...body.spec.runtime,
+        envs: [
+          { name: 'A', value: maskedValue },
+          { name: 'B', value: '2' },
+        ],
+      },
+    },
+  }))
+  expect(after.status).toBe('DEPLOYED')
+  expect(await onlyMachine()).not.toBe(before)
+  using lease = await platform.sandboxes.acquire('main', 'box')
+  expect(lease.env).toMatchObject({ A: '1', B: '2' })
+  expect(site.host.destroyed).toContain(before)
+})
+
+test('an update whose machine cannot be made changes nothing', async () => {
+  await create('box')
+  const before = await onlyMachine()
+  site.host.faults.create = () => {
+    throw new PlatformError('unavailable', 'no memory left')
+  }
+  const body = input('box', { runtime: { memory: 8192 } })
+  expect(await failure(platform.sandboxes.update('main', 'box', body, { actor }))).toMatchObject({
+    code: 'unavailable',
+  })
+  expect((await get('box')).spec.runtime.memory).toBe(4096)
+  using lease = await platform.sandboxes.acquire('main', 'box')
+  expect(lease.instance.id).toBe(before)
+})
+
+test('network and lifecycle are replaced as a whole; null and absence clear them', async () => {
+  const network = {
+    allowedDomains: ['a.com'],
+    proxy: {
+      routing: [{ destinations: ['*'], headers: { 'X-Key': '{{SECRET:k}}' }, secrets: { k: 'hidden' } }],
+    },
+  }
+  const stored = await platform.sandboxes.create(
+    'main',
+    input('box', { spec: { network, lifecycle: { terminatedRetention: '1h' } }, runtime: { ttl: '1h' } }),
+    { actor },
+  )
+  expect(platform.sandboxes.view(stored, origin, { created: true }).spec.network).toEqual(network)
+  const read = await get('box')
+  expect(JSON.stringify(read)).not.toContain('hidden')
+  expect(JSON.stringify(await platform.store.page({ kind: 'sandbox' }))).not.toContain('hidden')
+
+  await put('box', (body) => ({ ...body, metadata: { ...body.metadata, labels: { x: 'y' } } }))
+  const kept = await platform.sandboxes.get('main', 'box')
+  expect(platform.sandboxes.view(kept, origin, { created: true }).spec.network).toEqual(network)
+
+  const replaced = await put('box', (body) => ({
+    ...body,
+    spec: {
+      ...body.spec,
+      network: { forbiddenDomains: ['b.com'] },
+      lifecycle: null,
+      runtime: { ...body.spec.runtime, ttl: null },
+    },
+  }))
+  expect(replaced.spec.network).toEqual({ forbiddenDomains: ['b.com'] })
+  expect(replaced.spec.lifecycle).toBeUndefined()
+  expect(replaced.spec.runtime.ttl).toBeUndefined()
+  expect(replaced.expiresIn).toBeUndefined()
+  const cleared = await put('box', (body) => ({ ...body, spec: { ...body.spec, network: undefined } }))
+  expect(cleared.spec.network).toBeUndefined()
+  expect(site.host.machines.get(await onlyMachine())!.starts).toBe(1)
+})
+
+test('deletion takes files, records and the name, and whoever still asks is told', async () => {
+  await create('box')
+  const id = await onlyMachine()
+  const files = join(site.dataDir, 'sandboxes', id)
+  await mkdir(join(files, 'processes'), { recursive: true })
+  const removed = await platform.sandboxes.remove('main', 'box')
+  expect(removed.body.status).toBe('DELETING')
+  expect(site.host.machines.size).toBe(0)
+  expect(existsSync(files)).toBe(false)
+  expect(await failure(get('box'))).toMatchObject({ code: 'not_found', status: 404 })
+  expect(await failure(platform.sandboxes.remove('main', 'box'))).toMatchObject({ code: 'not_found' })
+  expect(await failure(platform.sandboxes.acquire('main', 'box'))).toMatchObject({
+    code: 'workload_not_found',
+  })
+  expect((await platform.store.page({ kind: 'instance' })).data).toEqual([])
+})
+
+test('a slow deletion is answered in time and shows as DELETING until it is done', async () => {
+  await create('box')
+  const held = Promise.withResolvers<void>()
+  site.host.faults.destroy = () => held.promise
+  const removal = platform.sandboxes.remove('main', 'box')
+  await until('the record says so', async () => (await get('box')).status === 'DELETING')
+  expect(await failure(platform.sandboxes.acquire('main', 'box'))).toMatchObject({
+    code: 'workload_not_found',
+  })
+  await until('the request waits', () => site.clock.sleepers > 0)
+  site.clock.advance(60_000)
+  expect((await removal).body.status).toBe('DELETING')
+  held.resolve()
+  await platform.sandboxes.settled()
+  expect(await names()).toEqual([])
+})
+
+test('by external id answers the newest that lives, and can be bound anew', async () => {
+  await create('old', { metadata: { externalId: 'session-1' } })
+  site.clock.advance(10)
+  await create('new', { metadata: { externalId: 'session-1' } })
+  const find = async (id: string) => (await platform.sandboxes.getByExternalId('main', id)).name
+  expect(await find('session-1')).toBe('new')
+  expect((await names({ externalId: 'session-1' })).toSorted()).toEqual(['new', 'old'])
+  await platform.sandboxes.remove('main', 'new')
+  expect(await find('session-1')).toBe('old')
+  await put('old', (body) => ({ ...body, metadata: { ...body.metadata, externalId: 'session-2' } }))
+  expect(await failure(find('session-1'))).toMatchObject({ code: 'not_found', status: 404 })
+  expect(await find('session-2')).toBe('old')
+})
+
+test('pages list every sandbox once, in order', async () => {
+  for (const name of ['a', 'b', 'c', 'd']) {
+    await create(name)
+    site.clock.advance(1)
+  }
+  const seen: string[] = []
+  let cursor = ''
+  do {
+    const page = await platform.sandboxes.list('main', { limit: 1, ...(cursor ? { cursor } : {}) })
+    seen.push(...page.data.map(({ name }) => name))
+    cursor = page.nextCursor
+  } while (cursor)
+  expect(seen).toEqual(['d', 'c', 'b', 'a'])
+  expect(await failure(platform.sandboxes.list('main', { status: 'SLEEPY' }))).toMatchObject({
+    code: 'bad_request',
+  })
+  expect((await platform.sandboxes.list('other', {})).data).toEqual([])
+})
+
+test('a ttl terminates: visible as TERMINATED, hidden from lists, the name free, then forgotten', async () => {
+  await create('box', { runtime: { ttl: '10s' }, metadata: { externalId: 'e' } })
+  expect((await get('box')).expiresIn).toBe(10)
+  site.clock.advance(9_999)
+  expect((await get('box')).status).toBe('DEPLOYED')
+  site.clock.advance(1)
+  const over = await get('box')
+  expect(over.status).toBe('TERMINATED')
+  expect(over.state).toBeUndefined()
+  expect(await names()).toEqual([])
+  expect(await names({ showTerminated: true })).toEqual(['box'])
+  expect(await failure(platform.sandboxes.getByExternalId('main', 'e'))).toMatchObject({ code: 'not_found' })
+  expect(await failure(platform.sandboxes.acquire('main', 'box'))).toMatchObject({
+    code: 'workload_not_found',
+  })
+  await platform.sandboxes.settled()
+  expect(site.host.machines.size).toBe(0)
+
+  const again = await create('box')
+  expect(again.status).toBe('DEPLOYED')
+  await platform.sandboxes.remove('main', 'box')
+
+  await create('gone', { runtime: { ttl: '1s' } })
+  await until('the timer waits', () => site.clock.sleepers > 0)
+  site.clock.advance(1000)
+  await until(
+    'it is terminated without anyone asking',
+    async () => (await names({ showTerminated: true, status: 'TERMINATED' })).length === 1,
+  )
+  await until('the timer waits', () => site.clock.sleepers > 0)
+  for (let seconds = 0; seconds <= 300; seconds += 30) {
+    site.clock.advance(30_000)
+    await until(
+      'the timer waits or is done',
+      async () => site.clock.sleepers > 0 || (await names({ showTerminated: true })).length === 0,
+    )
+  }
+  await until('its record is removed', async () => (await names({ showTerminated: true })).length === 0)
+})
+
+test('an idle policy counts from the last use, and a lease keeps it alive', async () => {
+  await create('box', {
+    spec: { lifecycle: { expirationPolicies: [{ type: 'ttl-idle', value: '5s', action: 'delete' }] } },
+  })
+  await platform.sandboxes.settled()
+  const lease = await platform.sandboxes.acquire('main', 'box')
+  site.clock.advance(60_000)
+  expect((await get('box')).status).toBe('DEPLOYED')
+  lease[Symbol.dispose]()
+  site.clock.advance(4_000)
+  expect((await get('box')).status).toBe('DEPLOYED')
+  site.clock.advance(1_000)
+  expect((await get('box')).status).toBe('TERMINATED')
+})
+
+test('a ttl that was cleared in time does not fire', async () => {
+  await create('box', { runtime: { ttl: '20s' } })
+  await put('box', (body) => ({
+    ...body,
+    spec: { ...body.spec, runtime: { ...body.spec.runtime, ttl: null } },
+  }))
+  site.clock.advance(60_000)
+  expect((await get('box')).status).toBe('DEPLOYED')
+})
+
+test('a disabled sandbox accepts no connection and keeps its machine', async () => {
+  await create('box')
+  await put('box', (body) => ({ ...body, spec: { ...body.spec, enabled: false } }))
+  expect(await failure(platform.sandboxes.acquire('main', 'box'))).toMatchObject({
+    code: 'workload_unavailable',
+  })
+  await put('box', (body) => ({ ...body, spec: { ...body.spec, enabled: true } }))
+  using lease = await platform.sandboxes.acquire('main', 'box')
+  expect(lease.instance.id).toBe(await onlyMachine())
+})

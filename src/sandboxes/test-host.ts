@@ -1,0 +1,331 @@
+/** For the tests of this folder: a host whose machines are entries of a map, and a clock that is turned by hand. */
+import { mkdtemp, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { PlatformError } from '../errors.ts'
+import type { ResolvedImage } from '../images/index.ts'
+import { Instances } from '../instances/index.ts'
+import type { Clock } from '../lib/clock.ts'
+import { silentLogger } from '../lib/log.ts'
+import { createSecretBox } from '../lib/secret-box.ts'
+import type { Instance, InstanceExit, InstanceHandle, InstanceSpec, Runtime } from '../spec/runtime.ts'
+import type { Store } from '../spec/store.ts'
+import { openSqliteStore } from '../stores/sqlite/index.ts'
+import { Previews, Sandboxes } from './index.ts'
+
+interface Machine {
+  spec: InstanceSpec
+  running: boolean
+  frozen: boolean
+  starts: number
+  /** Of this boot. */
+  exit: PromiseWithResolvers<InstanceExit>
+}
+
+type Fault = (id: string) => Promise<void> | void
+
+/** What outlives the platform: machines by id. */
+export class TestHost {
+  readonly machines = new Map<string, Machine>()
+  readonly destroyed: string[] = []
+  /** Called before the operation of that name; what it throws is what the operation throws. */
+  readonly faults: { create?: Fault; created?: Fault; restart?: Fault; destroy?: Fault; recover?: Fault } = {}
+  concurrentCreates = 0
+  concurrentCreatesMax = 0
+
+  /** Ends process 1 of a machine, its files stay. */
+  crash(id: string, reason: InstanceExit['reason'] = 'killed'): void {
+    const machine = this.machines.get(id)!
+    machine.running = false
+    machine.exit.resolve({ reason, exitCode: null, signal: 9 })
+  }
+
+  reboot(): void {
+    for (const id of this.machines.keys()) this.crash(id, 'lost')
+  }
+
+  runtime(): Runtime {
+    const host = this
+    const start = (spec: InstanceSpec): Instance => {
+      const { signal: _, ...kept } = spec
+      const starts = (host.machines.get(spec.id)?.starts ?? 0) + 1
+      host.machines.set(spec.id, {
+        spec: kept,
+        running: true,
+        frozen: false,
+        starts,
+        exit: Promise.withResolvers(),
+      })
+      return host.#instance(spec.id)
+    }
+    return {
+      name: 'fake',
+      capabilities: {
+        isolation: 'none',
+        limits: { memory: 'none', cpu: 'none', pids: 'none', disk: 'none' },
+        standby: 'freeze',
+        reclaim: false,
+        survivesRestart: true,
+        notes: [],
+      },
+      async create(spec) {
+        host.concurrentCreates++
+        host.concurrentCreatesMax = Math.max(host.concurrentCreatesMax, host.concurrentCreates)
+        try {
+          await host.faults.create?.(spec.id)
+          const instance = start(spec)
+          await host.faults.created?.(spec.id)
+          return instance
+        } finally {
+          host.concurrentCreates--
+        }
+      },
+      async recover(handle: InstanceHandle) {
+        await host.faults.recover?.(handle.id)
+        return host.machines.get(handle.id)?.running ? host.#instance(handle.id) : null
+      },
+      async restart(spec) {
+        await host.faults.restart?.(spec.id)
+        if (!host.machines.has(spec.id)) throw new PlatformError('not_found', 'its files are gone')
+        return start(spec)
+      },
+      async destroy(id) {
+        await host.faults.destroy?.(id)
+        host.destroyed.push(id)
+        host.machines.get(id)?.exit.resolve({ reason: 'killed', exitCode: null, signal: 9 })
+        host.machines.delete(id)
+      },
+      async list() {
+        return [...host.machines.keys()]
+      },
+      async [Symbol.asyncDispose]() {},
+    }
+  }
+
+  #instance(id: string): Instance {
+    const machine = this.machines.get(id)!
+    const refuse = () => Promise.reject(new PlatformError('unprocessable', 'this host runs no programs'))
+    return {
+      id,
+      handle: { driver: 'fake', version: 1, id, state: null },
+      guest: {
+        processes: {
+          spawn: refuse,
+          signal: refuse,
+          list: async () => [],
+          forget: async () => {},
+          wait: refuse,
+          onExit: () => () => {},
+          writeStdin: refuse,
+          closeStdin: refuse,
+          resize: refuse,
+          async *output() {},
+        },
+        files: {
+          stat: refuse,
+          async *list() {},
+          read: refuse,
+          write: refuse,
+          makeDirectory: refuse,
+          remove: refuse,
+          rename: refuse,
+          setMode: refuse,
+          realPath: refuse,
+        },
+      },
+      address: async (port) => ({ origin: `http://127.0.0.1:${port}` }),
+      listening: async () => false,
+      freeze: async () => {
+        machine.frozen = true
+      },
+      thaw: async () => {
+        machine.frozen = false
+      },
+      stats: async () => ({ memoryBytes: 0, cpuMs: 0, processes: 0, diskBytes: 0 }),
+      stop: async () => {
+        machine.running = false
+        machine.exit.resolve({ reason: 'stopped', exitCode: 0, signal: null })
+      },
+      exited: machine.exit.promise,
+      [Symbol.asyncDispose]: async () => {},
+    }
+  }
+}
+
+/** Time stands still but for `advance`. */
+export class TestClock implements Clock {
+  #now = Date.parse('2030-01-01T00:00:00Z')
+  readonly #sleepers = new Set<{ at: number; wake: () => void }>()
+
+  now(): number {
+    return this.#now
+  }
+
+  monotonic(): number {
+    return this.#now
+  }
+
+  get sleepers(): number {
+    return this.#sleepers.size
+  }
+
+  sleep(ms: number, signal?: AbortSignal): Promise<void> {
+    return new Promise((resolve, reject) => {
+      if (signal?.aborted) return reject(signal.reason)
+      const sleeper = {
+        at: this.#now + ms,
+        wake: () => {
+          this.#sleepers.delete(sleeper)
+          resolve()
+        },
+      }
+      this.#sleepers.add(sleeper)
+      signal?.addEventListener('abort', () => {
+        if (this.#sleepers.delete(sleeper)) reject(signal.reason)
+      })
+      if (ms <= 0) sleeper.wake()
+    })
+  }
+
+  advance(ms: number): void {
+    this.#now += ms
+    for (const sleeper of this.#sleepers) if (sleeper.at <= this.#now) sleeper.wake()
+  }
+}
+
+export const knownImage = 'blaxel/base-image:latest'
+
+const images = {
+  async resolve(reference: string): Promise<ResolvedImage> {
+    if (!reference.startsWith('blaxel/base-image')) {
+      throw new PlatformError('bad_request', `spec.runtime.image "${reference}" is unknown here`)
+    }
+    return {
+      reference,
+      root: { digest: 'sha256:0', layers: [], mounts: [] },
+      env: { PATH: '/bin', FROM_IMAGE: 'image', OVERRIDDEN: 'image' },
+      workingDir: '/blaxel',
+      user: '',
+      entrypoint: [],
+      command: [],
+      ports: [],
+    }
+  },
+}
+
+/** Dies like a process: at the chosen step nothing answers any more, before it took effect or after. */
+export class Mortal {
+  readonly died: Promise<void>
+  readonly #die: () => void
+  #steps = 0
+  #at = Number.POSITIVE_INFINITY
+
+  constructor() {
+    const { promise, resolve } = Promise.withResolvers<void>()
+    this.died = promise
+    this.#die = resolve
+  }
+
+  /** 0: before the next step, 1: after it, 2: before the one after that, ... */
+  dieAt(point: number): void {
+    this.#steps = 0
+    this.#at = point
+  }
+
+  bind<Target extends object>(target: Target, methods: (keyof Target & string)[]): Target {
+    return new Proxy(target, {
+      get: (object, name) => {
+        const value = Reflect.get(object, name, object)
+        if (typeof value !== 'function') return value
+        const method = value.bind(object)
+        if (!methods.includes(name as keyof Target & string)) return method
+        return async (...args: unknown[]) => {
+          await this.#step()
+          const result = await method(...args)
+          await this.#step()
+          return result
+        }
+      },
+    })
+  }
+
+  async #step(): Promise<void> {
+    if (this.#steps++ < this.#at) return
+    this.#die()
+    await new Promise(() => {})
+  }
+}
+
+export interface TestPlatform {
+  store: Store
+  instances: Instances
+  sandboxes: Sandboxes
+  previews: Previews
+  /** SIGTERM. */
+  close(options?: { keepInstances?: boolean }): Promise<void>
+}
+
+/** One data directory on one host; `start` makes a platform over it, as often as one likes. */
+export class TestSite implements AsyncDisposable {
+  readonly host = new TestHost()
+  readonly clock = new TestClock()
+  readonly secrets = createSecretBox(new Uint8Array(32).fill(7))
+  readonly dataDir: string
+  readonly store: Store
+
+  private constructor(dataDir: string, store: Store) {
+    this.dataDir = dataDir
+    this.store = store
+  }
+
+  static async open(): Promise<TestSite> {
+    const dataDir = await mkdtemp(join(tmpdir(), 'hutch-sandboxes-'))
+    const path = join(dataDir, 'hutch.db')
+    const clock = {
+      now: () => Date.now(),
+      monotonic: () => performance.now(),
+      sleep: () => Promise.resolve(),
+    }
+    const store = await openSqliteStore({ path, clock, log: silentLogger, durability: 'process' })
+    return new TestSite(dataDir, store)
+  }
+
+  async start(options: { mortal?: Mortal } = {}): Promise<TestPlatform> {
+    const { clock, secrets, dataDir } = this
+    const mortal = options.mortal ?? new Mortal()
+    const store = mortal.bind(this.store, ['create', 'update', 'remove', 'batch'])
+    const runtime = mortal.bind(this.host.runtime(), ['create', 'restart', 'destroy'])
+    const shared = { store, secrets, clock, log: silentLogger }
+    const instances = new Instances({ ...shared, runtime })
+    const sandboxes = new Sandboxes({ ...shared, instances, images, dataDir })
+    const previews = new Previews({ ...shared, sandboxes, domain: 'localhost' })
+    await instances.recover()
+    await sandboxes.open()
+    await previews.open()
+    return {
+      store,
+      instances,
+      sandboxes,
+      previews,
+      async close(options = {}) {
+        previews.close()
+        await sandboxes.close()
+        await instances.close({ keepInstances: options.keepInstances ?? false })
+      },
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.store[Symbol.asyncDispose]()
+    await rm(this.dataDir, { recursive: true, force: true })
+  }
+}
+
+/** Polls until `check` answers something true; fails with `what` after a generous while. */
+export async function until(what: string, check: () => unknown): Promise<void> {
+  const deadline = performance.now() + 5000
+  while (!(await check())) {
+    if (performance.now() > deadline) throw new Error(`never happened: ${what}`)
+    await new Promise((resolve) => setTimeout(resolve, 2))
+  }
+}

@@ -1,0 +1,207 @@
+import { describe, expect, test } from 'bun:test'
+import { codeOf, type StoreContext } from './store.contract-context.ts'
+import {
+  cursorAgeMsMax,
+  type PageQuery,
+  pageLimitDefault,
+  pageLimitMax,
+  type SortOrder,
+  sortOrders,
+} from './store.ts'
+
+/** Lists by page and cursor. */
+export function pagesContract(context: StoreContext): void {
+  const { add, collect, sandbox } = context
+
+  describe('pages', () => {
+    const fill = async (total: number) => {
+      const names: string[] = []
+      for (let n = 0; n < total; n++) {
+        // Some share a millisecond; names run against creation.
+        if (n % 3 === 0) context.nowMs += 1
+        const name = `n${String(total - n).padStart(4, '0')}`
+        names.push(name)
+      }
+      await Promise.all(
+        names.map((name, n) =>
+          context.store.create({
+            ...sandbox(name),
+            body: {},
+            createdAt: 1_700_000_000_000 + Math.floor(n / 3),
+          }),
+        ),
+      )
+      return names
+    }
+
+    test('an empty kind is one empty page', async () => {
+      expect(await context.store.page({ kind: 'sandbox', workspace: 'main' })).toEqual({
+        data: [],
+        nextCursor: '',
+        hasMore: false,
+        total: 0,
+      })
+    })
+
+    test('50 by default, from 1 to 200', async () => {
+      await fill(pageLimitMax + 5)
+      expect((await context.store.page({ kind: 'sandbox', workspace: 'main' })).data).toHaveLength(
+        pageLimitDefault,
+      )
+      expect(
+        (await context.store.page({ kind: 'sandbox', workspace: 'main', limit: pageLimitMax })).data,
+      ).toHaveLength(pageLimitMax)
+      for (const limit of [0, -1, pageLimitMax + 1, 1.5, Number.NaN, Number.POSITIVE_INFINITY]) {
+        expect(await codeOf(context.store.page({ kind: 'sandbox', limit }))).toBe('bad_request')
+      }
+      expect(await codeOf(context.store.page({ kind: 'sandbox', sort: 'name' as SortOrder }))).toBe(
+        'bad_request',
+      )
+    })
+
+    for (const sort of sortOrders) {
+      for (const limit of [1, 7, 200]) {
+        test(`${sort} by ${limit} gives everything once, in order`, async () => {
+          const created = await fill(31)
+          const ascending = sort.startsWith('name') ? [...created].sort() : created
+          const expected = sort.endsWith(':asc') ? ascending : [...ascending].reverse()
+          expect(await collect({ kind: 'sandbox', workspace: 'main', sort, limit })).toEqual(expected)
+        })
+      }
+
+      test(`${sort} misses and repeats nothing while others are created and removed`, async () => {
+        const created = await fill(40)
+        const staying = new Set(created.filter((_, n) => n % 2 === 0))
+        const leaving = created.filter((_, n) => n % 2 === 1)
+        let round = 0
+        const seen = await collect({ kind: 'sandbox', workspace: 'main', sort, limit: 3 }, async (page) => {
+          round++
+          const last = page.at(-1)!.name
+          // The very resource the cursor stands on goes, too.
+          if (leaving.includes(last)) await context.store.remove(sandbox(last))
+          const other = leaving[round % leaving.length]!
+          await context.store.remove(sandbox(other))
+          await context.store.create({
+            ...sandbox(`n0000-${round}`),
+            body: {},
+            createdAt: 1_600_000_000_000 + round,
+          })
+          await context.store.create({
+            ...sandbox(`n9999-${round}`),
+            body: {},
+            createdAt: 1_900_000_000_000 + round,
+          })
+        })
+        expect(new Set(seen).size).toBe(seen.length)
+        expect([...staying].filter((name) => !seen.includes(name))).toEqual([])
+      })
+    }
+
+    test('without a workspace gives all workspaces, each name as often as it is there', async () => {
+      for (const workspace of ['b', 'a', 'c']) for (const name of ['x', 'y']) await add(name, { workspace })
+      for (const sort of sortOrders) {
+        const names = await collect({ kind: 'sandbox', sort, limit: 1 })
+        expect(names.sort()).toEqual(['x', 'x', 'x', 'y', 'y', 'y'])
+      }
+      expect((await context.store.page({ kind: 'sandbox', limit: 1 })).total).toBe(6)
+      expect((await context.store.page({ kind: 'sandbox', workspace: 'a', limit: 1 })).total).toBe(2)
+    })
+
+    test('filters by one value or a list, all filters at once; the total ignores them', async () => {
+      await add('a', { indexes: { status: 'DEPLOYED', region: 'x' } })
+      await add('b', { indexes: { status: 'FAILED', region: 'x' } })
+      await add('c', { indexes: { status: 'TERMINATED', region: 'x' } })
+      await add('d', { indexes: { status: 'DEPLOYED', region: 'y' } })
+      await add('e')
+      await add('f', { workspace: 'other', indexes: { status: 'DEPLOYED', region: 'x' } })
+      const matching = (where: PageQuery['where']) =>
+        collect({ kind: 'sandbox', workspace: 'main', where, sort: 'name:asc', limit: 1 })
+      expect(await matching({ status: 'DEPLOYED' })).toEqual(['a', 'd'])
+      expect(await matching({ status: ['DEPLOYED', 'FAILED'] })).toEqual(['a', 'b', 'd'])
+      expect(await matching({ status: ['DEPLOYED', 'FAILED'], region: 'x' })).toEqual(['a', 'b'])
+      expect(await matching({ status: [] })).toEqual([])
+      expect(await matching({ none: 'x' })).toEqual([])
+      expect(await matching({})).toEqual(['a', 'b', 'c', 'd', 'e'])
+      const page = await context.store.page({
+        kind: 'sandbox',
+        workspace: 'main',
+        where: { status: 'FAILED' },
+      })
+      expect(page.total).toBe(5)
+      expect(page.data).toHaveLength(1)
+    })
+
+    test('a cursor is good for its own workspace, filters and sort only, whatever the limit', async () => {
+      for (const name of ['a', 'b', 'c', 'd']) await add(name, { indexes: { status: 'x', region: 'r' } })
+      const query: PageQuery = {
+        kind: 'sandbox',
+        workspace: 'main',
+        where: { status: ['x', 'y'], region: 'r' },
+        limit: 1,
+      }
+      const { nextCursor: cursor } = await context.store.page(query)
+      const others: Partial<PageQuery>[] = [
+        { kind: 'preview' },
+        { workspace: 'other' },
+        { workspace: undefined },
+        { where: { status: ['x'], region: 'r' } },
+        { where: { status: ['x', 'y'] } },
+        { where: undefined },
+        { sort: 'createdAt:asc' },
+        { sort: 'name:asc' },
+      ]
+      for (const other of others)
+        expect(await codeOf(context.store.page({ ...query, cursor, ...other }))).toBe('bad_request')
+      const same = await context.store.page({
+        ...query,
+        cursor,
+        limit: 2,
+        where: { region: 'r', status: ['y', 'x'] },
+      })
+      expect(same.data.map(({ name }) => name)).toEqual(['c', 'b'])
+    })
+
+    test('a cursor dies after 24 hours, and every page gives a fresh one', async () => {
+      for (const name of ['a', 'b', 'c', 'd']) await add(name)
+      const query: PageQuery = { kind: 'sandbox', workspace: 'main', limit: 1 }
+      const first = await context.store.page(query)
+      context.nowMs += cursorAgeMsMax
+      const second = await context.store.page({ ...query, cursor: first.nextCursor })
+      context.nowMs += 1
+      expect(await codeOf(context.store.page({ ...query, cursor: first.nextCursor }))).toBe('bad_request')
+      const third = await context.store.page({ ...query, cursor: second.nextCursor })
+      expect(third.data.map(({ name }) => name)).toEqual(['b'])
+    })
+
+    test('what is not a cursor is a bad request', async () => {
+      await add('a')
+      await add('b')
+      const { nextCursor } = await context.store.page({ kind: 'sandbox', workspace: 'main', limit: 1 })
+      const encode = (value: unknown) => Buffer.from(JSON.stringify(value)).toString('base64url')
+      const forged = JSON.parse(
+        Buffer.from(nextCursor, 'base64url')
+          .toString('utf8')
+          .match(/^\[.*\]$/)?.[0] ?? '[]',
+      )
+      const bad = [
+        'x',
+        '%%%',
+        '0',
+        'null',
+        nextCursor.slice(0, -4),
+        encode(null),
+        encode({}),
+        encode([]),
+        encode([1, 2]),
+        'A'.repeat(100_000),
+      ]
+      if (Array.isArray(forged) && forged.length > 0)
+        bad.push(encode([...forged, 1]), encode(forged.map(String)))
+      for (const cursor of bad) {
+        expect(
+          await codeOf(context.store.page({ kind: 'sandbox', workspace: 'main', limit: 1, cursor })),
+        ).toBe('bad_request')
+      }
+    })
+  })
+}
