@@ -79,9 +79,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   const config: Config = {
     ...loadConfig({ env: {}, flags: { dataDir: tmpdir() } }),
     ...settings,
-    dataDir: temporary
-      ? mkdtempSync(join(tmpdir(), 'hutch-'))
-      : (settings.dataDir ?? loadConfig().dataDir),
+    dataDir: temporary ? mkdtempSync(join(tmpdir(), 'hutch-')) : (settings.dataDir ?? loadConfig().dataDir),
     runtime: typeof runtimeOption === 'string' ? runtimeOption : 'namespace',
   }
   const log = givenLog ?? createLogger({ clock, level: config.logLevel, format: config.logFormat })
@@ -112,11 +110,13 @@ async function open(config: Config, driver: RuntimeName | Runtime, around: Surro
 
   const opening = openRuntime(config, driver, { clock, log })
   opening.catch(() => {})
-  const store = await openSqliteStore({ path: join(dataDir, 'hutch.db'), clock, log }).catch(async (error) => {
-    // Whatever was opened beside it must not stay behind.
-    await opening.then((runtime) => runtime[Symbol.asyncDispose]()).catch(() => {})
-    throw error
-  })
+  const store = await openSqliteStore({ path: join(dataDir, 'hutch.db'), clock, log }).catch(
+    async (error) => {
+      // Whatever was opened beside it must not stay behind.
+      await opening.then((runtime) => runtime[Symbol.asyncDispose]()).catch(() => {})
+      throw error
+    },
+  )
   undo.push(() => store[Symbol.asyncDispose]())
   const runtime = await opening
   undo.push(() => runtime[Symbol.asyncDispose]())

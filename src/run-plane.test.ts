@@ -28,7 +28,10 @@ beforeAll(async () => {
     saved[name] = process.env[name]
     process.env[name] = value
   }
-  ;({ SandboxInstance } = await import('@blaxel/core'))
+  const sdk = await import('@blaxel/core')
+  // Another test file of the same process may have loaded it with its own platform's settings.
+  sdk.initialize({ workspace: platform.credentials.workspace, apiKey: platform.credentials.apiKey })
+  ;({ SandboxInstance } = sdk)
   sandbox = await SandboxInstance.create({ name: 'run-plane' })
 }, 60_000)
 

@@ -38,7 +38,8 @@ export const cp = command({
     const { files, bytesTotal, skipped } = progress
     if (flags.json) printJson({ files, bytes: bytesTotal, skipped })
     else print(`${files} ${files === 1 ? 'file' : 'files'}, ${bytes(bytesTotal)}`)
-    if (!flags.json) for (const path of skipped) note(`left out (not a file or directory): ${printable(path)}`)
+    if (!flags.json)
+      for (const path of skipped) note(`left out (not a file or directory): ${printable(path)}`)
     return 0
   },
 })

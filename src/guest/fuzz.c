@@ -15,8 +15,10 @@ static pid_t fuzz_fork(void);
 #define clone fuzz_clone
 #define kill fuzz_kill
 #define fork fuzz_fork
+/* Included, so that what they do to the system is redirected and what they hide can be driven. */
+#include "spawn.c"
+#include "signals.c"
 #include "process.c"
-
 #include "guest.c"
 #undef clone
 #undef kill
@@ -30,7 +32,7 @@ static pid_t fuzz_fork(void);
 enum {
   FAKE_PROCESSES_MAX = 64,
   FAKE_PID_FIRST = 1 << 28, /* no real one */
-  RUNS_PER_CLEANING = 512,
+  RUNS_PER_CLEANING = 16,
   OUTPUT_BYTES_MAX = 256 << 10,
 };
 
@@ -155,6 +157,10 @@ static void discard(int fd) {
   while (recv(fd, sink, sizeof sink, MSG_DONTWAIT) > 0) continue;
 }
 
+/* Where there is one right length, most frames have it. */
+static const uint8_t payload_bytes_of[] = {[FRAME_SIGNAL] = 5, [FRAME_ATTACH] = 8, [FRAME_STDIN] = 200,
+                                           [FRAME_RESIZE] = 4, [FRAME_SHUTDOWN] = 4};
+
 static void control_step(struct connection *connection, struct input_bytes *input) {
   uint8_t operation = next_byte(input);
   uint32_t id = next_byte(input) % 8;
@@ -166,8 +172,10 @@ static void control_step(struct connection *connection, struct input_bytes *inpu
   } else if (operation < 24) {
     fake_output(input);
   } else {
-    size_t length = next_length(input, 70000);
-    frame_begin(&writer, operation % 40, id);
+    uint8_t type = operation % 40;
+    size_t length = operation < 144 && type < sizeof payload_bytes_of ? payload_bytes_of[type] : next_length(input, 70000);
+    if (length > input->left) length = input->left;
+    frame_begin(&writer, type, id);
     put_bytes(&writer, input->at, length);
     frame_end(&writer);
     input->at += length;
@@ -175,7 +183,7 @@ static void control_step(struct connection *connection, struct input_bytes *inpu
   }
   if (!connection->closed && frame_writer_pending(&writer) > 0) {
     if (frame_reader_push(&connection->reader, writer.data, writer.end) < 0) connection_close(connection);
-    else connection_serve(connection);
+    else control_serve(connection);
   }
   frame_writer_free(&writer);
 }
@@ -242,6 +250,19 @@ static void clean_root(void) {
   if (dir) closedir(dir);
 }
 
+/* What no request can make. */
+static void fill_root(void) {
+  clean_root();
+  int fd = open("/h", O_WRONLY | O_CREAT | O_CLOEXEC, 0644);
+  if (fd >= 0) close(fd);
+  (void)!link("/h", "/i");
+  (void)!symlink("d/f", "/l");
+  mkfifo("/p", 0644);
+  mkdir("/d", 0755);
+  mkdir("/d/e", 0755);
+  (void)!link("/h", "/d/e/f");
+}
+
 static void send_files(int fd, struct input_bytes input) {
   while (input.left > 0) {
     uint8_t type = next_byte(&input);
@@ -262,7 +283,7 @@ static void fuzz_files(struct input_bytes input, int framed) {
   static unsigned runs;
   int ends[2];
   if (!chrooted) return;
-  if (runs++ % RUNS_PER_CLEANING == 0) clean_root();
+  if (runs++ % RUNS_PER_CLEANING == 0) fill_root();
   if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) < 0) abort();
   if (framed) send_files(ends[1], input);
   else (void)!send(ends[1], input.at, input.left, MSG_DONTWAIT | MSG_NOSIGNAL);
@@ -284,7 +305,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
   if (logs_fd < 0) return -1;
   logs_init(logs_fd);
   struct guest_start start = {-1, -1, -1, 0, "/"};
-  processes_init(&start);
+  spawn_init(&start);
   epoll_fd = epoll_create1(EPOLL_CLOEXEC);
   /* Paths are absolute, so an own root confines them; the working directory stays outside for the fuzzer's files. */
   if (geteuid() != 0 && unshare(CLONE_NEWUSER) < 0) fprintf(stderr, "no user namespace: files worker left out\n");

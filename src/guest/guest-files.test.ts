@@ -37,9 +37,18 @@ async function entry(connection: TestConnection, frame: FrameWriter, id: number)
 const statOf = (path: string, follow = 0, connection = files) =>
   entry(connection, new FrameWriter(FrameType.stat, ++lastId).u8(follow).str(path), lastId)
 
-async function readAll(path: string, offset: number | bigint = 0, length: number | bigint = allOnes64, connection = files) {
+async function readAll(
+  path: string,
+  offset: number | bigint = 0,
+  length: number | bigint = allOnes64,
+  connection = files,
+) {
   const id = ++lastId
-  const first = await entry(connection, new FrameWriter(FrameType.read, id).u64(offset).u64(length).str(path), id)
+  const first = await entry(
+    connection,
+    new FrameWriter(FrameType.read, id).u64(offset).u64(length).str(path),
+    id,
+  )
   if (typeof first === 'string') return first
   const chunks: Uint8Array[] = []
   for (;;) {
@@ -51,7 +60,8 @@ async function readAll(path: string, offset: number | bigint = 0, length: number
   }
 }
 
-const writeStart = (path: string, mode = allOnes32) => new FrameWriter(FrameType.write, ++lastId).u32(mode).str(path)
+const writeStart = (path: string, mode = allOnes32) =>
+  new FrameWriter(FrameType.write, ++lastId).u32(mode).str(path)
 const dataFrame = (id: number, bytes: Uint8Array) => new FrameWriter(FrameType.data, id).raw(bytes)
 
 async function write(path: string, content: string | Uint8Array, mode = allOnes32, connection = files) {
@@ -174,7 +184,12 @@ describe('READ', () => {
 
 describe('WRITE', () => {
   test('makes a new file with 0644 or the given mode, and its parents', async () => {
-    expect(await write(join(dir, 'a/b/c'), 'text')).toMatchObject({ type: 'f', mode: 0o644, size: 4, name: 'c' })
+    expect(await write(join(dir, 'a/b/c'), 'text')).toMatchObject({
+      type: 'f',
+      mode: 0o644,
+      size: 4,
+      name: 'c',
+    })
     expect(await readFile(join(dir, 'a/b/c'), 'utf8')).toBe('text')
     expect((await stat(join(dir, 'a'))).mode & 0o7777).toBe(0o755)
     expect(await write(join(dir, 'x'), '', 0o4711)).toMatchObject({ mode: 0o4711, size: 0 })
@@ -323,7 +338,11 @@ describe('directories', () => {
     mkdirSync(join(dir, 'd'))
     symlinkSync('/nowhere', join(dir, 'l'))
     const entries = await list(dir)
-    expect(typeof entries === 'object' && entries.map(({ name, type }) => name + type).sort()).toEqual(['dd', 'ff', 'll'])
+    expect(typeof entries === 'object' && entries.map(({ name, type }) => name + type).sort()).toEqual([
+      'dd',
+      'ff',
+      'll',
+    ])
     expect(await list(join(dir, 'd'))).toEqual([])
     expect(await list(join(dir, 'f'))).toStartWith('errno 20 ')
     expect(await list(join(dir, 'none'))).toStartWith('errno 2 ')
@@ -370,14 +389,18 @@ describe('directories', () => {
   })
 
   test('REMOVE takes trees deeper than any path or stack', async () => {
-    execFileSync('python3', [
-      '-c',
-      `import os
+    execFileSync(
+      'python3',
+      [
+        '-c',
+        `import os
 os.mkdir('deep'); os.chdir('deep')
 for i in range(3000):
     os.mkdir('dir' * 20); os.mkdir('e'); open('f', 'w').close(); open('e/g', 'w').close()
     os.chdir('dir' * 20)`,
-    ], { cwd: dir })
+      ],
+      { cwd: dir },
+    )
     expect(await remove(join(dir, 'deep'), 1)).toBe('OK')
     expect(await readdir(dir)).toEqual([])
   })
@@ -470,7 +493,8 @@ describe('connections', () => {
     const connection = await guest.files()
     await connection.request(new FrameWriter(FrameType.chmod, 1).u32(0o755).str(dir), 1)
     await eventually(async () => (await workers()) > 0 && before >= 0)
-    for (const pid of await workerPids()) expect((await readdir(`/proc/${pid}/fd`)).sort()).toEqual(['0', '1', '2', '3'])
+    for (const pid of await workerPids())
+      expect((await readdir(`/proc/${pid}/fd`)).sort()).toEqual(['0', '1', '2', '3'])
     connection.close()
   })
 })

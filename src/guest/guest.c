@@ -1,4 +1,4 @@
-/* Process 1: the event loop, its connections, and what control requests do. */
+/* Process 1: the event loop, its connections, its end. */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
@@ -13,7 +13,6 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
-#include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -22,25 +21,12 @@
 
 enum {
   EVENTS_MAX = 64,
-  HELLO_BYTES = FRAME_HEADER_BYTES + 13,
   REAPED_PER_ROUND_MAX = 1024,
   SIGTERM_GRACE_MS = 5000,
   KILLED_WAIT_MS = 2000, /* from SIGKILL to all until we end without having seen every child's end */
   SWEEP_MS = 100, /* between SIGKILLs while ending, and between tries to accept while descriptors are out */
   FLUSH_MS = 200, /* for the last events, once everything ended */
   PATH_BYTES = 4096,
-};
-
-struct connection {
-  struct source source;
-  struct connection *next;
-  int fd;
-  uint8_t control; /* after HELLO */
-  uint8_t closed, writable_wanted, reading;
-  uint8_t hello[HELLO_BYTES];
-  uint32_t hello_bytes;
-  struct frame_reader reader;
-  struct frame_writer writer;
 };
 
 static int epoll_fd = -1, listen_fd = -1, signal_fd = -1, is_init;
@@ -69,7 +55,7 @@ void unwatch(int fd) { epoll_ctl(epoll_fd, EPOLL_CTL_DEL, fd, NULL); }
 
 /* Connections */
 
-static void connection_close(struct connection *connection) {
+void connection_close(struct connection *connection) {
   if (connection->closed) return;
   connection->closed = 1;
   if (connection->control) control_count--;
@@ -94,7 +80,7 @@ static void connections_sweep(void) {
   }
 }
 
-static void connection_flush(struct connection *connection) {
+void connection_flush(struct connection *connection) {
   if (connection->closed) return;
   int flushed = frame_writer_flush(&connection->writer, connection->fd);
   size_t pending = frame_writer_pending(&connection->writer);
@@ -120,7 +106,7 @@ void connection_answer(struct connection *connection, uint32_t id, int error, co
   connection_flush(connection);
 }
 
-static void put_process(struct frame_writer *writer, const struct process *process) {
+void put_process(struct frame_writer *writer, const struct process *process) {
   put_u32(writer, process->id);
   put_u32(writer, (uint32_t)process->pid);
   put_u8(writer, process->state);
@@ -151,83 +137,9 @@ static void broadcast_exit(const struct process *process) {
   }
 }
 
-/* Control requests: decoding */
+/* End */
 
-static char **decode_list(struct payload *payload) {
-  uint32_t count = payload_u32(payload);
-  if (payload->failed || count > (size_t)(payload->end - payload->at) / 4) {
-    payload->failed = 1;
-    return NULL;
-  }
-  char **list = calloc((size_t)count + 1, sizeof *list);
-  for (uint32_t i = 0; list && i < count; i++) list[i] = payload_str(payload);
-  if (!list) payload->failed = 1;
-  return list;
-}
-
-static void decode_spawn(struct payload *payload, uint32_t id, struct spawn *spawn) {
-  spawn->id = id;
-  spawn->flags = payload_u32(payload);
-  spawn->uid = payload_u32(payload);
-  spawn->gid = payload_u32(payload);
-  spawn->cols = payload_u16(payload);
-  spawn->rows = payload_u16(payload);
-  spawn->output_bytes_max = payload_u64(payload);
-  spawn->cwd = payload_str(payload);
-  spawn->argv = decode_list(payload);
-  spawn->envp = decode_list(payload);
-}
-
-void control_request_free(struct control_request *request) {
-  free(request->spawn.argv);
-  free(request->spawn.envp);
-  request->spawn.argv = request->spawn.envp = NULL;
-}
-
-int control_decode(const struct frame *frame, struct control_request *request) {
-  struct payload payload = payload_of(frame);
-  memset(request, 0, sizeof *request);
-  request->type = frame->type;
-  request->id = frame->id;
-  switch (frame->type) {
-    case FRAME_PING:
-    case FRAME_PONG:
-    case FRAME_LIST:
-    case FRAME_FORGET:
-    case FRAME_DETACH:
-    case FRAME_CLOSE_STDIN:
-      break;
-    case FRAME_SPAWN:
-      decode_spawn(&payload, frame->id, &request->spawn);
-      break;
-    case FRAME_SIGNAL:
-      request->number = payload_u32(&payload);
-      request->scope = payload_u8(&payload);
-      break;
-    case FRAME_ATTACH:
-      request->consumed = payload_u64(&payload);
-      break;
-    case FRAME_STDIN:
-      request->bytes = payload_bytes(&payload, &request->bytes_length);
-      break;
-    case FRAME_RESIZE:
-      request->cols = payload_u16(&payload);
-      request->rows = payload_u16(&payload);
-      break;
-    case FRAME_SHUTDOWN:
-      request->number = payload_u32(&payload);
-      break;
-    default:
-      return -1;
-  }
-  if (payload_done(&payload)) return 0;
-  control_request_free(request);
-  return -1;
-}
-
-/* Control requests: what they do */
-
-static void shutdown_begin(uint64_t grace_ms) {
+void guest_shutdown(uint64_t grace_ms) {
   uint64_t kill_at = monotonic_ms() + grace_ms;
   if (stopping) {
     if (kill_at < kill_at_ms) kill_at_ms = kill_at;
@@ -240,120 +152,7 @@ static void shutdown_begin(uint64_t grace_ms) {
   reap_wanted = 1;
 }
 
-static void serve_spawn(struct connection *connection, const struct spawn *spawn) {
-  const char *stage = "spawn";
-  errno = ESHUTDOWN;
-  struct process *process = stopping ? NULL : process_spawn(spawn, &stage);
-  if (!process) {
-    connection_answer(connection, spawn->id, errno, stage);
-    return;
-  }
-  no_children = 0;
-  frame_begin(&connection->writer, FRAME_SPAWNED, spawn->id);
-  put_u32(&connection->writer, (uint32_t)process->pid);
-  put_u64(&connection->writer, process->started_ms);
-  frame_end(&connection->writer);
-  connection_flush(connection);
-}
-
-static void serve_list(struct connection *connection, uint32_t id) {
-  for (struct process *process = processes_first(); process; process = process->next) {
-    frame_begin(&connection->writer, FRAME_ITEM, id);
-    put_process(&connection->writer, process);
-    frame_end(&connection->writer);
-  }
-  frame_begin(&connection->writer, FRAME_END, id);
-  frame_end(&connection->writer);
-  connection_flush(connection);
-}
-
-static void serve_forget(struct connection *connection, struct process *process, uint32_t id) {
-  int busy = process && process->state == STATE_RUNNING;
-  if (process && !busy) process_forget(process);
-  connection_answer(connection, id, busy ? EBUSY : 0, "forget");
-}
-
-static void serve_attach(struct connection *connection, struct process *process, uint64_t consumed) {
-  int error = process_follow(process, connection, consumed);
-  connection_answer(connection, process->id, error, "attach");
-  if (!error) process_announce(process);
-}
-
-static void serve_stdin(struct connection *connection, struct process *process, const struct control_request *request) {
-  int taken = process_input(process, connection, request->bytes, request->bytes_length);
-  if (taken != 0) connection_answer(connection, process->id, taken < 0 ? -taken : 0, "stdin");
-}
-
-static void serve(struct connection *connection, const struct control_request *request) {
-  uint32_t id = request->id;
-  struct process *process = process_of(id);
-  /* Answers carry no more than the process id, so they go out in the order of the requests. */
-  if (process && request->type > FRAME_SPAWNED && request->type != FRAME_LIST && request->type != FRAME_STDIN)
-    process_input_accept(process, connection);
-  switch (request->type) {
-    case FRAME_PING:
-      frame_begin(&connection->writer, FRAME_PONG, id);
-      frame_end(&connection->writer);
-      connection_flush(connection);
-      return;
-    case FRAME_PONG:
-      return;
-    case FRAME_SPAWN:
-      serve_spawn(connection, &request->spawn);
-      return;
-    case FRAME_LIST:
-      serve_list(connection, id);
-      return;
-    case FRAME_FORGET:
-      serve_forget(connection, process, id);
-      return;
-    case FRAME_DETACH:
-      if (process) process_unfollow(process, connection);
-      connection_answer(connection, id, 0, "");
-      return;
-    case FRAME_SHUTDOWN:
-      shutdown_begin(request->number);
-      return;
-  }
-  if (!process) {
-    connection_answer(connection, id, ESRCH, "process");
-    return;
-  }
-  switch (request->type) {
-    case FRAME_SIGNAL:
-      if (request->scope > SCOPE_TREE || request->number > 64) connection_answer(connection, id, EINVAL, "signal");
-      else connection_answer(connection, id, process_signal(process, (int)request->number, request->scope), "signal");
-      return;
-    case FRAME_ATTACH:
-      serve_attach(connection, process, request->consumed);
-      return;
-    case FRAME_STDIN:
-      serve_stdin(connection, process, request);
-      return;
-    case FRAME_CLOSE_STDIN:
-      connection_answer(connection, id, process_input_close(process), "stdin");
-      return;
-    case FRAME_RESIZE:
-      connection_answer(connection, id, process_resize(process, request->cols, request->rows), "resize");
-      return;
-  }
-}
-
-static void connection_serve(struct connection *connection) {
-  struct frame frame;
-  int more = 0;
-  while (!connection->closed && frame_writer_pending(&connection->writer) <= CONNECTION_OUTPUT_BYTES_PAUSE &&
-         (more = frame_reader_next(&connection->reader, &frame)) > 0) {
-    struct control_request request;
-    if (control_decode(&frame, &request) < 0) {
-      connection_close(connection);
-      return;
-    }
-    serve(connection, &request);
-    control_request_free(&request);
-  }
-  if (more < 0) connection_close(connection);
-}
+int guest_stopping(void) { return stopping; }
 
 /* HELLO */
 
@@ -398,7 +197,6 @@ static void hello_files(struct connection *connection, uint32_t uid, uint32_t gi
     hello_refuse(connection, errno, "files worker");
     return;
   }
-  no_children = 0;
   workers[slot] = pid;
   connection_close(connection);
 }
@@ -457,7 +255,7 @@ static void connection_ready(struct connection *connection, uint32_t events) {
   }
   if (events & EPOLLOUT) {
     connection_flush(connection);
-    connection_serve(connection);
+    control_serve(connection);
   }
   if (connection->closed || !connection->reading) {
     if (events & (EPOLLHUP | EPOLLERR)) connection_close(connection);
@@ -465,7 +263,7 @@ static void connection_ready(struct connection *connection, uint32_t events) {
   }
   if (!(events & (EPOLLIN | EPOLLHUP | EPOLLERR))) return;
   ssize_t got = frame_reader_fill(&connection->reader, connection->fd);
-  if (got > 0) connection_serve(connection);
+  if (got > 0) control_serve(connection);
   else if (got == 0 || (errno != EAGAIN && errno != EINTR)) connection_close(connection);
 }
 
@@ -526,7 +324,7 @@ static void signals_ready(void) {
   while (read(signal_fd, &info, sizeof info) == (ssize_t)sizeof info) {
     if (info.ssi_signo == SIGCHLD) reap_wanted = 1;
     /* In a pid namespace only the host's signals come from pid 0: the sandbox cannot stop itself by this way. */
-    else if (!is_init || (info.ssi_code == SI_USER && info.ssi_pid == 0)) shutdown_begin(SIGTERM_GRACE_MS);
+    else if (!is_init || (info.ssi_code == SI_USER && info.ssi_pid == 0)) guest_shutdown(SIGTERM_GRACE_MS);
   }
 }
 
@@ -656,7 +454,7 @@ static int loop_init(const struct guest_start *start) {
   if (getrandom(&boot_id, sizeof boot_id, 0) != (ssize_t)sizeof boot_id) return -1;
   signals_init();
   logs_init(start->log_dir_fd);
-  processes_init(start);
+  spawn_init(start);
   epoll_fd = epoll_create1(EPOLL_CLOEXEC);
   if (epoll_fd < 0 || signal_fd < 0) return -1;
   fcntl(listen_fd, F_SETFL, fcntl(listen_fd, F_GETFL) | O_NONBLOCK);

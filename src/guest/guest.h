@@ -17,6 +17,7 @@ enum {
   CONNECTION_OUTPUT_BYTES_PAUSE = 256 << 10, /* above it no further request of that connection is served */
   STDIN_BYTES_MAX = 64 << 10, /* of one STDIN */
   STDIN_PENDING_BYTES_MAX = 256 << 10, /* of one process, not yet taken by its pipe */
+  HELLO_BYTES = FRAME_HEADER_BYTES + 13,
   RECORD_HEADER_BYTES = 16,
   RECORD_DATA_BYTES_MAX = (64 << 10) - RECORD_HEADER_BYTES, /* a whole record fits the smallest segment */
   SEGMENT_BYTES_MIN = 64 << 10,
@@ -29,8 +30,19 @@ struct source {
   enum source_kind kind;
 };
 
-struct connection;
 struct process;
+
+struct connection {
+  struct source source;
+  struct connection *next;
+  int fd;
+  uint8_t control; /* after HELLO */
+  uint8_t closed, writable_wanted, reading;
+  uint8_t hello[HELLO_BYTES];
+  uint32_t hello_bytes;
+  struct frame_reader reader;
+  struct frame_writer writer;
+};
 
 /* logs.c: the segmented record log of one process */
 
@@ -60,7 +72,7 @@ void log_append(struct log *log, uint8_t stream, uint8_t *record, size_t length,
 void log_idle(struct log *log); /* lets go of the descriptor until the next record */
 void log_remove(struct log *log);
 
-/* process.c */
+/* process.c, spawn.c, stdin.c, signals.c */
 
 enum { STATE_RUNNING = 1, STATE_EXITED = 2, STATE_SIGNALED = 3 };
 enum { SPAWN_STDIN = 1, SPAWN_PTY = 2 };
@@ -123,7 +135,9 @@ struct process {
   struct follower *followers;
 };
 
-void processes_init(const struct guest_start *start);
+void spawn_init(const struct guest_start *start);
+/* The child's pid, or -1 with errno and `stage`. Fills our ends of stdin, stdout, stderr, and the pty's other end. */
+pid_t spawn_child(const struct spawn *spawn, int ours[3], int *terminal_fd, const char **stage);
 /* NULL with errno, and `stage` saying what failed. */
 struct process *process_spawn(const struct spawn *spawn, const char **stage);
 struct process *process_of(uint32_t id); /* NULL when unknown or forgotten */
@@ -148,17 +162,28 @@ int process_input_close(struct process *process); /* 0 or an errno */
 int process_resize(struct process *process, uint16_t cols, uint16_t rows); /* 0 or an errno */
 void stream_ready(struct stream *stream);
 void input_ready(struct input *input);
+void input_close(struct input *input); /* refuses what is pending */
 void processes_sweep(void); /* frees what died during this round of events */
 /* Of the calling process; -1 with errno. */
 int credentials_take(uint32_t uid, uint32_t gid);
 uint64_t now_ms(void);
 
-/* guest.c, for process.c */
+/* guest.c */
 
 int watch(int fd, struct source *source, uint32_t events); /* adds or changes */
 void unwatch(int fd);
+void connection_close(struct connection *connection);
+void connection_flush(struct connection *connection);
 void connection_output(struct connection *connection, const struct process *process, uint64_t start, uint64_t end, int eof);
 void connection_answer(struct connection *connection, uint32_t id, int error, const char *message);
+void put_process(struct frame_writer *writer, const struct process *process);
+void guest_shutdown(uint64_t grace_ms);
+int guest_stopping(void);
+
+/* control.c */
+
+/* Serves the requests that were read, until answers pile up. */
+void control_serve(struct connection *connection);
 
 /* Decoding of control requests, apart from what they do, for the fuzzer. 0, or -1: close the connection. */
 struct control_request {

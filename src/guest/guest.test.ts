@@ -1,7 +1,7 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test'
 import { readdir, readFile, stat } from 'node:fs/promises'
 import { join } from 'node:path'
-import { type Frame, FrameType, FrameWriter, PayloadReader, readOutputNotice, readProcess } from './codec.ts'
+import { FrameType, FrameWriter, PayloadReader, readProcess } from './codec.ts'
 import { eventually, TestConnection, TestGuest } from './test-guest.ts'
 
 const running = 1
@@ -23,8 +23,6 @@ beforeAll(async () => {
 })
 afterAll(() => guest[Symbol.asyncDispose]())
 
-const isOutput = (id: number) => (frame: Frame) => frame.type === FrameType.output && frame.id === id
-const attach = (id: number, consumed: number) => new FrameWriter(FrameType.attach, id).u64(consumed)
 const signal = (id: number, number: number, scope: number) =>
   new FrameWriter(FrameType.signal, id).u32(number).u8(scope)
 const forget = (id: number) => new FrameWriter(FrameType.forget, id)
@@ -172,11 +170,14 @@ describe('stdin', () => {
 describe('a pseudo terminal', () => {
   test('is the controlling terminal, has the asked size and can be resized', async () => {
     const id = nextId()
-    const script = 'stty size; test -t 0 && test -t 2 && echo tty; read line; stty size; echo "$line" > /dev/tty'
+    const script =
+      'stty size; test -t 0 && test -t 2 && echo tty; read line; stty size; echo "$line" > /dev/tty'
     await control.shell(id, script, { flags: flag.pty, cols: 100, rows: 30 })
     await eventually(async () => (await guest.text(id)).includes('tty'))
     expect(await control.request(new FrameWriter(FrameType.resize, id).u16(120).u16(40), id)).toBe('OK')
-    expect(await control.request(new FrameWriter(FrameType.stdin, id).raw(Buffer.from('typed\n')), id)).toBe('OK')
+    expect(await control.request(new FrameWriter(FrameType.stdin, id).raw(Buffer.from('typed\n')), id)).toBe(
+      'OK',
+    )
     expect(await control.exit(id)).toMatchObject({ code: 0 })
     const text = await guest.text(id)
     expect(text).toContain('30 100\r\ntty\r\n')
@@ -216,7 +217,9 @@ describe('a pseudo terminal', () => {
   test('a process without one cannot be resized', async () => {
     const id = nextId()
     await control.spawn(id, ['sleep', '60'])
-    expect(await control.request(new FrameWriter(FrameType.resize, id).u16(1).u16(1), id)).toStartWith('errno 25 ')
+    expect(await control.request(new FrameWriter(FrameType.resize, id).u16(1).u16(1), id)).toStartWith(
+      'errno 25 ',
+    )
     await control.request(signal(id, sigkill, 0), id)
   })
 })
@@ -224,7 +227,10 @@ describe('a pseudo terminal', () => {
 describe('signals', () => {
   test('reach the process, its group, or everything below it', async () => {
     const id = nextId()
-    await control.shell(id, 'setsid sh -c "sleep 60; :" & sleep 60 & echo $(pgrep -f "sleep 6" | wc -l); wait')
+    await control.shell(
+      id,
+      'setsid sh -c "sleep 60; :" & sleep 60 & echo $(pgrep -f "sleep 6" | wc -l); wait',
+    )
     const pids = async () => (await guest.text(id)).length > 0
     await eventually(pids)
     const leader = (await control.list()).find((item) => item.id === id)?.pid ?? 0
@@ -245,7 +251,9 @@ describe('signals', () => {
     await control.shell(id, 'setsid sleep 60 & echo $!; sleep 61 & echo $!; wait')
     await eventually(async () => (await guest.text(id)).split('\n').length === 3)
     const [apart = 0, together = 0] = (await guest.text(id)).split('\n').map(Number)
-    await eventually(async () => (await readFile(`/proc/${apart}/stat`, 'utf8')).split(' ')[5] === String(apart))
+    await eventually(
+      async () => (await readFile(`/proc/${apart}/stat`, 'utf8')).split(' ')[5] === String(apart),
+    )
     expect(await control.request(signal(id, sigterm, 1), id)).toBe('OK')
     expect(await control.exit(id)).toMatchObject({ state: 'signaled', code: sigterm })
     await eventually(async () => !(await alive(together)))
@@ -275,7 +283,9 @@ describe('records', () => {
     await first.shell(5, 'sleep 0.1; echo done; exit 3')
     first.close()
     await first.closed
-    await eventually(async () => (await readFile(join(alone.logDir, '5/0000000000000000'), 'utf8').catch(() => '')) !== '')
+    await eventually(
+      async () => (await readFile(join(alone.logDir, '5/0000000000000000'), 'utf8').catch(() => '')) !== '',
+    )
     const second = await alone.control()
     await eventually(async () => (await second.list())[0]?.state === 'exited')
     expect(await second.list()).toMatchObject([{ id: 5, code: 3, endOffset: 16 + 5 }])
@@ -328,143 +338,13 @@ describe('records', () => {
     await control.shell(id, '(sh -c "exit 0" & sleep 0.05 & echo $! ) ; exit 0')
     await control.exit(id)
     const orphan = Number(await guest.text(id))
-    await eventually(() => stat(`/proc/${orphan}`).then(() => false, () => true))
+    await eventually(() =>
+      stat(`/proc/${orphan}`).then(
+        () => false,
+        () => true,
+      ),
+    )
   })
-})
-
-describe('background children that keep the pipes', () => {
-  test('EXIT does not wait for them, and their output is kept', async () => {
-    const id = nextId()
-    await control.shell(id, '(sleep 0.3; echo later) & echo now')
-    const exit = await control.exit(id)
-    expect(exit.endOffset).toBe(16 + 4)
-    await eventually(async () => (await guest.text(id)) === 'now\nlater\n')
-  })
-
-  test('they outlive FORGET and do not get SIGPIPE', async () => {
-    const id = nextId()
-    const script = `(sleep 0.3; echo one; echo two; echo fine > ${guest.dir}/work/fine) & echo now`
-    await control.shell(id, script)
-    await control.exit(id)
-    expect(await control.request(forget(id), id)).toBe('OK')
-    await eventually(() => Bun.file(join(guest.dir, 'work/fine')).exists())
-    expect(await readdir(guest.logDir)).not.toContain(String(id))
-  })
-})
-
-describe('output logs', () => {
-  test('keep the newest outputBytesMax, in segments', async () => {
-    const id = nextId()
-    await control.shell(id, 'seq 1 200000', { outputBytesMax: 512 * 1024 })
-    const exit = await control.exit(id)
-    expect(exit.endOffset).toBeGreaterThan(1_288_894)
-    const names = await readdir(join(guest.logDir, String(id)))
-    expect(names.length).toBeGreaterThan(1)
-    expect(names.length).toBeLessThanOrEqual(10)
-    const text = await guest.text(id)
-    expect(text.length).toBeLessThanOrEqual(512 * 1024)
-    expect(text.length).toBeGreaterThan(300 * 1024)
-    expect(text).toEndWith('\n199999\n200000\n')
-  })
-
-  test('a follower gets every byte of a flood, since the program waits for it', async () => {
-    const id = nextId()
-    const follower = await guest.control()
-    const count = 100_000
-    await control.shell(id, `sleep 0.05; seq 1 ${count}; sleep 0.05`, { outputBytesMax: 128 * 1024 })
-    expect(await follower.request(attach(id, 0), id)).toBe('OK')
-    let consumed = 0
-    let text = ''
-    for (;;) {
-      const notice = readOutputNotice((await follower.next(isOutput(id))).payload)
-      expect(notice.startOffset).toBeLessThanOrEqual(consumed)
-      text += await readLog(id, consumed, notice.endOffset)
-      consumed = notice.endOffset
-      if (notice.eof) break
-      expect(await follower.request(attach(id, consumed), id)).toBe('OK')
-    }
-    const lines = text.trimEnd().split('\n')
-    expect(lines.length).toBe(count)
-    expect(lines.at(-1)).toBe(String(count))
-    follower.close()
-  })
-
-  test('a follower that stalls holds the program, and closing it lets go', async () => {
-    const id = nextId()
-    const follower = await guest.control()
-    await control.shell(id, 'sleep 0.05; seq 1 500000; echo end', { outputBytesMax: 128 * 1024 })
-    await follower.request(attach(id, 0), id)
-    await follower.next(isOutput(id))
-    let last = -1
-    await eventually(async () => {
-      const before = last
-      last = (await control.list()).find((item) => item.id === id)?.endOffset ?? 0
-      await Bun.sleep(100)
-      return last > 0 && last === before
-    })
-    expect(last).toBeLessThanOrEqual(128 * 1024)
-    follower.close()
-    await control.exit(id)
-    expect(await guest.text(id)).toEndWith('500000\nend\n')
-  })
-
-  test('OUTPUT is announced once, then again only after the next ATTACH', async () => {
-    const id = nextId()
-    await control.shell(id, 'while read line; do echo "$line"; done', { flags: flag.stdin })
-    const say = (text: string) => control.request(new FrameWriter(FrameType.stdin, id).raw(Buffer.from(text)), id)
-    expect(await control.request(attach(id, 0), id)).toBe('OK')
-    await say('a\n')
-    const first = readOutputNotice((await control.next(isOutput(id))).payload)
-    expect(first).toEqual({ startOffset: 0, endOffset: 18, eof: false })
-    await say('b\n')
-    await eventually(async () => (await guest.text(id)) === 'a\nb\n')
-    control.send(new FrameWriter(FrameType.ping, 1))
-    const next = await control.next((frame) => frame.type === FrameType.pong || isOutput(id)(frame))
-    expect(next.type).toBe(FrameType.pong)
-    expect(await control.request(attach(id, 18), id)).toBe('OK')
-    expect(readOutputNotice((await control.next(isOutput(id))).payload).endOffset).toBe(36)
-    expect(await control.request(attach(id, 36), id)).toBe('OK')
-    expect(await control.request(new FrameWriter(FrameType.closeStdin, id), id)).toBe('OK')
-    expect(readOutputNotice((await control.next(isOutput(id))).payload)).toEqual({
-      startOffset: 0,
-      endOffset: 36,
-      eof: true,
-    })
-    expect(await control.request(attach(id, 37), id)).toStartWith('errno 22 ')
-    expect(await control.request(new FrameWriter(FrameType.detach, id), id)).toBe('OK')
-    expect(await control.request(attach(999_999, 0), 999_999)).toStartWith(esrch)
-  })
-
-  test('an ATTACH after the end still announces eof', async () => {
-    const id = nextId()
-    await control.spawn(id, ['true'])
-    await control.exit(id)
-    expect(await control.request(attach(id, 0), id)).toBe('OK')
-    expect(readOutputNotice((await control.next(isOutput(id))).payload)).toEqual({
-      startOffset: 0,
-      endOffset: 0,
-      eof: true,
-    })
-  })
-
-  async function readLog(id: number, from: number, to: number): Promise<string> {
-    const directory = join(guest.logDir, String(id))
-    let text = ''
-    let position = from
-    for (const name of (await readdir(directory)).sort()) {
-      const start = Number.parseInt(name, 16)
-      // A segment that was consumed may go at any moment; one that was not is missed below.
-      const bytes = await readFile(join(directory, name)).catch(() => Buffer.alloc(0))
-      while (position >= start && position < Math.min(to, start + bytes.length)) {
-        const at = position - start
-        const length = bytes.readUInt32LE(at)
-        text += bytes.toString('latin1', at + 16, at + 16 + length)
-        position += 16 + length
-      }
-    }
-    if (position !== to) throw new Error(`read up to ${position}, announced ${to}`)
-    return text
-  }
 })
 
 describe('bad frames', () => {
@@ -475,8 +355,31 @@ describe('bad frames', () => {
     ['with bytes left over', new FrameWriter(FrameType.list, 1).u8(0).finish()],
     ['too short', new FrameWriter(FrameType.signal, 1).u32(9).finish()],
     ['with reserved bytes', Uint8Array.of(0, 0, 0, 0, 19, 1, 0, 0, 1, 0, 0, 0)],
-    ['with a list count that cannot be', new FrameWriter(FrameType.spawn, 1).u32(0).u32(0).u32(0).u32(0).u64(0).str('/').u32(0xffffffff).finish()],
-    ['with NUL in a string', new FrameWriter(FrameType.spawn, 1).u32(0).u32(0).u32(0).u32(0).u64(0).str('a\0b').strings([]).strings([]).finish()],
+    [
+      'with a list count that cannot be',
+      new FrameWriter(FrameType.spawn, 1)
+        .u32(0)
+        .u32(0)
+        .u32(0)
+        .u32(0)
+        .u64(0)
+        .str('/')
+        .u32(0xffffffff)
+        .finish(),
+    ],
+    [
+      'with NUL in a string',
+      new FrameWriter(FrameType.spawn, 1)
+        .u32(0)
+        .u32(0)
+        .u32(0)
+        .u32(0)
+        .u64(0)
+        .str('a\0b')
+        .strings([])
+        .strings([])
+        .finish(),
+    ],
   ]
   for (const [name, bytes] of bad) {
     test(`a frame ${name} closes its connection and no other`, async () => {
@@ -521,7 +424,9 @@ describe('bad frames', () => {
     const slow = await guest.control()
     slow.socket.pause()
     const before = await rssKb(guest.pid)
-    const lists = Buffer.concat(Array.from({ length: 20_000 }, () => new FrameWriter(FrameType.list, 0).finish()))
+    const lists = Buffer.concat(
+      Array.from({ length: 20_000 }, () => new FrameWriter(FrameType.list, 0).finish()),
+    )
     slow.socket.write(lists)
     await control.list()
     expect(await rssKb(guest.pid)).toBeLessThan(before + 8192)
@@ -572,7 +477,9 @@ test('PROCESS of a running program has no end', async () => {
   const id = nextId()
   const pid = await control.spawn(id, ['sleep', '60'])
   control.send(new FrameWriter(FrameType.list, 0))
-  const frame = await control.next((frame) => frame.type === FrameType.item && readProcess(frame.payload).id === id)
+  const frame = await control.next(
+    (frame) => frame.type === FrameType.item && readProcess(frame.payload).id === id,
+  )
   expect(new PayloadReader(frame.payload.subarray(8)).u8()).toBe(running)
   expect(readProcess(frame.payload)).toMatchObject({ pid, code: 0, endedMs: 0, endOffset: 0 })
   await control.request(signal(id, sigkill, 0), id)

@@ -101,7 +101,7 @@ suite(`an instance launched by root${reason}`, () => {
         unshare -U true 2>/dev/null || echo no namespaces
         mknod /tmp/disk b 8 0 2>/dev/null || echo no devices
         hostname other 2>/dev/null || echo no hostname
-        kill -9 1 2>/dev/null; echo 1 > /proc/sys/net/ipv4/ip_forward 2>/dev/null || echo no sysctl
+        kill -9 1 2>/dev/null; (echo 1 > /proc/sys/net/ipv4/ip_forward) 2>/dev/null || echo no sysctl
         cut -d: -f1 /proc/net/dev | tail -n +3 | tr -d ' '
         echo done`,
     })

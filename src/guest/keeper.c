@@ -20,7 +20,6 @@
 
 enum {
   CONTROLS_MAX = 16,
-  PROBES_MAX = 64,
   EVENTS_PER_TURN = 32,
   ANSWERS_BYTES_MAX = 256 * 1024, /* a peer that reads none of its answers loses its connection */
   DESCRIPTORS_WANTED = 8192,
@@ -36,13 +35,6 @@ struct control {
   struct frame_writer writer;
 };
 
-struct probe {
-  struct dial dial;
-  struct control *control; /* NULL: nobody wants to know any more */
-  uint32_t id;
-  int used;
-};
-
 static struct keeper {
   const struct keeper_start *start;
   int epoll_fd;
@@ -51,7 +43,6 @@ static struct keeper {
   enum guest_state state;
   uint32_t code;
   struct control controls[CONTROLS_MAX];
-  struct probe *probes;
 } keeper;
 
 int loop_add(int fd, uint32_t events, struct source *source) {
@@ -64,8 +55,6 @@ int loop_add(int fd, uint32_t events, struct source *source) {
 
 static void control_close(struct control *control) {
   if (control->fd < 0) return;
-  for (int i = 0; keeper.probes && i < PROBES_MAX; i++)
-    if (keeper.probes[i].control == control) keeper.probes[i].control = NULL;
   close(control->fd);
   control->fd = -1;
   frame_reader_free(&control->reader);
@@ -94,31 +83,6 @@ static void put_guest(struct control *control, uint32_t id) {
 static void put_answer(struct control *control, uint32_t id, int error, const char *what) {
   if (!error) frame_ok(&control->writer, id);
   else frame_error(&control->writer, id, error, what);
-}
-
-static void probe_done(struct dial *dial, int fd, int error) {
-  struct probe *probe = (struct probe *)dial;
-  probe->used = 0;
-  if (fd >= 0) close(fd);
-  if (!probe->control) return;
-  struct control *control = probe->control;
-  probe->control = NULL;
-  put_answer(control, probe->id, error ? ECONNREFUSED : 0, "nothing accepts connections on this port");
-  control_flush(control);
-}
-
-static void probe_start(struct control *control, uint32_t id, uint16_t port) {
-  if (!keeper.probes) keeper.probes = calloc(PROBES_MAX, sizeof *keeper.probes);
-  for (int i = 0; keeper.probes && i < PROBES_MAX; i++) {
-    struct probe *probe = &keeper.probes[i];
-    if (probe->used) continue;
-    probe->used = 1;
-    probe->control = control;
-    probe->id = id;
-    dial_start(&probe->dial, port, probe_done);
-    return;
-  }
-  frame_error(&control->writer, id, EAGAIN, "too many probes at once");
 }
 
 static void kill_guest(void) {
@@ -155,7 +119,9 @@ static int serve(struct control *control, const struct frame *frame) {
       return 1;
     case FRAME_PONG: return 1;
     case FRAME_LISTEN: put_answer(control, frame->id, port_listen(port), "this port cannot be opened now"); return 1;
-    case FRAME_PROBE: probe_start(control, frame->id, port); return 1;
+    case FRAME_PROBE:
+      put_answer(control, frame->id, port_listens(port) ? 0 : ECONNREFUSED, "nothing accepts connections on this port");
+      return 1;
     case FRAME_STATUS: put_guest(control, frame->id); return 1;
     case FRAME_KILL: kill_guest(); return 1;
     default: return 0;

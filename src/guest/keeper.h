@@ -27,19 +27,12 @@ struct source {
 /* Adds a descriptor, or changes what it waits for: 0, or -1 with errno. */
 int loop_add(int fd, uint32_t events, struct source *source);
 
-/* Dials 127.0.0.1 and then ::1. `done` gets a connected descriptor, or -1 and an error; it may be called at once. */
-struct dial {
-  struct source source;
-  void (*done)(struct dial *dial, int fd, int error);
-  int fd; /* -1 when not dialling */
-  uint16_t port;
-  int second;
-};
+/* Opens the tables of listening sockets of the present network namespace: before /proc goes out of reach. */
+void ports_open(void);
+/* Whether something accepts connections on this port of a loopback or of every address. Disturbs nobody. */
+int port_listens(uint16_t number);
 
-void dial_start(struct dial *dial, uint16_t port, void (*done)(struct dial *dial, int fd, int error));
-void dial_cancel(struct dial *dial);
-
-/* Ports: 0 or an errno. */
+/* Makes `p<number>` in the present directory: 0 or an errno. */
 int port_listen(uint16_t number);
 void ports_close(void);
 /* Frees what was closed while events of the present batch may still point to it. */

@@ -302,6 +302,7 @@ static void await_guest(int channel) {
 static void become_keeper(const struct spec *spec, uid_t keeper_uid) {
   setsid();
   prctl(PR_SET_NAME, "hutch-keeper");
+  ports_open();
   if (chroot(".") < 0) fail("keeper", "chroot");
   umask(0077);
   privileges_bound(CAPABILITIES_NONE);

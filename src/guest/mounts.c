@@ -107,7 +107,7 @@ static int overlay_by_path(struct builder *builder, const int *lower, size_t low
   char *options = malloc(4096);
   if (!options) fail("overlay", "options");
   size_t used = (size_t)snprintf(options, 4096, "xino=off,%supperdir=disk/%s/upper,workdir=disk/%s/work,lowerdir=",
-                                 builder->identity->userns_fd < 0 ? "userxattr," : "", name, name);
+                                 builder->identity->userns_fd < 0 ? "userxattr," : "redirect_dir=on,", name, name);
   for (size_t i = 0; i < lower_count; i++) {
     char place[16];
     snprintf(place, sizeof place, "%d", builder->scratch.count++);
@@ -154,6 +154,7 @@ static int overlay_mount(struct builder *builder, const int *lower, size_t lower
   close(work);
   filesystem_set(fs, "overlay", "xino", "off");
   if (builder->identity->userns_fd < 0) filesystem_flag(fs, "overlay", "userxattr");
+  else filesystem_set(fs, "overlay", "redirect_dir", "on"); /* directories of a layer can be renamed */
   return filesystem_mount(fs, "overlay", MOUNT_ATTR_NODEV);
 }
 

@@ -1,7 +1,10 @@
 #define _GNU_SOURCE
 #include <errno.h>
+#include <fcntl.h>
+#include <netinet/tcp.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -24,6 +27,51 @@ static struct port *ports[PORTS_MAX];
 static int port_count;
 static uint64_t uses;
 static struct port *closed; /* events of the present batch may still point to them */
+
+static int tables[2] = {-1, -1};
+
+void ports_open(void) {
+  tables[0] = open("/proc/self/net/tcp", O_RDONLY | O_CLOEXEC);
+  tables[1] = open("/proc/self/net/tcp6", O_RDONLY | O_CLOEXEC);
+}
+
+/* 1: a socket that a relay would reach; 0: another one that listens; -1: listening sockets come first, and are over. */
+static int listening_line(const char *line, uint16_t number) {
+  static const char *const reached[] = {
+      "00000000", "0100007F", "00000000000000000000000000000000", "00000000000000000000000001000000",
+      "0000000000000000FFFF00000100007F"};
+  char address[33];
+  unsigned port, state;
+  if (sscanf(line, " %*u: %32[0-9A-F]:%4x %*[0-9A-F:] %2x", address, &port, &state) != 3) return 0; /* the heading */
+  if (state != TCP_LISTEN) return -1;
+  for (size_t i = 0; port == number && i < sizeof reached / sizeof *reached; i++)
+    if (!strcmp(address, reached[i])) return 1;
+  return 0;
+}
+
+static int table_has(int table, uint16_t number) {
+  char buffer[2048];
+  size_t held = 0;
+  if (table < 0 || lseek(table, 0, SEEK_SET) < 0) return 0;
+  for (;;) {
+    ssize_t got = read(table, buffer + held, sizeof buffer - 1 - held);
+    if (got <= 0) return 0;
+    held += (size_t)got;
+    buffer[held] = 0;
+    char *line = buffer, *end;
+    while ((end = strchr(line, '\n'))) {
+      *end = 0;
+      int found = listening_line(line, number);
+      if (found) return found > 0;
+      line = end + 1;
+    }
+    held -= (size_t)(line - buffer);
+    if (held == sizeof buffer - 1) return 0;
+    memmove(buffer, line, held);
+  }
+}
+
+int port_listens(uint16_t number) { return table_has(tables[0], number) || table_has(tables[1], number); }
 
 static void socket_name(uint16_t number, struct sockaddr_un *address) {
   *address = (struct sockaddr_un){.sun_family = AF_UNIX};

@@ -21,7 +21,14 @@ enum {
   TURN_ROUNDS_MAX = 8,           /* then other connections get their turn */
 };
 
-/* Dialling */
+/* Dials 127.0.0.1 and then ::1. `done` gets a connected descriptor, or -1 and an error; it may be called at once. */
+struct dial {
+  struct source source;
+  void (*done)(struct dial *dial, int fd, int error);
+  int fd; /* -1 when not dialling */
+  uint16_t port;
+  int second;
+};
 
 static void dial_next(struct dial *dial);
 
@@ -70,12 +77,12 @@ static void dial_next(struct dial *dial) {
     dial_finish(dial, errno);
 }
 
-void dial_start(struct dial *dial, uint16_t port, void (*done)(struct dial *, int, int)) {
+static void dial_start(struct dial *dial, uint16_t port, void (*done)(struct dial *, int, int)) {
   *dial = (struct dial){.source = {dial_ready}, .done = done, .fd = -1, .port = port};
   dial_next(dial);
 }
 
-void dial_cancel(struct dial *dial) {
+static void dial_cancel(struct dial *dial) {
   if (dial->fd >= 0) close(dial->fd);
   dial->fd = -1;
 }

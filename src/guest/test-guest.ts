@@ -17,7 +17,9 @@ import {
 /** For tests of the native guest: the role `guest` in a temporary directory, and frames sent to it by hand. */
 
 const answerTimeoutMs = 15_000
-const everyTypeAllowed = Object.fromEntries(Object.values(FrameType).map((type) => [type, framePayloadBytesMax]))
+const everyTypeAllowed = Object.fromEntries(
+  Object.values(FrameType).map((type) => [type, framePayloadBytesMax]),
+)
 
 /** HUTCH_TEST_HELPER runs the suite against another build, as one with sanitizers. */
 const helperPath = process.env.HUTCH_TEST_HELPER ?? (await buildHelper()).path
@@ -31,8 +33,9 @@ export class TestGuest implements AsyncDisposable {
     private readonly kill: () => void,
   ) {}
 
-  static async start(options: { logDir?: string } = {}): Promise<TestGuest> {
+  static async start(options: { prepare?: (dir: string) => void } = {}): Promise<TestGuest> {
     const dir = await mkdtemp(join(tmpdir(), 'hutch-guest-'))
+    options.prepare?.(dir)
     const entries = [`dir=${dir}`, `workdir=${dir}/work`]
     const child = Bun.spawn([helperPath, 'guest'], {
       stdin: new TextEncoder().encode(entries.map((entry) => `${entry}\0`).join('')),
@@ -42,7 +45,7 @@ export class TestGuest implements AsyncDisposable {
     const line = await new Response(child.stdout).text()
     const pid = Number(/^ok guest=(\d+) keeper=0\n$/.exec(line)?.[1])
     if (!pid) throw new Error(`the guest did not start: ${line}`)
-    return new TestGuest(dir, pid, child.exited, options.logDir ?? join(dir, 'log'), () => child.kill('SIGKILL'))
+    return new TestGuest(dir, pid, child.exited, join(dir, 'log'), () => child.kill('SIGKILL'))
   }
 
   get socketPath(): string {
@@ -69,7 +72,8 @@ export class TestGuest implements AsyncDisposable {
     let expected: number | null = null
     for (const name of names) {
       const start = Number.parseInt(name, 16)
-      if (expected !== null && start !== expected) throw new Error(`gap between segments: ${expected} ${start}`)
+      if (expected !== null && start !== expected)
+        throw new Error(`gap between segments: ${expected} ${start}`)
       const bytes = await readFile(join(this.logDir, String(id), name))
       let at = 0
       while (at < bytes.length) {

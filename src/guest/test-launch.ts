@@ -1,8 +1,11 @@
 import {
   chmodSync,
   chownSync,
+  existsSync,
+  lchownSync,
   mkdirSync,
   mkdtempSync,
+  readdirSync,
   readFileSync,
   readlinkSync,
   rmSync,
@@ -44,7 +47,7 @@ export const isRunning = (pid: number): boolean => {
 }
 
 export const status = (pid: number, field: string): string =>
-  new RegExp(`^${field}:\\s*(.*)$`, 'm').exec(read(`/proc/${pid}/status`))?.[1]?.replaceAll(/\s+/g, ' ') ?? ''
+  new RegExp(`^${field}:[ \\t]*(.*)$`, 'm').exec(read(`/proc/${pid}/status`))?.[1]?.replaceAll(/\s+/g, ' ') ?? ''
 
 export const namespaceOf = (pid: number | 'self', name: string): string =>
   readlinkSync(`/proc/${pid}/ns/${name}`)
@@ -67,15 +70,18 @@ export class TestHost {
 
   constructor() {
     chmodSync(this.dir, 0o755)
-    for (const name of ['etc', 'proc', 'dev', 'root', 'usr'])
-      mkdirSync(join(this.layer, name), { recursive: true })
-    mkdirSync(join(this.layer, 'tmp'))
-    chmodSync(join(this.layer, 'tmp'), 0o1777)
-    for (const name of ['bin', 'lib', 'lib64', 'sbin']) symlinkSync(`usr/${name}`, join(this.layer, name))
   }
 
-  get layer(): string {
-    return join(this.dir, 'layer')
+  /** Owned by the user that launches: an ordinary one has no other files to give. */
+  #layer(owner = { uid: 0, gid: 0 }): string {
+    const layer = join(this.dir, `layer-${owner.uid}`)
+    if (existsSync(layer)) return layer
+    mkdirSync(layer)
+    for (const name of ['etc', 'proc', 'dev', 'root', 'usr', 'tmp']) mkdirSync(join(layer, name))
+    for (const name of ['bin', 'lib', 'lib64', 'sbin']) symlinkSync(`usr/${name}`, join(layer, name))
+    for (const name of ['.', ...readdirSync(layer)]) lchownSync(join(layer, name), owner.uid, owner.gid)
+    chmodSync(join(layer, 'tmp'), 0o1777)
+    return layer
   }
 
   newDir(owner?: { uid: number; gid: number }): string {
@@ -91,7 +97,7 @@ export class TestHost {
       'id=test0000test',
       'hostname=box',
       `dir=${dir}`,
-      `layer=${this.layer}`,
+      `layer=${this.#layer(options.user)}`,
       'overlay=/usr:/usr',
       ...(options.user ? [] : [`uidbase=${uidBase}`]),
       ...(run ? [`bind=${process.execPath}:/opt/bun`] : []),

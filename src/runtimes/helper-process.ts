@@ -43,7 +43,7 @@ export async function startHelper(
     if (value.includes('\0')) throw new PlatformError('bad_request', `${key} contains NUL`)
   }
   const child = Bun.spawn([helperPath, role], {
-    stdin: Buffer.from(entries.map(([key, value]) => `${key}=${value}\0`).join('')),
+    stdin: 'pipe',
     stdout: 'pipe',
     stderr: 'ignore',
     env: {},
@@ -53,6 +53,12 @@ export async function startHelper(
   })
   const timer = setTimeout(() => child.kill('SIGKILL'), startTimeoutMs)
   try {
+    try {
+      child.stdin.write(entries.map(([key, value]) => `${key}=${value}\0`).join(''))
+      await child.stdin.end()
+    } catch {
+      // It ended before it read everything; its line says why.
+    }
     const line = await readLine(child.stdout)
     const ok = /^ok guest=(\d+) keeper=(\d+)$/.exec(line)
     if (ok) {

@@ -10,19 +10,17 @@ import type {
   NewInstance,
 } from '../instances/index.ts'
 import type { Clock } from '../lib/clock.ts'
-import { Deadlines } from '../lib/deadlines.ts'
 import { randomText } from '../lib/ids.ts'
 import { KeyedLock } from '../lib/keyed-lock.ts'
 import type { Logger } from '../lib/log.ts'
 import type { SecretBox } from '../lib/secret-box.ts'
 import type { BatchStep, Page, Store } from '../spec/store.ts'
 import { checkSandboxName, draftOf, needsNewInstance, type SandboxDraft, storageMbOf } from './draft.ts'
+import { SandboxExpiry } from './expiry.ts'
 import { type SandboxLease, SandboxLeases } from './leases.ts'
 import {
-  expiresAtMs,
   indexesOf,
   isReplaceable,
-  retentionMs,
   type SandboxBody,
   type StoredSandbox,
   sandboxKind,
@@ -88,7 +86,7 @@ export class Sandboxes {
   readonly #log: Logger
   readonly #lock = new KeyedLock()
   readonly #dependents: SandboxDependent[] = []
-  readonly #deadlines: Deadlines
+  readonly #expiry: SandboxExpiry
   readonly #background = new Set<Promise<unknown>>()
   readonly #closing = new AbortController()
   readonly #unlisten: () => void
@@ -108,10 +106,11 @@ export class Sandboxes {
       log: options.log,
       read: (workspace, name) => this.#read(workspace, name),
     })
-    this.#deadlines = new Deadlines({
+    this.#expiry = new SandboxExpiry({
+      instances: options.instances,
       clock: options.clock,
       log: options.log,
-      due: (id) => this.#due(id),
+      due: (workspace, name) => this.#due(workspace, name),
     })
     this.#unlisten = this.#instances.onChange((owner, id, change) => {
       if (owner.kind === sandboxKind) this.#inBackground(this.#noteChange(owner, id, change))
@@ -144,10 +143,10 @@ export class Sandboxes {
     if (status === 'DELETING') {
       await this.#removeRecord(sandbox)
     } else if (status === 'TERMINATED') {
-      this.#watchDeadline(sandbox)
+      this.#expiry.watch(sandbox)
     } else if (instance === undefined || instance === 'failed') {
       const reason = instance ? 'its instance could not be brought back' : 'its instance was lost'
-      this.#watchDeadline(
+      this.#expiry.watch(
         await this.#records.change(sandbox, (current) =>
           current.status === 'FAILED' ? null : this.#failed(current, reason),
         ),
@@ -156,7 +155,7 @@ export class Sandboxes {
       const running = await this.#records.change(sandbox, (current) =>
         current.status === 'FAILED' ? this.#deployed(current, 'Runs again') : null,
       )
-      this.#watchDeadline(running)
+      this.#expiry.watch(running)
       this.#warm(running)
     }
   }
@@ -232,7 +231,7 @@ export class Sandboxes {
     )
     if (replaced) this.#afterRemoval(replaced)
     this.#leases.set(created!, instance.id)
-    this.#watchDeadline(created!)
+    this.#expiry.watch(created!)
     this.#warm(created!)
     return created!
   }
@@ -261,7 +260,7 @@ export class Sandboxes {
   /** The newest sandbox that lives under an external id. @throws not_found */
   async getByExternalId(workspace: string, externalId: string): Promise<StoredSandbox> {
     const found = await this.#records.getByExternalId(workspace, externalId)
-    return this.#isOver(found) ? await this.#afterExpiry(found, externalId) : found
+    return this.#expiry.isOver(found) ? await this.#afterExpiry(found, externalId) : found
   }
 
   /** The newest may just be over, and an older one live on. */
@@ -309,7 +308,7 @@ export class Sandboxes {
         this.#leases.set(updated, updated.body.instanceId)
         this.#warm(updated)
       }
-      this.#watchDeadline(updated)
+      this.#expiry.watch(updated)
       return updated
     })
   }
@@ -429,7 +428,7 @@ export class Sandboxes {
     this.#closing.abort(
       new PlatformError('unavailable', 'the platform is stopping', { retryAfterSeconds: 5 }),
     )
-    this.#deadlines[Symbol.dispose]()
+    this.#expiry[Symbol.dispose]()
     this.#unlisten()
     await this.settled()
     await this.#leases.close()
@@ -475,7 +474,7 @@ export class Sandboxes {
   /** The record, after what its policies ask for by now. */
   async #read(workspace: string, name: string): Promise<StoredSandbox | null> {
     const found = await this.#records.get(workspace, name)
-    return found && this.#isOver(found)
+    return found && this.#expiry.isOver(found)
       ? await this.#lock.run(lockKey(workspace, name), () => this.#current(workspace, name))
       : found
   }
@@ -483,55 +482,22 @@ export class Sandboxes {
   /** As `#read`, for who holds the lock. */
   async #current(workspace: string, name: string): Promise<StoredSandbox | null> {
     const found = await this.#records.get(workspace, name)
-    return found && this.#isOver(found) ? await this.#expire(found) : found
+    return found && this.#expiry.isOver(found) ? await this.#expire(found) : found
   }
 
-  #isOver(sandbox: StoredSandbox): boolean {
-    const { status } = sandbox.body
-    if (status !== 'DEPLOYED' && status !== 'FAILED') return false
-    const at = expiresAtMs(sandbox, this.#lastUsedAt(sandbox))
-    return at !== null && at <= this.#clock.now()
-  }
-
-  #watchDeadline(sandbox: StoredSandbox): void {
-    const at =
-      sandbox.body.status === 'TERMINATED'
-        ? (sandbox.body.terminatedAt ?? sandbox.updatedAt) + retentionMs(sandbox)
-        : expiresAtMs(sandbox, this.#lastUsedAt(sandbox))
-    if (at === null) this.#deadlines.delete(deadlineKey(sandbox))
-    else this.#deadlines.set(deadlineKey(sandbox), at)
-  }
-
-  /** A sandbox with a lease is in use now. One that just came back counts as used then. */
-  #lastUsedAt(sandbox: StoredSandbox): number {
-    const { instanceId } = sandbox.body
-    const activity = instanceId === null ? null : this.#instances.activity(instanceId)
-    if (activity === null) return sandbox.updatedAt
-    return activity.leases > 0 ? this.#clock.now() : activity.lastUsedAt
-  }
-
-  async #due(key: string): Promise<void> {
-    const [workspace, name] = key.split('/') as [string, string]
+  async #due(workspace: string, name: string): Promise<void> {
     this.#refuseWhenClosing()
-    await this.#lock.run(key, async () => {
+    await this.#lock.run(lockKey(workspace, name), async () => {
       const found = await this.#records.get(workspace, name)
       if (!found) return
-      if (found.body.status === 'TERMINATED') {
-        const at = (found.body.terminatedAt ?? found.updatedAt) + retentionMs(found)
-        if (at <= this.#clock.now()) await this.#removeRecord(found)
-        else this.#watchDeadline(found)
-      } else if (found.body.status === 'DEPLOYED' || found.body.status === 'FAILED') {
-        await this.#expire(found)
-      }
+      if (this.#expiry.isForgotten(found)) await this.#removeRecord(found)
+      else if (this.#expiry.isOver(found)) await this.#expire(found)
+      else this.#expiry.watch(found)
     })
   }
 
-  /** Terminates a sandbox whose time is over, or looks again later when it was used meanwhile. */
+  /** Terminates a sandbox whose time is over. */
   async #expire(sandbox: StoredSandbox): Promise<StoredSandbox> {
-    if (!this.#isOver(sandbox)) {
-      this.#watchDeadline(sandbox)
-      return sandbox
-    }
     const { instanceId } = sandbox.body
     this.#leases.forget(sandbox.workspace, sandbox.name)
     const terminated = await this.#endingAlong(instanceId, (more) =>
@@ -545,7 +511,7 @@ export class Sandboxes {
         more,
       ),
     )
-    this.#watchDeadline(terminated)
+    this.#expiry.watch(terminated)
     return terminated
   }
 
@@ -595,7 +561,7 @@ export class Sandboxes {
   }
 
   #afterRemoval(sandbox: StoredSandbox): void {
-    this.#deadlines.delete(deadlineKey(sandbox))
+    this.#expiry.unwatch(sandbox)
     this.#leases.forget(sandbox.workspace, sandbox.name)
     for (const dependent of this.#dependents) dependent.removed(sandbox.workspace, sandbox.name)
   }
@@ -619,8 +585,4 @@ export class Sandboxes {
 
 function lockKey(workspace: string, name: string): string {
   return `${workspace}/${name}`
-}
-
-function deadlineKey(sandbox: StoredSandbox): string {
-  return lockKey(sandbox.workspace, sandbox.name)
 }

@@ -1,15 +1,13 @@
 /** Previews: addresses under which a port of a sandbox is reachable from outside, public or with a token. */
 import { createHash } from 'node:crypto'
 import { PlatformError } from '../errors.ts'
-import { BoundedMap } from '../lib/bounded-map.ts'
 import type { Clock } from '../lib/clock.ts'
 import { parseDateMs } from '../lib/date.ts'
 import { Deadlines } from '../lib/deadlines.ts'
-import { parseDuration } from '../lib/duration.ts'
 import { randomSecret } from '../lib/ids.ts'
 import type { Logger } from '../lib/log.ts'
 import type { SecretBox } from '../lib/secret-box.ts'
-import type { BatchStep, Resource, Store } from '../spec/store.ts'
+import type { BatchStep, Store } from '../spec/store.ts'
 import { pageLimitMax } from '../spec/store.ts'
 import type { Sandboxes } from './index.ts'
 import {
@@ -20,6 +18,18 @@ import {
   type PreviewView,
   previewDraft,
 } from './preview-schema.ts'
+import {
+  endOf,
+  idCharsCount,
+  labelOf,
+  type PreviewBody,
+  type PreviewTarget,
+  PreviewTargets,
+  previewKind,
+  type StoredPreview,
+  sandboxApiPort,
+  type TokenRecord,
+} from './preview-targets.ts'
 
 export {
   type PreviewInput,
@@ -31,67 +41,12 @@ export {
   previewTokenInputSchema,
   previewTokenSchema,
 } from './preview-schema.ts'
+export { type PreviewTarget, type StoredPreview, sandboxApiPort } from './preview-targets.ts'
 
-export const previewKind = 'preview'
 export const previewsPerSandboxMax = 500
 export const tokensPerPreviewMax = 100
 export const tokenLifetimeMsDefault = 24 * 60 * 60_000
-const cachedPreviewsMax = 10_000
 const changeAttemptsMax = 8
-/** 82 bits: nobody finds a preview by guessing. */
-const idCharsCount = 16
-const hostLabelCharsMax = 63
-/** A preview of this port is of the sandbox's own API. */
-export const sandboxApiPort = 443
-
-interface PreviewBody {
-  id: string
-  sandbox: string
-  name: string
-  displayName?: string
-  createdBy: string
-  updatedBy: string
-  port: number
-  public: boolean
-  prefixUrl?: string
-  customDomain?: string
-  ttl?: string
-  expires?: string
-  /** They may carry credentials. */
-  sealedRequestHeaders: string
-  responseHeaders: Record<string, string>
-  tokens: TokenRecord[]
-}
-
-interface TokenRecord {
-  hash: string
-  name: string
-  sealed: string
-  expiresAt: number
-}
-
-export type StoredPreview = Resource<PreviewBody>
-
-/** What the gateway needs to serve a preview. */
-export interface PreviewTarget {
-  readonly id: string
-  readonly workspace: string
-  readonly sandbox: string
-  readonly name: string
-  /** `sandboxApiPort`: the sandbox's own API. */
-  readonly port: number
-  readonly public: boolean
-  readonly requestHeaders: Readonly<Record<string, string>>
-  readonly responseHeaders: Readonly<Record<string, string>>
-}
-
-interface CachedTarget {
-  target: PreviewTarget
-  label: string
-  expiresAt: number | null
-  /** hash -> end, in milliseconds since the epoch */
-  tokens: ReadonlyMap<string, number>
-}
 
 export interface PreviewsOptions {
   store: Store
@@ -110,9 +65,7 @@ export class Previews {
   readonly #clock: Clock
   readonly #domain: string
   readonly #deadlines: Deadlines
-  readonly #cache = new BoundedMap<string, CachedTarget>(cachedPreviewsMax)
-  /** Counts changes: what was read before one is not cached after it. */
-  #changes = 0
+  readonly #targets: PreviewTargets
 
   constructor(options: PreviewsOptions) {
     this.#store = options.store
@@ -120,13 +73,14 @@ export class Previews {
     this.#secrets = options.secrets
     this.#clock = options.clock
     this.#domain = options.domain
+    this.#targets = new PreviewTargets(options)
     this.#deadlines = new Deadlines({ clock: options.clock, log: options.log, due: (key) => this.#due(key) })
     this.#sandboxes.addDependent({
       removal: async (workspace, sandbox) =>
         (await this.#ofSandbox(workspace, sandbox)).map(
           (preview): BatchStep => ({ op: 'remove', key: keyOf(preview) }),
         ),
-      removed: () => this.#forgetCached(),
+      removed: () => this.#targets.forget(),
     })
   }
 
@@ -210,7 +164,7 @@ export class Previews {
       input: { ...key, body, indexes: indexesOf(body), createdAt: this.#clock.now() },
     })
     const results = await this.#store.batch(steps)
-    this.#forgetCached()
+    this.#targets.forget()
     const created = results[results.length - 1] as StoredPreview
     this.#watchDeadline(created)
     return created
@@ -270,7 +224,7 @@ export class Previews {
   async remove(workspace: string, sandbox: string, name: string): Promise<StoredPreview> {
     const existing = await this.get(workspace, sandbox, name)
     await this.#store.remove(keyOf(existing))
-    this.#forgetCached()
+    this.#targets.forget()
     this.#deadlines.delete(deadlineKey(existing))
     return existing
   }
@@ -294,7 +248,7 @@ export class Previews {
     }
     const value = randomSecret()
     const token: TokenRecord = {
-      hash: this.#hashOf(value),
+      hash: this.#targets.hashOf(value),
       name: (input.metadata?.name ?? `token-${now}`).slice(0, 128),
       sealed: this.#secrets.seal(value, `preview:${existing.body.id}:token`),
       expiresAt,
@@ -325,7 +279,7 @@ export class Previews {
   /** By the token's value. It opens nothing any more when this resolves. @throws not_found */
   async removeToken(workspace: string, sandbox: string, name: string, value: string): Promise<void> {
     const existing = await this.get(workspace, sandbox, name)
-    const hash = this.#hashOf(value)
+    const hash = this.#targets.hashOf(value)
     await this.#change(existing, (body) => {
       const tokens = body.tokens.filter((token) => token.hash !== hash)
       if (tokens.length === body.tokens.length) {
@@ -342,18 +296,13 @@ export class Previews {
    * The preview behind a host label or path segment, as `view` put it into its address; null when there is none (any
    * more). Cheap: called for every request.
    */
-  async resolve(label: string): Promise<PreviewTarget | null> {
-    const cached = await this.#cached(label)
-    return cached?.target ?? null
+  resolve(label: string): Promise<PreviewTarget | null> {
+    return this.#targets.resolve(label)
   }
 
   /** Whether a token opens this preview now. A public one needs none. */
-  async admits(target: PreviewTarget, token: string | null): Promise<boolean> {
-    if (target.public) return true
-    if (token === null || token === '') return false
-    const cached = await this.#cachedById(target.id)
-    const end = cached?.tokens.get(this.#hashOf(token))
-    return end !== undefined && end > this.#clock.now()
+  admits(target: PreviewTarget, token: string | null): Promise<boolean> {
+    return this.#targets.admits(target, token)
   }
 
   /**
@@ -366,7 +315,7 @@ export class Previews {
     options: { requestHeaders: boolean; status?: 'DEPLOYED' | 'TERMINATED' },
   ): PreviewView {
     const { body } = preview
-    const requestHeaders = options.requestHeaders ? this.#requestHeaders(body) : {}
+    const requestHeaders = options.requestHeaders ? this.#targets.requestHeaders(body) : {}
     return {
       metadata: {
         name: body.name,
@@ -400,53 +349,6 @@ export class Previews {
     if (preview.body.port === sandboxApiPort) return `${origin}/-/preview/${label}`
     const { protocol, port } = new URL(origin)
     return `${protocol}//${label}.preview.${this.#domain}${port === '' ? '' : `:${port}`}`
-  }
-
-  async #cached(label: string): Promise<CachedTarget | null> {
-    const cached = await this.#cachedById(label.slice(label.lastIndexOf('-') + 1))
-    return cached?.label === label ? cached : null
-  }
-
-  async #cachedById(id: string): Promise<CachedTarget | null> {
-    const cached = this.#cache.get(id) ?? (await this.#load(id))
-    if (!cached || (cached.expiresAt !== null && cached.expiresAt <= this.#clock.now())) return null
-    return cached
-  }
-
-  async #load(id: string): Promise<CachedTarget | null> {
-    if (id.length !== idCharsCount) return null
-    const changes = this.#changes
-    const [found] = await this.#store.find<PreviewBody>({
-      kind: previewKind,
-      index: 'id',
-      value: id,
-      limit: 1,
-    })
-    if (!found) return null
-    const { body, workspace } = found
-    const cached: CachedTarget = {
-      target: {
-        id,
-        workspace,
-        sandbox: body.sandbox,
-        name: body.name,
-        port: body.port,
-        public: body.public,
-        requestHeaders: this.#requestHeaders(body),
-        responseHeaders: body.responseHeaders,
-      },
-      label: labelOf(workspace, body),
-      expiresAt: endOf(found),
-      tokens: new Map(body.tokens.map(({ hash, expiresAt }) => [hash, expiresAt])),
-    }
-    if (changes === this.#changes) this.#cache.set(id, cached)
-    return cached
-  }
-
-  /** Changes are rare beside requests, and an empty cache fills again at a read a preview. */
-  #forgetCached(): void {
-    this.#changes++
-    this.#cache.clear()
   }
 
   async #ofSandbox(workspace: string, sandbox: string): Promise<StoredPreview[]> {
@@ -488,7 +390,7 @@ export class Previews {
           body,
           indexes: indexesOf(body),
         })
-        this.#forgetCached()
+        this.#targets.forget()
         return updated
       } catch (error) {
         if (!PlatformError.is(error) || error.code !== 'version_mismatch' || attempt >= changeAttemptsMax)
@@ -515,7 +417,7 @@ export class Previews {
     if (!found) return
     if (!this.#isOver(found)) return this.#watchDeadline(found)
     await this.#store.remove(keyOf(found), found.version)
-    this.#forgetCached()
+    this.#targets.forget()
   }
 
   #tokenView(preview: StoredPreview, token: TokenRecord): PreviewTokenView {
@@ -535,29 +437,11 @@ export class Previews {
     }
   }
 
-  #requestHeaders(body: PreviewBody): Record<string, string> {
-    return JSON.parse(this.#secrets.open(body.sealedRequestHeaders, `preview:${body.id}:headers`)) as Record<
-      string,
-      string
-    >
-  }
-
-  #hashOf(token: string): string {
-    return this.#secrets.lookupHash(`preview_token:${token}`)
-  }
-
   #idOf(workspace: string, sandbox: string, name: string): string {
     const keyed = this.#secrets.lookupHash(`preview_id:${workspace}/${sandbox}/${name}`)
     const digest = createHash('sha256').update(keyed).digest('hex')
     return BigInt(`0x${digest}`).toString(36).padStart(idCharsCount, '0').slice(-idCharsCount)
   }
-}
-
-/** What stands before `.preview.`: the id, behind the prefix and the workspace where a prefix was asked for. */
-function labelOf(workspace: string, body: PreviewBody): string {
-  if (body.prefixUrl === undefined) return body.id
-  const full = `${body.prefixUrl}-${workspace}-${body.id}`
-  return full.length <= hostLabelCharsMax ? full : `${body.prefixUrl}-${body.id}`
 }
 
 function indexesOf(body: PreviewBody): Record<string, string> {
@@ -567,15 +451,6 @@ function indexesOf(body: PreviewBody): Record<string, string> {
     ...(body.customDomain === undefined ? {} : { customDomain: body.customDomain }),
     ...(body.ttl === undefined && body.expires === undefined ? {} : { ends: 'yes' }),
   }
-}
-
-function endOf(preview: StoredPreview): number | null {
-  const { ttl, expires } = preview.body
-  const afterMs = ttl === undefined ? null : parseDuration('ttl', ttl)
-  const at = expires === undefined ? null : parseDateMs(expires)
-  if (afterMs === null) return at
-  const end = preview.createdAt + afterMs
-  return at === null ? end : Math.min(at, end)
 }
 
 function previewKey(workspace: string, sandbox: string, name: string) {

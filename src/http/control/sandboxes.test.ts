@@ -30,6 +30,8 @@ beforeAll(async () => {
     process.env[name] = value
   }
   sdk = await import('@blaxel/core')
+  // Another test file of the same process may have loaded it with its own platform's settings.
+  sdk.initialize({ workspace: platform.credentials.workspace, apiKey: platform.credentials.apiKey })
 }, 60_000)
 
 afterAll(async () => {

@@ -116,7 +116,7 @@ static int by_handle(const char *path) {
   } handle = {.head = {.handle_bytes = 128}};
   int mount_id;
   if (name_to_handle_at(AT_FDCWD, path, &handle.head, &mount_id, 0) < 0) return refused();
-  int mount_fd = open("/", O_RDONLY | O_DIRECTORY);
+  int mount_fd = open(path, O_RDONLY);
   return done(syscall(SYS_open_by_handle_at, mount_fd, &handle.head, O_RDONLY));
 }
 
