@@ -142,6 +142,15 @@ export function loadConfig(sources: ConfigSources = {}): Config {
         'use --data-dir, or give the file by --config',
     )
   }
+  return complete(values, dataDir, env)
+}
+
+/** What applies where nothing is configured; reads no file and no setting of the environment. */
+export function configDefaults(dataDir: string): Config {
+  return complete({}, resolve(dataDir), {})
+}
+
+function complete(values: Values, dataDir: string, env: Record<string, string | undefined>): Config {
   const host = values.host ?? 'localhost'
   return {
     port: values.port ?? 4400,

@@ -6,8 +6,8 @@ import { mkdirSync, mkdtempSync, renameSync, rmSync, writeFileSync } from 'node:
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { Access } from './access/index.ts'
-import { type Config, loadConfig, type RuntimeName } from './config.ts'
-import { readCredentials } from './data-directory.ts'
+import { type Config, configDefaults, type RuntimeName } from './config.ts'
+import { dataDirDefault, readCredentials } from './data-directory.ts'
 import { PlatformError } from './errors.ts'
 import { type App, createApp } from './http/app.ts'
 import { apiKeyRoutes } from './http/control/api-keys.ts'
@@ -76,10 +76,11 @@ const requestGraceMs = 2_000
 export async function createPlatform(options: PlatformOptions = {}): Promise<Platform> {
   const temporary = options.dataDir === temporaryDataDir
   const { runtime: runtimeOption = 'namespace', clock = systemClock, log: givenLog, ...settings } = options
+  const dataDir = temporary ? mkdtempSync(join(tmpdir(), 'hutch-')) : (settings.dataDir ?? dataDirDefault())
   const config: Config = {
-    ...loadConfig({ env: {}, flags: { dataDir: tmpdir() } }),
+    ...configDefaults(dataDir),
     ...settings,
-    dataDir: temporary ? mkdtempSync(join(tmpdir(), 'hutch-')) : (settings.dataDir ?? loadConfig().dataDir),
+    dataDir,
     runtime: typeof runtimeOption === 'string' ? runtimeOption : 'namespace',
   }
   const log = givenLog ?? createLogger({ clock, level: config.logLevel, format: config.logFormat })

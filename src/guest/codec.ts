@@ -8,6 +8,7 @@ export const frameHeaderBytes = 12
 export const framePayloadBytesMax = 1 << 20
 export const stdinBytesMax = 64 * 1024
 export const listItemsMax = 65_536
+export const processIdMax = 2 ** 31
 
 export const FrameType = {
   hello: 1,

@@ -9,13 +9,13 @@ import {
 } from '../spec/runtime.ts'
 import {
   type Frame,
-  FrameTooLargeError,
   FrameType,
   FrameWriter,
   type OutputNotice,
   PayloadReader,
   type ProcessRecord,
   ProtocolError,
+  processIdMax,
   readError,
   readOutputNotice,
   readProcess,
@@ -24,11 +24,10 @@ import {
 import { errnoName, printable } from './errno.ts'
 import { OutputLog } from './output.ts'
 import { Requests } from './requests.ts'
+import { checkTerminal, quoted, spawnFrame } from './spawn.ts'
 
 const processesMax = 4096
-const spawnFlags = { stdin: 1, pty: 2 }
 const scopes = { process: 0, group: 1, tree: 2 } as const
-const processIdMax = 2 ** 31
 
 export interface ControlOptions {
   /** Path of the guest's socket. */
@@ -522,62 +521,6 @@ function tracked(record: ProcessRecord): Tracked {
 
 function unknownProcess(id: number): PlatformError {
   return new PlatformError('not_found', `process ${id} is not known in this sandbox`)
-}
-
-function spawnFrame(spec: SpawnSpec, workingDir: string): Uint8Array {
-  if (!Number.isInteger(spec.id) || spec.id < 1 || spec.id > processIdMax) {
-    throw new PlatformError('bad_request', `process id ${spec.id} is not between 1 and 2^31`)
-  }
-  const [program] = spec.argv
-  if (program === undefined || program === '')
-    throw new PlatformError('bad_request', 'there is no program to start')
-  if (spec.pty) checkTerminal(spec.pty.cols, spec.pty.rows)
-  const env = Object.entries(spec.env).map(([name, value]) => {
-    if (name === '' || name.includes('=')) {
-      throw new PlatformError('bad_request', `${quoted(name)} is not a name of an environment variable`)
-    }
-    return `${name}=${value}`
-  })
-  for (const [field, values] of [
-    ['working directory', [workingDir]],
-    ['argument', spec.argv],
-    ['environment variable', env],
-  ] as const) {
-    if (values.some((value) => value.includes('\0')))
-      throw new PlatformError('bad_request', `${field} contains NUL`)
-  }
-  const flags = (spec.stdin === 'pipe' ? spawnFlags.stdin : 0) | (spec.pty ? spawnFlags.pty : 0)
-  try {
-    return new FrameWriter(FrameType.spawn, spec.id, 1024)
-      .u32(flags)
-      .u32(spec.uid ?? 0)
-      .u32(spec.gid ?? 0)
-      .u16(spec.pty?.cols ?? 0)
-      .u16(spec.pty?.rows ?? 0)
-      .u64(spec.outputBytesMax ?? outputBytesMaxDefault)
-      .str(workingDir)
-      .strings(spec.argv)
-      .strings(env)
-      .finish()
-  } catch (error) {
-    if (!(error instanceof FrameTooLargeError)) throw error
-    throw new PlatformError('bad_request', 'arguments and environment are longer than 1 MiB together')
-  }
-}
-
-function checkTerminal(cols: number, rows: number) {
-  for (const [field, value] of [
-    ['cols', cols],
-    ['rows', rows],
-  ] as const) {
-    if (!Number.isInteger(value) || value < 1 || value > 65_535) {
-      throw new PlatformError('bad_request', `${field} ${value} of the terminal is not between 1 and 65535`)
-    }
-  }
-}
-
-function quoted(text: string | undefined): string {
-  return JSON.stringify(printable((text ?? '').slice(0, 200)))
 }
 
 async function* abortable<Item>(items: AsyncIterable<Item>, signal?: AbortSignal): AsyncGenerator<Item> {

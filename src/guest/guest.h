@@ -164,6 +164,7 @@ void stream_ready(struct stream *stream);
 void input_ready(struct input *input);
 void input_close(struct input *input); /* refuses what is pending */
 void processes_sweep(void); /* frees what died during this round of events */
+void close_fd(int *fd); /* and sets it to -1 */
 /* Of the calling process; -1 with errno. */
 int credentials_take(uint32_t uid, uint32_t gid);
 uint64_t now_ms(void);

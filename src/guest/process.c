@@ -84,11 +84,6 @@ void processes_sweep(void) {
 
 /* Spawn */
 
-static void close_fd(int *fd) {
-  if (*fd >= 0) close(*fd);
-  *fd = -1;
-}
-
 static void stream_open(struct process *process, int index, int fd, int is_pty) {
   struct stream *stream = &process->streams[index];
   *stream = (struct stream){.source = {SOURCE_STREAM}, .process = process, .fd = fd};

@@ -157,7 +157,7 @@ static int child_main(void *argument) {
 
 /* Spawn */
 
-static void close_fd(int *fd) {
+void close_fd(int *fd) {
   if (*fd >= 0) close(*fd);
   *fd = -1;
 }

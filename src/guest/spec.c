@@ -60,6 +60,7 @@ static void set_key(struct spec *spec, const char *key, char *value) {
   else if (!strcmp(key, "cgroup2")) once(key, &spec->cgroup2, absolute(key, value));
   else if (!strcmp(key, "exec")) append(key, spec->exec, &spec->exec_count, SPEC_EXEC_MAX, value);
   else if (!strcmp(key, "uidbase")) {
+    if (spec->has_uidbase) refuse(key, "given twice");
     /* Two ranges: the instance's own, and the one whose first uid the keeper has. */
     spec->uidbase = number(key, value, UID_RANGE, UINT32_MAX - 2 * UID_RANGE);
     spec->has_uidbase = 1;

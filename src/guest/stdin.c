@@ -23,8 +23,7 @@ void input_close(struct input *input) {
   while (input->first) input_pop(input, EPIPE);
   if (input->watched) unwatch(input->fd);
   input->watched = 0;
-  if (input->fd >= 0) close(input->fd);
-  input->fd = -1;
+  close_fd(&input->fd);
 }
 
 /* Bytes written, 0 when the pipe is full, -1 when nobody will ever read it. */

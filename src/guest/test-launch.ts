@@ -47,7 +47,8 @@ export const isRunning = (pid: number): boolean => {
 }
 
 export const status = (pid: number, field: string): string =>
-  new RegExp(`^${field}:[ \\t]*(.*)$`, 'm').exec(read(`/proc/${pid}/status`))?.[1]?.replaceAll(/\s+/g, ' ') ?? ''
+  new RegExp(`^${field}:[ \\t]*(.*)$`, 'm').exec(read(`/proc/${pid}/status`))?.[1]?.replaceAll(/\s+/g, ' ') ??
+  ''
 
 export const namespaceOf = (pid: number | 'self', name: string): string =>
   readlinkSync(`/proc/${pid}/ns/${name}`)
@@ -61,6 +62,8 @@ export interface LaunchOptions {
   javascript?: string
   user?: { uid: number; gid: number }
   helper?: string
+  /** null: none. */
+  uidBase?: number | null
 }
 
 /** A directory for instances, with the layer that they share. */
@@ -99,7 +102,7 @@ export class TestHost {
       `dir=${dir}`,
       `layer=${this.#layer(options.user)}`,
       'overlay=/usr:/usr',
-      ...(options.user ? [] : [`uidbase=${uidBase}`]),
+      ...(options.user || options.uidBase === null ? [] : [`uidbase=${options.uidBase ?? uidBase}`]),
       ...(run ? [`bind=${process.execPath}:/opt/bun`] : []),
       ...exec.map((argument) => `exec=${argument}`),
       ...(options.entries ?? []),

@@ -111,6 +111,10 @@ export class InstanceCgroup {
     return this.parts.find(({ hierarchy }) => hierarchy.version === 2)?.dir ?? null
   }
 
+  get freezes(): boolean {
+    return this.parts.some(({ hierarchy }) => hierarchy.freezes)
+  }
+
   async freeze(): Promise<void> {
     await this.#setFrozen(true)
   }

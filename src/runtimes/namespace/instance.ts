@@ -3,6 +3,7 @@ import { GuestClient, type GuestState, KeeperChannel } from '../../guest/index.t
 import type { Clock } from '../../lib/clock.ts'
 import type { Logger } from '../../lib/log.ts'
 import type { Instance, InstanceExit, InstanceHandle, InstanceStats, PortAddress } from '../../spec/runtime.ts'
+import { treeStats } from '../process-tree.ts'
 import type { InstanceCgroup } from './cgroups.ts'
 import { allocatedBytes } from './disk.ts'
 import { type InstanceState, handleVersion } from './record.ts'
@@ -31,6 +32,9 @@ export class NamespaceInstance implements Instance {
   readonly handle: InstanceHandle
   readonly guest: GuestClient
   readonly exited: Promise<InstanceExit>
+  /** Only where the host can. */
+  readonly freeze: (() => Promise<void>) | undefined
+  readonly thaw: (() => Promise<void>) | undefined
   readonly group: InstanceCgroup
   #keeper: KeeperChannel
   #options: NamespaceInstanceOptions
@@ -46,6 +50,10 @@ export class NamespaceInstance implements Instance {
     this.group = options.group
     this.handle = { driver: 'namespace', version: handleVersion, id: options.id, state: options.state }
     this.exited = this.#exit.promise
+    if (options.group.freezes) {
+      this.freeze = () => this.#freeze()
+      this.thaw = () => this.#thaw()
+    }
     const run = `${options.socketDir}/run`
     this.guest = new GuestClient({
       socketPath: `${run}/guest.sock`,
@@ -81,32 +89,15 @@ export class NamespaceInstance implements Instance {
     return this.#keeper.probe(port)
   }
 
-  async freeze(): Promise<void> {
-    if (this.#frozen) return
-    this.guest.suspend()
-    try {
-      await this.group.freeze()
-      this.#frozen = true
-    } catch (error) {
-      this.guest.resume()
-      throw error
-    }
-  }
-
-  async thaw(): Promise<void> {
-    // Also when it was frozen by a process before us.
-    await this.group.thaw()
-    this.#frozen = false
-    this.guest.resume()
-  }
-
   async stats(): Promise<InstanceStats> {
-    const { memoryBytes, cpuMs, processes } = this.group.stats()
+    const { state, dir } = this.#options
+    const counted = this.group.stats()
+    const tree = Object.values(counted).includes(null) ? treeStats(state.guest.pid) : null
     return {
-      memoryBytes: memoryBytes ?? 0,
-      cpuMs: cpuMs ?? 0,
-      processes: processes ?? (await this.guest.processes.list()).filter(({ running }) => running).length,
-      diskBytes: this.#options.state.disk === 'loop' ? allocatedBytes(`${this.#options.dir}/disk.img`) : null,
+      memoryBytes: counted.memoryBytes ?? tree?.memoryBytes ?? 0,
+      cpuMs: counted.cpuMs ?? tree?.cpuMs ?? 0,
+      processes: counted.processes ?? tree?.processes ?? 0,
+      diskBytes: state.disk === 'loop' ? allocatedBytes(`${dir}/disk.img`) : null,
     }
   }
 
@@ -135,10 +126,29 @@ export class NamespaceInstance implements Instance {
     this.#keeper.close(error)
   }
 
+  async #freeze(): Promise<void> {
+    if (this.#frozen) return
+    this.guest.suspend()
+    try {
+      await this.group.freeze()
+      this.#frozen = true
+    } catch (error) {
+      this.guest.resume()
+      throw error
+    }
+  }
+
+  async #thaw(): Promise<void> {
+    // Also when it was frozen by a process before us.
+    await this.group.thaw()
+    this.#frozen = false
+    this.guest.resume()
+  }
+
   async #stop(): Promise<void> {
     if (!this.#ended) {
       this.#ending ??= 'stopped'
-      if (this.#frozen) await this.thaw()
+      if (this.#frozen) await this.#thaw()
       try {
         await this.guest.processes.shutdown(stopGraceMs)
         const late = new AbortController()

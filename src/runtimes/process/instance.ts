@@ -1,4 +1,3 @@
-import { readFileSync, readdirSync } from 'node:fs'
 import { connect } from 'node:net'
 import { PlatformError } from '../../errors.ts'
 import { GuestClient } from '../../guest/index.ts'
@@ -6,6 +5,7 @@ import type { Clock } from '../../lib/clock.ts'
 import type { Logger } from '../../lib/log.ts'
 import type { Instance, InstanceExit, InstanceHandle, InstanceStats, PortAddress } from '../../spec/runtime.ts'
 import { type ProcessIdentity, isAlive } from '../helper-process.ts'
+import { descendants, treeStats } from '../process-tree.ts'
 import { type ProcessRecord, handleVersion } from './record.ts'
 
 const stopGraceMs = 5_000
@@ -13,10 +13,6 @@ const stopExtraMs = 3_000
 const endTimeoutMs = 10_000
 const endStepMs = 5
 const probeTimeoutMs = 2_000
-const treeProcessesMax = 65_536
-const pageBytes = 4096
-/** USER_HZ: what /proc counts processor time in on every Linux that Bun runs on. */
-const ticksPerSecond = 100
 
 export interface ProcessInstanceOptions {
   id: string
@@ -67,18 +63,7 @@ export class ProcessInstance implements Instance {
   }
 
   async stats(): Promise<InstanceStats> {
-    const pids = descendants(this.#options.state.guest.pid)
-    let memoryBytes = 0
-    let cpuMs = 0
-    for (const pid of pids) {
-      try {
-        const stat = readFileSync(`/proc/${pid}/stat`, 'utf8')
-        const fields = stat.slice(stat.lastIndexOf(')') + 2).split(' ')
-        cpuMs += ((Number(fields[11]) + Number(fields[12])) * 1000) / ticksPerSecond
-        memoryBytes += Number(fields[21]) * pageBytes
-      } catch {}
-    }
-    return { memoryBytes, cpuMs, processes: pids.length, diskBytes: null }
+    return { ...treeStats(this.#options.state.guest.pid), diskBytes: null }
   }
 
   stop(): Promise<void> {
@@ -148,20 +133,6 @@ export async function endTree(guest: ProcessIdentity, clock: Clock): Promise<voi
     }
     await clock.sleep(endStepMs)
   }
-}
-
-/** A process and all below it, itself first. */
-function descendants(root: number): number[] {
-  const found = [root]
-  for (let at = 0; at < found.length && found.length < treeProcessesMax; at++) {
-    try {
-      for (const task of readdirSync(`/proc/${found[at]}/task`)) {
-        const children = readFileSync(`/proc/${found[at]}/task/${task}/children`, 'utf8')
-        for (const pid of children.split(' ')) if (pid !== '') found.push(Number(pid))
-      }
-    } catch {}
-  }
-  return found
 }
 
 function accepts(host: string, port: number): Promise<boolean> {
