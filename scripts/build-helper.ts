@@ -1,6 +1,18 @@
 import { createHash } from 'node:crypto'
-import { accessSync, constants, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync } from 'node:fs'
-import { renameSync, rmSync, statSync, symlinkSync, writeFileSync } from 'node:fs'
+import {
+  accessSync,
+  constants,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
 import { delimiter, join } from 'node:path'
 import { capture } from './capture.ts'
@@ -129,7 +141,7 @@ async function runs(path: string): Promise<boolean> {
 
 /** What to try, in order: musl makes the helper an eighth of the size, which every instance has in memory. */
 export function findCompilers(): Compiler[] {
-  const given = process.env['CC']?.trim()
+  const given = process.env.CC?.trim()
   if (given) return [{ command: given.split(/\s+/), isMusl: given.includes('musl') }]
   const found: Compiler[] = []
   if (onPath('musl-gcc') && kernelHeaderDirs()) found.push({ command: ['musl-gcc'], isMusl: true })
@@ -144,7 +156,7 @@ export function findCompilers(): Compiler[] {
 }
 
 function onPath(name: string): boolean {
-  return (process.env['PATH'] ?? '').split(delimiter).some((dir) => {
+  return (process.env.PATH ?? '').split(delimiter).some((dir) => {
     try {
       accessSync(join(dir, name), constants.X_OK)
       return true

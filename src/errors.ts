@@ -4,6 +4,8 @@
  */
 export const errorTable = {
   bad_request: { status: 400, retryable: false },
+  /** A limit of this platform, set by its operator. */
+  usage_limit_exceeded: { status: 402, retryable: false },
   authentication_required: { status: 401, retryable: false },
   authentication_failed: { status: 401, retryable: false },
   forbidden: { status: 403, retryable: false },

@@ -114,13 +114,16 @@ async function open(config: Config, driver: RuntimeName | Runtime, around: Surro
   const store = await openSqliteStore({ path: join(dataDir, 'hutch.db'), clock, log }).catch(
     async (error) => {
       // Whatever was opened beside it must not stay behind.
-      await opening.then((runtime) => runtime[Symbol.asyncDispose]()).catch(() => {})
+      if (typeof driver === 'string')
+        await opening.then((runtime) => runtime[Symbol.asyncDispose]()).catch(() => {})
       throw error
     },
   )
   undo.push(() => store[Symbol.asyncDispose]())
   const runtime = await opening
-  undo.push(() => runtime[Symbol.asyncDispose]())
+  // A driver that was handed in stays its owner's.
+  const ownsRuntime = typeof driver === 'string'
+  if (ownsRuntime) undo.push(() => runtime[Symbol.asyncDispose]())
 
   const users = new Users({ store, clock })
   const workspaces = new Workspaces({ store, users, heldKinds: ['sandbox'] })
@@ -139,7 +142,8 @@ async function open(config: Config, driver: RuntimeName | Runtime, around: Surro
   undo.push(() => host.close())
   const images = new Images({ host })
   const instances = new Instances({ store, runtime, secrets, clock, log })
-  const sandboxes = new Sandboxes({ store, instances, images, secrets, clock, log, dataDir })
+  const limits = { sandboxesMax: config.sandboxesMax, memoryMbMax: config.sandboxMemoryMbMax }
+  const sandboxes = new Sandboxes({ store, instances, images, secrets, clock, log, dataDir, limits })
   const domain = config.domains[0] ?? 'localhost'
   const previews = new Previews({ store, sandboxes, secrets, clock, log, domain })
   await instances.recover()
@@ -187,6 +191,7 @@ async function open(config: Config, driver: RuntimeName | Runtime, around: Surro
     previews,
     instances,
     runtime,
+    ownsRuntime,
     host,
     credentials,
     clock,
@@ -207,6 +212,7 @@ interface Parts {
   previews: Previews
   instances: Instances
   runtime: Runtime
+  ownsRuntime: boolean
   host: HostImage
   credentials: { workspace: string; apiKey: string }
   clock: Clock
@@ -242,7 +248,8 @@ class RunningPlatform implements Platform {
   }
 
   async request(path: string | Request, init?: RequestInit): Promise<Response> {
-    const base = this.#server?.url ?? `http://localhost:${this.config.port}`
+    const port = this.config.port === 0 ? '' : `:${this.config.port}`
+    const base = this.#server?.url ?? `http://localhost${port}`
     const request = typeof path === 'string' ? new Request(new URL(path, base), init) : path
     return await this.#parts.app.fetch(request)
   }
@@ -277,7 +284,7 @@ class RunningPlatform implements Platform {
     if (parts.temporary) for (const id of await parts.runtime.list()) await parts.runtime.destroy(id)
     await parts.host.close()
     await parts.access[Symbol.asyncDispose]()
-    await parts.runtime[Symbol.asyncDispose]()
+    if (parts.ownsRuntime) await parts.runtime[Symbol.asyncDispose]()
     await parts.store[Symbol.asyncDispose]()
     parts.lock[Symbol.dispose]()
     if (parts.temporary) rmSync(parts.config.dataDir, { recursive: true, force: true })

@@ -1,10 +1,17 @@
 import { afterEach, beforeEach, describe, expect, test } from 'bun:test'
 import { mkdirSync, mkdtempSync, rmSync } from 'node:fs'
-import { type Server, type Socket, createServer } from 'node:net'
+import { createServer, type Server, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { silentLogger } from '../lib/log.ts'
 import type { SpawnSpec } from '../spec/runtime.ts'
-import { type Frame, FrameReader, FrameType, FrameWriter, framePayloadBytesMax, protocolVersion } from './codec.ts'
+import {
+  type Frame,
+  FrameReader,
+  FrameType,
+  FrameWriter,
+  framePayloadBytesMax,
+  protocolVersion,
+} from './codec.ts'
 import { GuestClient, KeeperChannel } from './index.ts'
 
 /** The client against a guest that is played by the test, and that lies. */
@@ -14,7 +21,12 @@ const writer = (type: FrameType, id = 0) => new FrameWriter(type, id)
 const ok = (id: number) => writer(FrameType.ok, id).finish()
 const helloOk = writer(FrameType.helloOk).u32(protocolVersion).u64(1).finish()
 const errorFrame = (id: number, errno: number) => writer(FrameType.error, id).u32(errno).str('why').finish()
-const processFrame = (type: FrameType, id: number, state: number, more: { code?: number; frameId?: number } = {}) =>
+const processFrame = (
+  type: FrameType,
+  id: number,
+  state: number,
+  more: { code?: number; frameId?: number } = {},
+) =>
   writer(type, more.frameId ?? id)
     .u32(id)
     .u32(100 + id)
@@ -24,7 +36,11 @@ const processFrame = (type: FrameType, id: number, state: number, more: { code?:
     .u64(state === 1 ? 0 : 2_000)
     .u64(0)
     .finish()
-const spawned = (id: number) => writer(FrameType.spawned, id).u32(100 + id).u64(1_000).finish()
+const spawned = (id: number) =>
+  writer(FrameType.spawned, id)
+    .u32(100 + id)
+    .u64(1_000)
+    .finish()
 const end = (id = 0) => writer(FrameType.end, id).finish()
 
 interface PlayedGuest {
@@ -170,7 +186,8 @@ describe('a guest that does not do its part', () => {
   test('and lists more processes than it may hold: the list fails', async () => {
     played.onFrame = (frame, socket) => {
       if (frame.type !== FrameType.list) return
-      for (let id = 1; id <= 4_097; id++) socket.write(processFrame(FrameType.item, id, 1, { frameId: frame.id }))
+      for (let id = 1; id <= 4_097; id++)
+        socket.write(processFrame(FrameType.item, id, 1, { frameId: frame.id }))
       socket.write(end(frame.id))
     }
     expect(await codeOf(client.processes.list())).toBe('bad_gateway')
@@ -181,7 +198,9 @@ describe('a guest that does not do its part', () => {
     entry.u8('f'.charCodeAt(0)).u32(0o644).u32(0).u32(0).u64(10).u64(0).u32(1).str('x').str('')
     play((frame, socket) => {
       if (frame.type !== FrameType.read) return
-      socket.write(Buffer.concat([entry.finish(), writer(FrameType.data).raw(new Uint8Array(20)).finish(), end()]))
+      socket.write(
+        Buffer.concat([entry.finish(), writer(FrameType.data).raw(new Uint8Array(20)).finish(), end()]),
+      )
     })
     const { body } = await client.files.read('/x', { offset: 0, length: 10 })
     expect(await codeOf(new Response(body).arrayBuffer())).toBe('bad_gateway')

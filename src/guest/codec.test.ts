@@ -6,11 +6,11 @@ import {
   FrameTooLargeError,
   FrameType,
   FrameWriter,
-  PayloadReader,
-  ProtocolError,
   frameHeader,
   frameHeaderBytes,
   framePayloadBytesMax,
+  PayloadReader,
+  ProtocolError,
   readEntries,
   readEntry,
   readError,
@@ -35,7 +35,8 @@ function cut(bytes: Uint8Array, places: number[]): Uint8Array[] {
 function collect(reader: FrameReader, chunks: Uint8Array[]): Frame[] {
   const frames: Frame[] = []
   for (const chunk of chunks) {
-    for (const { type, id, payload } of reader.push(chunk)) frames.push({ type, id, payload: payload.slice() })
+    for (const { type, id, payload } of reader.push(chunk))
+      frames.push({ type, id, payload: payload.slice() })
   }
   return frames
 }
@@ -53,10 +54,16 @@ describe('frames', () => {
   test('come out as they went in, wherever the stream is cut', () => {
     const frame = fc.record({ type: anyType, id: u32, payload: fc.uint8Array({ maxLength: 300 }) })
     fc.assert(
-      fc.property(fc.array(frame, { maxLength: 8 }), fc.array(fc.nat(), { maxLength: 20 }), (frames, places) => {
-        const bytes = Buffer.concat(frames.map(({ type, id, payload }) => new FrameWriter(type, id).raw(payload).finish()))
-        expect(collect(new FrameReader(anyFrames), cut(bytes, places))).toEqual(frames)
-      }),
+      fc.property(
+        fc.array(frame, { maxLength: 8 }),
+        fc.array(fc.nat(), { maxLength: 20 }),
+        (frames, places) => {
+          const bytes = Buffer.concat(
+            frames.map(({ type, id, payload }) => new FrameWriter(type, id).raw(payload).finish()),
+          )
+          expect(collect(new FrameReader(anyFrames), cut(bytes, places))).toEqual(frames)
+        },
+      ),
     )
   })
 
@@ -84,9 +91,9 @@ describe('frames', () => {
   test('a frame that announces too much is refused at its header', () => {
     const reader = new FrameReader(receivedLimits.control)
     expect(() => collect(reader, [frameHeader(FrameType.exit, 1, 38)])).toThrow(ProtocolError)
-    expect(() => collect(new FrameReader(anyFrames), [frameHeader(FrameType.data, 1, framePayloadBytesMax + 1)])).toThrow(
-      ProtocolError,
-    )
+    expect(() =>
+      collect(new FrameReader(anyFrames), [frameHeader(FrameType.data, 1, framePayloadBytesMax + 1)]),
+    ).toThrow(ProtocolError)
   })
 
   test('a type that has no place on a connection is refused', () => {
@@ -96,7 +103,9 @@ describe('frames', () => {
       [receivedLimits.keeper, FrameType.spawn],
       [receivedLimits.files, 255],
     ] as const) {
-      expect(() => collect(new FrameReader(limits), [frameHeader(type as FrameType, 1, 0)])).toThrow(ProtocolError)
+      expect(() => collect(new FrameReader(limits), [frameHeader(type as FrameType, 1, 0)])).toThrow(
+        ProtocolError,
+      )
     }
   })
 
@@ -110,7 +119,9 @@ describe('frames', () => {
 
   test('what does not fit a frame is refused when it is made', () => {
     const bytes = new Uint8Array(framePayloadBytesMax)
-    expect(new FrameWriter(FrameType.data, 1).raw(bytes).finish().length).toBe(frameHeaderBytes + bytes.length)
+    expect(new FrameWriter(FrameType.data, 1).raw(bytes).finish().length).toBe(
+      frameHeaderBytes + bytes.length,
+    )
     expect(() => new FrameWriter(FrameType.data, 1).raw(bytes).u8(1)).toThrow(FrameTooLargeError)
   })
 })
@@ -130,9 +141,17 @@ describe('payloads', () => {
         fc.array(anyText, { maxLength: 5 }),
         fc.uint8Array({ maxLength: 20 }),
         (a, b, c, d, text, list, rest) => {
-          const payload = payloadOf((writer) => writer.u8(a).u16(b).u32(c).u64(d).str(text).strings(list).raw(rest))
+          const payload = payloadOf((writer) =>
+            writer.u8(a).u16(b).u32(c).u64(d).str(text).strings(list).raw(rest),
+          )
           const reader = new PayloadReader(payload)
-          expect([reader.u8(), reader.u16(), reader.u32(), reader.u64(), reader.str()]).toEqual([a, b, c, d, text])
+          expect([reader.u8(), reader.u16(), reader.u32(), reader.u64(), reader.str()]).toEqual([
+            a,
+            b,
+            c,
+            d,
+            text,
+          ])
           expect(reader.list(4, (item) => item.str())).toEqual(list)
           expect(reader.rest()).toEqual(rest)
           reader.end()
@@ -175,7 +194,10 @@ describe('payloads', () => {
     expect(() => readEntries(payloadOf((writer) => writer.u32(0xffff_ffff)))).toThrow(ProtocolError)
   })
 
-  const entry = (name: string, more: { type?: string; mode?: number; size?: bigint; modified?: bigint } = {}) =>
+  const entry = (
+    name: string,
+    more: { type?: string; mode?: number; size?: bigint; modified?: bigint } = {},
+  ) =>
     payloadOf((writer) =>
       writer
         .u32(1)
@@ -192,7 +214,8 @@ describe('payloads', () => {
 
   test('a directory entry cannot have a name that leads elsewhere', () => {
     expect(readEntries(entry('fine'))[0]?.name).toBe('fine')
-    for (const name of ['', '.', '..', 'a/b', '../etc']) expect(() => readEntries(entry(name))).toThrow(ProtocolError)
+    for (const name of ['', '.', '..', 'a/b', '../etc'])
+      expect(() => readEntries(entry(name))).toThrow(ProtocolError)
   })
 
   test('a type or a mode that does not exist is refused', () => {

@@ -128,9 +128,15 @@ export class Connection {
     return this.#socket.write(bytes)
   }
 
-  /** Resolves when the kernel took what was sent, or the connection closed. */
+  /** A `send` answered false, and its bytes are still here. */
+  get full(): boolean {
+    // Not whether anything is queued: below the socket's mark there is no 'drain' to wait for.
+    return !this.closed && this.#socket.writableNeedDrain
+  }
+
+  /** Resolves when there is room for more, or the connection closed. */
   drained(): Promise<void> {
-    if (this.closed || this.#socket.writableLength === 0) return Promise.resolve()
+    if (!this.full) return Promise.resolve()
     return new Promise((resolve) => this.#drained.push(resolve))
   }
 

@@ -1,12 +1,6 @@
 import { PlatformError } from '../errors.ts'
 import type { Logger } from '../lib/log.ts'
-import {
-  type GuestProcess,
-  type GuestProcesses,
-  type OutputRecord,
-  outputBytesMaxDefault,
-  type SpawnSpec,
-} from '../spec/runtime.ts'
+import type { GuestProcess, GuestProcesses, OutputRecord, SpawnSpec } from '../spec/runtime.ts'
 import {
   type Frame,
   FrameType,

@@ -191,7 +191,7 @@ export class Operation {
   }
 
   async drained(): Promise<void> {
-    if (this.pooled.connection.queuedBytes > 0) await this.#inTime(this.pooled.connection.drained())
+    if (this.pooled.connection.full) await this.#inTime(this.pooled.connection.drained())
     if (this.#error) throw this.#error
   }
 

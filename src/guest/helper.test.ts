@@ -139,7 +139,7 @@ suite(`an instance launched by root${reason}`, () => {
     await first.destroy()
     const second = await host.launch({
       dir: first.dir,
-      uidBase: 0x3100_0000,
+      uidBase: 0x3100_0000 + uidRange * (process.pid % 1024),
       script: 'cat /root/kept > /tmp/second; echo two >> /root/kept && echo done >> /tmp/second',
     })
     expect(await second.report('tmp/second')).toBe('one\ndone\n')

@@ -1,5 +1,13 @@
 import { afterEach, beforeEach, describe, expect, test } from 'bun:test'
-import { appendFileSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, unlinkSync, writeFileSync } from 'node:fs'
+import {
+  appendFileSync,
+  mkdirSync,
+  mkdtempSync,
+  rmSync,
+  symlinkSync,
+  unlinkSync,
+  writeFileSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
 import { PlatformError } from '../errors.ts'
 import type { OutputRecord } from '../spec/runtime.ts'
@@ -40,7 +48,8 @@ async function damageOf(promise: Promise<unknown>): Promise<string> {
   return `${error.code}: ${(error.cause as Error).message}`
 }
 
-const texts = (records: OutputRecord[]) => records.map(({ kind, data }) => `${kind} ${Buffer.from(data).toString()}`)
+const texts = (records: OutputRecord[]) =>
+  records.map(({ kind, data }) => `${kind} ${Buffer.from(data).toString()}`)
 
 describe('output logs', () => {
   test('records come in order, over segments, with the offset behind them', async () => {

@@ -230,7 +230,11 @@ export class Requests {
 
   async #reconnect(): Promise<void> {
     let last: unknown
-    for (let attempt = 0; attempt < (this.options.reconnectAttemptsMax ?? reconnectAttemptsMaxDefault); attempt++) {
+    for (
+      let attempt = 0;
+      attempt < (this.options.reconnectAttemptsMax ?? reconnectAttemptsMaxDefault);
+      attempt++
+    ) {
       const delayMs = Math.min(reconnectMsMin * 2 ** attempt, reconnectMsMax)
       await new Promise((resolve) => setTimeout(resolve, delayMs))
       if (this.failure !== null || this.#connection !== null) return

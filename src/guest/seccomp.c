@@ -204,7 +204,7 @@ static void filter_ioctls(struct program *program) {
 }
 
 void seccomp_install(void) {
-  static struct program program;
+  struct program program;
   program.length = 0;
   load(&program, offsetof(struct seccomp_data, arch));
   emit(&program, BPF_JMP | BPF_JEQ | BPF_K, FILTER_ARCH, 1, 0);

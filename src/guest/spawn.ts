@@ -1,5 +1,5 @@
 import { PlatformError } from '../errors.ts'
-import { type SpawnSpec, outputBytesMaxDefault } from '../spec/runtime.ts'
+import { outputBytesMaxDefault, type SpawnSpec } from '../spec/runtime.ts'
 import { FrameTooLargeError, FrameType, FrameWriter, processIdMax } from './codec.ts'
 import { printable } from './errno.ts'
 

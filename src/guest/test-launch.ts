@@ -21,7 +21,9 @@ import { type GuestState, KeeperChannel } from './keeper.ts'
 
 const deadlineMs = 15_000
 export const uidRange = 65_536
-const uidBase = 0x3000_0000
+/** Away from those that a platform on this host gives, and from those of tests that run at the same time. */
+const newUidBase = () => 0x1000_0000 + Math.floor(Math.random() * 0x1000) * 2 * uidRange
+const helperPath = process.env.HUTCH_TEST_HELPER ?? (await buildHelper()).path
 
 export async function until<T>(what: string, probe: () => T | Promise<T>): Promise<NonNullable<T>> {
   const deadline = Date.now() + deadlineMs
@@ -102,7 +104,7 @@ export class TestHost {
       `dir=${dir}`,
       `layer=${this.#layer(options.user)}`,
       'overlay=/usr:/usr',
-      ...(options.user || options.uidBase === null ? [] : [`uidbase=${options.uidBase ?? uidBase}`]),
+      ...(options.user || options.uidBase === null ? [] : [`uidbase=${options.uidBase ?? newUidBase()}`]),
       ...(run ? [`bind=${process.execPath}:/opt/bun`] : []),
       ...exec.map((argument) => `exec=${argument}`),
       ...(options.entries ?? []),
@@ -110,7 +112,7 @@ export class TestHost {
     const drop = options.user
       ? ['setpriv', '--reuid', `${options.user.uid}`, '--regid', `${options.user.gid}`, '--clear-groups']
       : []
-    const child = Bun.spawn([...drop, options.helper ?? (await buildHelper()).path, 'launch'], {
+    const child = Bun.spawn([...drop, options.helper ?? helperPath, 'launch'], {
       stdin: new TextEncoder().encode(entries.map((entry) => `${entry}\0`).join('')),
       stdout: 'pipe',
       stderr: 'inherit',

@@ -1,6 +1,14 @@
 import { afterEach, beforeEach, expect, test } from 'bun:test'
 import { createHash } from 'node:crypto'
-import { appendFileSync, mkdtempSync, readFileSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import {
+  appendFileSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
 import { extractHelper } from './helper-binary.ts'
 
@@ -29,7 +37,10 @@ test('a file that is not what its name says is replaced', async () => {
 
 test('another helper does not disturb the one before, and nothing else is left', async () => {
   writeFileSync(`${dir}/source`, 'from a file')
-  const [first, second] = [await extractHelper(new Blob(['one']), dir), await extractHelper(`${dir}/source`, dir)]
+  const [first, second] = [
+    await extractHelper(new Blob(['one']), dir),
+    await extractHelper(`${dir}/source`, dir),
+  ]
   expect(first).not.toBe(second)
   expect(readFileSync(second, 'utf8')).toBe('from a file')
   expect(readdirSync(dir).length).toBe(3)

@@ -7,7 +7,8 @@ import { readFile } from 'node:fs/promises'
  * by its digest and checked against it on every start, so an old or damaged one is never run.
  */
 export async function extractHelper(source: Blob | string, targetDir: string): Promise<string> {
-  const bytes = typeof source === 'string' ? await readFile(source) : new Uint8Array(await source.arrayBuffer())
+  const bytes =
+    typeof source === 'string' ? await readFile(source) : new Uint8Array(await source.arrayBuffer())
   const digest = createHash('sha256').update(bytes).digest('hex')
   mkdirSync(targetDir, { recursive: true, mode: 0o755 })
   const path = `${targetDir}/hutch-helper-${digest}`

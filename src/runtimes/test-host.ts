@@ -3,7 +3,7 @@ import type { RootFilesystem } from '../spec/runtime.ts'
 
 /** For tests of the drivers. HUTCH_TEST_HELPER runs them against another build of the helper. */
 export async function testHelperPath(): Promise<string> {
-  const given = process.env['HUTCH_TEST_HELPER']
+  const given = process.env.HUTCH_TEST_HELPER
   if (given) return given
   const { buildHelper } = await import('../../scripts/build-helper.ts')
   return (await buildHelper()).path

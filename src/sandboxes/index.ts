@@ -15,7 +15,14 @@ import { KeyedLock } from '../lib/keyed-lock.ts'
 import type { Logger } from '../lib/log.ts'
 import type { SecretBox } from '../lib/secret-box.ts'
 import type { BatchStep, Page, Store } from '../spec/store.ts'
-import { checkSandboxName, draftOf, needsNewInstance, type SandboxDraft, storageMbOf } from './draft.ts'
+import {
+  checkSandboxName,
+  draftOf,
+  memoryMbMax,
+  needsNewInstance,
+  type SandboxDraft,
+  storageMbOf,
+} from './draft.ts'
 import { SandboxExpiry } from './expiry.ts'
 import { type SandboxLease, SandboxLeases } from './leases.ts'
 import {
@@ -73,6 +80,15 @@ export interface SandboxesOptions {
   log: Logger
   /** Process records go to `<dataDir>/sandboxes/<instance id>/processes`. */
   dataDir: string
+  /** What the operator allows; absent: only the limits of the kind itself. */
+  limits?: SandboxLimits
+}
+
+export interface SandboxLimits {
+  /** In the whole platform. */
+  sandboxesMax: number
+  /** Of one sandbox, MiB. */
+  memoryMbMax: number
 }
 
 export class Sandboxes {
@@ -90,6 +106,7 @@ export class Sandboxes {
   readonly #background = new Set<Promise<unknown>>()
   readonly #closing = new AbortController()
   readonly #unlisten: () => void
+  readonly #limits: SandboxLimits
 
   constructor(options: SandboxesOptions) {
     this.#store = options.store
@@ -97,6 +114,7 @@ export class Sandboxes {
     this.#instances = options.instances
     this.#images = options.images
     this.#sealing = new Sealing(options.secrets)
+    this.#limits = options.limits ?? { sandboxesMax: Number.POSITIVE_INFINITY, memoryMbMax }
     this.#clock = options.clock
     this.#log = options.log
     this.#leases = new SandboxLeases({
@@ -182,8 +200,25 @@ export class Sandboxes {
           existing.body.status === 'DELETING' ? { details: { reason: 'DELETION_IN_PROGRESS' } } : {},
         )
       }
+      this.#refuseBeyondLimits(draft)
       return await this.#launch(workspace, name, draft, options.actor, existing)
     })
+  }
+
+  #refuseBeyondLimits(draft: SandboxDraft): void {
+    const { sandboxesMax, memoryMbMax: allowedMb } = this.#limits
+    if (draft.spec.memoryMb > allowedMb) {
+      throw new PlatformError(
+        'bad_request',
+        `spec.runtime.memory is ${draft.spec.memoryMb} MB; this platform allows at most ${allowedMb} (sandboxMemoryMbMax)`,
+      )
+    }
+    if (this.#instances.owned(sandboxKind).length >= sandboxesMax) {
+      throw new PlatformError(
+        'usage_limit_exceeded',
+        `this platform holds ${sandboxesMax} sandboxes, the most it allows (sandboxesMax): delete one first`,
+      )
+    }
   }
 
   async #launch(

@@ -1,7 +1,15 @@
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
 import { PlatformError } from '../errors.ts'
 import { randomText } from '../lib/ids.ts'
-import type { GuestProcess, Instance, InstanceSpec, OutputRecord, RootFilesystem, Runtime, SpawnSpec } from './runtime.ts'
+import type {
+  GuestProcess,
+  Instance,
+  InstanceSpec,
+  OutputRecord,
+  RootFilesystem,
+  Runtime,
+  SpawnSpec,
+} from './runtime.ts'
 
 /** What the suite needs of a driver under test. */
 export interface RuntimeUnderTest extends AsyncDisposable {
@@ -102,7 +110,11 @@ function suite(under: RuntimeUnderTest, options: { isolation: string }) {
   })
 
   test('programs end with their exit code, and times that make sense', async () => {
-    const [ok, failed, three] = await Promise.all([run(['true']), run(['false']), run(['sh', '-c', 'exit 3'])])
+    const [ok, failed, three] = await Promise.all([
+      run(['true']),
+      run(['false']),
+      run(['sh', '-c', 'exit 3']),
+    ])
     expect([ok.exitCode, failed.exitCode, three.exitCode]).toEqual([0, 1, 3])
     expect(ok.signal).toBeNull()
     expect(ok.running).toBe(false)
@@ -124,7 +136,9 @@ function suite(under: RuntimeUnderTest, options: { isolation: string }) {
 
   test('a program that cannot be started says so', async () => {
     expect(await codeOf(start(['no-such-program-here']))).toBe('unprocessable')
-    expect(await codeOf(start(['true'], { workingDir: `${scratchDir}/no-such-directory` }))).toBe('unprocessable')
+    expect(await codeOf(start(['true'], { workingDir: `${scratchDir}/no-such-directory` }))).toBe(
+      'unprocessable',
+    )
   })
 
   test('a signal ends a program, once', async () => {
@@ -219,7 +233,10 @@ function suite(under: RuntimeUnderTest, options: { isolation: string }) {
     const id = await start(['cat'], { stdin: 'pipe', outputBytesMax: bytes * 2 })
     let seen = 0
     const following = (async () => {
-      const output = instance.guest.processes.output(id, { follow: true, signal: AbortSignal.timeout(waitMs) })
+      const output = instance.guest.processes.output(id, {
+        follow: true,
+        signal: AbortSignal.timeout(waitMs),
+      })
       for await (const records of output) {
         expect(records.every(({ kind }) => kind === 'stdout')).toBe(true)
         seen += records.reduce((sum, { data }) => sum + data.length, 0)
@@ -256,7 +273,9 @@ function suite(under: RuntimeUnderTest, options: { isolation: string }) {
       },
     })
     expect((await instance.guest.files.write(file, body)).size).toBe(5_000_000)
-    const back = new Uint8Array(await new Response((await instance.guest.files.read(file)).body).arrayBuffer())
+    const back = new Uint8Array(
+      await new Response((await instance.guest.files.read(file)).body).arrayBuffer(),
+    )
     expect(back.length).toBe(5_000_000)
     expect(Buffer.from(back.subarray(4_900_000)).equals(chunk)).toBe(true)
   })
@@ -295,7 +314,8 @@ function suite(under: RuntimeUnderTest, options: { isolation: string }) {
     expect(await codeOf(instance.guest.files.makeDirectory(`${dir}/a`))).toBe('already_exists')
     for (let i = 0; i < 300; i++) await instance.guest.files.write(`${dir}/a/file-${i}`, Buffer.from('x'))
     const names: string[] = []
-    for await (const entries of instance.guest.files.list(`${dir}/a`)) names.push(...entries.map(({ name }) => name))
+    for await (const entries of instance.guest.files.list(`${dir}/a`))
+      names.push(...entries.map(({ name }) => name))
     expect(names.length).toBe(301)
     expect(new Set(names)).toContain('file-299')
     expect(await codeOf(instance.guest.files.remove(dir))).toBe('conflict')
@@ -307,7 +327,10 @@ function suite(under: RuntimeUnderTest, options: { isolation: string }) {
     const [file, link] = [path(), path()]
     await instance.guest.files.write(file, Buffer.from('1'))
     await run(['ln', '-s', file, link])
-    expect(await instance.guest.files.stat(link, { follow: false })).toMatchObject({ type: 'symlink', linkTarget: file })
+    expect(await instance.guest.files.stat(link, { follow: false })).toMatchObject({
+      type: 'symlink',
+      linkTarget: file,
+    })
     expect((await instance.guest.files.stat(link)).type).toBe('file')
     await instance.guest.files.write(link, Buffer.from('22'))
     expect((await instance.guest.files.stat(file)).size).toBe(2)

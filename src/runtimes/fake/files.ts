@@ -46,11 +46,17 @@ export class FakeFiles implements GuestFiles {
     options: { mode?: number } = {},
   ): Promise<FileEntry> {
     checkPath(path)
-    const data = body instanceof Uint8Array ? body.slice() : new Uint8Array(await new Response(body).arrayBuffer())
+    const data =
+      body instanceof Uint8Array ? body.slice() : new Uint8Array(await new Response(body).arrayBuffer())
     if (this.usedBytes() + data.length > this.bytesMax) throw failed('ENOSPC', path)
     const { parent, name, node } = this.#resolve(path, true, true)
     if (!parent || node?.type === 'directory') throw failed('EISDIR', path)
-    const file: Node = { type: 'file', data, mode: options.mode ?? node?.mode ?? 0o644, modifiedMs: this.now() }
+    const file: Node = {
+      type: 'file',
+      data,
+      mode: options.mode ?? node?.mode ?? 0o644,
+      modifiedMs: this.now(),
+    }
     parent.children.set(name, file)
     return entry(name, file)
   }
@@ -69,7 +75,8 @@ export class FakeFiles implements GuestFiles {
     const { parent, name, node } = this.#resolve(path, false, false)
     if (!node) throw failed('ENOENT', path)
     if (!parent) throw failed('EBUSY', path)
-    if (node.type === 'directory' && node.children.size > 0 && !options.recursive) throw failed('ENOTEMPTY', path)
+    if (node.type === 'directory' && node.children.size > 0 && !options.recursive)
+      throw failed('ENOTEMPTY', path)
     parent.children.delete(name)
   }
 

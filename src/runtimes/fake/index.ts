@@ -13,7 +13,7 @@ import type {
 } from '../../spec/runtime.ts'
 import { FakeFiles } from './files.ts'
 import { FakeProcesses } from './processes.ts'
-import { type FakeProgram, builtInPrograms } from './programs.ts'
+import { builtInPrograms, type FakeProgram } from './programs.ts'
 
 export type { FakeProgram, FakeProgramContext } from './programs.ts'
 
@@ -71,7 +71,8 @@ class MemoryRuntime implements FakeRuntime {
       throw new PlatformError('bad_request', `id "${spec.id}" is not 12 to 40 characters of a-z and 0-9`)
     }
     await this.#delay(spec)
-    if (this.#machines.has(spec.id)) throw new PlatformError('already_exists', `instance ${spec.id} exists already`)
+    if (this.#machines.has(spec.id))
+      throw new PlatformError('already_exists', `instance ${spec.id} exists already`)
     const files = new FakeFiles(() => this.#clock.now(), spec.storageMb * 1024 * 1024)
     for (const path of ['/tmp', '/root', spec.workingDir]) await files.makeDirectory(path, { parents: true })
     const machine: Machine = { spec, files, instance: null }
@@ -112,7 +113,9 @@ class MemoryRuntime implements FakeRuntime {
 
   #start(machine: Machine): FakeInstance {
     const { spec } = machine
-    const exits = Object.entries(this.#options.exitCodes ?? {}).map(([name, code]) => [name, () => code] as const)
+    const exits = Object.entries(this.#options.exitCodes ?? {}).map(
+      ([name, code]) => [name, () => code] as const,
+    )
     const processes = new FakeProcesses({
       programs: { ...builtInPrograms, ...Object.fromEntries(exits), ...this.#options.programs },
       files: machine.files,

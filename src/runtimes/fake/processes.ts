@@ -4,8 +4,8 @@ import {
   type GuestProcess,
   type GuestProcesses,
   type OutputRecord,
-  type SpawnSpec,
   outputBytesMaxDefault,
+  type SpawnSpec,
 } from '../../spec/runtime.ts'
 import type { FakeFiles } from './files.ts'
 import type { FakeProgram } from './programs.ts'
@@ -53,7 +53,8 @@ export class FakeProcesses implements GuestProcesses {
     await this.#ready()
     const [name = ''] = spec.argv
     const program = this.options.programs[name.slice(name.lastIndexOf('/') + 1)]
-    if (!program) throw new PlatformError('unprocessable', `cannot start "${name}": exec: No such file or directory`)
+    if (!program)
+      throw new PlatformError('unprocessable', `cannot start "${name}": exec: No such file or directory`)
     await this.options.files.stat(spec.workingDir).catch(() => {
       throw new PlatformError('unprocessable', `cannot start "${name}": chdir: No such file or directory`)
     })
@@ -115,7 +116,8 @@ export class FakeProcesses implements GuestProcesses {
     const entry = (process: GuestProcess) => listener(process)
     this.#listeners.add(entry)
     queueMicrotask(() => {
-      for (const { process } of this.#known.values()) if (!process.running && this.#listeners.has(entry)) entry(process)
+      for (const { process } of this.#known.values())
+        if (!process.running && this.#listeners.has(entry)) entry(process)
     })
     return () => this.#listeners.delete(entry)
   }
@@ -134,7 +136,8 @@ export class FakeProcesses implements GuestProcesses {
   async closeStdin(id: number): Promise<void> {
     await this.#ready()
     const fake = this.#get(id)
-    if (fake.spec.stdin !== 'pipe') throw new PlatformError('conflict', `stdin of process ${id} was not opened`)
+    if (fake.spec.stdin !== 'pipe')
+      throw new PlatformError('conflict', `stdin of process ${id} was not opened`)
     fake.stdin.open = false
     fake.stdin.changed.resolve()
   }

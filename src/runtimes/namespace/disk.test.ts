@@ -1,10 +1,10 @@
 import { afterAll, describe, expect, test } from 'bun:test'
 import { mkdtempSync, readdirSync, rmSync, statSync } from 'node:fs'
 import { tmpdir } from 'node:os'
-import { DiskImages, allocatedBytes, findMkfs } from './disk.ts'
+import { allocatedBytes, DiskImages, findMkfs } from './disk.ts'
 
 const mkfs = findMkfs()
-const fsck = Bun.which('e2fsck', { PATH: `${process.env['PATH']}:/usr/sbin:/sbin` })
+const fsck = Bun.which('e2fsck', { PATH: `${process.env.PATH}:/usr/sbin:/sbin` })
 const dir = mkdtempSync(`${tmpdir()}/hutch-disk-`)
 afterAll(() => rmSync(dir, { recursive: true, force: true }))
 

@@ -109,7 +109,7 @@ export function allocatedBytes(path: string): number {
 }
 
 export function findMkfs(): string | null {
-  return Bun.which('mkfs.ext4', { PATH: `${process.env['PATH'] ?? ''}:/usr/sbin:/sbin` })
+  return Bun.which('mkfs.ext4', { PATH: `${process.env.PATH ?? ''}:/usr/sbin:/sbin` })
 }
 
 /** Blocks that are not zero, neighbours joined. */
@@ -122,7 +122,8 @@ function readExtents(file: number, sizeBytes: number): Template['extents'] {
       readSync(file, block, 0, blockBytes, at)
       if (block.every((byte) => byte === 0)) continue
       total += blockBytes
-      if (total > templateBytesMax) throw new PlatformError('unavailable', 'A fresh disk image is unexpectedly large')
+      if (total > templateBytesMax)
+        throw new PlatformError('unavailable', 'A fresh disk image is unexpectedly large')
       const last = extents.at(-1)
       if (last && last.at + last.bytes.length === at) last.bytes = Buffer.concat([last.bytes, block])
       else extents.push({ at, bytes: block })
@@ -145,7 +146,11 @@ function* dataRanges(file: number, sizeBytes: number): Generator<[start: number,
 }
 
 function openSeek(): (file: number, at: number, whence: number) => number | bigint {
-  for (const library of ['libc.so.6', 'libc.so', `libc.musl-${process.arch === 'arm64' ? 'aarch64' : 'x86_64'}.so.1`]) {
+  for (const library of [
+    'libc.so.6',
+    'libc.so',
+    `libc.musl-${process.arch === 'arm64' ? 'aarch64' : 'x86_64'}.so.1`,
+  ]) {
     try {
       return dlopen(library, { lseek: { args: ['i32', 'i64', 'i32'], returns: 'i64' } }).symbols.lseek
     } catch {}

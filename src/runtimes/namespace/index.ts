@@ -1,7 +1,7 @@
 import { createHash } from 'node:crypto'
 import { mkdirSync, mkdtempSync, realpathSync, rmSync, symlinkSync } from 'node:fs'
-import { randomText } from '../../lib/ids.ts'
 import type { Clock } from '../../lib/clock.ts'
+import { randomText } from '../../lib/ids.ts'
 import type { Logger } from '../../lib/log.ts'
 import type {
   CapabilityNote,
@@ -33,7 +33,11 @@ const probeStorageMb = 16
 /** Starts and ends one small instance, to see what this host allows. */
 export async function probeNamespace(options: NamespaceOptions): Promise<RuntimeProbe> {
   if (process.platform !== 'linux') {
-    return { usable: false, reason: `namespaces are a feature of Linux, this is ${process.platform}`, notes: [] }
+    return {
+      usable: false,
+      reason: `namespaces are a feature of Linux, this is ${process.platform}`,
+      notes: [],
+    }
   }
   const { cgroups, failure, notes } = await openParts(options)
   cgroups?.close()
@@ -45,7 +49,8 @@ export async function probeNamespace(options: NamespaceOptions): Promise<Runtime
 /** @throws what the probe found, when no instance can be made */
 export async function openNamespaceRuntime(options: NamespaceOptions): Promise<Runtime> {
   const parts = await openParts(options)
-  if (parts.failure !== null || !parts.runtime) throw new Error(parts.failure ?? 'namespaces are not available')
+  if (parts.failure !== null || !parts.runtime)
+    throw new Error(parts.failure ?? 'namespaces are not available')
   return parts.runtime
 }
 
@@ -62,7 +67,13 @@ async function openParts(options: NamespaceOptions): Promise<Parts> {
   const name = `hutch-${createHash('sha256').update(instancesDir).digest('hex').slice(0, 12)}`
   const cgroups = new Cgroups(name, options.clock)
   const isRoot = process.getuid?.() === 0
-  const shared = { ...options, instancesDir, cgroups, onDispose() {}, uidRanges: isRoot ? new UidRanges(uidRangesDir) : null }
+  const shared = {
+    ...options,
+    instancesDir,
+    cgroups,
+    onDispose() {},
+    uidRanges: isRoot ? openUidRanges(instancesDir) : null,
+  }
   const onDispose = () => cgroups.close()
   const notes = [...cgroups.notes]
 
@@ -75,7 +86,12 @@ async function openParts(options: NamespaceOptions): Promise<Parts> {
       notes.push({ subject: 'disk limit', ok: true, detail: 'every instance has a disk image of its own' })
       notes.push(isolationNote(null))
       const capabilities = describe(cgroups, 'disk image (ext4 on a loop device)', notes)
-      return { cgroups, runtime: new NamespaceRuntime({ ...shared, diskImages, capabilities, onDispose }), notes, failure: null }
+      return {
+        cgroups,
+        runtime: new NamespaceRuntime({ ...shared, diskImages, capabilities, onDispose }),
+        notes,
+        failure: null,
+      }
     }
     diskWhy = failure
   }
@@ -90,6 +106,15 @@ async function openParts(options: NamespaceOptions): Promise<Parts> {
   const capabilities = describe(cgroups, 'none', notes)
   const runtime = new NamespaceRuntime({ ...shared, diskImages: null, capabilities, onDispose })
   return { cgroups, runtime, notes, failure }
+}
+
+function openUidRanges(instancesDir: string): UidRanges {
+  try {
+    return new UidRanges(uidRangesDir)
+  } catch {
+    // A host without a writable /run: then ranges are told apart within this data directory only.
+    return new UidRanges(`${instancesDir}/.uid-ranges`)
+  }
 }
 
 function describe(cgroups: Cgroups, disk: string, notes: CapabilityNote[]): RuntimeCapabilities {
@@ -146,7 +171,9 @@ async function tryInstance(
     if (cause instanceof HelperError) return `${cause.stage}: ${cause.said}`
     return cause instanceof Error ? `${String(error)}: ${cause.message}` : String(error)
   } finally {
-    await runtime.destroy(id).catch((error) => shared.log.warn('a probe was left behind', { error: String(error) }))
+    await runtime
+      .destroy(id)
+      .catch((error) => shared.log.warn('a probe was left behind', { error: String(error) }))
     await runtime[Symbol.asyncDispose]()
     rmSync(layer, { recursive: true, force: true })
   }

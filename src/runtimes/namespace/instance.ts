@@ -2,11 +2,17 @@ import { PlatformError } from '../../errors.ts'
 import { GuestClient, type GuestState, KeeperChannel } from '../../guest/index.ts'
 import type { Clock } from '../../lib/clock.ts'
 import type { Logger } from '../../lib/log.ts'
-import type { Instance, InstanceExit, InstanceHandle, InstanceStats, PortAddress } from '../../spec/runtime.ts'
+import type {
+  Instance,
+  InstanceExit,
+  InstanceHandle,
+  InstanceStats,
+  PortAddress,
+} from '../../spec/runtime.ts'
 import { treeStats } from '../process-tree.ts'
 import type { InstanceCgroup } from './cgroups.ts'
 import { allocatedBytes } from './disk.ts'
-import { type InstanceState, handleVersion } from './record.ts'
+import { handleVersion, type InstanceState } from './record.ts'
 
 /** Programs get this long after SIGTERM. */
 const stopGraceMs = 5_000
@@ -71,7 +77,8 @@ export class NamespaceInstance implements Instance {
   async open(): Promise<void> {
     try {
       const [state] = await Promise.all([this.#keeper.status(), this.guest.open()])
-      if (state.state !== 'running') throw new PlatformError('unavailable', 'The sandbox ended while it started')
+      if (state.state !== 'running')
+        throw new PlatformError('unavailable', 'The sandbox ended while it started')
     } catch (error) {
       await this[Symbol.asyncDispose]()
       throw error

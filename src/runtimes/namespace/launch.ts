@@ -34,7 +34,10 @@ export function checkSpec(spec: InstanceSpec): void {
   checkRange('pidsMax', spec.pidsMax, 8, pidsMaxMax)
   if (!isCleanPath(spec.workingDir)) throw refused('workingDir', spec.workingDir, 'an absolute path')
   if (spec.image.layers.length === 0) throw refused('image.layers', '[]', 'at least one directory')
-  for (const path of [...spec.image.layers, ...spec.image.mounts.flatMap(({ source, target }) => [source, target])]) {
+  for (const path of [
+    ...spec.image.layers,
+    ...spec.image.mounts.flatMap(({ source, target }) => [source, target]),
+  ]) {
     if (!isCleanPath(path)) throw refused('image', path, 'absolute paths without . and ..')
   }
 }

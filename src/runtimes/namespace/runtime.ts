@@ -1,5 +1,6 @@
 import { closeSync, existsSync, mkdirSync, openSync, readdirSync, rmSync, statfsSync } from 'node:fs'
 import { PlatformError } from '../../errors.ts'
+import { KeeperChannel } from '../../guest/index.ts'
 import type { Clock } from '../../lib/clock.ts'
 import type { Logger } from '../../lib/log.ts'
 import type {
@@ -9,22 +10,21 @@ import type {
   Runtime,
   RuntimeCapabilities,
 } from '../../spec/runtime.ts'
-import { KeeperChannel } from '../../guest/index.ts'
 import { bootId, identify, isAlive } from '../helper-process.ts'
+import { removeTree } from '../remove-tree.ts'
 import { type Cgroups, InstanceCgroup } from './cgroups.ts'
 import type { DiskImages } from './disk.ts'
 import { NamespaceInstance } from './instance.ts'
 import { checkSpec, launch } from './launch.ts'
 import {
+  handleVersion,
   type InstanceRecord,
   type InstanceState,
-  handleVersion,
   instanceIdPattern,
   parseState,
   readRecord,
   writeRecord,
 } from './record.ts'
-import { removeTree } from '../remove-tree.ts'
 import type { UidRanges } from './uid-ranges.ts'
 
 /** Disk of the host that instances never get: the platform itself must be able to go on writing. */
@@ -136,7 +136,9 @@ export class NamespaceRuntime implements Runtime {
   }
 
   async list(): Promise<string[]> {
-    const ids = new Set(readdirSync(this.#options.instancesDir).filter((name) => instanceIdPattern.test(name)))
+    const ids = new Set(
+      readdirSync(this.#options.instancesDir).filter((name) => instanceIdPattern.test(name)),
+    )
     for (const id of this.#options.cgroups.list()) if (instanceIdPattern.test(id)) ids.add(id)
     return [...ids]
   }
@@ -189,7 +191,10 @@ export class NamespaceRuntime implements Runtime {
       await instance.open()
       return instance
     } catch (error) {
-      this.#options.log.warn('an instance runs but does not answer', { instance: handle.id, error: String(error) })
+      this.#options.log.warn('an instance runs but does not answer', {
+        instance: handle.id,
+        error: String(error),
+      })
       this.#instances.delete(handle.id)
       await this.#end(handle.id)
       return null
@@ -238,7 +243,10 @@ export class NamespaceRuntime implements Runtime {
     const late = new AbortController()
     try {
       await keeper.kill()
-      await Promise.race([ended.promise, this.#options.clock.sleep(keeperEndTimeoutMs, late.signal).catch(() => {})])
+      await Promise.race([
+        ended.promise,
+        this.#options.clock.sleep(keeperEndTimeoutMs, late.signal).catch(() => {}),
+      ])
     } catch {
       // Nobody listens any more: it has ended.
     } finally {
@@ -257,7 +265,12 @@ export class NamespaceRuntime implements Runtime {
 
   #record(id: string, uidBase: number | null, disk: 'loop' | 'dir'): InstanceRecord {
     const { parts } = this.#options.cgroups.find(id)
-    return { bootId: this.#bootId, uidBase, disk, groups: parts.map(({ hierarchy, dir }) => ({ ...hierarchy, dir })) }
+    return {
+      bootId: this.#bootId,
+      uidBase,
+      disk,
+      groups: parts.map(({ hierarchy, dir }) => ({ ...hierarchy, dir })),
+    }
   }
 
   /** As recorded: a hutch started from elsewhere may have other groups for its new instances. */
@@ -281,7 +294,10 @@ export class NamespaceRuntime implements Runtime {
   #checkFreeSpace() {
     const { bavail, bsize } = statfsSync(this.#options.instancesDir)
     if (bavail * bsize >= hostFreeMbMin * 1024 * 1024) return
-    throw new PlatformError('insufficient_storage', `The host has less than ${hostFreeMbMin} MiB of disk left`)
+    throw new PlatformError(
+      'insufficient_storage',
+      `The host has less than ${hostFreeMbMin} MiB of disk left`,
+    )
   }
 }
 
@@ -289,7 +305,11 @@ function hostError(error: unknown): unknown {
   const code = (error as NodeJS.ErrnoException)?.code
   if (PlatformError.is(error) || code === undefined) return error
   const full = code === 'ENOSPC' || code === 'EDQUOT'
-  return new PlatformError(full ? 'insufficient_storage' : 'unavailable', `The host cannot start a sandbox: ${code}`, {
-    cause: error,
-  })
+  return new PlatformError(
+    full ? 'insufficient_storage' : 'unavailable',
+    `The host cannot start a sandbox: ${code}`,
+    {
+      cause: error,
+    },
+  )
 }

@@ -16,7 +16,9 @@ const instanceDir = (name: string) => {
 
 test('no two claims overlap, also not those of another platform', () => {
   const [one, two] = [new UidRanges(`${dir}/ranges`), new UidRanges(`${dir}/ranges`)]
-  const bases = Array.from({ length: 200 }, (_, at) => (at % 2 ? one : two).claim(instanceDir(`instance-${at}`)))
+  const bases = Array.from({ length: 200 }, (_, at) =>
+    (at % 2 ? one : two).claim(instanceDir(`instance-${at}`)),
+  )
   const sorted = bases.sort((a, b) => a - b)
   expect(sorted.every((base, at) => at === 0 || base - (sorted[at - 1] ?? 0) >= 131_072)).toBe(true)
   expect(sorted[0]).toBeGreaterThanOrEqual(0x4000_0000)

@@ -10,10 +10,10 @@ import type {
   RuntimeCapabilities,
   RuntimeProbe,
 } from '../../spec/runtime.ts'
-import { HelperError, bootId, identify, isAlive, startHelper } from '../helper-process.ts'
+import { bootId, HelperError, identify, isAlive, startHelper } from '../helper-process.ts'
 import { removeTree } from '../remove-tree.ts'
-import { ProcessInstance, endTree } from './instance.ts'
-import { type ProcessRecord, handleVersion, readRecord, recordSchema, writeRecord } from './record.ts'
+import { endTree, ProcessInstance } from './instance.ts'
+import { handleVersion, type ProcessRecord, readRecord, recordSchema, writeRecord } from './record.ts'
 
 export interface ProcessRuntimeOptions {
   instancesDir: string
@@ -103,7 +103,10 @@ class ProcessRuntime implements Runtime {
       await instance.open()
       return instance
     } catch (error) {
-      this.#options.log.warn('an instance runs but does not answer', { instance: handle.id, error: String(error) })
+      this.#options.log.warn('an instance runs but does not answer', {
+        instance: handle.id,
+        error: String(error),
+      })
       await this.#end(handle.id)
       return null
     }
@@ -142,7 +145,9 @@ class ProcessRuntime implements Runtime {
     const entries = [['dir', dir] as const, ['workdir', workingDir] as const]
     const started = await startHelper(this.#options.helperPath, 'guest', entries).catch((error) => {
       if (!(error instanceof HelperError)) throw error
-      throw new PlatformError('unavailable', `The sandbox cannot be started (${error.stage})`, { cause: error })
+      throw new PlatformError('unavailable', `The sandbox cannot be started (${error.stage})`, {
+        cause: error,
+      })
     })
     const guest = identify(started.guestPid)
     if (!guest) throw new PlatformError('unavailable', 'The sandbox ended while it started')

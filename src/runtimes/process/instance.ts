@@ -3,10 +3,16 @@ import { PlatformError } from '../../errors.ts'
 import { GuestClient } from '../../guest/index.ts'
 import type { Clock } from '../../lib/clock.ts'
 import type { Logger } from '../../lib/log.ts'
-import type { Instance, InstanceExit, InstanceHandle, InstanceStats, PortAddress } from '../../spec/runtime.ts'
-import { type ProcessIdentity, isAlive } from '../helper-process.ts'
+import type {
+  Instance,
+  InstanceExit,
+  InstanceHandle,
+  InstanceStats,
+  PortAddress,
+} from '../../spec/runtime.ts'
+import { isAlive, type ProcessIdentity } from '../helper-process.ts'
 import { descendants, treeStats } from '../process-tree.ts'
-import { type ProcessRecord, handleVersion } from './record.ts'
+import { handleVersion, type ProcessRecord } from './record.ts'
 
 const stopGraceMs = 5_000
 const stopExtraMs = 3_000
