@@ -375,6 +375,46 @@ describe('files', () => {
     await eventually(() => cancelled)
   })
 
+  for (const chunkBytes of [4_000, 40_000]) {
+    test(`a guest that takes a write in bursts gets all of it, in pieces of ${chunkBytes}`, async () => {
+      const bytesTotal = 8_000_000
+      let received = 0
+      play((frame, socket) => {
+        if (frame.type === FrameType.data) received += frame.payload.length
+        if (frame.type === FrameType.end) {
+          const entry = writer(FrameType.entryOk).u8('f'.charCodeAt(0)).u32(0o644).u32(0).u32(0)
+          socket.write(entry.u64(received).u64(0).u32(1).str('x').str('').finish())
+        }
+        socket.pause()
+        setTimeout(() => socket.resume(), 1)
+      })
+      let pulled = 0
+      const body = new ReadableStream<Uint8Array>({
+        pull(controller) {
+          if (pulled >= bytesTotal) return controller.close()
+          pulled += chunkBytes
+          controller.enqueue(new Uint8Array(chunkBytes))
+        },
+      })
+      expect((await client.files.write('/x', body)).size).toBe(bytesTotal)
+    })
+  }
+
+  test('a guest that takes nothing of a write is not sent more than its socket holds', async () => {
+    play((frame, socket) => {
+      if (frame.type === FrameType.write) socket.pause()
+    })
+    let pulled = 0
+    const body = new ReadableStream<Uint8Array>({
+      pull(controller) {
+        pulled += 4_000
+        controller.enqueue(new Uint8Array(4_000))
+      },
+    })
+    expect(await codeOf(client.files.write('/x', body))).toBe('gateway_timeout')
+    expect(pulled).toBeLessThan(4_000_000)
+  })
+
   test('paths that mean nothing are refused before they are sent', async () => {
     for (const path of ['', 'relative', '/a\0b', `/${'x'.repeat(5_000)}`]) {
       expect(await codeOf(client.files.stat(path))).toBe('bad_request')

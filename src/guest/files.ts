@@ -230,10 +230,10 @@ async function sendBytes(operation: Operation, bytes: Uint8Array): Promise<void>
     const header = frameHeader(FrameType.data, 0, part.length)
     if (part.length <= smallBytesMax) {
       operation.send(Buffer.concat([header, part]))
-      continue
+    } else {
+      operation.send(header)
+      operation.send(part)
     }
-    operation.send(header)
-    operation.send(part)
     await operation.drained()
   }
 }

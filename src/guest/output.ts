@@ -34,8 +34,8 @@ export class OutputLog implements Disposable {
   #segmentStart = 0
   /** Offset of the next record to look at. */
   #position: number
-  /** Records up to here are skipped: the caller's offset, which may lie in the middle of one. */
-  readonly #from: number
+  /** Records up to here are skipped: the caller's offset, which may lie in the middle of one, or what was read already. */
+  #from: number
   #readBytes = readSyncBytesMax
 
   constructor(
@@ -101,6 +101,7 @@ export class OutputLog implements Disposable {
     if (inside !== undefined && this.#tryOpen(inside)) {
       const kept = fstatSync(this.#segment).size
       if (this.#position < inside + kept) {
+        this.#from = Math.max(this.#from, this.#position)
         this.#position = inside
         return null
       }

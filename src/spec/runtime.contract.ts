@@ -1,4 +1,4 @@
-import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test'
 import { PlatformError } from '../errors.ts'
 import { randomText } from '../lib/ids.ts'
 import type {
@@ -30,6 +30,7 @@ export interface RuntimeSkip {
 }
 
 const waitMs = 20_000
+const testTimeoutMs = 60_000
 const env = { PATH: '/usr/local/bin:/usr/bin:/bin' }
 
 /** Every runtime driver passes this suite. */
@@ -38,6 +39,7 @@ export async function runtimeContract(
   makeRuntime: () => Promise<RuntimeUnderTest | RuntimeSkip>,
   options: { isolation: 'kernel-shared' | 'virtual-machine' | 'none' },
 ): Promise<void> {
+  setDefaultTimeout(testTimeoutMs)
   const made = await makeRuntime()
   if ('skip' in made) {
     test.skip(`${name}: the runtime contract (skipped: ${made.skip})`, () => {})

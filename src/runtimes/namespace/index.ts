@@ -1,5 +1,17 @@
 import { createHash } from 'node:crypto'
-import { mkdirSync, mkdtempSync, realpathSync, rmSync, symlinkSync } from 'node:fs'
+import {
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  realpathSync,
+  renameSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs'
+import { dirname } from 'node:path'
+import { PlatformError } from '../../errors.ts'
 import type { Clock } from '../../lib/clock.ts'
 import { randomText } from '../../lib/ids.ts'
 import type { Logger } from '../../lib/log.ts'
@@ -11,7 +23,7 @@ import type {
   RuntimeCapabilities,
   RuntimeProbe,
 } from '../../spec/runtime.ts'
-import { HelperError } from '../helper-process.ts'
+import { bootId, HelperError } from '../helper-process.ts'
 import { Cgroups } from './cgroups.ts'
 import { DiskImages, findMkfs } from './disk.ts'
 import { NamespaceRuntime } from './runtime.ts'
@@ -28,9 +40,11 @@ export interface NamespaceOptions {
 
 /** Where all platforms of this host note which uid ranges are taken; gone after a boot, as the instances are. */
 const uidRangesDir = '/run/hutch/uid-ranges'
+/** What worked since the last boot. */
+const probeMemoPath = '/run/hutch/probe.json'
 const probeStorageMb = 16
 
-/** Starts and ends one small instance, to see what this host allows. */
+/** Starts and ends one small instance, to see what this host allows. Disturbs no platform that runs. */
 export async function probeNamespace(options: NamespaceOptions): Promise<RuntimeProbe> {
   if (process.platform !== 'linux') {
     return {
@@ -39,73 +53,121 @@ export async function probeNamespace(options: NamespaceOptions): Promise<Runtime
       notes: [],
     }
   }
-  const { cgroups, failure, notes } = await openParts(options)
-  cgroups?.close()
-  return failure === null
-    ? { usable: true, reason: 'sandboxes can be isolated with namespaces', notes }
-    : { usable: false, reason: failure, notes }
+  mkdirSync(options.instancesDir, { recursive: true, mode: 0o700 })
+  const instancesDir = mkdtempSync(`${options.instancesDir}/.probe-`)
+  try {
+    const { runtime, failure, notes } = await openParts({ ...options, instancesDir }, { remember: false })
+    await runtime[Symbol.asyncDispose]()
+    return failure === null
+      ? { usable: true, reason: 'sandboxes can be isolated with namespaces', notes }
+      : { usable: false, reason: failure, notes }
+  } finally {
+    rmSync(instancesDir, { recursive: true, force: true })
+  }
 }
 
 /** @throws what the probe found, when no instance can be made */
 export async function openNamespaceRuntime(options: NamespaceOptions): Promise<Runtime> {
-  const parts = await openParts(options)
-  if (parts.failure !== null || !parts.runtime)
-    throw new Error(parts.failure ?? 'namespaces are not available')
-  return parts.runtime
+  const { runtime, failure } = await openParts(options, { remember: true })
+  if (failure === null) return runtime
+  await runtime[Symbol.asyncDispose]()
+  throw new PlatformError('unavailable', `Sandboxes cannot be isolated on this host: ${failure}`)
 }
 
 interface Parts {
-  cgroups: Cgroups | null
-  runtime: NamespaceRuntime | null
+  runtime: NamespaceRuntime
   notes: CapabilityNote[]
+  /** Why no instance can be made; null when one could. */
   failure: string | null
 }
 
-async function openParts(options: NamespaceOptions): Promise<Parts> {
+async function openParts(options: NamespaceOptions, { remember }: { remember: boolean }): Promise<Parts> {
   mkdirSync(options.instancesDir, { recursive: true, mode: 0o700 })
   const instancesDir = realpathSync(options.instancesDir)
   const name = `hutch-${createHash('sha256').update(instancesDir).digest('hex').slice(0, 12)}`
   const cgroups = new Cgroups(name, options.clock)
   const isRoot = process.getuid?.() === 0
-  const shared = {
-    ...options,
-    instancesDir,
-    cgroups,
-    onDispose() {},
-    uidRanges: isRoot ? openUidRanges(instancesDir) : null,
-  }
-  const onDispose = () => cgroups.close()
-  const notes = [...cgroups.notes]
+  const uidRanges = isRoot ? openUidRanges(instancesDir) : null
+  const shared = { ...options, instancesDir, cgroups, uidRanges }
+  const open = (diskImages: DiskImages | null, disk: string, notes: CapabilityNote[]) =>
+    new NamespaceRuntime({
+      ...shared,
+      diskImages,
+      capabilities: describe(cgroups, disk, notes),
+      onDispose: () => cgroups.close(),
+    })
 
-  const mkfs = findMkfs()
+  const mkfs = isRoot ? findMkfs() : null
   let diskWhy = isRoot ? 'mkfs.ext4 is not installed' : 'only root can mount disk images'
-  if (isRoot && mkfs !== null) {
+  if (mkfs !== null) {
     const diskImages = new DiskImages(instancesDir, mkfs)
-    const failure = await tryInstance(shared, diskImages)
+    const failure = await tryOnce(shared, diskImages, remember)
     if (failure === null) {
-      notes.push({ subject: 'disk limit', ok: true, detail: 'every instance has a disk image of its own' })
-      notes.push(isolationNote(null))
-      const capabilities = describe(cgroups, 'disk image (ext4 on a loop device)', notes)
-      return {
-        cgroups,
-        runtime: new NamespaceRuntime({ ...shared, diskImages, capabilities, onDispose }),
-        notes,
-        failure: null,
-      }
+      const detail = 'every instance has a disk image of its own'
+      const notes = [...cgroups.notes, { subject: 'disk limit', ok: true, detail }, isolationNote(null)]
+      return { runtime: open(diskImages, 'disk image (ext4 on a loop device)', notes), notes, failure }
     }
     diskWhy = failure
   }
-  const failure = await tryInstance(shared, null)
-  notes.push({
+  const failure = await tryOnce(shared, null, remember)
+  const diskNote: CapabilityNote = {
     subject: 'disk limit',
     ok: false,
     detail: `not enforced: ${diskWhy}`,
     remedy: isRoot ? 'Install e2fsprogs, and load the loop module.' : 'Run as root.',
-  })
-  notes.push(isolationNote(failure))
-  const capabilities = describe(cgroups, 'none', notes)
-  const runtime = new NamespaceRuntime({ ...shared, diskImages: null, capabilities, onDispose })
-  return { cgroups, runtime, notes, failure }
+  }
+  const notes = [...cgroups.notes, diskNote, isolationNote(failure)]
+  return { runtime: open(null, 'none', notes), notes, failure }
+}
+
+type Shared = Omit<
+  ConstructorParameters<typeof NamespaceRuntime>[0],
+  'capabilities' | 'diskImages' | 'onDispose'
+>
+
+/** As `tryInstance`, but what worked once with all the same is not tried again, so that a start takes no time. */
+async function tryOnce(
+  shared: Shared,
+  diskImages: DiskImages | null,
+  remember: boolean,
+): Promise<string | null> {
+  const path = process.getuid?.() === 0 ? probeMemoPath : `${shared.instancesDir}/.probe.json`
+  const same = createHash('sha256')
+    .update(
+      JSON.stringify([
+        bootId(),
+        shared.helperPath,
+        statSync(shared.helperPath).mtimeMs,
+        diskImages !== null,
+        process.getuid?.(),
+        statSync(shared.instancesDir).dev,
+        readFileSync('/proc/self/cgroup', 'utf8'),
+        /^CapEff:.*$/m.exec(readFileSync('/proc/self/status', 'utf8'))?.[0],
+      ]),
+    )
+    .digest('hex')
+  if (remember && readMemo(path) === same) return null
+  const failure = await tryInstance(shared, diskImages)
+  if (failure === null && remember) writeMemo(path, same)
+  return failure
+}
+
+function readMemo(path: string): string | null {
+  try {
+    return JSON.parse(readFileSync(path, 'utf8')).worked
+  } catch {
+    return null
+  }
+}
+
+function writeMemo(path: string, worked: string) {
+  try {
+    mkdirSync(dirname(path), { recursive: true, mode: 0o700 })
+    writeFileSync(`${path}.new`, JSON.stringify({ worked }), { mode: 0o600 })
+    renameSync(`${path}.new`, path)
+  } catch {
+    // Then the next start tries again.
+  }
 }
 
 function openUidRanges(instancesDir: string): UidRanges {
@@ -145,13 +207,10 @@ function isolationNote(failure: string | null): CapabilityNote {
 }
 
 /** Null when an instance could be made; else what stood in the way. */
-async function tryInstance(
-  shared: Omit<ConstructorParameters<typeof NamespaceRuntime>[0], 'capabilities' | 'diskImages'>,
-  diskImages: DiskImages | null,
-): Promise<string | null> {
+async function tryInstance(shared: Shared, diskImages: DiskImages | null): Promise<string | null> {
   const layer = mkdtempSync(`${shared.instancesDir}/.probe-`)
   const capabilities = describe(shared.cgroups, 'unknown', [])
-  const runtime = new NamespaceRuntime({ ...shared, diskImages, capabilities })
+  const runtime = new NamespaceRuntime({ ...shared, diskImages, capabilities, onDispose() {} })
   const id = `probe${randomText(12)}`
   try {
     const spec: InstanceSpec = {
