@@ -154,8 +154,9 @@ export class Connection {
     this.#wakeWriters()
   }
 
-  #reason(): Error {
-    return this.#error ?? new Error('the other end closed the connection')
+  /** Why it is closed, also before the handler heard of it; null while it is open. */
+  get error(): Error | null {
+    return this.#error ?? (this.#closed ? new Error('the other end closed the connection') : null)
   }
 
   #wakeWriters() {
@@ -166,8 +167,9 @@ export class Connection {
     if (this.#closed) return
     this.#closed = true
     this.#wakeWriters()
-    if (this.#greeted === null) this.#handler.onClose(this.#reason())
-    else this.#greeted(this.#reason())
+    const reason = this.error ?? new Error('closed')
+    if (this.#greeted === null) this.#handler.onClose(reason)
+    else this.#greeted(reason)
   }
 
   #onData(chunk: Uint8Array) {

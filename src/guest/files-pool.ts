@@ -186,13 +186,19 @@ export class Operation {
     return this.#failure.promise
   }
 
+  /** Since the sender last let others have a turn. */
+  sentBytes = 0
+
   send(bytes: Uint8Array): void {
+    this.sentBytes += bytes.length
     this.pooled.connection.send(bytes)
   }
 
   async drained(): Promise<void> {
-    if (this.pooled.connection.full) await this.#inTime(this.pooled.connection.drained())
-    if (this.#error) throw this.#error
+    const { connection } = this.pooled
+    if (connection.full) await this.#inTime(connection.drained())
+    // Not only once it is told: a source that never rests leaves no turn for that.
+    if (connection.error) throw this.#error ?? this.#reasonOf(connection.error)
   }
 
   /** The next frame of the answer. @throws the connection's end, gateway_timeout */
@@ -264,14 +270,16 @@ export class Operation {
   }
 
   onClose(error: Error): void {
-    this.#error = PlatformError.is(error)
-      ? error
-      : error instanceof ProtocolError
-        ? this.broken(error.message)
-        : new PlatformError('unavailable', 'The sandbox went away', { cause: error })
+    this.#error = this.#reasonOf(error)
     this.#failure.reject(this.#error)
     this.#waiting?.reject(this.#error)
     this.#waiting = null
+  }
+
+  #reasonOf(error: Error): PlatformError {
+    if (PlatformError.is(error)) return error
+    if (error instanceof ProtocolError) return this.broken(error.message)
+    return new PlatformError('unavailable', 'The sandbox went away', { cause: error })
   }
 
   /** A frozen sandbox may take as long as it is frozen. */

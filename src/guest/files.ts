@@ -235,8 +235,15 @@ async function sendBytes(operation: Operation, bytes: Uint8Array): Promise<void>
       operation.send(part)
     }
     await operation.drained()
+    if (operation.sentBytes >= turnBytes) {
+      operation.sentBytes = 0
+      await new Promise((resolve) => setImmediate(resolve))
+    }
   }
 }
+
+/** After so much that never had to wait for the guest, others get a turn. */
+const turnBytes = 1024 * 1024
 
 /** Below this one write of a copy is cheaper than two writes. */
 const smallBytesMax = 16 * 1024

@@ -1,6 +1,7 @@
 import { afterAll, describe, expect, test } from 'bun:test'
 import { mkdtempSync, readdirSync, rmSync, statSync } from 'node:fs'
 import { tmpdir } from 'node:os'
+import { dirname } from 'node:path'
 import { allocatedBytes, DiskImages, findMkfs } from './disk.ts'
 
 const mkfs = findMkfs()
@@ -30,6 +31,21 @@ describe.skipIf(!able)(`disk images${able ? '' : ' (skipped: needs e2fsprogs)'}`
     await expect(images.create(path, 16)).rejects.toThrow('EEXIST')
     expect(statSync(path).size).toBe(16 * 1024 * 1024)
     expect(readdirSync(dir).filter((name) => !name.endsWith('.img'))).toEqual([])
+  })
+
+  test('that were in use when the host went down are repaired', async () => {
+    const path = `${dir}/dirty.img`
+    await images.create(path, 16)
+    // As an image is left: not cleanly unmounted, with errors seen.
+    const debugfs = `${dirname(fsck ?? '')}/debugfs`
+    Bun.spawnSync([debugfs, '-w', '-R', 'set_super_value state 2', path])
+    expect(Bun.spawnSync([fsck ?? '', '-n', path]).stdout.toString()).toContain(
+      'contains a file system with errors',
+    )
+    expect(await images.repair(path)).toBe(true)
+    expect(Bun.spawnSync([fsck ?? '', '-n', path]).stdout.toString()).toContain('clean')
+    await Bun.write(`${dir}/no.img`, 'not a file system')
+    expect(await images.repair(`${dir}/no.img`)).toBe(false)
   })
 
   test('that cannot be made say so', async () => {

@@ -9,6 +9,7 @@ import {
   statSync,
   writeSync,
 } from 'node:fs'
+import { dirname } from 'node:path'
 import { PlatformError } from '../../errors.ts'
 
 const blockBytes = 4096
@@ -17,6 +18,9 @@ const templatesMax = 32
 /** A fresh ext4 of any allowed size is far below this. */
 const templateBytesMax = 16 * 1024 * 1024
 const mkfsTimeoutMs = 60_000
+const repairTimeoutMs = 300_000
+/** Exit code of e2fsck: errors were found and corrected. */
+const fsckCorrected = 1
 export const storageMbMin = 16
 const seekData = 3
 const seekHole = 4
@@ -50,6 +54,21 @@ export class DiskImages {
     } finally {
       closeSync(file)
     }
+  }
+
+  /**
+   * Makes an image sound again that was in use when the host went down: it has no journal. Answers false when that
+   * did not succeed; the kernel then mounts it read-only as soon as it notices.
+   */
+  async repair(path: string): Promise<boolean> {
+    const child = Bun.spawn([`${dirname(this.mkfsPath)}/e2fsck`, '-p', path], {
+      stdin: 'ignore',
+      stdout: 'ignore',
+      stderr: 'ignore',
+      timeout: repairTimeoutMs,
+      env: {},
+    })
+    return (await child.exited) <= fsckCorrected
   }
 
   #template(storageMb: number): Promise<Template> {

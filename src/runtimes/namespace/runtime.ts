@@ -107,6 +107,11 @@ export class NamespaceRuntime implements Runtime {
       const mine = before.uidBase !== null && uidRanges.keep(before.uidBase, dir)
       uidBase = mine ? before.uidBase : uidRanges.claim(dir)
     }
+    const { diskImages, log } = this.#options
+    if (before.disk === 'loop' && before.bootId !== this.#bootId && diskImages !== null) {
+      const sound = await diskImages.repair(`${dir}/disk.img`)
+      if (!sound) log.warn('a disk image could not be repaired', { instance: spec.id })
+    }
     const record = this.#record(spec.id, uidBase, before.disk)
     writeRecord(dir, record)
     try {
