@@ -7,7 +7,6 @@ import {
   FrameWriter,
   type OutputNotice,
   PayloadReader,
-  type ProcessRecord,
   ProtocolError,
   processIdMax,
   readError,
@@ -19,6 +18,7 @@ import { errnoName, printable } from './errno.ts'
 import { OutputLog } from './output.ts'
 import { Requests } from './requests.ts'
 import { checkTerminal, quoted, spawnFrame } from './spawn.ts'
+import { type Tracked, tracked } from './tracked.ts'
 
 const processesMax = 4096
 const scopes = { process: 0, group: 1, tree: 2 } as const
@@ -33,11 +33,6 @@ export interface ControlOptions {
   workingDir?: { from: string; to: string } | null
   /** The connection was lost, and not by us: process 1 may have ended. */
   onLost?: () => void
-}
-
-interface Tracked {
-  process: GuestProcess
-  endOffset: number
 }
 
 /** All local readers of one process's output are one follower to the guest. */
@@ -496,22 +491,6 @@ export class ControlChannel implements GuestProcesses {
 
 /** A reader says how far it is after this many bytes, so that the process need not wait for the next round. */
 const acknowledgeBytes = 1024 * 1024
-
-function tracked(record: ProcessRecord): Tracked {
-  const running = record.state === 'running'
-  return {
-    endOffset: record.endOffset,
-    process: {
-      id: record.id,
-      pid: record.pid,
-      running,
-      startedAt: record.startedMs,
-      endedAt: running ? null : record.endedMs,
-      exitCode: record.state === 'exited' ? record.code : null,
-      signal: record.state === 'signaled' ? record.code : null,
-    },
-  }
-}
 
 function unknownProcess(id: number): PlatformError {
   return new PlatformError('not_found', `process ${id} is not known in this sandbox`)

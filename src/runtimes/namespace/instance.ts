@@ -1,3 +1,4 @@
+import { closeSync, constants, openSync, readSync } from 'node:fs'
 import { PlatformError } from '../../errors.ts'
 import { GuestClient, type GuestState, KeeperChannel } from '../../guest/index.ts'
 import type { Clock } from '../../lib/clock.ts'
@@ -9,6 +10,7 @@ import type {
   InstanceStats,
   PortAddress,
 } from '../../spec/runtime.ts'
+import { isAlive } from '../helper-process.ts'
 import { treeStats } from '../process-tree.ts'
 import type { InstanceCgroup } from './cgroups.ts'
 import { allocatedBytes } from './disk.ts'
@@ -18,6 +20,9 @@ import { handleVersion, type InstanceState } from './record.ts'
 const stopGraceMs = 5_000
 /** Beyond the grace, until the machine is ended from outside. */
 const stopExtraMs = 3_000
+/** From the end of process 1 to the keeper's. */
+const keeperEndTimeoutMs = 5_000
+const exitBytesMax = 64
 
 export interface NamespaceInstanceOptions {
   id: string
@@ -116,14 +121,16 @@ export class NamespaceInstance implements Instance {
   /** Ends it at once. Resolves when process 1 is gone, and its groups are. */
   async kill(): Promise<void> {
     this.#ending ??= 'killed'
+    // One way or the other, not both: a keeper that has ended would not read the request, and its farewell be lost.
     if (this.group.parts.length > 0) await this.group.kill()
+    else if (!this.#ended) await this.#keeper.kill().catch((error) => this.#debug('no keeper', error))
+    await this.#endedInTime(keeperEndTimeoutMs)
     if (!this.#ended) {
-      await this.#keeper.kill().catch((error) => {
-        this.#options.log.debug('keeper cannot be reached', { instance: this.id, error: String(error) })
-        this.#onEnd(null)
-      })
+      const { keeper } = this.#options.state
+      this.#options.log.warn('a keeper does not end by itself', { instance: this.id, pid: keeper.pid })
+      if (isAlive(keeper)) process.kill(keeper.pid, 'SIGKILL')
+      this.#onEnd(null)
     }
-    await this.exited
     await this.group.remove()
   }
 
@@ -158,19 +165,28 @@ export class NamespaceInstance implements Instance {
       if (this.#frozen) await this.#thaw()
       try {
         await this.guest.processes.shutdown(stopGraceMs)
-        const late = new AbortController()
-        const timeout = this.#options.clock.sleep(stopGraceMs + stopExtraMs, late.signal).catch(() => {})
-        await Promise.race([this.exited, timeout])
-        late.abort()
+        await this.#endedInTime(stopGraceMs + stopExtraMs)
       } catch (error) {
-        this.#options.log.debug('guest cannot be asked to stop', { instance: this.id, error: String(error) })
+        this.#debug('guest cannot be asked to stop', error)
       }
     }
     await this.kill()
   }
 
-  #onEnd(state: GuestState | null) {
+  async #endedInTime(timeoutMs: number): Promise<void> {
+    const late = new AbortController()
+    await Promise.race([this.exited, this.#options.clock.sleep(timeoutMs, late.signal).catch(() => {})])
+    late.abort()
+  }
+
+  #debug(message: string, error: unknown) {
+    this.#options.log.debug(message, { instance: this.id, error: String(error) })
+  }
+
+  #onEnd(told: GuestState | null) {
     if (this.#ended) return
+    // The keeper's word may get lost with its connection; it leaves it in writing as well.
+    const state = told ?? readExit(`${this.#options.dir}/run/exit`)
     this.#ended = true
     this.#exit.resolve(this.#reason(state))
     const error = new PlatformError('unavailable', 'The sandbox ended')
@@ -186,6 +202,22 @@ export class NamespaceInstance implements Instance {
     if (state === null) return { reason: 'lost', exitCode, signal }
     if (signal === null) return { reason: 'exited', exitCode, signal }
     return { reason: this.group.oomKills() > 0 ? 'out_of_memory' : 'killed', exitCode, signal }
+  }
+}
+
+/** What a keeper wrote down last; null when it did not get to that. */
+function readExit(path: string): GuestState | null {
+  let file = -1
+  try {
+    file = openSync(path, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK)
+    const bytes = Buffer.alloc(exitBytesMax)
+    const text = bytes.toString('utf8', 0, readSync(file, bytes, 0, bytes.length, 0))
+    const found = /^(exited|signaled) (\d{1,3})\n$/.exec(text)
+    return found ? { state: found[1] as 'exited' | 'signaled', code: Number(found[2]) } : null
+  } catch {
+    return null
+  } finally {
+    if (file >= 0) closeSync(file)
   }
 }
 

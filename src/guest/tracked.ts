@@ -1,0 +1,24 @@
+import type { GuestProcess } from '../spec/runtime.ts'
+import type { ProcessRecord } from './codec.ts'
+
+/** What the host knows of a process inside. */
+export interface Tracked {
+  process: GuestProcess
+  endOffset: number
+}
+
+export function tracked(record: ProcessRecord): Tracked {
+  const running = record.state === 'running'
+  return {
+    endOffset: record.endOffset,
+    process: {
+      id: record.id,
+      pid: record.pid,
+      running,
+      startedAt: record.startedMs,
+      endedAt: running ? null : record.endedMs,
+      exitCode: record.state === 'exited' ? record.code : null,
+      signal: record.state === 'signaled' ? record.code : null,
+    },
+  }
+}
