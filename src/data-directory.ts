@@ -69,8 +69,19 @@ function readJson(path: string): unknown {
 function isAlive(pid: number): boolean {
   try {
     process.kill(pid, 0)
-    return true
   } catch (error) {
-    return (error as { code?: string }).code === 'EPERM'
+    if ((error as { code?: string }).code !== 'EPERM') return false
+  }
+  return !isZombie(pid)
+}
+
+/** One that ended and that its parent never asked about: it has a pid, and nothing else. */
+function isZombie(pid: number): boolean {
+  try {
+    const stat = readFileSync(`/proc/${pid}/stat`, 'utf8')
+    // The name before the state is in parentheses, and may hold any character.
+    return 'ZX'.includes(stat.charAt(stat.lastIndexOf(')') + 2))
+  } catch {
+    return false
   }
 }

@@ -1,5 +1,7 @@
 import { type Command, CommandError, helpText, parseArguments, UsageError } from './cli/command.ts'
+import { failureMessage } from './cli/failure.ts'
 import { note, paint, print } from './cli/output.ts'
+import { shellJoin, spelled } from './cli/shell.ts'
 import { nearest } from './lib/nearest.ts'
 
 /** A command's module is loaded when it runs: `hutch env` must not wait for the platform's code. */
@@ -116,6 +118,7 @@ function findCommand(argv: string[]): { name: string; rest: string[] } | null {
 
 function unknownCommand(argv: string[]): string {
   const words = argv.slice(0, 2).filter((word) => !word.startsWith('-'))
+  if (words.length === 0 || argv[0]?.startsWith('-')) return `a command comes first, then its flags: not ${argv[0]}`
   const guess =
     nearest(words.join(' '), Object.keys(commands)) ?? nearest(words[0] ?? '', Object.keys(commands))
   const meant = guess ? `; did you mean hutch ${guess}?` : ''
@@ -129,9 +132,8 @@ function overview(group?: string): string {
   const width = Math.max(...names.map((name) => name.length))
   const lines = names.map((name) => `  ${name.padEnd(width)}  ${commands[name]!.summary}`)
   const head = group ? `hutch ${group}` : 'hutch: the agent cloud in one executable'
-  return [head, '', 'Usage: hutch COMMAND [flags]', '', ...lines, '', 'hutch COMMAND --help says more.'].join(
-    '\n',
-  )
+  const usage = `hutch ${group ? `${group} ` : ''}COMMAND`
+  return [head, '', `Usage: ${usage} [flags]`, '', ...lines, '', `${usage} --help says more.`].join('\n')
 }
 
 function report(error: unknown, argv: string[]): number {
@@ -139,23 +141,26 @@ function report(error: unknown, argv: string[]): number {
   if (error instanceof UsageError) {
     note(`${red('error:')} ${error.message}`)
     const found = findCommand(argv)
-    note(`try:   hutch ${found ? `${found.name} --help` : 'help'}`)
+    note(`try:   ${spelled(`hutch ${found ? `${found.name} --help` : 'help'}`)}`)
     return exitCodes.usage
   }
   if (error instanceof CommandError) {
     note(`${red('error:')} ${error.message}`)
-    if (error.hint) note(`try:   ${error.hint}`)
+    if (error.hint) note(`try:   ${spelled(error.hint)}`)
     return exitCodes.failure
   }
-  const { code, message } = error as { code?: string; message?: string }
-  note(`${red('error:')} ${message ?? String(error)}`)
-  if (code === 'EACCES') note('try:   the same command as the user who runs hutch up')
+  const { code } = error as { code?: string }
+  note(`${red('error:')} ${failureMessage(error)}`)
+  if (code === 'EACCES') note(`try:   sudo ${spelled(`hutch ${shellJoin(argv)}`)}`)
   else if (process.env.HUTCH_LOG_LEVEL === 'debug') note(String((error as Error).stack))
   return exitCodes.failure
 }
 
 // A reader that went away (`hutch sandbox ls | head -1`) is no failure of ours.
-process.stdout.on('error', (error: { code?: string }) => process.exit(error.code === 'EPIPE' ? 0 : 1))
+process.stdout.on('error', (error: { code?: string }) => {
+  // A command that has something to end first listens itself.
+  if (process.stdout.listenerCount('error') === 1) process.exit(error.code === 'EPIPE' ? 0 : 1)
+})
 
 const argv = process.argv.slice(2)
 const code = await main(argv).catch((error: unknown) => report(error, argv))

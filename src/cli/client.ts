@@ -1,13 +1,19 @@
 import { Client, ClientError } from '../client/index.ts'
-import { CommandError } from './command.ts'
-import { connectionFor } from './connection.ts'
+import { CommandError, sameTarget, type Target } from './command.ts'
+import { connectionFor, usesVariables } from './connection.ts'
 
-export function clientFor(flags: { 'data-dir'?: string; workspace?: string }): Client {
+export function clientFor(flags: Target): Client {
   return new Client(connectionFor(flags))
 }
 
-/** Runs `work`; what the platform refused becomes a message and the next command to type. */
+/** A sandbox's own API. @throws CommandError when there is no such sandbox */
+export async function openSandbox(flags: Target, name: string): ReturnType<Client['sandboxes']['open']> {
+  return await withHints(flags, () => clientFor(flags).sandboxes.open(name), { 404: 'hutch sandbox ls' })
+}
+
+/** Runs `work`; what the platform refused becomes a message and, by status, the next command to type. */
 export async function withHints<Value>(
+  flags: Target,
   work: () => Promise<Value>,
   hints: Record<number, string> = {},
 ): Promise<Value> {
@@ -15,12 +21,25 @@ export async function withHints<Value>(
     return await work()
   } catch (error) {
     if (!(error instanceof ClientError)) throw error
-    const known: Record<number, string> = {
-      0: 'hutch status',
-      401: 'eval "$(hutch env)"',
-      403: 'hutch workspaces list',
-      ...hints,
-    }
-    throw new CommandError(error.message, known[error.status])
+    throw new CommandError(...explain(error, flags, hints))
   }
+}
+
+function explain(
+  error: ClientError,
+  flags: Target,
+  hints: Record<number, string>,
+): [message: string, hint: string | undefined] {
+  const here: Target = { 'data-dir': flags['data-dir'] }
+  const hint = hints[error.status]
+  if (hint !== undefined) return [error.message, sameTarget(hint, flags)]
+  if (error.status === 0) return [error.message, sameTarget('hutch status', here)]
+  if (error.status === 403) return [error.message, sameTarget('hutch workspaces list', here)]
+  if (error.status !== 401) return [error.message, undefined]
+  if (usesVariables(flags)) return [`${error.message} (the one in BL_API_KEY)`, 'eval "$(hutch env)"']
+  // What `hutch env` prints was refused, so printing it again is no help.
+  return [
+    `${error.message}: it was revoked; stop the platform, and its next start makes another`,
+    sameTarget('hutch up', here),
+  ]
 }

@@ -1,4 +1,5 @@
 import { nearest } from '../lib/nearest.ts'
+import { shellQuote } from './shell.ts'
 
 /** One command: what it takes, said once, for the parser and for `--help`. */
 export interface Command<Flags extends FlagTable = FlagTable> {
@@ -63,7 +64,11 @@ export const commonFlags = {
 
 /** Flags of every command that talks to a running platform. */
 export const connectionFlags = {
-  'data-dir': { kind: 'text', value: 'DIR', about: 'data directory of the running platform' },
+  'data-dir': {
+    kind: 'text',
+    value: 'DIR',
+    about: 'data directory of the running platform (else HUTCH_DATA_DIR, or BL_API_URL and BL_API_KEY)',
+  },
   workspace: { kind: 'text', value: 'NAME', short: 'w', about: 'workspace to act in' },
 } as const satisfies FlagTable
 
@@ -101,7 +106,7 @@ export function parseArguments(definition: Command, argv: string[]): CommandInpu
       continue
     }
     const value = inline ?? argv[++index]
-    if (value === undefined || (inline === undefined && value.startsWith('--'))) {
+    if (!value || (inline === undefined && value.startsWith('--'))) {
       throw new UsageError(`--${name} needs a value: --${name} ${flag.value ?? 'VALUE'}`)
     }
     setValue(flags, name, flag, value)
@@ -154,9 +159,29 @@ function checkPositionals(definition: Command, positionals: string[]): void {
   if (positionals.length >= min && positionals.length <= max) return
   const usage = `hutch ${definition.name} ${definition.usage ?? ''}`.trim()
   if (positionals.length > max) {
-    throw new UsageError(`unexpected argument ${JSON.stringify(positionals[max])}; usage: ${usage}`)
+    const command = positionals.slice(max).join(' ')
+    const meant = definition.takesRest
+      ? `put -- before the command: hutch ${definition.name} ${positionals[0]} -- ${command}`
+      : `usage: ${usage}`
+    throw new UsageError(`unexpected argument ${JSON.stringify(positionals[max])}; ${meant}`)
   }
-  throw new UsageError(`something is missing; usage: ${usage}`)
+  const missing = (definition.usage ?? '').split(' ')[positionals.length]?.replace('...', '')
+  throw new UsageError(`${missing} is missing; usage: ${usage}`)
+}
+
+/** Which platform and workspace a command was pointed at. */
+export interface Target {
+  'data-dir'?: string | undefined
+  workspace?: string | undefined
+}
+
+/** `line` with the flags that reach the same platform and workspace, so that it works when typed as it stands. */
+export function sameTarget(line: string, flags: Target): string {
+  const dataDir = flags['data-dir'] === undefined ? '' : ` --data-dir ${shellQuote(flags['data-dir'])}`
+  const workspace = flags.workspace === undefined ? '' : ` --workspace ${shellQuote(flags.workspace)}`
+  // What follows a lone -- belongs to the command inside.
+  const at = line.includes(' -- ') ? line.indexOf(' -- ') : line.length
+  return line.slice(0, at) + dataDir + workspace + line.slice(at)
 }
 
 export function helpText(definition: Command): string {

@@ -6,7 +6,7 @@ import {
   readCredentials,
   readRunningPlatform,
 } from '../data-directory.ts'
-import { CommandError } from './command.ts'
+import { CommandError, type Target } from './command.ts'
 import { shellQuote } from './shell.ts'
 
 export interface Connection {
@@ -26,18 +26,29 @@ export function runningConnection(dataDir: string): { running: RunningPlatform; 
   const running = readRunningPlatform(dataDir)
   if (!running) throw new CommandError(`no platform runs on ${dataDir}`, up)
   const credentials = readCredentials(dataDir)
-  if (!credentials)
-    throw new CommandError(`${dataDir} has no credentials.json; was it removed?`, 'hutch status')
+  if (!credentials) {
+    throw new CommandError(
+      `${dataDir} has no credentials.json: stop the platform, and its next start writes another`,
+      up,
+    )
+  }
   return { running, credentials }
 }
 
+/** Whether the BL_* variables say where requests go: nobody named a data directory, and they hold address and key. */
+export function usesVariables(flags: Target): boolean {
+  const { BL_API_URL, BL_API_KEY, HUTCH_DATA_DIR } = process.env
+  return flags['data-dir'] === undefined && !HUTCH_DATA_DIR && Boolean(BL_API_URL && BL_API_KEY)
+}
+
 /**
- * Where a command's requests go: the data directory that was asked for, else the BL_* variables when they hold both
- * an address and a key, else the default data directory. A key alone goes nowhere: it may be the cloud's.
+ * Where a command's requests go: the data directory that was asked for (--data-dir, HUTCH_DATA_DIR), else the BL_*
+ * variables when they hold both an address and a key, else the default data directory. A key alone goes nowhere: it
+ * may be the cloud's.
  */
-export function connectionFor(flags: { 'data-dir'?: string; workspace?: string }): Connection {
-  const { BL_API_URL, BL_API_KEY, BL_WORKSPACE } = process.env
-  if (flags['data-dir'] === undefined && BL_API_URL && BL_API_KEY) {
+export function connectionFor(flags: Target): Connection {
+  if (usesVariables(flags)) {
+    const { BL_API_URL = '', BL_API_KEY = '', BL_WORKSPACE } = process.env
     const workspace = flags.workspace ?? BL_WORKSPACE
     if (!workspace)
       throw new CommandError(

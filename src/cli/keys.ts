@@ -1,6 +1,7 @@
 import { clientFor, withHints } from './client.ts'
-import { command, connectionFlags } from './command.ts'
+import { command, connectionFlags, sameTarget } from './command.ts'
 import { age, note, print, printJson, table } from './output.ts'
+import { spelled } from './shell.ts'
 
 export const create = command({
   name: 'keys create',
@@ -9,7 +10,7 @@ export const create = command({
   flags: { ...connectionFlags, expires: { kind: 'text', value: 'TIME', about: 'e.g. 24h, 30d (never)' } },
   positionals: [1, 1],
   async run({ flags, positionals }) {
-    const key = await withHints(() =>
+    const key = await withHints(flags, () =>
       clientFor(flags).keys.create({
         name: positionals[0]!,
         ...(flags.expires === undefined ? {} : { expiresIn: flags.expires }),
@@ -18,7 +19,7 @@ export const create = command({
     if (flags.json) printJson(key)
     else {
       print(key.apiKey ?? '')
-      note(`to revoke it: hutch keys revoke ${key.id}`)
+      note(`to revoke it: ${spelled(sameTarget(`hutch keys revoke ${key.id}`, flags))}`)
     }
     return 0
   },
@@ -29,7 +30,7 @@ export const list = command({
   summary: 'Lists API keys; never the keys themselves.',
   flags: connectionFlags,
   async run({ flags }) {
-    const keys = await withHints(() => Array.fromAsync(clientFor(flags).keys.list()))
+    const keys = await withHints(flags, () => Array.fromAsync(clientFor(flags).keys.list()))
     if (flags.json) printJson(keys)
     else {
       const rows = keys.map((key) => [
@@ -52,7 +53,7 @@ export const revoke = command({
   flags: connectionFlags,
   positionals: [1, 1],
   async run({ flags, positionals }) {
-    await withHints(() => clientFor(flags).keys.revoke(positionals[0]!), { 404: 'hutch keys list' })
+    await withHints(flags, () => clientFor(flags).keys.revoke(positionals[0]!), { 404: 'hutch keys list' })
     if (flags.json) printJson({ revoked: positionals[0] })
     else print(positionals[0]!)
     return 0

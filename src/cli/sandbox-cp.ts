@@ -1,12 +1,14 @@
-import { createWriteStream } from 'node:fs'
+import { createWriteStream, existsSync } from 'node:fs'
 import { chmod, lstat, mkdir, open, readdir, rename, rm, stat } from 'node:fs/promises'
-import { basename, join, posix } from 'node:path'
+import { basename, dirname, join, posix } from 'node:path'
 import { Writable } from 'node:stream'
 import { ClientError } from '../client/index.ts'
 import { randomText } from '../lib/ids.ts'
-import { clientFor, withHints } from './client.ts'
+import { openSandbox, withHints } from './client.ts'
 import { CommandError, command, connectionFlags, UsageError } from './command.ts'
+import { failureMessage } from './failure.ts'
 import { bytes, note, print, printable, printJson } from './output.ts'
+import { shellQuote } from './shell.ts'
 
 export const cp = command({
   name: 'sandbox cp',
@@ -27,8 +29,9 @@ export const cp = command({
     const name = from.sandbox ?? to.sandbox ?? ''
     const progress = new Progress(process.stderr.isTTY === true && !flags.json)
     await withHints(
+      flags,
       async () => {
-        const { files } = await clientFor(flags).sandboxes.open(name)
+        const { files } = await openSandbox(flags, name)
         if (to.sandbox !== null) await upload(files, from.path, to.path, progress)
         else await download(files, from.path, to.path, progress)
       },
@@ -50,10 +53,13 @@ interface Side {
   path: string
 }
 
-type Files = Awaited<ReturnType<ReturnType<typeof clientFor>['sandboxes']['open']>>['files']
+type Files = Awaited<ReturnType<typeof openSandbox>>['files']
 
 /** `NAME:/path`; a path of this machine with a colon is written ./like:this. */
 export function parseSide(text: string): Side {
+  if (text === '-') {
+    throw new UsageError('- is no path here; for a pipe: hutch sandbox exec NAME -- cat /path')
+  }
   const match = /^([a-z0-9][a-z0-9-]*):(.*)$/s.exec(text)
   if (!match) return { sandbox: null, path: text }
   const path = match[2]!
@@ -64,7 +70,7 @@ export function parseSide(text: string): Side {
 
 async function upload(files: Files, local: string, remote: string, progress: Progress): Promise<void> {
   const source = await stat(local).catch((error: { code?: string }) => {
-    throw new CommandError(`${local}: ${error.code === 'ENOENT' ? 'no such file' : error.code}`)
+    throw new CommandError(failureMessage(error))
   })
   const into = await isDirectory(files, remote)
   const target = into ? posix.join(remote, basename(join(process.cwd(), local))) : remote
@@ -108,6 +114,9 @@ async function download(files: Files, remote: string, local: string, progress: P
     () => false,
   )
   const target = into && remote !== '/' ? join(local, posix.basename(remote)) : local
+  if (!existsSync(dirname(target))) {
+    throw new CommandError(`there is no directory ${dirname(target)}`, `mkdir -p ${shellQuote(dirname(target))}`)
+  }
   if (listing === null) await downloadFile(files, remote, target, undefined, progress)
   else await downloadDirectory(files, remote, target, progress)
 }

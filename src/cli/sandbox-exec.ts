@@ -1,6 +1,6 @@
 import { ClientError, type Processes } from '../client/index.ts'
 import { randomText } from '../lib/ids.ts'
-import { clientFor, withHints } from './client.ts'
+import { openSandbox, withHints } from './client.ts'
 import { CommandError, command, connectionFlags, UsageError } from './command.ts'
 import { note, printJson } from './output.ts'
 import { pairs } from './pairs.ts'
@@ -28,10 +28,12 @@ export const exec = command({
       throw new UsageError('no command; usage: hutch sandbox exec NAME -- COMMAND [ARG...]')
     const env = pairs('env', flags.env)
     return await withHints(
+      flags,
       async () => {
-        const { processes } = await clientFor(flags).sandboxes.open(positionals[0]!)
+        const { processes } = await openSandbox(flags, positionals[0]!)
         const name = `exec-${randomText(12)}`
-        const stopped = killOnSignal(() => processes.kill(name))
+        const interruption = new Interruption(() => processes.kill(name))
+        const input = new AbortController()
         const output = { stdout: '', stderr: '' }
         try {
           const request = {
@@ -42,19 +44,21 @@ export const exec = command({
             ...(flags.workdir ? { workingDir: flags.workdir } : {}),
           }
           const feed = () => {
-            if (flags.stdin) void passStdin(processes, name)
+            if (flags.stdin) void passStdin(processes, name, input.signal)
           }
           for await (const event of processes.exec(request, feed)) {
             if (event.type === 'result') {
               const { process: ended } = event
               if (flags.json) printJson({ ...output, exitCode: ended.exitCode, status: ended.status })
-              return exitCode(ended.exitCode, ended.status)
+              return interruption.exitCode ?? exitCode(ended.exitCode, ended.status)
             }
             if (flags.json) output[event.type] += asText(event.data)
             else await write(event.type === 'stdout' ? process.stdout : process.stderr, event.data)
           }
         } finally {
-          stopped()
+          interruption[Symbol.dispose]()
+          // A terminal that nobody types into must not keep us.
+          input.abort()
         }
         throw new CommandError('the platform ended the stream before the command did', 'hutch status')
       },
@@ -75,8 +79,9 @@ export const logs = command({
   async run({ flags, positionals }) {
     const [name, id] = positionals as [string, string | undefined]
     return await withHints(
+      flags,
       async () => {
-        const { processes } = await clientFor(flags).sandboxes.open(name)
+        const { processes } = await openSandbox(flags, name)
         if (id === undefined) {
           const all = await processes.list()
           if (flags.json) printJson(all)
@@ -113,9 +118,16 @@ export function exitCode(code: number, status: string): number {
 }
 
 /** Until the end of our input, or until the command no longer takes any: then it has ended, which is no failure. */
-async function passStdin(processes: Processes, name: string): Promise<void> {
+async function passStdin(processes: Processes, name: string, ended: AbortSignal): Promise<void> {
+  const reader = Bun.stdin.stream().getReader()
+  ended.addEventListener('abort', () => void reader.cancel().catch(() => {}), { once: true })
   try {
-    for await (const chunk of Bun.stdin.stream()) await processes.writeStdin(name, chunk)
+    for (;;) {
+      const { done, value } = await reader.read()
+      if (ended.aborted) return
+      if (done) break
+      await processes.writeStdin(name, value)
+    }
     await processes.closeStdin(name)
   } catch (error) {
     if (!(error instanceof ClientError && [404, 409].includes(error.status))) {
@@ -124,19 +136,38 @@ async function passStdin(processes: Processes, name: string): Promise<void> {
   }
 }
 
-/** The first Ctrl-C ends the command inside, whose end then ends us; the second one leaves at once. */
-function killOnSignal(kill: () => Promise<void>): () => void {
-  let asked = false
-  const onSignal = () => {
-    if (asked) process.exit(130)
-    asked = true
-    kill().catch(() => process.exit(130))
+/**
+ * The first Ctrl-C ends the command inside, whose end then ends us; the second one leaves at once. A reader of our
+ * output that went away (`| head -1`) ends it too: nobody would ever see or stop it.
+ */
+class Interruption implements Disposable {
+  /** What we exit with once asked to stop, as a shell reports it. */
+  exitCode: number | null = null
+
+  constructor(private readonly kill: () => Promise<void>) {
+    process.on('SIGINT', this.#interrupted)
+    process.on('SIGTERM', this.#terminated)
+    process.stdout.on('error', this.#unread)
   }
-  process.on('SIGINT', onSignal)
-  process.on('SIGTERM', onSignal)
-  return () => {
-    process.off('SIGINT', onSignal)
-    process.off('SIGTERM', onSignal)
+
+  readonly #interrupted = () => this.#stop(128 + 2)
+  readonly #terminated = () => this.#stop(128 + 15)
+
+  readonly #unread = () => {
+    const leave = () => process.exit(128 + 13)
+    this.kill().then(leave, leave)
+  }
+
+  #stop(exitCode: number): void {
+    if (this.exitCode !== null) process.exit(exitCode)
+    this.exitCode = exitCode
+    this.kill().catch(() => process.exit(exitCode))
+  }
+
+  [Symbol.dispose](): void {
+    process.off('SIGINT', this.#interrupted)
+    process.off('SIGTERM', this.#terminated)
+    process.stdout.off('error', this.#unread)
   }
 }
 

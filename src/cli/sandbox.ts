@@ -1,21 +1,22 @@
 import type { SandboxInfo } from '../client/index.ts'
 import { clientFor, withHints } from './client.ts'
-import { CommandError, command, connectionFlags } from './command.ts'
+import { CommandError, command, connectionFlags, sameTarget } from './command.ts'
 import { age, note, paint, print, printable, printJson, table } from './output.ts'
 import { pairs } from './pairs.ts'
+import { spelled } from './shell.ts'
 
 export const list = command({
   name: 'sandbox ls',
   summary: 'Lists the sandboxes of a workspace.',
   flags: connectionFlags,
   async run({ flags }) {
-    const sandboxes = await withHints(() => Array.fromAsync(clientFor(flags).sandboxes.list()))
+    const sandboxes = await withHints(flags, () => Array.fromAsync(clientFor(flags).sandboxes.list()))
     if (flags.json) {
       printJson(sandboxes)
       return 0
     }
     if (sandboxes.length === 0) {
-      note('no sandboxes; try: hutch sandbox create box')
+      note(`no sandboxes; try: ${spelled(sameTarget('hutch sandbox create box', flags))}`)
       return 0
     }
     const rows = sandboxes.map((sandbox) => [
@@ -38,7 +39,7 @@ export const get = command({
   flags: connectionFlags,
   positionals: [1, 1],
   async run({ flags, positionals }) {
-    const sandbox = await withHints(() => clientFor(flags).sandboxes.get(positionals[0]!), {
+    const sandbox = await withHints(flags, () => clientFor(flags).sandboxes.get(positionals[0]!), {
       404: 'hutch sandbox ls',
     })
     if (flags.json) printJson(sandbox)
@@ -65,6 +66,7 @@ export const create = command({
   async run({ flags, positionals }) {
     const [name] = positionals
     const sandbox = await withHints(
+      flags,
       () =>
         clientFor(flags).sandboxes.create(
           {
@@ -83,7 +85,8 @@ export const create = command({
     if (flags.json) printJson(sandbox)
     else {
       print(sandbox.metadata.name)
-      note(paint('dim', `next: hutch sandbox exec ${sandbox.metadata.name} -- uname -a`, process.stderr))
+      const next = sameTarget(`hutch sandbox exec ${sandbox.metadata.name} -- uname -a`, flags)
+      note(paint('dim', `next: ${spelled(next)}`, process.stderr))
     }
     return 0
   },
@@ -101,11 +104,11 @@ export const remove = command({
     for (const name of positionals) {
       await sandboxes.remove(name).then(
         () => flags.json || print(name),
-        (error: Error) => failures.push(`${name}: ${error.message}`),
+        (error: Error) => failures.push(error.message.includes(name) ? error.message : `${name}: ${error.message}`),
       )
     }
     if (flags.json) printJson({ removed: positionals.length - failures.length, failures })
-    if (failures.length > 0) throw new CommandError(failures.join('; '), 'hutch sandbox ls')
+    if (failures.length > 0) throw new CommandError(failures.join('; '), sameTarget('hutch sandbox ls', flags))
     return 0
   },
 })

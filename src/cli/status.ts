@@ -1,8 +1,9 @@
 import { Client, ClientError } from '../client/index.ts'
 import { readCredentials, readRunningPlatform } from '../data-directory.ts'
-import { command } from './command.ts'
+import { command, sameTarget } from './command.ts'
 import { dataDirFor } from './connection.ts'
 import { age, note, paint, print, printJson } from './output.ts'
+import { spelled } from './shell.ts'
 
 export const status = command({
   name: 'status',
@@ -15,7 +16,7 @@ export const status = command({
       if (flags.json) printJson({ running: false, dataDir })
       else {
         print(`${paint('red', 'stopped')}  ${dataDir}`)
-        note('try:   hutch up')
+        note(`try:   ${spelled(sameTarget('hutch up', flags))}`)
       }
       return 1
     }

@@ -7,7 +7,7 @@ export const list = command({
   summary: 'Lists the workspaces your key reaches.',
   flags: connectionFlags,
   async run({ flags }) {
-    const workspaces = await withHints(() => Array.fromAsync(clientFor(flags).workspaces.list()))
+    const workspaces = await withHints(flags, () => Array.fromAsync(clientFor(flags).workspaces.list()))
     if (flags.json) printJson(workspaces)
     else {
       const rows = workspaces.map((item) => [
@@ -30,6 +30,7 @@ export const create = command({
   positionals: [1, 1],
   async run({ flags, positionals }) {
     const created = await withHints(
+      flags,
       () =>
         clientFor(flags).workspaces.create({
           name: positionals[0]!,
@@ -45,12 +46,12 @@ export const create = command({
 
 export const remove = command({
   name: 'workspaces rm',
-  summary: 'Deletes a workspace with everything in it, for good.',
+  summary: 'Deletes a workspace, for good. One that still holds sandboxes is kept: delete them first.',
   usage: 'NAME',
   flags: connectionFlags,
   positionals: [1, 1],
   async run({ flags, positionals }) {
-    await withHints(() => clientFor(flags).workspaces.remove(positionals[0]!), {
+    await withHints(flags, () => clientFor(flags).workspaces.remove(positionals[0]!), {
       404: 'hutch workspaces list',
     })
     if (flags.json) printJson({ removed: positionals[0] })

@@ -18,7 +18,7 @@ import { errnoName, printable } from './errno.ts'
 import { OutputLog } from './output.ts'
 import { Requests } from './requests.ts'
 import { checkTerminal, quoted, spawnFrame } from './spawn.ts'
-import { type Tracked, tracked } from './tracked.ts'
+import { type Tracked, tracked, unknownProcess } from './tracked.ts'
 
 const processesMax = 4096
 const scopes = { process: 0, group: 1, tree: 2 } as const
@@ -491,10 +491,6 @@ export class ControlChannel implements GuestProcesses {
 
 /** A reader says how far it is after this many bytes, so that the process need not wait for the next round. */
 const acknowledgeBytes = 1024 * 1024
-
-function unknownProcess(id: number): PlatformError {
-  return new PlatformError('not_found', `process ${id} is not known in this sandbox`)
-}
 
 async function* abortable<Item>(items: AsyncIterable<Item>, signal?: AbortSignal): AsyncGenerator<Item> {
   for await (const item of items) {

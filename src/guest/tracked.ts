@@ -1,3 +1,4 @@
+import { PlatformError } from '../errors.ts'
 import type { GuestProcess } from '../spec/runtime.ts'
 import type { ProcessRecord } from './codec.ts'
 
@@ -21,4 +22,8 @@ export function tracked(record: ProcessRecord): Tracked {
       signal: record.state === 'signaled' ? record.code : null,
     },
   }
+}
+
+export function unknownProcess(id: number): PlatformError {
+  return new PlatformError('not_found', `process ${id} is not known in this sandbox`)
 }

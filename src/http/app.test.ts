@@ -3,7 +3,7 @@ import { PlatformError } from '../errors.ts'
 import { type Page, type Resource, sortOrders } from '../spec/store.ts'
 import { gatewayCode } from './errors.ts'
 import { listAnswer, listQuery } from './list.ts'
-import { type Route, route } from './route.ts'
+import { type Method, type Route, route } from './route.ts'
 import { RouteTable } from './table.ts'
 import { TestPlatform } from './testing/test-platform.ts'
 
@@ -294,6 +294,20 @@ describe('routing', () => {
     expect(run.headers.get('x-content-type-options')).toBe('nosniff')
     const byPath = await platform.request('/-/preview/p/index.html', { key: null })
     expect(byPath.headers.get('content-security-policy')).toBe('sandbox')
+  })
+
+  test('a path of the control plane never leads into a workspace of that name', () => {
+    const at = (method: Method, path: string): Route =>
+      route({ method, path, access: 'read', errors: 'control', summary: '', tag: '', handle: () => ({}) })
+    const table = new RouteTable([
+      at('ALL', '/{workspace}/sandboxes/{sandboxName}/{path*}'),
+      at('GET', '/v0/sandboxes/{sandboxName}'),
+    ])
+    expect(table.match('HEAD', '/v0/sandboxes/b')?.route.path).toBe('/v0/sandboxes/{sandboxName}')
+    expect(() => table.match('POST', '/v0/sandboxes/b')).toThrow('POST is not possible here: GET')
+    expect(table.match('GET', '/v0/sandboxes/b/snapshots')).toBeNull()
+    expect(table.match('GET', '/-/sandboxes/b')).toBeNull()
+    expect(table.match('GET', '/v/sandboxes/b')).not.toBeNull()
   })
 
   test('the order of the table does not matter, and no two routes may be the same', () => {

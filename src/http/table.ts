@@ -2,6 +2,7 @@ import { RegExpRouter } from 'hono/router/reg-exp-router'
 import { SmartRouter } from 'hono/router/smart-router'
 import { TrieRouter } from 'hono/router/trie-router'
 import { PlatformError } from '../errors.ts'
+import { isReservedWorkspaceName } from '../workspaces/index.ts'
 import type { Method, Route } from './route.ts'
 
 /** A route and where its parameters stand in the path. */
@@ -60,8 +61,10 @@ export class RouteTable {
 
   #find(method: string, path: string): CompiledRoute | null {
     const [handlers] = this.#router.match(method, path)
-    const found = handlers[0]?.[0]
-    if (found !== undefined) return found
+    // `/v0/sandboxes/x` is no path into a workspace called v0.
+    const own = isReservedWorkspaceName(path.slice(1, path.indexOf('/', 1)))
+    const found = handlers.find(([{ params }]) => !(own && params[0]?.segment === 1))
+    if (found !== undefined) return found[0]
     return path.length > 1 && path.endsWith('/') ? this.#find(method, path.slice(0, -1)) : null
   }
 }

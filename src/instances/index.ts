@@ -278,7 +278,6 @@ export class Instances {
   }
 
   async #finishDestroy(id: string, owner: InstanceOwner, entry?: Entry): Promise<void> {
-    await entry?.instance?.[Symbol.asyncDispose]().catch(() => {})
     for (let attempt = 1; ; attempt++) {
       try {
         await this.#upkeep.run(() => this.#runtime.destroy(id))
@@ -294,6 +293,8 @@ export class Instances {
           .catch(() => {})
       }
     }
+    // Only now: a driver learns of the end through the instance's own channels.
+    await entry?.instance?.[Symbol.asyncDispose]().catch(() => {})
     await this.#store.remove(instanceKey(owner, id))
     this.#entries.delete(id)
   }

@@ -3,7 +3,7 @@ import { type BatchStep, batchStepsMax, type Resource, type Store } from '../spe
 import { requireWorkspaceName, workspaceNameRefusal } from './names.ts'
 import { memberCreation, type Users } from './users.ts'
 
-export { workspaceNameLengthMax } from './names.ts'
+export { isReservedWorkspaceName, workspaceNameLengthMax } from './names.ts'
 export { type Member, type MemberRole, type User, Users } from './users.ts'
 
 export interface Workspace {

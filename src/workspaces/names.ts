@@ -15,6 +15,11 @@ export interface NameRefusal {
   message: string
 }
 
+/** Whether addresses that begin with it are the platform's own, so that no workspace can be meant. */
+export function isReservedWorkspaceName(name: string): boolean {
+  return reservedNames.has(name) || versionName.test(name)
+}
+
 /** Null for a name that a workspace may have. */
 export function workspaceNameRefusal(name: string): NameRefusal | null {
   const shown = name.slice(0, 80)

@@ -171,6 +171,17 @@ describeRoot(`namespace, as root${why === '' ? '' : ` (skipped: ${why})`}`, () =
     expect(lstatSync(range, { throwIfNoEntry: false })).toBeUndefined()
   })
 
+  test('an instance that was let go of is forgotten: the same runtime finds it anew', async () => {
+    const left = await runtime.create(specOf())
+    await left[Symbol.asyncDispose]()
+    const found = await runtime.recover(left.handle)
+    if (!found) throw new Error('it is gone')
+    expect((await shell('echo here', found)).text).toBe('here\n')
+    await found[Symbol.asyncDispose]()
+    await runtime.destroy(found.id)
+    expect(existsSync(`${options.instancesDir}/${found.id}`)).toBe(false)
+  })
+
   test('what a killed platform left is found and destroyed by the next', async () => {
     const orphan = await runtime.create(specOf())
     await runtime[Symbol.asyncDispose]()

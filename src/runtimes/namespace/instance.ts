@@ -34,8 +34,8 @@ export interface NamespaceInstanceOptions {
   group: InstanceCgroup
   log: Logger
   clock: Clock
-  /** Called once, when process 1 ended. */
-  onExit: (instance: NamespaceInstance) => void
+  /** Called when this object can no longer tell what happens to the machine: process 1 ended, or it was let go of. */
+  onDetached: (instance: NamespaceInstance) => void
 }
 
 export class NamespaceInstance implements Instance {
@@ -138,6 +138,7 @@ export class NamespaceInstance implements Instance {
     const error = new PlatformError('unavailable', 'The sandbox was let go of')
     this.guest.close(error)
     this.#keeper.close(error)
+    this.#options.onDetached(this)
   }
 
   async #freeze(): Promise<void> {
@@ -192,7 +193,7 @@ export class NamespaceInstance implements Instance {
     const error = new PlatformError('unavailable', 'The sandbox ended')
     this.guest.close(error)
     this.#keeper.close(error)
-    this.#options.onExit(this)
+    this.#options.onDetached(this)
   }
 
   #reason(state: GuestState | null): InstanceExit {

@@ -215,7 +215,7 @@ export class NamespaceRuntime implements Runtime {
       group,
       log: this.#options.log,
       clock: this.#options.clock,
-      onExit: () => {
+      onDetached: () => {
         if (this.#instances.get(id) === instance) this.#instances.delete(id)
       },
     })

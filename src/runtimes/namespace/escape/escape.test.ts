@@ -352,7 +352,7 @@ describe.skipIf(!possible)('greed stays inside while a neighbour and the platfor
   test('a fork bomb', async () => {
     const bomb = shell(
       sandbox,
-      'i=0; while [ $i -lt 500 ]; do sleep 30 & i=$((i+1)); done 2>&1 | tail -c 300; true',
+      'i=0; while [ $i -lt 500 ]; do sleep 30 >/dev/null 2>&1 & i=$((i+1)); done 2>&1 | tail -c 300; true',
     )
     await neighbourWorks()
     const outcome = await bomb
