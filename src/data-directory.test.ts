@@ -34,6 +34,21 @@ test('what a killed platform left is not a running one', () => {
   expect(readRunningPlatform(directory)).toBeNull()
 })
 
+test('a killed platform that its parent has not asked about is not a running one', async () => {
+  // The shell becomes a program that never waits for the child it had.
+  const parent = Bun.spawn(['sh', '-c', 'true & echo $!; exec sleep 60'], { stdout: 'pipe' })
+  try {
+    const { value } = await parent.stdout.getReader().read()
+    write('platform.json', { pid: Number(new TextDecoder().decode(value)), url: 'http://localhost:1' })
+    const deadline = Date.now() + 5_000
+    while (readRunningPlatform(directory) !== null && Date.now() < deadline) await Bun.sleep(5)
+    expect(readRunningPlatform(directory)).toBeNull()
+  } finally {
+    parent.kill()
+    await parent.exited
+  }
+})
+
 test('a file that is missing, broken or of another shape is no platform and no credentials', () => {
   for (const content of ['', '{', '[]', '{"pid":"1"}', 'null']) {
     write('platform.json', content)

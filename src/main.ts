@@ -118,7 +118,8 @@ function findCommand(argv: string[]): { name: string; rest: string[] } | null {
 
 function unknownCommand(argv: string[]): string {
   const words = argv.slice(0, 2).filter((word) => !word.startsWith('-'))
-  if (words.length === 0 || argv[0]?.startsWith('-')) return `a command comes first, then its flags: not ${argv[0]}`
+  if (words.length === 0 || argv[0]?.startsWith('-'))
+    return `a command comes first, then its flags: not ${argv[0]}`
   const guess =
     nearest(words.join(' '), Object.keys(commands)) ?? nearest(words[0] ?? '', Object.keys(commands))
   const meant = guess ? `; did you mean hutch ${guess}?` : ''

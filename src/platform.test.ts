@@ -118,6 +118,23 @@ describe('the data directory', () => {
     }
   })
 
+  test('gets another key when its own was revoked', async () => {
+    const dataDir = directory()
+    const first = await platform({ dataDir })
+    const keys = await first.request('/-/api_keys', authorised(first))
+    const id = /ak_[a-z0-9]+/.exec(await keys.text())?.[0]
+    expect((await first.request(`/-/api_keys/${id}`, authorised(first, { method: 'DELETE' }))).ok).toBe(true)
+    expect((await first.request('/v0/sandboxes', authorised(first))).status).toBe(401)
+    await first.close()
+
+    const second = await platform({ dataDir })
+    expect(second.credentials.apiKey).not.toBe(first.credentials.apiKey)
+    expect((await second.request('/v0/sandboxes', authorised(second))).status).toBe(200)
+    await second.close()
+
+    expect((await platform({ dataDir })).credentials).toEqual(second.credentials)
+  })
+
   test('admits one platform at a time', async () => {
     const dataDir = directory()
     const first = await platform({ dataDir })

@@ -9,7 +9,7 @@ import { Access } from './access/index.ts'
 import { type Config, configDefaults, type RuntimeName } from './config.ts'
 import { dataDirDefault, readCredentials } from './data-directory.ts'
 import { PlatformError } from './errors.ts'
-import { type App, createApp } from './http/app.ts'
+import { createApp } from './http/app.ts'
 import { apiKeyRoutes } from './http/control/api-keys.ts'
 import { oauthRoutes } from './http/control/oauth.ts'
 import { platformRoutes } from './http/control/platform.ts'
@@ -21,11 +21,11 @@ import { workspaceRoutes } from './http/control/workspaces.ts'
 import type { Route } from './http/route.ts'
 import { PreviewGateway } from './http/run/previews.ts'
 import { sandboxRunRoutes } from './http/run/sandbox.ts'
-import { type HttpServer, startServer } from './http/server.ts'
+import { type HttpServer, loopbackHosts, startServer } from './http/server.ts'
 import { HostImage, Images } from './images/index.ts'
 import { Instances } from './instances/index.ts'
 import { type Clock, systemClock } from './lib/clock.ts'
-import { acquireDataLock, type DataLock } from './lib/data-lock.ts'
+import { acquireDataLock } from './lib/data-lock.ts'
 import { createLogger, type Logger } from './lib/log.ts'
 import { createSecretBox, openMasterKey } from './lib/secret-box.ts'
 import { extractHelper } from './runtimes/helper-binary.ts'
@@ -72,63 +72,43 @@ const firstAdminEmail = 'admin@hutch.localhost'
 const firstKeyName = 'hutch env'
 const requestGraceMs = 2_000
 
-/** @throws conflict when another platform holds the data directory, or it is of a newer version; unavailable when the runtime cannot work here */
+/**
+ * Opens a platform; nothing of it stays behind when it rejects.
+ * @throws conflict when another platform holds the data directory, or it is of a newer version; unavailable when the
+ * runtime cannot work here
+ */
 export async function createPlatform(options: PlatformOptions = {}): Promise<Platform> {
+  const { runtime: driver = 'namespace', clock = systemClock, log: givenLog, ...settings } = options
   const temporary = options.dataDir === temporaryDataDir
-  const { runtime: runtimeOption = 'namespace', clock = systemClock, log: givenLog, ...settings } = options
   const dataDir = temporary ? mkdtempSync(join(tmpdir(), 'hutch-')) : (settings.dataDir ?? dataDirDefault())
   const config: Config = {
     ...configDefaults(dataDir),
     ...settings,
     dataDir,
-    runtime: typeof runtimeOption === 'string' ? runtimeOption : 'namespace',
+    runtime: typeof driver === 'string' ? driver : 'namespace',
   }
   const log = givenLog ?? createLogger({ clock, level: config.logLevel, format: config.logFormat })
-  const undo: (() => unknown)[] = []
-  if (temporary) undo.push(() => rmSync(config.dataDir, { recursive: true, force: true }))
-  try {
-    return await open(config, runtimeOption, { clock, log, temporary, undo })
-  } catch (error) {
-    for (const step of undo.reverse()) await step()
-    throw error
-  }
-}
+  let keepInstances = config.keepInstances
 
-interface Surroundings {
-  clock: Clock
-  log: Logger
-  temporary: boolean
-  /** What to undo when opening fails, and, in reverse, to close. */
-  undo: (() => unknown)[]
-}
-
-async function open(config: Config, driver: RuntimeName | Runtime, around: Surroundings): Promise<Platform> {
-  const { clock, log, undo } = around
-  const { dataDir } = config
-  const lock = acquireDataLock(dataDir, { pid: process.pid })
-  undo.push(() => lock[Symbol.dispose]())
+  // Whatever opens puts its own closing here: closed in reverse, also when a later step fails.
+  await using opened = new AsyncDisposableStack()
+  if (temporary) opened.defer(() => rmSync(dataDir, { recursive: true, force: true }))
+  const lock = opened.use(acquireDataLock(dataDir, { pid: process.pid }))
   const secrets = createSecretBox(openMasterKey(dataDir))
 
-  const opening = openRuntime(config, driver, { clock, log })
-  opening.catch(() => {})
-  const store = await openSqliteStore({ path: join(dataDir, 'hutch.db'), clock, log }).catch(
-    async (error) => {
-      // Whatever was opened beside it must not stay behind.
-      if (typeof driver === 'string')
-        await opening.then((runtime) => runtime[Symbol.asyncDispose]()).catch(() => {})
-      throw error
-    },
-  )
-  undo.push(() => store[Symbol.asyncDispose]())
-  const runtime = await opening
-  // A driver that was handed in stays its owner's.
-  const ownsRuntime = typeof driver === 'string'
-  if (ownsRuntime) undo.push(() => runtime[Symbol.asyncDispose]())
+  // The runtime looks at the host while the database opens.
+  const openingRuntime = typeof driver === 'string' ? openRuntime(driver, config, { clock, log }) : null
+  opened.defer(async () => {
+    // A driver that was handed in stays its owner's. One that failed to open has been told of already.
+    const runtime = await openingRuntime?.catch(() => null)
+    await runtime?.[Symbol.asyncDispose]()
+  })
+  const store = opened.use(await openSqliteStore({ path: join(dataDir, 'hutch.db'), clock, log }))
+  const runtime = openingRuntime ? await openingRuntime : (driver as Runtime)
 
   const users = new Users({ store, clock })
   const workspaces = new Workspaces({ store, users, heldKinds: ['sandbox'] })
-  const access = await Access.open({ store, secrets, users, workspaces, clock, log })
-  undo.push(() => access[Symbol.asyncDispose]())
+  const access = opened.use(await Access.open({ store, secrets, users, workspaces, clock, log }))
   const credentials = await firstCredentials(dataDir, { users, workspaces, access })
 
   const host = new HostImage({
@@ -139,13 +119,19 @@ async function open(config: Config, driver: RuntimeName | Runtime, around: Surro
     clock,
     log,
   })
-  undo.push(() => host.close())
+  opened.defer(() => host.close())
   const images = new Images({ host })
   const instances = new Instances({ store, runtime, secrets, clock, log })
+  opened.defer(async () => {
+    await instances.close({ keepInstances: keepInstances && !temporary })
+    if (temporary) for (const id of await runtime.list()) await runtime.destroy(id)
+  })
   const limits = { sandboxesMax: config.sandboxesMax, memoryMbMax: config.sandboxMemoryMbMax }
   const sandboxes = new Sandboxes({ store, instances, images, secrets, clock, log, dataDir, limits })
   const domain = config.domains[0] ?? 'localhost'
   const previews = new Previews({ store, sandboxes, secrets, clock, log, domain })
+  opened.defer(() => previews.close())
+  opened.defer(() => sandboxes.close())
   await instances.recover()
   await sandboxes.open()
   await previews.open()
@@ -179,141 +165,69 @@ async function open(config: Config, driver: RuntimeName | Runtime, around: Surro
     version,
   })
 
-  return new RunningPlatform({
+  let server: HttpServer | null = null
+  let closing: Promise<void> | null = null
+  const parts = opened.move()
+  parts.defer(() => server?.stop(requestGraceMs))
+  const close: Platform['close'] = (closeOptions = {}) => {
+    keepInstances = closeOptions.keepInstances ?? keepInstances
+    closing ??= parts.disposeAsync()
+    return closing
+  }
+  return {
     config,
-    app,
-    lock,
+    routes: app.routes,
     store,
     access,
     workspaces,
     users,
     sandboxes,
-    previews,
-    instances,
     runtime,
-    ownsRuntime,
-    host,
     credentials,
-    clock,
-    log,
-    temporary: around.temporary,
-  })
-}
+    close,
+    [Symbol.asyncDispose]: () => close(),
 
-interface Parts {
-  config: Config
-  app: App
-  lock: DataLock
-  store: Store
-  access: Access
-  workspaces: Workspaces
-  users: Users
-  sandboxes: Sandboxes
-  previews: Previews
-  instances: Instances
-  runtime: Runtime
-  ownsRuntime: boolean
-  host: HostImage
-  credentials: { workspace: string; apiKey: string }
-  clock: Clock
-  log: Logger
-  temporary: boolean
-}
+    async request(path, init) {
+      const port = config.port === 0 ? '' : `:${config.port}`
+      const base = server?.url ?? `http://localhost${port}`
+      return await app.fetch(typeof path === 'string' ? new Request(new URL(path, base), init) : path)
+    },
 
-class RunningPlatform implements Platform {
-  readonly config: Config
-  readonly routes: readonly Route[]
-  readonly store: Store
-  readonly access: Access
-  readonly workspaces: Workspaces
-  readonly users: Users
-  readonly sandboxes: Sandboxes
-  readonly runtime: Runtime
-  readonly credentials: { workspace: string; apiKey: string }
-  readonly #parts: Parts
-  #server: HttpServer | null = null
-  #closed: Promise<void> | null = null
-
-  constructor(parts: Parts) {
-    this.#parts = parts
-    this.config = parts.config
-    this.routes = parts.app.routes
-    this.store = parts.store
-    this.access = parts.access
-    this.workspaces = parts.workspaces
-    this.users = parts.users
-    this.sandboxes = parts.sandboxes
-    this.runtime = parts.runtime
-    this.credentials = parts.credentials
-  }
-
-  async request(path: string | Request, init?: RequestInit): Promise<Response> {
-    const port = this.config.port === 0 ? '' : `:${this.config.port}`
-    const base = this.#server?.url ?? `http://localhost${port}`
-    const request = typeof path === 'string' ? new Request(new URL(path, base), init) : path
-    return await this.#parts.app.fetch(request)
-  }
-
-  async listen(): Promise<{ url: string; port: number }> {
-    const { config, app, lock, clock, log } = this.#parts
-    if (this.#closed) throw new PlatformError('unavailable', 'the platform is closed')
-    this.#server ??= startServer({ app, port: config.port, hosts: config.hosts, log })
-    const { port } = this.#server
-    const loopback = config.hosts.includes('127.0.0.1') && config.hosts.includes('::1')
-    const url = loopback ? `http://localhost:${port}` : this.#server.url
-    lock.publish({
-      pid: process.pid,
-      url,
-      startedAt: new Date(clock.now()).toISOString(),
-      ...(config.region === null ? {} : { region: config.region }),
-    })
-    return { url, port }
-  }
-
-  close(options: { keepInstances?: boolean } = {}): Promise<void> {
-    this.#closed ??= this.#close(options.keepInstances ?? this.config.keepInstances)
-    return this.#closed
-  }
-
-  async #close(keepInstances: boolean): Promise<void> {
-    const parts = this.#parts
-    await this.#server?.stop(requestGraceMs)
-    await parts.sandboxes.close()
-    parts.previews.close()
-    await parts.instances.close({ keepInstances: keepInstances && !parts.temporary })
-    if (parts.temporary) for (const id of await parts.runtime.list()) await parts.runtime.destroy(id)
-    await parts.host.close()
-    await parts.access[Symbol.asyncDispose]()
-    if (parts.ownsRuntime) await parts.runtime[Symbol.asyncDispose]()
-    await parts.store[Symbol.asyncDispose]()
-    parts.lock[Symbol.dispose]()
-    if (parts.temporary) rmSync(parts.config.dataDir, { recursive: true, force: true })
-  }
-
-  [Symbol.asyncDispose](): Promise<void> {
-    return this.close()
+    async listen() {
+      if (closing) throw new PlatformError('unavailable', 'the platform is closed')
+      server ??= startServer({ app, port: config.port, hosts: config.hosts, log })
+      const { port } = server
+      const loopback = loopbackHosts.every((address) => config.hosts.includes(address))
+      const url = loopback ? `http://localhost:${port}` : server.url
+      lock.publish({
+        pid: process.pid,
+        url,
+        startedAt: new Date(clock.now()).toISOString(),
+        ...(config.region === null ? {} : { region: config.region }),
+      })
+      return { url, port }
+    },
   }
 }
 
 async function openRuntime(
+  driver: RuntimeName,
   config: Config,
-  driver: RuntimeName | Runtime,
   { clock, log }: { clock: Clock; log: Logger },
 ): Promise<Runtime> {
-  if (typeof driver !== 'string') return driver
   const { helperSource } = await import('./runtimes/embedded-helper.ts')
   const helperPath = await extractHelper(Bun.file(helperSource), join(config.dataDir, 'bin'))
   const options = { instancesDir: join(config.dataDir, 'instances'), helperPath, log, clock }
   return driver === 'process' ? await openProcessRuntime(options) : await openNamespaceRuntime(options)
 }
 
-/** The workspace, the admin and the key that `hutch env` prints; made by the first `up`. */
+/** The workspace, the admin and the key that `hutch env` prints; made by the first `up`, the key again once revoked. */
 async function firstCredentials(
   dataDir: string,
   { users, workspaces, access }: { users: Users; workspaces: Workspaces; access: Access },
 ): Promise<{ workspace: string; apiKey: string }> {
   const known = readCredentials(dataDir)
-  if (known !== null) return known
+  if (known !== null && (await isAccepted(access, known.apiKey))) return known
   const admin =
     (await users.getByEmail(firstAdminEmail)) ??
     (await users.create({ email: firstAdminEmail, givenName: 'Admin' }))
@@ -333,4 +247,14 @@ async function firstCredentials(
   writeFileSync(`${path}.draft`, `${JSON.stringify(credentials)}\n`, { mode: 0o600 })
   renameSync(`${path}.draft`, path)
   return credentials
+}
+
+async function isAccepted(access: Access, apiKey: string): Promise<boolean> {
+  try {
+    await access.authenticate(apiKey)
+    return true
+  } catch (error) {
+    if (PlatformError.is(error) && error.code === 'authentication_failed') return false
+    throw error
+  }
 }

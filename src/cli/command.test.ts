@@ -1,10 +1,10 @@
 import { expect, test } from 'bun:test'
-import { command, helpText, parseArguments, UsageError } from './command.ts'
+import { command, helpText, parseArguments, sameTarget, UsageError } from './command.ts'
 
 const example = command({
   name: 'box make',
   summary: 'Makes a box.',
-  usage: 'NAME',
+  usage: 'NAME [SIZE] -- COMMAND',
   flags: {
     memory: { kind: 'number', value: 'MB', about: 'how much' },
     label: { kind: 'list', short: 'l', about: 'a label' },
@@ -59,11 +59,22 @@ test.each([
   [['a', '--memory', '1.5'], 'not a whole number'],
   [['a', '--memory=1', '--memory=2'], 'given twice'],
   [['a', '--force=perhaps'], 'takes no value'],
-  [['a', 'b', 'c'], 'unexpected argument "c"'],
-  [[], 'something is missing; usage: hutch box make NAME'],
+  [['a', 'b', 'c'], 'unexpected argument "c"; put -- before the command: hutch box make a b -- c'],
+  [[], 'NAME is missing; usage: hutch box make NAME [SIZE] -- COMMAND'],
+  [['a', '--data-dir='], '--data-dir needs a value'],
+  [['a', '--data-dir', ''], '--data-dir needs a value'],
   [['a', '--constructor'], 'unknown flag'],
 ])('%j is refused', (argv, message) => {
   expect(refusal(argv)).toContain(message)
+})
+
+test('a command that is proposed reaches the same platform and workspace', () => {
+  const target = { 'data-dir': '/a b', workspace: 'team' }
+  expect(sameTarget('hutch sandbox ls', {})).toBe('hutch sandbox ls')
+  expect(sameTarget('hutch sandbox ls', target)).toBe("hutch sandbox ls --data-dir '/a b' --workspace team")
+  expect(sameTarget('hutch sandbox exec box -- ls --all', target)).toBe(
+    "hutch sandbox exec box --data-dir '/a b' --workspace team -- ls --all",
+  )
 })
 
 test('--help needs nothing else', () => {
@@ -73,7 +84,7 @@ test('--help needs nothing else', () => {
 test('help lists every flag with what it takes', () => {
   const help = helpText(example)
   for (const part of [
-    'Usage: hutch box make [flags] NAME',
+    'Usage: hutch box make [flags] NAME [SIZE] -- COMMAND',
     '--memory MB',
     '-l, --label VALUE',
     '(repeatable)',

@@ -161,7 +161,7 @@ function checkPositionals(definition: Command, positionals: string[]): void {
   if (positionals.length > max) {
     const command = positionals.slice(max).join(' ')
     const meant = definition.takesRest
-      ? `put -- before the command: hutch ${definition.name} ${positionals[0]} -- ${command}`
+      ? `put -- before the command: hutch ${definition.name} ${positionals.slice(0, max).join(' ')} -- ${command}`
       : `usage: ${usage}`
     throw new UsageError(`unexpected argument ${JSON.stringify(positionals[max])}; ${meant}`)
   }

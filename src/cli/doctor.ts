@@ -1,4 +1,4 @@
-import { existsSync } from 'node:fs'
+import { existsSync, readFileSync } from 'node:fs'
 import { mkdtemp, rm, statfs } from 'node:fs/promises'
 import { createServer } from 'node:net'
 import { availableParallelism, freemem, release, tmpdir, totalmem } from 'node:os'
@@ -22,6 +22,7 @@ export interface Finding {
 }
 
 const programTimeoutMs = 10_000
+const builderTimeoutMs = 3_000
 const freeBytesMin = 2 * 1024 ** 3
 
 export const doctor = command({
@@ -38,11 +39,16 @@ export const doctor = command({
       await Promise.all([isolation(), images(), clients(), host(dataDir, flags.port ?? 4400)])
     ).flat()
     const usable = findings.every((finding) => finding.ok || !finding.needed)
-    if (flags.json) printJson({ usable, findings })
+    if (flags.json) printJson({ usable, findings: findings.map(withoutIdleRemedy) })
     else show(findings, usable)
     return usable ? 0 : 1
   },
 })
+
+/** A remedy is for what is not there. */
+function withoutIdleRemedy({ remedy, ...finding }: Finding): Finding {
+  return finding.ok || remedy === undefined ? finding : { ...finding, remedy }
+}
 
 function show(findings: Finding[], usable: boolean): void {
   const width = Math.max(...findings.map((finding) => finding.subject.length))
@@ -84,7 +90,32 @@ async function isolation(): Promise<Finding[]> {
       detail: probe.usable ? 'usable' : probe.reason,
     },
     ...probe.notes.map((item): Finding => ({ group: 'isolation', needed: false, ...item })),
+    standby(),
   ]
+}
+
+/** Sandboxes are put to sleep by the kernel's freezer: either hierarchy of control groups has one. */
+function standby(): Finding {
+  const places = [
+    '/sys/fs/cgroup/cgroup.controllers',
+    '/sys/fs/cgroup/unified/cgroup.controllers',
+    '/sys/fs/cgroup/freezer',
+  ]
+  const found = places.find((place) => existsSync(place))
+  const own = process.getuid?.() === 0
+  return {
+    group: 'isolation',
+    subject: 'standby',
+    ok: found !== undefined && own,
+    needed: false,
+    detail:
+      found === undefined
+        ? 'no cgroup freezer is mounted'
+        : own
+          ? 'the kernel can freeze and thaw instances; this version keeps every sandbox awake'
+          : 'freezing needs a cgroup of its own for every instance',
+    remedy: found === undefined ? 'mount cgroup v2 on /sys/fs/cgroup' : 'run hutch as root',
+  }
 }
 
 /** Default images are this host's own programs: what it has is what sandboxes have. */
@@ -111,7 +142,9 @@ async function images(): Promise<Finding[]> {
       remedy: install,
     }
   })
-  const builders = ['docker', 'podman', 'buildah'].filter((name) => Bun.which(name))
+  const installed = ['docker', 'podman', 'buildah'].filter((name) => Bun.which(name))
+  const answers = await Promise.all(installed.map(builderWorks))
+  const builders = installed.filter((_, index) => answers[index])
   return [
     ...found,
     {
@@ -119,10 +152,27 @@ async function images(): Promise<Finding[]> {
       subject: 'building Dockerfiles',
       ok: builders.length > 0,
       needed: false,
-      detail: builders.length > 0 ? builders.join(', ') : 'none of docker, podman and buildah is installed',
-      remedy: 'sudo apt-get install -y buildah',
+      detail:
+        builders.length > 0
+          ? `${builders.join(', ')}; this version does not use it yet`
+          : installed.length > 0
+            ? `${installed.join(', ')} is installed and does not answer`
+            : 'none of docker, podman and buildah is installed',
+      remedy: installed.includes('docker')
+        ? 'sudo systemctl start docker'
+        : 'sudo apt-get install -y buildah',
     },
   ]
+}
+
+/** docker is a client: without its daemon it can do nothing. The others need none. */
+async function builderWorks(name: string): Promise<boolean> {
+  const args = name === 'docker' ? ['version', '--format', '{{.Server.Version}}'] : ['--version']
+  const child = Bun.spawn([name, ...args], {
+    stdio: ['ignore', 'ignore', 'ignore'],
+    timeout: builderTimeoutMs,
+  })
+  return (await child.exited) === 0
 }
 
 async function clients(): Promise<Finding[]> {
@@ -176,7 +226,7 @@ async function host(dataDir: string, port: number): Promise<Finding[]> {
       subject: 'processors and memory',
       ok: true,
       needed: false,
-      detail: `${availableParallelism()} processors, ${bytes(totalmem())} (${bytes(freemem())} free)`,
+      detail: `${availableParallelism()} processors, ${bytes(totalmem())} (${bytes(availableMemory())} available)`,
     },
     {
       group: 'host',
@@ -226,6 +276,16 @@ async function versionOf(program: string): Promise<string> {
     timeout: programTimeoutMs,
   })
   return (await new Response(child.stdout).text()).trim().slice(0, 40)
+}
+
+/** What programs could still get: free memory counts the page cache as used. */
+function availableMemory(): number {
+  try {
+    const kib = /^MemAvailable: +(\d+) kB$/m.exec(readFileSync('/proc/meminfo', 'utf8'))?.[1]
+    return kib === undefined ? freemem() : Number(kib) * 1024
+  } catch {
+    return freemem()
+  }
 }
 
 function existingParent(directory: string): string {

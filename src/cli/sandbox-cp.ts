@@ -115,7 +115,10 @@ async function download(files: Files, remote: string, local: string, progress: P
   )
   const target = into && remote !== '/' ? join(local, posix.basename(remote)) : local
   if (!existsSync(dirname(target))) {
-    throw new CommandError(`there is no directory ${dirname(target)}`, `mkdir -p ${shellQuote(dirname(target))}`)
+    throw new CommandError(
+      `there is no directory ${dirname(target)}`,
+      `mkdir -p ${shellQuote(dirname(target))}`,
+    )
   }
   if (listing === null) await downloadFile(files, remote, target, undefined, progress)
   else await downloadDirectory(files, remote, target, progress)

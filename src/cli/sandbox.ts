@@ -104,11 +104,13 @@ export const remove = command({
     for (const name of positionals) {
       await sandboxes.remove(name).then(
         () => flags.json || print(name),
-        (error: Error) => failures.push(error.message.includes(name) ? error.message : `${name}: ${error.message}`),
+        (error: Error) =>
+          failures.push(error.message.includes(name) ? error.message : `${name}: ${error.message}`),
       )
     }
     if (flags.json) printJson({ removed: positionals.length - failures.length, failures })
-    if (failures.length > 0) throw new CommandError(failures.join('; '), sameTarget('hutch sandbox ls', flags))
+    if (failures.length > 0)
+      throw new CommandError(failures.join('; '), sameTarget('hutch sandbox ls', flags))
     return 0
   },
 })

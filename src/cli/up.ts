@@ -1,8 +1,10 @@
 import { dataDirDefault } from '../data-directory.ts'
 import { PlatformError } from '../errors.ts'
+import type { Platform } from '../platform.ts'
 import { CommandError, command, UsageError } from './command.ts'
+import { failureMessage } from './failure.ts'
 import { note, paint, print, printJson } from './output.ts'
-import { shellQuote } from './shell.ts'
+import { shellQuote, spelled } from './shell.ts'
 
 export const up = command({
   name: 'up',
@@ -76,14 +78,16 @@ export const up = command({
       }),
     )
     const at = config.dataDir === dataDirDefault() ? '' : ` --data-dir ${shellQuote(config.dataDir)}`
-    const platform = await createPlatform(config).catch((error: unknown) => {
-      throw refusalToStart(error, at)
-    })
+    const refuse = (error: unknown): never => {
+      throw refusalToStart(error, config.dataDir, at)
+    }
+    const platform = await createPlatform(config).catch(refuse)
     try {
-      const { url, port } = await platform.listen()
+      const { url, port } = await platform.listen().catch(refuse)
+      warn(platform.runtime.capabilities)
       if (flags.json) printJson({ ready: url, port, pid: process.pid, dataDir: config.dataDir })
       else print(`ready ${url}`)
-      if (!stop.signal.aborted) nextSteps(at)
+      if (!stop.signal.aborted) nextSteps(at, config.keepInstances)
       await stop.received
     } finally {
       await platform.close({ keepInstances: config.keepInstances })
@@ -108,6 +112,11 @@ function stopSignal(): { signal: AbortSignal; received: Promise<void> } {
   }
   process.on('SIGTERM', onSignal)
   process.on('SIGINT', onSignal)
+  // A window that is closed is a Ctrl-C; under nohup, which takes the terminal away, the signal is none of ours.
+  if (process.stdin.isTTY) {
+    process.on('SIGHUP', onSignal)
+    process.stderr.on('error', () => {})
+  }
   return { signal: controller.signal, received: promise }
 }
 
@@ -120,8 +129,17 @@ async function asUsage<Value>(load: () => Value): Promise<Value> {
   }
 }
 
-function refusalToStart(error: unknown, at: string): unknown {
-  if (!PlatformError.is(error)) return error
+function refusalToStart(error: unknown, dataDir: string, at: string): unknown {
+  if (!PlatformError.is(error)) {
+    const { path } = error as { path?: string }
+    if (path !== dataDir && !path?.startsWith(`${dataDir}/`)) return error
+    return new CommandError(
+      `the data directory cannot be used: ${failureMessage(error)}`,
+      'hutch up --data-dir DIR',
+    )
+  }
+  // Raised by listening: the data directory is ours by then.
+  if (/^port /i.test(error.message)) return new CommandError(error.message, `hutch up --port 0${at}`)
   if (error.code === 'conflict' || error.code === 'already_exists') {
     return new CommandError(error.message, `hutch status${at}`)
   }
@@ -129,15 +147,39 @@ function refusalToStart(error: unknown, at: string): unknown {
   return new CommandError(error.message)
 }
 
-function nextSteps(at: string): void {
+/** What a sandbox here is not protected by, said at every start and not only to those who ask `hutch doctor`. */
+function warn({ isolation, limits }: Platform['runtime']['capabilities']): void {
+  const yellow = (text: string) => paint('yellow', text, process.stderr)
+  if (isolation === 'none') {
+    note(
+      `${yellow('warning:')} no isolation: code in a sandbox is an ordinary program of this user. For development only.`,
+    )
+    return
+  }
+  const missing = Object.entries(limits).flatMap(([name, how]) => (how === 'none' ? [name] : []))
+  if (missing.length === 0) return
+  note(
+    `${yellow('warning:')} no limit here for ${missing.join(', ')}; ${spelled('hutch doctor')} says what to do`,
+  )
+}
+
+function nextSteps(at: string, keepInstances: boolean): void {
   const dim = (text: string) => paint('dim', text, process.stderr)
+  const steps: [line: string, about: string][] = [
+    [`eval "${spelled(`$(hutch env${at})`)}"`, 'point any client of the cloud here'],
+    [spelled(`hutch sandbox create box${at}`), 'a first sandbox'],
+    [spelled(`hutch sandbox exec box${at} -- uname -a`), 'a first command in it'],
+  ]
+  const width = Math.max(...steps.map(([line]) => line.length))
   note(
     [
       dim('in another shell:'),
-      `  eval "$(hutch env${at})"        ${dim('# point any client of the cloud here')}`,
-      `  hutch sandbox create box${at}   ${dim('# a first sandbox')}`,
-      `  hutch sandbox exec box${at} -- uname -a`,
-      dim('Ctrl-C stops; sandboxes keep their files.'),
+      ...steps.map(([line, about]) => `  ${line.padEnd(width)}  ${dim(`# ${about}`)}`),
+      dim(
+        keepInstances
+          ? 'Ctrl-C stops; sandboxes go on running, and the next start finds them.'
+          : 'Ctrl-C stops, sandboxes too; they keep their files, and the next start starts them.',
+      ),
     ].join('\n'),
   )
 }

@@ -19,6 +19,8 @@
 
 enum {
   DATA_BYTES_MAX = 256 << 10, /* of one DATA frame */
+  SPLICE_BYTES_MIN = 64 << 10, /* below it a copy costs less */
+  SPLICE_BYTES_MAX = 1 << 20, /* of one DATA frame that is spliced */
   ENTRIES_BYTES = 64 << 10, /* an ENTRIES frame is sent once it is this long */
   ENTRIES_MAX = 1000,
   REQUEST_BYTES_MAX = 64 << 10, /* two paths fit */
@@ -183,8 +185,53 @@ static int open_regular(const char *path, struct stat *stat, const char **what) 
   return -1;
 }
 
+enum { SENT_UNSUPPORTED = -2, SENT_BROKEN = -3 }; /* besides -1, an error of the file */
+
+/* One DATA frame by way of memory. Answers its length, 0 at the end of the file. */
+static ssize_t send_copied(int fd, uint32_t id, uint64_t offset, size_t wanted) {
+  struct frame_writer *writer = &worker.writer;
+  frame_begin(writer, FRAME_DATA, id);
+  uint8_t *to = put_reserve(writer, wanted);
+  ssize_t got = to ? pread(fd, to, wanted, (off_t)offset) : -1;
+  if (got <= 0) {
+    int error = errno;
+    frame_cancel(writer);
+    errno = error;
+    return got;
+  }
+  put_reserved(writer, (size_t)got);
+  frame_end(writer);
+  return worker_flush() < 0 ? SENT_BROKEN : got;
+}
+
+/* The same without a copy here: the pipe holds what the frame announces before it is announced. */
+static ssize_t send_spliced(int fd, uint32_t id, uint64_t offset, size_t wanted) {
+  static int ends[2] = {-1, -1};
+  static size_t room;
+  if (ends[0] < 0) {
+    if (pipe2(ends, O_CLOEXEC) < 0) return SENT_UNSUPPORTED;
+    (void)!fcntl(ends[1], F_SETPIPE_SZ, SPLICE_BYTES_MAX);
+    int bytes = fcntl(ends[1], F_GETPIPE_SZ);
+    room = bytes < 0 ? 0 : (size_t)bytes;
+  }
+  if (wanted > room) wanted = room;
+  off_t at = (off_t)offset;
+  ssize_t held = splice(fd, &at, ends[1], NULL, wanted, SPLICE_F_NONBLOCK);
+  if (held < 0) return errno == EIO ? -1 : SENT_UNSUPPORTED;
+  if (held == 0) return 0;
+  frame_header(&worker.writer, FRAME_DATA, id, (uint32_t)held);
+  if (worker_flush() < 0) return SENT_BROKEN;
+  for (size_t left = (size_t)held; left > 0;) {
+    ssize_t sent = splice(ends[0], NULL, worker.fd, NULL, left, 0);
+    if (sent < 0 && errno == EINTR) continue;
+    if (sent <= 0) return SENT_BROKEN;
+    left -= (size_t)sent;
+  }
+  return held;
+}
+
 /*
- * Reads first and sends what was read, so that a frame's length is always true; a file that shrinks meanwhile ends
+ * What a frame announces was read before, so that its length is always true; a file that shrinks meanwhile ends
  * early, one that grows ends at the size it had.
  */
 static int serve_read(const struct files_request *request) {
@@ -196,38 +243,38 @@ static int serve_read(const struct files_request *request) {
     return 0;
   }
   uint64_t size = (uint64_t)stat.st_size, offset = request->offset, left = request->length;
-  if (size > 0 || !is_synthetic(fd)) {
+  int spliced = size > 0 || !is_synthetic(fd);
+  if (spliced) {
     uint64_t behind = offset < size ? size - offset : 0;
     if (left > behind) left = behind;
   }
   answer_entry(request->id, &stat, base_name(request->path), "");
-  struct frame_writer *writer = &worker.writer;
-  int flushed = 0, error = 0;
+  ssize_t sent = 0;
+  int error = 0;
   if (offset > INT64_MAX) left = 0;
   if (left > DATA_BYTES_MAX) posix_fadvise(fd, (off_t)offset, 0, POSIX_FADV_SEQUENTIAL);
-  while (left > 0 && flushed == 0) {
-    size_t wanted = left < DATA_BYTES_MAX ? (size_t)left : DATA_BYTES_MAX;
-    frame_begin(writer, FRAME_DATA, request->id);
-    uint8_t *to = put_reserve(writer, wanted);
-    ssize_t got = to ? pread(fd, to, wanted, (off_t)offset) : -1;
-    if (got <= 0) {
-      error = got < 0 ? errno : 0;
-      frame_cancel(writer);
-      break;
+  while (left > 0) {
+    size_t wanted = left < SPLICE_BYTES_MAX ? (size_t)left : SPLICE_BYTES_MAX;
+    if (left < SPLICE_BYTES_MIN) spliced = 0;
+    if (!spliced && wanted > DATA_BYTES_MAX) wanted = DATA_BYTES_MAX;
+    sent = spliced ? send_spliced(fd, request->id, offset, wanted)
+                   : send_copied(fd, request->id, offset, wanted);
+    if (sent == SENT_UNSUPPORTED) {
+      spliced = 0;
+      continue;
     }
-    put_reserved(writer, (size_t)got);
-    frame_end(writer);
-    offset += (uint64_t)got;
-    left -= (uint64_t)got;
-    flushed = worker_flush();
+    if (sent < 0) error = errno;
+    if (sent <= 0) break;
+    offset += (uint64_t)sent;
+    left -= (uint64_t)sent;
   }
   close(fd);
-  if (flushed < 0) return -1;
+  if (sent == SENT_BROKEN) return -1;
   if (error) {
     fail(request->id, error, "read");
   } else {
-    frame_begin(writer, FRAME_END, request->id);
-    frame_end(writer);
+    frame_begin(&worker.writer, FRAME_END, request->id);
+    frame_end(&worker.writer);
   }
   return 0;
 }

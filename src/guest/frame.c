@@ -225,6 +225,11 @@ void frame_begin(struct frame_writer *writer, uint8_t type, uint32_t id) {
   put_bytes(writer, header, sizeof header);
 }
 
+void frame_header(struct frame_writer *writer, uint8_t type, uint32_t id, uint32_t length) {
+  frame_begin(writer, type, id);
+  if (!writer->failed) store32(writer->data + writer->frame, length);
+}
+
 void frame_end(struct frame_writer *writer) {
   if (writer->failed) return;
   size_t length = writer->end - writer->frame - FRAME_HEADER_BYTES;

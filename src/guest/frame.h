@@ -125,6 +125,8 @@ void put_bytes(struct frame_writer *writer, const void *bytes, size_t length);
 uint8_t *put_reserve(struct frame_writer *writer, size_t length);
 void put_reserved(struct frame_writer *writer, size_t length);
 void frame_end(struct frame_writer *writer);
+/* The header of a frame whose payload goes to the connection by another way. */
+void frame_header(struct frame_writer *writer, uint8_t type, uint32_t id, uint32_t length);
 /* Drops the frame that was begun and not ended. */
 void frame_cancel(struct frame_writer *writer);
 
