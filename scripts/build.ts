@@ -54,6 +54,8 @@ async function run(outfile: string): Promise<void> {
 }
 
 function commit(): string {
+  // Sources from an archive have no history, and their machine perhaps no git.
+  if (Bun.which('git') === null) return 'unknown'
   const git = Bun.spawnSync(['git', 'rev-parse', '--short=12', 'HEAD'], { cwd: root, stderr: 'ignore' })
   return git.exitCode === 0 ? git.stdout.toString().trim() : 'unknown'
 }

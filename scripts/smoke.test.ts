@@ -232,6 +232,31 @@ describe.skipIf(!usable)('a platform on a fresh data directory', () => {
     expect({ code, stdout }).toEqual({ code: 0, stdout: 'line 1\nline 2\nend\n' })
   })
 
+  test('exec -i ends with its command, though nobody closes standard input', async () => {
+    const child = Bun.spawn([executablePath, 'sandbox', 'exec', 'box', '-i', '--', 'echo', 'done'], {
+      env: { ...cleanEnvironment(), HUTCH_DATA_DIR: dataDir },
+      stdin: 'pipe',
+      stdout: 'pipe',
+      timeout: 10_000,
+    })
+    expect(await new Response(child.stdout).text()).toBe('done\n')
+    expect(await child.exited).toBe(0)
+  })
+
+  test('exec ends its command when the reader of its output goes away', async () => {
+    const exec = `"${executablePath}" sandbox exec box -- sh -c 'while :; do echo unread-output; done' | head -n 1`
+    const { stdout } = await capture(['sh', '-c', exec], {
+      env: { ...cleanEnvironment(), HUTCH_DATA_DIR: dataDir },
+      timeoutMs: 10_000,
+    })
+    expect(stdout).toBe('unread-output\n')
+    const left = async () =>
+      (await api<{ command: string; status: string }[]>('/process')).filter(
+        ({ command, status }) => command.includes('unread-output') && status === 'running',
+      )
+    await eventually('the command was ended', async () => (await left()).length === 0)
+  })
+
   test('exec shows output while the command runs', async () => {
     const child = Bun.spawn(
       [

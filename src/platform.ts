@@ -18,6 +18,7 @@ import { sandboxRoutes } from './http/control/sandboxes.ts'
 import { serviceAccountRoutes } from './http/control/service-accounts.ts'
 import { userRoutes } from './http/control/users.ts'
 import { workspaceRoutes } from './http/control/workspaces.ts'
+import { Readiness } from './http/readiness.ts'
 import type { Route } from './http/route.ts'
 import { PreviewGateway } from './http/run/previews.ts'
 import { sandboxRunRoutes } from './http/run/sandbox.ts'
@@ -139,9 +140,10 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
 
   const build = { version, gitCommit: commit }
   const gateway = new PreviewGateway({ previews, sandboxes, domains: config.domains, build, log })
+  const readiness = new Readiness({ store, runtime, clock, log })
   const app = createApp({
     routes: [
-      ...platformRoutes({ region: config.region, notReady: () => null }),
+      ...platformRoutes({ region: config.region, notReady: () => readiness.reason() }),
       ...oauthRoutes(access),
       ...workspaceRoutes(workspaces),
       ...userRoutes(users, access.keys),

@@ -1,4 +1,5 @@
 import { expect, test } from 'bun:test'
+import { failureMessage } from './failure.ts'
 import { age, bytes, paint, printable, table } from './output.ts'
 import { parseSide, safeName } from './sandbox-cp.ts'
 import { exitCode } from './sandbox-exec.ts'
@@ -15,6 +16,16 @@ test('columns are as wide as their widest cell', () => {
       ],
     ).split('\n'),
   ).toEqual(['A          LONG', 'wide cell  x', 'y          z'])
+})
+
+test('a failure of the system names the file and the reason', () => {
+  const refused = Object.assign(new Error("EACCES: permission denied, open '/x'"), {
+    code: 'EACCES',
+    path: '/x',
+  })
+  expect(failureMessage(refused)).toBe('/x: permission denied')
+  expect(failureMessage(new Error('something else'))).toBe('something else')
+  expect(failureMessage('a word')).toBe('a word')
 })
 
 test('control characters cannot reach the terminal', () => {

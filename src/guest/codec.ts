@@ -102,6 +102,7 @@ const emptyBytes = new Uint8Array(0)
 
 /**
  * Cuts a byte stream into frames. Holds at most one incomplete frame; a frame that lies whole in one chunk is not
+ * copied. Frames of the type `inPieces` are passed on as they come, each piece as a frame of its own: never held, never
  * copied. Throws ProtocolError, and is useless after that.
  */
 export class FrameReader {
@@ -113,7 +114,10 @@ export class FrameReader {
   #type = 0
   #id = 0
 
-  constructor(private readonly bytesMax: PayloadLimits) {}
+  constructor(
+    private readonly bytesMax: PayloadLimits,
+    private readonly inPieces: FrameType | null = null,
+  ) {}
 
   /** Bytes of an incomplete frame that are held. */
   get heldBytes(): number {
@@ -139,6 +143,12 @@ export class FrameReader {
         at += take
       } else {
         if (take === 0) return
+        if (this.#type === this.inPieces) {
+          this.#payloadLength -= take
+          yield { type: this.#type, id: this.#id, payload: chunk.subarray(at, at + take) }
+          at += take
+          continue
+        }
         this.#payload ??= new Uint8Array(this.#payloadLength)
         this.#payload.set(chunk.subarray(at, at + take), this.#payloadBytes)
         this.#payloadBytes += take

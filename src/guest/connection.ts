@@ -1,4 +1,4 @@
-import { connect as connectSocket, type Socket } from 'node:net'
+import type { Socket } from 'bun'
 import { PlatformError } from '../errors.ts'
 import {
   type Frame,
@@ -19,7 +19,7 @@ const roleNumbers: Record<ConnectionRole, number> = { control: 1, files: 2, keep
 
 /** Connecting and the greeting together. */
 export const connectTimeoutMsDefault = 10_000
-const connectAttemptsMax = 20
+const connectAttemptsMax = 7
 const connectRetryMs = 5
 const queuedBytesMaxForPong = 64 * 1024
 
@@ -40,31 +40,26 @@ export interface ConnectionHandler {
 
 /** One greeted connection to the helper. Any protocol error closes it. */
 export class Connection {
-  #socket: Socket
+  #socket: Socket | null = null
   #reader: FrameReader
   #handler: ConnectionHandler
   #greeted: ((result: bigint | Error) => void) | null = null
   #error: Error | null = null
   #closed = false
+  /** What the kernel has not taken yet. */
+  #queue: Uint8Array[] = []
+  #queuedBytes = 0
   #drained: (() => void)[] = []
   bootId = 0n
 
   private constructor(
-    socket: Socket,
     role: ConnectionRole,
     handler: ConnectionHandler,
     greeted: (result: bigint | Error) => void,
   ) {
-    this.#socket = socket
-    this.#reader = new FrameReader(receivedLimits[role])
+    this.#reader = new FrameReader(receivedLimits[role], role === 'files' ? FrameType.data : null)
     this.#handler = handler
     this.#greeted = greeted
-    socket.on('data', (chunk: Uint8Array) => this.#onData(chunk))
-    socket.on('drain', () => this.#wakeWriters())
-    socket.on('error', (error) => {
-      this.#error ??= error
-    })
-    socket.on('close', () => this.#onClose())
   }
 
   /**
@@ -78,9 +73,9 @@ export class Connection {
       try {
         return await Connection.#openOnce(options, handler, Math.max(1, deadline - performance.now()))
       } catch (error) {
-        // A full backlog refuses a unix socket with EAGAIN at once: the listener is alive, only busy.
-        const busy = (error as NodeJS.ErrnoException).code === 'EAGAIN'
-        if (!busy || attempt >= connectAttemptsMax || performance.now() > deadline) {
+        // So a full backlog is reported too: the listener may be alive, only busy.
+        const refused = (error as NodeJS.ErrnoException).code === 'ECONNREFUSED'
+        if (!refused || attempt >= connectAttemptsMax || performance.now() > deadline) {
           if (PlatformError.is(error)) throw error
           throw new PlatformError('unavailable', 'The sandbox does not answer', { cause: error })
         }
@@ -94,9 +89,8 @@ export class Connection {
     handler: ConnectionHandler,
     timeoutMs: number,
   ): Promise<Connection> {
-    const socket = connectSocket({ path: options.path })
     const greeting = Promise.withResolvers<bigint | Error>()
-    const connection = new Connection(socket, options.role, handler, greeting.resolve)
+    const connection = new Connection(options.role, handler, greeting.resolve)
     const timer = setTimeout(() => connection.close(new Error('no greeting in time')), timeoutMs)
     connection.send(
       new FrameWriter(FrameType.hello, 0)
@@ -106,11 +100,32 @@ export class Connection {
         .u32(options.gid ?? 0)
         .finish(),
     )
+    // Reported by connectError too: that is the one place that does not wait for this promise.
+    Bun.connect({ unix: options.path, socket: connection.#callbacks() }).catch(() => {})
     const result = await greeting.promise
     clearTimeout(timer)
     if (typeof result !== 'bigint') throw result
     connection.bootId = result
     return connection
+  }
+
+  #callbacks() {
+    return {
+      binaryType: 'uint8array' as const,
+      open: (socket: Socket) => {
+        // Given up while it was connecting.
+        if (this.#error !== null) return void socket.terminate()
+        this.#socket = socket
+        this.#flush()
+      },
+      data: (_: Socket, chunk: Uint8Array) => this.#onData(chunk),
+      drain: () => this.#flush(),
+      connectError: (_: Socket, error: Error) => this.#end(error),
+      error: (_: Socket, error: Error) => {
+        this.#error ??= error
+      },
+      close: () => this.#end(new Error('the other end closed the connection')),
+    }
   }
 
   get closed(): boolean {
@@ -119,19 +134,23 @@ export class Connection {
 
   /** Bytes accepted and not yet taken by the kernel. */
   get queuedBytes(): number {
-    return this.#socket.writableLength
+    return this.#queuedBytes
   }
 
-  /** False: wait for `drained()` before sending more. */
+  /** False: wait for `drained()` before sending more. The bytes must not change until they are sent. */
   send(bytes: Uint8Array): boolean {
     if (this.closed) return false
-    return this.#socket.write(bytes)
+    let sent = 0
+    if (this.#socket !== null && this.#queue.length === 0) sent = Math.max(0, this.#socket.write(bytes))
+    if (sent === bytes.length) return true
+    this.#queue.push(sent === 0 ? bytes : bytes.subarray(sent))
+    this.#queuedBytes += bytes.length - sent
+    return false
   }
 
   /** A `send` answered false, and its bytes are still here. */
   get full(): boolean {
-    // Not whether anything is queued: below the socket's mark there is no 'drain' to wait for.
-    return !this.closed && this.#socket.writableNeedDrain
+    return !this.closed && this.#queue.length > 0
   }
 
   /** Resolves when there is room for more, or the connection closed. */
@@ -141,38 +160,62 @@ export class Connection {
   }
 
   pause(): void {
-    this.#socket.pause()
+    this.#socket?.pause()
   }
 
   resume(): void {
-    this.#socket.resume()
+    this.#socket?.resume()
   }
 
   close(error: Error = new Error('closed')): void {
-    this.#error ??= error
-    this.#socket.destroy()
-    this.#wakeWriters()
+    this.#end(error)
+    this.#socket?.terminate()
   }
 
   /** Why it is closed, also before the handler heard of it; null while it is open. */
   get error(): Error | null {
-    return this.#error ?? (this.#closed ? new Error('the other end closed the connection') : null)
+    return this.#error
   }
 
   #wakeWriters() {
     for (const wake of this.#drained.splice(0)) wake()
   }
 
-  #onClose() {
+  #flush() {
+    while (this.#queue.length > 0 && !this.closed) {
+      const bytes = this.#queue[0]!
+      const sent = Math.max(0, this.#socket?.write(bytes) ?? 0)
+      if (this.closed) return
+      this.#queuedBytes -= sent
+      if (sent < bytes.length) {
+        // The rest goes out at the next drain.
+        if (sent > 0) this.#queue[0] = bytes.subarray(sent)
+        return
+      }
+      this.#queue.shift()
+    }
+    this.#wakeWriters()
+  }
+
+  #end(error: Error) {
+    this.#error ??= error
     if (this.#closed) return
     this.#closed = true
+    this.#queue = []
+    this.#queuedBytes = 0
+    // Later: whoever closes is not told in the middle of its work, nor before it knows that the connection is open.
+    setImmediate(() => this.#onClose())
+  }
+
+  #onClose() {
     this.#wakeWriters()
-    const reason = this.error ?? new Error('closed')
+    const reason = this.#error ?? new Error('closed')
     if (this.#greeted === null) this.#handler.onClose(reason)
     else this.#greeted(reason)
   }
 
   #onData(chunk: Uint8Array) {
+    if (this.closed) return
     try {
       for (const frame of this.#reader.push(chunk)) {
         if (this.#error !== null) return

@@ -15,7 +15,8 @@
 enum {
   LINKS_MAX = 40,
   COPY_BYTES = 64 << 10,
-  MODE_KEEP = -1,
+  MODE_KEEP = -1, /* that of the old file, or MODE_NEW */
+  MODE_KEEP_BIT = 31, /* that of the old file, or the one given with this bit */
   MODE_NEW = 0644,
   MODE_PARENT = 0755,
 };
@@ -156,8 +157,8 @@ int files_write_begin(struct files_write *write, const char *path, uint32_t mode
   char target[PATH_MAX];
   struct stat old;
   *write = (struct files_write){.what = "target", .dir_fd = -1, .fd = -1, .in_place = -1};
-  write->mode_given = mode != (uint32_t)MODE_KEEP;
-  write->mode = write->mode_given ? mode & 07777 : MODE_NEW;
+  write->mode_given = !(mode >> MODE_KEEP_BIT);
+  write->mode = mode == (uint32_t)MODE_KEEP ? MODE_NEW : mode & 07777;
   if (resolve(path, target) == 0 && open_parent(write, target) == 0) {
     write->what = "target";
     if (fstatat(write->dir_fd, write->name, &old, AT_SYMLINK_NOFOLLOW) == 0) {

@@ -6,6 +6,7 @@ import {
   FrameType,
   FrameWriter,
   frameHeader,
+  framePayloadBytesMax,
   PayloadReader,
   readEntries,
   readEntry,
@@ -13,9 +14,10 @@ import {
 import { FilesPool, type FilesPoolOptions, type Operation } from './files-pool.ts'
 
 const pathBytesMax = 4096
-const dataBytesMax = 256 * 1024
+const dataBytesMax = framePayloadBytesMax
 const toTheEnd = 0xffff_ffff_ffff_ffffn
 const keepMode = 0xffff_ffff
+const newFileModeBit = 0x8000_0000
 /** A recursive removal may walk millions of files before it answers. */
 const removeTimeoutMs = 600_000
 
@@ -81,6 +83,21 @@ export class FilesChannel implements GuestFiles {
     checkRange(range)
     const operation = await this.#pool.start(path)
     let entry: FileEntry
+    let first: Uint8Array | null
+    let bytesLeft = range.length ?? Number.POSITIVE_INFINITY
+    /** Null at the end, when the connection is free again. */
+    const next = async (): Promise<Uint8Array | null> => {
+      const answer = await operation.next()
+      if (answer.type === FrameType.end) {
+        operation.done()
+        operation.release()
+        return null
+      }
+      operation.expect(answer, FrameType.data)
+      bytesLeft -= answer.payload.length
+      if (bytesLeft < 0 || answer.payload.length === 0) throw operation.broken('wrong amount of data')
+      return answer.payload
+    }
     try {
       operation.send(
         frame(FrameType.read, (writer) =>
@@ -91,27 +108,25 @@ export class FilesChannel implements GuestFiles {
         ),
       )
       const answer = await operation.next()
+      if (answer.type === FrameType.error) operation.done()
       operation.expect(answer, FrameType.entryOk)
       entry = fileEntry(readEntry(answer.payload))
+      first = await next()
     } catch (error) {
       operation.release()
       throw error
     }
-    let bytesLeft = range.length ?? Number.POSITIVE_INFINITY
     const body = new ReadableStream<Uint8Array>({
+      start(controller) {
+        // With bytes at hand from the start the headers of an answer leave in one piece.
+        if (first === null) controller.close()
+        else controller.enqueue(first)
+      },
       async pull(controller) {
         try {
-          const answer = await operation.next()
-          if (answer.type === FrameType.end) {
-            operation.done()
-            operation.release()
-            controller.close()
-            return
-          }
-          operation.expect(answer, FrameType.data)
-          bytesLeft -= answer.payload.length
-          if (bytesLeft < 0 || answer.payload.length === 0) throw operation.broken('wrong amount of data')
-          controller.enqueue(answer.payload)
+          const bytes = await next()
+          if (bytes === null) controller.close()
+          else controller.enqueue(bytes)
         } catch (error) {
           operation.release()
           controller.error(error)
@@ -127,16 +142,16 @@ export class FilesChannel implements GuestFiles {
   async write(
     path: string,
     body: ReadableStream<Uint8Array> | Uint8Array,
-    options: { mode?: number } = {},
+    options: { mode?: number; newFileMode?: number } = {},
   ): Promise<FileEntry> {
     checkPath(path)
-    if (options.mode !== undefined) checkMode(options.mode)
+    const mode = modeBits(options)
     const operation = await this.#pool.start(path).catch(async (error) => {
       if (!(body instanceof Uint8Array)) await body.cancel(error).catch(() => {})
       throw error
     })
     try {
-      operation.send(frame(FrameType.write, (writer) => writer.u32(options.mode ?? keepMode).str(path)))
+      operation.send(frame(FrameType.write, (writer) => writer.u32(mode).str(path)))
       if (body instanceof Uint8Array) await sendBytes(operation, body)
       else await sendStream(operation, body)
       operation.send(frameHeader(FrameType.end, 0, 0))
@@ -227,6 +242,10 @@ export class FilesChannel implements GuestFiles {
 async function sendBytes(operation: Operation, bytes: Uint8Array): Promise<void> {
   for (let at = 0; at < bytes.length; at += dataBytesMax) {
     const part = bytes.subarray(at, at + dataBytesMax)
+    if (operation.sentBytes >= turnBytes) {
+      operation.sentBytes = 0
+      await new Promise((resolve) => setImmediate(resolve))
+    }
     const header = frameHeader(FrameType.data, 0, part.length)
     if (part.length <= smallBytesMax) {
       operation.send(Buffer.concat([header, part]))
@@ -235,10 +254,6 @@ async function sendBytes(operation: Operation, bytes: Uint8Array): Promise<void>
       operation.send(part)
     }
     await operation.drained()
-    if (operation.sentBytes >= turnBytes) {
-      operation.sentBytes = 0
-      await new Promise((resolve) => setImmediate(resolve))
-    }
   }
 }
 
@@ -261,6 +276,13 @@ async function sendStream(operation: Operation, body: ReadableStream<Uint8Array>
     reader.cancel(error).catch(() => {})
     throw error
   }
+}
+
+function modeBits({ mode, newFileMode }: { mode?: number; newFileMode?: number }): number {
+  const given = mode ?? newFileMode
+  if (given === undefined) return keepMode
+  checkMode(given)
+  return mode === undefined ? newFileModeBit + given : given
 }
 
 function frame(type: FrameType, fill: (writer: FrameWriter) => FrameWriter): Uint8Array {

@@ -16,6 +16,7 @@ struct guest_start {
   int ready_fd;      /* written one byte, then closed, once the guest accepts connections */
   int is_init;       /* 1: process 1 of a pid namespace; 0: child subreaper */
   const char *workdir;
+  uint32_t programs_max; /* RLIMIT_NPROC of spawned programs, below what process 1 may fork; 0: as inherited */
 };
 
 /* Runs until SHUTDOWN or a fatal error; the value is the exit status of process 1. */

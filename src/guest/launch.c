@@ -40,6 +40,8 @@ enum {
   CORE_BYTES = 1, /* the one value that also keeps the kernel from starting the host's core handler */
   /* Process 1 goes last when memory runs out; it gives what it starts the usual score. */
   OOM_SCORE_GUEST = -900,
+  /* Against the programs of its own group only: it must be able to end thousands that are busy. */
+  NICE_GUEST = -20,
 };
 
 extern char **environ;
@@ -98,6 +100,13 @@ static void join_cgroups(const struct spec *spec) {
     if (directory < 0 || write_file_at(directory, "tasks", "0") < 0) fail("cgroup", "%s", spec->cgroups1[i]);
     close(directory);
   }
+}
+
+static void take_precedence(const struct spec *spec) {
+  char score[16];
+  snprintf(score, sizeof score, "%d", OOM_SCORE_GUEST);
+  (void)write_file_at(AT_FDCWD, "/proc/self/oom_score_adj", score); /* an ordinary user may not lower it */
+  if (spec->cgroup1_count > 0 || spec->cgroup2) (void)setpriority(PRIO_PROCESS, 0, NICE_GUEST);
 }
 
 static void set_limits(const struct spec *spec) {
@@ -165,10 +174,8 @@ static _Noreturn void guest_process(struct guest_plan *plan, struct spec *spec) 
   prctl(PR_SET_NAME, "hutch-guest");
   /* A session keyring of its own, where the kernel has keyrings. */
   (void)syscall(SYS_keyctl, 1, NULL);
-  char score[16];
-  snprintf(score, sizeof score, "%d", OOM_SCORE_GUEST);
-  (void)write_file_at(AT_FDCWD, "/proc/self/oom_score_adj", score); /* an ordinary user may not lower it */
   join_cgroups(spec);
+  take_precedence(spec);
   if (unshare(CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWCGROUP) < 0) fail("namespaces", "unshare");
   if (sethostname(spec->hostname, strlen(spec->hostname)) < 0) fail("hostname", "%s", spec->hostname);
 
@@ -195,6 +202,7 @@ static _Noreturn void guest_process(struct guest_plan *plan, struct spec *spec) 
       .ready_fd = CHANNEL,
       .is_init = 1,
       .workdir = spec->workdir,
+      .programs_max = spec->programs_max,
   };
   if (sys_close_range(FIRST_CLOSED, ~0U) < 0) fail("guest", "descriptors");
 

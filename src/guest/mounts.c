@@ -275,7 +275,10 @@ static void make_devices(struct device_mounts *mounts, const struct spec *spec, 
 
   fs = filesystem_open("devices", "tmpfs");
   filesystem_set(fs, "devices", "mode", "1777");
-  filesystem_set(fs, "devices", "size", "1g"); /* counts as memory of the instance */
+  /* It counts as memory of the instance, and no end of a process gives it back: it must not take all of that. */
+  char size[16];
+  snprintf(size, sizeof size, "%um", spec->shm_mb);
+  filesystem_set(fs, "devices", "size", size);
   mounts->shm = filesystem_mount(fs, "devices", MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV);
 }
 

@@ -23,6 +23,11 @@ struct task {
   uint8_t below;
 };
 
+static int by_pid(const void *left, const void *right) {
+  pid_t a = ((const struct task *)left)->pid, b = ((const struct task *)right)->pid;
+  return (a > b) - (a < b);
+}
+
 static int read_task(int proc_fd, const char *name, struct task *task) {
   char path[64], stat[STAT_BYTES];
   snprintf(path, sizeof path, "%.20s/stat", name);
@@ -57,13 +62,14 @@ static size_t read_tasks(struct task **tasks) {
     if (read_task(dirfd(dir), entry->d_name, &(*tasks)[count]) == 0) count++;
   }
   if (dir) closedir(dir);
+  if (count > 0) qsort(*tasks, count, sizeof **tasks, by_pid);
   return count;
 }
 
-static const struct task *find_below(const struct task *tasks, size_t count, pid_t pid) {
-  for (size_t i = 0; i < count; i++)
-    if (tasks[i].pid == pid) return tasks[i].below ? &tasks[i] : NULL;
-  return NULL;
+/* NULL when there is none. Both lists of tasks are in order of pid: there may be thousands, and little time. */
+static struct task *find_task(struct task *tasks, size_t count, pid_t pid) {
+  struct task wanted = {.pid = pid};
+  return count ? bsearch(&wanted, tasks, count, sizeof *tasks, by_pid) : NULL;
 }
 
 /* Everything below `root`; its session and group too unless `root` is ourselves. */
@@ -80,31 +86,30 @@ static void mark_tree(struct task *tasks, size_t count, pid_t root) {
     for (size_t i = 0; i < count; i++) {
       struct task *task = &tasks[i];
       if (task->below || task->pid == self || task->parent <= 1 || task->parent == self) continue;
-      if (find_below(tasks, count, task->parent)) task->below = 1, changed = 1;
+      const struct task *parent = find_task(tasks, count, task->parent);
+      if (parent && parent->below) task->below = 1, changed = 1;
     }
   }
 }
 
 /* Repeats until no process is found that has not had the signal, since they may be forking meanwhile. */
 static void signal_tree(pid_t root, int signal) {
-  struct task *tasks = NULL;
-  pid_t *done = NULL;
+  struct task *tasks = NULL, *done = NULL;
   size_t done_count = 0;
   for (int round = 0; round < TREE_ROUNDS_MAX; round++) {
     size_t count = read_tasks(&tasks), sent = 0;
     mark_tree(tasks, count, root);
-    pid_t *grown = realloc(done, (done_count + count + 1) * sizeof *done);
+    struct task *grown = realloc(done, (done_count + count + 1) * sizeof *done);
     if (!grown) break;
     done = grown;
     size_t known = done_count;
     for (size_t i = 0; i < count; i++) {
-      size_t at = 0;
-      while (at < known && done[at] != tasks[i].pid) at++;
-      if (!tasks[i].below || at < known) continue;
+      if (!tasks[i].below || find_task(done, known, tasks[i].pid)) continue;
       kill(tasks[i].pid, signal);
-      done[done_count++] = tasks[i].pid;
+      done[done_count++] = tasks[i];
       sent++;
     }
+    qsort(done, done_count, sizeof *done, by_pid);
     if (sent == 0) break;
   }
   free(done);

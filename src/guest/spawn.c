@@ -32,7 +32,8 @@ static const char PATH_DEFAULT[] = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/us
 static int null_fd = -1;
 static const char *workdir = "/";
 static struct rlimit files_limit;
-static int oom_score_adjusted;
+static rlim_t programs_max;
+static int oom_score_adjusted, priority_raised;
 static char child_stack[CHILD_STACK_BYTES] __attribute__((aligned(16)));
 
 /* What the child says of itself, in memory shared with it. */
@@ -51,6 +52,8 @@ void spawn_init(const struct guest_start *start) {
   struct rlimit raised = {.rlim_cur = files_limit.rlim_max, .rlim_max = files_limit.rlim_max};
   setrlimit(RLIMIT_NOFILE, &raised);
   files_limit.rlim_cur = files_limit.rlim_max < CHILD_FILES_MAX ? files_limit.rlim_max : CHILD_FILES_MAX;
+  programs_max = start->programs_max;
+  priority_raised = getpriority(PRIO_PROCESS, 0) < 0;
   char score[16] = "";
   int fd = open("/proc/self/oom_score_adj", O_RDONLY | O_CLOEXEC);
   if (fd >= 0) {
@@ -146,10 +149,14 @@ static int child_main(void *argument) {
   syscall(SYS_prlimit64, 0, RLIMIT_NOFILE, &files_limit, NULL);
   syscall(SYS_prlimit64, 0, RLIMIT_CORE, &no_core, NULL);
   umask(022);
+  struct rlimit processes = {programs_max, programs_max};
+  if (programs_max) syscall(SYS_prlimit64, 0, RLIMIT_NPROC, &processes, NULL);
   if (credentials_take(spawn->uid, spawn->gid) < 0) child_fail(STAGE_CREDENTIALS);
   if (chdir(spawn->cwd[0] ? spawn->cwd : workdir) < 0) child_fail(STAGE_CHDIR);
   uint64_t empty_mask = 0;
   syscall(SYS_rt_sigprocmask, SIG_SETMASK, &empty_mask, NULL, sizeof empty_mask);
+  /* Late, since process 1 waits for us. */
+  if (priority_raised) syscall(SYS_setpriority, PRIO_PROCESS, 0, 0);
   child_exec(spawn);
   child_fail(STAGE_EXEC);
   return 127;

@@ -65,6 +65,8 @@ static void set_key(struct spec *spec, const char *key, char *value) {
     spec->uidbase = number(key, value, UID_RANGE, UINT32_MAX - 2 * UID_RANGE);
     spec->has_uidbase = 1;
   } else if (!strcmp(key, "pidsmax")) spec->pids_max = number(key, value, 1, 1 << 22);
+  else if (!strcmp(key, "programsmax")) spec->programs_max = number(key, value, 1, 1 << 22);
+  else if (!strcmp(key, "shmmb")) spec->shm_mb = number(key, value, 1, 1 << 20);
   else if (!strcmp(key, "disk")) {
     if (!strcmp(value, "loop")) spec->disk = DISK_LOOP;
     else if (!strcmp(value, "dir")) spec->disk = DISK_DIRECTORY;
@@ -79,6 +81,7 @@ static void set_key(struct spec *spec, const char *key, char *value) {
 void spec_parse(struct spec *spec, char *text, size_t length) {
   memset(spec, 0, sizeof *spec);
   spec->seccomp = 1;
+  spec->shm_mb = SHM_MB_DEFAULT;
   if (length > 0 && text[length - 1]) refuse("input", "the last entry is not ended by NUL");
   for (char *entry = text; entry < text + length;) {
     char *next = entry + strlen(entry) + 1;

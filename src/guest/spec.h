@@ -12,6 +12,7 @@ enum {
   SPEC_CGROUPS_MAX = 16,
   SPEC_EXEC_MAX = 32,
   UID_RANGE = 65536,
+  SHM_MB_DEFAULT = 64,
 };
 
 enum disk_kind { DISK_DIRECTORY, DISK_LOOP };
@@ -34,6 +35,8 @@ struct spec {
   int has_uidbase;
   uint32_t uidbase;
   uint32_t pids_max; /* 0: no limit by RLIMIT_NPROC */
+  uint32_t programs_max; /* 0: programs may fork as much as process 1 */
+  uint32_t shm_mb; /* size of /dev/shm */
   enum disk_kind disk;
   int seccomp;
 };

@@ -1,6 +1,8 @@
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
+import { z } from 'zod'
 import { PlatformError } from '../errors.ts'
 import { type Page, type Resource, sortOrders } from '../spec/store.ts'
+import { parseWith } from './body.ts'
 import { gatewayCode } from './errors.ts'
 import { listAnswer, listQuery } from './list.ts'
 import { type Method, type Route, route } from './route.ts'
@@ -141,6 +143,19 @@ describe('bodies', () => {
       column: 16,
       message: 'The body is not valid JSON: line 2, column 16: unexpected ","',
     })
+  })
+
+  test('a field is named as in the body, and what is expected of it in the words of JSON', async () => {
+    const schema = z.object({
+      list: z.array(
+        z.object({ name: z.string().min(1), count: z.int(), labels: z.record(z.string(), z.string()) }),
+      ),
+    })
+    const parse = (entry: object) => () => parseWith(schema, { list: [entry] }, 'body')
+    expect(parse({ name: '', count: 1.5, labels: [] })).toThrow(
+      'list[0].name: "" must not be empty; list[0].count: 1.5 must be a whole number; ' +
+        'list[0].labels: must be an object',
+    )
   })
 
   test.each([

@@ -107,8 +107,9 @@ function expectation(issue: Issue): string {
     case 'invalid_value':
       return `must be ${issue.values.map((value) => String(value)).join(', ')}`
     case 'invalid_type':
-      return `must be ${article(issue.expected)}`
+      return `must be ${typeWords[issue.expected] ?? article(issue.expected)}`
     case 'too_small':
+      if (issue.minimum === 1 && unit(issue.origin) !== '') return 'must not be empty'
       return `must be at least ${issue.minimum}${unit(issue.origin)}`
     case 'too_big':
       return `must be at most ${issue.maximum}${unit(issue.origin)}`
@@ -130,12 +131,17 @@ function unit(origin: string): string {
   return ''
 }
 
+/** Where the validator's word is not what JSON calls it. */
+const typeWords: Record<string, string> = { int: 'a whole number', record: 'an object', map: 'an object' }
+
 function article(type: string): string {
   return /^[aeiou]/.test(type) ? `an ${type}` : `a ${type}`
 }
 
 function fieldName(path: PropertyKey[], what: string): string {
-  return path.length === 0 ? what : path.map(String).map(shorten).join('.')
+  if (path.length === 0) return what
+  const steps = path.map((step) => (typeof step === 'number' ? `[${step}]` : `.${shorten(String(step))}`))
+  return steps.join('').replace(/^\./, '')
 }
 
 /** Fields that hold secrets, or whatever a user put there: their values are never repeated. */

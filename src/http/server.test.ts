@@ -131,3 +131,30 @@ function exchange(text: string): Promise<string> {
     socket.on('error', reject)
   })
 }
+
+for (const afterMs of [0, 20]) {
+  test(`a body that breaks off after ${afterMs} ms ends the connection and prints nothing past the logger`, async () => {
+    const program = `
+      import { onceEnded } from ${JSON.stringify(`${import.meta.dir}/run/bodies.ts`)}
+      import { startServer } from ${JSON.stringify(`${import.meta.dir}/server.ts`)}
+      const log = { debug() {}, info() {}, warn() {}, error() {} }
+      const broken = () => new ReadableStream({
+        start(controller) { controller.enqueue(new Uint8Array(10)) },
+        async pull(controller) {
+          if (${afterMs} > 0) await Bun.sleep(${afterMs})
+          controller.error(new Error('GET /x?key=the-secret broke off'))
+        },
+      })
+      const app = { fetch: async () => new Response(onceEnded(broken(), () => {})) }
+      const server = startServer({ app, port: 0, hosts: ['127.0.0.1'], log })
+      console.log(await fetch(server.url).then((answer) => answer.text()).catch(() => 'broken'))
+      await server.stop()`
+    const child = Bun.spawn([process.execPath, '-e', program], { stdout: 'pipe', stderr: 'pipe' })
+    const [out, err] = await Promise.all([
+      new Response(child.stdout).text(),
+      new Response(child.stderr).text(),
+    ])
+    expect(out.trim()).toBe('broken')
+    expect(err).toBe('')
+  })
+}

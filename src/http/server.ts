@@ -75,6 +75,10 @@ function listenOn(options: ServerOptions, host: string, port: number, optional: 
       hostname: host,
       port,
       idleTimeout: connectionIdleSeconds,
+      // Otherwise a body that breaks off is printed on stderr, past the logger and its redaction.
+      development: false,
+      // Outside of development its default is to share the port, with whoever else asks for it.
+      reusePort: false,
       maxRequestBodySize: requestBodyBytesMax,
       fetch: (request, server) => {
         // A long poll, a stream or a slow command may rest as long as it likes once its request is in.

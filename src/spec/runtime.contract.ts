@@ -346,7 +346,7 @@ function suite(under: RuntimeUnderTest, options: { isolation: string }) {
     await instance.guest.files.write(from, Buffer.from('x'), { mode: 0o600 })
     await instance.guest.files.rename(from, to)
     await instance.guest.files.setMode(to, 0o750)
-    await instance.guest.files.write(to, Buffer.from('y'))
+    await instance.guest.files.write(to, Buffer.from('y'), { newFileMode: 0o640 })
     expect((await instance.guest.files.stat(to)).mode).toBe(0o750)
     expect(await codeOf(instance.guest.files.stat(from))).toBe('not_found')
   })

@@ -247,12 +247,12 @@ export interface GuestFiles {
   /**
    * Writes a whole file: readers see the old content or the new, never a part; on any failure (also a full disk or
    * an aborted body) the old file stays. Parents are made (0755). An existing file keeps its mode and owner unless
-   * `mode` is given. Writes through symbolic links.
+   * `mode` is given; `newFileMode` is for a new file only. Writes through symbolic links.
    */
   write(
     path: string,
     body: ReadableStream<Uint8Array> | Uint8Array,
-    options?: { mode?: number },
+    options?: { mode?: number; newFileMode?: number },
   ): Promise<FileEntry>
   makeDirectory(path: string, options?: { mode?: number; parents?: boolean }): Promise<void>
   /** @throws conflict for a directory that is not empty, unless recursive */

@@ -11,25 +11,52 @@ export async function collect(body: ReadableStream<Uint8Array>): Promise<Uint8Ar
 
 /**
  * The same stream, with `onEnd` called once when it ended, failed or was cancelled. Reads are guarded: a peer that goes
- * away never becomes an unhandled rejection.
+ * away never becomes an unhandled rejection. A failure cuts the answer off without its reason, since the server would
+ * print that on stderr, addresses and all.
  */
 export function onceEnded(body: ReadableStream<Uint8Array>, onEnd: () => void): ReadableStream<Uint8Array> {
+  return relay(body.getReader(), onEnd, null)
+}
+
+/**
+ * `onceEnded`, with the first bytes at hand: what fails before them still gets an answer of its own, and the headers
+ * of the answer leave in one piece.
+ */
+export async function begunAndOnceEnded(
+  body: ReadableStream<Uint8Array>,
+  onEnd: () => void,
+): Promise<ReadableStream<Uint8Array>> {
   const reader = body.getReader()
+  return relay(reader, onEnd, await reader.read())
+}
+
+type Read = Awaited<ReturnType<ReadableStreamDefaultReader<Uint8Array>['read']>>
+
+function relay(
+  reader: ReadableStreamDefaultReader<Uint8Array>,
+  onEnd: () => void,
+  first: Read | null,
+): ReadableStream<Uint8Array> {
   let ended = false
   const end = () => {
     if (!ended) onEnd()
     ended = true
   }
+  const pass = (controller: ReadableStreamDefaultController<Uint8Array>, { done, value }: Read) => {
+    if (!done) return controller.enqueue(value)
+    end()
+    controller.close()
+  }
   return new ReadableStream<Uint8Array>({
+    start(controller) {
+      if (first !== null) pass(controller, first)
+    },
     async pull(controller) {
       try {
-        const { done, value } = await reader.read()
-        if (!done) return controller.enqueue(value)
+        pass(controller, await reader.read())
+      } catch {
         end()
-        controller.close()
-      } catch (error) {
-        end()
-        controller.error(error)
+        controller.error()
       }
     },
     async cancel(reason) {
@@ -92,10 +119,10 @@ export function textStream(
         if (!result.done) return controller.enqueue(encoder.encode(result.value))
         onEnd()
         controller.close()
-      } catch (error) {
+      } catch {
         clearTimeout(timer)
         onEnd()
-        controller.error(error)
+        controller.error()
       }
     },
     async cancel() {

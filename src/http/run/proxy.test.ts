@@ -24,6 +24,8 @@ let base: string
 let app: Bun.Server<undefined> | null = null
 let appCalls: string[] = []
 let appCancelled = 0
+/** What the platform's log gets of the last failure. */
+let lastCause = ''
 
 function upgradeOf(request: Request, server: Bun.Server<Taken>): Upgrade {
   return (handler, options) => {
@@ -66,6 +68,7 @@ beforeAll(() => {
         )
       } catch (error) {
         if (!PlatformError.is(error)) throw error
+        lastCause = String(error.cause)
         return new Response(error.message, { status: error.status })
       }
     },
@@ -318,11 +321,13 @@ describe('WebSocket', () => {
     const nobody = await fetch(base, { headers })
     expect([nobody.status, await nobody.text()]).toEqual([502, expect.stringContaining('nothing listens')])
     serve(() => new Response())
-    const refused = await fetch(`${base}/refuse`, { headers })
+    const refused = await fetch(`${base}/refuse?session=hunter2`, { headers })
     expect([refused.status, await refused.text()]).toEqual([
       502,
       expect.stringContaining('did not accept the WebSocket'),
     ])
+    expect(lastCause).toContain('403')
+    expect(lastCause).not.toContain('hunter2')
     expect(machine.leases).toBe(0)
   })
 })

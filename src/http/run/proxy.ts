@@ -185,7 +185,7 @@ class Relay {
   ) {
     upstream.addEventListener('open', () => this.dialled.resolve())
     upstream.addEventListener('error', (event) => {
-      this.dialled.reject(new Error((event as ErrorEvent).message || 'the WebSocket could not be opened'))
+      this.dialled.reject(new Error(withoutAddress((event as ErrorEvent).message)))
     })
     upstream.addEventListener('message', ({ data }) => {
       this.fromUpstream(typeof data === 'string' ? data : new Uint8Array(data as ArrayBuffer))
@@ -265,6 +265,11 @@ class Relay {
     if (!this.over) this.onEnd()
     this.over = true
   }
+}
+
+/** The message of a WebSocket's error names the address, whose query is the program's secret. */
+function withoutAddress(message: string | undefined): string {
+  return message?.replace(/ to '.*'(?= failed)/s, '') || 'the WebSocket could not be opened'
 }
 
 /** Codes that only a missing frame stands for cannot be sent. */

@@ -122,6 +122,12 @@ describe('files', () => {
       ['/data/link', '1000000777'],
     ])
     expect((await fetch(`${base}/filesystem/%2Fdata`, { method: 'DELETE' })).status).toBe(422)
+    const below = { method: 'PUT', body: JSON.stringify({ content: 'x' }) }
+    const beside = await fetch(`${base}/filesystem/%2Fdata%2Fa.txt%2Fx`, below)
+    expect([beside.status, await beside.json()]).toEqual([
+      422,
+      { error: 'open /data/a.txt/x: not a directory' },
+    ])
     expect(await json(fetch(`${base}/filesystem/%2Fdata?recursive=true`, { method: 'DELETE' }))).toEqual({
       path: '/data',
       message: 'Directory deleted successfully',

@@ -144,7 +144,11 @@ export class HostMachine {
     write: async (path, body, options) => {
       const target = this.inside(path)
       const temporary = `${target}.new-${Math.random()}`
-      await wrapped(fs.mkdir(dirname(target), { recursive: true, mode: 0o755 }))
+      const making = fs.mkdir(dirname(target), { recursive: true, mode: 0o755 }).catch((error) => {
+        // The guest looks where it cannot go; this is what it finds.
+        throw error.code === 'EEXIST' ? Object.assign(error, { code: 'ENOTDIR' }) : error
+      })
+      await wrapped(making)
       try {
         const kept = await fs.stat(target).then(
           ({ mode }) => mode & 0o7777,

@@ -43,7 +43,7 @@ export class FakeFiles implements GuestFiles {
   async write(
     path: string,
     body: ReadableStream<Uint8Array> | Uint8Array,
-    options: { mode?: number } = {},
+    options: { mode?: number; newFileMode?: number } = {},
   ): Promise<FileEntry> {
     checkPath(path)
     const data =
@@ -54,7 +54,7 @@ export class FakeFiles implements GuestFiles {
     const file: Node = {
       type: 'file',
       data,
-      mode: options.mode ?? node?.mode ?? 0o644,
+      mode: options.mode ?? node?.mode ?? options.newFileMode ?? 0o644,
       modifiedMs: this.now(),
     }
     parent.children.set(name, file)

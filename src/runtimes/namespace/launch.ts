@@ -19,6 +19,8 @@ const memoryMbMin = 16
 const memoryMbMax = 1024 * 1024
 const storageMbMax = 16 * 1024 * 1024
 const pidsMaxMax = 4_194_304
+/** Processes that programs leave to process 1, for its files workers and for what is to end them. */
+const pidsReserveMax = 96
 const hostnamePattern = /^[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?$/
 
 /** @throws bad_request naming what cannot be honoured */
@@ -73,6 +75,8 @@ export async function launch(spec: InstanceSpec, options: LaunchOptions): Promis
   for (const dir of options.group.v1Dirs) entries.push(['cgroup1', dir])
   if (options.group.v2Dir !== null) entries.push(['cgroup2', options.group.v2Dir])
   if (!options.pidsLimited) entries.push(['pidsmax', String(spec.pidsMax)])
+  entries.push(['programsmax', String(spec.pidsMax - Math.min(pidsReserveMax, Math.floor(spec.pidsMax / 4)))])
+  entries.push(['shmmb', String(Math.ceil(spec.memoryMb / 2))])
   try {
     return await startHelper(options.helperPath, 'launch', entries)
   } catch (error) {

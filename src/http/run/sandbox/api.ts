@@ -1,7 +1,7 @@
 import { PlatformError } from '../../../errors.ts'
 import type { SandboxLease } from '../../../sandboxes/index.ts'
 import type { ConsumedCredentials, RouteContext } from '../../route.ts'
-import { onceEnded } from '../bodies.ts'
+import { begunAndOnceEnded } from '../bodies.ts'
 import { isSocketRequest, proxyHttp, proxySocket, withoutParameters } from '../proxy.ts'
 import { apiHeaders, decodePath, json, pageNotFound, type SandboxAnswer, type SandboxCall } from './call.ts'
 import {
@@ -173,7 +173,7 @@ async function serveApi(
     return response
   }
   if (answer.endsItself || !response.body) return response
-  return new Response(onceEnded(response.body, release), response)
+  return new Response(await begunAndOnceEnded(response.body, release), response)
 }
 
 async function handle(call: SandboxCall, build: Build): Promise<SandboxAnswer> {

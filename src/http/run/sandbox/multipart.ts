@@ -21,16 +21,30 @@ export function multipartBoundary(contentType: string | null): string | null {
  * order: `next`, then `chunks` or `text` of that part; what was not read of a part is skipped.
  */
 export class MultipartReader {
-  private readonly reader: ReadableStreamDefaultReader<Uint8Array>
+  /** Null when the body is here as a whole. */
+  private readonly reader: ReadableStreamDefaultReader<Uint8Array> | null
   private readonly delimiter: Buffer
-  /** Begins with a line end, so that the first boundary looks like every other. */
+  /** A stream begins with a line end here, so that the first boundary looks like every other. */
   private buffer: Buffer = Buffer.from('\r\n')
   private inPart = true
   private count = 0
 
-  constructor(body: ReadableStream<Uint8Array>, boundary: string) {
-    this.reader = body.getReader()
+  constructor(body: ReadableStream<Uint8Array> | Uint8Array, boundary: string) {
     this.delimiter = Buffer.from(`\r\n--${boundary}`)
+    if (!(body instanceof Uint8Array)) {
+      this.reader = body.getReader()
+      return
+    }
+    this.reader = null
+    const bytes = Buffer.from(body.buffer, body.byteOffset, body.byteLength)
+    const first = this.delimiter.subarray(2)
+    // Not copied for the sake of the line end: of a body that begins with its first boundary, that is skipped at once.
+    if (bytes.subarray(0, first.length).equals(first)) {
+      this.buffer = bytes.subarray(first.length)
+      this.inPart = false
+    } else {
+      this.buffer = Buffer.concat([this.buffer, bytes])
+    }
   }
 
   /** Null behind the last part. @throws bad_request for what is no multipart/form-data */
@@ -87,7 +101,7 @@ export class MultipartReader {
 
   /** Gives up: the rest is not read. */
   async cancel(): Promise<void> {
-    await this.reader.cancel().catch(() => {})
+    await this.reader?.cancel().catch(() => {})
   }
 
   private async header(): Promise<string> {
@@ -125,13 +139,14 @@ export class MultipartReader {
   }
 
   private async read(): Promise<Buffer> {
-    const { done, value } = await this.reader.read()
+    const { done, value } = (await this.reader?.read()) ?? { done: true, value: undefined }
     if (done) throw malformed('it ends too early')
     return Buffer.from(value.buffer, value.byteOffset, value.byteLength)
   }
 
   /** What follows the last boundary has no meaning, and little of it is waited for. */
   private async drain(): Promise<void> {
+    if (this.reader === null) return
     let bytes = 0
     for (;;) {
       const { done, value } = await this.reader.read()
