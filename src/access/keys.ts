@@ -1,6 +1,7 @@
 import { timingSafeEqual } from 'node:crypto'
 import { PlatformError } from '../errors.ts'
 import type { Clock } from '../lib/clock.ts'
+import { parseDuration } from '../lib/duration.ts'
 import { randomText } from '../lib/ids.ts'
 import type { Logger } from '../lib/log.ts'
 import type { BatchStep, Resource, Store } from '../spec/store.ts'
@@ -48,26 +49,10 @@ interface ApiKeyBody {
 const keyPattern = /^bl_[0-9a-z]{48}$/
 export const apiKeysPerAccountMax = 100
 const lastUsedWriteIntervalMs = 60 * 60 * 1000
-const hourMs = 60 * 60 * 1000
-const tenYearsMs = 10 * 365 * 24 * hourMs
-const unitMs: Record<string, number> = { h: hourMs, d: 24 * hourMs, w: 7 * 24 * hourMs }
 
 /** True for anything shaped like one of our keys, valid or not: such a text is never passed on. */
 export function looksLikeApiKey(text: string): boolean {
   return keyPattern.test(text)
-}
-
-/** @throws bad_request */
-export function expiryMs(expiresIn: string): number {
-  const match = /^([1-9]\d{0,8})([hdw])$/.exec(expiresIn)
-  const durationMs = match ? Number(match[1]) * unitMs[match[2]!]! : 0
-  if (durationMs <= 0 || durationMs > tenYearsMs) {
-    throw new PlatformError(
-      'bad_request',
-      `expires_in: "${expiresIn.slice(0, 40)}" is not a duration such as 24h, 30d or 1w, at most 10 years`,
-    )
-  }
-  return durationMs
 }
 
 /** API keys of users and service accounts. The key itself exists only in the answer of `create`. */
@@ -111,7 +96,7 @@ export class ApiKeys {
       subType: input.subType,
       last4: key.slice(-4),
       expiresIn: input.expiresIn ?? null,
-      expiresAt: input.expiresIn === undefined ? null : now + expiryMs(input.expiresIn),
+      expiresAt: input.expiresIn === undefined ? null : now + parseDuration('expires_in', input.expiresIn),
       lastUsedAt: null,
       createdBy: input.createdBy,
       ...(input.subType === 'service_account' && { sealed: this.#secrets.seal(key, `api_key:${id}`) }),

@@ -67,6 +67,28 @@ describe('frames', () => {
     )
   })
 
+  test('frames in pieces give the same bytes, and hold none of them', () => {
+    fc.assert(
+      fc.property(
+        fc.array(fc.uint8Array({ minLength: 1, maxLength: 300 }), { minLength: 1, maxLength: 8 }),
+        fc.array(fc.nat(3000)),
+        (payloads, places) => {
+          const frames = payloads.map((payload, at) =>
+            new FrameWriter(FrameType.data, at).raw(payload).finish(),
+          )
+          const reader = new FrameReader(anyFrames, FrameType.data)
+          const got: Uint8Array[][] = payloads.map(() => [])
+          for (const chunk of cut(Buffer.concat([...frames, frameHeader(FrameType.end, 0, 0)]), places)) {
+            for (const { type, id, payload } of reader.push(chunk))
+              if (type === FrameType.data) got[id]?.push(payload)
+            expect(reader.heldBytes).toBeLessThanOrEqual(frameHeaderBytes)
+          }
+          expect(got.map((pieces) => Uint8Array.from(Buffer.concat(pieces)))).toEqual(payloads)
+        },
+      ),
+    )
+  })
+
   test('a payload that lies whole in its chunk is not copied', () => {
     const chunk = new Uint8Array(new FrameWriter(FrameType.data, 1).raw(new Uint8Array(1000)).finish())
     const [frame] = [...new FrameReader(anyFrames).push(chunk)]

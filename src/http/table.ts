@@ -62,7 +62,7 @@ export class RouteTable {
   #find(method: string, path: string): CompiledRoute | null {
     const [handlers] = this.#router.match(method, path)
     // `/v0/sandboxes/x` is no path into a workspace called v0.
-    const own = isReservedWorkspaceName(path.slice(1, path.indexOf('/', 1)))
+    const own = isReservedWorkspaceName(path.split('/', 2)[1] ?? '')
     const found = handlers.find(([{ params }]) => !(own && params[0]?.segment === 1))
     if (found !== undefined) return found[0]
     return path.length > 1 && path.endsWith('/') ? this.#find(method, path.slice(0, -1)) : null

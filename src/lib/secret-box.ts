@@ -67,7 +67,8 @@ export function createSecretBox(masterKey: Uint8Array): SecretBox {
       }
     },
 
-    lookupHash: (secret) => createHmac('sha256', lookupKey).update(secret).digest('base64url'),
+    // On the way of every request: several times as fast as node:crypto's.
+    lookupHash: (secret) => new Bun.CryptoHasher('sha256', lookupKey).update(secret).digest('base64url'),
 
     deriveKey(purpose) {
       if (purpose === 'seal' || purpose === 'lookup') throw new RangeError(`${purpose} is the box's own`)

@@ -205,6 +205,10 @@ describe('API keys', () => {
     expect((await call('GET', '/-/api_keys', undefined, apiKey)).status).toBe(401)
   })
 
+  test.each(['1s', '90m', '24h', '3650d'])('expires_in %p is taken', async (expires_in) => {
+    expect((await call('POST', '/-/api_keys', { expires_in })).body).toMatchObject({ expires_in })
+  })
+
   test.each(['0d', '1y', '-1d', '1.5h', 'soon', '3651d', '99999999w'])(
     'expires_in %p is refused',
     async (expires_in) => {

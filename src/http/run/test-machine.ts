@@ -135,6 +135,10 @@ export class HostMachine {
     list: (path) => this.list(path),
     read: async (path, range = {}) => {
       const entry = await wrapped(this.entry(path, true))
+      if (entry.type !== 'file') {
+        const errno = entry.type === 'directory' ? 'EISDIR' : 'EINVAL'
+        throw new PlatformError('unprocessable', 'not a regular file', { details: { errno } })
+      }
       if (range.length === 0) return { entry, body: new Blob([]).stream() }
       const start = range.offset ?? 0
       const end = range.length === undefined ? undefined : start + range.length - 1
@@ -152,7 +156,7 @@ export class HostMachine {
       try {
         const kept = await fs.stat(target).then(
           ({ mode }) => mode & 0o7777,
-          () => 0o644,
+          () => options?.newFileMode ?? 0o644,
         )
         const file = await fs.open(temporary, 'w', 0o600)
         try {

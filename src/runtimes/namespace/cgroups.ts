@@ -125,6 +125,7 @@ export class InstanceCgroup {
 
   /** Ends every process in the group, frozen or not, and waits until none is left. Idempotent. */
   async kill(): Promise<void> {
+    this.#liftCpuLimit()
     const v2 = this.v2Dir
     if (v2 !== null && write(`${v2}/cgroup.kill`, '1')) {
       await this.#settle(() => this.#isEmpty(v2))
@@ -212,6 +213,15 @@ export class InstanceCgroup {
     // A thawed task runs at once; only freezing has to be waited for.
     if (frozen && !(await this.#settle(done))) {
       throw new PlatformError('unavailable', `The instance did not freeze within ${settleTimeoutMs} ms`)
+    }
+  }
+
+  /** Thousands of processes that may only use a part of a processor take minutes to end. */
+  #liftCpuLimit(): void {
+    for (const { hierarchy, dir } of this.parts) {
+      if (!hierarchy.controllers.includes('cpu')) continue
+      if (hierarchy.version === 2) write(`${dir}/cpu.max`, 'max')
+      else write(`${dir}/cpu.cfs_quota_us`, '-1')
     }
   }
 

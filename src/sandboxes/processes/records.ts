@@ -1,4 +1,4 @@
-import { renameSync, writeFileSync } from 'node:fs'
+import { appendFileSync, renameSync, unlinkSync, writeFileSync } from 'node:fs'
 import { chmod, mkdir, readdir, readFile, rm, stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import { z } from 'zod'
@@ -47,8 +47,18 @@ const processRecord = z.object({
 /** What is remembered of a process beyond the guest's knowledge: enough to go on after hutch was killed. */
 export type ProcessRecord = z.infer<typeof processRecord>
 
-/** One small JSON file a process, replaced as a whole. Readable by the owner alone: it may hold an environment. */
+/** Of one file; then it is written anew. */
+const linesMax = 16
+
+/**
+ * One small file a process, a line of JSON for each state it was in; the last whole line counts. Appending costs a
+ * fraction of replacing the file, and a line that a crash cut off is as if it had not been written. Readable by the
+ * owner alone: it may hold an environment.
+ */
 export class ProcessRecords {
+  /** Lines of the files that may be appended to: those known to end with a whole one, and to hold no environment. */
+  private readonly lines = new Map<number, number>()
+
   constructor(
     private readonly dir: string,
     private readonly log: Logger,
@@ -65,7 +75,7 @@ export class ProcessRecords {
         continue
       }
       try {
-        records.push(processRecord.parse(JSON.parse(await readFile(path, 'utf8'))))
+        records.push(lastRecord(await readFile(path, 'utf8')))
       } catch (error) {
         this.log.warn('a process record that cannot be read was dropped', { file, error: String(error) })
         await rm(path, { force: true })
@@ -76,9 +86,33 @@ export class ProcessRecords {
 
   /** On return the file is there for any process of this host that looks: it survives hutch, not loss of power. */
   save(record: ProcessRecord): void {
-    const path = this.path(record.id)
-    writeFileSync(`${path}.new`, JSON.stringify(record), { mode: 0o600 })
-    renameSync(`${path}.new`, path)
+    const { id } = record
+    const path = this.path(id)
+    const line = `${JSON.stringify(record)}\n`
+    const lines = this.lines.get(id)
+    // Until this call has returned nothing is known to be right about the file.
+    this.lines.delete(id)
+    if (lines !== undefined && lines < linesMax && record.env === null) {
+      appendFileSync(path, line, { mode: 0o600 })
+      this.lines.set(id, lines + 1)
+      return
+    }
+    if (lines !== undefined || !this.create(path, line)) {
+      writeFileSync(`${path}.new`, line, { mode: 0o600 })
+      renameSync(`${path}.new`, path)
+    }
+    if (record.env === null) this.lines.set(id, 1)
+  }
+
+  /** False when there is a file already. Without a rename: a new record that a crash cuts off never started anything. */
+  private create(path: string, line: string): boolean {
+    try {
+      writeFileSync(path, line, { mode: 0o600, flag: 'wx' })
+      return true
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code === 'EEXIST') return false
+      throw error
+    }
   }
 
   /** When the directory was made. */
@@ -88,10 +122,28 @@ export class ProcessRecords {
   }
 
   async remove(id: number): Promise<void> {
-    await rm(this.path(id), { force: true })
+    this.lines.delete(id)
+    try {
+      unlinkSync(this.path(id))
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error
+    }
   }
 
   private path(id: number): string {
     return join(this.dir, `${id}.json`)
+  }
+}
+
+function lastRecord(text: string): ProcessRecord {
+  const lines = text.split('\n').filter((line) => line !== '')
+  const last = lines.pop() ?? ''
+  try {
+    return processRecord.parse(JSON.parse(last))
+  } catch (error) {
+    // Cut off in the middle: what stood before it still holds.
+    const before = lines.pop()
+    if (before === undefined) throw error
+    return processRecord.parse(JSON.parse(before))
   }
 }

@@ -46,7 +46,12 @@ test('parts come out byte for byte, wherever the body is cut', async () => {
           .join('')
         const bytes = Buffer.from(`preamble\r\n${text}--bound--\r\nepilogue`, 'latin1')
         const read = await readAll(new MultipartReader(bodyOf(bytes, cuts), 'bound'))
-        expect(read).toEqual(contents.map((body, at) => [`p${at}`, 'f', body]))
+        const expected = contents.map((body, at): [string, string, string] => [`p${at}`, 'f', body])
+        expect(read).toEqual(expected)
+        for (const preamble of ['', 'preamble\r\n', '\r\n']) {
+          const whole = Buffer.from(`${preamble}${text}--bound--\r\n`, 'latin1')
+          expect(await readAll(new MultipartReader(whole, 'bound'))).toEqual(expected)
+        }
       },
     ),
     { numRuns: 300 },
@@ -69,9 +74,9 @@ test.each([
   ['a part without a name', '--b\r\n\r\nx\r\n--b--'],
   ['an endless header', `--b\r\nContent-Disposition: ${'x'.repeat(40_000)}`],
 ])('%s is refused', async (_, text) => {
-  await expect(readAll(new MultipartReader(bodyOf(Buffer.from(text), [7]), 'b'))).rejects.toMatchObject({
-    code: 'bad_request',
-  })
+  for (const body of [bodyOf(Buffer.from(text), [7]), Buffer.from(text)]) {
+    await expect(readAll(new MultipartReader(body, 'b'))).rejects.toMatchObject({ code: 'bad_request' })
+  }
 })
 
 test('the boundary is read from the content type, quoted or not', () => {
