@@ -110,7 +110,8 @@ static void serve_list(struct connection *connection, uint32_t id) {
 
 static void serve_forget(struct connection *connection, struct process *process, uint32_t id) {
   int busy = process && process->state == STATE_RUNNING;
-  if (process && !busy) process_forget(process);
+  if (!process) logs_forget(id);
+  else if (!busy) process_forget(process);
   connection_answer(connection, id, busy ? EBUSY : 0, "forget");
 }
 

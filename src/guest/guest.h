@@ -21,6 +21,7 @@ enum {
   RECORD_HEADER_BYTES = 16,
   RECORD_DATA_BYTES_MAX = (64 << 10) - RECORD_HEADER_BYTES, /* a whole record fits the smallest segment */
   SEGMENT_BYTES_MIN = 64 << 10,
+  LOGS_BYTES_MAX = 256 << 20, /* of all processes: logs are on the host's disk, not on the sandbox's own */
   PIPE_BYTES = 256 << 10, /* what the pipe of a program that floods it is grown to */
 };
 
@@ -59,12 +60,15 @@ struct log {
   struct segment *first, *last;
 };
 
+/* Finds what earlier lives of this machine left, which stays until it is forgotten or room is needed. */
 void logs_init(int dir_fd);
+void logs_forget(uint32_t process_id); /* of a process that is not known (any more) */
 /* Makes the directory empty and ready. A log that cannot be kept loses its output, nothing else. */
 void log_open(struct log *log, uint32_t process_id, uint64_t bytes_max);
 /*
- * How many bytes of data the next record may have, after dropping old segments to make room for it. 0: the oldest one
- * has to stay for a follower that consumed only up to `slowest`; never 0 with `force`.
+ * How many bytes of data the next record may have, after dropping old segments to make room for it: of this log, and
+ * when all logs are too large together, of processes that ended first. 0: the oldest one has to stay for a follower
+ * that consumed only up to `slowest`; never 0 with `force`.
  */
 size_t log_room(struct log *log, uint64_t slowest, int force);
 /* Appends one record; `record` has RECORD_HEADER_BYTES free in front of its `length` bytes of data. */

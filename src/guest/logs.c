@@ -14,32 +14,65 @@
 enum { SEGMENTS_PER_LOG = 8, RECORD_DATA_BYTES_MIN = 4096, NAME_BYTES = 32 };
 
 static int log_dir_fd = -1;
-
-void logs_init(int dir_fd) { log_dir_fd = dir_fd; }
+static uint64_t kept_bytes; /* in all segments */
+static uint32_t stale_ids[PROCESSES_MAX]; /* processes of earlier lives, in order of their ids */
+static size_t stale_first, stale_end;
 
 static void segment_name(char *name, uint32_t process_id, uint64_t start) {
   snprintf(name, NAME_BYTES, "%u/%016llx", process_id, (unsigned long long)start);
 }
 
-/* What an earlier life of this guest left under the same process id. */
-static void remove_stale(const char *name) {
+static DIR *open_directory(const char *name) {
   int fd = openat(log_dir_fd, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
   DIR *dir = fd < 0 ? NULL : fdopendir(fd);
-  if (!dir) {
-    if (fd >= 0) close(fd);
-    return;
-  }
+  if (!dir && fd >= 0) close(fd);
+  return dir;
+}
+
+/* Counts what an earlier life of this guest left under a process id, or removes and discounts it. */
+static void stale_walk(const char *name, int remove) {
+  DIR *dir = open_directory(name);
   struct dirent *entry;
-  while ((entry = readdir(dir)))
-    if (entry->d_name[0] != '.') unlinkat(fd, entry->d_name, 0);
-  closedir(dir);
+  while (dir && (entry = readdir(dir))) {
+    struct stat status;
+    if (entry->d_name[0] == '.' || fstatat(dirfd(dir), entry->d_name, &status, AT_SYMLINK_NOFOLLOW) < 0) continue;
+    if (!remove) kept_bytes += (uint64_t)status.st_size;
+    else if (unlinkat(dirfd(dir), entry->d_name, 0) == 0)
+      kept_bytes -= kept_bytes < (uint64_t)status.st_size ? kept_bytes : (uint64_t)status.st_size;
+  }
+  if (dir) closedir(dir);
+}
+
+static int by_number(const void *left, const void *right) {
+  uint32_t a = *(const uint32_t *)left, b = *(const uint32_t *)right;
+  return (a > b) - (a < b);
+}
+
+void logs_init(int dir_fd) {
+  log_dir_fd = dir_fd;
+  DIR *dir = dir_fd < 0 ? NULL : open_directory(".");
+  struct dirent *entry;
+  while (dir && (entry = readdir(dir)) && stale_end < PROCESSES_MAX) {
+    if (entry->d_name[0] < '1' || entry->d_name[0] > '9') continue;
+    stale_walk(entry->d_name, 0);
+    stale_ids[stale_end++] = (uint32_t)strtoul(entry->d_name, NULL, 10);
+  }
+  if (dir) closedir(dir);
+  qsort(stale_ids, stale_end, sizeof *stale_ids, by_number);
+}
+
+void logs_forget(uint32_t process_id) {
+  char name[NAME_BYTES];
+  snprintf(name, sizeof name, "%u", process_id);
+  stale_walk(name, 1);
+  unlinkat(log_dir_fd, name, AT_REMOVEDIR);
 }
 
 static int make_directory(uint32_t process_id) {
   char name[NAME_BYTES];
   snprintf(name, sizeof name, "%u", process_id);
   int made = mkdirat(log_dir_fd, name, 0700);
-  if (made < 0 && errno == EEXIST) remove_stale(name);
+  if (made < 0 && errno == EEXIST) stale_walk(name, 1);
   return made;
 }
 
@@ -62,6 +95,7 @@ static void drop_first(struct log *log) {
   char name[NAME_BYTES];
   segment_name(name, log->process_id, first->start);
   unlinkat(log_dir_fd, name, 0);
+  kept_bytes -= (first->next ? first->next->start : log->end) - first->start;
   if (first == log->last) {
     log_idle(log);
     log->last = NULL;
@@ -69,6 +103,29 @@ static void drop_first(struct log *log) {
   log->first = first->next;
   log->start = log->first ? log->first->start : log->end;
   free(first);
+}
+
+/* Frees a part of the logs for this one. 0: nothing may go. */
+static int evict(struct log *log, uint64_t slowest) {
+  if (stale_first < stale_end) {
+    uint32_t id = stale_ids[stale_first++];
+    if (!process_of(id)) logs_forget(id);
+    return 1;
+  }
+  struct log *largest = NULL;
+  for (struct process *process = processes_first(); process; process = process->next) {
+    struct log *other = &process->log;
+    if (other == log || !other->first || process->followers) continue;
+    if (process->state != STATE_RUNNING) {
+      drop_first(other);
+      return 1;
+    }
+    if (!largest || other->end - other->start > largest->end - largest->start) largest = other;
+  }
+  if (log->first && slowest >= (log->first->next ? log->first->next->start : log->end)) largest = log;
+  if (!largest) return 0;
+  drop_first(largest);
+  return 1;
 }
 
 size_t log_room(struct log *log, uint64_t slowest, int force) {
@@ -82,6 +139,8 @@ size_t log_room(struct log *log, uint64_t slowest, int force) {
     if (slowest < segment_end) return force ? room : 0;
     drop_first(log);
   }
+  while (kept_bytes + RECORD_HEADER_BYTES + room > LOGS_BYTES_MAX)
+    if (!evict(log, slowest)) return force || slowest >= log->end ? room : 0;
   return room;
 }
 
@@ -123,9 +182,13 @@ void log_append(struct log *log, uint8_t stream, uint8_t *record, size_t length,
   for (int i = 0; i < 8; i++) record[8 + i] = (uint8_t)(now_ms >> (8 * i));
   off_t at = (off_t)(log->end - log->last->start);
   ssize_t written = pwrite(log->fd, record, bytes, at);
-  if (written == (ssize_t)bytes) log->end += bytes;
+  if (written == (ssize_t)bytes) {
+    log->end += bytes;
+    kept_bytes += bytes;
+    return;
+  }
   /* A full disk: half a record must not stay, and the next one is tried at the same place. */
-  else if (written > 0 && ftruncate(log->fd, at) < 0) return;
+  if (written > 0 && ftruncate(log->fd, at) < 0) return;
 }
 
 void log_idle(struct log *log) {

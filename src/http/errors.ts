@@ -124,5 +124,7 @@ function logFailure(
     cause: cause instanceof Error ? (cause.stack ?? cause.message) : String(cause),
   }
   if (failure.code === 'internal') context.log.error('a request failed', fields)
+  // What a program inside did or did not do is its owner's affair, not the operator's.
+  else if (failure.code === 'bad_gateway') context.log.debug('a program inside did not answer', fields)
   else context.log.warn('a request failed', fields)
 }

@@ -48,6 +48,8 @@ const places: Record<string, (secret: string) => string> = {
   'cookie header': (secret) => `cookie: a=b; session=${secret}`,
   'preview header': (secret) => `x-blaxel-preview-token: ${secret}`,
   'API key': (secret) => `the key bl_${secret} is unknown`,
+  'client secret': (secret) => `the secret bls_${secret} is unknown`,
+  'refresh token': (secret) => `the token blr_${secret} was used`,
   'API key in a path': (secret) => `/x/bl_${secret}/y`,
   JWT: (secret) => `got eyJhbGciOiJI.${secret}.${secret}`,
   'unsigned JWT': (secret) => `got eyJhbGciOiJI${secret}`,

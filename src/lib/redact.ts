@@ -20,7 +20,7 @@ const secretName =
 export function redact(text: string): string {
   let safe = text.length <= redactTextCharsMax ? text : cut(text, redactTextCharsMax)
   // Most lines hold none of the characters that every rule needs.
-  if (!/[=:/%]|eyJ|bl_|bearer|basic/i.test(safe)) return safe
+  if (!/[=:/%]|eyJ|bl[sr]?_|bearer|basic/i.test(safe)) return safe
   safe = safe.replace(capabilityPath, `$1/${mark}`)
   safe = safe.replace(userInfo, `://${mark}@`)
   safe = safe.replace(headerLine, `$1${mark}`)
@@ -41,7 +41,7 @@ const headerLine =
   /\b((?:proxy-|x-blaxel-)?authorization["']?\s{0,4}[:=]\s{0,4}|(?:x-api-key|x-blaxel-preview-token|(?:set-)?cookie)["']?\s{0,4}:\s{0,4})[^\r\n]+/gi
 const scheme = /\b(bearer|basic)\s{1,4}[^\s"',;]{6,}/gi
 const webToken = /eyJ[\w-]{8,}[\w.-]*/g
-const apiKey = /bl_(?!preview_token\b)[\w-]{6,}/g
+const apiKey = /bl[sr]?_(?!preview_token\b)[\w-]{6,}/g
 
 /** `name=value`, as in addresses, forms and environments, and `"name": "value"`, as in JSON, escaped or not. */
 const pairName =

@@ -1,5 +1,5 @@
 import { afterEach, beforeEach, describe, expect, test } from 'bun:test'
-import { mkdtempSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs'
+import { appendFileSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { PlatformError } from '../errors.ts'
@@ -452,6 +452,32 @@ describe('after kill -9 of hutch', () => {
     const after = await open()
     expect(await after.get('p')).toMatchObject({ status: 'killed', exitCode: -1, logs: '' })
     expect(await after.start({ command: 'b', name: 'p' })).toMatchObject({ pid: '1002' })
+  })
+
+  test('a record that a crash cut off while it was written counts as it stood before', async () => {
+    const before = await open()
+    await before.start({ command: 'a', name: 'p', timeoutSeconds: 7 })
+    const file = join(dir, 'processes', '1.json')
+    await before.close()
+    appendFileSync(file, '{"version":1,"id":1,"name":"p","comm')
+    const after = await open()
+    expect(await after.get('p')).toMatchObject({ status: 'running', command: 'a' })
+    guest.end(1, { exitCode: 3 })
+    await after.close()
+    const again = await open()
+    expect(await again.get('p')).toMatchObject({ status: 'failed', exitCode: 3 })
+  })
+
+  test('a record stays small, however often its process is restarted', async () => {
+    const processes = await open()
+    await processes.start({ command: 'a', name: 'p', restartOnFailure: true, maxRestarts: -1 })
+    for (let run = 1; run <= 100; run++) {
+      guest.end(run, { exitCode: 1 })
+      await clock.turn(1000)
+    }
+    await processes.kill('p')
+    await processes.close()
+    expect(statSync(join(dir, 'processes', '1.json')).size).toBeLessThan(16 * 1024)
   })
 
   test('records are private, and hold no environment longer than a restart may need it', async () => {
