@@ -1,5 +1,5 @@
 import { readdirSync, readFileSync } from 'node:fs'
-import { milliseconds, type Row, run, samplesMin, times } from './measure.ts'
+import { milliseconds, type Row, run, samplesMin, timesInTurns } from './measure.ts'
 import { benchSandbox } from './sandbox.ts'
 
 const rounds = 10 * samplesMin
@@ -14,12 +14,13 @@ export default async function exec(): Promise<Row[]> {
   await (await sandbox.call('/process', { method: 'POST', headers, body: background })).arrayBuffer()
   const pid = await hostPid(mark)
   const body = JSON.stringify({ command: 'true', waitForCompletion: true })
-  const measured = await times(rounds, async () => {
+  const exec = async () => {
     const response = await sandbox.call('/process', { method: 'POST', headers, body })
     const { exitCode } = (await response.json()) as { exitCode: number }
     if (exitCode !== 0) throw new Error(`true exited with ${exitCode}`)
-  })
-  const bare = await times(rounds, () => run(['nsenter', '-t', pid, '-m', '-u', '-i', '-n', '-p', 'true']))
+  }
+  const nsenter = () => run(['nsenter', '-t', pid, '-m', '-u', '-i', '-n', '-p', 'true'])
+  const { measured, bare } = await timesInTurns(rounds, exec, nsenter)
   return [
     {
       what: 'exec of true and wait, over HTTP',

@@ -1,7 +1,7 @@
 import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { milliseconds, type Row, type Sample, samplesMin, times } from './measure.ts'
+import { milliseconds, type Row, type Sample, samplesMin, timesInTurns } from './measure.ts'
 import { benchSandbox } from './sandbox.ts'
 
 const bytes = 1024 * 1024
@@ -12,22 +12,29 @@ export default async function files(): Promise<Row[]> {
   await using sandbox = await benchSandbox()
   const content = crypto.getRandomValues(new Uint8Array(65_536))
   const data = new Uint8Array(bytes).map((_, index) => content[index % content.length]!)
+  const form = () => {
+    const body = new FormData()
+    body.append('permissions', '0644')
+    body.append('file', new Blob([data]), 'bench.bin')
+    return { method: 'PUT', body }
+  }
   const path = '/filesystem/%2Ftmp%2Fbench.bin'
-  const write = await times(rounds, async () => {
-    const form = new FormData()
-    form.append('permissions', '0644')
-    form.append('file', new Blob([data]), 'bench.bin')
-    await (await sandbox.call(path, { method: 'PUT', body: form })).arrayBuffer()
-  })
-  const read = await times(rounds, async () => {
-    const response = await sandbox.call(path, { headers: { accept: 'application/octet-stream' } })
-    expectBytes(await response.arrayBuffer())
-  })
-  const plain = await plainServer(data)
-  return [row('write 1 MiB', write, plain.write), row('read 1 MiB', read, plain.read)]
+  await using plain = await plainServer()
+  const write = await timesInTurns(
+    rounds,
+    async () => (await sandbox.call(path, form())).arrayBuffer(),
+    async () => (await fetch(plain.url, form())).arrayBuffer(),
+  )
+  const headers = { accept: 'application/octet-stream' }
+  const read = await timesInTurns(
+    rounds,
+    async () => expectBytes(await (await sandbox.call(path, { headers })).arrayBuffer()),
+    async () => expectBytes(await (await fetch(plain.url)).arrayBuffer()),
+  )
+  return [row('write 1 MiB', write), row('read 1 MiB', read)]
 }
 
-function row(what: string, measured: Sample, bare: Sample): Row {
+function row(what: string, { measured, bare }: { measured: Sample; bare: Sample }): Row {
   return {
     what,
     value: `${milliseconds(measured)}, ${(measured.median / bare.median).toFixed(2)} x`,
@@ -37,7 +44,7 @@ function row(what: string, measured: Sample, bare: Sample): Row {
 }
 
 /** In a process of its own, as the platform is. */
-async function plainServer(data: Uint8Array<ArrayBuffer>): Promise<{ write: Sample; read: Sample }> {
+async function plainServer(): Promise<{ url: string } & AsyncDisposable> {
   const directory = await mkdtemp(join(tmpdir(), 'hutch-bench-'))
   const script = `const file = ${JSON.stringify(join(directory, 'bench.bin'))}
     const server = Bun.serve({ port: 0, async fetch(request) {
@@ -48,21 +55,15 @@ async function plainServer(data: Uint8Array<ArrayBuffer>): Promise<{ write: Samp
     } })
     console.log('ready ' + server.port)`
   const child = Bun.spawn([process.execPath, '-e', script], { stdio: ['ignore', 'pipe', 'inherit'] })
-  try {
-    const { value } = await child.stdout.getReader().read()
-    const url = `http://127.0.0.1:${/ready (\d+)/.exec(new TextDecoder().decode(value))?.[1]}/`
-    const write = await times(rounds, async () => {
-      const form = new FormData()
-      form.append('permissions', '0644')
-      form.append('file', new Blob([data]), 'bench.bin')
-      await (await fetch(url, { method: 'PUT', body: form })).arrayBuffer()
-    })
-    const read = await times(rounds, async () => expectBytes(await (await fetch(url)).arrayBuffer()))
-    return { write, read }
-  } finally {
-    child.kill('SIGKILL')
-    await child.exited
-    await rm(directory, { recursive: true, force: true })
+  const { value } = await child.stdout.getReader().read()
+  const url = `http://127.0.0.1:${/ready (\d+)/.exec(new TextDecoder().decode(value))?.[1]}/`
+  return {
+    url,
+    async [Symbol.asyncDispose]() {
+      child.kill('SIGKILL')
+      await child.exited
+      await rm(directory, { recursive: true, force: true })
+    },
   }
 }
 

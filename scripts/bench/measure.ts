@@ -38,6 +38,31 @@ export async function times(count: number, work: (index: number) => Promise<unkn
   return sample(values)
 }
 
+const turnsOf = 10
+
+/**
+ * Times two kinds of work, a few of the one and a few of the other in turns, so that whatever else the machine does
+ * meets both alike.
+ */
+export async function timesInTurns(
+  count: number,
+  work: (index: number) => Promise<unknown>,
+  baseline: (index: number) => Promise<unknown>,
+): Promise<{ measured: Sample; bare: Sample }> {
+  const values: [number[], number[]] = [[], []]
+  for (let turn = -1; turn * turnsOf < count; turn++) {
+    for (const [at, one] of [work, baseline].entries()) {
+      for (let index = turn * turnsOf; index < (turn + 1) * turnsOf; index++) {
+        const startedAt = performance.now()
+        await one(index)
+        // The first turn warms up.
+        if (turn >= 0) values[at]?.push(performance.now() - startedAt)
+      }
+    }
+  }
+  return { measured: sample(values[0]), bare: sample(values[1]) }
+}
+
 export async function run(argv: string[]): Promise<void> {
   const child = Bun.spawn(argv, { stdio: ['ignore', 'ignore', 'pipe'] })
   const [stderr, code] = await Promise.all([new Response(child.stderr).text(), child.exited])

@@ -401,6 +401,34 @@ describe('files', () => {
     })
   }
 
+  test('what was sent of a long write is not kept', async () => {
+    play((frame, socket) => {
+      // The test itself would keep it.
+      played.received = []
+      if (frame.type !== FrameType.end) return
+      const entry = writer(FrameType.entryOk).u8('f'.charCodeAt(0)).u32(0o644).u32(0).u32(0)
+      socket.write(entry.u64(0).u64(0).u32(1).str('x').str('').finish())
+    })
+    const sent: WeakRef<Uint8Array>[] = []
+    let alive = 0
+    const body = new ReadableStream<Uint8Array>({
+      async pull(controller) {
+        if (sent.length === 200) {
+          await new Promise((resolve) => setTimeout(resolve, 1))
+          Bun.gc(true)
+          alive = sent.filter((chunk) => chunk.deref() !== undefined).length
+          return controller.close()
+        }
+        await new Promise((resolve) => setImmediate(resolve))
+        const chunk = new Uint8Array(10_000)
+        sent.push(new WeakRef(chunk))
+        controller.enqueue(chunk)
+      },
+    })
+    await client.files.write('/x', body)
+    expect(alive).toBeLessThan(50)
+  })
+
   test('a guest that takes nothing of a write is not sent more than its socket holds', async () => {
     play((frame, socket) => {
       if (frame.type === FrameType.write) socket.pause()

@@ -262,8 +262,14 @@ export class ControlChannel implements GuestProcesses {
       )
     }
     signal?.throwIfAborted()
-    const tracked = await this.#track(id)
+    const tracked = await this.#find(id)
     using log = new OutputLog(this.#logDir, id, fromOffset)
+    if (tracked === undefined) {
+      // Of an earlier life of the machine: it ended with that, what it wrote is still there.
+      if (!log.exists) throw unknownProcess(id)
+      yield* abortable(log.read(), signal)
+      return
+    }
     if (!tracked.process.running) {
       if (fromOffset < tracked.endOffset) yield* abortable(log.read(), signal)
       return
@@ -342,9 +348,13 @@ export class ControlChannel implements GuestProcesses {
   }
 
   async #track(id: number): Promise<Tracked> {
-    const known = this.#tracked.get(id) ?? (await this.#list()).get(id)
+    const known = await this.#find(id)
     if (known) return known
     throw unknownProcess(id)
+  }
+
+  async #find(id: number): Promise<Tracked | undefined> {
+    return this.#tracked.get(id) ?? (await this.#list()).get(id)
   }
 
   async #stdinRequest(id: number, frame: Uint8Array): Promise<void> {

@@ -171,6 +171,7 @@ export class Operation {
   #waiting: PromiseWithResolvers<Frame> | null = null
   #failure = Promise.withResolvers<never>()
   #error: Error | null = null
+  #refusal: PlatformError | null = null
   #done = false
   #released = false
 
@@ -178,7 +179,14 @@ export class Operation {
     private readonly pooled: PooledConnection,
     private readonly path: string,
   ) {
-    this.#failure.promise.catch(() => {})
+    this.#failure.promise.catch((error) => {
+      this.#refusal = error
+    })
+  }
+
+  /** Why `failed` rejected, once it has. */
+  get error(): PlatformError | null {
+    return this.#refusal
   }
 
   /** Rejects when the guest refused, or went away, before it was asked for its answer. */

@@ -265,9 +265,18 @@ const smallBytesMax = 16 * 1024
 
 async function sendStream(operation: Operation, body: ReadableStream<Uint8Array>): Promise<void> {
   const reader = body.getReader()
+  let fail: (error: unknown) => void = () => {}
+  // Told once: a race for each chunk would keep every chunk for as long as the operation lasts.
+  operation.failed.catch((error) => fail(error))
+  const next = () =>
+    new Promise<Awaited<ReturnType<typeof reader.read>>>((resolve, reject) => {
+      fail = reject
+      if (operation.error) reject(operation.error)
+      reader.read().then(resolve, reject)
+    })
   try {
     for (;;) {
-      const { done, value } = await Promise.race([reader.read(), operation.failed])
+      const { done, value } = await next()
       if (done) return
       await sendBytes(operation, value)
     }

@@ -51,6 +51,11 @@ export class OutputLog implements Disposable {
     return this.#position
   }
 
+  /** Something of it was kept, be it empty. */
+  get exists(): boolean {
+    return this.#openDirectory()
+  }
+
   /** All records that are there, in batches; to be called again when there are more. */
   async *read(): AsyncGenerator<OutputRecord[]> {
     for (;;) {
@@ -87,13 +92,15 @@ export class OutputLog implements Disposable {
     this.#segment = -1
   }
 
+  #openDirectory(): boolean {
+    const flags = constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW
+    if (this.#directory < 0) this.#directory = openIfThere(`${this.logDir}/${this.id}`, flags)
+    return this.#directory >= 0
+  }
+
   /** Opens the segment that `position` lies in; else the oldest behind it, saying that something is missing. */
   #openSegment(): OutputRecord | null {
-    if (this.#directory < 0) {
-      const flags = constants.O_RDONLY | constants.O_DIRECTORY | constants.O_NOFOLLOW
-      this.#directory = openIfThere(`${this.logDir}/${this.id}`, flags)
-      if (this.#directory < 0) return null
-    }
+    if (!this.#openDirectory()) return null
     // The common case without listing: a log is read from its beginning, or from where the last segment ended.
     if (this.#tryOpen(this.#position)) return null
     const starts = this.#segmentStarts()

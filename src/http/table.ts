@@ -2,6 +2,7 @@ import { RegExpRouter } from 'hono/router/reg-exp-router'
 import { SmartRouter } from 'hono/router/smart-router'
 import { TrieRouter } from 'hono/router/trie-router'
 import { PlatformError } from '../errors.ts'
+import { BoundedMap } from '../lib/bounded-map.ts'
 import { isReservedWorkspaceName } from '../workspaces/index.ts'
 import type { Method, Route } from './route.ts'
 
@@ -14,11 +15,15 @@ export interface CompiledRoute {
 }
 
 const methods: Exclude<Method, 'ALL'>[] = ['GET', 'POST', 'PUT', 'PATCH', 'DELETE', 'HEAD', 'OPTIONS']
+const rememberedPathsMax = 1024
+const rememberedPathCharsMax = 256
 const workspaceParams = ['workspace', 'workspaceName']
 
 /** Every route of the platform, matched by raw path; the most specific path wins, whatever the order. */
 export class RouteTable {
   readonly routes: readonly Route[]
+  /** Clients ask for the same paths again and again, and the search costs more than all else of a small request. */
+  readonly #found = new BoundedMap<string, CompiledRoute>(rememberedPathsMax)
   readonly #router = new SmartRouter<CompiledRoute>({ routers: [new RegExpRouter(), new TrieRouter()] })
 
   /** Throws for two routes of the same method and path. */
@@ -60,6 +65,16 @@ export class RouteTable {
   }
 
   #find(method: string, path: string): CompiledRoute | null {
+    if (path.length > rememberedPathCharsMax) return this.#search(method, path)
+    const key = `${method} ${path}`
+    const known = this.#found.get(key)
+    if (known !== undefined) return known
+    const found = this.#search(method, path)
+    if (found !== null) this.#found.set(key, found)
+    return found
+  }
+
+  #search(method: string, path: string): CompiledRoute | null {
     const [handlers] = this.#router.match(method, path)
     // `/v0/sandboxes/x` is no path into a workspace called v0.
     const own = isReservedWorkspaceName(path.split('/', 2)[1] ?? '')

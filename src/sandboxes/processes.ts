@@ -251,7 +251,8 @@ export class SandboxProcesses implements AsyncDisposable {
         if (this.byId.get(process.id) !== process) return
         this.records.save(process.record)
       },
-      ended: () => void this.forgetOldest(),
+      // Once whoever waits for the end has been told.
+      ended: () => setImmediate(() => void this.forgetOldest()),
     }
   }
 

@@ -47,6 +47,10 @@ describeHost(`control groups of this host${limited ? '' : ` (skipped: ${host.not
     expect(values).toContain(String(64 * 1024 * 1024))
     expect(values).toContain('20')
     expect(values).toContain('3125')
+    for (const { dir } of group.parts) {
+      const sockets = `${dir}/memory.kmem.tcp.limit_in_bytes`
+      if (existsSync(sockets)) expect(readFileSync(sockets, 'utf8').trim()).toBe(String(16 * 1024 * 1024))
+    }
     await group.remove()
     await group.remove()
     expect(cgroups.list()).toEqual([])
@@ -62,6 +66,19 @@ describeHost(`control groups of this host${limited ? '' : ` (skipped: ${host.not
       expect(child.signalCode).toBe('SIGKILL')
       await group.remove()
     }
+  })
+
+  test('let what is to end use the whole processor', async () => {
+    const group = cgroups.create('instance0004', limits)
+    await group.kill()
+    const quotas = group.parts.flatMap(({ dir }) =>
+      ['cpu.cfs_quota_us', 'cpu.max']
+        .filter((file) => existsSync(`${dir}/${file}`))
+        .map((file) => readFileSync(`${dir}/${file}`, 'utf8').trim().split(' ')[0]),
+    )
+    expect(quotas).toHaveLength(1)
+    expect(['-1', 'max']).toContain(quotas[0] ?? '')
+    await group.remove()
   })
 
   test('count what is inside', async () => {

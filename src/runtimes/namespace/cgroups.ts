@@ -6,6 +6,8 @@ import { type CgroupFiles, type CgroupHost, codeOf, type Hierarchy, openCgroupHo
 
 /** Memory that comes with one core. */
 const memoryMbPerCore = 2048
+/** Version 1 only: beside each four bytes of memory, one may lie in buffers of TCP and UDP sockets. */
+const memoryPerSocketMemory = 4
 const cpuPeriodUs = 100_000
 const cpuQuotaUsMin = 1_000
 /** Kernel work that follows a kill or a freeze is done within a few of these as a rule. */
@@ -251,6 +253,11 @@ function setLimits({ version, controllers }: Hierarchy, dir: string, { memoryMb,
       writeFileSync(`${dir}/memory.limit_in_bytes`, memoryBytes)
       // Without swap accounting the group must not swap at all.
       if (!write(`${dir}/memory.memsw.limit_in_bytes`, memoryBytes)) write(`${dir}/memory.swappiness`, '0')
+      // What sockets hold is not part of the limit here, and would be without one.
+      write(
+        `${dir}/memory.kmem.tcp.limit_in_bytes`,
+        String(Math.round((memoryMb * 1024 * 1024) / memoryPerSocketMemory)),
+      )
     } else if (controller === 'cpu' && version === 2) {
       writeFileSync(`${dir}/cpu.max`, `${quotaUs} ${cpuPeriodUs}`)
     } else if (controller === 'cpu') {

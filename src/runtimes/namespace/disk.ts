@@ -22,6 +22,8 @@ const repairTimeoutMs = 300_000
 /** Exit code of e2fsck: errors were found and corrected. */
 const fsckCorrected = 1
 export const storageMbMin = 16
+/** Directories that an image is first made in. */
+export const diskScratchPrefix = '.disk-'
 const seekData = 3
 const seekHole = 4
 
@@ -85,7 +87,7 @@ export class DiskImages {
   }
 
   async #make(storageMb: number): Promise<Template> {
-    const scratch = mkdtempSync(`${this.dir}/.disk-`)
+    const scratch = mkdtempSync(`${this.dir}/${diskScratchPrefix}`)
     const path = `${scratch}/image`
     try {
       const sizeBytes = storageMb * 1024 * 1024

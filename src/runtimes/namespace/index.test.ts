@@ -20,6 +20,7 @@ import type { Instance, InstanceSpec, Runtime } from '../../spec/runtime.ts'
 import { testHelperPath, testImage } from '../test-host.ts'
 import { openNamespaceRuntime, probeNamespace } from './index.ts'
 import { readRecord } from './record.ts'
+import { UidRanges } from './uid-ranges.ts'
 
 // The memory and process limits of an instance are slow to reach on a busy host.
 setDefaultTimeout(60_000)
@@ -87,16 +88,16 @@ describeRoot(`namespace, as root${why === '' ? '' : ` (skipped: ${why})`}`, () =
     await runtime[Symbol.asyncDispose]()
   })
 
-  const shell = async (script: string, on = instance) => {
+  const shell = async (script: string, on = instance, readOutput = true) => {
     const id = nextProcessId++
     const argv = ['sh', '-c', script]
     await on.guest.processes.spawn({ id, argv, env, workingDir: '/blaxel', stdin: 'null' })
     const ended = await on.guest.processes.wait(id, AbortSignal.timeout(30_000))
     let text = ''
-    for await (const records of on.guest.processes.output(id)) {
+    for await (const records of readOutput ? on.guest.processes.output(id) : []) {
       for (const { data } of records) text += Buffer.from(data).toString()
     }
-    return { text, ...ended }
+    return { ...ended, text }
   }
 
   test('an instance is its own machine: name, root, processes', async () => {
@@ -198,10 +199,90 @@ describeRoot(`namespace, as root${why === '' ? '' : ` (skipped: ${why})`}`, () =
 
   test('half an instance, as a crash in the middle of creating leaves, is destroyed', async () => {
     const id = specOf().id
-    mkdirSync(`${options.instancesDir}/${id}`)
+    const halfDir = `${options.instancesDir}/${id}`
+    mkdirSync(halfDir)
+    const range = new UidRanges('/run/hutch/uid-ranges').claim(halfDir)
     expect(await runtime.list()).toContain(id)
     await runtime.destroy(id)
     expect(await runtime.list()).not.toContain(id)
+    expect(lstatSync(`/run/hutch/uid-ranges/${range}`, { throwIfNoEntry: false })).toBeUndefined()
+  })
+
+  test('what a crash left of a disk image in the making is gone after the next start', async () => {
+    const instancesDir = `${dir}/after-crash`
+    mkdirSync(`${instancesDir}/.disk-abcdef`, { recursive: true })
+    await using opened = await openNamespaceRuntime({ ...options, instancesDir })
+    expect(opened.name).toBe('namespace')
+    expect(readdirSync(instancesDir)).toEqual([])
+  })
+
+  test('output of ended processes is kept over a restart, until it is forgotten', async () => {
+    const spec = specOf()
+    const first = await runtime.create(spec)
+    const { id } = await shell('echo before', first)
+    await first.stop()
+    const second = await runtime.restart(spec)
+    const { processes } = second.guest
+    expect(await processes.list()).toEqual([])
+    const records = (await Array.fromAsync(processes.output(id, { follow: true }))).flat()
+    expect(records.map(({ kind, data }) => [kind, Buffer.from(data).toString()])).toEqual([
+      ['stdout', 'before\n'],
+    ])
+    await processes.forget(id)
+    expect(readdirSync(`${options.instancesDir}/${spec.id}/log`)).toEqual([])
+    const code = await Array.fromAsync(processes.output(id)).catch((error) => error.code)
+    expect(code).toBe('not_found')
+    await runtime.destroy(spec.id)
+  })
+
+  test('output of all processes together is bounded, and the oldest goes first', async () => {
+    const chatty = await runtime.create(specOf({ memoryMb: 1024 }))
+    const logDir = `${options.instancesDir}/${chatty.id}/log`
+    const bytesOf = (id: number) =>
+      readdirSync(`${logDir}/${id}`).reduce((sum, name) => sum + statSync(`${logDir}/${id}/${name}`).size, 0)
+    const ids: number[] = []
+    for (let at = 0; at < 10; at++) ids.push((await shell('head -c 33000000 /dev/zero', chatty, false)).id)
+    const sizes = ids.map(bytesOf)
+    const total = sizes.reduce((sum, bytes) => sum + bytes, 0)
+    expect(total).toBeLessThanOrEqual(256 * 1024 * 1024)
+    expect(total).toBeGreaterThan(200 * 1024 * 1024)
+    expect(sizes[0]).toBe(0)
+    expect(sizes.at(-1)).toBeGreaterThan(24 * 1024 * 1024)
+    await runtime.destroy(chatty.id)
+  })
+
+  test('where programs have used up all processes, files and new programs still work', async () => {
+    const crowded = await runtime.create(specOf())
+    const argv = ['python3', '-c', 'import os, time\nwhile True:\n  if os.fork() == 0: time.sleep(100)']
+    const id = nextProcessId++
+    await crowded.guest.processes.spawn({ id, argv, env, workingDir: '/', stdin: 'null' })
+    const { exitCode } = await crowded.guest.processes.wait(id, AbortSignal.timeout(30_000))
+    expect(exitCode).toBe(1)
+    expect((await crowded.stats()).processes).toBeLessThanOrEqual(48)
+    await crowded.guest.files.write('/blaxel/note', Buffer.from('written'))
+    expect((await shell('read -r note < /blaxel/note; echo $note; kill -9 -1', crowded)).text).toBe(
+      'written\n',
+    )
+    expect((await shell('ls / | wc -l', crowded)).exitCode).toBe(0)
+    await runtime.destroy(crowded.id)
+  })
+
+  test('/dev/shm takes half of the memory at most, so that filling it ends nothing', async () => {
+    const filled = await runtime.create(specOf())
+    const { text } = await shell(
+      'dd if=/dev/zero of=/dev/shm/fill bs=1M count=100 2>&1; stat -c %s /dev/shm/fill',
+      filled,
+    )
+    expect(text).toContain('No space left on device')
+    expect(text).toEndWith(`${64 * 1024 * 1024}\n`)
+    expect((await shell('rm /dev/shm/fill; echo alive', filled)).text).toBe('alive\n')
+    await runtime.destroy(filled.id)
+  })
+
+  test('programs have the usual priority, process 1 a higher one', async () => {
+    const other = await runtime.create(specOf())
+    expect((await shell('nice; cut -d" " -f19 /proc/1/stat', other)).text).toBe('0\n-20\n')
+    await runtime.destroy(other.id)
   })
 
   test('a create that the helper refuses leaves nothing', async () => {

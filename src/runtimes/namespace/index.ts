@@ -2,6 +2,7 @@ import { createHash } from 'node:crypto'
 import {
   mkdirSync,
   mkdtempSync,
+  readdirSync,
   readFileSync,
   realpathSync,
   renameSync,
@@ -25,7 +26,7 @@ import type {
 } from '../../spec/runtime.ts'
 import { bootId, HelperError } from '../helper-process.ts'
 import { Cgroups } from './cgroups.ts'
-import { DiskImages, findMkfs } from './disk.ts'
+import { DiskImages, diskScratchPrefix, findMkfs } from './disk.ts'
 import { NamespaceRuntime } from './runtime.ts'
 import { UidRanges } from './uid-ranges.ts'
 
@@ -43,6 +44,8 @@ const uidRangesDir = '/run/hutch/uid-ranges'
 /** What worked since the last boot. */
 const probeMemoPath = '/run/hutch/probe.json'
 const probeStorageMb = 16
+/** Of the platform's own first instance; a probe beside it has a directory of its own. */
+const layerScratchPrefix = '.layer-'
 
 /** Starts and ends one small instance, to see what this host allows. Disturbs no platform that runs. */
 export async function probeNamespace(options: NamespaceOptions): Promise<RuntimeProbe> {
@@ -84,6 +87,7 @@ interface Parts {
 async function openParts(options: NamespaceOptions, { remember }: { remember: boolean }): Promise<Parts> {
   mkdirSync(options.instancesDir, { recursive: true, mode: 0o700 })
   const instancesDir = realpathSync(options.instancesDir)
+  if (remember) removeScratch(instancesDir)
   const name = `hutch-${createHash('sha256').update(instancesDir).digest('hex').slice(0, 12)}`
   const cgroups = new Cgroups(name, options.clock)
   const isRoot = process.getuid?.() === 0
@@ -118,6 +122,14 @@ async function openParts(options: NamespaceOptions, { remember }: { remember: bo
   }
   const notes = [...cgroups.notes, diskNote, isolationNote(failure)]
   return { runtime: open(null, 'none', notes), notes, failure }
+}
+
+/** What a platform that was killed had begun to make; the next holds the directory, so nobody needs it. */
+function removeScratch(instancesDir: string): void {
+  for (const name of readdirSync(instancesDir)) {
+    if (!name.startsWith(diskScratchPrefix) && !name.startsWith(layerScratchPrefix)) continue
+    rmSync(`${instancesDir}/${name}`, { recursive: true, force: true })
+  }
 }
 
 type Shared = Omit<
@@ -208,7 +220,7 @@ function isolationNote(failure: string | null): CapabilityNote {
 
 /** Null when an instance could be made; else what stood in the way. */
 async function tryInstance(shared: Shared, diskImages: DiskImages | null): Promise<string | null> {
-  const layer = mkdtempSync(`${shared.instancesDir}/.probe-`)
+  const layer = mkdtempSync(`${shared.instancesDir}/${layerScratchPrefix}`)
   const capabilities = describe(shared.cgroups, 'unknown', [])
   const runtime = new NamespaceRuntime({ ...shared, diskImages, capabilities, onDispose() {} })
   const id = `probe${randomText(12)}`

@@ -98,8 +98,8 @@ export class NamespaceRuntime implements Runtime {
     if (!before || !kept) throw new PlatformError('not_found', `instance ${spec.id} has left no files`)
     this.#checkFreeSpace()
     await this.#end(spec.id)
-    // Sockets and output of the processes that were; nobody inside lives that could put a link in the way.
-    for (const name of ['run', 'log']) rmSync(`${dir}/${name}`, { recursive: true, force: true })
+    // Nobody inside lives that could put a link in the way. Output of the processes that were is kept.
+    rmSync(`${dir}/run`, { recursive: true, force: true })
     const { uidRanges } = this.#options
     let uidBase: number | null = null
     if (uidRanges) {
@@ -265,7 +265,9 @@ export class NamespaceRuntime implements Runtime {
     const record = readRecord(dir)
     await this.#end(id)
     await removeTree(dir)
-    if (record?.uidBase != null) this.#options.uidRanges?.release(record.uidBase, dir)
+    // Without a record it was made half: whether it had come to have a range is not known.
+    if (record === null) this.#options.uidRanges?.releaseAll(dir)
+    else if (record.uidBase !== null) this.#options.uidRanges?.release(record.uidBase, dir)
   }
 
   #record(id: string, uidBase: number | null, disk: 'loop' | 'dir'): InstanceRecord {

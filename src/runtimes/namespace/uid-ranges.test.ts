@@ -38,6 +38,16 @@ test('a range is kept by its owner only, and free again once released', () => {
   expect(ranges.keep(base, other)).toBe(true)
 })
 
+test('whatever a directory has claimed is given back at once', () => {
+  const ranges = new UidRanges(`${dir}/ranges`)
+  const owner = instanceDir('owner')
+  ranges.claim(owner)
+  ranges.claim(owner)
+  const kept = ranges.claim(instanceDir('other'))
+  ranges.releaseAll(owner)
+  expect(readdirSync(`${dir}/ranges`)).toEqual([String(kept)])
+})
+
 test('claims of directories that are gone are dropped when a platform starts', () => {
   const ranges = new UidRanges(`${dir}/ranges`)
   ranges.claim(instanceDir('gone'))

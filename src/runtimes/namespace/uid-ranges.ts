@@ -54,6 +54,11 @@ export class UidRanges {
     }
   }
 
+  /** Whatever an instance has claimed. */
+  releaseAll(instanceDir: string): void {
+    for (const name of readdirSync(this.dir)) this.release(Number(name), instanceDir)
+  }
+
   /** Drops claims of directories that are gone, as a crash in the middle of a removal leaves them. */
   #sweep() {
     for (const name of readdirSync(this.dir)) {
