@@ -78,7 +78,7 @@ export interface SandboxesOptions {
   secrets: SecretBox
   clock: Clock
   log: Logger
-  /** Process records go to `<dataDir>/sandboxes/<instance id>/processes`. */
+  /** Process records go to `<dataDir>/sandboxes/<instance id>.processes`. */
   dataDir: string
   /** What the operator allows; absent: only the limits of the kind itself. */
   limits?: SandboxLimits

@@ -40,7 +40,7 @@ export class SandboxLeases {
 
   constructor(options: {
     instances: Instances
-    /** Process records go to `<filesDir>/<instance id>/processes`. */
+    /** Process records go to `<filesDir>/<instance id>.processes`. */
     filesDir: string
     clock: Clock
     log: Logger
@@ -102,12 +102,19 @@ export class SandboxLeases {
   }
 
   async removeFiles(instanceId: string): Promise<void> {
-    await rm(join(this.#filesDir, instanceId), { recursive: true, force: true })
+    for (const suffix of ['', '.new']) await rm(`${this.#recordsFile(instanceId)}${suffix}`, { force: true })
   }
 
   async removeFilesExcept(instanceIds: ReadonlySet<string>): Promise<void> {
     const present = await readdir(this.#filesDir).catch(() => [] as string[])
-    for (const id of present) if (!instanceIds.has(id)) await this.removeFiles(id)
+    for (const name of present) {
+      const [id = ''] = name.split('.')
+      if (!instanceIds.has(id)) await this.removeFiles(id)
+    }
+  }
+
+  #recordsFile(instanceId: string): string {
+    return join(this.#filesDir, `${instanceId}.processes`)
   }
 
   async close(): Promise<void> {
@@ -158,7 +165,7 @@ export class SandboxLeases {
     await previous?.then((processes) => processes[Symbol.asyncDispose]()).catch(() => {})
     const processes = new SandboxProcesses({
       guest: instance.guest,
-      recordsDir: join(this.#filesDir, instanceId, 'processes'),
+      recordsFile: this.#recordsFile(instanceId),
       clock: this.#clock,
       log: this.#log,
       defaults: { env: spec.env, workingDir: spec.workingDir },

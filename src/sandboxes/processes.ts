@@ -18,7 +18,7 @@ export type { ProcessStart, ProcessStatus, ProcessView } from './processes/views
 export interface SandboxProcessesOptions {
   guest: Guest
   /** One small file a process is kept here, so that a restarted hutch knows names and intentions. */
-  recordsDir: string
+  recordsFile: string
   clock: Clock
   log: Logger
   defaults: { env: Record<string, string>; workingDir: string }
@@ -61,22 +61,23 @@ export class SandboxProcesses implements AsyncDisposable {
   private readonly host: ProcessHost
 
   constructor(private readonly options: SandboxProcessesOptions) {
-    this.records = new ProcessRecords(options.recordsDir, options.log)
+    this.records = new ProcessRecords(options.recordsFile, options.clock, options.log)
     this.host = this.makeHost()
   }
 
   /** Reads the records and takes up every process that the guest still knows. */
   async open(): Promise<void> {
-    const [records, known] = await Promise.all([this.records.load(), this.options.guest.processes.list()])
+    const { openedAt, records } = this.records.load()
+    this.startedAt = openedAt
+    const known = await this.options.guest.processes.list()
     const byRunId = new Map(known.map((process) => [process.id, process]))
-    this.startedAt = await this.records.createdAt()
     for (const { id } of known) this.nextId = Math.max(this.nextId, id + 1)
     for (const record of records) {
       for (const run of record.runs) this.nextId = Math.max(this.nextId, run.id + 1)
       const current = byRunId.get(record.runs[record.runs.length - 1]!.id)
       if (!current && record.pid === null && record.ended === null) {
         // hutch died between writing the record and starting the program: nobody was ever told of it.
-        await this.records.remove(record.id)
+        this.records.remove(record.id)
         continue
       }
       const process = new SandboxProcess(this.host, record)
@@ -148,7 +149,7 @@ export class SandboxProcesses implements AsyncDisposable {
     } catch (error) {
       this.drop(process)
       if (holder && this.byId.has(holder.id) && !this.byName.has(name)) this.byName.set(name, holder)
-      await this.records.remove(id)
+      this.removeRecord(id)
       throw error
     }
     return process
@@ -348,7 +349,16 @@ export class SandboxProcesses implements AsyncDisposable {
       this.drop(process)
       process.release()
       for (const run of process.record.runs) await this.forgetRun(run.id)
-      await this.records.remove(process.id).catch(() => {})
+      this.removeRecord(process.id)
+    }
+  }
+
+  /** A record that cannot be removed now is one more of an ended process at the next start. */
+  private removeRecord(id: number): void {
+    try {
+      this.records.remove(id)
+    } catch (error) {
+      this.options.log.warn('a process record was not removed', { process: id, error: String(error) })
     }
   }
 

@@ -1,6 +1,6 @@
 import { afterEach, beforeEach, expect, test } from 'bun:test'
 import { existsSync } from 'node:fs'
-import { mkdir } from 'node:fs/promises'
+import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { PlatformError } from '../errors.ts'
 import { restartBackoffMsMax, restartsMax } from '../instances/index.ts'
@@ -118,10 +118,10 @@ test('machines and process records that nobody knows are removed at start', asyn
   await first.close({ keepInstances: true })
   const [known] = [...site.host.machines.keys()] as [string]
   site.host.machines.set('orphan000000', { ...site.host.machines.get(known)! })
-  await mkdir(join(site.dataDir, 'sandboxes', 'orphan000000', 'processes'), { recursive: true })
+  await writeFile(join(site.dataDir, 'sandboxes', 'orphan000000.processes'), '')
   const after = await up()
   expect([...site.host.machines.keys()]).toEqual([known])
-  expect(existsSync(join(site.dataDir, 'sandboxes', 'orphan000000'))).toBe(false)
+  expect(existsSync(join(site.dataDir, 'sandboxes', 'orphan000000.processes'))).toBe(false)
   await expectAgreement(after)
 })
 

@@ -1,6 +1,5 @@
 import { afterEach, beforeEach, expect, test } from 'bun:test'
 import { existsSync } from 'node:fs'
-import { mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { PlatformError } from '../errors.ts'
 import { launchConcurrencyMax } from '../instances/index.ts'
@@ -365,8 +364,8 @@ test('network and lifecycle are replaced as a whole; null and absence clear them
 test('deletion takes files, records and the name, and whoever still asks is told', async () => {
   await create('box')
   const id = await onlyMachine()
-  const files = join(site.dataDir, 'sandboxes', id)
-  await mkdir(join(files, 'processes'), { recursive: true })
+  const files = join(site.dataDir, 'sandboxes', `${id}.processes`)
+  expect(existsSync(files)).toBe(true)
   const removed = await platform.sandboxes.remove('main', 'box')
   expect(removed.body.status).toBe('DELETING')
   expect(site.host.machines.size).toBe(0)

@@ -73,7 +73,7 @@ export class HostMachine {
     if (!this.processes) {
       this.processes = new SandboxProcesses({
         guest: this.guest,
-        recordsDir: join(this.root, '.records'),
+        recordsFile: join(this.root, '.records'),
         clock: systemClock,
         log: silentLogger,
         defaults: { env: { PATH: process.env.PATH ?? '', HOME: '/home' }, workingDir: '/work' },

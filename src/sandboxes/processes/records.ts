@@ -1,7 +1,7 @@
-import { appendFileSync, renameSync, unlinkSync, writeFileSync } from 'node:fs'
-import { chmod, mkdir, readdir, readFile, rm, stat } from 'node:fs/promises'
-import { join } from 'node:path'
+import { appendFileSync, mkdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs'
+import { dirname } from 'node:path'
 import { z } from 'zod'
+import type { Clock } from '../../lib/clock.ts'
 import type { Logger } from '../../lib/log.ts'
 
 const run = z.object({
@@ -47,103 +47,122 @@ const processRecord = z.object({
 /** What is remembered of a process beyond the guest's knowledge: enough to go on after hutch was killed. */
 export type ProcessRecord = z.infer<typeof processRecord>
 
-/** Of one file; then it is written anew. */
-const linesMax = 16
+const header = z.object({ version: z.literal(1), openedAt: z.number() })
+const removal = z.object({ version: z.literal(1), id: z.number().int(), removed: z.literal(true) })
+
+/** Lines that no longer count, beyond as many as do; then the file is written anew. */
+const spareLinesMax = 256
 
 /**
- * One small file a process, a line of JSON for each state it was in; the last whole line counts. Appending costs a
- * fraction of replacing the file, and a line that a crash cut off is as if it had not been written. Readable by the
- * owner alone: it may hold an environment.
+ * One file a sandbox, a line of JSON for each state a process was in: the last one of a process counts. Appending to
+ * one file costs a hundredth of making a file for each process. A line that a crash cut off is as if it had not been
+ * written. Readable by the owner alone, since a line may hold an environment; once that is of no use it is gone.
  */
 export class ProcessRecords {
-  /** Lines of the files that may be appended to: those known to end with a whole one, and to hold no environment. */
-  private readonly lines = new Map<number, number>()
+  /** What counts, by process. */
+  private readonly current = new Map<number, { line: string; private: boolean }>()
+  private openedAt = 0
+  private lines = 0
+  /** The file may end in a part of a line: it is written anew before anything is added. */
+  private torn = true
 
   constructor(
-    private readonly dir: string,
+    private readonly path: string,
+    private readonly clock: Clock,
     private readonly log: Logger,
   ) {}
 
-  async load(): Promise<ProcessRecord[]> {
-    await mkdir(this.dir, { recursive: true, mode: 0o700 })
-    await chmod(this.dir, 0o700)
-    const records: ProcessRecord[] = []
-    for (const file of await readdir(this.dir)) {
-      const path = join(this.dir, file)
-      if (!/^\d+\.json$/.test(file)) {
-        if (file.endsWith('.new')) await rm(path, { force: true })
-        continue
-      }
-      try {
-        records.push(lastRecord(await readFile(path, 'utf8')))
-      } catch (error) {
-        this.log.warn('a process record that cannot be read was dropped', { file, error: String(error) })
-        await rm(path, { force: true })
+  /** `openedAt`: when this sandbox was first opened, in milliseconds since the epoch. */
+  load(): { openedAt: number; records: ProcessRecord[] } {
+    const records = new Map<number, ProcessRecord>()
+    this.openedAt = this.clock.now()
+    const text = this.read()
+    if (text === null) {
+      mkdirSync(dirname(this.path), { recursive: true, mode: 0o700 })
+      this.torn = false
+      this.append(this.header())
+      return { openedAt: this.openedAt, records: [] }
+    }
+    const lines = text.split('\n').filter((line) => line !== '')
+    for (const [index, line] of lines.entries()) {
+      const parsed = parseLine(line)
+      if (parsed === null) {
+        // The last one may have been cut off by a crash; nobody was told of what it said.
+        const cutOff = index === lines.length - 1
+        if (!cutOff) this.log.warn('a process record that cannot be read was dropped', { path: this.path })
+      } else if ('openedAt' in parsed) {
+        this.openedAt = parsed.openedAt
+      } else if ('removed' in parsed) {
+        records.delete(parsed.id)
+        this.current.delete(parsed.id)
+      } else {
+        records.set(parsed.id, parsed)
+        this.current.set(parsed.id, { line, private: parsed.env !== null })
       }
     }
-    return records.sort((a, b) => a.id - b.id)
+    this.lines = lines.length
+    if (text.endsWith('\n')) this.torn = false
+    else this.rewrite()
+    return { openedAt: this.openedAt, records: [...records.values()].sort((a, b) => a.id - b.id) }
   }
 
-  /** On return the file is there for any process of this host that looks: it survives hutch, not loss of power. */
+  /** On return the record is there for any process of this host that looks: it survives hutch, not loss of power. */
   save(record: ProcessRecord): void {
-    const { id } = record
-    const path = this.path(id)
-    const line = `${JSON.stringify(record)}\n`
-    const lines = this.lines.get(id)
-    // Until this call has returned nothing is known to be right about the file.
-    this.lines.delete(id)
-    if (lines !== undefined && lines < linesMax && record.env === null) {
-      appendFileSync(path, line, { mode: 0o600 })
-      this.lines.set(id, lines + 1)
+    const line = JSON.stringify(record)
+    const before = this.current.get(record.id)
+    this.current.set(record.id, { line, private: record.env !== null })
+    // An environment that is no longer needed must not stay in an older line.
+    if (before?.private) this.rewrite()
+    else this.append(line)
+  }
+
+  remove(id: number): void {
+    const before = this.current.get(id)
+    if (!before) return
+    this.current.delete(id)
+    if (before.private) this.rewrite()
+    else this.append(JSON.stringify({ version: 1, id, removed: true }))
+  }
+
+  private append(line: string): void {
+    if (this.torn || this.lines > 2 * this.current.size + spareLinesMax) {
+      this.rewrite()
       return
     }
-    if (lines !== undefined || !this.create(path, line)) {
-      writeFileSync(`${path}.new`, line, { mode: 0o600 })
-      renameSync(`${path}.new`, path)
-    }
-    if (record.env === null) this.lines.set(id, 1)
+    this.torn = true
+    appendFileSync(this.path, `${line}\n`, { mode: 0o600 })
+    this.torn = false
+    this.lines++
   }
 
-  /** False when there is a file already. Without a rename: a new record that a crash cuts off never started anything. */
-  private create(path: string, line: string): boolean {
+  private rewrite(): void {
+    const lines = [this.header(), ...[...this.current.values()].map(({ line }) => line)]
+    writeFileSync(`${this.path}.new`, `${lines.join('\n')}\n`, { mode: 0o600 })
+    renameSync(`${this.path}.new`, this.path)
+    this.lines = lines.length
+    this.torn = false
+  }
+
+  private header(): string {
+    return JSON.stringify({ version: 1, openedAt: this.openedAt })
+  }
+
+  private read(): string | null {
     try {
-      writeFileSync(path, line, { mode: 0o600, flag: 'wx' })
-      return true
+      return readFileSync(this.path, 'utf8')
     } catch (error) {
-      if ((error as NodeJS.ErrnoException).code === 'EEXIST') return false
+      if ((error as NodeJS.ErrnoException).code === 'ENOENT') return null
       throw error
     }
   }
-
-  /** When the directory was made. */
-  async createdAt(): Promise<number> {
-    const { birthtimeMs, ctimeMs } = await stat(this.dir)
-    return birthtimeMs > 0 ? birthtimeMs : ctimeMs
-  }
-
-  async remove(id: number): Promise<void> {
-    this.lines.delete(id)
-    try {
-      unlinkSync(this.path(id))
-    } catch (error) {
-      if ((error as NodeJS.ErrnoException).code !== 'ENOENT') throw error
-    }
-  }
-
-  private path(id: number): string {
-    return join(this.dir, `${id}.json`)
-  }
 }
 
-function lastRecord(text: string): ProcessRecord {
-  const lines = text.split('\n').filter((line) => line !== '')
-  const last = lines.pop() ?? ''
+function parseLine(line: string): z.output<typeof header> | z.output<typeof removal> | ProcessRecord | null {
   try {
-    return processRecord.parse(JSON.parse(last))
-  } catch (error) {
-    // Cut off in the middle: what stood before it still holds.
-    const before = lines.pop()
-    if (before === undefined) throw error
-    return processRecord.parse(JSON.parse(before))
+    const value = JSON.parse(line)
+    if ('openedAt' in value) return header.parse(value)
+    return 'removed' in value ? removal.parse(value) : processRecord.parse(value)
+  } catch {
+    return null
   }
 }
