@@ -203,6 +203,23 @@ static void filter_ioctls(struct program *program) {
   answer(program, 0);
 }
 
+/*
+ * Root inside may change the limits of every process that has its uid. Process 1 without descriptors or files would
+ * leave a sandbox that runs and can be neither used nor seen to be broken.
+ */
+static void protect_init_limits(struct program *program) {
+  const uint32_t high_half = offsetof(struct seccomp_data, args) + 8 * 2 + 4;
+  when(program, BPF_JEQ, SYS_prlimit64, 8);
+  load_argument(program, 0);
+  when(program, BPF_JEQ, 1, 5);
+  load_argument(program, 2); /* the new limit, a pointer: both of its halves */
+  when(program, BPF_JEQ, 0, 2);
+  load(program, high_half);
+  emit(program, BPF_JMP | BPF_JEQ | BPF_K, 0, 1, 0);
+  answer(program, EPERM);
+  answer(program, 0);
+}
+
 void seccomp_install(void) {
   struct program program;
   program.length = 0;
@@ -224,6 +241,7 @@ void seccomp_install(void) {
   deny_namespace_flags(&program, SYS_unshare);
   filter_sockets(&program);
   filter_ioctls(&program);
+  protect_init_limits(&program);
   answer(&program, 0);
 
   struct sock_fprog filter = {.len = program.length, .filter = program.code};

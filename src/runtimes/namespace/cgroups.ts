@@ -127,7 +127,8 @@ export class InstanceCgroup {
 
   /** Ends every process in the group, frozen or not, and waits until none is left. Idempotent. */
   async kill(): Promise<void> {
-    this.#liftCpuLimit()
+    // Thousands of processes that may only use a part of a processor take minutes to end.
+    this.liftCpuLimit()
     const v2 = this.v2Dir
     if (v2 !== null && write(`${v2}/cgroup.kill`, '1')) {
       await this.#settle(() => this.#isEmpty(v2))
@@ -218,12 +219,20 @@ export class InstanceCgroup {
     }
   }
 
-  /** Thousands of processes that may only use a part of a processor take minutes to end. */
-  #liftCpuLimit(): void {
+  /** Until the limit is set again, its share of busy processors still bounds it. */
+  liftCpuLimit(): void {
+    this.#writeCpuQuota(null)
+  }
+
+  setCpuLimit(memoryMb: number): void {
+    this.#writeCpuQuota(cpuQuotaUs(memoryMb))
+  }
+
+  #writeCpuQuota(quotaUs: number | null): void {
     for (const { hierarchy, dir } of this.parts) {
       if (!hierarchy.controllers.includes('cpu')) continue
-      if (hierarchy.version === 2) write(`${dir}/cpu.max`, 'max')
-      else write(`${dir}/cpu.cfs_quota_us`, '-1')
+      if (hierarchy.version === 2) write(`${dir}/cpu.max`, `${quotaUs ?? 'max'} ${cpuPeriodUs}`)
+      else write(`${dir}/cpu.cfs_quota_us`, String(quotaUs ?? -1))
     }
   }
 
@@ -244,7 +253,7 @@ export class InstanceCgroup {
 
 function setLimits({ version, controllers }: Hierarchy, dir: string, { memoryMb, pidsMax }: CgroupLimits) {
   const memoryBytes = String(memoryMb * 1024 * 1024)
-  const quotaUs = Math.max(cpuQuotaUsMin, Math.round((memoryMb / memoryMbPerCore) * cpuPeriodUs))
+  const quotaUs = cpuQuotaUs(memoryMb)
   for (const controller of controllers) {
     if (controller === 'memory' && version === 2) {
       writeFileSync(`${dir}/memory.max`, memoryBytes)
@@ -267,6 +276,10 @@ function setLimits({ version, controllers }: Hierarchy, dir: string, { memoryMb,
       writeFileSync(`${dir}/pids.max`, String(pidsMax))
     }
   }
+}
+
+function cpuQuotaUs(memoryMb: number): number {
+  return Math.max(cpuQuotaUsMin, Math.round((memoryMb / memoryMbPerCore) * cpuPeriodUs))
 }
 
 function write(path: string, value: string): boolean {

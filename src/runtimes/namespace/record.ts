@@ -24,6 +24,8 @@ const recordSchema = z.strictObject({
   uidBase: z.int().nullable(),
   disk: z.enum(['loop', 'dir']),
   groups,
+  /** For its share of the processors. */
+  memoryMb: z.int().positive().optional(),
 })
 export type InstanceRecord = z.infer<typeof recordSchema>
 
@@ -36,8 +38,13 @@ export interface InstanceState extends InstanceRecord {
 
 const recordName = 'instance.json'
 
+/** The first record of an instance. One that a crash cut off is as none: nothing was made for the instance yet. */
+export function createRecord(dir: string, record: InstanceRecord): void {
+  writeFileSync(`${dir}/${recordName}`, JSON.stringify(record), { mode: 0o600, flag: 'wx' })
+}
+
+/** Replaced whole, so that a crash leaves the old one or the new one. */
 export function writeRecord(dir: string, record: InstanceRecord): void {
-  // Replaced whole, so that a crash leaves the old one or the new one.
   writeFileSync(`${dir}/${recordName}.new`, JSON.stringify(record), { mode: 0o600 })
   renameSync(`${dir}/${recordName}.new`, `${dir}/${recordName}`)
 }

@@ -17,6 +17,7 @@ import type { DiskImages } from './disk.ts'
 import { NamespaceInstance } from './instance.ts'
 import { checkSpec, launch } from './launch.ts'
 import {
+  createRecord,
   handleVersion,
   type InstanceRecord,
   type InstanceState,
@@ -78,8 +79,8 @@ export class NamespaceRuntime implements Runtime {
     try {
       const disk = this.#options.diskImages === null ? 'dir' : 'loop'
       const uidBase = this.#options.uidRanges?.claim(dir) ?? null
-      const record = this.#record(spec.id, uidBase, disk)
-      writeRecord(dir, record)
+      const record = this.#record(spec, uidBase, disk)
+      createRecord(dir, record)
       await this.#options.diskImages?.create(`${dir}/disk.img`, spec.storageMb)
       return await this.#start(spec, record)
     } catch (error) {
@@ -112,7 +113,7 @@ export class NamespaceRuntime implements Runtime {
       const sound = await diskImages.repair(`${dir}/disk.img`)
       if (!sound) log.warn('a disk image could not be repaired', { instance: spec.id })
     }
-    const record = this.#record(spec.id, uidBase, before.disk)
+    const record = this.#record(spec, uidBase, before.disk)
     writeRecord(dir, record)
     try {
       return await this.#start(spec, record)
@@ -192,8 +193,12 @@ export class NamespaceRuntime implements Runtime {
     if (state.uidBase !== null) this.#options.uidRanges?.keep(state.uidBase, this.#dir(handle.id))
     if (this.capabilities.standby === 'freeze') await group.thaw().catch(() => {})
     const instance = this.#instance(handle.id, state, group)
+    const { memoryMb } = state
     try {
+      // One whose programs are too busy for process 1 to answer in time would be ended, and they with it.
+      if (memoryMb !== undefined) group.liftCpuLimit()
       await instance.open()
+      if (memoryMb !== undefined) group.setCpuLimit(memoryMb)
       return instance
     } catch (error) {
       this.#options.log.warn('an instance runs but does not answer', {
@@ -270,13 +275,14 @@ export class NamespaceRuntime implements Runtime {
     else if (record.uidBase !== null) this.#options.uidRanges?.release(record.uidBase, dir)
   }
 
-  #record(id: string, uidBase: number | null, disk: 'loop' | 'dir'): InstanceRecord {
-    const { parts } = this.#options.cgroups.find(id)
+  #record(spec: InstanceSpec, uidBase: number | null, disk: 'loop' | 'dir'): InstanceRecord {
+    const { parts } = this.#options.cgroups.find(spec.id)
     return {
       bootId: this.#bootId,
       uidBase,
       disk,
       groups: parts.map(({ hierarchy, dir }) => ({ ...hierarchy, dir })),
+      memoryMb: spec.memoryMb,
     }
   }
 

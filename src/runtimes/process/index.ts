@@ -1,4 +1,4 @@
-import { closeSync, mkdirSync, openSync, readdirSync, realpathSync } from 'node:fs'
+import { accessSync, closeSync, constants, mkdirSync, openSync, readdirSync, realpathSync } from 'node:fs'
 import { PlatformError } from '../../errors.ts'
 import type { Clock } from '../../lib/clock.ts'
 import type { Logger } from '../../lib/log.ts'
@@ -191,6 +191,8 @@ class ProcessRuntime implements Runtime {
 function ownWorkingDir(wanted: string, dir: string): string {
   try {
     mkdirSync(wanted, { recursive: true })
+    // It may be there already, and another user's.
+    accessSync(wanted, constants.W_OK | constants.X_OK)
     return wanted
   } catch {
     mkdirSync(`${dir}/work`, { recursive: true })
