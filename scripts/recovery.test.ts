@@ -240,7 +240,8 @@ function leftovers(): string[] {
   }
   const instancesDir = join(dataDir, 'instances')
   for (const name of readdirSync(instancesDir)) foreign(name, `directory instances/${name}`)
-  for (const name of entries(join(dataDir, 'sandboxes'))) foreign(name, `directory sandboxes/${name}`)
+  for (const name of entries(join(dataDir, 'sandboxes')))
+    foreign(name.split('.')[0] ?? '', `records sandboxes/${name}`)
   const group = `hutch-${createHash('sha256').update(instancesDir).digest('hex').slice(0, 12)}`
   for (const line of readFileSync('/proc/self/mountinfo', 'utf8').split('\n')) {
     if (line.includes(dataDir)) found.push(`mount ${line}`)

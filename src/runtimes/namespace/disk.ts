@@ -1,14 +1,6 @@
 import { dlopen } from 'bun:ffi'
-import {
-  closeSync,
-  ftruncateSync,
-  mkdtempSync,
-  openSync,
-  readSync,
-  rmSync,
-  statSync,
-  writeSync,
-} from 'node:fs'
+import { closeSync, ftruncateSync, mkdtempSync, openSync, readSync, rmSync, statSync } from 'node:fs'
+import { type FileHandle, open } from 'node:fs/promises'
 import { dirname } from 'node:path'
 import { PlatformError } from '../../errors.ts'
 
@@ -46,15 +38,16 @@ export class DiskImages {
 
   async create(path: string, storageMb: number): Promise<void> {
     const template = await this.#template(storageMb)
-    const file = openSync(path, 'wx', 0o600)
+    // Off the request loop: a new file waits for whatever the host's file system is committing.
+    const file = await open(path, 'wx', 0o600)
     try {
-      ftruncateSync(file, template.sizeBytes)
-      for (const { at, bytes } of template.extents) writeWhole(file, bytes, at)
+      await file.truncate(template.sizeBytes)
+      for (const { at, bytes } of template.extents) await writeWhole(file, bytes, at)
     } catch (error) {
       rmSync(path, { force: true })
       throw error
     } finally {
-      closeSync(file)
+      await file.close()
     }
   }
 
@@ -179,8 +172,9 @@ function openSeek(): (file: number, at: number, whence: number) => number | bigi
   throw new PlatformError('unavailable', 'Sparse files cannot be read: no C library was found')
 }
 
-function writeWhole(file: number, bytes: Uint8Array, at: number) {
+async function writeWhole(file: FileHandle, bytes: Uint8Array, at: number): Promise<void> {
   for (let written = 0; written < bytes.length; ) {
-    written += writeSync(file, bytes, written, bytes.length - written, at + written)
+    const { bytesWritten } = await file.write(bytes, written, bytes.length - written, at + written)
+    written += bytesWritten
   }
 }

@@ -1,4 +1,5 @@
 import { readFileSync, renameSync, writeFileSync } from 'node:fs'
+import { writeFile } from 'node:fs/promises'
 import { z } from 'zod'
 import type { ProcessIdentity } from '../helper-process.ts'
 
@@ -39,8 +40,8 @@ export interface InstanceState extends InstanceRecord {
 const recordName = 'instance.json'
 
 /** The first record of an instance. One that a crash cut off is as none: nothing was made for the instance yet. */
-export function createRecord(dir: string, record: InstanceRecord): void {
-  writeFileSync(`${dir}/${recordName}`, JSON.stringify(record), { mode: 0o600, flag: 'wx' })
+export async function createRecord(dir: string, record: InstanceRecord): Promise<void> {
+  await writeFile(`${dir}/${recordName}`, JSON.stringify(record), { mode: 0o600, flag: 'wx' })
 }
 
 /** Replaced whole, so that a crash leaves the old one or the new one. */

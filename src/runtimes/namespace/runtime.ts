@@ -1,4 +1,5 @@
-import { closeSync, existsSync, mkdirSync, openSync, readdirSync, rmSync, statfsSync } from 'node:fs'
+import { closeSync, existsSync, openSync, readdirSync, rmSync, statfsSync } from 'node:fs'
+import { mkdir } from 'node:fs/promises'
 import { PlatformError } from '../../errors.ts'
 import { KeeperChannel } from '../../guest/index.ts'
 import type { Clock } from '../../lib/clock.ts'
@@ -71,7 +72,8 @@ export class NamespaceRuntime implements Runtime {
     const dir = this.#dir(spec.id)
     this.#checkFreeSpace()
     try {
-      mkdirSync(dir, { mode: 0o700 })
+      // Off the request loop, as all that waits for the host's file system.
+      await mkdir(dir, { mode: 0o700 })
     } catch (error) {
       if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw hostError(error)
       throw new PlatformError('already_exists', `instance ${spec.id} exists already`)
@@ -80,7 +82,7 @@ export class NamespaceRuntime implements Runtime {
       const disk = this.#options.diskImages === null ? 'dir' : 'loop'
       const uidBase = this.#options.uidRanges?.claim(dir) ?? null
       const record = this.#record(spec, uidBase, disk)
-      createRecord(dir, record)
+      await createRecord(dir, record)
       await this.#options.diskImages?.create(`${dir}/disk.img`, spec.storageMb)
       return await this.#start(spec, record)
     } catch (error) {

@@ -256,6 +256,44 @@ describe.skipIf(!possible)('process 1 and the kernel settings are closed', () =>
     expect((await probe('trace', '1')).output.trim()).toBe(`errno ${osErrno('EPERM')}`)
   })
 
+  test('changing its limits', async () => {
+    expect(control('limit-init')).toBe('done')
+    expect((await probe('limit-init')).output.trim()).toBe(`errno ${osErrno('EPERM')}`)
+  })
+
+  test('its arguments do not tell where on the host it is', async () => {
+    const { output } = await shell(sandbox, 'tr "\\0" " " < /proc/1/cmdline')
+    expect(output).toStartWith('hutch-helper ')
+    expect(output).not.toContain('/')
+  })
+
+  test('its workers, which act for the platform with the ids of the sandbox', async () => {
+    const { promise: finished, resolve: finish } = Promise.withResolvers<void>()
+    const slow = new ReadableStream<Uint8Array>({
+      start: (controller) => controller.enqueue(new Uint8Array(100_000)),
+      pull: async (controller) => {
+        await finished
+        controller.close()
+      },
+    })
+    const written = sandbox.guest.files.write('/tmp/slow', slow)
+    const find =
+      'for p in /proc/[0-9]*; do [ "$(cat $p/comm 2>/dev/null)" = hutch-guest ] && basename $p; done; true'
+    const found = (await shell(sandbox, find)).output.trim().split('\n')
+    const workers = found.filter((pid) => pid !== '1')
+    expect(workers.length).toBeGreaterThan(0)
+    for (const pid of workers) {
+      expect((await probe('trace', pid)).output.trim()).toBe(`errno ${osErrno('EPERM')}`)
+      expect((await probe('list-fds', `/proc/${pid}/fd`)).output).toStartWith('errno ')
+      for (const file of ['root', 'cwd', 'exe', 'ns/mnt'])
+        expect((await probe('readlink', `/proc/${pid}/${file}`)).output).toStartWith('errno ')
+      for (const file of ['mem', 'maps', 'environ'])
+        expect((await probe('read', `/proc/${pid}/${file}`)).output).toStartWith('errno ')
+    }
+    finish()
+    expect((await written).size).toBe(100_000)
+  })
+
   test('a signal does not end it', async () => {
     await shell(sandbox, 'kill -9 1; kill -TERM 1; kill -STOP 1')
     expect((await shell(sandbox, 'echo alive')).output).toBe('alive\n')
