@@ -30,6 +30,7 @@ export interface HostImageOptions {
 const freezeAfterMs = 120_000
 const freeBytesMin = 4 * 1024 ** 3
 const lockAttemptsMax = 3
+const resolvedAgeMsMax = 1_000
 const lockAgeMsMax = 60 * 60 * 1000
 
 /**
@@ -43,6 +44,8 @@ export class HostImage {
   #skeleton: Promise<{ path: string; stamp: string }> | null = null
   #freezing: Promise<void> | null = null
   readonly #held = new Set<string>()
+  /** Many sandboxes at once start from the same image: the host is looked at once for all of them. */
+  #resolved: { at: number; root: Promise<RootFilesystem> } | null = null
   readonly #closed = new AbortController()
 
   constructor(options: HostImageOptions) {
@@ -70,9 +73,21 @@ export class HostImage {
     await this.#freezing?.catch(() => {})
   }
 
-  /** The root file system to start from now. */
+  /** The root file system to start from now; a change of the host is noticed within a second. */
   async resolve(signal?: AbortSignal): Promise<RootFilesystem> {
     signal?.throwIfAborted()
+    const now = this.#options.clock.monotonic()
+    if (this.#resolved === null || now - this.#resolved.at > resolvedAgeMsMax) {
+      const resolved = { at: now, root: this.#resolveNow() }
+      this.#resolved = resolved
+      resolved.root.catch(() => {
+        if (this.#resolved === resolved) this.#resolved = null
+      })
+    }
+    return await this.#resolved.root
+  }
+
+  async #resolveNow(): Promise<RootFilesystem> {
     const skeleton = await this.#currentSkeleton()
     const frozen = await this.#frozenUsr()
     const usr = frozen ?? this.#usr
@@ -91,6 +106,7 @@ export class HostImage {
   async freeze(signal?: AbortSignal): Promise<void> {
     this.#freezing ??= this.#freezeOnce(signal).finally(() => {
       this.#freezing = null
+      this.#resolved = null
     })
     return this.#freezing
   }
