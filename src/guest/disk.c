@@ -5,6 +5,7 @@
 #include <linux/loop.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 
@@ -28,6 +29,8 @@ enum { LOOP_ATTEMPTS_MAX = 128, LOOP_BLOCK_BYTES = 4096 };
 static int loop_open(int image, char *path, size_t path_size) {
   int control = open("/dev/loop-control", O_RDWR | O_CLOEXEC);
   if (control < 0) fail("disk", "/dev/loop-control");
+  /* In turns: the kernel names the same free device to all who ask at once, and all but one would have asked in vain. */
+  (void)flock(control, LOCK_EX);
   for (int attempt = 0; attempt < LOOP_ATTEMPTS_MAX; attempt++) {
     int number = ioctl(control, LOOP_CTL_GET_FREE);
     if (number < 0) fail("disk", "no free loop device");
