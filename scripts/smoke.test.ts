@@ -143,7 +143,14 @@ describe.skipIf(!usable)('a platform on a fresh data directory', () => {
   test('status says ready', async () => {
     const { code, stdout } = await platform.run(['status', '--json'])
     expect(code).toBe(0)
-    expect(JSON.parse(stdout)).toMatchObject({ running: true, state: 'ready', url: platform.url, dataDir })
+    expect(JSON.parse(stdout)).toMatchObject({
+      running: true,
+      state: 'ready',
+      url: platform.url,
+      runtime: 'namespace',
+      isolation: 'kernel-shared',
+      dataDir,
+    })
   })
 
   test('a second up on the same data directory says who holds it', async () => {

@@ -15,6 +15,9 @@ export interface RunningPlatform {
   startedAt: string
   /** Only when configured. */
   region?: string
+  /** The driver of sandboxes, and how it isolates them: `kernel-shared`, `virtual-machine` or `none`. */
+  runtime?: string
+  isolation?: string
 }
 
 /** The first admin's credentials, written once by the first `up`. */
@@ -46,6 +49,8 @@ export function readRunningPlatform(dataDir: string): RunningPlatform | null {
     url: running.url,
     startedAt: String(running.startedAt ?? ''),
     ...(running.region ? { region: String(running.region) } : {}),
+    ...(running.runtime ? { runtime: String(running.runtime) } : {}),
+    ...(running.isolation ? { isolation: String(running.isolation) } : {}),
   }
 }
 

@@ -205,6 +205,8 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
         pid: process.pid,
         url,
         startedAt: new Date(clock.now()).toISOString(),
+        runtime: runtime.name,
+        isolation: runtime.capabilities.isolation,
         ...(config.region === null ? {} : { region: config.region }),
       })
       return { url, port }

@@ -3,7 +3,7 @@ import { capture } from '../capture.ts'
 import { cleanEnvironment, RunningHutch, temporaryDataDir } from '../platform.ts'
 import { milliseconds, type Row, run, sample, samplesMin, times } from './measure.ts'
 
-const parallelCount = 160
+const parallelCount = 400
 const parallelWidth = 16
 
 /** Create to the first command's output through @blaxel/core; against `unshare` making bare namespaces. */

@@ -42,6 +42,10 @@ export const status = command({
     }
     print(`${paint(health.ready ? 'green' : 'yellow', state)}  ${running.url}`)
     print(`process    ${running.pid}, up ${age(running.startedAt)}`)
+    if (running.runtime) {
+      const isolated = running.isolation !== 'none'
+      print(`runtime    ${running.runtime}${isolated ? '' : paint('red', ', no isolation whatever')}`)
+    }
     print(`data       ${dataDir}`)
     if (credentials) print(`workspace  ${credentials.workspace}`)
     if (sandboxes) {
