@@ -11,8 +11,8 @@ import { absolutePath, type FilePath, filePath, joined, userPath } from './paths
 
 /** Of a JSON body that carries the content of files. */
 export const fileJsonBytesMax = 64 * 1024 * 1024
-/** Up to this a file is answered in one piece, with its length; a larger one is streamed, which is then faster. */
-const wholeFileBytesMax = 256 * 1024
+/** Up to this a file is answered in one piece, with its length; a larger one is streamed. */
+const wholeFileBytesMax = 2 * 1024 * 1024
 /** So much of an upload is held back until the fields behind it are known; it covers the client's single uploads. */
 const uploadLookaheadBytesMax = 6 * 1024 * 1024
 const formFieldBytesMax = 8192
