@@ -92,9 +92,9 @@ suite(`an instance launched by root${reason}`, () => {
 
   test('gives root inside its whole file system, and nothing else', async () => {
     const instance = await host.launch({
-      entries: ['workdir=/work/place'],
+      entries: ['workdir=/srv/place'],
       script: `exec > /tmp/report 2>&1
-        id -u; hostname; pwd; stat -c '%u %a %n' / /usr /etc /tmp /work/place /dev/null
+        id -u; hostname; pwd; stat -c '%u %a %n' / /usr /etc /tmp /srv/place /dev/null
         touch /usr/new /etc/new && chown 1000:65535 /etc/new && mv /usr/share /usr/moved && rm -r /usr/include && echo writable
         ls /proc/1/root /proc/1/fd >/dev/null 2>&1 || echo hidden
         mount -t tmpfs none /tmp 2>/dev/null || echo no mount
@@ -108,12 +108,12 @@ suite(`an instance launched by root${reason}`, () => {
     expect((await instance.report('tmp/report')).split('\n')).toEqual([
       '0',
       'box',
-      '/work/place',
+      '/srv/place',
       '0 755 /',
       '0 755 /usr',
       '0 755 /etc',
       '0 1777 /tmp',
-      '0 755 /work/place',
+      '0 755 /srv/place',
       '0 666 /dev/null',
       'writable',
       'hidden',
