@@ -27,7 +27,7 @@ export interface HostImageOptions {
 }
 
 /** A platform that runs for a moment only (a test, a demo) should not start to copy gigabytes. */
-const freezeAfterMs = 120_000
+const freezeAfterMs = 600_000
 const freeBytesMin = 4 * 1024 ** 3
 const lockAttemptsMax = 3
 const resolvedAgeMsMax = 1_000
