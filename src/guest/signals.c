@@ -23,7 +23,7 @@ struct task {
   uint8_t below;
 };
 
-static int by_pid(const void *left, const void *right) {
+static int compare_pids(const void *left, const void *right) {
   pid_t a = ((const struct task *)left)->pid, b = ((const struct task *)right)->pid;
   return (a > b) - (a < b);
 }
@@ -62,14 +62,14 @@ static size_t read_tasks(struct task **tasks) {
     if (read_task(dirfd(dir), entry->d_name, &(*tasks)[count]) == 0) count++;
   }
   if (dir) closedir(dir);
-  if (count > 0) qsort(*tasks, count, sizeof **tasks, by_pid);
+  if (count > 0) qsort(*tasks, count, sizeof **tasks, compare_pids);
   return count;
 }
 
 /* NULL when there is none. Both lists of tasks are in order of pid: there may be thousands, and little time. */
 static struct task *find_task(struct task *tasks, size_t count, pid_t pid) {
   struct task wanted = {.pid = pid};
-  return count ? bsearch(&wanted, tasks, count, sizeof *tasks, by_pid) : NULL;
+  return count ? bsearch(&wanted, tasks, count, sizeof *tasks, compare_pids) : NULL;
 }
 
 /* Everything below `root`; its session and group too unless `root` is ourselves. */
@@ -109,7 +109,7 @@ static void signal_tree(pid_t root, int signal) {
       done[done_count++] = tasks[i];
       sent++;
     }
-    qsort(done, done_count, sizeof *done, by_pid);
+    qsort(done, done_count, sizeof *done, compare_pids);
     if (sent == 0) break;
   }
   free(done);
