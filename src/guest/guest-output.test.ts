@@ -37,11 +37,11 @@ describe('background children that keep the pipes', () => {
 
   test('they outlive FORGET and do not get SIGPIPE', async () => {
     const id = nextId()
-    const script = `(sleep 0.3; echo one; echo two; echo fine > ${guest.dir}/work/fine) & echo now`
+    const script = `(sleep 0.3; echo one; echo two; echo fine > ${guest.dir}/inside/fine) & echo now`
     await control.shell(id, script)
     await control.exit(id)
     expect(await control.request(forget(id), id)).toBe('OK')
-    await eventually(() => Bun.file(join(guest.dir, 'work/fine')).exists())
+    await eventually(() => Bun.file(join(guest.dir, 'inside/fine')).exists())
     expect(await readdir(guest.logDir)).not.toContain(String(id))
   })
 })

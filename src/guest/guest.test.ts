@@ -75,7 +75,7 @@ describe('programs', () => {
     const id = nextId()
     await control.spawn(id, ['pwd'])
     await control.exit(id)
-    expect(await guest.text(id)).toBe(`${join(guest.dir, 'work')}\n`)
+    expect(await guest.text(id)).toBe(`${join(guest.dir, 'inside')}\n`)
   })
 
   test('failures before the program runs name their step and leave nothing', async () => {

@@ -36,7 +36,7 @@ export class TestGuest implements AsyncDisposable {
   static async start(options: { prepare?: (dir: string) => void } = {}): Promise<TestGuest> {
     const dir = await mkdtemp(join(tmpdir(), 'hutch-guest-'))
     options.prepare?.(dir)
-    const entries = [`dir=${dir}`, `workdir=${dir}/work`]
+    const entries = [`dir=${dir}`, `workdir=${dir}/inside`]
     const child = Bun.spawn([helperPath, 'guest'], {
       stdin: new TextEncoder().encode(entries.map((entry) => `${entry}\0`).join('')),
       stdout: 'pipe',
