@@ -19,10 +19,12 @@ export class RunningHutch implements AsyncDisposable {
     private readonly stderr: { text: string },
   ) {}
 
-  static async start(options: { dataDir: string; args?: string[] }): Promise<RunningHutch> {
+  /** `port`: any free one by default. */
+  static async start(options: { dataDir: string; port?: number; args?: string[] }): Promise<RunningHutch> {
     const startedAt = performance.now()
+    const port = String(options.port ?? 0)
     const child = Bun.spawn(
-      [executablePath, 'up', '--port', '0', '--data-dir', options.dataDir, ...(options.args ?? [])],
+      [executablePath, 'up', '--port', port, '--data-dir', options.dataDir, ...(options.args ?? [])],
       { stdin: 'ignore', stdout: 'pipe', stderr: 'pipe', env: cleanEnvironment(), detached: true },
     )
     const stderr = { text: '' }

@@ -14,6 +14,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { buildIfStale, executablePath } from './build.ts'
 import { cleanEnvironment, RunningHutch } from './platform.ts'
+import { seededChoices } from './seeded-choices.ts'
 
 // Kills dist/hutch at random moments and looks at what the next one finds, and at what is left on the host.
 
@@ -42,17 +43,7 @@ afterAll(async () => {
   rmSync(directory, { recursive: true, force: true })
 })
 
-/** The same choices for the same seed: HUTCH_TEST_SEED repeats a run, as far as timing allows. */
-const seed = Number(process.env.HUTCH_TEST_SEED ?? Math.floor(Math.random() * 2 ** 31))
-let state = seed
-function random(): number {
-  state = (state + 0x6d2b79f5) | 0
-  let mixed = Math.imul(state ^ (state >>> 15), state | 1)
-  mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61)
-  return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32
-}
-const below = (count: number): number => Math.floor(random() * count)
-const oneOf = <Item>(items: readonly Item[]): Item | undefined => items[below(items.length)]
+const { seed, random, below, oneOf } = seededChoices()
 
 /** What was asked for, and what of it was acknowledged. */
 interface Box {

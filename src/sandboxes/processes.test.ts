@@ -457,6 +457,58 @@ describe('after kill -9 of hutch', () => {
     expect(await after.start({ command: 'b', name: 'p' })).toMatchObject({ pid: '1002' })
   })
 
+  test('what was answered is known though the machine dies in the same moment', async () => {
+    const before = await open()
+    const running = await before.start({ command: 'serve', name: 'running' })
+    guest.onSpawn = ({ id }) => guest.end(id, { exitCode: 3 })
+    const ended = await before.start({ command: 'b', name: 'ended', waitForCompletion: true })
+    guest = new ScriptedGuest(clock)
+    const after = await open()
+    expect(await after.get('running')).toMatchObject({ pid: running.pid, status: 'killed', exitCode: -1 })
+    expect(await after.get('ended')).toMatchObject({ pid: ended.pid, status: 'failed', exitCode: 3 })
+    expect(await after.list()).toHaveLength(2)
+  })
+
+  test('a process whose start nobody was told of is not lost any more once it was seen', async () => {
+    const before = await open()
+    const { spawn } = guest.processes
+    guest.processes.spawn = async (spec) => {
+      await spawn(spec)
+      return await new Promise(() => {})
+    }
+    void before.launch({ command: 'a', name: 'p' })
+    const seen = await (await open()).list()
+    guest = new ScriptedGuest(clock)
+    expect(await (await open()).get('p')).toMatchObject({ pid: seen[0]?.pid, status: 'killed' })
+  })
+
+  test('one that was closed leaves the records to its successor', async () => {
+    const before = await open()
+    const { spawn } = guest.processes
+    const spawned = Promise.withResolvers<void>()
+    guest.processes.spawn = async (spec) => {
+      await spawned.promise
+      return await spawn(spec)
+    }
+    const late = failure(before.start({ command: 'a', name: 'late' }))
+    await before.close()
+    guest.processes.spawn = spawn
+    const after = await open()
+    await after.start({ command: 'b', name: 'kept' })
+    spawned.resolve()
+    expect((await late).code).toBe('unavailable')
+    expect((await failure(before.start({ command: 'c' }))).code).toBe('unavailable')
+    guest = new ScriptedGuest(clock)
+    expect((await (await open()).list()).map(({ name }) => name)).toEqual(['kept'])
+  })
+
+  test('a process that cannot be recorded is not started', async () => {
+    const processes = await open()
+    rmSync(dir, { recursive: true })
+    expect((await failure(processes.start({ command: 'a' }))).code).toBe('unavailable')
+    expect(guest.spawned).toEqual([])
+  })
+
   test('a record that a crash cut off while it was written counts as it stood before', async () => {
     const before = await open()
     await before.start({ command: 'a', name: 'p', timeoutSeconds: 7 })

@@ -76,8 +76,9 @@ export class SandboxProcesses implements AsyncDisposable {
       for (const run of record.runs) this.nextId = Math.max(this.nextId, run.id + 1)
       const current = byRunId.get(record.runs[record.runs.length - 1]!.id)
       if (!current && record.pid === null && record.ended === null) {
-        // hutch died between writing the record and starting the program: nobody was ever told of it.
-        this.records.remove(record.id)
+        // hutch died before the program was known to run, and it does not: nobody was ever told of it.
+        this.removeRecord(record.id)
+        void this.forgetRun(record.id)
         continue
       }
       const process = new SandboxProcess(this.host, record)
@@ -115,6 +116,7 @@ export class SandboxProcesses implements AsyncDisposable {
    * @throws bad_request (name in use), unprocessable (cannot be started, and why)
    */
   async launch(start: ProcessStart): Promise<SandboxProcess> {
+    this.closing.signal.throwIfAborted()
     const name = start.name || this.newName()
     checkName(name)
     checkCommand(start.command)
@@ -219,7 +221,7 @@ export class SandboxProcesses implements AsyncDisposable {
     return this.end(identifier, 'kill', killAnswerMsMax)
   }
 
-  /** Lets go of the guest; processes run on. */
+  /** Lets go of the guest and of the records, which a successor may take up; processes run on. */
   async close(): Promise<void> {
     this.removeExitListener()
     this.closing.abort(new PlatformError('unavailable', 'the sandbox is being closed'))
@@ -248,6 +250,8 @@ export class SandboxProcesses implements AsyncDisposable {
         void this.forgetRun(id)
       },
       save: (process) => {
+        // The records may be another's by now.
+        if (this.closing.signal.aborted) return
         // Not one that was forgotten meanwhile, or its record would come back.
         if (this.byId.get(process.id) !== process) return
         this.records.save(process.record)
@@ -344,6 +348,7 @@ export class SandboxProcesses implements AsyncDisposable {
   }
 
   private async forgetOldest(): Promise<void> {
+    if (this.closing.signal.aborted) return
     const ended = [...this.byId.values()].filter((process) => !process.running)
     for (const process of ended.slice(0, Math.max(0, ended.length - endedProcessesMax))) {
       this.drop(process)
@@ -355,6 +360,7 @@ export class SandboxProcesses implements AsyncDisposable {
 
   /** A record that cannot be removed now is one more of an ended process at the next start. */
   private removeRecord(id: number): void {
+    if (this.closing.signal.aborted) return
     try {
       this.records.remove(id)
     } catch (error) {

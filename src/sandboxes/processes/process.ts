@@ -94,8 +94,13 @@ export class SandboxProcess {
     return this.record.ended?.status ?? 'running'
   }
 
-  /** @throws unprocessable when it cannot be started */
+  /** @throws unprocessable when it cannot be started, insufficient_storage or unavailable when it cannot be recorded */
   async begin(env: Record<string, string>): Promise<void> {
+    try {
+      this.host.save(this)
+    } catch (error) {
+      throw recordFailure(error)
+    }
     await this.spawn(env)
     this.starting = false
     this.armDeadline()
@@ -110,7 +115,11 @@ export class SandboxProcess {
       this.finished.resolve()
       return
     }
-    if (current && this.record.pid === null) this.record.pid = current.pid
+    if (current && this.record.pid === null) {
+      // It will be seen in lists from now on, so it must not be lost any more.
+      this.record.pid = current.pid
+      this.save()
+    }
     const last = this.record.runs[this.record.runs.length - 1]!
     if (last.note !== null) {
       // hutch died while it waited to restart this one: it is decided, and counted, anew.
@@ -252,10 +261,9 @@ export class SandboxProcess {
     }
   }
 
-  /** Ends timers and saves what was not saved yet. */
+  /** Ends timers. */
   release(): void {
     this.timers.abort()
-    if (this.saveTimer !== null) this.save()
     this.inline = null
   }
 
@@ -317,7 +325,6 @@ export class SandboxProcess {
     const { record, host } = this
     const workingDir = posix.resolve(host.defaults.workingDir, record.workingDir)
     const env = { ...host.defaults.env, ...requestEnv }
-    this.save()
     try {
       const { pid, startedAt } = await host.guest.processes.spawn({
         id: this.current.id,
@@ -330,7 +337,9 @@ export class SandboxProcess {
       if (record.pid === null) {
         record.pid = pid
         record.startedAt = startedAt
-        this.saveSoon()
+        host.closing.throwIfAborted()
+        // Before anybody is told: the machine may die together with hutch, and then only this file knows of it.
+        this.save()
       }
     } catch (error) {
       throw await this.startFailure(error, workingDir)
@@ -373,6 +382,7 @@ export class SandboxProcess {
       host.dropRunId(oldest.id)
     }
     this.restarting = false
+    this.save()
     try {
       await this.spawn(record.env ?? {})
     } catch (error) {
@@ -386,8 +396,8 @@ export class SandboxProcess {
     this.record.env = null
     this.restarting = false
     this.timers.abort()
-    if (this.starting) queueMicrotask(() => this.saveSoon())
-    else this.saveSoon()
+    // A process that ended while it was being started is recorded once, with its pid.
+    if (!this.starting) this.save()
     this.settleAll()
     this.finished.resolve()
     this.host.ended(this)
@@ -425,31 +435,22 @@ export class SandboxProcess {
     if (!this.running) throw new PlatformError('conflict', `process '${this.name}' is not running`)
   }
 
-  private saveTimer: ReturnType<typeof setTimeout> | null = null
-
-  private saveSoon(): void {
-    if (this.saveTimer !== null) return
-    this.saveTimer = setTimeout(() => {
-      this.saveTimer = null
-      this.save()
-    }, saveDelayMs)
-    this.saveTimer.unref?.()
-  }
-
   private save(): void {
-    if (this.saveTimer !== null) clearTimeout(this.saveTimer)
-    this.saveTimer = null
     try {
       this.host.save(this)
     } catch (error) {
-      // A sandbox that is being deleted has no directory for records any more.
-      this.host.log.debug('a process record was not written', { name: this.name, error: String(error) })
+      // The guest knows it as well: both would have to be lost.
+      this.host.log.warn('a process record was not written', { name: this.name, error: String(error) })
     }
   }
 }
 
-/** What the guest knows anyway is written after this much, so that a short process costs one write, not three. */
-const saveDelayMs = 20
+function recordFailure(cause: unknown): PlatformError {
+  const code = String((cause as NodeJS.ErrnoException).code)
+  return code === 'ENOSPC' || code === 'EDQUOT'
+    ? new PlatformError('insufficient_storage', 'the host has no disk left to record a process', { cause })
+    : new PlatformError('unavailable', `a process cannot be recorded on the host: ${code}`, { cause })
+}
 
 function newRun(id: number): Run {
   const { promise, resolve } = Promise.withResolvers<void>()

@@ -101,8 +101,7 @@ export class ProcessRecords {
       }
     }
     this.lines = lines.length
-    if (text.endsWith('\n')) this.torn = false
-    else this.rewrite()
+    this.torn = !text.endsWith('\n')
     return { openedAt: this.openedAt, records: [...records.values()].sort((a, b) => a.id - b.id) }
   }
 
