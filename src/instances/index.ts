@@ -24,6 +24,9 @@ export type { InstanceOwner, NewInstance } from './record.ts'
 export const launchConcurrencyMax = 16
 export const launchQueueMax = 1024
 export const launchTimeoutMsMax = 60_000
+const adoptionConcurrencyMax = 256
+/** How long a start of the platform waits for instances that do not answer at once. */
+export const recoveryWaitMsMax = 250
 /** Unexpected ends within `restartWindowMs` before an instance is given up. */
 export const restartsMax = 5
 export const restartWindowMs = 60_000
@@ -102,6 +105,12 @@ export class Instances {
     concurrencyMax: launchConcurrencyMax,
     waitingMax: Number.POSITIVE_INFINITY,
     what: 'instances are being restarted or removed',
+  })
+  /** Apart from the others: those that do not answer must not hold up those that do. */
+  readonly #adoptions = new Semaphore({
+    concurrencyMax: adoptionConcurrencyMax,
+    waitingMax: Number.POSITIVE_INFINITY,
+    what: 'instances are being looked for',
   })
   /** Work that `close` waits for: launches, restarts, removals. */
   readonly #pending = new Set<Promise<unknown>>()
@@ -300,27 +309,33 @@ export class Instances {
   }
 
   /**
-   * At start, before anything else of this class: brings back every recorded instance and removes everything that
-   * is not recorded. Those that still run are adopted when this resolves; those that must be started again from
-   * their files are `starting`, and `acquire` waits for them.
+   * At start, before anything else of this class: takes up every recorded instance and removes everything that is not
+   * recorded. As a rule those that still run are adopted when this resolves; one that does not answer within
+   * `recoveryWaitMsMax` stays `starting`, as those do that must be started again from their files, and `acquire` waits
+   * for it. Removals that take longer go on.
    */
   async recover(): Promise<void> {
     const recorded = new Set<string>()
-    const adoptions: Promise<unknown>[] = []
+    const underway: Promise<unknown>[] = []
     for await (const resource of everyInstanceRecord(this.#store)) {
       recorded.add(resource.name)
-      adoptions.push(this.#recoverOne(resource))
+      underway.push(this.#recoverOne(resource))
     }
     const orphans = (await this.#runtime.list()).filter((id) => !recorded.has(id))
     for (const id of orphans) {
       this.#log.warn('removing an instance that no record knows', { instance: id })
-      adoptions.push(
-        this.#upkeep
-          .run(() => this.#runtime.destroy(id))
-          .catch((error) => this.#log.error('an orphan could not be removed', { instance: id, error })),
+      underway.push(
+        this.#track(this.#upkeep.run(() => this.#runtime.destroy(id))).catch((error) =>
+          this.#log.error('an orphan could not be removed', { instance: id, error }),
+        ),
       )
     }
-    await Promise.all(adoptions)
+    const done = new AbortController()
+    await Promise.race([
+      Promise.all(underway),
+      this.#clock.sleep(recoveryWaitMsMax, done.signal).catch(() => {}),
+    ])
+    done.abort()
   }
 
   async #recoverOne(resource: Resource<InstanceRecord>): Promise<void> {
@@ -352,21 +367,26 @@ export class Instances {
       })
       return
     }
+    const adoption = this.#adopt(entry, record.handle)
+    entry.ready = this.#track(adoption.then((adopted) => adopted ?? this.#restart(entry, 0)))
+    entry.ready.catch(() => {})
+    await adoption
+  }
+
+  /** Null when it does not run any more, or cannot be reached. */
+  async #adopt(entry: Entry, handle: InstanceHandle): Promise<Instance | null> {
     let instance: Instance | null = null
     try {
-      instance = await this.#upkeep.run(() => this.#runtime.recover(record.handle))
+      instance = await this.#adoptions.run(() => this.#runtime.recover(handle))
       // It may have been frozen when the platform died; whoever decides about standby starts from awake.
       await instance?.thaw?.()
     } catch (error) {
-      this.#log.warn('an instance could not be adopted, it is started again', { instance: id, error })
+      this.#log.warn('an instance could not be adopted, it is started again', { instance: entry.id, error })
       await instance?.[Symbol.asyncDispose]().catch(() => {})
-      instance = null
+      return null
     }
-    if (instance !== null) {
-      this.#settle(entry, instance)
-      return
-    }
-    this.#startAgain(entry, 0)
+    if (instance !== null) this.#settle(entry, instance)
+    return instance
   }
 
   #settle(entry: Entry, instance: Instance): void {

@@ -3,7 +3,7 @@ import { existsSync } from 'node:fs'
 import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { PlatformError } from '../errors.ts'
-import { restartBackoffMsMax, restartsMax } from '../instances/index.ts'
+import { recoveryWaitMsMax, restartBackoffMsMax, restartsMax } from '../instances/index.ts'
 import type { SandboxInput } from './index.ts'
 import { Mortal, type TestPlatform, TestSite, until } from './test-host.ts'
 
@@ -59,6 +59,31 @@ test('after kill -9 a running sandbox is adopted, not started again, and awake',
   expect(lease.env.KEY).toBe('value')
   expect(site.host.machines.get(id)).toMatchObject({ starts: 1, frozen: false })
   await expectAgreement(after)
+})
+
+test('a machine that does not answer keeps neither the start nor other sandboxes waiting', async () => {
+  const before = await site.start()
+  for (const name of ['mute', 'well']) await before.sandboxes.create('main', box(name), { actor })
+  const mute = (await before.sandboxes.get('main', 'mute')).body.instanceId
+  await before.close({ keepInstances: true })
+  const given = Promise.withResolvers<void>()
+  site.host.faults.recover = async (id) => {
+    if (id !== mute) return
+    await given.promise
+    throw new PlatformError('unavailable', 'The sandbox does not answer')
+  }
+  const starting = up()
+  await until('the start waits', () => site.clock.sleepers > 0)
+  site.clock.advance(recoveryWaitMsMax)
+  const after = await starting
+  using well = await after.sandboxes.acquire('main', 'well')
+  expect(well.instance.id).not.toBe(mute ?? '')
+  const giveUp = AbortSignal.timeout(20)
+  expect(await after.sandboxes.acquire('main', 'mute', giveUp).catch((error) => error)).toBe(giveUp.reason)
+  given.resolve()
+  using found = await after.sandboxes.acquire('main', 'mute')
+  expect(found.instance.id).toBe(mute ?? '')
+  expect(site.host.machines.get(mute ?? '')).toMatchObject({ starts: 2 })
 })
 
 test('SIGTERM stops machines and keeps their files; the next start runs them again', async () => {
