@@ -156,16 +156,30 @@ describe('ending', () => {
     expect((await failure(processes.stop('nobody'))).message).toBe('process not found')
   })
 
-  test('a process that ignores SIGTERM is still said to run', async () => {
+  test('a process that ignores SIGTERM counts as stopped, and can still be killed', async () => {
     const processes = await open()
     guest.onSignal = () => {}
     await processes.start({ command: 'a', name: 'deaf' })
     const stopping = processes.stop('deaf')
     await clock.turn(1000)
     await stopping
-    expect((await processes.get('deaf')).status).toBe('running')
-    guest.end(1, { exitCode: 0 })
-    expect((await processes.get('deaf')).status).toBe('completed')
+    expect(await processes.get('deaf')).toMatchObject({ status: 'stopped', completedAt: '' })
+    expect(processes.counts).toMatchObject({ running: 1 })
+    expect((await failure(processes.stop('deaf'))).code).toBe('not_found')
+    const { pid } = await processes.start({ command: 'b', name: 'deaf' })
+    expect(await processes.get('deaf')).toMatchObject({ pid, status: 'running' })
+    guest.onSignal = (id, signal) => guest.end(id, { signal })
+    await processes.kill('1001')
+    expect(await processes.get('1001')).toMatchObject({ status: 'killed', exitCode: -1 })
+    expect((await failure(processes.kill('1001'))).code).toBe('not_found')
+  })
+
+  test('one that obeys SIGTERM in its own way ends as it says', async () => {
+    const processes = await open()
+    guest.onSignal = (id) => guest.end(id, { exitCode: 0 })
+    await processes.start({ command: 'a', name: 'polite' })
+    await processes.stop('polite')
+    expect((await processes.get('polite')).status).toBe('completed')
   })
 
   test('when the machine is gone every process was killed', async () => {
@@ -189,7 +203,7 @@ describe('waiting', () => {
     expect(await waiting).toMatchObject({
       status: 'failed',
       exitCode: 3,
-      logs: 'one\ntwo\nthree\n',
+      logs: 'one\nthree\ntwo\n',
       stdout: 'one\nthree\n',
       stderr: 'two\n',
     })
@@ -337,7 +351,7 @@ describe('output', () => {
     guest.write(1, 'stdout', bytes.slice(0, 1))
     guest.write(1, 'stderr', 'x')
     guest.write(1, 'stdout', bytes.slice(1))
-    expect(await processes.logs('p')).toEqual({ logs: 'xé', stdout: 'é', stderr: 'x' })
+    expect(await processes.logs('p')).toEqual({ logs: 'éx', stdout: 'é', stderr: 'x' })
   })
 
   test('a get shows the last 64 KiB, logs the last 4 MiB, and both say so', async () => {

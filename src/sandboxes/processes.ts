@@ -121,7 +121,7 @@ export class SandboxProcesses implements AsyncDisposable {
     checkName(name)
     checkCommand(start.command)
     const holder = this.byName.get(name)
-    if (holder?.running)
+    if (holder?.status === 'running')
       throw new PlatformError('bad_request', `process with name '${name}' already exists and is running`)
     const seconds = start.timeoutSeconds ?? keepAliveSecondsDefault
     const now = this.options.clock.now()
@@ -210,7 +210,7 @@ export class SandboxProcesses implements AsyncDisposable {
 
   /**
    * SIGTERM to the process and its group. Answers when it ended, or after a second if it does not obey.
-   * @throws not_found, also when it does not run
+   * @throws not_found, also when it does not run, or was asked before
    */
   stop(identifier: string): Promise<void> {
     return this.end(identifier, 'stop', stopAnswerMsMax)
@@ -263,7 +263,9 @@ export class SandboxProcesses implements AsyncDisposable {
 
   private async end(identifier: string, intent: 'stop' | 'kill', waitMs: number): Promise<void> {
     const process = this.require(identifier)
-    if (!process.running) throw new PlatformError('not_found', `process '${identifier}' is not running`)
+    const askedBefore = intent === 'stop' && process.status !== 'running'
+    if (!process.running || askedBefore)
+      throw new PlatformError('not_found', `process '${identifier}' is not running`)
     const { SIGTERM, SIGKILL } = constants.signals
     if (intent === 'stop') await process.signal('stop', SIGTERM, 'group')
     else await process.signal('kill', SIGKILL, 'tree')

@@ -83,28 +83,25 @@ class TextTail {
 }
 
 export interface OutputSummary {
-  /** Both streams, in the order they were written. */
+  /** All of stdout, then all of stderr, as clients of the cloud know it. */
   logs: string
   stdout: string
   stderr: string
 }
 
-/** The ends of stdout, of stderr and of both together. */
+/** The ends of stdout and of stderr. */
 export class OutputTail {
   private readonly decoder = new OutputDecoder()
-  private readonly logs: TextTail
   private readonly stdout: TextTail
   private readonly stderr: TextTail
 
   constructor(bytesMax: number) {
-    this.logs = new TextTail(bytesMax)
     this.stdout = new TextTail(bytesMax)
     this.stderr = new TextTail(bytesMax)
   }
 
   push(record: OutputRecord): void {
     if (record.kind === 'truncated') {
-      this.logs.markTruncated()
       this.stdout.markTruncated()
       return
     }
@@ -113,7 +110,6 @@ export class OutputTail {
 
   pushText(stream: OutputStream, text: string): void {
     if (text === '') return
-    this.logs.append(text)
     this[stream].append(text)
   }
 
@@ -123,7 +119,9 @@ export class OutputTail {
   }
 
   summary(): OutputSummary {
-    return { logs: this.logs.toString(), stdout: this.stdout.toString(), stderr: this.stderr.toString() }
+    const stdout = this.stdout.toString()
+    const stderr = this.stderr.toString()
+    return { logs: stdout + stderr, stdout, stderr }
   }
 }
 

@@ -78,6 +78,7 @@ export class SandboxProcess {
     return this.record.pid
   }
 
+  /** It has not ended, whatever was asked of it. */
   get running(): boolean {
     return this.record.ended === null
   }
@@ -90,8 +91,11 @@ export class SandboxProcess {
     return this.running && this.record.keepAlive
   }
 
+  /** One that was asked to end counts as ended, though it may take its time or not obey. */
   get status(): ProcessStatus {
-    return this.record.ended?.status ?? 'running'
+    const { ended, intent } = this.record
+    if (ended) return ended.status
+    return intent === 'stop' ? 'stopped' : intent === 'kill' ? 'killed' : 'running'
   }
 
   /** @throws unprocessable when it cannot be started, insufficient_storage or unavailable when it cannot be recorded */
