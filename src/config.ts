@@ -35,6 +35,10 @@ export interface Config {
   sandboxesMax: number
   /** MiB one sandbox may ask for. */
   sandboxMemoryMbMax: number
+  /** Without a request, an open stream or a keepAlive process, until a sandbox is frozen; 0: never. */
+  standbyAfterSeconds: number
+  /** Frozen, until a sandbox gives its memory back to the host; 0: never. */
+  reclaimAfterSeconds: number
 }
 
 export const runtimeNames = ['namespace', 'process'] as const
@@ -112,6 +116,16 @@ const keys = {
     allowed: 'MiB, a whole number 128 to 1048576',
     schema: z.int().min(128).max(1_048_576),
   },
+  standbyAfterSeconds: {
+    kind: 'number',
+    allowed: 'seconds, a whole number 0 to 86400 (0: never)',
+    schema: z.int().min(0).max(86_400),
+  },
+  reclaimAfterSeconds: {
+    kind: 'number',
+    allowed: 'seconds in standby, a whole number 0 to 2592000 (0: never)',
+    schema: z.int().min(0).max(2_592_000),
+  },
 } as const satisfies Record<string, Key>
 
 export type ConfigKey = keyof typeof keys
@@ -168,6 +182,8 @@ function complete(values: Values, dataDir: string, env: Record<string, string | 
     logFormat: values.logFormat ?? 'text',
     sandboxesMax: values.sandboxesMax ?? 1000,
     sandboxMemoryMbMax: values.sandboxMemoryMbMax ?? 65_536,
+    standbyAfterSeconds: values.standbyAfterSeconds ?? 15,
+    reclaimAfterSeconds: values.reclaimAfterSeconds ?? 300,
   }
 }
 

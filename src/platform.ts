@@ -122,7 +122,11 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   })
   opened.defer(() => host.close())
   const images = new Images({ host })
-  const instances = new Instances({ store, runtime, secrets, clock, log })
+  const standby = {
+    freezeAfterMs: config.standbyAfterSeconds > 0 ? config.standbyAfterSeconds * 1000 : null,
+    reclaimAfterMs: config.reclaimAfterSeconds > 0 ? config.reclaimAfterSeconds * 1000 : null,
+  }
+  const instances = new Instances({ store, runtime, secrets, clock, log, standby })
   opened.defer(async () => {
     await instances.close({ keepInstances: keepInstances && !temporary })
     if (temporary) for (const id of await runtime.list()) await runtime.destroy(id)

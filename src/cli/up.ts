@@ -41,6 +41,16 @@ export const up = command({
     'log-format': { kind: 'text', value: 'FORMAT', about: 'text or json (text)' },
     'sandboxes-max': { kind: 'text', value: 'N', about: 'sandboxes in the whole platform (1000)' },
     'sandbox-memory-mb-max': { kind: 'text', value: 'MB', about: 'memory one sandbox may ask for (65536)' },
+    'standby-after-seconds': {
+      kind: 'text',
+      value: 'N',
+      about: 'idle until a sandbox is frozen; 0: never (15)',
+    },
+    'reclaim-after-seconds': {
+      kind: 'text',
+      value: 'N',
+      about: 'frozen until its memory is given back; 0: never (300)',
+    },
     config: { kind: 'text', value: 'FILE', about: 'settings in TOML (hutch.toml in the data directory)' },
   },
   notes: [
@@ -74,6 +84,8 @@ export const up = command({
           logFormat: flags['log-format'],
           sandboxesMax: flags['sandboxes-max'],
           sandboxMemoryMbMax: flags['sandbox-memory-mb-max'],
+          standbyAfterSeconds: flags['standby-after-seconds'],
+          reclaimAfterSeconds: flags['reclaim-after-seconds'],
         },
       }),
     )

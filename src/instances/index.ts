@@ -10,6 +10,7 @@ import type { SecretBox } from '../lib/secret-box.ts'
 import { Semaphore } from '../lib/semaphore.ts'
 import type { Instance, InstanceExit, InstanceHandle, InstanceSpec, Runtime } from '../spec/runtime.ts'
 import type { BatchStep, Resource, Store } from '../spec/store.ts'
+import { Activity } from './activity.ts'
 import {
   everyInstanceRecord,
   type InstanceOwner,
@@ -17,8 +18,11 @@ import {
   instanceKey,
   type NewInstance,
 } from './record.ts'
+import { RestRecords } from './rest.ts'
+import { Standby, type StandbyTimes } from './standby.ts'
 
 export type { InstanceOwner, NewInstance } from './record.ts'
+export type { StandbyTimes } from './standby.ts'
 
 /** Launches under way at once: more only makes each of them slower. */
 export const launchConcurrencyMax = 16
@@ -53,8 +57,12 @@ export type InstanceListener = (owner: InstanceOwner, instanceId: string, change
 export type Commit = (step: BatchStep, instanceId: string) => Promise<unknown>
 
 export interface InstanceActivity {
+  /** Who holds it now. */
   leases: number
+  /** Now, while it is held. */
   lastUsedAt: number
+  /** Frozen, until the next acquire. */
+  standby: boolean
 }
 
 export type InstanceState = 'starting' | 'running' | 'failed' | 'ending'
@@ -73,8 +81,7 @@ interface Entry {
   ending: AbortController
   /** Under way, or null when it has to be tried (again). */
   gone: Promise<void> | null
-  leases: number
-  lastUsedAt: number
+  readonly activity: Activity
   /** When it ended unexpectedly, by the monotonic clock. */
   exits: number[]
 }
@@ -85,6 +92,8 @@ export interface InstancesOptions {
   secrets: SecretBox
   clock: Clock
   log: Logger
+  /** Absent: instances never rest. */
+  standby?: StandbyTimes
 }
 
 export class Instances {
@@ -93,6 +102,8 @@ export class Instances {
   readonly #secrets: SecretBox
   readonly #clock: Clock
   readonly #log: Logger
+  readonly #standby: Standby
+  readonly #rests: RestRecords
   readonly #entries = new Map<string, Entry>()
   readonly #listeners = new Set<InstanceListener>()
   readonly #launches = new Semaphore({
@@ -122,6 +133,9 @@ export class Instances {
     this.#secrets = options.secrets
     this.#clock = options.clock
     this.#log = options.log
+    const { standby = { freezeAfterMs: null, reclaimAfterMs: null }, clock, log } = options
+    this.#standby = new Standby({ ...standby, clock, log })
+    this.#rests = new RestRecords(options.store, log)
   }
 
   /** Which instances run or are being started again, of one kind of owner. */
@@ -177,7 +191,7 @@ export class Instances {
         instance,
         ready: Promise.resolve(instance),
         state: 'running',
-        ...this.#fresh(),
+        ...this.#fresh(id, owner),
       }
       // Known before it is recorded, so that whoever reads the record finds it.
       this.#entries.set(id, entry)
@@ -193,6 +207,7 @@ export class Instances {
       this.#watch(entry, instance)
       return instance
     } catch (error) {
+      this.#entries.get(id)?.activity.runsOn(null)
       this.#entries.delete(id)
       await intent.catch(() => {})
       await this.#undo(id, owner, instance)
@@ -214,7 +229,7 @@ export class Instances {
   }
 
   /**
-   * The instance, awake. Waits while it is started again.
+   * The instance, awake: thawed when it rests, waited for while it is started again.
    * @throws workload_not_found for an id that is none (any more), workload_unavailable when it was given up
    */
   async acquire(id: string, signal?: AbortSignal): Promise<InstanceLease> {
@@ -222,29 +237,59 @@ export class Instances {
     if (entry === undefined || entry.state === 'ending') {
       throw new PlatformError('workload_not_found', 'this instance does not exist any more')
     }
-    entry.leases++
-    entry.lastUsedAt = this.#clock.now()
-    let held = true
-    const release = () => {
-      if (!held) return
-      held = false
-      entry.leases--
-      entry.lastUsedAt = this.#clock.now()
-    }
+    const hold = entry.activity.hold()
     try {
-      const instance =
-        entry.state === 'running' && entry.instance ? entry.instance : await abortable(entry.ready, signal)
-      return { instance, spec: entry.spec, [Symbol.dispose]: release }
+      const instance = await this.#awake(entry, signal)
+      return { instance, spec: entry.spec, [Symbol.dispose]: () => hold[Symbol.dispose]() }
     } catch (error) {
-      release()
+      hold[Symbol.dispose]()
       throw error
     }
+  }
+
+  /** The instance as it is, frozen or not, and no use of it. @throws as `acquire` */
+  async acquireAsIs(id: string, signal?: AbortSignal): Promise<InstanceLease> {
+    const entry = this.#entries.get(id)
+    if (entry === undefined || entry.state === 'ending') {
+      throw new PlatformError('workload_not_found', 'this instance does not exist any more')
+    }
+    const instance = await this.#running(entry, signal)
+    return { instance, spec: entry.spec, [Symbol.dispose]: () => {} }
+  }
+
+  /**
+   * Keeps an instance from resting until disposed; counts as use unless `quiet`, and does not wake it. Nothing for an
+   * unknown id.
+   */
+  hold(id: string, options: { quiet?: boolean } = {}): Disposable {
+    return this.#entries.get(id)?.activity.hold(options) ?? { [Symbol.dispose]: () => {} }
+  }
+
+  async #awake(entry: Entry, signal: AbortSignal | undefined): Promise<Instance> {
+    for (let attempt = 1; ; attempt++) {
+      const instance = await this.#running(entry, signal)
+      const waking = entry.activity.wake()
+      if (waking === null) return instance
+      try {
+        await abortable(waking, signal)
+      } catch (error) {
+        // It may have ended while it stood still: then it is started again.
+        if (signal?.aborted || entry.instance === instance || attempt >= restartsMax) throw error
+      }
+      if (entry.instance === instance) return instance
+    }
+  }
+
+  async #running(entry: Entry, signal: AbortSignal | undefined): Promise<Instance> {
+    return entry.state === 'running' && entry.instance ? entry.instance : await abortable(entry.ready, signal)
   }
 
   /** Null when it is not known here. */
   activity(id: string): InstanceActivity | null {
     const entry = this.#entries.get(id)
-    return entry ? { leases: entry.leases, lastUsedAt: entry.lastUsedAt } : null
+    if (!entry) return null
+    const { holders, lastUsedAt, asleep } = entry.activity
+    return { leases: holders, lastUsedAt, standby: asleep }
   }
 
   /**
@@ -258,6 +303,7 @@ export class Instances {
     if (entry === undefined) throw new PlatformError('not_found', `there is no instance ${id}`)
     if (entry.state !== 'ending') {
       entry.state = 'ending'
+      entry.activity.runsOn(null)
       entry.ending.abort()
       await entry.ready.catch(() => {})
       try {
@@ -273,7 +319,10 @@ export class Instances {
       } catch (error) {
         entry.ending = new AbortController()
         if (entry.instance === null) this.#startAgain(entry, 0)
-        else entry.state = 'running'
+        else {
+          entry.state = 'running'
+          entry.activity.runsOn(entry.instance)
+        }
         throw error
       }
     }
@@ -305,6 +354,7 @@ export class Instances {
     // Only now: a driver learns of the end through the instance's own channels.
     await entry?.instance?.[Symbol.asyncDispose]().catch(() => {})
     await this.#store.remove(instanceKey(owner, id))
+    this.#rests.remove(id)
     this.#entries.delete(id)
   }
 
@@ -315,12 +365,14 @@ export class Instances {
    * for it. Removals that take longer go on.
    */
   async recover(): Promise<void> {
+    await this.#rests.load()
     const recorded = new Set<string>()
     const underway: Promise<unknown>[] = []
     for await (const resource of everyInstanceRecord(this.#store)) {
       recorded.add(resource.name)
       underway.push(this.#recoverOne(resource))
     }
+    this.#rests.removeExcept(recorded)
     const orphans = (await this.#runtime.list()).filter((id) => !recorded.has(id))
     for (const id of orphans) {
       this.#log.warn('removing an instance that no record knows', { instance: id })
@@ -353,7 +405,7 @@ export class Instances {
       instance: null,
       ready: notStarted,
       state: 'starting',
-      ...this.#fresh(),
+      ...this.#fresh(id, record.owner),
     }
     this.#entries.set(id, entry)
     try {
@@ -378,8 +430,6 @@ export class Instances {
     let instance: Instance | null = null
     try {
       instance = await this.#adoptions.run(() => this.#runtime.recover(handle))
-      // It may have been frozen when the platform died; whoever decides about standby starts from awake.
-      await instance?.thaw?.()
     } catch (error) {
       this.#log.warn('an instance could not be adopted, it is started again', { instance: entry.id, error })
       await instance?.[Symbol.asyncDispose]().catch(() => {})
@@ -393,15 +443,19 @@ export class Instances {
     entry.instance = instance
     entry.ready = Promise.resolve(instance)
     if (entry.state === 'starting') entry.state = 'running'
+    // One that goes on resting keeps what is recorded of its last use.
+    if (!instance.frozen) this.#rests.remove(entry.id)
     this.#watch(entry, instance)
   }
 
   #watch(entry: Entry, instance: Instance): void {
+    if (entry.state === 'running') entry.activity.runsOn(instance)
     void instance.exited.then((exit) => {
       if (entry.instance !== instance || entry.state !== 'running' || this.#closing.signal.aborted) return
       this.#log.warn('an instance ended by itself', { instance: entry.id, owner: entry.owner.name, ...exit })
       this.#emit(entry, { type: 'exited', exit })
       entry.instance = null
+      entry.activity.runsOn(null)
       const now = this.#clock.monotonic()
       entry.exits = entry.exits.filter((at) => now - at < restartWindowMs)
       entry.exits.push(now)
@@ -476,12 +530,15 @@ export class Instances {
     this.#closing.abort(
       new PlatformError('unavailable', 'the platform is stopping', { retryAfterSeconds: 5 }),
     )
+    this.#standby[Symbol.dispose]()
     await this.settled()
+    await this.#rests.addAll(this.#rested(options))
     await Promise.all(
       [...this.#entries.values()].map(async (entry) => {
         const { instance } = entry
         if (instance === null) return
         entry.instance = null
+        entry.activity.runsOn(null)
         try {
           if (!options.keepInstances) await instance.stop()
         } catch (error) {
@@ -495,14 +552,28 @@ export class Instances {
     this.#listeners.clear()
   }
 
-  #fresh(): Pick<Entry, 'ending' | 'gone' | 'leases' | 'lastUsedAt' | 'exits'> {
-    return {
-      ending: new AbortController(),
-      gone: null,
-      leases: 0,
-      lastUsedAt: this.#clock.now(),
-      exits: [],
-    }
+  /** Those whose last use is told to the next start: with machines that go on running, only those that rest. */
+  #rested({ keepInstances }: { keepInstances: boolean }): {
+    owner: InstanceOwner
+    id: string
+    lastUsedAt: number
+  }[] {
+    if (keepInstances) return []
+    const stopped = [...this.#entries.values()].filter(({ state }) => state !== 'ending')
+    return stopped.map(({ owner, id, activity }) => ({ owner, id, lastUsedAt: activity.lastUsedAt }))
+  }
+
+  #fresh(id: string, owner: InstanceOwner): Pick<Entry, 'ending' | 'gone' | 'activity' | 'exits'> {
+    const activity = new Activity({
+      instanceId: id,
+      standby: this.#standby,
+      clock: this.#clock,
+      log: this.#log,
+      lastUsedAt: this.#rests.lastUsedAt(id) ?? this.#clock.now(),
+      onRest: (lastUsedAt) => this.#rests.add(owner, id, lastUsedAt),
+      onWake: () => this.#rests.remove(id),
+    })
+    return { ending: new AbortController(), gone: null, activity, exits: [] }
   }
 
   #refuseWhenClosing(): void {

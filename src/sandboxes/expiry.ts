@@ -64,8 +64,7 @@ export class SandboxExpiry implements Disposable {
   #lastUsedAt(sandbox: StoredSandbox): number {
     const { instanceId } = sandbox.body
     const activity = instanceId === null ? null : this.#instances.activity(instanceId)
-    if (activity === null) return sandbox.updatedAt
-    return activity.leases > 0 ? this.#clock.now() : activity.lastUsedAt
+    return activity?.lastUsedAt ?? sandbox.updatedAt
   }
 }
 

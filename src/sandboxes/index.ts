@@ -439,6 +439,11 @@ export class Sandboxes {
     return this.#leases.acquire(workspace, name, signal)
   }
 
+  /** For a request of the sandbox's own programs: no use of it, and nothing to wake. @throws as `acquire` */
+  acquireFromInside(workspace: string, name: string, signal?: AbortSignal): Promise<SandboxLease> {
+    return this.#leases.acquireAsIs(workspace, name, signal)
+  }
+
   /** As it is answered. `showSecrets`: with the values of its environment. */
   view(
     sandbox: StoredSandbox,
@@ -446,10 +451,12 @@ export class Sandboxes {
     options: { showSecrets?: boolean; created?: boolean; events?: boolean } = {},
   ): SandboxView {
     const { instanceId } = sandbox.body
+    const activity = instanceId === null ? null : this.#instances.activity(instanceId)
     return sandboxView(sandbox, {
       origin,
       clock: this.#clock,
-      lastUsedAt: instanceId === null ? null : (this.#instances.activity(instanceId)?.lastUsedAt ?? null),
+      lastUsedAt: activity?.lastUsedAt ?? null,
+      standby: activity?.standby ?? false,
       events: options.events ?? true,
       ...(options.showSecrets ? { env: this.#sealing.env(sandbox.body) } : {}),
       ...(options.showSecrets || options.created

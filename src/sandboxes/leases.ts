@@ -1,7 +1,7 @@
 import { readdir, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { PlatformError } from '../errors.ts'
-import type { Instances, NewInstance } from '../instances/index.ts'
+import type { InstanceLease, Instances, NewInstance } from '../instances/index.ts'
 import type { Clock } from '../lib/clock.ts'
 import type { Logger } from '../lib/log.ts'
 import type { Instance } from '../spec/runtime.ts'
@@ -54,7 +54,20 @@ export class SandboxLeases {
   }
 
   /** @throws workload_not_found when there is none, workload_unavailable when it does not run (now) */
-  async acquire(workspace: string, name: string, signal?: AbortSignal): Promise<SandboxLease> {
+  acquire(workspace: string, name: string, signal?: AbortSignal): Promise<SandboxLease> {
+    return this.#acquire(workspace, name, (id) => this.#instances.acquire(id, signal))
+  }
+
+  /** The sandbox as it is, frozen or not, and no use of it. @throws as `acquire` */
+  acquireAsIs(workspace: string, name: string, signal?: AbortSignal): Promise<SandboxLease> {
+    return this.#acquire(workspace, name, (id) => this.#instances.acquireAsIs(id, signal))
+  }
+
+  async #acquire(
+    workspace: string,
+    name: string,
+    take: (instanceId: string) => Promise<InstanceLease>,
+  ): Promise<SandboxLease> {
     const key = keyOf(workspace, name)
     for (let attempt = 1; ; attempt++) {
       const live = this.#live.get(key) ?? (await this.#find(workspace, name))
@@ -65,7 +78,7 @@ export class SandboxLeases {
         )
       }
       try {
-        return await this.#lease(workspace, name, live, signal)
+        return await this.#lease(workspace, name, live, take)
       } catch (error) {
         // Replaced or removed since: the record knows.
         if (!PlatformError.is(error) || error.code !== 'workload_not_found' || attempt > 1) throw error
@@ -95,9 +108,15 @@ export class SandboxLeases {
     this.#live.delete(key)
   }
 
-  /** Takes up the processes of a sandbox that nobody asks for yet: they have deadlines and restarts to be kept. */
+  /**
+   * Takes up the processes of a sandbox that nobody asks for yet: they have deadlines and restarts to be kept. One that
+   * rests has none: what keeps a sandbox awake has a deadline, and what stands still does not end.
+   */
   async warm(workspace: string, name: string): Promise<void> {
-    const lease = await this.acquire(workspace, name)
+    const live = this.#live.get(keyOf(workspace, name)) ?? (await this.#find(workspace, name))
+    if (this.#instances.activity(live.instanceId)?.standby) return
+    using _awake = this.#instances.hold(live.instanceId, { quiet: true })
+    const lease = await this.acquireAsIs(workspace, name)
     lease[Symbol.dispose]()
   }
 
@@ -123,8 +142,13 @@ export class SandboxLeases {
     await Promise.all(this.#closing)
   }
 
-  async #lease(workspace: string, name: string, live: Live, signal?: AbortSignal): Promise<SandboxLease> {
-    const lease = await this.#instances.acquire(live.instanceId, signal)
+  async #lease(
+    workspace: string,
+    name: string,
+    live: Live,
+    take: (instanceId: string) => Promise<InstanceLease>,
+  ): Promise<SandboxLease> {
+    const lease = await take(live.instanceId)
     try {
       const { instance, spec } = lease
       if (live.opened?.instance !== instance) this.#open(live, instance, spec)
@@ -171,6 +195,7 @@ export class SandboxLeases {
       defaults: { env: spec.env, workingDir: spec.workingDir },
       listening: (port) => instance.listening(port),
       exited: instance.exited,
+      keepAwake: () => this.#instances.hold(instanceId),
     })
     await processes.open()
     return processes

@@ -26,6 +26,8 @@ export interface SandboxProcessesOptions {
   listening?: (port: number) => Promise<boolean>
   /** Resolves when the machine is gone: whatever ran is then killed. */
   exited?: Promise<unknown>
+  /** Called for each process that asks that the sandbox stays awake; disposed when it ended. */
+  keepAwake?: () => Disposable
 }
 
 /** Ended processes whose name, state and output are kept; the oldest are forgotten. */
@@ -240,6 +242,7 @@ export class SandboxProcesses implements AsyncDisposable {
       defaults: this.options.defaults,
       closing: this.closing.signal,
       outputBytesMax: processOutputBytesMax,
+      keepAwake: () => this.options.keepAwake?.() ?? null,
       takeRunId: (process) => {
         const id = this.nextId++
         this.byRun.set(id, process)

@@ -98,6 +98,7 @@ export interface ViewOptions {
   origin: string
   clock: Clock
   lastUsedAt: number | null
+  standby: boolean
   /** Absent: values are masked. */
   env?: Record<string, string>
   /** Absent: left out. */
@@ -152,7 +153,7 @@ export function sandboxView(sandbox: StoredSandbox, options: ViewOptions): Sandb
       }),
     },
     status: body.status,
-    ...(alive ? { state: 'RUNNING' as const } : {}),
+    ...(alive ? { state: options.standby ? ('STANDBY' as const) : ('RUNNING' as const) } : {}),
     ...(options.events ? { events: body.events } : {}),
     lastUsedAt: new Date(lastUsedAt).toISOString(),
     ...(expiresAt === null

@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { PlatformError } from '../errors.ts'
 import type { ResolvedImage } from '../images/index.ts'
-import { Instances } from '../instances/index.ts'
+import { Instances, type StandbyTimes } from '../instances/index.ts'
 import type { Clock } from '../lib/clock.ts'
 import { silentLogger } from '../lib/log.ts'
 import { createSecretBox } from '../lib/secret-box.ts'
@@ -135,7 +135,11 @@ export class TestHost {
       },
       address: async (port) => ({ origin: `http://127.0.0.1:${port}` }),
       listening: async () => false,
-      freeze: async () => {
+      get frozen() {
+        return machine.frozen
+      },
+      freeze: async (signal) => {
+        signal?.throwIfAborted()
         machine.frozen = true
       },
       thaw: async () => {
@@ -290,13 +294,14 @@ export class TestSite implements AsyncDisposable {
     return new TestSite(dataDir, store)
   }
 
-  async start(options: { mortal?: Mortal } = {}): Promise<TestPlatform> {
+  async start(options: { mortal?: Mortal; standby?: StandbyTimes } = {}): Promise<TestPlatform> {
     const { clock, secrets, dataDir } = this
     const mortal = options.mortal ?? new Mortal()
     const store = mortal.bind(this.store, ['create', 'update', 'remove', 'batch'])
     const runtime = mortal.bind(this.host.runtime(), ['create', 'restart', 'destroy'])
     const shared = { store, secrets, clock, log: silentLogger }
-    const instances = new Instances({ ...shared, runtime })
+    const { standby } = options
+    const instances = new Instances({ ...shared, runtime, ...(standby ? { standby } : {}) })
     const sandboxes = new Sandboxes({ ...shared, instances, images, dataDir })
     const previews = new Previews({ ...shared, sandboxes, domain: 'localhost' })
     await instances.recover()

@@ -393,8 +393,10 @@ function suite(under: RuntimeUnderTest, options: { isolation: string }) {
 
   test('a frozen instance answers once it is thawed', async () => {
     if (!instance.freeze || !instance.thaw) return
+    expect(instance.frozen).toBe(false)
     await instance.freeze()
     await instance.freeze()
+    expect(instance.frozen).toBe(true)
     let answered = false
     const ending = run(['true']).then((ended) => {
       answered = true
@@ -404,7 +406,23 @@ function suite(under: RuntimeUnderTest, options: { isolation: string }) {
     expect(answered).toBe(false)
     await instance.thaw()
     await instance.thaw()
+    expect(instance.frozen).toBe(false)
     expect((await ending).exitCode).toBe(0)
+  })
+
+  test('a freeze that is called off leaves everything running', async () => {
+    if (!instance.freeze) return
+    const asked = new AbortController()
+    const reason = new Error('somebody came')
+    asked.abort(reason)
+    expect(
+      await instance.freeze(asked.signal).then(
+        () => null,
+        (error) => error,
+      ),
+    ).toBe(reason)
+    expect(instance.frozen).toBe(false)
+    expect((await run(['true'])).exitCode).toBe(0)
   })
 
   test('statistics are numbers', async () => {
@@ -444,6 +462,26 @@ function suite(under: RuntimeUnderTest, options: { isolation: string }) {
     await instance.guest.processes.closeStdin(id)
     await instance.guest.processes.wait(id, AbortSignal.timeout(waitMs))
     expect((await outputOf(instance, id)).stdout).toBe('before after')
+  })
+
+  test('a frozen instance is found frozen, and goes on where it was', async () => {
+    if (!under.reopen || !instance.freeze) return
+    const id = await start(['sh', '-c', 'read line; echo "read $line"'], { stdin: 'pipe' })
+    await instance.freeze()
+    const { handle } = instance
+    await instance[Symbol.asyncDispose]()
+    await runtime[Symbol.asyncDispose]()
+    runtime = await under.reopen()
+    const found = await runtime.recover(handle)
+    if (!found) throw new Error('the instance was not found again')
+    instance = found
+    expect(instance.frozen).toBe(true)
+    const listing = instance.guest.processes.list()
+    await instance.thaw?.()
+    expect((await listing).find((process) => process.id === id)?.running).toBe(true)
+    await instance.guest.processes.writeStdin(id, Buffer.from('on\n'))
+    await instance.guest.processes.wait(id, AbortSignal.timeout(waitMs))
+    expect((await outputOf(instance, id)).stdout).toBe('read on\n')
   })
 
   test('a stopped instance keeps its files and starts again', async () => {

@@ -103,11 +103,19 @@ export interface Instance extends AsyncDisposable {
   /** Is there a listener on this port now? */
   listening(port: number): Promise<boolean>
 
-  /** Present when capabilities.standby is not 'none'. Both idempotent. */
-  freeze?(): Promise<void>
+  /**
+   * Present when capabilities.standby is not 'none'. Both idempotent. An aborted freeze rejects with the signal's
+   * reason, thawed again. Whoever talks to the guest of a frozen instance waits until it is thawed.
+   */
+  freeze?(signal?: AbortSignal): Promise<void>
   thaw?(): Promise<void>
-  /** Gives memory of a frozen instance back to the host; answers bytes. Present when capabilities.reclaim. */
-  reclaim?(): Promise<number>
+  /** Frozen now, also by an earlier life of the platform: `recover` leaves it so. Absent: it cannot be. */
+  readonly frozen?: boolean
+  /**
+   * Gives memory of a frozen instance back to the host; answers bytes. Present when capabilities.reclaim. May be thawed
+   * meanwhile; aborted, it rejects soon, with what was given back so far gone.
+   */
+  reclaim?(signal?: AbortSignal): Promise<number>
 
   stats(): Promise<InstanceStats>
 

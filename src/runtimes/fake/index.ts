@@ -162,8 +162,13 @@ class FakeInstance implements Instance {
     return this.processes.portOf(port) !== null
   }
 
-  async freeze(): Promise<void> {
+  async freeze(signal?: AbortSignal): Promise<void> {
+    signal?.throwIfAborted()
     this.processes.freeze()
+  }
+
+  get frozen(): boolean {
+    return this.processes.frozen
   }
 
   async thaw(): Promise<void> {

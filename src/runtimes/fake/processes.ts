@@ -182,6 +182,10 @@ export class FakeProcesses implements GuestProcesses {
     return null
   }
 
+  get frozen(): boolean {
+    return this.#frozen !== null
+  }
+
   freeze(): void {
     this.#frozen ??= Promise.withResolvers()
   }

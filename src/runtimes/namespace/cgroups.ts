@@ -117,12 +117,21 @@ export class InstanceCgroup {
     return this.parts.some(({ hierarchy }) => hierarchy.freezes)
   }
 
-  async freeze(): Promise<void> {
-    await this.#setFrozen(true)
+  /** Resolves when nothing in it runs. @throws the signal's reason when aborted, thawed again */
+  async freeze(signal?: AbortSignal): Promise<void> {
+    await this.#setFrozen(true, signal)
   }
 
   async thaw(): Promise<void> {
     await this.#setFrozen(false)
+  }
+
+  /** Whether it was told to freeze, by whomever. */
+  get frozen(): boolean {
+    const part = this.parts.find(({ hierarchy }) => hierarchy.freezes)
+    if (!part) return false
+    if (part.hierarchy.version === 2) return read(`${part.dir}/cgroup.freeze`)?.trim() === '1'
+    return read(`${part.dir}/freezer.self_freezing`)?.trim() === '1'
   }
 
   /** Ends every process in the group, frozen or not, and waits until none is left. Idempotent. */
@@ -200,7 +209,8 @@ export class InstanceCgroup {
     return stats
   }
 
-  async #setFrozen(frozen: boolean): Promise<void> {
+  async #setFrozen(frozen: boolean, signal?: AbortSignal): Promise<void> {
+    signal?.throwIfAborted()
     const part = this.parts.find(({ hierarchy }) => hierarchy.freezes)
     if (!part) throw new PlatformError('unavailable', 'Instances cannot be frozen on this host')
     const { dir, hierarchy } = part
@@ -214,9 +224,11 @@ export class InstanceCgroup {
         : write(`${dir}/freezer.state`, frozen ? 'FROZEN' : 'THAWED')
     if (!written) throw new PlatformError('unavailable', 'The instance is gone')
     // A thawed task runs at once; only freezing has to be waited for.
-    if (frozen && !(await this.#settle(done))) {
-      throw new PlatformError('unavailable', `The instance did not freeze within ${settleTimeoutMs} ms`)
-    }
+    if (!frozen || (await this.#settle(done, signal))) return
+    // A program that waits for a disk may take its time.
+    await this.thaw()
+    signal?.throwIfAborted()
+    throw new PlatformError('unavailable', `The instance did not freeze within ${settleTimeoutMs} ms`)
   }
 
   /** Until the limit is set again, its share of busy processors still bounds it. */
@@ -241,12 +253,12 @@ export class InstanceCgroup {
   }
 
   /** The kernel tells of these states only by files, and they take under a millisecond: short looks are cheapest. */
-  async #settle(done: () => boolean): Promise<boolean> {
+  async #settle(done: () => boolean, signal?: AbortSignal): Promise<boolean> {
     const deadline = this.clock.monotonic() + settleTimeoutMs
     for (let stepMs = settleStepMsMin; ; stepMs = Math.min(stepMs * 2, settleStepMsMax)) {
       if (done()) return true
-      if (this.clock.monotonic() > deadline) return false
-      await this.clock.sleep(stepMs)
+      if (signal?.aborted || this.clock.monotonic() > deadline) return false
+      await this.clock.sleep(stepMs, signal).catch(() => {})
     }
   }
 }

@@ -15,6 +15,7 @@ import { treeStats } from '../process-tree.ts'
 import type { InstanceCgroup } from './cgroups.ts'
 import { allocatedBytes } from './disk.ts'
 import { handleVersion, type InstanceState } from './record.ts'
+import { InstanceStandby } from './standby.ts'
 
 /** Programs get this long after SIGTERM. */
 const stopGraceMs = 5_000
@@ -44,7 +45,7 @@ export class NamespaceInstance implements Instance {
   readonly guest: GuestClient
   readonly exited: Promise<InstanceExit>
   /** Only where the host can. */
-  readonly freeze: (() => Promise<void>) | undefined
+  readonly freeze: ((signal?: AbortSignal) => Promise<void>) | undefined
   readonly thaw: (() => Promise<void>) | undefined
   readonly group: InstanceCgroup
   #keeper: KeeperChannel
@@ -53,7 +54,7 @@ export class NamespaceInstance implements Instance {
   #ended = false
   #ending: 'stopped' | 'killed' | null = null
   #stopping: Promise<void> | null = null
-  #frozen = false
+  readonly #standby: InstanceStandby
 
   constructor(options: NamespaceInstanceOptions) {
     this.#options = options
@@ -61,16 +62,18 @@ export class NamespaceInstance implements Instance {
     this.group = options.group
     this.handle = { driver: 'namespace', version: handleVersion, id: options.id, state: options.state }
     this.exited = this.#exit.promise
-    if (options.group.freezes) {
-      this.freeze = () => this.#freeze()
-      this.thaw = () => this.#thaw()
-    }
     const run = `${options.socketDir}/run`
     this.guest = new GuestClient({
       socketPath: `${run}/guest.sock`,
       logDir: `${options.dir}/log`,
       log: options.log,
     })
+    const standby = new InstanceStandby(options.group, this.guest)
+    this.#standby = standby
+    if (options.group.freezes) {
+      this.freeze = (signal) => standby.freeze(signal)
+      this.thaw = () => standby.thaw()
+    }
     this.#keeper = new KeeperChannel({
       socketPath: `${run}/keeper.sock`,
       log: options.log,
@@ -88,6 +91,22 @@ export class NamespaceInstance implements Instance {
       await this[Symbol.asyncDispose]()
       throw error
     }
+  }
+
+  /** As `open`, for one that is frozen: its guest is connected to once it is thawed and needed. */
+  async openFrozen(): Promise<void> {
+    this.#standby.adopt()
+    try {
+      const state = await this.#keeper.status()
+      if (state.state !== 'running') throw new PlatformError('unavailable', 'The sandbox ended')
+    } catch (error) {
+      await this[Symbol.asyncDispose]()
+      throw error
+    }
+  }
+
+  get frozen(): boolean {
+    return this.#standby.frozen
   }
 
   async address(port: number): Promise<PortAddress> {
@@ -141,29 +160,10 @@ export class NamespaceInstance implements Instance {
     this.#options.onDetached(this)
   }
 
-  async #freeze(): Promise<void> {
-    if (this.#frozen) return
-    this.guest.suspend()
-    try {
-      await this.group.freeze()
-      this.#frozen = true
-    } catch (error) {
-      this.guest.resume()
-      throw error
-    }
-  }
-
-  async #thaw(): Promise<void> {
-    // Also when it was frozen by a process before us.
-    await this.group.thaw()
-    this.#frozen = false
-    this.guest.resume()
-  }
-
   async #stop(): Promise<void> {
     if (!this.#ended) {
       this.#ending ??= 'stopped'
-      if (this.#frozen) await this.#thaw()
+      if (this.#standby.frozen) await this.#standby.thaw()
       try {
         await this.guest.processes.shutdown(stopGraceMs)
         await this.#endedInTime(stopGraceMs + stopExtraMs)

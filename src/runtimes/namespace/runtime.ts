@@ -193,10 +193,13 @@ export class NamespaceRuntime implements Runtime {
       return null
     }
     if (state.uidBase !== null) this.#options.uidRanges?.keep(state.uidBase, this.#dir(handle.id))
-    if (this.capabilities.standby === 'freeze') await group.thaw().catch(() => {})
     const instance = this.#instance(handle.id, state, group)
     const { memoryMb } = state
     try {
+      if (group.frozen) {
+        await instance.openFrozen()
+        return instance
+      }
       // One whose programs are too busy for process 1 to answer in time would be ended, and they with it.
       if (memoryMb !== undefined) group.liftCpuLimit()
       await instance.open()

@@ -31,6 +31,8 @@ export interface ProcessHost {
   readonly defaults: { env: Record<string, string>; workingDir: string }
   readonly closing: AbortSignal
   readonly outputBytesMax: number
+  /** Keeps the sandbox awake until disposed; null where nothing rests. */
+  keepAwake(): Disposable | null
   takeRunId(process: SandboxProcess): number
   dropRunId(id: number): void
   save(process: SandboxProcess): void
@@ -56,6 +58,7 @@ export class SandboxProcess {
   private inlineReading: Promise<unknown> = Promise.resolve()
   private starting = true
   private restarting = false
+  private awake: Disposable | null = null
 
   constructor(
     private readonly host: ProcessHost,
@@ -107,6 +110,7 @@ export class SandboxProcess {
     }
     await this.spawn(env)
     this.starting = false
+    this.keepAwake()
     this.armDeadline()
   }
 
@@ -130,6 +134,7 @@ export class SandboxProcess {
       last.note = null
       this.record.restartCount--
     }
+    this.keepAwake()
     if (!current) this.onLost()
     else if (current.running) this.armDeadline()
     else this.onExit(current)
@@ -268,6 +273,7 @@ export class SandboxProcess {
   /** Ends timers. */
   release(): void {
     this.timers.abort()
+    this.letRest()
     this.inline = null
   }
 
@@ -400,6 +406,7 @@ export class SandboxProcess {
     this.record.env = null
     this.restarting = false
     this.timers.abort()
+    this.letRest()
     // A process that ended while it was being started is recorded once, with its pid.
     if (!this.starting) this.save()
     this.settleAll()
@@ -409,6 +416,15 @@ export class SandboxProcess {
 
   private settleAll(): void {
     for (const run of this.runs) run.settle()
+  }
+
+  private keepAwake(): void {
+    if (this.keepsAwake) this.awake ??= this.host.keepAwake()
+  }
+
+  private letRest(): void {
+    this.awake?.[Symbol.dispose]()
+    this.awake = null
   }
 
   private armDeadline(): void {

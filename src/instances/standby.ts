@@ -1,0 +1,60 @@
+import type { Clock } from '../lib/clock.ts'
+import { Lingering } from '../lib/lingering.ts'
+import type { Logger } from '../lib/log.ts'
+import { Semaphore } from '../lib/semaphore.ts'
+import type { Activity } from './activity.ts'
+
+/** What is frozen at once, and whose memory is given back at once: both are work of the kernel's. */
+const freezesMax = 8
+const reclaimsMax = 1
+
+export interface StandbyTimes {
+  /** Without use, until an instance is frozen; null: never. */
+  freezeAfterMs: number | null
+  /** Frozen, until its memory is given back to the host; null: never. */
+  reclaimAfterMs: number | null
+}
+
+/** Puts instances to rest that nobody uses: first their processors, later their memory. */
+export class Standby implements Disposable {
+  readonly #idle: Lingering<Activity> | null
+  readonly #frozen: Lingering<Activity> | null
+  readonly #freezes = limit(freezesMax, 'instances are being frozen')
+  readonly #reclaims = limit(reclaimsMax, 'memory of instances is being given back')
+
+  constructor({ clock, log, ...times }: StandbyTimes & { clock: Clock; log: Logger }) {
+    const after = (afterMs: number | null, due: (activity: Activity) => void) =>
+      afterMs === null ? null : new Lingering({ afterMs, clock, log, due })
+    this.#idle = after(times.freezeAfterMs, (activity) => {
+      void this.#freezes.run(() => activity.freeze())
+    })
+    this.#frozen = after(times.reclaimAfterMs, (activity) => {
+      void this.#reclaims.run(() => activity.reclaim())
+    })
+  }
+
+  /** Nobody uses it, and it is awake. */
+  idle(activity: Activity): void {
+    this.#idle?.add(activity)
+  }
+
+  frozen(activity: Activity): void {
+    this.#frozen?.add(activity)
+  }
+
+  /** Used, or gone. */
+  forget(activity: Activity): void {
+    this.#idle?.delete(activity)
+    this.#frozen?.delete(activity)
+  }
+
+  [Symbol.dispose](): void {
+    this.#idle?.[Symbol.dispose]()
+    this.#frozen?.[Symbol.dispose]()
+  }
+}
+
+function limit(concurrencyMax: number, what: string): Semaphore {
+  // As many wait as there are instances.
+  return new Semaphore({ concurrencyMax, waitingMax: Number.POSITIVE_INFINITY, what })
+}

@@ -1,0 +1,225 @@
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test'
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import type { SandboxInstance as Sandbox } from '@blaxel/core'
+import { createPlatform, temporaryDataDir } from './platform.ts'
+import { eventually, openTestClient, type TestClient } from './test-client.ts'
+
+/** Standby as the client of the cloud sees it: real machines, real freezing, moments instead of seconds. */
+
+setDefaultTimeout(60_000)
+const standbyAfterSeconds = 0.3
+const longerMs = 3 * standbyAfterSeconds * 1000
+
+const directory = mkdtempSync(join(tmpdir(), 'hutch-standby-'))
+afterAll(() => rmSync(directory, { recursive: true, force: true }))
+const why = await whyNot()
+if (why) console.warn(`skipped: ${why}`)
+
+async function whyNot(): Promise<string> {
+  try {
+    await using platform = await createPlatform({ dataDir: temporaryDataDir, logLevel: 'error' })
+    const { standby } = platform.runtime.capabilities
+    return standby === 'freeze' ? '' : `this host cannot freeze: standby is ${standby}`
+  } catch (error) {
+    return String(error)
+  }
+}
+
+describe.skipIf(why !== '')('standby', () => {
+  let client: TestClient
+  let sandbox: Sandbox
+
+  beforeAll(async () => {
+    const dataDir = join(directory, 'data')
+    mkdirSync(dataDir)
+    client = await openTestClient({ dataDir, standbyAfterSeconds })
+    sandbox = await client.SandboxInstance.create({ name: 'sleeper', memory: 512 })
+  })
+  afterAll(() => client?.[Symbol.asyncDispose]())
+
+  const stateOf = async () =>
+    ((await (await client.request('/v0/sandboxes/sleeper')).json()) as { state?: string }).state
+  const asleep = () => eventually('standby', async () => (await stateOf()) === 'STANDBY')
+  const lastUse = async () => Date.parse((await client.SandboxInstance.get('sleeper')).lastUsedAt ?? '')
+
+  /** Counts as long as it runs, without asking to be kept awake. */
+  const startCounter = async (name: string) => {
+    const command = 'i=0; while :; do i=$((i+1)); echo $i > /tmp/count; sleep 0.01; done'
+    await sandbox.process.exec({ name, command })
+  }
+  const count = async () => Number(await sandbox.fs.read('/tmp/count'))
+
+  test('is entered without use, stops every program, and costs no processor', async () => {
+    await startCounter('counter')
+    await eventually('a count', async () => (await count().catch(() => 0)) > 0)
+    await asleep()
+    const before = processorTicks()
+    await new Promise((resolve) => setTimeout(resolve, 200))
+    expect(processorTicks()).toBe(before)
+  })
+
+  test('is not left by looking at the sandbox from outside', async () => {
+    await asleep()
+    const { SandboxInstance } = client
+    const used = await lastUse()
+    for (let round = 0; round < 5; round++) {
+      await SandboxInstance.get('sleeper')
+      await SandboxInstance.list()
+      await sandbox.previews.list()
+      await SandboxInstance.updateMetadata('sleeper', { labels: { round: String(round) } })
+    }
+    expect(await stateOf()).toBe('STANDBY')
+    expect(await lastUse()).toBe(used)
+  })
+
+  test('ends with any request, which is held and answered: programs go on where they were', async () => {
+    await asleep()
+    const used = await lastUse()
+    const first = await count()
+    expect(await stateOf()).toBe('RUNNING')
+    await eventually('counting on', async () => (await count()) > first)
+    expect(await lastUse()).toBeGreaterThan(used)
+    const { events } = await client.SandboxInstance.get('sleeper')
+    expect(events?.map(({ status }) => status)).toEqual(['DEPLOYING', 'DEPLOYED'])
+  })
+
+  test('ends for every kind of request', async () => {
+    const port = 3210
+    const script = `require('http').createServer((q, r) => r.end('up ' + q.url)).listen(${port})`
+    await sandbox.fs.write('/tmp/server.js', script)
+    await sandbox.process.exec({
+      name: 'server',
+      command: 'node /tmp/server.js',
+      waitForPorts: [port],
+    })
+    const preview = await sandbox.previews.create({ metadata: { name: 'p' }, spec: { port, public: true } })
+    const label = new URL(preview.spec?.url ?? '').host.split('.')[0]
+    const requests: Record<string, () => Promise<unknown>> = {
+      files: () => sandbox.fs.ls('/tmp'),
+      exec: () => sandbox.process.exec({ command: 'true', waitForCompletion: true }),
+      'a port': async () => expect(await (await sandbox.fetch(port, '/held')).text()).toBe('up /held'),
+      'a preview': async () =>
+        expect(await (await fetch(`${client.url}/-/preview/${label}/page`)).text()).toBe('up /page'),
+      health: async () => expect((await client.request('/main/sandboxes/sleeper/health')).status).toBe(200),
+    }
+    for (const [what, request] of Object.entries(requests)) {
+      await asleep()
+      await request()
+      expect([what, await stateOf()]).toEqual([what, 'RUNNING'])
+    }
+    await sandbox.process.kill('server')
+  })
+
+  test('many requests that come at once, around the moment of falling asleep, are all answered', async () => {
+    for (let round = 0; round < 6; round++) {
+      await new Promise((resolve) => setTimeout(resolve, standbyAfterSeconds * 1000 - 2 + round))
+      const answers = await Promise.all(
+        Array.from({ length: 8 }, (_, at) =>
+          sandbox.process.exec({ command: `echo ${at}`, waitForCompletion: true }),
+        ),
+      )
+      expect(answers.map(({ stdout }) => stdout)).toEqual(answers.map((_, at) => `${at}\n`))
+    }
+  })
+
+  test('waits for a process that asks to be kept alive, and comes when that ends', async () => {
+    await sandbox.process.exec({ name: 'keeper', command: 'sleep 1', keepAlive: true, timeout: 60 })
+    const until = performance.now() + 900
+    while (performance.now() < until) {
+      expect(await stateOf()).toBe('RUNNING')
+      await new Promise((resolve) => setTimeout(resolve, 100))
+    }
+    await asleep()
+    expect((await sandbox.process.get('keeper')).status).toBe('completed')
+  })
+
+  test('waits for an open stream', async () => {
+    await sandbox.process.exec({ name: 'quiet', command: 'sleep 30' })
+    const stream = sandbox.process.streamLogs('quiet', { onLog: () => {} })
+    await new Promise((resolve) => setTimeout(resolve, longerMs))
+    expect(await stateOf()).toBe('RUNNING')
+    stream.close()
+    await asleep()
+  })
+
+  test('waits for an open WebSocket, and not for a connection that only idles', async () => {
+    const port = 3211
+    await sandbox.fs.write('/tmp/socket.js', webSocketServer(port))
+    await sandbox.process.exec({ name: 'socket', command: 'node /tmp/socket.js', waitForPorts: [port] })
+    const address = `${client.url.replace('http', 'ws')}/main/sandboxes/sleeper/port/${port}/`
+    const { apiKey } = client.platform.credentials
+    const headers = { 'x-blaxel-authorization': `Bearer ${apiKey}` }
+    const socket = new WebSocket(address, { headers } as unknown as string[])
+    await new Promise((resolve, reject) => {
+      socket.addEventListener('open', resolve)
+      socket.addEventListener('error', reject)
+    })
+    await new Promise((resolve) => setTimeout(resolve, longerMs))
+    expect(await stateOf()).toBe('RUNNING')
+    socket.close(1000)
+    // The client's pooled connections to the platform, and ours to the server inside, stay open meanwhile.
+    await asleep()
+  })
+
+  test('outlives the platform: a frozen sandbox is found frozen, and wakes', async () => {
+    await asleep()
+    const used = await lastUse()
+    const { dataDir } = client.platform.config
+    await client.platform.close({ keepInstances: true })
+    await client[Symbol.asyncDispose]()
+    client = await openTestClient({ dataDir, standbyAfterSeconds })
+    expect(await stateOf()).toBe('STANDBY')
+    expect(await lastUse()).toBe(used)
+    sandbox = await client.SandboxInstance.get('sleeper')
+    expect((await sandbox.process.get('counter')).status).toBe('running')
+    const first = await count()
+    await eventually('counting on', async () => (await count()) > first)
+  })
+
+  test('is forgotten with the machine: a sandbox that was stopped starts awake, last used when it was', async () => {
+    await asleep()
+    const used = await lastUse()
+    const { dataDir } = client.platform.config
+    await client.platform.close({ keepInstances: false })
+    await client[Symbol.asyncDispose]()
+    client = await openTestClient({ dataDir, standbyAfterSeconds })
+    sandbox = await client.SandboxInstance.get('sleeper')
+    expect(await lastUse()).toBe(used)
+    expect((await sandbox.process.get('counter')).status).toBe('killed')
+    await asleep()
+    expect(await sandbox.fs.read('/tmp/server.js')).toContain('createServer')
+  })
+
+  test('does not stand in the way of deletion', async () => {
+    await asleep()
+    await sandbox.delete()
+    await expect(client.SandboxInstance.get('sleeper')).rejects.toMatchObject({ code: 404 })
+  })
+})
+
+/** Processor time that all programs of the sandbox with that file have used, in ticks. */
+function processorTicks(): number {
+  let ticks = 0
+  for (const pid of new Bun.Glob('[0-9]*').scanSync({ cwd: '/proc', onlyFiles: false })) {
+    try {
+      if (!existsSync(`/proc/${pid}/root/tmp/count`)) continue
+      const fields = readFileSync(`/proc/${pid}/stat`, 'utf8').split(') ')[1]?.split(' ') ?? []
+      ticks += Number(fields[11]) + Number(fields[12])
+    } catch {}
+  }
+  return ticks
+}
+
+function webSocketServer(port: number): string {
+  return `
+const { createHash } = require('crypto')
+require('http').createServer().on('upgrade', (request, socket) => {
+  const accept = createHash('sha1')
+    .update(request.headers['sec-websocket-key'] + '258EAFA5-E914-47DA-95CA-C5AB0DC85B11').digest('base64')
+  socket.write('HTTP/1.1 101 x\\r\\nUpgrade: websocket\\r\\nConnection: Upgrade\\r\\nSec-WebSocket-Accept: ' +
+    accept + '\\r\\n\\r\\n')
+  socket.on('data', () => socket.end()).on('error', () => {})
+}).listen(${port})`
+}

@@ -1,0 +1,61 @@
+import type { SandboxInstance } from '@blaxel/core'
+import { createPlatform, type Platform, type PlatformOptions } from './platform.ts'
+
+/** For tests: a platform that listens, and the unmodified client of the cloud pointed at it by its own variables. */
+export interface TestClient extends AsyncDisposable {
+  platform: Platform
+  url: string
+  SandboxInstance: typeof SandboxInstance
+  /** A request as the first admin. */
+  request(path: string, init?: RequestInit): Promise<Response>
+}
+
+export async function openTestClient(options: PlatformOptions): Promise<TestClient> {
+  const platform = await createPlatform({ port: 0, logLevel: 'error', ...options })
+  const { url } = await platform.listen()
+  const { workspace, apiKey } = platform.credentials
+  const settings: Record<string, string> = {
+    BL_API_URL: `${url}/v0`,
+    BL_RUN_URL: url,
+    BL_WORKSPACE: workspace,
+    BL_API_KEY: apiKey,
+    BL_DISABLE_H2: '1',
+  }
+  const saved = Object.keys(settings).map((name) => [name, process.env[name]] as const)
+  Object.assign(process.env, settings)
+  const sdk = await import('@blaxel/core')
+  // Another test file of the same process may have loaded it with its own platform's settings.
+  sdk.initialize({ workspace, apiKey })
+  return {
+    platform,
+    url,
+    SandboxInstance: sdk.SandboxInstance,
+    request: (path, init = {}) =>
+      fetch(url + path, {
+        ...init,
+        headers: { authorization: `Bearer ${apiKey}`, 'x-blaxel-workspace': workspace, ...init.headers },
+      }),
+    async [Symbol.asyncDispose]() {
+      for (const [name, value] of saved) {
+        if (value === undefined) delete process.env[name]
+        else process.env[name] = value
+      }
+      await platform.close()
+    },
+  }
+}
+
+/** Polls until `holds` answers something true; fails with `what` after a generous while. */
+export async function eventually<Result>(
+  what: string,
+  holds: () => Promise<Result> | Result,
+  waitMs = 20_000,
+): Promise<NonNullable<Result>> {
+  const deadline = performance.now() + waitMs
+  for (;;) {
+    const result = await holds()
+    if (result) return result
+    if (performance.now() > deadline) throw new Error(`never happened: ${what}`)
+    await new Promise((resolve) => setTimeout(resolve, 10))
+  }
+}
