@@ -21,6 +21,7 @@ import { workspaceRoutes } from './http/control/workspaces.ts'
 import { Readiness } from './http/readiness.ts'
 import type { Route } from './http/route.ts'
 import { PreviewGateway } from './http/run/previews.ts'
+import { createSandboxMcp } from './http/run/sandbox/mcp.ts'
 import { sandboxRunRoutes } from './http/run/sandbox.ts'
 import { type HttpServer, loopbackHosts, startServer } from './http/server.ts'
 import { HostImage, Images } from './images/index.ts'
@@ -142,8 +143,8 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   await previews.open()
   host.start()
 
-  const build = { version, gitCommit: commit }
-  const gateway = new PreviewGateway({ previews, sandboxes, domains: config.domains, build, log })
+  const api = { build: { version, gitCommit: commit }, mcp: createSandboxMcp({ version, log }) }
+  const gateway = new PreviewGateway({ previews, sandboxes, domains: config.domains, api, log })
   const readiness = new Readiness({ store, runtime, clock, log })
   const app = createApp({
     routes: [
@@ -156,7 +157,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
       ...sandboxRoutes({ sandboxes, log }),
       ...previewRoutes({ previews }),
       ...gateway.routes(),
-      ...sandboxRunRoutes(sandboxes, build),
+      ...sandboxRunRoutes(sandboxes, api),
     ],
     access,
     host: {

@@ -218,6 +218,32 @@ describe('ports', () => {
   })
 })
 
+describe('tools', () => {
+  test('the client finds the tools of a sandbox by its name, and calls them', async () => {
+    const { getTool } = await import('@blaxel/core')
+    const tools = await getTool('sandboxes/run-plane', { ms: 1 })
+    const call = (name: string, input: unknown) =>
+      tools.find((tool) => tool.name === name)!.call(input) as unknown as Promise<{
+        structuredContent: Record<string, unknown>
+      }>
+    const ran = await call('processExecute', { command: 'echo $((6 * 7))', waitForCompletion: true })
+    expect(ran.structuredContent).toMatchObject({ stdout: '42\n', exitCode: 0 })
+    const { workingDirectory } = (await call('fsGetWorkingDirectory', {})).structuredContent
+    await call('fsWriteFile', { path: 'by-tool.txt', content: 'tool' })
+    expect(await sandbox.fs.read(`${workingDirectory}/by-tool.txt`)).toBe('tool')
+  })
+
+  test('the server is not open to whoever has no key', async () => {
+    const workspace = platform.credentials.workspace
+    const response = await fetch(`${process.env.BL_RUN_URL}/${workspace}/sandboxes/run-plane/mcp`, {
+      method: 'POST',
+      headers: { 'content-type': 'application/json' },
+      body: '{"jsonrpc":"2.0","id":1,"method":"tools/list"}',
+    })
+    expect(response.status).toBe(401)
+  })
+})
+
 test('what is not there or not allowed is told in the gateway envelope', async () => {
   const url = (path: string) =>
     `${process.env.BL_RUN_URL}/${platform.credentials.workspace}/sandboxes/${path}`

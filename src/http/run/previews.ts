@@ -3,8 +3,7 @@ import type { Logger } from '../../lib/log.ts'
 import type { Previews, PreviewTarget, Sandboxes } from '../../sandboxes/index.ts'
 import { errorResponse } from '../errors.ts'
 import { type ConsumedCredentials, type Route, type RouteContext, route } from '../route.ts'
-import { serveSandbox, serveSandboxPort } from './sandbox/api.ts'
-import type { Build } from './sandbox/health.ts'
+import { type SandboxApi, serveSandbox, serveSandboxPort } from './sandbox/api.ts'
 import { splitUrl } from './sandbox.ts'
 import { waitingPage } from './waiting-page.ts'
 
@@ -20,7 +19,7 @@ export interface PreviewGatewayOptions {
   sandboxes: Pick<Sandboxes, 'acquire'>
   /** Previews by host name are `<label>.preview.<domain>`. */
   domains: string[]
-  build: Build
+  api: SandboxApi
   log: Logger
 }
 
@@ -125,11 +124,12 @@ export class PreviewGateway {
         headers: [...connection.consumed.headers, tokenHeader],
         query: [...connection.consumed.query, tokenParameter, ...presented.parameters],
       },
+      credentialed: !preview.public,
       requestHeaders: preview.requestHeaders,
       upgrade: connection.upgrade,
     }
     return preview.port === apiPort
-      ? serveSandbox(lease, incoming, this.options.build)
+      ? serveSandbox(lease, incoming, this.options.api)
       : serveSandboxPort(lease, incoming, preview.port)
   }
 }

@@ -8,7 +8,7 @@ import type { RouteContext, Socket, SocketHandler } from '../route.ts'
 import { PreviewGateway } from './previews.ts'
 import { serveSandbox } from './sandbox/api.ts'
 import { splitUrl } from './sandbox.ts'
-import { HostMachine } from './test-machine.ts'
+import { HostMachine, sandboxApi } from './test-machine.ts'
 
 type Upgrade = NonNullable<RouteContext<unknown, unknown, unknown>['upgrade']>
 interface Taken {
@@ -64,7 +64,7 @@ beforeAll(() => {
             consumed: { headers: ['authorization'], query: ['token'] },
             upgrade: upgradeOf(request, server),
           },
-          { version: '1' },
+          sandboxApi,
         )
       } catch (error) {
         if (!PlatformError.is(error)) throw error
@@ -353,7 +353,7 @@ describe('previews', () => {
       },
       sandboxes: { acquire: (workspace, name) => machine.lease(workspace, name) },
       domains: ['localhost'],
-      build: { version: '1' },
+      api: sandboxApi,
       log: { debug() {}, info() {}, warn() {}, error() {} },
     })
   const ask = (path: string, init: RequestInit = {}, host = 'abc.preview.localhost') =>

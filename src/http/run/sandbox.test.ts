@@ -15,7 +15,7 @@ import { join } from 'node:path'
 import { PlatformError } from '../../errors.ts'
 import { serveSandbox } from './sandbox/api.ts'
 import { splitUrl } from './sandbox.ts'
-import { HostMachine } from './test-machine.ts'
+import { HostMachine, sandboxApi } from './test-machine.ts'
 
 let root: string
 let machine: HostMachine
@@ -44,7 +44,7 @@ beforeAll(() => {
             consumed: { headers: ['authorization'], query: [] },
             upgrade: null,
           },
-          { version: '1.2.3' },
+          sandboxApi,
         )
       } catch (error) {
         if (!PlatformError.is(error)) throw error

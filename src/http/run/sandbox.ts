@@ -1,14 +1,13 @@
 import type { Sandboxes } from '../../sandboxes/index.ts'
 import { type Route, route } from '../route.ts'
-import { serveSandbox } from './sandbox/api.ts'
-import type { Build } from './sandbox/health.ts'
+import { type SandboxApi, serveSandbox } from './sandbox/api.ts'
 
 /**
  * The data plane of sandboxes: everything below a sandbox's address. One route, since the API inside has path rules of
  * its own; what it serves is the table in sandbox/api.ts. Its errors are the sandbox API's once the sandbox is reached,
  * the gateway's before.
  */
-export function sandboxRunRoutes(sandboxes: Pick<Sandboxes, 'acquire'>, build: Build): Route[] {
+export function sandboxRunRoutes(sandboxes: Pick<Sandboxes, 'acquire'>, api: SandboxApi): Route[] {
   return [
     route({
       method: 'ALL',
@@ -33,9 +32,10 @@ export function sandboxRunRoutes(sandboxes: Pick<Sandboxes, 'acquire'>, build: B
             publicOrigin: context.origin,
             publicPrefix: prefix,
             consumed: context.consumed,
+            credentialed: true,
             upgrade: context.upgrade,
           },
-          build,
+          api,
         )
       },
     }),

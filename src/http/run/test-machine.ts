@@ -10,6 +10,14 @@ import type { SandboxLease } from '../../sandboxes/index.ts'
 import { ScriptedGuest } from '../../sandboxes/processes/test-guest.ts'
 import { SandboxProcesses } from '../../sandboxes/processes.ts'
 import type { FileEntry, Guest, GuestFiles, Instance, PortAddress } from '../../spec/runtime.ts'
+import type { SandboxApi } from './sandbox/api.ts'
+import { createSandboxMcp } from './sandbox/mcp.ts'
+
+/** As the platform makes it. */
+export const sandboxApi: SandboxApi = {
+  build: { version: '1.2.3' },
+  mcp: createSandboxMcp({ version: '1.2.3', log: silentLogger }),
+}
 
 /**
  * For tests of the data plane without a runtime: files below a directory of this host, shell commands of this host, and

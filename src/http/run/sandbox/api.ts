@@ -13,6 +13,7 @@ import {
   writeTree,
 } from './files.ts'
 import { type Build, health } from './health.ts'
+import { type SandboxMcp, serveMcp } from './mcp.ts'
 import {
   closeStdin,
   getLogs,
@@ -37,8 +38,16 @@ export interface SandboxRequest {
   /** What stands before `path` in the public address. */
   readonly publicPrefix: string
   readonly consumed: ConsumedCredentials
+  /** It proved who it is from, so that no page has merely found the way here. */
+  readonly credentialed?: boolean
   readonly requestHeaders?: Readonly<Record<string, string>>
   readonly upgrade: RouteContext<unknown, unknown, unknown>['upgrade']
+}
+
+/** What the API of every sandbox is made of, besides the sandbox. */
+export interface SandboxApi {
+  readonly build: Build
+  readonly mcp: SandboxMcp
 }
 
 type Verbs = Partial<Record<'GET' | 'POST' | 'PUT' | 'DELETE', (call: SandboxCall, part: string) => Handled>>
@@ -86,7 +95,7 @@ const portPath = /^\/port\/([^/?]*)(\/.*)?$/s
 export async function serveSandbox(
   lease: SandboxLease,
   incoming: SandboxRequest,
-  build: Build,
+  api: SandboxApi,
 ): Promise<Response> {
   let released = false
   const release = () => {
@@ -99,7 +108,7 @@ export async function serveSandbox(
       if (!apiPorts.has(port.number)) return await servePort(lease, target, port.number, port.path, release)
       target = { ...target, path: port.path, publicPrefix: target.publicPrefix + port.prefix }
     }
-    return await serveApi(lease, target, build, release)
+    return await serveApi(lease, target, api, release)
   } catch (error) {
     release()
     if (PlatformError.is(error) && ownFailures.has(error.code)) return errorAnswer(error)
@@ -156,12 +165,12 @@ async function servePort(
 
 async function serveApi(
   lease: SandboxLease,
-  { request, path, search }: SandboxRequest,
-  build: Build,
+  { request, path, search, credentialed = false }: SandboxRequest,
+  api: SandboxApi,
   release: () => void,
 ): Promise<Response> {
-  const call: SandboxCall = { request, lease, path, query: new URLSearchParams(search), onEnd: release }
-  const answer = await handle(call, build)
+  const query = new URLSearchParams(search)
+  const answer = await handle({ request, lease, path, query, credentialed, onEnd: release }, api)
   const response = answer instanceof Response ? answer : answer.streaming
   if (request.method === 'HEAD') {
     await response.body?.cancel()
@@ -176,12 +185,14 @@ async function serveApi(
   return new Response(await begunAndOnceEnded(response.body, release), response)
 }
 
-async function handle(call: SandboxCall, build: Build): Promise<SandboxAnswer> {
+async function handle(call: SandboxCall, api: SandboxApi): Promise<SandboxAnswer> {
   const { path, request } = call
   if (request.method === 'OPTIONS') return preflight()
   if (path === '' || path === '/') return about()
   const verb = (request.method === 'HEAD' ? 'GET' : request.method) as keyof Verbs
-  if (path === '/health') return verb === 'GET' ? health(call, build) : pageNotFound()
+  if (path === '/health') return verb === 'GET' ? health(call, api.build) : pageNotFound()
+  // It says itself which methods it has.
+  if (path === '/mcp') return serveMcp(call, api.mcp, (inner) => handle(inner, api))
   for (const route of routes) {
     const match = route.path.exec(path)
     if (!match) continue
@@ -196,7 +207,7 @@ async function handle(call: SandboxCall, build: Build): Promise<SandboxAnswer> {
 function about(): Response {
   return json({
     message: 'This is the API of a sandbox',
-    documentation: '/health, /filesystem/{path}, /process and /port/{port}/{path}',
+    documentation: '/health, /filesystem/{path}, /process, /port/{port}/{path} and /mcp',
     description: 'Files, processes and ports of one sandbox',
   })
 }

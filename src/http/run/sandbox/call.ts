@@ -11,6 +11,7 @@ export interface SandboxCall {
   /** Undecoded, as seen from the sandbox's address: `/filesystem/%2Ftmp`. */
   readonly path: string
   readonly query: URLSearchParams
+  readonly credentialed: boolean
   /** To be called when the exchange is over, by an answer that `endsItself`. */
   readonly onEnd: () => void
 }

@@ -13,7 +13,7 @@ import { apiHeaders, json, readJsonBody, type SandboxAnswer, type SandboxCall } 
 export const stdinBytesMax = 8 * 1024 * 1024
 const portsMax = 100
 
-const startBody = z.object({
+export const startBody = z.object({
   command: z.string().min(1),
   name: z.string().nullish(),
   workingDir: z.string().nullish(),
@@ -28,7 +28,16 @@ const startBody = z.object({
 })
 
 export async function startProcess(call: SandboxCall): Promise<SandboxAnswer> {
-  const body = await readJsonBody(call, startBody)
+  const start = requestedStart(await readJsonBody(call, startBody))
+  const { processes } = call.lease
+  if ((call.request.headers.get('accept') ?? '').includes('text/event-stream')) {
+    return streamExecution(call, await processes.launch(start))
+  }
+  return json(await processes.start(start, call.request.signal))
+}
+
+/** @throws bad_request for an environment that cannot be */
+export function requestedStart(body: z.output<typeof startBody>): ProcessStart {
   const { timeout, ...fields } = body
   for (const [name, value] of Object.entries(body.env ?? {})) {
     if (name === '' || /[=\0]/.test(name) || value.includes('\0')) {
@@ -38,12 +47,7 @@ export async function startProcess(call: SandboxCall): Promise<SandboxAnswer> {
       )
     }
   }
-  const start = withoutNulls({ ...fields, timeoutSeconds: timeout }) as unknown as ProcessStart
-  const { processes } = call.lease
-  if ((call.request.headers.get('accept') ?? '').includes('text/event-stream')) {
-    return streamExecution(call, await processes.launch(start))
-  }
-  return json(await processes.start(start, call.request.signal))
+  return withoutNulls({ ...fields, timeoutSeconds: timeout }) as unknown as ProcessStart
 }
 
 function withoutNulls(fields: Record<string, unknown>): Record<string, unknown> {

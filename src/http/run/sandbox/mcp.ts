@@ -1,0 +1,60 @@
+import type { Logger } from '../../../lib/log.ts'
+import { McpServer } from '../../mcp/index.ts'
+import type { Keepalive } from '../bodies.ts'
+import { textStream } from '../bodies.ts'
+import { apiHeaders, type SandboxAnswer, type SandboxCall } from './call.ts'
+import { fileJsonBytesMax } from './files.ts'
+import { codegenTools } from './mcp/codegen-tools.ts'
+import { SandboxRest, type ToolContext } from './mcp/context.ts'
+import { fileTools } from './mcp/file-tools.ts'
+import { processTools } from './mcp/process-tools.ts'
+
+/** Comments, which clients skip. */
+const keepalive: Keepalive = { text: ': keepalive\n\n', everyMs: 15_000 }
+
+export type SandboxMcp = McpServer<ToolContext>
+
+/** The MCP server of every sandbox: one object, since what differs comes with each request. */
+export function createSandboxMcp(options: { version: string; log: Logger }): SandboxMcp {
+  return new McpServer<ToolContext>({
+    name: 'Sandbox API Server',
+    title: 'Sandbox',
+    version: options.version,
+    instructions:
+      'Files and processes of one sandbox, a machine of its own. Paths are absolute or relative to its working ' +
+      'directory (fsGetWorkingDirectory). Start servers with processExecute and waitForPorts.',
+    tools: [...processTools, ...fileTools, ...codegenTools],
+    bodyBytesMax: fileJsonBytesMax,
+    log: options.log,
+  })
+}
+
+/** `handle` answers the sandbox's other routes, for the tools that go through them. */
+export async function serveMcp(
+  call: SandboxCall,
+  server: SandboxMcp,
+  handle: (call: SandboxCall) => Promise<SandboxAnswer>,
+): Promise<SandboxAnswer> {
+  const { lease } = call
+  const gone = new AbortController()
+  const answer = await server.handle({
+    request: call.request,
+    signal: AbortSignal.any([call.request.signal, gone.signal]),
+    context: { lease, rest: new SandboxRest(call, handle) },
+    place: `${lease.workspace}/${lease.name}`,
+    credentialed: call.credentialed,
+  })
+  if (answer instanceof Response) {
+    for (const [name, value] of Object.entries(apiHeaders)) answer.headers.set(name, value)
+    answer.headers.set('access-control-expose-headers', 'Mcp-Session-Id')
+    return answer
+  }
+  const body = textStream(answer.messages, keepalive, () => {
+    gone.abort()
+    call.onEnd()
+  })
+  return {
+    streaming: new Response(body, { headers: { ...apiHeaders, ...answer.headers } }),
+    endsItself: true,
+  }
+}

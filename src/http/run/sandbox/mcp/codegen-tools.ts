@@ -1,0 +1,76 @@
+import { z } from 'zod'
+import { PlatformError } from '../../../../errors.ts'
+import { type McpTool, mcpTool } from '../../../mcp/index.ts'
+import { givenPath, readTextFile } from '../text-files.ts'
+import type { ToolContext } from './context.ts'
+import { directoryView, routeOf } from './file-tools.ts'
+
+/** Lines of one codegenReadFileRange. */
+export const rangeLinesMax = 250
+
+const targetFile = z.string().min(1).describe('The file, absolute or relative to the working directory')
+
+export const codegenTools: McpTool<ToolContext>[] = [
+  mcpTool({
+    name: 'codegenListDir',
+    title: 'List a directory',
+    description: 'Files and directories in one directory: a quick look before anything more targeted.',
+    input: z.object({
+      relativeWorkspacePath: z
+        .string()
+        .describe('Relative to the working directory, or absolute; . for itself'),
+    }),
+    output: directoryView,
+    annotations: { readOnlyHint: true },
+    async run(input, { rest }: ToolContext, { signal }) {
+      const found = await rest.json('GET', routeOf(input.relativeWorkspacePath), { signal })
+      if (Array.isArray(found.files)) return found
+      throw new PlatformError(
+        'unprocessable',
+        `relativeWorkspacePath: '${input.relativeWorkspacePath.slice(0, 200)}' is a file`,
+      )
+    },
+  }),
+  mcpTool({
+    name: 'codegenReadFileRange',
+    title: 'Read a range of lines',
+    description: `Lines of a text file, at most ${rangeLinesMax} at a time; the answer says how many there are.`,
+    input: z.object({
+      targetFile,
+      startLineOneIndexed: z.int().min(1).max(1_000_000_000).describe('First line, from 1'),
+      endLineOneIndexedInclusive: z.int().min(1).max(1_000_000_000).describe('Last line, itself included'),
+    }),
+    output: z.looseObject({
+      path: z.string(),
+      content: z.string(),
+      startLine: z.int(),
+      endLine: z.int().describe('startLine - 1 when there are no such lines'),
+      totalLines: z.int(),
+      truncated: z.boolean().describe('More lines were asked for than are given at a time'),
+    }),
+    annotations: { readOnlyHint: true },
+    async run(input, { lease }: ToolContext, { signal }) {
+      const { startLineOneIndexed: start, endLineOneIndexedInclusive: end } = input
+      if (end < start) {
+        throw new PlatformError(
+          'bad_request',
+          `endLineOneIndexedInclusive: ${end} lies before startLineOneIndexed, ${start}`,
+        )
+      }
+      const file = givenPath(lease, input.targetFile)
+      const { text } = await readTextFile(lease, file, signal)
+      const lines = text.split('\n')
+      // What ends in a line break has no further, empty line.
+      if (lines.at(-1) === '') lines.pop()
+      const last = Math.min(end, start + rangeLinesMax - 1, lines.length)
+      return {
+        path: file.shown,
+        content: lines.slice(start - 1, last).join('\n'),
+        startLine: start,
+        endLine: Math.max(last, start - 1),
+        totalLines: lines.length,
+        truncated: Math.min(end, lines.length) > last,
+      }
+    },
+  }),
+]
