@@ -100,8 +100,11 @@ export class Processes {
     for await (const line of lines(response)) {
       const event = JSON.parse(line) as { type: string; data?: string; encoding?: string }
       if (event.type === 'error') throw new ClientError(0, event.data ?? 'the output cannot be read')
-      if (event.type !== 'stdout' && event.type !== 'stderr') continue
       const data = event.data ?? ''
+      // What the platform says about the output, where it belongs in it.
+      if ((event.type === 'truncated' || event.type === 'restart') && data !== '')
+        yield { type: 'stderr', data }
+      if (event.type !== 'stdout' && event.type !== 'stderr') continue
       yield { type: event.type, data: event.encoding === 'base64' ? Buffer.from(data, 'base64') : data }
     }
   }

@@ -295,6 +295,7 @@ export class ControlChannel implements GuestProcesses {
       await this.#attach(id, follower)
       for (;;) {
         announced = Promise.withResolvers<void>()
+        const roundStart = log.position
         // Asked before reading, so that what is written in between is announced and read in the next round.
         const ended = this.#isEnded(id) || follower.eof
         for await (const records of log.read()) {
@@ -306,6 +307,8 @@ export class ControlChannel implements GuestProcesses {
         signal?.throwIfAborted()
         reader.position = log.position
         if (ended) return
+        // A flood is taken in larger pieces: asking for each small one costs more than the bytes do.
+        if (log.position - roundStart >= floodBytes) await Bun.sleep(floodPauseMs)
         if (!follower.armed) await this.#attach(id, follower)
         if (this.#isEnded(id) || follower.eof || follower.endOffset > log.position) continue
         if (this.#requests.failure) throw this.#requests.failure
@@ -501,6 +504,8 @@ export class ControlChannel implements GuestProcesses {
 
 /** A reader says how far it is after this many bytes, so that the process need not wait for the next round. */
 const acknowledgeBytes = 1024 * 1024
+const floodBytes = 64 * 1024
+const floodPauseMs = 1
 
 async function* abortable<Item>(items: AsyncIterable<Item>, signal?: AbortSignal): AsyncGenerator<Item> {
   for await (const item of items) {

@@ -17,7 +17,7 @@ const recordHeaderBytes = 16
 const recordBytesMax = 64 * 1024
 /** Reads up to this size happen at once: cheaper than a trip through the thread pool, from memory as a rule. */
 const readSyncBytesMax = 64 * 1024
-const readBytesMax = 1024 * 1024
+const readBytesMax = 256 * 1024
 /** A process keeps 9 segments; more than this is not ours. */
 const segmentsMax = 256
 const openFlags = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK
@@ -36,7 +36,8 @@ export class OutputLog implements Disposable {
   #position: number
   /** Records up to here are skipped: the caller's offset, which may lie in the middle of one, or what was read already. */
   #from: number
-  #readBytes = readSyncBytesMax
+  /** Read into again and again: what was read is then copied, and takes no more room than it has bytes. */
+  #buffer: Buffer | null = null
 
   constructor(
     private readonly logDir: string,
@@ -65,7 +66,8 @@ export class OutputLog implements Disposable {
         if (this.#segment < 0) return
       }
       const at = this.#position - this.#segmentStart
-      const buffer = Buffer.allocUnsafeSlow(this.#readBytes)
+      this.#buffer ??= Buffer.allocUnsafeSlow(readSyncBytesMax)
+      const buffer = this.#buffer
       const length =
         buffer.length <= readSyncBytesMax
           ? readSync(this.#segment, buffer, 0, buffer.length, at)
@@ -75,8 +77,8 @@ export class OutputLog implements Disposable {
       if (records.length > 0) yield records
       if (used === 0 && length < buffer.length) {
         if (!this.#nextSegment(at + length)) return
-      } else {
-        this.#readBytes = readBytesMax
+      } else if (length === buffer.length && buffer.length < readBytesMax) {
+        this.#buffer = Buffer.allocUnsafeSlow(readBytesMax)
       }
     }
   }
@@ -171,6 +173,7 @@ export class OutputLog implements Disposable {
   /** Whole records of `bytes` into `records`; answers how many bytes they took. */
   #parse(bytes: Uint8Array, records: OutputRecord[]): number {
     const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength)
+    const own = new Uint8Array(bytes)
     let at = 0
     while (bytes.length - at >= recordHeaderBytes) {
       const length = view.getUint32(at, true)
@@ -186,7 +189,7 @@ export class OutputLog implements Disposable {
         kind,
         at: Math.min(unixMs, dateMsMax),
         endOffset: this.#position,
-        data: bytes.subarray(dataAt, at),
+        data: own.subarray(dataAt, at),
       })
     }
     return at

@@ -582,6 +582,12 @@ test('the oldest ended processes are forgotten, with output and record', async (
 
 async function collect(processes: SandboxProcesses, name: string): Promise<string> {
   let all = ''
-  for await (const { text } of processes.require(name).follow(new AbortController().signal)) all += text
+  const decoder = new TextDecoder()
+  for await (const batch of processes.require(name).follow(new AbortController().signal)) {
+    for (const chunk of batch) {
+      if (chunk.kind === 'restart') all += chunk.note
+      else if (chunk.kind !== 'truncated') all += decoder.decode(chunk.data)
+    }
+  }
   return all
 }

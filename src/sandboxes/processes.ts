@@ -10,8 +10,9 @@ import { type ProcessHost, SandboxProcess, timerMsMax } from './processes/proces
 import { ProcessRecords } from './processes/records.ts'
 import type { ProcessStart, ProcessView } from './processes/views.ts'
 
-export type { OutputStream, OutputSummary, OutputText } from './processes/output.ts'
-export { LineSplitter } from './processes/output.ts'
+export { LineCutter } from './processes/lines.ts'
+export type { OutputChunk, OutputStream, OutputSummary } from './processes/output.ts'
+export { truncationLine, WholeCharacters } from './processes/output.ts'
 export type { SandboxProcess } from './processes/process.ts'
 export type { ProcessStart, ProcessStatus, ProcessView } from './processes/views.ts'
 
@@ -32,8 +33,11 @@ export interface SandboxProcessesOptions {
 
 /** Ended processes whose name, state and output are kept; the oldest are forgotten. */
 export const endedProcessesMax = 128
-/** On the host's disk, for each process; the oldest output goes first. */
-export const processOutputBytesMax = 16 * 1024 * 1024
+/**
+ * On the host's disk, for each run of a process. The oldest eighth goes first, which leaves a late reader the last
+ * 32 MiB of what was written in pieces of 200 bytes and more.
+ */
+export const processOutputBytesMax = 40 * 1024 * 1024
 const keepAliveSecondsDefault = 600
 const portWaitSecondsDefault = 60
 const portPollMsFirst = 5

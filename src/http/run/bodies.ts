@@ -93,15 +93,15 @@ export interface Keepalive {
 /** Until then an answer without output keeps its header back, since headers leave with the first bytes. */
 const firstKeepaliveMs = 100
 
-/** A stream of text, with a keepalive whenever there was nothing for a while, the first one soon. */
-export function textStream(
-  texts: AsyncIterable<string>,
+/** A stream with a keepalive whenever there was nothing for a while, the first one soon. */
+export function keptAlive(
+  chunks: AsyncIterable<Uint8Array>,
   keepalive: Keepalive,
   onEnd: () => void,
 ): ReadableStream<Uint8Array> {
-  const iterator = texts[Symbol.asyncIterator]()
-  const encoder = new TextEncoder()
-  let next: Promise<IteratorResult<string>> | null = null
+  const iterator = chunks[Symbol.asyncIterator]()
+  const keepaliveBytes = new TextEncoder().encode(keepalive.text)
+  let next: Promise<IteratorResult<Uint8Array>> | null = null
   let quietMs = firstKeepaliveMs
   let timer: ReturnType<typeof setTimeout> | undefined
   return new ReadableStream<Uint8Array>({
@@ -114,9 +114,9 @@ export function textStream(
         const result = await Promise.race([next, quiet])
         clearTimeout(timer)
         quietMs = keepalive.everyMs
-        if (result === null) return controller.enqueue(encoder.encode(keepalive.text))
+        if (result === null) return controller.enqueue(keepaliveBytes)
         next = null
-        if (!result.done) return controller.enqueue(encoder.encode(result.value))
+        if (!result.done) return controller.enqueue(result.value)
         onEnd()
         controller.close()
       } catch {

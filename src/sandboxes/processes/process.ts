@@ -7,10 +7,9 @@ import type { Guest, GuestProcess } from '../../spec/runtime.ts'
 import {
   fullOutputBytesMax,
   inlineOutputBytesMax,
-  OutputDecoder,
+  type OutputChunk,
   type OutputSummary,
   OutputTail,
-  type OutputText,
 } from './output.ts'
 import type { ProcessRecord } from './records.ts'
 import type { ProcessStatus, ProcessView } from './views.ts'
@@ -216,28 +215,25 @@ export class SandboxProcess {
     return tail.summary()
   }
 
-  /** Everything that is kept of the output and, while the process runs, what it goes on to write. Ends with it. */
-  async *follow(signal: AbortSignal): AsyncIterable<OutputText> {
+  /**
+   * Everything that is kept of the output and, while the process runs, what it goes on to write, in batches. Ends with
+   * it. A follower that is slow slows the process down; one that came late is told of what is gone.
+   */
+  async *follow(signal: AbortSignal): AsyncIterable<OutputChunk[]> {
     let lastRunId = 0
     while (!signal.aborted) {
       const run = this.runs.find(({ id }) => id > lastRunId)
       if (!run) return
       lastRunId = run.id
-      const decoder = new OutputDecoder()
       try {
-        for await (const batch of this.host.guest.processes.output(run.id, { follow: true, signal })) {
-          for (const { kind, data } of batch) {
-            if (kind !== 'truncated') yield { stream: kind, text: decoder.decode(kind, data) }
-          }
-        }
+        yield* this.host.guest.processes.output(run.id, { follow: true, signal })
       } catch (error) {
         if (signal.aborted) return
         if (!(PlatformError.is(error) && error.code === 'not_found')) throw error
       }
-      yield* decoder.end()
       await until(run.settled, signal)
       const note = this.record.runs.find(({ id }) => id === run.id)?.note
-      if (note) yield { stream: 'stdout', text: note }
+      if (note) yield [{ kind: 'restart', note, ...readRestartNote(note) }]
     }
   }
 
@@ -371,9 +367,7 @@ export class SandboxProcess {
     const { record, host } = this
     this.restarting = true
     record.restartCount++
-    const of = record.maxRestarts < 0 ? 'unlimited' : String(record.maxRestarts)
-    const note = `\n[Process failed with exit code ${exitCode}. Attempting restart ${record.restartCount}/${of}...]\n`
-    record.runs[record.runs.length - 1]!.note = note
+    record.runs[record.runs.length - 1]!.note = restartNote(exitCode, record.restartCount, record.maxRestarts)
     this.save()
     try {
       await host.clock.sleep(restartDelayMs, AbortSignal.any([this.timers.signal, host.closing]))
@@ -485,6 +479,16 @@ function statusOf(
   if (exitCode === 0) return 'completed'
   if (intent === 'stop') return 'stopped'
   return intent !== null && bySignal ? 'killed' : 'failed'
+}
+
+function restartNote(exitCode: number, attempt: number, max: number): string {
+  const of = max < 0 ? 'unlimited' : String(max)
+  return `\n[Process failed with exit code ${exitCode}. Attempting restart ${attempt}/${of}...]\n`
+}
+
+function readRestartNote(note: string): { exitCode: number; attempt: number } {
+  const [, exitCode, attempt] = /exit code (-?\d+)\. Attempting restart (\d+)/.exec(note) ?? []
+  return { exitCode: Number(exitCode ?? -1), attempt: Number(attempt ?? 0) }
 }
 
 /** `$SHELL $SHELL_ARGS`, as the sandbox's environment has them. */

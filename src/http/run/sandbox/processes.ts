@@ -1,14 +1,10 @@
 import { z } from 'zod'
 import { PlatformError } from '../../../errors.ts'
-import {
-  LineSplitter,
-  type ProcessStart,
-  type ProcessView,
-  type SandboxProcess,
-} from '../../../sandboxes/processes.ts'
+import type { ProcessStart, ProcessView, SandboxProcess } from '../../../sandboxes/processes.ts'
 import { readBytes } from '../../body.ts'
-import { type Keepalive, textStream } from '../bodies.ts'
+import { type Keepalive, keptAlive } from '../bodies.ts'
 import { apiHeaders, json, readJsonBody, type SandboxAnswer, type SandboxCall } from './call.ts'
+import { lineEvents, outputRecords, prefixedLines } from './output-streams.ts'
 
 export const stdinBytesMax = 8 * 1024 * 1024
 const portsMax = 100
@@ -63,56 +59,51 @@ const recordKeepalive: Keepalive = { text: '{"type":"keepalive"}\n', everyMs: 30
 
 /** NDJSON, whatever the Accept says: a line of output an event, and the process itself as the last. */
 function streamExecution(call: SandboxCall, process: SandboxProcess): SandboxAnswer {
-  async function* events(signal: AbortSignal): AsyncGenerator<string> {
-    const splitter = new LineSplitter()
-    const event = ({ stream, line }: { stream: string; line: string }) =>
-      `${JSON.stringify({ type: stream, data: line })}\n`
-    for await (const text of process.follow(signal)) {
-      const lines = splitter.push(text)
-      if (lines.length > 0) yield lines.map(event).join('')
+  async function* events(signal: AbortSignal): AsyncGenerator<Uint8Array> {
+    try {
+      yield* lineEvents(process.follow(signal))
+      if (signal.aborted) return
+      await process.done
+      const view = await process.view('full')
+      yield Buffer.from(`${JSON.stringify({ type: 'result', data: JSON.stringify(view) })}\n`)
+    } catch (error) {
+      if (!signal.aborted) yield errorEvent(error)
     }
-    const rest = splitter.end()
-    if (rest.length > 0) yield rest.map(event).join('')
-    if (signal.aborted) return
-    await process.done
-    const view = await process.view('full')
-    yield `${JSON.stringify({ type: 'result', data: JSON.stringify(view) })}\n`
   }
   return streamed(call, events, executionKeepalive, 'application/x-ndjson')
 }
 
 export function streamLogs(call: SandboxCall, identifier: string): SandboxAnswer {
   const process = call.lease.processes.require(identifier)
-  if ((call.request.headers.get('accept') ?? '').includes('application/x-ndjson')) {
-    async function* records(signal: AbortSignal): AsyncGenerator<string> {
-      for await (const { stream, text } of process.follow(signal)) {
-        if (text !== '') yield `${JSON.stringify({ type: stream, data: text })}\n`
-      }
-    }
-    return streamed(call, records, recordKeepalive, 'application/x-ndjson')
+  if (!(call.request.headers.get('accept') ?? '').includes('application/x-ndjson')) {
+    const lines = (signal: AbortSignal) => prefixedLines(process.follow(signal))
+    return streamed(call, lines, logKeepalive, 'text/plain; charset=utf-8')
   }
-  async function* lines(signal: AbortSignal): AsyncGenerator<string> {
-    const splitter = new LineSplitter()
-    const prefixed = ({ stream, line }: { stream: string; line: string }) => `${stream}:${line}\n`
-    for await (const text of process.follow(signal)) {
-      const whole = splitter.push(text)
-      if (whole.length > 0) yield whole.map(prefixed).join('')
+  async function* records(signal: AbortSignal): AsyncGenerator<Uint8Array> {
+    try {
+      yield* outputRecords(process.follow(signal))
+    } catch (error) {
+      if (!signal.aborted) yield errorEvent(error)
     }
-    const rest = splitter.end()
-    if (rest.length > 0) yield rest.map(prefixed).join('')
   }
-  return streamed(call, lines, logKeepalive, 'text/plain; charset=utf-8')
+  return streamed(call, records, recordKeepalive, 'application/x-ndjson')
+}
+
+/** The headers are out: a failure can only be told as the last event. */
+function errorEvent(error: unknown): Uint8Array {
+  const data = PlatformError.is(error) ? error.message : 'the output can no longer be read'
+  return Buffer.from(`${JSON.stringify({ type: 'error', data })}\n`)
 }
 
 function streamed(
   call: SandboxCall,
-  texts: (signal: AbortSignal) => AsyncGenerator<string>,
+  chunks: (signal: AbortSignal) => AsyncGenerator<Uint8Array>,
   keepalive: Keepalive,
   contentType: string,
 ): SandboxAnswer {
   const gone = new AbortController()
   const signal = AbortSignal.any([call.request.signal, gone.signal])
-  const body = textStream(texts(signal), keepalive, () => {
+  const body = keptAlive(chunks(signal), keepalive, () => {
     gone.abort()
     call.onEnd()
   })
