@@ -95,13 +95,14 @@ const firstKeepaliveMs = 100
 
 /** A stream with a keepalive whenever there was nothing for a while, the first one soon. */
 export function keptAlive(
-  chunks: AsyncIterable<Uint8Array>,
+  chunks: AsyncIterable<Uint8Array | string>,
   keepalive: Keepalive,
   onEnd: () => void,
 ): ReadableStream<Uint8Array> {
   const iterator = chunks[Symbol.asyncIterator]()
-  const keepaliveBytes = new TextEncoder().encode(keepalive.text)
-  let next: Promise<IteratorResult<Uint8Array>> | null = null
+  const encoder = new TextEncoder()
+  const bytesOf = (chunk: Uint8Array | string) => (typeof chunk === 'string' ? encoder.encode(chunk) : chunk)
+  let next: Promise<IteratorResult<Uint8Array | string>> | null = null
   let quietMs = firstKeepaliveMs
   let timer: ReturnType<typeof setTimeout> | undefined
   return new ReadableStream<Uint8Array>({
@@ -114,9 +115,9 @@ export function keptAlive(
         const result = await Promise.race([next, quiet])
         clearTimeout(timer)
         quietMs = keepalive.everyMs
-        if (result === null) return controller.enqueue(keepaliveBytes)
+        if (result === null) return controller.enqueue(bytesOf(keepalive.text))
         next = null
-        if (!result.done) return controller.enqueue(result.value)
+        if (!result.done) return controller.enqueue(bytesOf(result.value))
         onEnd()
         controller.close()
       } catch {

@@ -1,7 +1,7 @@
 import type { Logger } from '../../../lib/log.ts'
 import { McpServer } from '../../mcp/index.ts'
 import type { Keepalive } from '../bodies.ts'
-import { textStream } from '../bodies.ts'
+import { keptAlive } from '../bodies.ts'
 import { apiHeaders, type SandboxAnswer, type SandboxCall } from './call.ts'
 import { fileJsonBytesMax } from './files.ts'
 import { codegenTools } from './mcp/codegen-tools.ts'
@@ -49,7 +49,7 @@ export async function serveMcp(
     answer.headers.set('access-control-expose-headers', 'Mcp-Session-Id')
     return answer
   }
-  const body = textStream(answer.messages, keepalive, () => {
+  const body = keptAlive(answer.messages, keepalive, () => {
     gone.abort()
     call.onEnd()
   })
