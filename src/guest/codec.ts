@@ -51,6 +51,9 @@ export const FrameType = {
   status: 98,
   guest: 99,
   kill: 100,
+  launch: 128,
+  launched: 129,
+  cancelLaunch: 130,
 } as const
 
 export type FrameType = (typeof FrameType)[keyof typeof FrameType]
@@ -84,6 +87,7 @@ export const receivedLimits = {
     [FrameType.path]: 16 * 1024,
   },
   keeper: { ...anyLimits, [FrameType.guest]: 5 },
+  launcher: { [FrameType.error]: 8 + 1024, [FrameType.launched]: 24 },
 } as const satisfies Record<string, PayloadLimits>
 
 /** The other end broke the protocol. Its message is private: callers turn it into a PlatformError. */

@@ -8,6 +8,7 @@
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "failure.h"
 #include "mounts.h"
@@ -23,7 +24,7 @@ struct loop_config {
 };
 #endif
 
-enum { LOOP_ATTEMPTS_MAX = 128, LOOP_BLOCK_BYTES = 4096 };
+enum { LOOP_ATTEMPTS_MAX = 128, LOOP_BLOCK_BYTES = 4096, COPY_BYTES = 64 * 1024 };
 
 /* Puts the image on a free loop device; others take devices at the same time, so ask again when one was faster. */
 static int loop_open(int image, char *path, size_t path_size) {
@@ -55,8 +56,37 @@ static int loop_open(int image, char *path, size_t path_size) {
   fail_with(EBUSY, "disk", "no loop device after %d attempts", LOOP_ATTEMPTS_MAX);
 }
 
-static int open_image(int dir_fd) {
-  int image = openat(dir_fd, "disk.img", O_RDWR | O_CLOEXEC | O_NOFOLLOW);
+static void copy_range(int from, int to, off_t at, off_t end) {
+  char buffer[COPY_BYTES];
+  while (at < end) {
+    size_t wanted = end - at < COPY_BYTES ? (size_t)(end - at) : COPY_BYTES;
+    ssize_t got = pread(from, buffer, wanted, at);
+    if (got <= 0) fail("disk", "the template cannot be read");
+    if (pwrite(to, buffer, (size_t)got, at) != got) fail("disk", "disk.img");
+    at += got;
+  }
+}
+
+/* A new image: the template's size and its few blocks that are not holes. */
+static int make_image(int dir_fd, const char *template_path) {
+  int template = open(template_path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+  struct stat status;
+  if (template < 0 || fstat(template, &status) < 0) fail("disk", "the template %s", template_path);
+  int image = openat(dir_fd, "disk.img", O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0600);
+  if (image < 0 || ftruncate(image, status.st_size) < 0) fail("disk", "disk.img");
+  for (off_t at = 0; (at = lseek(template, at, SEEK_DATA)) >= 0;) {
+    off_t end = lseek(template, at, SEEK_HOLE);
+    if (end < 0) fail("disk", "the template %s", template_path);
+    copy_range(template, image, at, end);
+    at = end;
+  }
+  close(template);
+  return image;
+}
+
+static int open_image(int dir_fd, const char *template_path) {
+  int image = template_path ? make_image(dir_fd, template_path)
+                            : openat(dir_fd, "disk.img", O_RDWR | O_CLOEXEC | O_NOFOLLOW);
   if (image < 0) fail("disk", "disk.img");
   char path[32];
   int device = loop_open(image, path, sizeof path);
@@ -74,7 +104,7 @@ static int open_image(int dir_fd) {
 }
 
 int disk_open(const struct spec *spec, int dir_fd) {
-  if (spec->disk == DISK_LOOP) return open_image(dir_fd);
+  if (spec->disk == DISK_LOOP) return open_image(dir_fd, spec->disk_template);
   if (mkdirat(dir_fd, "disk", 0755) < 0 && errno != EEXIST) fail("disk", "disk");
   int tree = sys_open_tree(dir_fd, "disk", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
   if (tree < 0) fail("disk", "disk");

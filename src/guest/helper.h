@@ -22,7 +22,7 @@ struct guest_start {
 /* Runs until SHUTDOWN or a fatal error; the value is the exit status of process 1. */
 int guest_main(const struct guest_start *start);
 
-int launch_main(void);           /* role `launch`: reads its specification from stdin, forks, becomes the keeper */
+int launcher_main(void);         /* role `launch`: makes the instances that stdin asks for, until its end */
 int guest_without_isolation(void); /* role `guest` */
 
 /* Serves one files connection until it closes; called in a forked worker that already has its credentials. */

@@ -7,6 +7,7 @@ import { FilesChannel } from './files.ts'
 export { ProtocolError } from './codec.ts'
 export { fileError } from './errno.ts'
 export { type GuestState, KeeperChannel } from './keeper.ts'
+export { HelperError, type LaunchedInstance, Launcher, type ProcessIdentity } from './launcher.ts'
 
 export interface GuestClientOptions {
   /** Path of the guest's socket: at most 107 bytes. */

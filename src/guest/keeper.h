@@ -1,5 +1,5 @@
 /*
- * The keeper: the launcher's parent once the instance runs. It stays in the instance's network namespace, relays
+ * The keeper: what a launch becomes once the instance runs. It stays in the instance's network namespace, relays
  * connections from unix sockets of the host to ports inside, and waits for process 1.
  */
 #ifndef HUTCH_KEEPER_H

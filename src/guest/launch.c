@@ -1,5 +1,5 @@
 /*
- * The launcher. The order of its steps is what matters:
+ * One launch. The order of its steps is what matters:
  *   launcher: own user namespace (by a child) | network namespace | process 1 | network
  *   process 1: cgroups | mount, uts, ipc and cgroup namespaces | file systems, root | user namespace | privileges
  * Every namespace but the user namespace is made by, and stays owned by, the host's root: root inside has no power
@@ -22,8 +22,10 @@
 #include <sys/wait.h>
 
 #include "failure.h"
+#include "frame.h"
 #include "helper.h"
 #include "keeper.h"
+#include "launch.h"
 #include "mounts.h"
 #include "network.h"
 #include "privileges.h"
@@ -44,8 +46,6 @@ enum {
   NICE_GUEST = -20,
 };
 
-extern char **environ;
-
 /* What process 1 says to the launcher before it is ready; then one byte. */
 struct report {
   char stage[16];
@@ -57,7 +57,16 @@ struct report {
 static struct {
   pid_t guest;
   int sockets; /* the present directory is run/, and the sockets in it are ours */
+  uint32_t request;
 } launched;
+
+/* In one write, which pipes take whole: others answer on the same one. Answers whether it was heard. */
+static int answer(struct frame_writer *writer) {
+  size_t length = frame_writer_pending(writer);
+  int heard = write(STDOUT_FILENO, writer->data + writer->start, length) == (ssize_t)length;
+  frame_writer_free(writer);
+  return heard;
+}
 
 static void report_failure(const char *stage, int error, const char *message) {
   if (launched.guest > 0) {
@@ -68,7 +77,11 @@ static void report_failure(const char *stage, int error, const char *message) {
     unlink("guest.sock");
     unlink("keeper.sock");
   }
-  dprintf(STDOUT_FILENO, "error stage=%s errno=%d %s: %s\n", stage, error, message, strerror(error));
+  char said[sizeof(struct report) + 128];
+  snprintf(said, sizeof said, "%s: %s: %s", stage, message, strerror(error));
+  struct frame_writer writer = {0};
+  frame_error(&writer, launched.request, error, said);
+  (void)answer(&writer);
 }
 
 static int child_channel = -1;
@@ -219,22 +232,20 @@ static _Noreturn void guest_process(struct guest_plan *plan, struct spec *spec) 
 
 /* The launcher */
 
-static void forget_environment(void) {
-  /* The platform's secrets may be in it, and process 1 is a copy of this process. */
-  for (char **entry = environ; *entry; entry++) memset(*entry, 0, strlen(*entry));
-  environ[0] = NULL;
-}
-
-static size_t read_specification(char *text) {
-  size_t length = 0;
-  for (;;) {
-    ssize_t got = read(STDIN_FILENO, text + length, SPEC_BYTES_MAX + 1 - length);
-    if (got < 0 && errno == EINTR) continue;
-    if (got < 0) fail("spec", "stdin");
-    if (got == 0) return length;
-    length += (size_t)got;
-    if (length > SPEC_BYTES_MAX) fail_with(E2BIG, "spec", "more than %d bytes", SPEC_BYTES_MAX);
-  }
+/* When a process was started, in clock ticks since the boot: with its pid its name for ever. */
+static uint64_t start_time(pid_t pid) {
+  char path[32], text[512];
+  snprintf(path, sizeof path, "/proc/%d/stat", pid);
+  int fd = open(path, O_RDONLY | O_CLOEXEC);
+  ssize_t length = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+  if (fd >= 0) close(fd);
+  if (length <= 0) fail("guest", "%s", path);
+  text[length] = 0;
+  /* The name in parentheses may contain anything: fields count from behind it. */
+  char *at = strrchr(text, ')');
+  for (int field = 2; at && field < 22; field++) at = strchr(at + 1, ' ');
+  if (!at) fail_with(EPROTO, "guest", "%s", path);
+  return strtoull(at + 1, NULL, 10);
 }
 
 static void replace_stdin_and_stderr(void) {
@@ -323,21 +334,26 @@ static void become_keeper(const struct spec *spec, uid_t keeper_uid) {
   privileges_reduce(CAPABILITIES_NONE);
 }
 
-int launch_main(void) {
-  on_failure(report_failure);
-  forget_environment();
-  if (sys_close_range(STDERR_FILENO + 1, ~0U) < 0) fail("dir", "descriptors");
-  sigset_t none;
-  sigemptyset(&none);
-  sigprocmask(SIG_SETMASK, &none, NULL);
-  for (int signal_number = 1; signal_number < 32; signal_number++) signal(signal_number, SIG_DFL);
-  signal(SIGPIPE, SIG_IGN);
-  umask(0077);
+static struct frame_writer launched_answer(pid_t guest) {
+  struct frame_writer writer = {0};
+  frame_begin(&writer, FRAME_LAUNCHED, launched.request);
+  put_u32(&writer, (uint32_t)guest);
+  put_u64(&writer, start_time(guest));
+  put_u32(&writer, (uint32_t)getpid());
+  put_u64(&writer, start_time(getpid()));
+  frame_end(&writer);
+  return writer;
+}
 
+_Noreturn void launch(uint32_t request, const void *specification, size_t length) {
+  launched.request = request;
+  on_failure(report_failure);
+  if (length > SPEC_BYTES_MAX) fail_with(E2BIG, "spec", "more than %d bytes", SPEC_BYTES_MAX);
   char *text = mmap(NULL, SPEC_BYTES_MAX + 1, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (text == MAP_FAILED) fail("spec", "memory");
+  memcpy(text, specification, length);
   struct spec spec;
-  spec_parse(&spec, text, read_specification(text));
+  spec_parse(&spec, text, length);
   if (spec.has_uidbase && geteuid() != 0) fail_with(EPERM, "spec", "uidbase: only root has uid ranges to give");
   if (!spec.has_uidbase && geteuid() == 0) fail_with(EINVAL, "spec", "uidbase: missing, as root");
   if (!spec.has_uidbase && spec.disk == DISK_LOOP) fail_with(EPERM, "spec", "disk: only root can mount images");
@@ -374,10 +390,11 @@ int launch_main(void) {
       .guest_pidfd = guest_pidfd,
       .listen_fd = keeper_listen,
   };
+  struct frame_writer writer = launched_answer(guest);
   become_keeper(&spec, keeper_uid);
   munmap(text, SPEC_BYTES_MAX + 1);
-  if (dprintf(STDOUT_FILENO, "ok guest=%d keeper=%d\n", guest, getpid()) < 0) fail("keeper", "stdout");
+  if (!answer(&writer)) fail("keeper", "stdout");
   dup2(STDIN_FILENO, STDOUT_FILENO);
   keeper_run(&start);
-  return 0;
+  _exit(0);
 }

@@ -15,7 +15,7 @@ static void hide_path(char *path) {
 int main(int argc, char **argv) {
   if (argc == 2 && !strcmp(argv[1], "launch")) {
     hide_path(argv[0]);
-    return launch_main();
+    return launcher_main();
   }
   if (argc == 2 && !strcmp(argv[1], "guest")) return guest_without_isolation();
   if (argc == 2 && !strcmp(argv[1], "version")) {

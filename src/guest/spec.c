@@ -52,6 +52,7 @@ static void set_key(struct spec *spec, const char *key, char *value) {
   else if (!strcmp(key, "hostname")) once(key, &spec->hostname, value);
   else if (!strcmp(key, "dir")) once(key, &spec->dir, absolute(key, value));
   else if (!strcmp(key, "workdir")) once(key, &spec->workdir, absolute(key, value));
+  else if (!strcmp(key, "disktemplate")) once(key, &spec->disk_template, absolute(key, value));
   else if (!strcmp(key, "layer")) append(key, spec->layers, &spec->layer_count, SPEC_LAYERS_MAX, absolute(key, value));
   else if (!strcmp(key, "overlay")) add_mount(spec, key, value, 1);
   else if (!strcmp(key, "bind")) add_mount(spec, key, value, 0);

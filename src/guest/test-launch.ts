@@ -15,6 +15,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { buildHelper } from '../../scripts/build-helper.ts'
 import { silentLogger } from '../lib/log.ts'
+import { FrameReader, FrameType, FrameWriter, PayloadReader, readError, receivedLimits } from './codec.ts'
 import { type GuestState, KeeperChannel } from './keeper.ts'
 
 /** For tests of the launcher: throwaway instances whose root is empty but for the host's /usr. */
@@ -113,11 +114,18 @@ export class TestHost {
       ? ['setpriv', '--reuid', `${options.user.uid}`, '--regid', `${options.user.gid}`, '--clear-groups']
       : []
     const child = Bun.spawn([...drop, options.helper ?? helperPath, 'launch'], {
-      stdin: new TextEncoder().encode(entries.map((entry) => `${entry}\0`).join('')),
+      stdin: 'pipe',
       stdout: 'pipe',
       stderr: 'inherit',
     })
-    return new Response(child.stdout).text()
+    const text = new TextEncoder().encode(entries.map((entry) => `${entry}\0`).join(''))
+    child.stdin.write(new FrameWriter(FrameType.launch, 7, text.length).raw(text).finish())
+    child.stdin.flush()
+    try {
+      return await readAnswer(child.stdout)
+    } finally {
+      await child.stdin.end()
+    }
   }
 
   async launch(options: LaunchOptions & { dir?: string } = {}): Promise<LaunchedInstance> {
@@ -134,6 +142,24 @@ export class TestHost {
     for (const instance of this.#launched) await instance.destroy()
     rmSync(this.dir, { recursive: true, force: true })
   }
+}
+
+/** The launcher's one answer, as a line. */
+async function readAnswer(stdout: ReadableStream<Uint8Array>): Promise<string> {
+  const reader = new FrameReader(receivedLimits.launcher)
+  for await (const chunk of stdout) {
+    for (const { type, id, payload } of reader.push(chunk)) {
+      if (id !== 7) throw new Error(`an answer to request ${id}`)
+      if (type === FrameType.error) {
+        const { errno, message } = readError(payload)
+        return `error stage=${message.replace(': ', ` errno=${errno} `)}\n`
+      }
+      const fields = new PayloadReader(payload)
+      const [guest, , keeper] = [fields.u32(), fields.u64(), fields.u32()]
+      return `ok guest=${guest} keeper=${keeper}\n`
+    }
+  }
+  return ''
 }
 
 export class LaunchedInstance {

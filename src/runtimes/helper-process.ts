@@ -1,48 +1,29 @@
 import { readFileSync } from 'node:fs'
 import { PlatformError } from '../errors.ts'
+import { HelperError, type ProcessIdentity } from '../guest/index.ts'
 
 /** From the start of the helper to its one line. */
 const startTimeoutMs = 20_000
 const answerBytesMax = 4096
-
-export interface ProcessIdentity {
-  pid: number
-  /** Clock ticks since boot, which with the pid names one process for ever. */
-  startTime: number
-}
 
 export interface HelperStarted {
   guestPid: number
   keeperPid: number
 }
 
-/** The helper said no: what went wrong at which step, for logs and for probes. */
-export class HelperError extends Error {
-  override readonly name = 'HelperError'
-
-  constructor(
-    readonly stage: string,
-    readonly errno: number,
-    readonly said: string,
-  ) {
-    super(`${stage}: ${said}`)
-  }
-}
-
 /**
- * Starts the helper in a role with its `key=value` entries and reads its one line. The helper outlives us, so it gets
- * no descriptor of ours that would matter when we are gone.
+ * Starts the helper as a guest without isolation with its `key=value` entries and reads its one line. It outlives us,
+ * so it gets no descriptor of ours that would matter when we are gone.
  * @throws HelperError what the helper answered; nothing of it is left then
  */
-export async function startHelper(
+export async function startGuest(
   helperPath: string,
-  role: 'launch' | 'guest',
   entries: readonly (readonly [string, string])[],
 ): Promise<HelperStarted> {
   for (const [key, value] of entries) {
     if (value.includes('\0')) throw new PlatformError('bad_request', `${key} contains NUL`)
   }
-  const child = Bun.spawn([helperPath, role], {
+  const child = Bun.spawn([helperPath, 'guest'], {
     stdin: 'pipe',
     stdout: 'pipe',
     stderr: 'ignore',

@@ -282,7 +282,7 @@ function setLimits({ version, controllers }: Hierarchy, dir: string, { memoryMb,
     } else if (controller === 'cpu' && version === 2) {
       writeFileSync(`${dir}/cpu.max`, `${quotaUs} ${cpuPeriodUs}`)
     } else if (controller === 'cpu') {
-      writeFileSync(`${dir}/cpu.cfs_period_us`, String(cpuPeriodUs))
+      // The period of a new group is `cpuPeriodUs` already.
       writeFileSync(`${dir}/cpu.cfs_quota_us`, String(quotaUs))
     } else {
       writeFileSync(`${dir}/pids.max`, String(pidsMax))

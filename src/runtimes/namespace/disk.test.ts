@@ -15,8 +15,7 @@ describe.skipIf(!able)(`disk images${able ? '' : ' (skipped: needs e2fsprogs)'}`
 
   test('are sound file systems of the wanted size that take little room', async () => {
     for (const storageMb of [16, 100, 2048, 20_480]) {
-      const path = `${dir}/${storageMb}.img`
-      await images.create(path, storageMb)
+      const path = await images.template(storageMb)
       expect(statSync(path).size).toBe(storageMb * 1024 * 1024)
       expect(allocatedBytes(path)).toBeLessThan(2 * 1024 * 1024)
       const check = Bun.spawnSync([fsck ?? '', '-f', '-n', path])
@@ -24,18 +23,24 @@ describe.skipIf(!able)(`disk images${able ? '' : ' (skipped: needs e2fsprogs)'}`
     }
   })
 
-  test('leave nothing else, and never replace what is there', async () => {
-    const path = `${dir}/once.img`
-    await Promise.all([images.create(`${dir}/a.img`, 32), images.create(`${dir}/b.img`, 32)])
-    await images.create(path, 16)
-    await expect(images.create(path, 16)).rejects.toThrow('EEXIST')
-    expect(statSync(path).size).toBe(16 * 1024 * 1024)
+  test('are made once a size, also over a restart, and leave nothing else', async () => {
+    const [one, other] = await Promise.all([images.template(32), images.template(32)])
+    expect(other).toBe(one)
+    const madeAt = statSync(one).mtimeMs
+    const again = new DiskImages(dir, '/bin/false')
+    expect(statSync(await again.template(32)).mtimeMs).toBe(madeAt)
     expect(readdirSync(dir).filter((name) => !name.endsWith('.img'))).toEqual([])
+  })
+
+  test('of another version are dropped', async () => {
+    await Bun.write(`${dir}/.template-00000000-64.img`, 'of another version')
+    new DiskImages(dir, mkfs ?? '')
+    expect(readdirSync(dir)).not.toContain('.template-00000000-64.img')
   })
 
   test('that were in use when the host went down are repaired', async () => {
     const path = `${dir}/dirty.img`
-    await images.create(path, 16)
+    await Bun.write(path, Bun.file(await images.template(16)))
     // As an image is left: not cleanly unmounted, with errors seen.
     const debugfs = `${dirname(fsck ?? '')}/debugfs`
     Bun.spawnSync([debugfs, '-w', '-R', 'set_super_value state 2', path])
@@ -50,7 +55,7 @@ describe.skipIf(!able)(`disk images${able ? '' : ' (skipped: needs e2fsprogs)'}`
 
   test('that cannot be made say so', async () => {
     const broken = new DiskImages(dir, '/bin/false')
-    const error = await broken.create(`${dir}/c.img`, 16).catch((error) => error)
+    const error = await broken.template(17).catch((error) => error)
     expect([error.code, error.message]).toEqual(['unavailable', 'A disk image cannot be made'])
   })
 })

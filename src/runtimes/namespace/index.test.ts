@@ -1,12 +1,10 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test'
 import {
   existsSync,
-  lstatSync,
   mkdirSync,
   mkdtempSync,
   readdirSync,
   readFileSync,
-  readlinkSync,
   realpathSync,
   rmSync,
   statSync,
@@ -20,7 +18,6 @@ import type { Instance, InstanceSpec, Runtime } from '../../spec/runtime.ts'
 import { testHelperPath, testImage } from '../test-host.ts'
 import { openNamespaceRuntime, probeNamespace } from './index.ts'
 import { readRecord } from './record.ts'
-import { UidRanges } from './uid-ranges.ts'
 
 // The memory and process limits of an instance are slow to reach on a busy host.
 setDefaultTimeout(60_000)
@@ -155,21 +152,18 @@ describeRoot(`namespace, as root${why === '' ? '' : ` (skipped: ${why})`}`, () =
     await Promise.all([runtime.destroy(other.id), elsewhere.destroy(third.id)])
   })
 
-  test('destroying takes away directory, groups, processes and the uid range', async () => {
+  test('destroying takes away directory, groups and processes', async () => {
     const doomed = await runtime.create(specOf())
     await shell('sleep 100 & sleep 100 & echo', doomed)
     const record = readRecord(`${options.instancesDir}/${doomed.id}`)
     if (!record) throw new Error('there is no record')
     const { guest, keeper } = doomed.handle.state as { guest: { pid: number }; keeper: { pid: number } }
-    const range = `/run/hutch/uid-ranges/${record.uidBase}`
-    expect(lstatSync(range).isSymbolicLink()).toBe(true)
     expect(record.groups.every((group) => existsSync(group.dir))).toBe(true)
     await runtime.destroy(doomed.id)
     expect(existsSync(`${options.instancesDir}/${doomed.id}`)).toBe(false)
     expect(record.groups.some((group) => existsSync(group.dir))).toBe(false)
     expect(existsSync(`/proc/${guest.pid}/ns`)).toBe(false)
     await eventually(() => !isRunning(keeper.pid))
-    expect(lstatSync(range, { throwIfNoEntry: false })).toBeUndefined()
   })
 
   test('an instance that was let go of is forgotten: the same runtime finds it anew', async () => {
@@ -201,11 +195,10 @@ describeRoot(`namespace, as root${why === '' ? '' : ` (skipped: ${why})`}`, () =
     const id = specOf().id
     const halfDir = `${options.instancesDir}/${id}`
     mkdirSync(halfDir)
-    const range = new UidRanges('/run/hutch/uid-ranges').claim(halfDir)
     expect(await runtime.list()).toContain(id)
     await runtime.destroy(id)
     expect(await runtime.list()).not.toContain(id)
-    expect(lstatSync(`/run/hutch/uid-ranges/${range}`, { throwIfNoEntry: false })).toBeUndefined()
+    expect(existsSync(halfDir)).toBe(false)
   })
 
   test('what a crash left of a disk image in the making is gone after the next start', async () => {
@@ -290,9 +283,6 @@ describeRoot(`namespace, as root${why === '' ? '' : ` (skipped: ${why})`}`, () =
     const code = await runtime.create(spec).catch((error) => error.code)
     expect(code).toBe('unavailable')
     expect(await runtime.list()).not.toContain(spec.id)
-    const ranges = '/run/hutch/uid-ranges'
-    const owners = readdirSync(ranges).map((base) => readlinkSync(`${ranges}/${base}`))
-    expect(owners).not.toContain(`${options.instancesDir}/${spec.id}`)
   })
 
   test('the end of process 1 from outside is told', async () => {

@@ -13,6 +13,7 @@ import {
 } from 'node:fs'
 import { dirname } from 'node:path'
 import { PlatformError } from '../../errors.ts'
+import { HelperError } from '../../guest/index.ts'
 import type { Clock } from '../../lib/clock.ts'
 import { randomText } from '../../lib/ids.ts'
 import type { Logger } from '../../lib/log.ts'
@@ -24,9 +25,10 @@ import type {
   RuntimeCapabilities,
   RuntimeProbe,
 } from '../../spec/runtime.ts'
-import { bootId, HelperError } from '../helper-process.ts'
+import { bootId } from '../helper-process.ts'
 import { Cgroups } from './cgroups.ts'
 import { DiskImages, diskScratchPrefix, findMkfs } from './disk.ts'
+import { instanceIdPattern, readRecord } from './record.ts'
 import { NamespaceRuntime } from './runtime.ts'
 import { UidRanges } from './uid-ranges.ts'
 
@@ -39,8 +41,8 @@ export interface NamespaceOptions {
   clock: Clock
 }
 
-/** Where all platforms of this host note which uid ranges are taken; gone after a boot, as the instances are. */
-const uidRangesDir = '/run/hutch/uid-ranges'
+/** Where all platforms of this host note which uid ranges are theirs; gone after a boot, as the instances are. */
+const uidRangesDir = '/run/hutch/uid-blocks'
 /** What worked since the last boot. */
 const probeMemoPath = '/run/hutch/probe.json'
 const probeStorageMb = 16
@@ -85,8 +87,9 @@ interface Parts {
 }
 
 async function openParts(options: NamespaceOptions, { remember }: { remember: boolean }): Promise<Parts> {
-  mkdirSync(options.instancesDir, { recursive: true, mode: 0o700 })
+  const made = mkdirSync(options.instancesDir, { recursive: true, mode: 0o700 })
   const instancesDir = realpathSync(options.instancesDir)
+  if (made !== undefined) spreadOut(instancesDir)
   if (remember) removeScratch(instancesDir)
   const name = `hutch-${createHash('sha256').update(instancesDir).digest('hex').slice(0, 12)}`
   const cgroups = new Cgroups(name, options.clock)
@@ -98,7 +101,10 @@ async function openParts(options: NamespaceOptions, { remember }: { remember: bo
       ...shared,
       diskImages,
       capabilities: describe(cgroups, disk, notes),
-      onDispose: () => cgroups.close(),
+      onDispose: () => {
+        uidRanges?.[Symbol.dispose]()
+        cgroups.close()
+      },
     })
 
   const mkfs = isRoot ? findMkfs() : null
@@ -122,6 +128,16 @@ async function openParts(options: NamespaceOptions, { remember }: { remember: bo
   }
   const notes = [...cgroups.notes, diskNote, isolationNote(failure)]
   return { runtime: open(null, 'none', notes), notes, failure }
+}
+
+/**
+ * Tells ext4 that directories in here have nothing to do with each other: put side by side, each new one looks through
+ * what the removed ones before it have left. Other file systems refuse, which is as good.
+ */
+function spreadOut(dir: string): void {
+  const chattr = Bun.which('chattr')
+  if (chattr)
+    Bun.spawn([chattr, '+T', dir], { stdin: 'ignore', stdout: 'ignore', stderr: 'ignore', env: {} }).unref()
 }
 
 /** What a platform that was killed had begun to make; the next holds the directory, so nobody needs it. */
@@ -183,11 +199,21 @@ function writeMemo(path: string, worked: string) {
 }
 
 function openUidRanges(instancesDir: string): UidRanges {
+  const inUse = () => recordedRanges(instancesDir)
   try {
-    return new UidRanges(uidRangesDir)
+    return new UidRanges(uidRangesDir, instancesDir, inUse)
   } catch {
     // A host without a writable /run: then ranges are told apart within this data directory only.
-    return new UidRanges(`${instancesDir}/.uid-ranges`)
+    return new UidRanges(`${instancesDir}/.uid-ranges`, instancesDir, inUse)
+  }
+}
+
+function* recordedRanges(instancesDir: string): Generator<{ base: number; instanceDir: string }> {
+  for (const name of readdirSync(instancesDir)) {
+    if (!instanceIdPattern.test(name)) continue
+    const instanceDir = `${instancesDir}/${name}`
+    const base = readRecord(instanceDir)?.uidBase ?? null
+    if (base !== null) yield { base, instanceDir }
   }
 }
 

@@ -1,15 +1,17 @@
 import { PlatformError } from '../../errors.ts'
+import { HelperError, type LaunchedInstance, type Launcher } from '../../guest/index.ts'
 import type { InstanceSpec } from '../../spec/runtime.ts'
-import { HelperError, type HelperStarted, startHelper } from '../helper-process.ts'
 import type { InstanceCgroup } from './cgroups.ts'
 import { storageMbMin } from './disk.ts'
 import { instanceIdPattern } from './record.ts'
 
 export interface LaunchOptions {
-  helperPath: string
+  launcher: Launcher
   dir: string
   uidBase: number | null
   disk: 'loop' | 'dir'
+  /** What the disk image is made from; null: it exists. */
+  diskTemplate: string | null
   group: InstanceCgroup
   /** Processes are counted by a control group: no RLIMIT_NPROC is needed. */
   pidsLimited: boolean
@@ -60,7 +62,7 @@ function refused(field: string, value: string, wanted: string): PlatformError {
 }
 
 /** @throws unavailable, with the helper's answer as cause */
-export async function launch(spec: InstanceSpec, options: LaunchOptions): Promise<HelperStarted> {
+export async function launch(spec: InstanceSpec, options: LaunchOptions): Promise<LaunchedInstance> {
   const entries: [string, string][] = [
     ['id', spec.id],
     ['hostname', spec.hostname],
@@ -69,6 +71,7 @@ export async function launch(spec: InstanceSpec, options: LaunchOptions): Promis
     ['seccomp', 'default'],
     ['workdir', spec.workingDir],
   ]
+  if (options.diskTemplate !== null) entries.push(['disktemplate', options.diskTemplate])
   for (const layer of spec.image.layers) entries.push(['layer', layer])
   for (const { source, target, kind } of spec.image.mounts) entries.push([kind, `${source}:${target}`])
   if (options.uidBase !== null) entries.push(['uidbase', String(options.uidBase)])
@@ -77,8 +80,11 @@ export async function launch(spec: InstanceSpec, options: LaunchOptions): Promis
   if (!options.pidsLimited) entries.push(['pidsmax', String(spec.pidsMax)])
   entries.push(['programsmax', String(spec.pidsMax - Math.min(pidsReserveMax, Math.floor(spec.pidsMax / 4)))])
   entries.push(['shmmb', String(Math.ceil(spec.memoryMb / 2))])
+  for (const [key, value] of entries) {
+    if (value.includes('\0')) throw new PlatformError('bad_request', `${key} contains NUL`)
+  }
   try {
-    return await startHelper(options.helperPath, 'launch', entries)
+    return await options.launcher.launch(entries)
   } catch (error) {
     if (!(error instanceof HelperError)) throw error
     const [code, message] =

@@ -1,7 +1,7 @@
 import { readFileSync, renameSync, writeFileSync } from 'node:fs'
 import { writeFile } from 'node:fs/promises'
 import { z } from 'zod'
-import type { ProcessIdentity } from '../helper-process.ts'
+import type { ProcessIdentity } from '../../guest/index.ts'
 
 export const handleVersion = 1
 

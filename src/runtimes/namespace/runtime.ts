@@ -1,7 +1,7 @@
 import { closeSync, existsSync, openSync, readdirSync, rmSync, statfsSync } from 'node:fs'
 import { mkdir } from 'node:fs/promises'
 import { PlatformError } from '../../errors.ts'
-import { KeeperChannel } from '../../guest/index.ts'
+import { KeeperChannel, Launcher } from '../../guest/index.ts'
 import type { Clock } from '../../lib/clock.ts'
 import type { Logger } from '../../lib/log.ts'
 import type {
@@ -11,7 +11,7 @@ import type {
   Runtime,
   RuntimeCapabilities,
 } from '../../spec/runtime.ts'
-import { bootId, identify, isAlive } from '../helper-process.ts'
+import { bootId, isAlive } from '../helper-process.ts'
 import { removeTree } from '../remove-tree.ts'
 import { type Cgroups, InstanceCgroup } from './cgroups.ts'
 import type { DiskImages } from './disk.ts'
@@ -55,6 +55,7 @@ export class NamespaceRuntime implements Runtime {
   #recovering = new Map<string, Promise<NamespaceInstance | null>>()
   #destroying = new Map<string, Promise<void>>()
   #bootId = bootId()
+  readonly #launcher: Launcher
   /** Sockets are reached through it, for their paths may have 107 bytes only. */
   #dirFile: number
   #disposed = false
@@ -62,6 +63,7 @@ export class NamespaceRuntime implements Runtime {
   constructor(options: NamespaceRuntimeOptions) {
     this.#options = options
     this.capabilities = options.capabilities
+    this.#launcher = new Launcher(options.helperPath)
     this.#dirFile = openSync(options.instancesDir, 'r')
   }
 
@@ -82,9 +84,10 @@ export class NamespaceRuntime implements Runtime {
       const disk = this.#options.diskImages === null ? 'dir' : 'loop'
       const uidBase = this.#options.uidRanges?.claim(dir) ?? null
       const record = this.#record(spec, uidBase, disk)
+      const template = this.#options.diskImages?.template(spec.storageMb) ?? null
+      template?.catch(() => {})
       await createRecord(dir, record)
-      await this.#options.diskImages?.create(`${dir}/disk.img`, spec.storageMb)
-      return await this.#start(spec, record)
+      return await this.#start(spec, record, await template)
     } catch (error) {
       await this.destroy(spec.id)
       spec.signal?.throwIfAborted()
@@ -118,7 +121,7 @@ export class NamespaceRuntime implements Runtime {
     const record = this.#record(spec, uidBase, before.disk)
     writeRecord(dir, record)
     try {
-      return await this.#start(spec, record)
+      return await this.#start(spec, record, null)
     } catch (error) {
       await this.#end(spec.id)
       throw hostError(error)
@@ -156,26 +159,30 @@ export class NamespaceRuntime implements Runtime {
     this.#disposed = true
     for (const instance of this.#instances.values()) await instance[Symbol.asyncDispose]()
     this.#instances.clear()
+    await this.#launcher[Symbol.asyncDispose]()
     closeSync(this.#dirFile)
     this.#options.onDispose()
   }
 
-  async #start(spec: InstanceSpec, record: InstanceRecord): Promise<NamespaceInstance> {
-    const { cgroups, helperPath } = this.#options
+  /** `diskTemplate`: what the disk image is made from; null when there is one, or none is wanted. */
+  async #start(
+    spec: InstanceSpec,
+    record: InstanceRecord,
+    diskTemplate: string | null,
+  ): Promise<NamespaceInstance> {
+    const { cgroups } = this.#options
     const group = cgroups.create(spec.id, spec)
     spec.signal?.throwIfAborted()
-    const started = await launch(spec, {
-      helperPath,
+    const { guest, keeper } = await launch(spec, {
+      launcher: this.#launcher,
       dir: this.#dir(spec.id),
       uidBase: record.uidBase,
       disk: record.disk,
+      diskTemplate,
       group,
       pidsLimited: cgroups.limit('pids') !== 'none',
     })
     spec.signal?.throwIfAborted()
-    const guest = identify(started.guestPid)
-    const keeper = identify(started.keeperPid)
-    if (!guest || !keeper) throw new PlatformError('unavailable', 'The sandbox ended while it started')
     const instance = this.#instance(spec.id, { ...record, guest, keeper }, group)
     await instance.open()
     spec.signal?.throwIfAborted()

@@ -1,5 +1,6 @@
 import { accessSync, closeSync, constants, mkdirSync, openSync, readdirSync, realpathSync } from 'node:fs'
 import { PlatformError } from '../../errors.ts'
+import { HelperError } from '../../guest/index.ts'
 import type { Clock } from '../../lib/clock.ts'
 import type { Logger } from '../../lib/log.ts'
 import type {
@@ -10,7 +11,7 @@ import type {
   RuntimeCapabilities,
   RuntimeProbe,
 } from '../../spec/runtime.ts'
-import { bootId, HelperError, identify, isAlive, startHelper } from '../helper-process.ts'
+import { bootId, identify, isAlive, startGuest } from '../helper-process.ts'
 import { removeTree } from '../remove-tree.ts'
 import { endTree, ProcessInstance } from './instance.ts'
 import { handleVersion, type ProcessRecord, readRecord, recordSchema, writeRecord } from './record.ts'
@@ -143,7 +144,7 @@ class ProcessRuntime implements Runtime {
     const workingDir = ownWorkingDir(spec.workingDir, dir)
     const replaced = workingDir === spec.workingDir ? null : { from: spec.workingDir, to: workingDir }
     const entries = [['dir', dir] as const, ['workdir', workingDir] as const]
-    const started = await startHelper(this.#options.helperPath, 'guest', entries).catch((error) => {
+    const started = await startGuest(this.#options.helperPath, entries).catch((error) => {
       if (!(error instanceof HelperError)) throw error
       throw new PlatformError('unavailable', `The sandbox cannot be started (${error.stage})`, {
         cause: error,

@@ -1,6 +1,6 @@
 import { connect } from 'node:net'
 import { PlatformError } from '../../errors.ts'
-import { GuestClient } from '../../guest/index.ts'
+import { GuestClient, type ProcessIdentity } from '../../guest/index.ts'
 import type { Clock } from '../../lib/clock.ts'
 import type { Logger } from '../../lib/log.ts'
 import type {
@@ -10,7 +10,7 @@ import type {
   InstanceStats,
   PortAddress,
 } from '../../spec/runtime.ts'
-import { isAlive, type ProcessIdentity } from '../helper-process.ts'
+import { isAlive } from '../helper-process.ts'
 import { descendants, treeStats } from '../process-tree.ts'
 import { handleVersion, type ProcessRecord } from './record.ts'
 
