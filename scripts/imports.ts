@@ -21,6 +21,7 @@ const nouns = [
   'drives',
   'images',
   'network',
+  'codegen',
   'telemetry',
   'integrations',
 ]

@@ -83,6 +83,8 @@ test.each([
   ['imageSource', 'hardlink', 'reflink'],
   ['trustedProxies', '10.0.0.0/33', 'ranges'],
   ['trustedProxies', 'proxy.local', 'ranges'],
+  ['privateTargets', 'metadata.internal', 'IP addresses'],
+  ['privateTargets', '10.0.0.1:0', 'IP addresses'],
   ['domains', 'bad_name!', 'host names'],
   ['dataDir', '', 'a directory'],
   ['sandboxesMax', '0', '1 to 100000'],

@@ -4,6 +4,7 @@ import { join, resolve } from 'node:path'
 import { z } from 'zod'
 import { dataDirDefault, imageDirDefault } from './data-directory.ts'
 import { PlatformError } from './errors.ts'
+import { isAddressEntry } from './lib/addresses.ts'
 import { nearest } from './lib/nearest.ts'
 
 /**
@@ -29,6 +30,8 @@ export interface Config {
   imageSource: ImageSource
   /** Addresses or CIDR ranges whose forwarded headers count. */
   trustedProxies: string[]
+  /** Addresses that are not public and that the platform's own requests may go to, ranges and ports included. */
+  privateTargets: string[]
   logLevel: 'debug' | 'info' | 'warn' | 'error'
   logFormat: 'text' | 'json'
   /** Sandboxes in the whole platform. */
@@ -99,6 +102,12 @@ const keys = {
     kind: 'list',
     allowed: 'IP addresses or ranges, such as 10.0.0.1 or 10.0.0.0/8',
     schema: z.array(z.string().refine(isAddressRange)).max(64),
+  },
+  privateTargets: {
+    kind: 'list',
+    allowed:
+      'IP addresses or ranges, a port behind them or not, such as 10.1.2.3:8000, 192.168.0.0/16 or [::1]:80',
+    schema: z.array(z.string().refine(isAddressEntry)).max(256),
   },
   logLevel: {
     kind: 'text',
@@ -178,6 +187,7 @@ function complete(values: Values, dataDir: string, env: Record<string, string | 
     imageDir: resolve(values.imageDir ?? imageDirDefault(env)),
     imageSource: values.imageSource ?? 'auto',
     trustedProxies: values.trustedProxies ?? [],
+    privateTargets: values.privateTargets ?? [],
     logLevel: values.logLevel ?? 'info',
     logFormat: values.logFormat ?? 'text',
     sandboxesMax: values.sandboxesMax ?? 1000,

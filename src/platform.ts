@@ -6,6 +6,7 @@ import { mkdirSync, mkdtempSync, renameSync, rmSync, writeFileSync } from 'node:
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { Access } from './access/index.ts'
+import { Codegen } from './codegen/index.ts'
 import { type Config, configDefaults, type RuntimeName } from './config.ts'
 import { dataDirDefault, readCredentials } from './data-directory.ts'
 import { PlatformError } from './errors.ts'
@@ -28,6 +29,7 @@ import { HostImage, Images } from './images/index.ts'
 import { Instances } from './instances/index.ts'
 import { type Clock, systemClock } from './lib/clock.ts'
 import { acquireDataLock } from './lib/data-lock.ts'
+import { Dialer } from './lib/dialer.ts'
 import { createLogger, type Logger } from './lib/log.ts'
 import { createSecretBox, openMasterKey } from './lib/secret-box.ts'
 import { extractHelper } from './runtimes/helper-binary.ts'
@@ -143,7 +145,17 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   await previews.open()
   host.start()
 
-  const api = { build: { version, gitCommit: commit }, mcp: createSandboxMcp({ version, log }) }
+  let server: HttpServer | null = null
+  const dialer = new Dialer({
+    privateTargets: config.privateTargets,
+    ownPorts: () => (server === null ? [config.port] : [server.port]),
+  })
+  const codegen = new Codegen({ dialer })
+  const api = {
+    codegen,
+    build: { version, gitCommit: commit },
+    mcp: createSandboxMcp({ version, log }),
+  }
   const gateway = new PreviewGateway({ previews, sandboxes, domains: config.domains, api, log })
   const readiness = new Readiness({ store, runtime, clock, log })
   const app = createApp({
@@ -172,7 +184,6 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
     version,
   })
 
-  let server: HttpServer | null = null
   let closing: Promise<void> | null = null
   const parts = opened.move()
   parts.defer(() => server?.stop(requestGraceMs))

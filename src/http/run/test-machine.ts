@@ -3,8 +3,10 @@ import * as fs from 'node:fs/promises'
 import { connect } from 'node:net'
 import { dirname, join } from 'node:path'
 import { Readable } from 'node:stream'
+import { Codegen } from '../../codegen/index.ts'
 import { PlatformError } from '../../errors.ts'
 import { systemClock } from '../../lib/clock.ts'
+import { Dialer } from '../../lib/dialer.ts'
 import { silentLogger } from '../../lib/log.ts'
 import type { SandboxLease } from '../../sandboxes/index.ts'
 import { ScriptedGuest } from '../../sandboxes/processes/test-guest.ts'
@@ -14,10 +16,16 @@ import type { SandboxApi } from './sandbox/api.ts'
 import { createSandboxMcp } from './sandbox/mcp.ts'
 
 /** As the platform makes it. */
-export const sandboxApi: SandboxApi = {
-  build: { version: '1.2.3' },
-  mcp: createSandboxMcp({ version: '1.2.3', log: silentLogger }),
+export function makeSandboxApi(options: { privateTargets?: string[] } = {}): SandboxApi {
+  const dialer = new Dialer({ privateTargets: options.privateTargets ?? [], ownPorts: () => [] })
+  return {
+    build: { version: '1.2.3' },
+    mcp: createSandboxMcp({ version: '1.2.3', log: silentLogger }),
+    codegen: new Codegen({ dialer }),
+  }
 }
+
+export const sandboxApi = makeSandboxApi()
 
 /**
  * For tests of the data plane without a runtime: files below a directory of this host, shell commands of this host, and
@@ -26,6 +34,8 @@ export const sandboxApi: SandboxApi = {
 export class HostMachine {
   readonly sockets = new Map<number, string>()
   leases = 0
+  /** The sandbox's, of leases to come. */
+  env: Record<string, string> = { HOME: '/home' }
   readonly guest: Guest
   private readonly scripted = new ScriptedGuest(systemClock)
   private readonly children = new Map<number, Bun.Subprocess>()
@@ -97,7 +107,7 @@ export class HostMachine {
       name,
       processes: this.processes,
       workingDir: '/work',
-      env: { HOME: '/home' },
+      env: this.env,
       instance: {
         guest: this.guest,
         address: async (port: number) => this.address(port),

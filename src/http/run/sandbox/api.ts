@@ -1,9 +1,11 @@
+import type { Codegen } from '../../../codegen/index.ts'
 import { PlatformError } from '../../../errors.ts'
 import type { SandboxLease } from '../../../sandboxes/index.ts'
 import type { ConsumedCredentials, RouteContext } from '../../route.ts'
 import { begunAndOnceEnded } from '../bodies.ts'
 import { isSocketRequest, proxyHttp, proxySocket, withoutParameters } from '../proxy.ts'
 import { apiHeaders, decodePath, json, pageNotFound, type SandboxAnswer, type SandboxCall } from './call.ts'
+import { fastApply } from './codegen.ts'
 import {
   readFileOrDirectory,
   readTree,
@@ -48,9 +50,12 @@ export interface SandboxRequest {
 export interface SandboxApi {
   readonly build: Build
   readonly mcp: SandboxMcp
+  readonly codegen: Codegen
 }
 
-type Verbs = Partial<Record<'GET' | 'POST' | 'PUT' | 'DELETE', (call: SandboxCall, part: string) => Handled>>
+type Verbs = Partial<
+  Record<'GET' | 'POST' | 'PUT' | 'DELETE', (call: SandboxCall, part: string, api: SandboxApi) => Handled>
+>
 type Handled = SandboxAnswer | Promise<SandboxAnswer>
 
 /**
@@ -80,6 +85,11 @@ const routes: { path: RegExp; raw?: boolean; verbs: Verbs }[] = [
   { path: /^\/process\/([^/]+)\/logs$/, verbs: { GET: getLogs } },
   { path: /^\/process\/([^/]+)\/logs\/stream$/, verbs: { GET: streamLogs } },
   { path: /^\/process\/([^/]+)\/stdin$/, verbs: { POST: writeStdin, DELETE: closeStdin } },
+  {
+    path: /^\/codegen\/fastapply((?:\/|%2F).*)$/s,
+    raw: true,
+    verbs: { PUT: (call, path, { codegen }) => fastApply(call, codegen, path) },
+  },
 ]
 
 /** Ports that the sandbox's own API has. */
@@ -192,14 +202,14 @@ async function handle(call: SandboxCall, api: SandboxApi): Promise<SandboxAnswer
   const verb = (request.method === 'HEAD' ? 'GET' : request.method) as keyof Verbs
   if (path === '/health') return verb === 'GET' ? health(call, api.build) : pageNotFound()
   // It says itself which methods it has.
-  if (path === '/mcp') return serveMcp(call, api.mcp, (inner) => handle(inner, api))
+  if (path === '/mcp') return serveMcp(call, api, (inner) => handle(inner, api))
   for (const route of routes) {
     const match = route.path.exec(path)
     if (!match) continue
     const run = route.verbs[verb]
     if (!run) return pageNotFound()
     const part = match[1] ?? ''
-    return run(call, route.raw ? part : decodePath(part))
+    return run(call, route.raw ? part : decodePath(part), api)
   }
   return pageNotFound()
 }

@@ -1,9 +1,11 @@
+import type { Codegen } from '../../../codegen/index.ts'
 import type { Logger } from '../../../lib/log.ts'
 import { McpServer } from '../../mcp/index.ts'
 import type { Keepalive } from '../bodies.ts'
 import { keptAlive } from '../bodies.ts'
 import { apiHeaders, type SandboxAnswer, type SandboxCall } from './call.ts'
 import { fileJsonBytesMax } from './files.ts'
+import { applyTools } from './mcp/apply-tools.ts'
 import { codegenTools } from './mcp/codegen-tools.ts'
 import { SandboxRest, type ToolContext } from './mcp/context.ts'
 import { fileTools } from './mcp/file-tools.ts'
@@ -23,7 +25,7 @@ export function createSandboxMcp(options: { version: string; log: Logger }): San
     instructions:
       'Files and processes of one sandbox, a machine of its own. Paths are absolute or relative to its working ' +
       'directory (fsGetWorkingDirectory). Start servers with processExecute and waitForPorts.',
-    tools: [...processTools, ...fileTools, ...codegenTools],
+    tools: [...processTools, ...fileTools, ...codegenTools, ...applyTools],
     bodyBytesMax: fileJsonBytesMax,
     log: options.log,
   })
@@ -32,15 +34,15 @@ export function createSandboxMcp(options: { version: string; log: Logger }): San
 /** `handle` answers the sandbox's other routes, for the tools that go through them. */
 export async function serveMcp(
   call: SandboxCall,
-  server: SandboxMcp,
+  { mcp, codegen }: { mcp: SandboxMcp; codegen: Codegen },
   handle: (call: SandboxCall) => Promise<SandboxAnswer>,
 ): Promise<SandboxAnswer> {
   const { lease } = call
   const gone = new AbortController()
-  const answer = await server.handle({
+  const answer = await mcp.handle({
     request: call.request,
     signal: AbortSignal.any([call.request.signal, gone.signal]),
-    context: { lease, rest: new SandboxRest(call, handle) },
+    context: { lease, codegen, rest: new SandboxRest(call, handle) },
     place: `${lease.workspace}/${lease.name}`,
     credentialed: call.credentialed,
   })

@@ -1,3 +1,4 @@
+import type { Codegen } from '../../../../codegen/index.ts'
 import { PlatformError } from '../../../../errors.ts'
 import type { SandboxLease } from '../../../../sandboxes/index.ts'
 import type { SandboxAnswer, SandboxCall } from '../call.ts'
@@ -6,6 +7,7 @@ import type { SandboxAnswer, SandboxCall } from '../call.ts'
 export interface ToolContext {
   readonly lease: SandboxLease
   readonly rest: SandboxRest
+  readonly codegen: Codegen
 }
 
 export interface RestOptions {

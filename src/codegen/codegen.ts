@@ -1,0 +1,58 @@
+import { BoundedMap } from '../lib/bounded-map.ts'
+import type { Dialer } from '../lib/dialer.ts'
+import type { Guest } from '../spec/runtime.ts'
+import { type CodegenProvider, configuredProvider, type Environment, notConfigured } from './providers.ts'
+
+export interface CodegenOptions {
+  dialer: Dialer
+}
+
+/** A merge that was made, for when it turns out to be wrong. */
+export interface Edited {
+  before: string
+  after: string
+  edit: string
+  instructions?: string | undefined
+}
+
+/** Of one machine. */
+const editsMax = 32
+const editCharsMax = 1024 * 1024
+
+/** What tools for generated code need besides files: an account that merges and ranks, and a memory of merges. */
+export class Codegen {
+  readonly #options: CodegenOptions
+  readonly #edits = new WeakMap<Guest, BoundedMap<string, Edited>>()
+
+  constructor(options: CodegenOptions) {
+    this.#options = options
+  }
+
+  isConfigured(env: Environment): boolean {
+    return this.#provider(env) !== null
+  }
+
+  /** @throws bad_request that names the variables, when no key is set in this environment */
+  provider(env: Environment): CodegenProvider {
+    const provider = this.#provider(env)
+    if (!provider) throw notConfigured()
+    return provider
+  }
+
+  remember(guest: Guest, path: string, edited: Edited): void {
+    const edits = this.#edits.get(guest) ?? new BoundedMap<string, Edited>(editsMax)
+    this.#edits.set(guest, edits)
+    const chars = edited.before.length + edited.after.length + edited.edit.length
+    if (chars <= editCharsMax) edits.set(path, edited)
+    else edits.delete(path)
+  }
+
+  /** The last merge into this file, as long as this process and the machine live. */
+  lastEdit(guest: Guest, path: string): Edited | null {
+    return this.#edits.get(guest)?.get(path) ?? null
+  }
+
+  #provider(env: Environment): CodegenProvider | null {
+    return configuredProvider(env, this.#options.dialer)
+  }
+}

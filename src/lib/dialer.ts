@@ -1,0 +1,163 @@
+import { lookup } from 'node:dns/promises'
+import { isIP } from 'node:net'
+import { networkInterfaces } from 'node:os'
+import { PlatformError } from '../errors.ts'
+import { AddressList, isPublicAddress, plainAddress } from './addresses.ts'
+
+export interface DialerOptions {
+  /** Addresses, ranges or either with a port, that are not public and may be dialled all the same. */
+  privateTargets: readonly string[]
+  /** The platform's own: never dialled at an address of this host, whatever is allowed. */
+  ownPorts: () => readonly number[]
+  resolve?: (host: string) => Promise<string[]>
+}
+
+export interface DialerRequest {
+  method: string
+  headers: Record<string, string>
+  body?: string
+  signal?: AbortSignal
+  /** For all of it, the answer's body included. */
+  timeoutMs: number
+  /** Of the answer. */
+  bodyBytesMax: number
+  /** What is dialled, for messages: `Morph`. */
+  what: string
+}
+
+export interface DialerAnswer {
+  status: number
+  headers: Headers
+  body: string
+}
+
+const addressesMax = 8
+/** Nothing was sent when a connection fails with one of these: the next address may be tried. */
+const notConnected = new Set([
+  'ConnectionRefused',
+  'ECONNREFUSED',
+  'ENETUNREACH',
+  'EHOSTUNREACH',
+  'EADDRNOTAVAIL',
+])
+
+/**
+ * Makes the platform's own requests to the outside. A name is resolved once and the request goes to an address that was
+ * looked at, so that a name cannot point elsewhere a moment later; redirects are answers like any other.
+ */
+export class Dialer {
+  readonly #options: DialerOptions
+  readonly #allowed: AddressList
+
+  constructor(options: DialerOptions) {
+    this.#options = options
+    this.#allowed = new AddressList(options.privateTargets)
+  }
+
+  /** @throws bad_request for an address that may not be dialled, bad_gateway when there is no (whole) answer */
+  async request(address: string, request: DialerRequest): Promise<DialerAnswer> {
+    const url = parsed(address, request.what)
+    const port = url.port === '' ? (url.protocol === 'https:' ? 443 : 80) : Number(url.port)
+    const timeout = AbortSignal.timeout(request.timeoutMs)
+    const signal = request.signal ? AbortSignal.any([request.signal, timeout]) : timeout
+    const targets = await this.#targets(url, port, request.what)
+    for (const [index, target] of targets.entries()) {
+      try {
+        const response = await this.#send(url, target, request, signal)
+        return await read(response, request)
+      } catch (error) {
+        request.signal?.throwIfAborted()
+        if (PlatformError.is(error)) throw error
+        const code = (error as { code?: unknown }).code
+        if (typeof code === 'string' && notConnected.has(code) && index < targets.length - 1) continue
+        const why = timeout.aborted
+          ? `did not answer within ${request.timeoutMs / 1000} s`
+          : 'cannot be reached'
+        throw new PlatformError('bad_gateway', `${request.what} at ${url.host} ${why}`, { cause: error })
+      }
+    }
+    throw new PlatformError('bad_gateway', `${request.what}: ${url.hostname} has no address`)
+  }
+
+  async #targets(url: URL, port: number, what: string): Promise<string[]> {
+    const host = url.hostname.replace(/^\[|\]$/g, '')
+    let addresses: string[]
+    try {
+      addresses = isIP(host) ? [host] : await (this.#options.resolve ?? resolveName)(host)
+    } catch (cause) {
+      throw new PlatformError('bad_gateway', `${what}: the name ${host} cannot be resolved`, { cause })
+    }
+    const open = addresses.slice(0, addressesMax).filter((candidate) => this.#mayDial(candidate, port))
+    if (open.length > 0 || addresses.length === 0) return open
+    throw new PlatformError(
+      'bad_request',
+      `${what}: ${url.host} is a private address, which the platform does not dial unless its operator lists it in privateTargets`,
+    )
+  }
+
+  #mayDial(address: string, port: number): boolean {
+    if (this.#options.ownPorts().includes(port) && isOfThisHost(address)) return false
+    return isPublicAddress(address) || this.#allowed.has(address, port)
+  }
+
+  #send(url: URL, target: string, request: DialerRequest, signal: AbortSignal): Promise<Response> {
+    const dialled = new URL(url)
+    dialled.hostname = isIP(target) === 6 ? `[${target}]` : target
+    const name = url.hostname.replace(/^\[|\]$/g, '')
+    const init: BunFetchRequestInit = {
+      method: request.method,
+      headers: { ...request.headers, host: url.host },
+      redirect: 'manual',
+      signal,
+      // A connection that is kept would be shared by all names at this address, whatever certificate was checked.
+      keepalive: false,
+      ...(request.body === undefined ? {} : { body: request.body }),
+      ...(url.protocol === 'https:' && !isIP(name) ? { tls: { serverName: name } } : {}),
+    }
+    return fetch(dialled, init)
+  }
+}
+
+async function resolveName(host: string): Promise<string[]> {
+  const found = await lookup(host, { all: true })
+  return found.map(({ address }) => address)
+}
+
+function parsed(address: string, what: string): URL {
+  let url: URL | null = null
+  try {
+    url = new URL(address)
+  } catch {}
+  if (!url || !['http:', 'https:'].includes(url.protocol) || url.username !== '' || url.password !== '') {
+    throw new PlatformError(
+      'bad_request',
+      `${what}: its address must be an http or https URL without a user name`,
+    )
+  }
+  return url
+}
+
+function isOfThisHost(address: string): boolean {
+  const plain = plainAddress(address)
+  if (plain.startsWith('127.') || plain === '::1' || plain === '0.0.0.0' || plain === '::') return true
+  for (const own of Object.values(networkInterfaces())) {
+    if (own?.some((entry) => plainAddress(entry.address) === plain)) return true
+  }
+  return false
+}
+
+async function read(response: Response, request: DialerRequest): Promise<DialerAnswer> {
+  const chunks: Uint8Array[] = []
+  let bytes = 0
+  for await (const chunk of response.body ?? []) {
+    bytes += chunk.length
+    if (bytes > request.bodyBytesMax) {
+      throw new PlatformError(
+        'bad_gateway',
+        `${request.what} answered with more than ${request.bodyBytesMax} bytes`,
+      )
+    }
+    chunks.push(chunk)
+  }
+  return { status: response.status, headers: response.headers, body: Buffer.concat(chunks, bytes).toString() }
+}
