@@ -16,6 +16,7 @@ import { oauthRoutes } from './http/control/oauth.ts'
 import { platformRoutes } from './http/control/platform.ts'
 import { previewRoutes } from './http/control/previews.ts'
 import { sandboxRoutes } from './http/control/sandboxes.ts'
+import { schedulesRoutes } from './http/control/schedules.ts'
 import { serviceAccountRoutes } from './http/control/service-accounts.ts'
 import { userRoutes } from './http/control/users.ts'
 import { workspaceRoutes } from './http/control/workspaces.ts'
@@ -35,7 +36,7 @@ import { createSecretBox, openMasterKey } from './lib/secret-box.ts'
 import { extractHelper } from './runtimes/helper-binary.ts'
 import { openNamespaceRuntime } from './runtimes/namespace/index.ts'
 import { openProcessRuntime } from './runtimes/process/index.ts'
-import { Previews, Sandboxes } from './sandboxes/index.ts'
+import { Previews, Sandboxes, Schedules } from './sandboxes/index.ts'
 import type { Runtime } from './spec/runtime.ts'
 import type { Store } from './spec/store.ts'
 import { openSqliteStore } from './stores/sqlite/index.ts'
@@ -138,11 +139,14 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   const sandboxes = new Sandboxes({ store, instances, images, secrets, clock, log, dataDir, limits })
   const domain = config.domains[0] ?? 'localhost'
   const previews = new Previews({ store, sandboxes, secrets, clock, log, domain })
+  const schedules = new Schedules({ store, sandboxes, secrets, clock, log })
   opened.defer(() => previews.close())
   opened.defer(() => sandboxes.close())
+  opened.defer(() => schedules.close())
   await instances.recover()
   await sandboxes.open()
   await previews.open()
+  await schedules.open()
   host.start()
 
   let server: HttpServer | null = null
@@ -168,6 +172,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
       ...serviceAccountRoutes(access),
       ...sandboxRoutes({ sandboxes, log }),
       ...previewRoutes({ previews }),
+      ...schedulesRoutes({ schedules, clock, log }),
       ...gateway.routes(),
       ...sandboxRunRoutes(sandboxes, api),
     ],

@@ -51,6 +51,16 @@ export {
 export { maskedValue, type StoredSandbox } from './record.ts'
 export type { SandboxListQuery } from './records.ts'
 export {
+  executionSchema,
+  executionStatuses,
+  executionView,
+  Schedules,
+  scheduleInputSchema,
+  scheduleMetricsSchema,
+  scheduleSchema,
+  scheduleView,
+} from './schedules.ts'
+export {
   type SandboxInput,
   type SandboxStatus,
   type SandboxView,
@@ -65,8 +75,8 @@ export const removeWaitMsMax = 10_000
 
 /** What belongs to a sandbox and goes when it goes. */
 export interface SandboxDependent {
-  /** Steps that remove it, for the batch that removes the sandbox. */
-  removal(workspace: string, sandbox: string): Promise<BatchStep[]>
+  /** Steps that remove it, for the batch that removes the sandbox; `uid` is that of this one alone. */
+  removal(workspace: string, sandbox: string, uid: string): Promise<BatchStep[]>
   /** Called after that batch. */
   removed(workspace: string, sandbox: string): void
 }
@@ -279,12 +289,16 @@ export class Sandboxes {
   }
 
   /** Runs `work` while the sandbox cannot be removed or replaced. @throws not_found */
-  async whileExists<Result>(workspace: string, name: string, work: () => Promise<Result>): Promise<Result> {
+  async whileExists<Result>(
+    workspace: string,
+    name: string,
+    work: (sandbox: StoredSandbox) => Promise<Result>,
+  ): Promise<Result> {
     return await this.#lock.run(lockKey(workspace, name), async () => {
       const found = await this.#current(workspace, name)
       if (!found || found.body.status === 'TERMINATED' || found.body.status === 'DELETING')
         throw notFound(name)
-      return await work()
+      return await work(found)
     })
   }
 
@@ -592,7 +606,9 @@ export class Sandboxes {
 
   async #removal(sandbox: StoredSandbox): Promise<BatchStep[]> {
     const dependents = await Promise.all(
-      this.#dependents.map((dependent) => dependent.removal(sandbox.workspace, sandbox.name)),
+      this.#dependents.map((dependent) =>
+        dependent.removal(sandbox.workspace, sandbox.name, sandbox.body.uid),
+      ),
     )
     return [...dependents.flat(), { op: 'remove', key: keyOf(sandbox) }]
   }

@@ -88,15 +88,8 @@ export function sandboxRoutes(options: { sandboxes: Sandboxes; log: Logger }): R
       query: z.object({ show_secrets: flag }),
       answer: sandboxSchema,
       handle: async (context) => {
-        const { workspace, origin, params, query, principal, requestId } = context
-        const showSecrets = isSet(query.show_secrets)
-        if (showSecrets) {
-          if (!principal || principal.kind === 'workload' || principal.role !== 'admin') {
-            throw new PlatformError('forbidden', 'show_secrets is for admins of the workspace')
-          }
-          const { sandboxName: sandbox } = params
-          log.info('audit: secrets were read', { actor: principal.id, workspace, sandbox, requestId })
-        }
+        const { workspace, origin, params } = context
+        const showSecrets = mayReadSecrets(context, log)
         return sandboxes.view(await sandboxes.get(workspace, params.sandboxName), origin, { showSecrets })
       },
     }),
@@ -136,6 +129,25 @@ export function sandboxRoutes(options: { sandboxes: Sandboxes; log: Logger }): R
 /** Who is noted as creator or last editor. */
 export function actorOf(context: Pick<RouteContext<unknown, unknown, unknown>, 'principal'>): string {
   return context.principal?.name || context.principal?.id || ''
+}
+
+/** Whether secrets are asked for, by an admin; who read them is logged. @throws forbidden when by someone else */
+export function mayReadSecrets(
+  context: Pick<
+    RouteContext<{ sandboxName: string }, { show_secrets?: string | undefined }, unknown>,
+    'principal' | 'workspace' | 'params' | 'query' | 'requestId'
+  >,
+  log: Logger,
+  what: Record<string, string> = {},
+): boolean {
+  const { principal, workspace, params, query, requestId } = context
+  if (!isSet(query.show_secrets)) return false
+  if (!principal || principal.kind === 'workload' || principal.role !== 'admin') {
+    throw new PlatformError('forbidden', 'show_secrets is for admins of the workspace')
+  }
+  const { sandboxName: sandbox } = params
+  log.info('audit: secrets were read', { actor: principal.id, workspace, sandbox, ...what, requestId })
+  return true
 }
 
 function refuseUpload(upload: string | undefined): void {
