@@ -73,7 +73,7 @@ describe('files', () => {
 
   test('binaries come back as they went, small and in parts', async () => {
     const home = (await sandbox.process.exec({ command: 'pwd', waitForCompletion: true })).stdout!.trim()
-    for (const bytes of [300_000, 13_000_000]) {
+    for (const bytes of [0, 300_000, 13_000_000]) {
       const content = new Uint8Array(bytes).map((_, at) => (at * 31) % 256)
       const path = `${home}/what? ${bytes}.bin`
       await sandbox.fs.writeBinary(path, content)

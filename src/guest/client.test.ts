@@ -1,5 +1,5 @@
 import { afterEach, beforeEach, describe, expect, test } from 'bun:test'
-import { mkdirSync, mkdtempSync, rmSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, readdirSync, rmSync } from 'node:fs'
 import { createServer, type Server, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { silentLogger } from '../lib/log.ts'
@@ -215,6 +215,20 @@ describe('a guest that does not do its part', () => {
     })
     const { body } = await client.files.read('/x')
     expect(await codeOf(new Response(body).arrayBuffer())).toBe('gateway_timeout')
+  })
+
+  test('and says that it handed over a file, and did not: opening it fails, and nothing is left open', async () => {
+    const entry = writer(FrameType.entryOk)
+    entry.u8('f'.charCodeAt(0)).u32(0o644).u32(0).u32(0).u64(10).u64(0).u32(1).str('x').str('')
+    play((frame, socket) => {
+      if (frame.type === FrameType.open)
+        socket.write(Buffer.concat([entry.finish(), writer(FrameType.opened).finish()]))
+    })
+    const openBefore = readdirSync('/proc/self/fd').length
+    for (let round = 0; round < 100; round++)
+      expect(await codeOf(client.files.open('/x'))).toBe('bad_gateway')
+    await eventually(() => played.sockets.every((socket) => socket.destroyed))
+    await eventually(() => readdirSync('/proc/self/fd').length <= openBefore)
   })
 
   test('and pings without reading: the connection ends', async () => {

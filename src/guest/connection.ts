@@ -1,5 +1,6 @@
 import type { Socket } from 'bun'
 import { PlatformError } from '../errors.ts'
+import { sendWithDescriptor } from '../lib/descriptors.ts'
 import {
   type Frame,
   FrameReader,
@@ -12,6 +13,9 @@ import {
   receivedLimits,
 } from './codec.ts'
 import { errnoName, printable } from './errno.ts'
+
+/** Of whose properties the types of Bun leave one out: -1 once it is closed. */
+type DescribedSocket = Socket & { readonly fd: number }
 
 export type ConnectionRole = 'control' | 'files' | 'keeper'
 
@@ -146,6 +150,16 @@ export class Connection {
     this.#queue.push(sent === 0 ? bytes : bytes.subarray(sent))
     this.#queuedBytes += bytes.length - sent
     return false
+  }
+
+  /** The same, with a descriptor beside the bytes. False: nothing was sent, since something else waits to be. */
+  sendWithDescriptor(bytes: Uint8Array, descriptor: number): boolean {
+    const { fd: socket = -1 } = (this.#socket ?? {}) as Partial<DescribedSocket>
+    if (this.closed || socket < 0 || this.#queue.length > 0) return false
+    const sent = sendWithDescriptor(socket, bytes, descriptor)
+    if (sent <= 0) return false
+    if (sent < bytes.length) this.send(bytes.subarray(sent))
+    return true
   }
 
   /** A `send` answered false, and its bytes are still here. */

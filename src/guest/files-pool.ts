@@ -1,4 +1,6 @@
+import { closeSync } from 'node:fs'
 import { PlatformError } from '../errors.ts'
+import { messageSockets, receiveDescriptor } from '../lib/descriptors.ts'
 import type { Logger } from '../lib/log.ts'
 import { type Frame, FrameType, ProtocolError, readError } from './codec.ts'
 import { Connection } from './connection.ts'
@@ -141,6 +143,8 @@ class PooledConnection {
   connection!: Connection
   operation: Operation | null = null
   idleTimer: Timer | null = null
+  /** Where the worker hands over open files, from the first time on that it may. */
+  #handover: number | null = null
 
   constructor(readonly pool: FilesPool) {}
 
@@ -151,6 +155,27 @@ class PooledConnection {
     return this.operation
   }
 
+  /** Sends a request that the worker may answer by handing over a file, where that is possible. */
+  sendWithHandover(bytes: Uint8Array): void {
+    if (this.#handover === null && this.#offerHandover(bytes)) return
+    this.connection.send(bytes)
+  }
+
+  #offerHandover(bytes: Uint8Array): boolean {
+    const ends = messageSockets()
+    if (ends === null) return false
+    const [ours, theirs] = ends
+    const sent = this.connection.sendWithDescriptor(bytes, theirs)
+    closeSync(theirs)
+    if (sent) this.#handover = ours
+    else closeSync(ours)
+    return sent
+  }
+
+  receiveDescriptor(): number | null {
+    return this.#handover === null ? null : receiveDescriptor(this.#handover)
+  }
+
   onFrame(frame: Frame): void {
     if (this.operation === null) throw new ProtocolError(`frame of type ${frame.type} without a request`)
     this.operation.onFrame(frame)
@@ -158,6 +183,8 @@ class PooledConnection {
 
   onClose(error: Error): void {
     if (this.idleTimer !== null) clearTimeout(this.idleTimer)
+    if (this.#handover !== null) closeSync(this.#handover)
+    this.#handover = null
     this.pool.forget(this)
     this.operation?.onClose(error)
   }
@@ -200,6 +227,17 @@ export class Operation {
   send(bytes: Uint8Array): void {
     this.sentBytes += bytes.length
     this.pooled.connection.send(bytes)
+  }
+
+  sendWithHandover(bytes: Uint8Array): void {
+    this.pooled.sendWithHandover(bytes)
+  }
+
+  /** The file that an answer says was handed over: the caller closes it. */
+  receiveDescriptor(): number {
+    const descriptor = this.pooled.receiveDescriptor()
+    if (descriptor === null) throw this.broken('no open file was handed over')
+    return descriptor
   }
 
   async drained(): Promise<void> {

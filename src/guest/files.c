@@ -232,7 +232,7 @@ static ssize_t send_spliced(int fd, uint32_t id, uint64_t offset, size_t wanted)
 
 /*
  * What a frame announces was read before, so that its length is always true; a file that shrinks meanwhile ends
- * early, one that grows ends at the size it had.
+ * early, one that grows ends at the size it had. OPEN is READ of the whole file, where the file itself is not better.
  */
 static int serve_read(const struct files_request *request) {
   struct stat stat;
@@ -243,6 +243,17 @@ static int serve_read(const struct files_request *request) {
     return 0;
   }
   uint64_t size = (uint64_t)stat.st_size, offset = request->offset, left = request->length;
+  if (request->type == FRAME_OPEN) {
+    if (files_hand_over(&worker, fd, &stat, request->offset, request->length)) {
+      close(fd);
+      answer_entry(request->id, &stat, base_name(request->path), "");
+      frame_begin(&worker.writer, FRAME_OPENED, request->id);
+      frame_end(&worker.writer);
+      return 0;
+    }
+    offset = 0;
+    left = UINT64_MAX;
+  }
   int spliced = size > 0 || !is_synthetic(fd);
   if (spliced) {
     uint64_t behind = offset < size ? size - offset : 0;
@@ -374,6 +385,7 @@ int files_decode(const struct frame *frame, struct files_request *request) {
       request->flag = payload_u8(&payload);
       break;
     case FRAME_READ:
+    case FRAME_OPEN:
       request->offset = payload_u64(&payload);
       request->length = payload_u64(&payload);
       break;
@@ -424,6 +436,7 @@ static int serve(const struct files_request *request) {
     case FRAME_READDIR:
       return serve_readdir(request);
     case FRAME_READ:
+    case FRAME_OPEN:
       return serve_read(request);
     case FRAME_WRITE:
       return serve_write(request);
@@ -453,7 +466,7 @@ int files_read_header(struct worker *from, struct files_header *header) {
     memmove(from->buffer, from->buffer + from->start, held);
     from->start = 0;
     from->end = held;
-    ssize_t got = read(from->fd, from->buffer + held, sizeof from->buffer - held);
+    ssize_t got = files_receive(from, from->buffer + held, sizeof from->buffer - held);
     if (got < 0 && errno == EINTR) continue;
     if (got <= 0) return (int)got;
     from->end += (size_t)got;
@@ -512,6 +525,7 @@ int files_serve(int fd) {
   struct sigaction ignore = {.sa_handler = SIG_IGN};
   sigset_t none;
   worker.fd = fd;
+  worker.descriptors = -1;
   worker.start = worker.end = 0;
   umask(0);
   /* As much as the host allows, so that reading ahead and the other end's reading overlap. */
@@ -533,5 +547,6 @@ int files_serve(int fd) {
     status = 0;
   }
   frame_writer_free(&worker.writer);
+  if (worker.descriptors >= 0) close(worker.descriptors);
   return status;
 }

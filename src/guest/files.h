@@ -1,4 +1,4 @@
-/* What the parts of the files worker share: files.c (requests), files-write.c, files-remove.c. */
+/* What the parts of the files worker share: files.c (requests), files-write.c, files-remove.c, files-open.c. */
 #ifndef HUTCH_FILES_H
 #define HUTCH_FILES_H
 
@@ -13,6 +13,7 @@ enum { FILES_BUFFER_BYTES = 256 << 10 };
 /* A worker blocks on its connection; `buffer` holds what was read ahead. */
 struct worker {
   int fd;
+  int descriptors; /* the socket that open files are handed over on, or -1 */
   struct frame_writer writer;
   size_t start, end;
   uint8_t buffer[FILES_BUFFER_BYTES];
@@ -35,7 +36,7 @@ int worker_cancelled(void);
 struct files_request {
   uint8_t type, flag; /* flag: follow, parents, recursive */
   uint32_t id, mode;
-  uint64_t offset, length;
+  uint64_t offset, length; /* of OPEN: the smallest and the largest file to hand over */
   char *path, *to;
 };
 
@@ -62,6 +63,11 @@ void files_write_abort(struct files_write *write);
 void files_write_unlink(void);
 /* mkdir -p of what stands before the last component. */
 int files_make_parents(const char *path);
+
+/* read(2) of the connection, which keeps the descriptor that came along, if one did. */
+ssize_t files_receive(struct worker *worker, void *bytes, size_t length);
+/* 1: the host has the file, open as it is here, and its content is in memory. 0: it has to be sent another way. */
+int files_hand_over(const struct worker *worker, int fd, const struct stat *stat, uint64_t min, uint64_t max);
 
 /* Never follows a link, never leaves the file system, uses no stack by depth. */
 int files_remove(const char *path, int recursive);

@@ -1,7 +1,8 @@
 import { PlatformError } from '../errors.ts'
-import type { FileEntry, FileType, GuestFiles } from '../spec/runtime.ts'
+import type { FileEntry, FileType, GuestFiles, OpenFile } from '../spec/runtime.ts'
 import {
   type EntryRecord,
+  type Frame,
   FrameTooLargeError,
   FrameType,
   FrameWriter,
@@ -12,6 +13,7 @@ import {
   readEntry,
 } from './codec.ts'
 import { FilesPool, type FilesPoolOptions, type Operation } from './files-pool.ts'
+import { OpenFiles } from './open-files.ts'
 
 const pathBytesMax = 4096
 const dataBytesMax = framePayloadBytesMax
@@ -20,6 +22,10 @@ const keepMode = 0xffff_ffff
 const newFileModeBit = 0x8000_0000
 /** A recursive removal may walk millions of files before it answers. */
 const removeTimeoutMs = 600_000
+/** A smaller file is not worth a descriptor. */
+const openBytesMin = 64 * 1024
+/** A larger one may be dropped from the host's memory before it is sent, and to wait for the disk is the worker's part. */
+const openBytesMax = 8 * 1024 * 1024
 
 const fileTypes: Record<EntryRecord['type'], FileType> = {
   f: 'file',
@@ -34,6 +40,7 @@ const fileTypes: Record<EntryRecord['type'], FileType> = {
 /** Files inside, each operation alone on a connection of a small pool. */
 export class FilesChannel implements GuestFiles {
   #pool: FilesPool
+  #open = new OpenFiles()
 
   constructor(options: FilesPoolOptions) {
     this.#pool = new FilesPool(options)
@@ -41,6 +48,7 @@ export class FilesChannel implements GuestFiles {
 
   close(error: PlatformError): void {
     this.#pool.close(error)
+    this.#open.revoke()
   }
 
   suspend(): void {
@@ -82,22 +90,6 @@ export class FilesChannel implements GuestFiles {
     checkPath(path)
     checkRange(range)
     const operation = await this.#pool.start(path)
-    let entry: FileEntry
-    let first: Uint8Array | null
-    let bytesLeft = range.length ?? Number.POSITIVE_INFINITY
-    /** Null at the end, when the connection is free again. */
-    const next = async (): Promise<Uint8Array | null> => {
-      const answer = await operation.next()
-      if (answer.type === FrameType.end) {
-        operation.done()
-        operation.release()
-        return null
-      }
-      operation.expect(answer, FrameType.data)
-      bytesLeft -= answer.payload.length
-      if (bytesLeft < 0 || answer.payload.length === 0) throw operation.broken('wrong amount of data')
-      return answer.payload
-    }
     try {
       operation.send(
         frame(FrameType.read, (writer) =>
@@ -107,36 +99,37 @@ export class FilesChannel implements GuestFiles {
             .str(path),
         ),
       )
-      const answer = await operation.next()
-      if (answer.type === FrameType.error) operation.done()
-      operation.expect(answer, FrameType.entryOk)
-      entry = fileEntry(readEntry(answer.payload))
-      first = await next()
+      const entry = await entryOf(operation)
+      return { entry, body: contentOf(operation, await operation.next(), range.length) }
     } catch (error) {
       operation.release()
       throw error
     }
-    const body = new ReadableStream<Uint8Array>({
-      start(controller) {
-        // With bytes at hand from the start the headers of an answer leave in one piece.
-        if (first === null) controller.close()
-        else controller.enqueue(first)
-      },
-      async pull(controller) {
-        try {
-          const bytes = await next()
-          if (bytes === null) controller.close()
-          else controller.enqueue(bytes)
-        } catch (error) {
-          operation.release()
-          controller.error(error)
-        }
-      },
-      cancel() {
-        operation.release()
-      },
-    })
-    return { entry, body }
+  }
+
+  async open(
+    path: string,
+  ): Promise<{ entry: FileEntry; file: OpenFile } | { entry: FileEntry; body: ReadableStream<Uint8Array> }> {
+    if (this.#open.full) return this.read(path)
+    checkPath(path)
+    using place = this.#open.place()
+    const operation = await this.#pool.start(path)
+    try {
+      operation.sendWithHandover(
+        frame(FrameType.open, (writer) => writer.u64(openBytesMin).u64(openBytesMax).str(path)),
+      )
+      const entry = await entryOf(operation)
+      const answer = await operation.next()
+      if (answer.type !== FrameType.opened) return { entry, body: contentOf(operation, answer) }
+      const file = place.take(operation.receiveDescriptor())
+      if (file === null) throw operation.broken('what was handed over is no plain file')
+      operation.done()
+      operation.release()
+      return { entry, file }
+    } catch (error) {
+      operation.release()
+      throw error
+    }
   }
 
   async write(
@@ -237,6 +230,51 @@ export class FilesChannel implements GuestFiles {
       operation.release()
     }
   }
+}
+
+async function entryOf(operation: Operation): Promise<FileEntry> {
+  const answer = await operation.next()
+  if (answer.type === FrameType.error) operation.done()
+  operation.expect(answer, FrameType.entryOk)
+  return fileEntry(readEntry(answer.payload))
+}
+
+/** What stands behind the entry of a file that is read, from the first frame on. Releases the operation at its end. */
+function contentOf(
+  operation: Operation,
+  first: Frame,
+  bytesMax = Number.POSITIVE_INFINITY,
+): ReadableStream<Uint8Array> {
+  let bytesLeft = bytesMax
+  const bytesOf = (answer: Frame): Uint8Array | null => {
+    if (answer.type === FrameType.end) {
+      operation.done()
+      operation.release()
+      return null
+    }
+    operation.expect(answer, FrameType.data)
+    bytesLeft -= answer.payload.length
+    if (bytesLeft < 0 || answer.payload.length === 0) throw operation.broken('wrong amount of data')
+    return answer.payload
+  }
+  const pass = (controller: ReadableStreamDefaultController<Uint8Array>, bytes: Uint8Array | null) => {
+    if (bytes === null) controller.close()
+    else controller.enqueue(bytes)
+  }
+  const start = bytesOf(first)
+  return new ReadableStream<Uint8Array>({
+    // With bytes at hand from the start the headers of an answer leave in one piece.
+    start: (controller) => pass(controller, start),
+    async pull(controller) {
+      try {
+        pass(controller, bytesOf(await operation.next()))
+      } catch (error) {
+        operation.release()
+        controller.error(error)
+      }
+    },
+    cancel: () => operation.release(),
+  })
 }
 
 async function sendBytes(operation: Operation, bytes: Uint8Array): Promise<void> {

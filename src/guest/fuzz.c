@@ -26,6 +26,7 @@ static pid_t fuzz_fork(void);
 
 #include <pthread.h>
 #include <sys/socket.h>
+#include <sys/sysmacros.h>
 
 #include "files.h"
 
@@ -261,6 +262,26 @@ static void fill_root(void) {
   mkdir("/d", 0755);
   mkdir("/d/e", 0755);
   (void)!link("/h", "/d/e/f");
+  /* Files are handed over only where they can be read into it first. */
+  mkdir("/dev", 0755);
+  (void)!mknod("/dev/null", S_IFCHR | 0666, makedev(1, 3));
+}
+
+/* PING with a socket on which files may be handed over; nobody receives them. Answers the other end. */
+static int offer_handover(int fd) {
+  int ends[2];
+  if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) < 0) abort();
+  union {
+    struct cmsghdr header;
+    char bytes[CMSG_SPACE(sizeof(int))];
+  } control = {.header = {.cmsg_len = CMSG_LEN(sizeof(int)), .cmsg_level = SOL_SOCKET, .cmsg_type = SCM_RIGHTS}};
+  memcpy(CMSG_DATA(&control.header), &ends[1], sizeof ends[1]);
+  uint8_t ping[FRAME_HEADER_BYTES] = {[4] = FRAME_PING};
+  struct iovec part = {.iov_base = ping, .iov_len = sizeof ping};
+  struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+  if (sendmsg(fd, &message, MSG_NOSIGNAL) < 0) abort();
+  close(ends[1]);
+  return ends[0];
 }
 
 static void send_files(int fd, struct input_bytes input) {
@@ -269,7 +290,7 @@ static void send_files(int fd, struct input_bytes input) {
     size_t length = next_length(&input, OUTPUT_BYTES_MAX);
     struct frame_writer writer = {0};
     /* 21 ends a WRITE; the rest are the requests. */
-    frame_begin(&writer, type < 32 ? FRAME_END : (uint8_t)(64 + type % 16), 1);
+    frame_begin(&writer, type < 32 ? FRAME_END : (uint8_t)(64 + type % 32), 1);
     put_bytes(&writer, input.at, length);
     frame_end(&writer);
     if (send(fd, writer.data, writer.end, MSG_DONTWAIT | MSG_NOSIGNAL) < 0) input.left = length;
@@ -281,10 +302,11 @@ static void send_files(int fd, struct input_bytes input) {
 
 static void fuzz_files(struct input_bytes input, int framed) {
   static unsigned runs;
-  int ends[2];
+  int ends[2], handover = -1;
   if (!chrooted) return;
   if (runs++ % RUNS_PER_CLEANING == 0) fill_root();
   if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) < 0) abort();
+  if (framed) handover = offer_handover(ends[1]);
   if (framed) send_files(ends[1], input);
   else (void)!send(ends[1], input.at, input.left, MSG_DONTWAIT | MSG_NOSIGNAL);
   shutdown(ends[1], SHUT_WR);
@@ -294,6 +316,7 @@ static void fuzz_files(struct input_bytes input, int framed) {
   close(ends[0]);
   pthread_join(thread, NULL);
   close(ends[1]);
+  if (handover >= 0) close(handover);
 }
 
 int LLVMFuzzerInitialize(int *argc, char ***argv);

@@ -243,7 +243,7 @@ describe('hosts', () => {
       const request = new Request('http://localhost/main/sandboxes/b/filesystem/x', {
         headers: { authorization: `Bearer ${proxied.adminKey}`, ...headers },
       })
-      const response = await proxied.app.fetch(request, { address, upgrade: null })
+      const response = await proxied.app.fetch(request, { address, upgrade: null, sendFile: null })
       return response.status === 200
         ? ((await response.json()) as { origin: string }).origin
         : response.status

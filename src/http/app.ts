@@ -36,6 +36,8 @@ export interface Connection {
   /** The peer's address, null where it has none. */
   readonly address: string | null
   readonly upgrade: RouteContext<unknown, unknown, unknown>['upgrade']
+  /** Null while as many files are sent as may be at once. */
+  readonly sendFile: RouteContext<unknown, unknown, unknown>['sendFile']
 }
 
 /** What a preview or custom-domain host needs of the request beyond the request itself. */
@@ -45,6 +47,7 @@ export interface HostContext {
   readonly requestId: string
   readonly consumed: ConsumedCredentials
   readonly upgrade: RouteContext<unknown, unknown, unknown>['upgrade']
+  readonly sendFile: RouteContext<unknown, unknown, unknown>['sendFile']
 }
 
 /** Answers for a host that is not the platform's own; null when the host is unknown to it too. */
@@ -162,6 +165,7 @@ class Handler {
         requestId: passage.requestId,
         consumed: consumedCredentials(request.headers, passage.search, null),
         upgrade: connection?.upgrade ?? null,
+        sendFile: connection?.sendFile ?? null,
       })
       if (answer !== null) {
         passage.previewHost = true
@@ -266,6 +270,7 @@ class Context implements RouteContext<unknown, unknown, unknown> {
   readonly requestId: string
   readonly consumed: ConsumedCredentials
   readonly upgrade: RouteContext<unknown, unknown, unknown>['upgrade']
+  readonly #connection: Connection | null
   #url: URL | null = null
 
   constructor(
@@ -294,6 +299,11 @@ class Context implements RouteContext<unknown, unknown, unknown> {
       connection?.upgrade == null
         ? null
         : (handler: SocketHandler, options) => connection.upgrade!(handler, options)
+    this.#connection = connection
+  }
+
+  get sendFile(): RouteContext<unknown, unknown, unknown>['sendFile'] {
+    return this.#connection?.sendFile ?? null
   }
 
   get url(): URL {

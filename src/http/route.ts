@@ -1,5 +1,6 @@
 import type { z } from 'zod'
 import type { Principal } from '../access/index.ts'
+import type { OpenFile } from '../spec/runtime.ts'
 
 /**
  * Who may call a route. `public` and `capability` alone skip authentication (a capability route checks the secret
@@ -38,7 +39,12 @@ export interface RouteContext<Params, Query, Body> {
   readonly upgrade:
     | ((handler: SocketHandler, options?: { headers?: Record<string, string> }) => Response)
     | null
+  /** Answers with a file that the kernel sends; null where that is not possible now. */
+  readonly sendFile: SendFile | null
 }
+
+/** Takes ownership of the file. `onEnd` is called once, soon after the exchange ended or was given up. */
+export type SendFile = (file: OpenFile, headers: Headers, onEnd: () => void) => Response
 
 export interface ConsumedCredentials {
   /** Lower-case header names. */

@@ -2,7 +2,8 @@ import type { Server, ServerWebSocket } from 'bun'
 import { PlatformError } from '../errors.ts'
 import type { Logger } from '../lib/log.ts'
 import type { App, Connection } from './app.ts'
-import type { Socket, SocketHandler } from './route.ts'
+import type { SendFile, Socket, SocketHandler } from './route.ts'
+import { SentFiles } from './sent-files.ts'
 
 export interface ServerOptions {
   app: Pick<App, 'fetch'>
@@ -42,21 +43,22 @@ type BunServer = Server<SocketData>
 /** Listens on every host with one port. @throws conflict when the port is taken, bad_request for a host that is not here */
 export function startServer(options: ServerOptions): HttpServer {
   const hosts = options.hosts ?? loopbackHosts
-  const servers = listen(options, hosts)
+  const files = new SentFiles()
+  const servers = listen(options, hosts, files)
   const port = servers[0]!.port!
   let stopped: Promise<void> | null = null
-  const stop = (graceMs = 0) => (stopped ??= stopAll(servers, graceMs))
+  const stop = (graceMs = 0) => (stopped ??= stopAll(servers, graceMs).finally(() => files[Symbol.dispose]()))
   return { url: urlOf(hosts[0]!, port), port, stop, [Symbol.asyncDispose]: () => stop() }
 }
 
-function listen(options: ServerOptions, hosts: string[]): BunServer[] {
+function listen(options: ServerOptions, hosts: string[], files: SentFiles): BunServer[] {
   const attemptsMax = options.port === 0 ? freePortAttemptsMax : 1
   for (let attempt = 1; ; attempt++) {
     const servers: BunServer[] = []
     try {
       for (const host of hosts) {
         const port = servers[0]?.port ?? options.port
-        const server = listenOn(options, host, port, servers.length > 0)
+        const server = listenOn(options, files, host, port, servers.length > 0)
         if (server !== null) servers.push(server)
       }
       return servers
@@ -68,7 +70,13 @@ function listen(options: ServerOptions, hosts: string[]): BunServer[] {
 }
 
 /** Null when the host is IPv6's loopback and this machine has no IPv6. */
-function listenOn(options: ServerOptions, host: string, port: number, optional: boolean): BunServer | null {
+function listenOn(
+  options: ServerOptions,
+  files: SentFiles,
+  host: string,
+  port: number,
+  optional: boolean,
+): BunServer | null {
   const { app, log } = options
   try {
     return Bun.serve<SocketData>({
@@ -83,7 +91,7 @@ function listenOn(options: ServerOptions, host: string, port: number, optional: 
       fetch: (request, server) => {
         // A long poll, a stream or a slow command may rest as long as it likes once its request is in.
         server.timeout(request, 0)
-        return answer(app, request, server)
+        return answer(app, request, server, files)
       },
       error: (error) => {
         log.error('a request failed outside its handler', { error })
@@ -120,8 +128,10 @@ async function answer(
   app: Pick<App, 'fetch'>,
   request: Request,
   server: BunServer,
+  files: SentFiles,
 ): Promise<Response | undefined> {
   let upgraded = false
+  const sendFile: SendFile = (file, headers, onEnd) => files.send(server, request, file, headers, onEnd)
   const connection: Connection = {
     get address() {
       return server.requestIP(request)?.address ?? null
@@ -133,6 +143,9 @@ async function answer(
       }
       upgraded = true
       return new Response(null, { status: 101 })
+    },
+    get sendFile() {
+      return files.full ? null : sendFile
     },
   }
   const response = await app.fetch(request, connection)

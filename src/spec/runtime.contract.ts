@@ -1,4 +1,5 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test'
+import { readFileSync } from 'node:fs'
 import { PlatformError } from '../errors.ts'
 import { randomText } from '../lib/ids.ts'
 import type {
@@ -280,6 +281,27 @@ function suite(under: RuntimeUnderTest, options: { isolation: string }) {
     )
     expect(back.length).toBe(5_000_000)
     expect(Buffer.from(back.subarray(4_900_000)).equals(chunk)).toBe(true)
+  })
+
+  test('a file that is opened to be sent is the one that was there then, until it is let go of', async () => {
+    const { files } = instance.guest
+    const file = path()
+    for (const bytes of [7, 300_000, 20_000_000]) {
+      const content = Buffer.alloc(bytes, 'content ')
+      await files.write(file, content)
+      const opened = (await files.open?.(file)) ?? (await files.read(file))
+      await files.write(file, Buffer.from('other'))
+      expect(opened.entry).toMatchObject({ type: 'file', size: bytes })
+      if ('body' in opened) {
+        const read = Buffer.from(await new Response(opened.body).arrayBuffer())
+        expect(read.equals(content)).toBe(true)
+      } else {
+        using handed = opened.file
+        expect(handed.revoked.aborted).toBe(false)
+        expect(readFileSync(handed.descriptor).equals(content)).toBe(true)
+      }
+    }
+    expect(await codeOf(files.open?.(`${file}.none`) ?? files.read(`${file}.none`))).toBe('not_found')
   })
 
   test('a write that fails midway leaves the old file', async () => {

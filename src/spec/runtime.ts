@@ -238,6 +238,16 @@ export interface FileEntry {
 }
 
 /**
+ * A regular file of an instance, open for reading. Programs inside may still change it, and its size. Whoever gets it
+ * disposes it once nothing reads the descriptor any more, soon after `revoked`: the instance is gone then, but for what
+ * holds its disk.
+ */
+export interface OpenFile extends Disposable {
+  readonly descriptor: number
+  readonly revoked: AbortSignal
+}
+
+/**
  * Files inside, by absolute path. Errors are PlatformErrors: not_found, already_exists, conflict (not empty, is a
  * directory, not a directory), forbidden, insufficient_storage, bad_request (NUL in a path, too long),
  * unprocessable otherwise; `details.errno` names the errno ('ENOENT').
@@ -252,6 +262,13 @@ export interface GuestFiles {
     path: string,
     range?: { offset?: number; length?: number },
   ): Promise<{ entry: FileEntry; body: ReadableStream<Uint8Array> }>
+  /**
+   * `read` of a whole file for a server to send: as the file itself, open in this process, where that is better than
+   * its bytes. Absent where files cannot be handed over.
+   */
+  open?(
+    path: string,
+  ): Promise<{ entry: FileEntry; file: OpenFile } | { entry: FileEntry; body: ReadableStream<Uint8Array> }>
   /**
    * Writes a whole file: readers see the old content or the new, never a part; on any failure (also a full disk or
    * an aborted body) the old file stays. Parents are made (0755). An existing file keeps its mode and owner unless

@@ -28,6 +28,7 @@ export interface PreviewConnection {
   readonly origin: string
   readonly consumed: ConsumedCredentials
   readonly upgrade: RouteContext<unknown, unknown, unknown>['upgrade']
+  readonly sendFile: RouteContext<unknown, unknown, unknown>['sendFile']
 }
 
 /** Serves ports of sandboxes to whoever has the address or, for private previews, a token. */
@@ -127,6 +128,7 @@ export class PreviewGateway {
       credentialed: !preview.public,
       requestHeaders: preview.requestHeaders,
       upgrade: connection.upgrade,
+      sendFile: connection.sendFile,
     }
     return preview.port === apiPort
       ? serveSandbox(lease, incoming, this.options.api)

@@ -364,6 +364,7 @@ describe('previews', () => {
         query: ['bl_preview_token'],
       },
       upgrade: null,
+      sendFile: null,
     })
 
   beforeEach(() => {

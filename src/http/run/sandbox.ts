@@ -34,6 +34,7 @@ export function sandboxRunRoutes(sandboxes: Pick<Sandboxes, 'acquire'>, api: San
             consumed: context.consumed,
             credentialed: true,
             upgrade: context.upgrade,
+            sendFile: context.sendFile,
           },
           api,
         )

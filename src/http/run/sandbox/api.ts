@@ -44,6 +44,7 @@ export interface SandboxRequest {
   readonly credentialed?: boolean
   readonly requestHeaders?: Readonly<Record<string, string>>
   readonly upgrade: RouteContext<unknown, unknown, unknown>['upgrade']
+  readonly sendFile?: RouteContext<unknown, unknown, unknown>['sendFile']
 }
 
 /** What the API of every sandbox is made of, besides the sandbox. */
@@ -175,12 +176,13 @@ async function servePort(
 
 async function serveApi(
   lease: SandboxLease,
-  { request, path, search, credentialed = false }: SandboxRequest,
+  { request, path, search, credentialed = false, sendFile = null }: SandboxRequest,
   api: SandboxApi,
   release: () => void,
 ): Promise<Response> {
   const query = new URLSearchParams(search)
-  const answer = await handle({ request, lease, path, query, credentialed, onEnd: release }, api)
+  const call: SandboxCall = { request, lease, path, query, credentialed, sendFile, onEnd: release }
+  const answer = await handle(call, api)
   const response = answer instanceof Response ? answer : answer.streaming
   if (request.method === 'HEAD') {
     await response.body?.cancel()

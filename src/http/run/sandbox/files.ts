@@ -1,7 +1,8 @@
 import { posix } from 'node:path'
 import { z } from 'zod'
 import { PlatformError } from '../../../errors.ts'
-import type { FileEntry, GuestFiles } from '../../../spec/runtime.ts'
+import type { FileEntry, GuestFiles, OpenFile } from '../../../spec/runtime.ts'
+import type { SendFile } from '../../route.ts'
 import { collect, streamOf } from '../bodies.ts'
 import { json, readJsonBody, type SandboxAnswer, type SandboxCall } from './call.ts'
 import { downloadHeaders, rangeOf, wantsDownload } from './download.ts'
@@ -35,11 +36,13 @@ export async function readFileOrDirectory(call: SandboxCall, rest: string): Prom
   const { files } = call.lease.instance.guest
   if (asksForWhole(call.request)) {
     // Most paths asked for are files: one trip inside instead of two. What goes wrong is looked at below.
-    const found = await files.read(path.absolute).catch((error: unknown) => error)
+    const download = wantsDownload(call)
+    const { sendFile } = call
+    const opening = download && sendFile ? files.open?.(path.absolute) : undefined
+    const found = await (opening ?? files.read(path.absolute)).catch((error: unknown) => error)
     if (isDirectoryError(found)) return json(await listing(call, path))
-    if (isOpenedFile(found)) {
-      return wantsDownload(call) ? whole(path, found) : fileJson(call, path, found)
-    }
+    if (sendFile && isOpenFile(found)) return sent(path, found, sendFile, call.onEnd)
+    if (isOpenedFile(found)) return download ? whole(path, found) : fileJson(call, path, found)
   }
   const entry = await fileOperation(files.stat(path.absolute), 'stat', path.absolute)
   if (entry.type === 'directory') return json(await listing(call, path))
@@ -56,6 +59,12 @@ function isOpenedFile(found: unknown): found is OpenedFile {
   return typeof found === 'object' && found !== null && 'entry' in found
 }
 
+type HandedOver = { entry: FileEntry; file: OpenFile }
+
+function isOpenFile(found: unknown): found is HandedOver {
+  return isOpenedFile(found) && 'file' in found
+}
+
 function isDirectoryError(found: unknown): boolean {
   return PlatformError.is(found) && found.details?.errno === 'EISDIR'
 }
@@ -63,6 +72,15 @@ function isDirectoryError(found: unknown): boolean {
 /** Neither conditional nor for a part, so that what the answer says follows from what is read. */
 function asksForWhole({ method, headers }: Request): boolean {
   return method === 'GET' && !headers.has('range') && !headers.has('if-modified-since')
+}
+
+function sent(
+  path: FilePath,
+  { entry, file }: HandedOver,
+  sendFile: SendFile,
+  onEnd: () => void,
+): SandboxAnswer {
+  return { streaming: sendFile(file, downloadHeaders(path.absolute, entry), onEnd), endsItself: true }
 }
 
 async function whole(path: FilePath, { entry, body }: OpenedFile): Promise<SandboxAnswer> {
