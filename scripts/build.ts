@@ -1,9 +1,10 @@
 import { mkdirSync, readdirSync, readFileSync, renameSync, rmSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import { buildHelper } from './build-helper.ts'
+import { buildPages } from './build-pages.ts'
 import { capture } from './capture.ts'
 
-/** Makes dist/hutch: the helper first, since the executable carries it. */
+/** Makes dist/hutch: the helper and the pages first, since the executable carries them. */
 
 const root = join(import.meta.dir, '..')
 export const executablePath = join(root, 'dist', 'hutch')
@@ -14,6 +15,7 @@ const workers = ['src/stores/sqlite/writer.worker.ts']
 export async function build(): Promise<{ path: string; bytes: number }> {
   mkdirSync(join(root, 'dist'), { recursive: true })
   await buildHelper()
+  await buildPages()
   const made = join(root, 'dist', `.hutch-${process.pid}`)
   try {
     await run(made)
@@ -77,7 +79,14 @@ function checkNoPaths(path: string): void {
 /** Builds unless dist/hutch is newer than everything it is made of. */
 export async function buildIfStale(): Promise<string> {
   const made = modified(executablePath)
-  const sources = ['src', 'package.json', 'package-lock.json', 'scripts/build.ts', 'scripts/build-helper.ts']
+  const sources = [
+    'src',
+    'package.json',
+    'package-lock.json',
+    'scripts/build.ts',
+    'scripts/build-helper.ts',
+    'scripts/build-pages.ts',
+  ]
   if (made === 0 || sources.some((path) => newest(join(root, path)) > made)) await build()
   return executablePath
 }

@@ -3,3 +3,9 @@ declare module '*/hutch-helper' {
   const path: string
   export default path
 }
+
+/** A page that scripts/build-pages.ts made, as text. */
+declare module '*/terminal.html' {
+  const page: string
+  export default page
+}

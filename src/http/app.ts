@@ -21,6 +21,7 @@ import { errorResponse } from './errors.ts'
 import { type Authority, type HostOptions, Hosts, refuseForeign } from './host.ts'
 import { apiVersionDefault, parseApiVersion } from './list.ts'
 import { openapiRoutes } from './openapi.ts'
+import { isOwnPage } from './page.ts'
 import {
   type ConsumedCredentials,
   type ErrorShape,
@@ -432,6 +433,7 @@ function finish(passage: Passage, response: Response): Response {
   // Without credentials on both sides: a page may call the API with a key it holds, never with the browser's own.
   if (!open && !headers.has('access-control-allow-origin')) headers.set('access-control-allow-origin', '*')
   // A page from inside a sandbox must not run with the platform's origin.
-  if (shape === 'gateway' || shape === 'sandbox') headers.append('content-security-policy', 'sandbox')
+  const contained = (shape === 'gateway' || shape === 'sandbox') && !isOwnPage(response)
+  if (contained) headers.append('content-security-policy', 'sandbox')
   return answer
 }

@@ -121,7 +121,8 @@ export class SandboxLeases {
   }
 
   async removeFiles(instanceId: string): Promise<void> {
-    for (const suffix of ['', '.new']) await rm(`${this.#recordsFile(instanceId)}${suffix}`, { force: true })
+    for (const suffix of ['', '.new', '.terminals', '.terminals.new'])
+      await rm(`${this.#recordsFile(instanceId)}${suffix}`, { force: true })
   }
 
   async removeFilesExcept(instanceIds: ReadonlySet<string>): Promise<void> {

@@ -9,12 +9,14 @@ import { fullOutputBytesMax } from './processes/output.ts'
 import { type ProcessHost, SandboxProcess, timerMsMax } from './processes/process.ts'
 import { ProcessRecords } from './processes/records.ts'
 import type { ProcessStart, ProcessView } from './processes/views.ts'
+import { SandboxTerminals } from './terminals.ts'
 
 export { LineCutter } from './processes/lines.ts'
 export type { OutputChunk, OutputStream, OutputSummary } from './processes/output.ts'
 export { truncationLine, WholeCharacters } from './processes/output.ts'
 export type { SandboxProcess } from './processes/process.ts'
 export type { ProcessStart, ProcessStatus, ProcessView } from './processes/views.ts'
+export type { TerminalClient, TerminalRequest, TerminalSession } from './terminals.ts'
 
 export interface SandboxProcessesOptions {
   guest: Guest
@@ -65,10 +67,21 @@ export class SandboxProcesses implements AsyncDisposable {
   private startedAt = 0
 
   private readonly host: ProcessHost
+  /** Shells for people, which are no processes of the API. */
+  readonly terminals: SandboxTerminals
 
   constructor(private readonly options: SandboxProcessesOptions) {
     this.records = new ProcessRecords(options.recordsFile, options.clock, options.log)
     this.host = this.makeHost()
+    const { guest, clock, log, defaults, recordsFile } = options
+    this.terminals = new SandboxTerminals({
+      guest,
+      clock,
+      log,
+      defaults,
+      recordsFile: `${recordsFile}.terminals`,
+      takeId: () => this.nextId++,
+    })
   }
 
   /** Reads the records and takes up every process that the guest still knows. */
@@ -98,6 +111,7 @@ export class SandboxProcesses implements AsyncDisposable {
       () => this.onMachineGone(),
       () => this.onMachineGone(),
     )
+    await this.terminals.open()
     await this.forgetOldest()
   }
 
@@ -232,6 +246,7 @@ export class SandboxProcesses implements AsyncDisposable {
     this.removeExitListener()
     this.closing.abort(new PlatformError('unavailable', 'the sandbox is being closed'))
     for (const process of this.byId.values()) process.release()
+    this.terminals.close()
   }
 
   [Symbol.asyncDispose](): Promise<void> {

@@ -1,5 +1,5 @@
 import type { Sandboxes } from '../../sandboxes/index.ts'
-import { type Route, route } from '../route.ts'
+import { type Route, type RouteContext, route } from '../route.ts'
 import { type SandboxApi, serveSandbox } from './sandbox/api.ts'
 
 /**
@@ -8,6 +8,40 @@ import { type SandboxApi, serveSandbox } from './sandbox/api.ts'
  * the gateway's before.
  */
 export function sandboxRunRoutes(sandboxes: Pick<Sandboxes, 'acquire'>, api: SandboxApi): Route[] {
+  const serve = async (context: SandboxContext) => {
+    const { request, params } = context
+    const { path, search } = splitUrl(request.url)
+    // Behind the origin come '', the workspace, `sandboxes` and the name.
+    const rest = path.split('/').slice(4).join('/')
+    const prefix = path.split('/').slice(0, 4).join('/')
+    const lease = await sandboxes.acquire(context.workspace, params.sandboxName, request.signal)
+    return serveSandbox(
+      lease,
+      {
+        request,
+        path: rest === '' ? '' : `/${rest}`,
+        search,
+        publicOrigin: context.origin,
+        publicPrefix: prefix,
+        consumed: context.consumed,
+        credentialed: true,
+        upgrade: context.upgrade,
+        sendFile: context.sendFile,
+      },
+      api,
+    )
+  }
+  const terminal = (path: string, summary: string) =>
+    route({
+      method: 'GET',
+      path: `/{workspace}/sandboxes/{sandboxName}/${path}`,
+      access: 'workload',
+      errors: 'gateway',
+      summary,
+      tag: 'run',
+      queryToken: true,
+      handle: (context) => serve(context as SandboxContext),
+    })
   return [
     route({
       method: 'ALL',
@@ -16,32 +50,15 @@ export function sandboxRunRoutes(sandboxes: Pick<Sandboxes, 'acquire'>, api: San
       errors: 'gateway',
       summary: 'The API of a sandbox: files, processes and ports',
       tag: 'run',
-      async handle(context) {
-        const { request, params } = context
-        const { path, search } = splitUrl(request.url)
-        // Behind the origin come '', the workspace, `sandboxes` and the name.
-        const rest = path.split('/').slice(4).join('/')
-        const prefix = path.split('/').slice(0, 4).join('/')
-        const lease = await sandboxes.acquire(context.workspace, params.sandboxName, request.signal)
-        return serveSandbox(
-          lease,
-          {
-            request,
-            path: rest === '' ? '' : `/${rest}`,
-            search,
-            publicOrigin: context.origin,
-            publicPrefix: prefix,
-            consumed: context.consumed,
-            credentialed: true,
-            upgrade: context.upgrade,
-            sendFile: context.sendFile,
-          },
-          api,
-        )
-      },
+      handle: (context) => serve(context),
     }),
+    terminal('terminal', 'A page with a terminal in the sandbox'),
+    terminal('terminal/ws', 'A terminal in the sandbox, as a WebSocket'),
+    terminal('ws/terminal', 'The same, by its other name'),
   ]
 }
+
+type SandboxContext = RouteContext<{ workspace: string; sandboxName: string }, unknown, unknown>
 
 /** Path and query of a URL, as they were sent. */
 export function splitUrl(url: string): { path: string; search: string } {

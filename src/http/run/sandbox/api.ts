@@ -27,6 +27,7 @@ import {
   streamLogs,
   writeStdin,
 } from './processes.ts'
+import { connectTerminal, showTerminal } from './terminal.ts'
 import { abortUpload, completeUpload, listParts, listUploads, startUpload, writePart } from './uploads.ts'
 
 /** A request on its way into a sandbox, already allowed to be there. */
@@ -91,6 +92,8 @@ const routes: { path: RegExp; raw?: boolean; verbs: Verbs }[] = [
     raw: true,
     verbs: { PUT: (call, path, { codegen }) => fastApply(call, codegen, path) },
   },
+  { path: /^\/terminal\/?$/, verbs: { GET: showTerminal } },
+  { path: /^\/(?:terminal\/ws|ws\/terminal)$/, verbs: { GET: connectTerminal } },
 ]
 
 /** Ports that the sandbox's own API has. */
@@ -176,12 +179,12 @@ async function servePort(
 
 async function serveApi(
   lease: SandboxLease,
-  { request, path, search, credentialed = false, sendFile = null }: SandboxRequest,
+  { request, path, search, credentialed = false, upgrade, sendFile = null }: SandboxRequest,
   api: SandboxApi,
   release: () => void,
 ): Promise<Response> {
   const query = new URLSearchParams(search)
-  const call: SandboxCall = { request, lease, path, query, credentialed, sendFile, onEnd: release }
+  const call: SandboxCall = { request, lease, path, query, credentialed, upgrade, sendFile, onEnd: release }
   const answer = await handle(call, api)
   const response = answer instanceof Response ? answer : answer.streaming
   if (request.method === 'HEAD') {
@@ -219,7 +222,7 @@ async function handle(call: SandboxCall, api: SandboxApi): Promise<SandboxAnswer
 function about(): Response {
   return json({
     message: 'This is the API of a sandbox',
-    documentation: '/health, /filesystem/{path}, /process, /port/{port}/{path} and /mcp',
+    documentation: '/health, /filesystem/{path}, /process, /port/{port}/{path}, /terminal and /mcp',
     description: 'Files, processes and ports of one sandbox',
   })
 }

@@ -2,7 +2,7 @@ import type { z } from 'zod'
 import { PlatformError } from '../../../errors.ts'
 import type { SandboxLease } from '../../../sandboxes/index.ts'
 import { parseJson, parseWith, readText } from '../../body.ts'
-import { jsonBodyBytesMax, type SendFile } from '../../route.ts'
+import { jsonBodyBytesMax, type RouteContext, type SendFile } from '../../route.ts'
 
 /** One request to the API of one sandbox, whatever way it came: by the sandbox's address or by a session's. */
 export interface SandboxCall {
@@ -13,6 +13,8 @@ export interface SandboxCall {
   readonly query: URLSearchParams
   readonly credentialed: boolean
   readonly sendFile: SendFile | null
+  /** Takes the connection over as a WebSocket; null where there is none to take over. */
+  readonly upgrade: RouteContext<unknown, unknown, unknown>['upgrade']
   /** To be called when the exchange is over, by an answer that `endsItself`. */
   readonly onEnd: () => void
 }

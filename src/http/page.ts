@@ -1,0 +1,48 @@
+/** Documents of the platform itself, which may do what no page out of a sandbox may on the platform's origin. */
+const ownPages = new WeakSet<Response>()
+
+export interface PageOptions {
+  status?: number
+  headers?: Record<string, string>
+  /** Its scripts open WebSockets to where it came from. */
+  connects?: boolean
+}
+
+/**
+ * Serves a document that brings everything along. It runs its own scripts and no others, loads nothing, and has an
+ * origin of its own, so that it can do nothing in the name of whatever else is served here.
+ */
+export function ownPage(document: string, options: PageOptions = {}): Response {
+  const page = new Response(document, {
+    status: options.status ?? 200,
+    headers: {
+      ...options.headers,
+      'content-type': 'text/html; charset=utf-8',
+      'content-security-policy': policyOf(document, options.connects ?? false),
+      'referrer-policy': 'no-referrer',
+      'x-content-type-options': 'nosniff',
+    },
+  })
+  ownPages.add(page)
+  return page
+}
+
+export function isOwnPage(response: Response): boolean {
+  return ownPages.has(response)
+}
+
+function policyOf(document: string, connects: boolean): string {
+  const scripts = [...document.matchAll(/<script[^>]*>(.*?)<\/script>/gs)].map(
+    ([, script = '']) => `'sha256-${new Bun.CryptoHasher('sha256').update(script).digest('base64')}'`,
+  )
+  return [
+    "default-src 'none'",
+    "style-src 'unsafe-inline'",
+    'img-src data:',
+    ...(scripts.length > 0 ? [`script-src ${scripts.join(' ')}`] : []),
+    ...(connects ? ["connect-src 'self'"] : []),
+    "base-uri 'none'",
+    "form-action 'none'",
+    `sandbox${scripts.length > 0 ? ' allow-scripts' : ''}`,
+  ].join('; ')
+}
