@@ -154,7 +154,8 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
     privateTargets: config.privateTargets,
     ownPorts: () => (server === null ? [config.port] : [server.port]),
   })
-  const codegen = new Codegen({ dialer })
+  const codegen = new Codegen({ dialer, log })
+  opened.defer(() => codegen.close())
   const api = {
     codegen,
     build: { version, gitCommit: commit },

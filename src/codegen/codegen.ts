@@ -1,10 +1,13 @@
 import { BoundedMap } from '../lib/bounded-map.ts'
 import type { Dialer } from '../lib/dialer.ts'
+import type { Logger } from '../lib/log.ts'
 import type { Guest } from '../spec/runtime.ts'
 import { type CodegenProvider, configuredProvider, type Environment, notConfigured } from './providers.ts'
+import { CodebaseSearch } from './search/codebase.ts'
 
 export interface CodegenOptions {
   dialer: Dialer
+  log: Logger
 }
 
 /** A merge that was made, for when it turns out to be wrong. */
@@ -19,13 +22,15 @@ export interface Edited {
 const editsMax = 32
 const editCharsMax = 1024 * 1024
 
-/** What tools for generated code need besides files: an account that merges and ranks, and a memory of merges. */
+/** What tools for generated code need besides files: an account that merges and ranks, a memory of merges, a search. */
 export class Codegen {
   readonly #options: CodegenOptions
+  readonly search: CodebaseSearch
   readonly #edits = new WeakMap<Guest, BoundedMap<string, Edited>>()
 
   constructor(options: CodegenOptions) {
     this.#options = options
+    this.search = new CodebaseSearch(options)
   }
 
   isConfigured(env: Environment): boolean {
@@ -50,6 +55,10 @@ export class Codegen {
   /** The last merge into this file, as long as this process and the machine live. */
   lastEdit(guest: Guest, path: string): Edited | null {
     return this.#edits.get(guest)?.get(path) ?? null
+  }
+
+  close(): void {
+    this.search.close()
   }
 
   #provider(env: Environment): CodegenProvider | null {

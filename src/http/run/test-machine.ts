@@ -21,7 +21,7 @@ export function makeSandboxApi(options: { privateTargets?: string[] } = {}): San
   return {
     build: { version: '1.2.3' },
     mcp: createSandboxMcp({ version: '1.2.3', log: silentLogger }),
-    codegen: new Codegen({ dialer }),
+    codegen: new Codegen({ dialer, log: silentLogger }),
   }
 }
 

@@ -4,6 +4,7 @@ import { type McpTool, mcpTool } from '../../../mcp/index.ts'
 import { givenPath, readTextFile } from '../text-files.ts'
 import type { ToolContext } from './context.ts'
 import { directoryView, routeOf } from './file-tools.ts'
+import { searchCodebase } from './search.ts'
 
 /** Lines of one codegenReadFileRange. */
 export const rangeLinesMax = 250
@@ -11,6 +12,39 @@ export const rangeLinesMax = 250
 const targetFile = z.string().min(1).describe('The file, absolute or relative to the working directory')
 
 export const codegenTools: McpTool<ToolContext>[] = [
+  mcpTool({
+    name: 'codegenCodebaseSearch',
+    title: 'Search the codebase',
+    description:
+      'Finds the pieces of code that a question in plain words is about, best first: definitions, methods, sections. ' +
+      'It compares words, their stems and related words (login for authentication) with names, paths, comments and code; ' +
+      'it does not understand either, so name things as the code might. For exact text use codegenGrepSearch.',
+    input: z.object({
+      query: z.string().min(1).max(2000).describe('A question, or the words that matter'),
+      targetDirectories: z
+        .array(z.string().min(1))
+        .max(20)
+        .optional()
+        .describe('Only below these, absolute or relative; default: the working directory'),
+    }),
+    output: z.looseObject({
+      results: z.array(
+        z.looseObject({
+          path: z.string(),
+          startLine: z.int(),
+          endLine: z.int(),
+          symbols: z.array(z.string()).describe('What is defined there, outermost first'),
+          score: z.number().describe('1 for the best'),
+          content: z.string(),
+        }),
+      ),
+      files: z.int().describe('That were searched'),
+      complete: z.boolean().describe('False when there were more files than were searched'),
+      message: z.string(),
+    }),
+    annotations: { readOnlyHint: true },
+    run: (input, context: ToolContext, call) => searchCodebase(input, context, call),
+  }),
   mcpTool({
     name: 'codegenListDir',
     title: 'List a directory',
