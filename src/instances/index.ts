@@ -9,8 +9,10 @@ import type { Logger } from '../lib/log.ts'
 import type { SecretBox } from '../lib/secret-box.ts'
 import { Semaphore } from '../lib/semaphore.ts'
 import type { Instance, InstanceExit, InstanceHandle, InstanceSpec, Runtime } from '../spec/runtime.ts'
-import type { BatchStep, Resource, Store } from '../spec/store.ts'
+import type { Resource, Store } from '../spec/store.ts'
 import { Activity } from './activity.ts'
+import { type CommitOutcome, InstanceArchives } from './archives.ts'
+import type { Commit, Entry, InstanceState } from './entry.ts'
 import {
   everyInstanceRecord,
   type InstanceOwner,
@@ -21,6 +23,8 @@ import {
 import { RestRecords } from './rest.ts'
 import { Standby, type StandbyTimes } from './standby.ts'
 
+export type { ArchiveOutcome } from './archives.ts'
+export type { Commit, InstanceState } from './entry.ts'
 export type { InstanceOwner, NewInstance } from './record.ts'
 export type { StandbyTimes } from './standby.ts'
 
@@ -53,9 +57,6 @@ export type InstanceChange =
 
 export type InstanceListener = (owner: InstanceOwner, instanceId: string, change: InstanceChange) => void
 
-/** Writes `step` durably, in one batch with whatever the caller changes along with it. */
-export type Commit = (step: BatchStep, instanceId: string) => Promise<unknown>
-
 export interface InstanceActivity {
   /** Who holds it now. */
   leases: number
@@ -63,27 +64,6 @@ export interface InstanceActivity {
   lastUsedAt: number
   /** Frozen, until the next acquire. */
   standby: boolean
-}
-
-export type InstanceState = 'starting' | 'running' | 'failed' | 'ending'
-
-interface Entry {
-  readonly id: string
-  readonly owner: InstanceOwner
-  readonly spec: NewInstance
-  readonly sealedEnv: string
-  version: number
-  instance: Instance | null
-  /** Settles when the instance runs (again), or is given up. */
-  ready: Promise<Instance>
-  state: InstanceState
-  /** Aborted when it is to end: cuts a pending restart short. */
-  ending: AbortController
-  /** Under way, or null when it has to be tried (again). */
-  gone: Promise<void> | null
-  readonly activity: Activity
-  /** When it ended unexpectedly, by the monotonic clock. */
-  exits: number[]
 }
 
 export interface InstancesOptions {
@@ -104,6 +84,7 @@ export class Instances {
   readonly #log: Logger
   readonly #standby: Standby
   readonly #rests: RestRecords
+  readonly #archives: InstanceArchives
   readonly #entries = new Map<string, Entry>()
   readonly #listeners = new Set<InstanceListener>()
   readonly #launches = new Semaphore({
@@ -136,9 +117,19 @@ export class Instances {
     const { standby = { freezeAfterMs: null, reclaimAfterMs: null }, clock, log } = options
     this.#standby = new Standby({ ...standby, clock, log })
     this.#rests = new RestRecords(options.store, log)
+    this.#archives = new InstanceArchives({
+      runtime: options.runtime,
+      log,
+      closing: this.#closing.signal,
+      upkeep: (work) => this.#upkeep.run(work),
+      track: (work) => this.#track(work),
+      spec: (entry) => this.#runtimeSpec(entry.id, entry.spec),
+      runningRecord: (entry, handle) => this.#runningRecord(entry, handle),
+      settle: (entry, instance) => this.#settle(entry, instance),
+    })
   }
 
-  /** Which instances run or are being started again, of one kind of owner. */
+  /** Every instance of one kind of owner. */
   owned(kind: string): { id: string; owner: InstanceOwner; state: InstanceState }[] {
     return [...this.#entries.values()].filter((entry) => entry.owner.kind === kind)
   }
@@ -293,15 +284,41 @@ export class Instances {
   }
 
   /**
+   * Ends an instance and packs its files; nothing of it runs then. Resolves once `begin` did: it cannot be acquired
+   * from then on. `end` is called with the step that records what came of it; `done` resolves after that. With null for
+   * `begin` goes on with what an earlier life of the platform began.
+   * @throws not_found, conflict unless it runs, not_implemented, and what `begin` throws: then it runs on
+   */
+  async archive(id: string, begin: Commit | null, end: CommitOutcome): Promise<{ done: Promise<void> }> {
+    return await this.#archives.archive(this.#entry(id), begin, end)
+  }
+
+  /** Unpacks the files of an archived instance and starts it. As `archive`. */
+  async unarchive(id: string, begin: Commit | null, end: CommitOutcome): Promise<{ done: Promise<void> }> {
+    return await this.#archives.unarchive(this.#entry(id), begin, end)
+  }
+
+  /** Starts one again that a crash left between two states; `onChange` tells what came of it. @throws not_found */
+  revive(id: string): void {
+    this.#startAgain(this.#entry(id), 0)
+  }
+
+  #entry(id: string): Entry {
+    const entry = this.#entries.get(id)
+    if (entry === undefined) throw new PlatformError('not_found', `there is no instance ${id}`)
+    return entry
+  }
+
+  /**
    * Ends an instance and removes its files. Resolves once `commit` did: from then on it cannot be acquired and will
    * be gone, also after a crash. `gone` resolves when nothing is left. On an instance that is ending already it tries
    * again what failed, without `commit`.
    * @throws not_found, and what `commit` throws: then the instance lives on
    */
   async destroy(id: string, commit: Commit): Promise<{ gone: Promise<void> }> {
-    const entry = this.#entries.get(id)
-    if (entry === undefined) throw new PlatformError('not_found', `there is no instance ${id}`)
+    const entry = this.#entry(id)
     if (entry.state !== 'ending') {
+      const before = entry.state
       entry.state = 'ending'
       entry.activity.runsOn(null)
       entry.ending.abort()
@@ -318,7 +335,8 @@ export class Instances {
         )
       } catch (error) {
         entry.ending = new AbortController()
-        if (entry.instance === null) this.#startAgain(entry, 0)
+        if (before === 'archived') entry.state = before
+        else if (entry.instance === null) this.#startAgain(entry, 0)
         else {
           entry.state = 'running'
           entry.activity.runsOn(entry.instance)
@@ -392,7 +410,7 @@ export class Instances {
 
   async #recoverOne(resource: Resource<InstanceRecord>): Promise<void> {
     const { name: id, body: record } = resource
-    if (record.state !== 'running') {
+    if (record.state === 'creating' || record.state === 'destroying') {
       await this.#track(this.#finishDestroy(id, record.owner)).catch(() => {})
       return
     }
@@ -404,7 +422,7 @@ export class Instances {
       version: resource.version,
       instance: null,
       ready: notStarted,
-      state: 'starting',
+      state: record.state === 'running' ? 'starting' : record.state,
       ...this.#fresh(id, record.owner),
     }
     this.#entries.set(id, entry)
@@ -419,6 +437,8 @@ export class Instances {
       })
       return
     }
+    // Its owner knows what is to be done about it.
+    if (record.state !== 'running') return
     const adoption = this.#adopt(entry, record.handle)
     entry.ready = this.#track(adoption.then((adopted) => adopted ?? this.#restart(entry, 0)))
     entry.ready.catch(() => {})

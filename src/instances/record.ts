@@ -26,6 +26,13 @@ export type InstanceRecord =
       spec: Omit<NewInstance, 'env'>
       env: string
     }
+  | {
+      /** What is under way, and `archived`: files packed, nothing runs. */
+      state: 'archiving' | 'archived' | 'unarchiving'
+      owner: InstanceOwner
+      spec: Omit<NewInstance, 'env'>
+      env: string
+    }
   | { state: 'destroying'; owner: InstanceOwner }
 
 export const instanceKind = 'instance'

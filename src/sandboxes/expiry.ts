@@ -2,7 +2,7 @@ import type { Instances } from '../instances/index.ts'
 import type { Clock } from '../lib/clock.ts'
 import { Deadlines } from '../lib/deadlines.ts'
 import type { Logger } from '../lib/log.ts'
-import { expiresAtMs, retentionMs, type StoredSandbox } from './record.ts'
+import { expiresAtMs, mayExpire, retentionMs, type StoredSandbox } from './record.ts'
 
 /** When sandboxes are over: their policies, the use that postpones an idle one, and the timer behind both. */
 export class SandboxExpiry implements Disposable {
@@ -31,8 +31,7 @@ export class SandboxExpiry implements Disposable {
 
   /** Whether a living sandbox is to be terminated. */
   isOver(sandbox: StoredSandbox): boolean {
-    const { status } = sandbox.body
-    if (status !== 'DEPLOYED' && status !== 'FAILED') return false
+    if (!mayExpire(sandbox.body.status)) return false
     const at = expiresAtMs(sandbox, this.#lastUsedAt(sandbox))
     return at !== null && at <= this.#clock.now()
   }

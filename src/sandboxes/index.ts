@@ -15,6 +15,7 @@ import { KeyedLock } from '../lib/keyed-lock.ts'
 import type { Logger } from '../lib/log.ts'
 import type { SecretBox } from '../lib/secret-box.ts'
 import type { BatchStep, Page, Store } from '../spec/store.ts'
+import { SandboxArchives } from './archives.ts'
 import {
   checkSandboxName,
   draftOf,
@@ -28,6 +29,7 @@ import { type SandboxLease, SandboxLeases } from './leases.ts'
 import {
   indexesOf,
   isReplaceable,
+  mayExpire,
   type SandboxBody,
   type StoredSandbox,
   sandboxKind,
@@ -37,6 +39,7 @@ import {
 import { keyOf, notFound, type SandboxListQuery, SandboxRecords } from './records.ts'
 import type { SandboxInput, SandboxView } from './schema.ts'
 import { Sealing } from './sealing.ts'
+import { SandboxUpgrades } from './upgrades.ts'
 
 export { defaultSandboxImage, memoryMbDefault, memoryMbMax, memoryMbMin, reservedPorts } from './draft.ts'
 export type { SandboxLease } from './leases.ts'
@@ -113,6 +116,7 @@ export class Sandboxes {
   readonly #lock = new KeyedLock()
   readonly #dependents: SandboxDependent[] = []
   readonly #expiry: SandboxExpiry
+  readonly #archives: SandboxArchives
   readonly #background = new Set<Promise<unknown>>()
   readonly #closing = new AbortController()
   readonly #unlisten: () => void
@@ -133,7 +137,9 @@ export class Sandboxes {
       clock: options.clock,
       log: options.log,
       read: (workspace, name) => this.#read(workspace, name),
+      upgrades: new SandboxUpgrades(this.#records, options.clock),
     })
+    this.#archives = new SandboxArchives({ ...options, records: this.#records, leases: this.#leases })
     this.#expiry = new SandboxExpiry({
       instances: options.instances,
       clock: options.clock,
@@ -170,8 +176,10 @@ export class Sandboxes {
     const { status } = sandbox.body
     if (status === 'DELETING') {
       await this.#removeRecord(sandbox)
-    } else if (status === 'TERMINATED') {
+    } else if (status === 'TERMINATED' || (status === 'ARCHIVED' && instance === 'archived')) {
       this.#expiry.watch(sandbox)
+    } else if ((status === 'ARCHIVING' || status === 'UNARCHIVING' || status === 'ARCHIVED') && instance) {
+      this.#afterwards(sandbox, (await this.#archives.resume(sandbox)).done)
     } else if (instance === undefined || instance === 'failed') {
       const reason = instance ? 'its instance could not be brought back' : 'its instance was lost'
       this.#expiry.watch(
@@ -180,6 +188,7 @@ export class Sandboxes {
         ),
       )
     } else {
+      if (instance !== 'starting' && instance !== 'running') this.#instances.revive(sandbox.body.instanceId!)
       const running = await this.#records.change(sandbox, (current) =>
         current.status === 'FAILED' ? this.#deployed(current, 'Runs again') : null,
       )
@@ -223,7 +232,8 @@ export class Sandboxes {
         `spec.runtime.memory is ${draft.spec.memoryMb} MB; this platform allows at most ${allowedMb} (sandboxMemoryMbMax)`,
       )
     }
-    if (this.#instances.owned(sandboxKind).length >= sandboxesMax) {
+    const held = this.#instances.owned(sandboxKind).filter(({ state }) => state !== 'archived')
+    if (held.length >= sandboxesMax) {
       throw new PlatformError(
         'usage_limit_exceeded',
         `this platform holds ${sandboxesMax} sandboxes, the most it allows (sandboxesMax): delete one first`,
@@ -419,6 +429,51 @@ export class Sandboxes {
     } finally {
       timeout.abort()
     }
+  }
+
+  /**
+   * Packs a sandbox's files away; nothing of it runs then, and its processes are started anew when it comes back.
+   * Answers while that goes on. @throws not_found, conflict unless it runs, not_implemented
+   */
+  archive(workspace: string, name: string): Promise<StoredSandbox> {
+    return this.#changeArchive(workspace, name, (sandbox) => this.#archives.archive(sandbox))
+  }
+
+  /** Brings an archived sandbox back. As `archive`. @throws not_found, conflict unless it is archived, not_implemented */
+  unarchive(workspace: string, name: string): Promise<StoredSandbox> {
+    return this.#changeArchive(workspace, name, (sandbox) => this.#archives.unarchive(sandbox))
+  }
+
+  async #changeArchive(
+    workspace: string,
+    name: string,
+    begin: (sandbox: StoredSandbox) => Promise<{ sandbox: StoredSandbox; done: Promise<void> }>,
+  ): Promise<StoredSandbox> {
+    this.#refuseWhenClosing()
+    return await this.#lock.run(lockKey(workspace, name), async () => {
+      const existing = await this.#current(workspace, name)
+      if (!existing || existing.body.status === 'DELETING') throw notFound(name)
+      const { sandbox, done } = await begin(existing)
+      this.#expiry.unwatch(sandbox)
+      this.#afterwards(sandbox, done)
+      return sandbox
+    })
+  }
+
+  /** Its policies count again, once it is what it is to be. */
+  #afterwards({ workspace, name }: StoredSandbox, done: Promise<void>): void {
+    const watch = async () => {
+      try {
+        await done
+      } catch (error) {
+        if (!this.#closing.signal.aborted) {
+          this.#log.warn('an archive was not finished', { workspace, sandbox: name, error })
+        }
+      }
+      const found = await this.#records.get(workspace, name)
+      if (found && mayExpire(found.body.status)) this.#expiry.watch(found)
+    }
+    this.#inBackground(watch())
   }
 
   async #markDeleting(existing: StoredSandbox): Promise<{ sandbox: StoredSandbox; gone: Promise<void> }> {

@@ -7,6 +7,7 @@ import type { Logger } from '../lib/log.ts'
 import type { Instance } from '../spec/runtime.ts'
 import { SandboxProcesses } from './processes.ts'
 import type { StoredSandbox } from './record.ts'
+import type { SandboxUpgrades, Upgrades } from './upgrades.ts'
 
 /** A sandbox in use: awake, and counted as active, until disposed. */
 export interface SandboxLease extends Disposable {
@@ -16,6 +17,13 @@ export interface SandboxLease extends Disposable {
   readonly processes: SandboxProcesses
   readonly workingDir: string
   readonly env: Record<string, string>
+  readonly upgrades: SandboxLeaseUpgrades
+}
+
+/** Requests to upgrade this sandbox's API. */
+export interface SandboxLeaseUpgrades {
+  read(): Promise<Upgrades>
+  note(version: string, error?: string): Promise<void>
 }
 
 interface Live {
@@ -35,6 +43,7 @@ export class SandboxLeases {
   readonly #clock: Clock
   readonly #log: Logger
   readonly #read: (workspace: string, name: string) => Promise<StoredSandbox | null>
+  readonly #upgrades: SandboxUpgrades
   readonly #live = new Map<string, Live>()
   readonly #closing = new Set<Promise<void>>()
 
@@ -45,12 +54,14 @@ export class SandboxLeases {
     clock: Clock
     log: Logger
     read: (workspace: string, name: string) => Promise<StoredSandbox | null>
+    upgrades: SandboxUpgrades
   }) {
     this.#instances = options.instances
     this.#filesDir = options.filesDir
     this.#clock = options.clock
     this.#log = options.log
     this.#read = options.read
+    this.#upgrades = options.upgrades
   }
 
   /** @throws workload_not_found when there is none, workload_unavailable when it does not run (now) */
@@ -161,6 +172,10 @@ export class SandboxLeases {
         processes,
         workingDir: spec.workingDir,
         env: spec.env,
+        upgrades: {
+          read: () => this.#upgrades.of(workspace, name),
+          note: (version, error) => this.#upgrades.note(workspace, name, version, error),
+        },
         [Symbol.dispose]: () => lease[Symbol.dispose](),
       }
     } catch (error) {

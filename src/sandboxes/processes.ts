@@ -215,6 +215,11 @@ export class SandboxProcesses implements AsyncDisposable {
     return this.require(identifier).view('inline')
   }
 
+  /** What runs, oldest first. */
+  running(): SandboxProcess[] {
+    return [...this.byId.values()].filter((process) => process.running && process.pid !== null)
+  }
+
   /** Oldest first. */
   async list(): Promise<ProcessView[]> {
     const views: ProcessView[] = []

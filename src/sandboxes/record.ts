@@ -3,6 +3,7 @@ import { parseDateMs } from '../lib/date.ts'
 import { parseDuration } from '../lib/duration.ts'
 import type { Resource } from '../spec/store.ts'
 import type { SandboxEvent, SandboxNetwork, SandboxStatus, SandboxView } from './schema.ts'
+import type { Upgrades } from './upgrades.ts'
 
 export const sandboxKind = 'sandbox'
 export const eventsMax = 50
@@ -28,6 +29,16 @@ export interface SandboxBody {
   events: SandboxEvent[]
   instanceId: string | null
   terminatedAt?: number
+  upgrades?: Upgrades
+  /** While it is archived, or on the way there or back. */
+  archive?: {
+    startedAt: number
+    createdAt?: number
+    bytes?: number
+    restoreStartedAt?: number
+    /** What ran, to be started again. */
+    sealedStarts: string
+  }
 }
 
 export interface SandboxSpec {
@@ -71,9 +82,18 @@ export function withEvent(
   return { ...body, status: event.status, events: events.slice(-eventsMax) }
 }
 
-/** When its policies end it, in milliseconds since the epoch; null: never. */
+/** Whether policies end a sandbox of this status. */
+export function mayExpire(status: SandboxStatus): boolean {
+  return status === 'DEPLOYED' || status === 'FAILED' || status === 'ARCHIVED'
+}
+
+/**
+ * When its policies end it, in milliseconds since the epoch; null: never. An archived sandbox is there to be kept
+ * without being used, so that idleness does not count.
+ */
 export function expiresAtMs(sandbox: StoredSandbox, lastUsedAt: number): number | null {
   const { spec } = sandbox.body
+  const archived = sandbox.body.status === 'ARCHIVED'
   const moments: (number | null)[] = []
   const after = (start: number, duration: string | undefined) => {
     return duration === undefined ? null : start + parseDuration('duration', duration)
@@ -82,7 +102,7 @@ export function expiresAtMs(sandbox: StoredSandbox, lastUsedAt: number): number 
   moments.push(spec.expires === undefined ? null : parseDateMs(spec.expires))
   for (const policy of spec.lifecycle?.expirationPolicies ?? []) {
     if (policy.type === 'ttl-max-age') moments.push(after(sandbox.createdAt, policy.value))
-    else if (policy.type === 'ttl-idle') moments.push(after(lastUsedAt, policy.value))
+    else if (policy.type === 'ttl-idle') moments.push(archived ? null : after(lastUsedAt, policy.value))
     else moments.push(parseDateMs(policy.value))
   }
   const known = moments.filter((moment) => moment !== null)
@@ -115,7 +135,7 @@ export function sandboxView(sandbox: StoredSandbox, options: ViewOptions): Sandb
   const { spec } = body
   const alive = body.status === 'DEPLOYED'
   const lastUsedAt = options.lastUsedAt ?? sandbox.updatedAt
-  const expiresAt = alive ? expiresAtMs(sandbox, lastUsedAt) : null
+  const expiresAt = mayExpire(body.status) ? expiresAtMs(sandbox, lastUsedAt) : null
   return {
     metadata: {
       name: sandbox.name,
@@ -154,12 +174,26 @@ export function sandboxView(sandbox: StoredSandbox, options: ViewOptions): Sandb
     },
     status: body.status,
     ...(alive ? { state: options.standby ? ('STANDBY' as const) : ('RUNNING' as const) } : {}),
+    ...(body.archive ? { archive: archiveView(sandbox.id, body.archive) } : {}),
     ...(options.events ? { events: body.events } : {}),
     lastUsedAt: new Date(lastUsedAt).toISOString(),
     ...(expiresAt === null
       ? {}
       : { expiresIn: Math.max(0, Math.ceil((expiresAt - options.clock.now()) / 1000)) }),
   }
+}
+
+function archiveView(key: string, archive: NonNullable<SandboxBody['archive']>): SandboxView['archive'] {
+  const { startedAt, createdAt, bytes, restoreStartedAt } = archive
+  const at = (ms: number | undefined) => (ms === undefined ? undefined : new Date(ms).toISOString())
+  return defined({
+    key,
+    startedAt: createdAt === undefined ? at(startedAt) : undefined,
+    createdAt: at(createdAt),
+    size: bytes,
+    restoreStartedAt: at(restoreStartedAt),
+    restore: restoreStartedAt === undefined ? undefined : { state: 'extracting' as const, totalBytes: bytes },
+  })
 }
 
 /** `fields` without those that are undefined. */

@@ -29,6 +29,13 @@ export class SandboxRecords {
     return await this.#store.get<SandboxBody>({ kind: sandboxKind, workspace, name })
   }
 
+  /** @throws not_found */
+  async require(workspace: string, name: string): Promise<StoredSandbox> {
+    const found = await this.get(workspace, name)
+    if (!found) throw notFound(name)
+    return found
+  }
+
   /** @throws bad_request */
   async list(workspace: string, query: SandboxListQuery): Promise<Page<SandboxBody>> {
     const status = query.status

@@ -163,6 +163,21 @@ const scenarios: Record<string, (platform: TestPlatform, acknowledged: Set<strin
     await sandboxes.remove('main', 'old')
     acknowledged.delete('old')
   },
+  async archive({ sandboxes }, acknowledged) {
+    acknowledged.add('old')
+    await sandboxes.archive('main', 'old')
+  },
+  async 'archive and unarchive'({ sandboxes }, acknowledged) {
+    acknowledged.add('old')
+    await sandboxes.archive('main', 'old')
+    await sandboxes.settled()
+    await sandboxes.unarchive('main', 'old')
+  },
+  async 'removal of an archived sandbox'({ sandboxes }, acknowledged) {
+    await sandboxes.archive('main', 'old')
+    await sandboxes.remove('main', 'old')
+    acknowledged.delete('old')
+  },
   async 'creation over a terminated name'({ sandboxes }, acknowledged) {
     await sandboxes.update('main', 'old', { ...box('old'), spec: { runtime: { ttl: '1s' } } }, { actor })
     site.clock.advance(2_000)
@@ -206,6 +221,15 @@ for (const [what, run] of Object.entries(scenarios)) {
       for (const { name } of statuses) {
         const { body } = await after.sandboxes.get('main', name)
         if (body.status === 'TERMINATED') await after.sandboxes.remove('main', name)
+      }
+      // What was under way is finished, one way or the other; what is archived comes back.
+      await after.sandboxes.settled()
+      for (const { name, body } of (await after.sandboxes.list('main', {})).data) {
+        if (body.status !== 'ARCHIVED') continue
+        expect([...site.host.machines.values()].map(({ packed, running }) => [packed, running])).toEqual([
+          [true, false],
+        ])
+        await after.sandboxes.unarchive('main', name)
       }
       await expectAgreement(after)
       await after.close({ keepInstances: true })

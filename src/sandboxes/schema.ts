@@ -108,6 +108,9 @@ export const sandboxStatuses = [
   'DEPLOYING',
   'DEPLOYED',
   'BUILT',
+  'ARCHIVING',
+  'ARCHIVED',
+  'UNARCHIVING',
 ] as const
 export type SandboxStatus = (typeof sandboxStatuses)[number]
 
@@ -167,6 +170,18 @@ export const sandboxSchema = z.object({
   }),
   status: z.enum(sandboxStatuses),
   state: z.enum(['RUNNING', 'STANDBY']).optional(),
+  /** While it is archived, or on the way there or back. */
+  archive: z
+    .object({
+      key: z.string().optional(),
+      startedAt: z.string().optional(),
+      createdAt: z.string().optional(),
+      /** Bytes. */
+      size: z.number().optional(),
+      restoreStartedAt: z.string().optional(),
+      restore: z.object({ state: z.literal('extracting'), totalBytes: z.number().optional() }).optional(),
+    })
+    .optional(),
   /** Absent in lists. */
   events: z.array(eventSchema).optional(),
   lastUsedAt: z.string().optional(),

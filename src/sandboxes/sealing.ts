@@ -13,7 +13,10 @@ export class Sealing {
   /** The record of a draft; its status and events are the caller's to set. */
   bodyOf(
     draft: SandboxDraft,
-    rest: Pick<SandboxBody, 'uid' | 'createdBy' | 'updatedBy' | 'instanceId' | 'status' | 'events'>,
+    rest: Pick<
+      SandboxBody,
+      'uid' | 'createdBy' | 'updatedBy' | 'instanceId' | 'status' | 'events' | 'upgrades'
+    >,
   ): SandboxBody {
     const { env, proxySecrets, ...plain } = draft
     const { uid, createdBy, updatedBy, instanceId, status, events } = rest
@@ -26,6 +29,7 @@ export class Sealing {
       instanceId,
       status,
       events,
+      ...(rest.upgrades ? { upgrades: rest.upgrades } : {}),
       sealedEnv: this.#secrets.seal(JSON.stringify(env), envPurpose(uid)),
       ...(sealed
         ? { sealedProxySecrets: this.#secrets.seal(JSON.stringify(proxySecrets), proxyPurpose(uid)) }

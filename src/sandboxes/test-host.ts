@@ -17,6 +17,7 @@ interface Machine {
   spec: InstanceSpec
   running: boolean
   frozen: boolean
+  packed: boolean
   starts: number
   /** Of this boot. */
   exit: PromiseWithResolvers<InstanceExit>
@@ -29,7 +30,9 @@ export class TestHost {
   readonly machines = new Map<string, Machine>()
   readonly destroyed: string[] = []
   /** Called before the operation of that name; what it throws is what the operation throws. */
-  readonly faults: { create?: Fault; created?: Fault; restart?: Fault; destroy?: Fault; recover?: Fault } = {}
+  readonly faults: Partial<
+    Record<'create' | 'created' | 'restart' | 'destroy' | 'recover' | 'pack' | 'unpack', Fault>
+  > = {}
   concurrentCreates = 0
   concurrentCreatesMax = 0
 
@@ -53,6 +56,7 @@ export class TestHost {
         spec: kept,
         running: true,
         frozen: false,
+        packed: false,
         starts,
         exit: Promise.withResolvers(),
       })
@@ -65,6 +69,7 @@ export class TestHost {
         limits: { memory: 'none', cpu: 'none', pids: 'none', disk: 'none' },
         standby: 'freeze',
         reclaim: false,
+        archive: true,
         survivesRestart: true,
         notes: [],
       },
@@ -86,7 +91,8 @@ export class TestHost {
       },
       async restart(spec) {
         await host.faults.restart?.(spec.id)
-        if (!host.machines.has(spec.id)) throw new PlatformError('not_found', 'its files are gone')
+        const { packed = true } = host.machines.get(spec.id) ?? {}
+        if (packed) throw new PlatformError('not_found', 'its files are gone')
         return start(spec)
       },
       async destroy(id) {
@@ -95,11 +101,30 @@ export class TestHost {
         host.machines.get(id)?.exit.resolve({ reason: 'killed', exitCode: null, signal: 9 })
         host.machines.delete(id)
       },
+      async pack(id, signal) {
+        await host.faults.pack?.(id)
+        signal?.throwIfAborted()
+        const machine = host.#known(id)
+        if (machine.running) host.crash(id)
+        machine.packed = true
+        return 1234
+      },
+      async unpack(id, signal) {
+        await host.faults.unpack?.(id)
+        signal?.throwIfAborted()
+        host.#known(id).packed = false
+      },
       async list() {
         return [...host.machines.keys()]
       },
       async [Symbol.asyncDispose]() {},
     }
+  }
+
+  #known(id: string): Machine {
+    const machine = this.machines.get(id)
+    if (!machine) throw new PlatformError('not_found', 'its files are gone')
+    return machine
   }
 
   #instance(id: string): Instance {
@@ -298,7 +323,7 @@ export class TestSite implements AsyncDisposable {
     const { clock, secrets, dataDir } = this
     const mortal = options.mortal ?? new Mortal()
     const store = mortal.bind(this.store, ['create', 'update', 'remove', 'batch'])
-    const runtime = mortal.bind(this.host.runtime(), ['create', 'restart', 'destroy'])
+    const runtime = mortal.bind(this.host.runtime(), ['create', 'restart', 'destroy', 'pack', 'unpack'])
     const shared = { store, secrets, clock, log: silentLogger }
     const { standby } = options
     const instances = new Instances({ ...shared, runtime, ...(standby ? { standby } : {}) })

@@ -525,6 +525,51 @@ function suite(under: RuntimeUnderTest, options: { isolation: string }) {
     expect(await codeOf(runtime.restart(specOf()))).toBe('not_found')
   })
 
+  test('a packed instance takes little room, and comes back with its files', async () => {
+    expect([runtime.pack !== undefined, runtime.unpack !== undefined]).toEqual(
+      Array(2).fill(runtime.capabilities.archive),
+    )
+    if (!runtime.pack || !runtime.unpack) return
+    const own = specOf()
+    let packed = await runtime.create(own)
+    const [file, link, other] = [path(), path(), path()]
+    await packed.guest.files.write(file, Buffer.from('kept\n'), { mode: 0o640 })
+    await packed.guest.files.write(other, Buffer.alloc(300_000, 'x'))
+    await packed.guest.processes.spawn({
+      id: 1,
+      argv: ['ln', '-s', file, link],
+      env,
+      workingDir,
+      stdin: 'null',
+    })
+    await packed.guest.processes.wait(1, AbortSignal.timeout(waitMs))
+    const called = new AbortController()
+    called.abort(new Error('called off'))
+    expect(
+      await runtime.pack(own.id, called.signal).then(
+        () => '',
+        (error) => error.message,
+      ),
+    ).toBe('called off')
+    packed = await runtime.restart(own)
+    expect((await packed.guest.files.stat(file)).size).toBe(5)
+    const bytes = await runtime.pack(own.id)
+    expect(bytes).toBeGreaterThan(0)
+    expect(await runtime.pack(own.id)).toBe(bytes)
+    expect(await runtime.list()).toContain(own.id)
+    expect(await codeOf(runtime.restart(own))).toBe('not_found')
+    await runtime.unpack(own.id)
+    await runtime.unpack(own.id)
+    packed = await runtime.restart(own)
+    expect(await packed.guest.files.stat(file)).toMatchObject({ size: 5, mode: 0o640 })
+    expect(await packed.guest.files.realPath(link)).toBe(await packed.guest.files.realPath(file))
+    const { body } = await packed.guest.files.read(other)
+    expect(Buffer.from(await new Response(body).arrayBuffer()).equals(Buffer.alloc(300_000, 'x'))).toBe(true)
+    await runtime.pack(own.id)
+    await runtime.destroy(own.id)
+    expect(await runtime.list()).not.toContain(own.id)
+  })
+
   test('destroying leaves nothing, twice as well', async () => {
     const doomed = await runtime.create(specOf())
     await doomed.guest.processes.spawn({ id: 1, argv: ['sleep', '60'], env, workingDir, stdin: 'null' })

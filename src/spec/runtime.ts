@@ -21,6 +21,19 @@ export interface Runtime extends AsyncDisposable {
   /** Starts again, from its files, an instance that was stopped. @throws not_found when its files are gone */
   restart(spec: InstanceSpec): Promise<Instance>
 
+  /**
+   * Ends an instance and packs its files into an archive in their place; answers its bytes. When it rejects, also
+   * because it was aborted, the files are as they were and `restart` starts it. Absent where it cannot be done.
+   * Idempotent.
+   */
+  pack?(instanceId: string, signal?: AbortSignal): Promise<number>
+
+  /**
+   * Puts the files of a packed instance back, for `restart`. When it rejects, they stay packed. Idempotent.
+   * @throws not_found when it has left nothing
+   */
+  unpack?(instanceId: string, signal?: AbortSignal): Promise<void>
+
   /** Removes every trace of an instance, running or not. Idempotent: also after a half-done create. */
   destroy(instanceId: string): Promise<void>
 
@@ -36,6 +49,8 @@ export interface RuntimeCapabilities {
   standby: 'freeze' | 'signal' | 'none'
   /** Memory of a frozen instance can be given back to the host. */
   reclaim: boolean
+  /** Files of instances can be packed: `pack` and `unpack` are there. */
+  archive: boolean
   /** Instances outlive the process that made them. */
   survivesRestart: boolean
   /** For people: what is missing on this host, why, and what to do about it. */

@@ -113,6 +113,28 @@ export function sandboxRoutes(options: { sandboxes: Sandboxes; log: Logger }): R
       },
     }),
     route({
+      method: 'POST',
+      path: '/v0/sandboxes/{sandboxName}/archive',
+      access: 'write',
+      errors: 'control',
+      summary: 'Pack the files of a sandbox away and stop it; its status tells when that is done',
+      tag,
+      answer: sandboxSchema,
+      handle: async ({ workspace, origin, params }) =>
+        sandboxes.view(await sandboxes.archive(workspace, params.sandboxName), origin),
+    }),
+    route({
+      method: 'POST',
+      path: '/v0/sandboxes/{sandboxName}/unarchive',
+      access: 'write',
+      errors: 'control',
+      summary: 'Bring an archived sandbox back with its files; its processes are started anew',
+      tag,
+      answer: sandboxSchema,
+      handle: async ({ workspace, origin, params }) =>
+        sandboxes.view(await sandboxes.unarchive(workspace, params.sandboxName), origin),
+    }),
+    route({
       method: 'DELETE',
       path: '/v0/sandboxes/{sandboxName}',
       access: 'write',

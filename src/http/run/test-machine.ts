@@ -40,6 +40,7 @@ export class HostMachine {
   private readonly scripted = new ScriptedGuest(systemClock)
   private readonly children = new Map<number, Bun.Subprocess>()
   private processes: SandboxProcesses | null = null
+  private upgrades: Awaited<ReturnType<SandboxLease['upgrades']['read']>> = { count: 0, last: null }
 
   constructor(private readonly root: string) {
     this.scripted.onSpawn = ({ id, argv, env, workingDir }) => {
@@ -108,6 +109,16 @@ export class HostMachine {
       processes: this.processes,
       workingDir: '/work',
       env: this.env,
+      upgrades: {
+        read: async () => this.upgrades,
+        note: async (version, error) => {
+          const count = this.upgrades.count + (error === undefined ? 1 : 0)
+          this.upgrades = {
+            count,
+            last: { at: Date.now(), version, ...(error === undefined ? {} : { error }) },
+          }
+        },
+      },
       instance: {
         guest: this.guest,
         address: async (port: number) => this.address(port),

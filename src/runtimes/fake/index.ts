@@ -45,6 +45,7 @@ interface Machine {
   spec: InstanceSpec
   files: FakeFiles
   instance: FakeInstance | null
+  packed: boolean
 }
 
 class MemoryRuntime implements FakeRuntime {
@@ -54,6 +55,7 @@ class MemoryRuntime implements FakeRuntime {
     limits: { memory: 'none', cpu: 'none', pids: 'none', disk: 'counted' },
     standby: 'freeze',
     reclaim: false,
+    archive: true,
     survivesRestart: false,
     notes: [],
   }
@@ -75,14 +77,15 @@ class MemoryRuntime implements FakeRuntime {
       throw new PlatformError('already_exists', `instance ${spec.id} exists already`)
     const files = new FakeFiles(() => this.#clock.now(), spec.storageMb * 1024 * 1024)
     for (const path of ['/tmp', '/root', spec.workingDir]) await files.makeDirectory(path, { parents: true })
-    const machine: Machine = { spec, files, instance: null }
+    const machine: Machine = { spec, files, instance: null, packed: false }
     this.#machines.set(spec.id, machine)
     return this.#start(machine)
   }
 
   async restart(spec: InstanceSpec): Promise<Instance> {
     const machine = this.#machines.get(spec.id)
-    if (!machine) throw new PlatformError('not_found', `instance ${spec.id} has left no files`)
+    if (!machine || machine.packed)
+      throw new PlatformError('not_found', `instance ${spec.id} has left no files`)
     await this.#delay(spec)
     await machine.instance?.end({ reason: 'killed', exitCode: null, signal: 9 })
     return this.#start(machine)
@@ -97,6 +100,22 @@ class MemoryRuntime implements FakeRuntime {
     const machine = this.#machines.get(instanceId)
     this.#machines.delete(instanceId)
     await machine?.instance?.end({ reason: 'killed', exitCode: null, signal: 9 })
+  }
+
+  async pack(instanceId: string, signal?: AbortSignal): Promise<number> {
+    const machine = this.#machines.get(instanceId)
+    if (!machine) throw new PlatformError('not_found', `instance ${instanceId} has left no files`)
+    await machine.instance?.end({ reason: 'killed', exitCode: null, signal: 9 })
+    signal?.throwIfAborted()
+    machine.packed = true
+    return machine.files.usedBytes()
+  }
+
+  async unpack(instanceId: string, signal?: AbortSignal): Promise<void> {
+    const machine = this.#machines.get(instanceId)
+    if (!machine) throw new PlatformError('not_found', `instance ${instanceId} has left no files`)
+    signal?.throwIfAborted()
+    machine.packed = false
   }
 
   async list(): Promise<string[]> {

@@ -26,6 +26,7 @@ import type {
   RuntimeProbe,
 } from '../../spec/runtime.ts'
 import { bootId } from '../helper-process.ts'
+import { Archives, findTar } from './archive.ts'
 import { Cgroups } from './cgroups.ts'
 import { DiskImages, diskScratchPrefix, findMkfs } from './disk.ts'
 import { instanceIdPattern, readRecord } from './record.ts'
@@ -95,18 +96,29 @@ async function openParts(options: NamespaceOptions, { remember }: { remember: bo
   const cgroups = new Cgroups(name, options.clock)
   const isRoot = process.getuid?.() === 0
   const uidRanges = isRoot ? openUidRanges(instancesDir) : null
-  const shared = { ...options, instancesDir, cgroups, uidRanges }
+  const tarPath = findTar()
+  const archives = tarPath === null ? null : new Archives(tarPath, options.clock)
+  const shared = { ...options, instancesDir, cgroups, uidRanges, archives }
   const open = (diskImages: DiskImages | null, disk: string, notes: CapabilityNote[]) =>
     new NamespaceRuntime({
       ...shared,
       diskImages,
-      capabilities: describe(cgroups, disk, notes),
+      capabilities: { ...describe(cgroups, disk, notes), archive: archives !== null },
       onDispose: () => {
         uidRanges?.[Symbol.dispose]()
         cgroups.close()
       },
     })
 
+  const archiveNote: CapabilityNote =
+    archives !== null
+      ? { subject: 'archive', ok: true, detail: 'files of sandboxes can be packed' }
+      : {
+          subject: 'archive',
+          ok: false,
+          detail: 'sandboxes cannot be archived: GNU tar was not found',
+          remedy: 'Install tar.',
+        }
   const mkfs = isRoot ? findMkfs() : null
   let diskWhy = isRoot ? 'mkfs.ext4 is not installed' : 'only root can mount disk images'
   if (mkfs !== null) {
@@ -114,7 +126,8 @@ async function openParts(options: NamespaceOptions, { remember }: { remember: bo
     const failure = await tryOnce(shared, diskImages, remember)
     if (failure === null) {
       const detail = 'every instance has a disk image of its own'
-      const notes = [...cgroups.notes, { subject: 'disk limit', ok: true, detail }, isolationNote(null)]
+      const diskNote = { subject: 'disk limit', ok: true, detail }
+      const notes = [...cgroups.notes, diskNote, archiveNote, isolationNote(null)]
       return { runtime: open(diskImages, 'disk image (ext4 on a loop device)', notes), notes, failure }
     }
     diskWhy = failure
@@ -126,7 +139,7 @@ async function openParts(options: NamespaceOptions, { remember }: { remember: bo
     detail: `not enforced: ${diskWhy}`,
     remedy: isRoot ? 'Install e2fsprogs, and load the loop module.' : 'Run as root.',
   }
-  const notes = [...cgroups.notes, diskNote, isolationNote(failure)]
+  const notes = [...cgroups.notes, diskNote, archiveNote, isolationNote(failure)]
   return { runtime: open(null, 'none', notes), notes, failure }
 }
 
@@ -228,6 +241,7 @@ function describe(cgroups: Cgroups, disk: string, notes: CapabilityNote[]): Runt
     },
     standby: cgroups.freezes ? 'freeze' : 'none',
     reclaim: false,
+    archive: false,
     survivesRestart: true,
     notes,
   }

@@ -13,6 +13,7 @@ import type {
 } from '../../spec/runtime.ts'
 import { bootId, isAlive } from '../helper-process.ts'
 import { removeTree } from '../remove-tree.ts'
+import type { Archives } from './archive.ts'
 import { type Cgroups, InstanceCgroup } from './cgroups.ts'
 import type { DiskImages } from './disk.ts'
 import { NamespaceInstance } from './instance.ts'
@@ -43,6 +44,8 @@ export interface NamespaceRuntimeOptions {
   uidRanges: UidRanges | null
   /** Null: the disk limit cannot be enforced here. */
   diskImages: DiskImages | null
+  /** Null: this host cannot pack the files of instances. */
+  archives: Archives | null
   capabilities: RuntimeCapabilities
   onDispose: () => void
 }
@@ -50,6 +53,9 @@ export interface NamespaceRuntimeOptions {
 export class NamespaceRuntime implements Runtime {
   readonly name = 'namespace'
   readonly capabilities: RuntimeCapabilities
+  /** Only where the host can. */
+  readonly pack: Runtime['pack']
+  readonly unpack: Runtime['unpack']
   #options: NamespaceRuntimeOptions
   #instances = new Map<string, NamespaceInstance>()
   #recovering = new Map<string, Promise<NamespaceInstance | null>>()
@@ -65,6 +71,11 @@ export class NamespaceRuntime implements Runtime {
     this.capabilities = options.capabilities
     this.#launcher = new Launcher(options.helperPath)
     this.#dirFile = openSync(options.instancesDir, 'r')
+    const { archives } = options
+    if (archives !== null) {
+      this.pack = (id, signal) => this.#pack(id, archives, signal)
+      this.unpack = (id, signal) => this.#unpack(id, archives, signal)
+    }
   }
 
   async create(spec: InstanceSpec): Promise<Instance> {
@@ -124,6 +135,30 @@ export class NamespaceRuntime implements Runtime {
       return await this.#start(spec, record, null)
     } catch (error) {
       await this.#end(spec.id)
+      throw hostError(error)
+    }
+  }
+
+  async #pack(id: string, archives: Archives, signal?: AbortSignal): Promise<number> {
+    const record = readRecord(this.#dir(id))
+    if (!record) throw new PlatformError('not_found', `instance ${id} has left no files`)
+    await this.#end(id)
+    try {
+      return await archives.pack(this.#dir(id), record.disk, signal)
+    } catch (error) {
+      throw hostError(error)
+    }
+  }
+
+  async #unpack(id: string, archives: Archives, signal?: AbortSignal): Promise<void> {
+    const record = readRecord(this.#dir(id))
+    if (!record) throw new PlatformError('not_found', `instance ${id} has left no files`)
+    this.#checkFreeSpace()
+    // Of an earlier try, which got further than it could tell.
+    await this.#end(id)
+    try {
+      await archives.unpack(this.#dir(id), record.disk, signal)
+    } catch (error) {
       throw hostError(error)
     }
   }

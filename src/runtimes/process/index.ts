@@ -30,6 +30,7 @@ const capabilities: RuntimeCapabilities = {
   limits: { memory: 'none', cpu: 'none', pids: 'none', disk: 'none' },
   standby: 'none',
   reclaim: false,
+  archive: false,
   survivesRestart: true,
   notes: [
     {

@@ -14,7 +14,7 @@ import {
   writeFileOrDirectory,
   writeTree,
 } from './files.ts'
-import { type Build, health } from './health.ts'
+import { type Build, health, upgrade } from './health.ts'
 import { type SandboxMcp, serveMcp } from './mcp.ts'
 import {
   closeStdin,
@@ -206,6 +206,7 @@ async function handle(call: SandboxCall, api: SandboxApi): Promise<SandboxAnswer
   if (path === '' || path === '/') return about()
   const verb = (request.method === 'HEAD' ? 'GET' : request.method) as keyof Verbs
   if (path === '/health') return verb === 'GET' ? health(call, api.build) : pageNotFound()
+  if (path === '/upgrade') return verb === 'POST' ? upgrade(call, api.build) : pageNotFound()
   // It says itself which methods it has.
   if (path === '/mcp') return serveMcp(call, api, (inner) => handle(inner, api))
   for (const route of routes) {

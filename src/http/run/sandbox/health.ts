@@ -1,4 +1,5 @@
-import { json, type SandboxAnswer, type SandboxCall } from './call.ts'
+import { z } from 'zod'
+import { json, readJsonBody, type SandboxAnswer, type SandboxCall } from './call.ts'
 
 export interface Build {
   version: string
@@ -7,8 +8,9 @@ export interface Build {
 }
 
 /** The sandbox's API is part of hutch, so that build and uptime are, too; it is upgraded with hutch, never by itself. */
-export function health(call: SandboxCall, build: Build): SandboxAnswer {
+export async function health(call: SandboxCall, build: Build): Promise<SandboxAnswer> {
   const { processes } = call.lease
+  const upgrades = await call.lease.upgrades.read()
   const now = Date.now()
   const startedAt = processes.openedAt
   const uptimeSeconds = Math.max(0, Math.round((now - startedAt) / 1000))
@@ -23,9 +25,48 @@ export function health(call: SandboxCall, build: Build): SandboxAnswer {
     uptime: durationText(uptimeSeconds),
     uptimeSeconds,
     startedAt: new Date(startedAt).toISOString(),
-    upgradeCount: 0,
-    lastUpgrade: { status: 'idle', step: 'none', version: build.version },
+    upgradeCount: upgrades.count,
+    lastUpgrade: lastUpgrade(upgrades.last, build),
     processes: processes.counts,
+  })
+}
+
+type LastUpgrade = Awaited<ReturnType<SandboxCall['lease']['upgrades']['read']>>['last']
+
+function lastUpgrade(last: LastUpgrade, build: Build): object {
+  if (last === null) return { status: 'idle', step: 'none', version: build.version }
+  const { at, version, error } = last
+  const lastAttempt = new Date(at).toISOString()
+  if (error !== undefined) return { status: 'failed', step: 'starting', version, lastAttempt, error }
+  return { status: 'completed', step: 'completed', version, lastAttempt }
+}
+
+const versionCharactersMax = 128
+const upgradeBody = z.object({
+  version: z.string().max(versionCharactersMax).nullish(),
+  baseUrl: z.string().max(2048).nullish(),
+})
+/** Names that stand for whatever is newest. */
+const newest = ['', 'latest', 'develop', 'main']
+
+/**
+ * Answers at once; what became of it is told by `/health`. The version that runs is the newest there is: another one
+ * comes with another hutch, and from nowhere else.
+ */
+export async function upgrade(call: SandboxCall, build: Build): Promise<SandboxAnswer> {
+  const { version, baseUrl } = call.request.body ? await readJsonBody(call, upgradeBody) : {}
+  const wanted = version ?? ''
+  const here = newest.includes(wanted) || wanted.replace(/^v/, '') === build.version
+  const problem = baseUrl
+    ? 'baseUrl: the API of a sandbox is part of the platform and is not downloaded from elsewhere'
+    : here
+      ? undefined
+      : `version ${wanted} is not here: the API of a sandbox is part of the platform, whose version is ${build.version}`
+  await call.lease.upgrades.note(problem === undefined ? build.version : wanted, problem)
+  return json({
+    message: 'Upgrade initiated',
+    version: version || 'latest',
+    baseUrl: baseUrl ?? '',
   })
 }
 

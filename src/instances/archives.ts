@@ -1,0 +1,212 @@
+import { PlatformError } from '../errors.ts'
+import type { Logger } from '../lib/log.ts'
+import type { Instance, InstanceHandle, InstanceSpec, Runtime } from '../spec/runtime.ts'
+import type { BatchStep } from '../spec/store.ts'
+import type { Commit, Entry } from './entry.ts'
+import { type InstanceRecord, instanceKey } from './record.ts'
+
+/** How packing or unpacking went; `bytes` is the archive's size. */
+export type ArchiveOutcome =
+  | { type: 'archived'; bytes: number }
+  /** It runs, on this machine. */
+  | { type: 'unarchived'; instance: Instance }
+  /** It runs again, as before. */
+  | { type: 'not archived'; reason: string }
+  /** It stays archived. */
+  | { type: 'not unarchived'; reason: string }
+  /** Neither archived nor running. */
+  | { type: 'lost'; reason: string }
+
+/** As `Commit`, with what there is to tell; without a step there is nothing to be written with it. */
+export type CommitOutcome = (step: BatchStep | null, outcome: ArchiveOutcome) => Promise<unknown>
+
+/** What packing needs of those who keep the entries. */
+export interface ArchivesHost {
+  readonly runtime: Runtime
+  readonly log: Logger
+  readonly closing: AbortSignal
+  /** Runs when there is room for such work. */
+  upkeep<Result>(work: () => Promise<Result>): Promise<Result>
+  /** `close` waits for it. */
+  track<Result>(work: Promise<Result>): Promise<Result>
+  spec(entry: Entry): InstanceSpec
+  runningRecord(entry: Entry, handle: InstanceHandle): InstanceRecord
+  /** It runs on this machine from now on. */
+  settle(entry: Entry, instance: Instance): void
+}
+
+/**
+ * Instances whose files are packed: nothing of them runs. Each change is recorded before it begins and once it is done,
+ * so that the next start goes on where a crash cut it off.
+ */
+export class InstanceArchives {
+  readonly #host: ArchivesHost
+
+  constructor(host: ArchivesHost) {
+    this.#host = host
+  }
+
+  /**
+   * Resolves once `begin` did: from then on the instance cannot be acquired. `done` resolves after `end`. Without
+   * `begin`, goes on with what an earlier life of the platform began. @throws conflict, not_implemented, what `begin` throws
+   */
+  async archive(entry: Entry, begin: Commit | null, end: CommitOutcome): Promise<{ done: Promise<void> }> {
+    const { runtime, track } = this.#host
+    const pack = runtime.pack?.bind(runtime)
+    if (!pack) throw notHere()
+    if (begin !== null) await this.#begin(entry, 'running', 'archiving', begin)
+    const done = track(this.#pack(entry, pack, end))
+    entry.ready = done.then(() => {
+      throw new PlatformError('workload_unavailable', 'the instance is archived')
+    })
+    entry.ready.catch(() => {})
+    return { done }
+  }
+
+  /** As `archive`; before `end` is called, the instance can be acquired again. */
+  async unarchive(entry: Entry, begin: Commit | null, end: CommitOutcome): Promise<{ done: Promise<void> }> {
+    const { runtime, track } = this.#host
+    const unpack = runtime.unpack?.bind(runtime)
+    const pack = runtime.pack?.bind(runtime)
+    if (!unpack || !pack) throw notHere()
+    if (begin !== null) await this.#begin(entry, 'archived', 'unarchiving', begin)
+    const done = track(this.#unpack(entry, { pack, unpack }, end))
+    entry.ready = done.then(() => {
+      if (entry.instance !== null) return entry.instance
+      throw new PlatformError('workload_unavailable', 'the instance is archived')
+    })
+    entry.ready.catch(() => {})
+    return { done }
+  }
+
+  async #begin(
+    entry: Entry,
+    from: 'running' | 'archived',
+    to: 'archiving' | 'unarchiving',
+    begin: Commit,
+  ): Promise<void> {
+    if (entry.state !== from) {
+      throw new PlatformError('conflict', `the instance is ${entry.state}, not ${from}`)
+    }
+    entry.state = to
+    entry.activity.runsOn(null)
+    try {
+      await begin(this.#step(entry, to), entry.id)
+      entry.version++
+    } catch (error) {
+      if (entry.state === to) {
+        entry.state = from
+        entry.activity.runsOn(entry.instance)
+      }
+      throw error
+    }
+  }
+
+  async #pack(entry: Entry, pack: NonNullable<Runtime['pack']>, end: CommitOutcome): Promise<void> {
+    const { upkeep, log } = this.#host
+    const signal = this.#signal(entry)
+    let bytes: number
+    try {
+      const { instance } = entry
+      if (instance !== null) {
+        await instance.stop()
+        entry.instance = null
+        await instance[Symbol.asyncDispose]()
+      }
+      bytes = await upkeep(() => pack(entry.id, signal))
+    } catch (error) {
+      // Whoever ends it takes it from here, or the next start.
+      if (signal.aborted) throw error
+      log.error('an instance could not be archived', { instance: entry.id, error })
+      return await this.#handBack(entry, reasonOf(error), end)
+    }
+    signal.throwIfAborted()
+    entry.state = 'archived'
+    await this.#end(entry, this.#step(entry, 'archived'), { type: 'archived', bytes }, end)
+  }
+
+  async #handBack(entry: Entry, reason: string, end: CommitOutcome): Promise<void> {
+    const { runtime, upkeep, log, spec, settle } = this.#host
+    const signal = this.#signal(entry)
+    let instance: Instance
+    try {
+      instance = await upkeep(() => runtime.restart(spec(entry)))
+    } catch (error) {
+      log.error('an instance could not be started again', { instance: entry.id, error })
+      signal.throwIfAborted()
+      entry.state = 'failed'
+      await end(null, { type: 'lost', reason: reasonOf(error) })
+      return
+    }
+    if (signal.aborted) {
+      await instance[Symbol.asyncDispose]()
+      throw signal.reason
+    }
+    entry.state = 'running'
+    settle(entry, instance)
+    await this.#end(entry, this.#running(entry, instance), { type: 'not archived', reason }, end)
+  }
+
+  async #unpack(
+    entry: Entry,
+    { pack, unpack }: { pack: NonNullable<Runtime['pack']>; unpack: NonNullable<Runtime['unpack']> },
+    end: CommitOutcome,
+  ): Promise<void> {
+    const { runtime, upkeep, log, spec, settle } = this.#host
+    const signal = this.#signal(entry)
+    let instance: Instance
+    try {
+      await upkeep(() => unpack(entry.id, signal))
+      instance = await upkeep(() => runtime.restart(spec(entry)))
+    } catch (error) {
+      if (signal.aborted) throw error
+      log.error('an instance could not be unarchived', { instance: entry.id, error })
+      await upkeep(() => pack(entry.id, signal))
+      signal.throwIfAborted()
+      entry.state = 'archived'
+      const outcome = { type: 'not unarchived', reason: reasonOf(error) } as const
+      return await this.#end(entry, this.#step(entry, 'archived'), outcome, end)
+    }
+    if (signal.aborted) {
+      await instance[Symbol.asyncDispose]()
+      throw signal.reason
+    }
+    entry.state = 'running'
+    settle(entry, instance)
+    await this.#end(entry, this.#running(entry, instance), { type: 'unarchived', instance }, end)
+  }
+
+  async #end(entry: Entry, step: BatchStep, outcome: ArchiveOutcome, end: CommitOutcome): Promise<void> {
+    await end(step, outcome)
+    entry.version++
+  }
+
+  #signal(entry: Entry): AbortSignal {
+    return AbortSignal.any([this.#host.closing, entry.ending.signal])
+  }
+
+  #running(entry: Entry, instance: Instance): BatchStep {
+    return this.#update(entry, this.#host.runningRecord(entry, instance.handle))
+  }
+
+  #step(entry: Entry, state: 'archiving' | 'archived' | 'unarchiving'): BatchStep {
+    const { env: _, ...spec } = entry.spec
+    return this.#update(entry, { state, owner: entry.owner, spec, env: entry.sealedEnv })
+  }
+
+  #update(entry: Entry, body: InstanceRecord): BatchStep {
+    const key = instanceKey(entry.owner, entry.id)
+    return { op: 'update', key, expectedVersion: entry.version, change: { body } }
+  }
+}
+
+function reasonOf(error: unknown): string {
+  return PlatformError.is(error) ? error.message : 'an internal error'
+}
+
+function notHere(): PlatformError {
+  return new PlatformError(
+    'not_implemented',
+    'sandboxes cannot be archived on this host; hutch doctor says what is missing',
+  )
+}

@@ -1,0 +1,219 @@
+import { PlatformError } from '../errors.ts'
+import type { ArchiveOutcome, Instances } from '../instances/index.ts'
+import type { Clock } from '../lib/clock.ts'
+import type { Logger } from '../lib/log.ts'
+import type { SecretBox } from '../lib/secret-box.ts'
+import type { BatchStep } from '../spec/store.ts'
+import type { SandboxLease, SandboxLeases } from './leases.ts'
+import type { ProcessStart, SandboxProcess } from './processes.ts'
+import { type SandboxBody, type StoredSandbox, withEvent } from './record.ts'
+import type { SandboxRecords } from './records.ts'
+
+const environmentBytesMax = 1024 * 1024
+
+/**
+ * Sandboxes whose files are packed away: an archive holds what was written, and the commands that ran, not memory. What
+ * comes back has its files, and its processes started anew.
+ */
+export class SandboxArchives {
+  readonly #instances: Instances
+  readonly #records: SandboxRecords
+  readonly #leases: SandboxLeases
+  readonly #secrets: Pick<SecretBox, 'seal' | 'open'>
+  readonly #clock: Clock
+  readonly #log: Logger
+
+  constructor(options: {
+    instances: Instances
+    records: SandboxRecords
+    leases: SandboxLeases
+    secrets: Pick<SecretBox, 'seal' | 'open'>
+    clock: Clock
+    log: Logger
+  }) {
+    this.#instances = options.instances
+    this.#records = options.records
+    this.#leases = options.leases
+    this.#secrets = options.secrets
+    this.#clock = options.clock
+    this.#log = options.log
+  }
+
+  /**
+   * For who holds the sandbox's lock. Resolves once it is ARCHIVING, `done` when that is over, one way or the other.
+   * @throws conflict unless it runs, not_implemented
+   */
+  async archive(sandbox: StoredSandbox): Promise<{ sandbox: StoredSandbox; done: Promise<void> }> {
+    const { workspace, name } = sandbox
+    const instanceId = this.#require(sandbox, 'DEPLOYED')
+    const sealedStarts = await this.#starts(sandbox)
+    this.#leases.forget(workspace, name)
+    let archiving = sandbox
+    const { done } = await this.#instances.archive(
+      instanceId,
+      async (step) => {
+        const archive = { startedAt: this.#clock.now(), sealedStarts }
+        archiving = await this.#records.change(
+          sandbox,
+          (current) => ({ ...this.#event(current, 'ARCHIVING', 'Archiving started'), archive }),
+          [step],
+        )
+      },
+      (step, outcome) => this.#noteOutcome(sandbox, step, outcome),
+    )
+    return { sandbox: archiving, done }
+  }
+
+  /** As `archive`, once it is UNARCHIVING. @throws conflict unless it is archived, not_implemented */
+  async unarchive(sandbox: StoredSandbox): Promise<{ sandbox: StoredSandbox; done: Promise<void> }> {
+    const instanceId = this.#require(sandbox, 'ARCHIVED')
+    let unarchiving = sandbox
+    const { done } = await this.#instances.unarchive(
+      instanceId,
+      async (step) => {
+        unarchiving = await this.#records.change(
+          sandbox,
+          (current) => ({
+            ...this.#event(current, 'UNARCHIVING', 'Restoring from its archive'),
+            archive: { ...archiveOf(current), restoreStartedAt: this.#clock.now() },
+          }),
+          [step],
+        )
+      },
+      (step, outcome) => this.#noteOutcome(sandbox, step, outcome),
+    )
+    return { sandbox: unarchiving, done }
+  }
+
+  /** At start: goes on with what a crash cut off. */
+  async resume(sandbox: StoredSandbox): Promise<{ done: Promise<void> }> {
+    const { instanceId, status } = sandbox.body
+    const way = status === 'UNARCHIVING' ? 'unarchive' : 'archive'
+    return await this.#instances[way](instanceId ?? '', null, (step, outcome) =>
+      this.#noteOutcome(sandbox, step, outcome),
+    )
+  }
+
+  #require(sandbox: StoredSandbox, wanted: 'DEPLOYED' | 'ARCHIVED'): string {
+    const { status, instanceId } = sandbox.body
+    if (status === wanted && instanceId !== null) return instanceId
+    const what = wanted === 'DEPLOYED' ? 'archived: it does not run' : 'unarchived: it is not archived'
+    throw new PlatformError(
+      'conflict',
+      `the sandbox "${sandbox.name}" cannot be ${what}, its status is ${status}`,
+    )
+  }
+
+  async #noteOutcome(asked: StoredSandbox, step: BatchStep | null, outcome: ArchiveOutcome): Promise<void> {
+    const sandbox = await this.#records.get(asked.workspace, asked.name)
+    // Deleted meanwhile: whoever did that has written what becomes of the instance.
+    if (sandbox?.body.instanceId !== asked.body.instanceId) return
+    if (outcome.type === 'unarchived') await this.#restart(sandbox)
+    const changed = await this.#records.change(
+      sandbox,
+      (current) => {
+        if (current.status === 'DELETING' || current.status === 'TERMINATED') return null
+        return this.#changed(current, outcome)
+      },
+      step === null ? [] : [step],
+    )
+    const { status, instanceId } = changed.body
+    if (status === 'DEPLOYED' && instanceId !== null) this.#leases.set(changed, instanceId)
+  }
+
+  #changed(current: SandboxBody, outcome: ArchiveOutcome): SandboxBody {
+    const { archive: _, ...without } = current
+    switch (outcome.type) {
+      case 'archived':
+        return {
+          ...this.#event(current, 'ARCHIVED', `Archived, ${outcome.bytes} bytes`),
+          archive: { ...archiveOf(current), createdAt: this.#clock.now(), bytes: outcome.bytes },
+        }
+      case 'unarchived':
+        return this.#event(without, 'DEPLOYED', 'Restored from its archive')
+      case 'not archived':
+        return this.#event(without, 'DEPLOYED', `Archiving failed: ${outcome.reason}`)
+      case 'lost':
+        return this.#event(without, 'FAILED', `Archiving failed: ${outcome.reason}`)
+      case 'not unarchived': {
+        const { restoreStartedAt: __, ...archive } = archiveOf(current)
+        return { ...this.#event(current, 'ARCHIVED', `Restoring failed: ${outcome.reason}`), archive }
+      }
+    }
+  }
+
+  #event(body: SandboxBody, status: SandboxBody['status'], message: string): SandboxBody {
+    return withEvent(body, this.#clock.now(), { type: 'archive', status, message })
+  }
+
+  /** What runs, sealed, to be started again. */
+  async #starts(sandbox: StoredSandbox): Promise<string> {
+    using lease = await this.#leases.acquire(sandbox.workspace, sandbox.name)
+    const starts: ProcessStart[] = []
+    for (const process of lease.processes.running()) {
+      // One that was asked to end is not to come back.
+      if (process.record.intent === null) starts.push(await this.#startOf(lease, process))
+    }
+    return this.#secrets.seal(JSON.stringify(starts), purpose(sandbox))
+  }
+
+  async #startOf(lease: SandboxLease, { record }: SandboxProcess): Promise<ProcessStart> {
+    const { command, name, workingDir, keepAlive, restartOnFailure, maxRestarts, stdin, deadlineAt } = record
+    const leftSeconds = deadlineAt === null ? 0 : Math.max(1, (deadlineAt - this.#clock.now()) / 1000)
+    return {
+      command,
+      name,
+      ...(workingDir === '' ? {} : { workingDir }),
+      env: record.env ?? (await environmentOf(lease, record.pid)),
+      keepAlive,
+      restartOnFailure,
+      maxRestarts,
+      stdin,
+      ...(keepAlive ? { timeoutSeconds: leftSeconds } : {}),
+    }
+  }
+
+  /** Starts what ran when the sandbox was archived. One that cannot be started does not keep the sandbox from coming back. */
+  async #restart(sandbox: StoredSandbox): Promise<void> {
+    const { archive, instanceId } = sandbox.body
+    if (!archive || instanceId === null) return
+    this.#leases.set(sandbox, instanceId)
+    using lease = await this.#leases.acquire(sandbox.workspace, sandbox.name)
+    const starts = JSON.parse(this.#secrets.open(archive.sealedStarts, purpose(sandbox))) as ProcessStart[]
+    for (const start of starts) {
+      try {
+        await lease.processes.launch(start)
+      } catch (error) {
+        const { workspace, name } = sandbox
+        this.#log.warn('a process of an archived sandbox was not started again', {
+          workspace,
+          sandbox: name,
+          process: start.name,
+          error,
+        })
+      }
+    }
+  }
+}
+
+/** As the program was given it. Only the sandbox's own programs could have told otherwise, of themselves. */
+async function environmentOf(lease: SandboxLease, pid: number | null): Promise<Record<string, string>> {
+  try {
+    const { body } = await lease.instance.guest.files.read(`/proc/${pid}/environ`, {
+      length: environmentBytesMax,
+    })
+    const entries = (await new Response(body).text()).split('\0').filter((entry) => entry.includes('='))
+    return Object.fromEntries(entries.map((entry) => entry.split(/=(.*)/s, 2) as [string, string]))
+  } catch {
+    return {}
+  }
+}
+
+function archiveOf(body: SandboxBody): NonNullable<SandboxBody['archive']> {
+  if (body.archive) return body.archive
+  throw new PlatformError('internal', 'an archived sandbox has no record of its archive')
+}
+
+function purpose(sandbox: StoredSandbox): string {
+  return `sandbox:${sandbox.body.uid}:archive`
+}
