@@ -192,6 +192,25 @@ describe.skipIf(why !== '')('standby', () => {
     expect(await sandbox.fs.read('/tmp/server.js')).toContain('createServer')
   })
 
+  test('gives memory back after a while, and ends with the next request all the same', async () => {
+    if (!client.platform.runtime.capabilities.reclaim) {
+      console.warn('skipped: no control group here gives memory back')
+      return
+    }
+    const { dataDir } = client.platform.config
+    await client.platform.close({ keepInstances: true })
+    await client[Symbol.asyncDispose]()
+    const told: string[] = []
+    const tell = (message: string) => void told.push(message)
+    const log = { debug: tell, info: tell, warn: tell, error: tell }
+    client = await openTestClient({ dataDir, standbyAfterSeconds, reclaimAfterSeconds: 0.2, log })
+    await eventually('memory given back', () => told.includes('memory of an instance was given back'))
+    expect(await stateOf()).toBe('STANDBY')
+    sandbox = await client.SandboxInstance.get('sleeper')
+    expect(await sandbox.fs.read('/tmp/server.js')).toContain('createServer')
+    expect(told.filter((message) => message.includes('could not'))).toEqual([])
+  })
+
   test('does not stand in the way of deletion', async () => {
     await asleep()
     await sandbox.delete()

@@ -90,32 +90,7 @@ async function isolation(): Promise<Finding[]> {
       detail: probe.usable ? 'usable' : probe.reason,
     },
     ...probe.notes.map((item): Finding => ({ group: 'isolation', needed: false, ...item })),
-    standby(),
   ]
-}
-
-/** Sandboxes are put to sleep by the kernel's freezer: either hierarchy of control groups has one. */
-function standby(): Finding {
-  const places = [
-    '/sys/fs/cgroup/cgroup.controllers',
-    '/sys/fs/cgroup/unified/cgroup.controllers',
-    '/sys/fs/cgroup/freezer',
-  ]
-  const found = places.find((place) => existsSync(place))
-  const own = process.getuid?.() === 0
-  return {
-    group: 'isolation',
-    subject: 'standby',
-    ok: found !== undefined && own,
-    needed: false,
-    detail:
-      found === undefined
-        ? 'no cgroup freezer is mounted'
-        : own
-          ? 'the kernel can freeze and thaw instances; this version keeps every sandbox awake'
-          : 'freezing needs a cgroup of its own for every instance',
-    remedy: found === undefined ? 'mount cgroup v2 on /sys/fs/cgroup' : 'run hutch as root',
-  }
 }
 
 /** Default images are this host's own programs: what it has is what sandboxes have. */

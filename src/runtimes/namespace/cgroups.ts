@@ -3,6 +3,7 @@ import { PlatformError } from '../../errors.ts'
 import type { Clock } from '../../lib/clock.ts'
 import type { CapabilityNote } from '../../spec/runtime.ts'
 import { type CgroupFiles, type CgroupHost, codeOf, type Hierarchy, openCgroupHost } from './cgroup-hosts.ts'
+import { type ReclaimWay, reclaimWayOf } from './reclaim.ts'
 
 /** Memory that comes with one core. */
 const memoryMbPerCore = 2048
@@ -40,6 +41,11 @@ export class Cgroups {
 
   get freezes(): boolean {
     return this.#host.hierarchies.some(({ freezes }) => freezes)
+  }
+
+  /** How frozen instances give memory back; null where they cannot. */
+  get reclaimWay(): ReclaimWay | null {
+    return reclaimWayOf(this.#host.hierarchies)
   }
 
   /** How each limit is enforced, for capabilities. */

@@ -97,6 +97,22 @@ describeRoot(`namespace, as root${why === '' ? '' : ` (skipped: ${why})`}`, () =
     return { ...ended, text }
   }
 
+  test('a frozen instance gives cached files back to the host, and goes on as if nothing was', async () => {
+    if (!runtime.capabilities.reclaim) return expect(instance.reclaim).toBeUndefined()
+    await shell(
+      'head -c 8000000 /dev/urandom > /root/cached; cat /root/cached > /dev/null; sync /root/cached',
+    )
+    const before = (await instance.stats()).memoryBytes
+    expect(before).toBeGreaterThan(7_000_000)
+    await instance.freeze?.()
+    const bytes = (await instance.reclaim?.()) ?? 0
+    expect(bytes).toBeGreaterThan(5_000_000)
+    expect((await instance.stats()).memoryBytes).toBeLessThan(before - 5_000_000)
+    expect(await instance.reclaim?.()).toBeLessThan(bytes)
+    await instance.thaw?.()
+    expect((await shell('wc -c < /root/cached; rm /root/cached')).text).toBe('8000000\n')
+  })
+
   test('an instance is its own machine: name, root, processes', async () => {
     const { text } = await shell('hostname; id -u; ls -d /proc/[0-9]* | wc -l')
     const [hostname, uid, processes] = text.trim().split('\n')

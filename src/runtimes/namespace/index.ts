@@ -29,6 +29,7 @@ import { bootId } from '../helper-process.ts'
 import { Archives, findTar } from './archive.ts'
 import { Cgroups } from './cgroups.ts'
 import { DiskImages, diskScratchPrefix, findMkfs } from './disk.ts'
+import { reclaimNote } from './reclaim.ts'
 import { instanceIdPattern, readRecord } from './record.ts'
 import { NamespaceRuntime } from './runtime.ts'
 import { UidRanges } from './uid-ranges.ts'
@@ -119,6 +120,7 @@ async function openParts(options: NamespaceOptions, { remember }: { remember: bo
           detail: 'sandboxes cannot be archived: GNU tar was not found',
           remedy: 'Install tar.',
         }
+  const standbyNotes = standbyNotesOf(cgroups)
   const mkfs = isRoot ? findMkfs() : null
   let diskWhy = isRoot ? 'mkfs.ext4 is not installed' : 'only root can mount disk images'
   if (mkfs !== null) {
@@ -127,7 +129,7 @@ async function openParts(options: NamespaceOptions, { remember }: { remember: bo
     if (failure === null) {
       const detail = 'every instance has a disk image of its own'
       const diskNote = { subject: 'disk limit', ok: true, detail }
-      const notes = [...cgroups.notes, diskNote, archiveNote, isolationNote(null)]
+      const notes = [...cgroups.notes, diskNote, archiveNote, ...standbyNotes, isolationNote(null)]
       return { runtime: open(diskImages, 'disk image (ext4 on a loop device)', notes), notes, failure }
     }
     diskWhy = failure
@@ -139,7 +141,7 @@ async function openParts(options: NamespaceOptions, { remember }: { remember: bo
     detail: `not enforced: ${diskWhy}`,
     remedy: isRoot ? 'Install e2fsprogs, and load the loop module.' : 'Run as root.',
   }
-  const notes = [...cgroups.notes, diskNote, archiveNote, isolationNote(failure)]
+  const notes = [...cgroups.notes, diskNote, archiveNote, ...standbyNotes, isolationNote(failure)]
   return { runtime: open(null, 'none', notes), notes, failure }
 }
 
@@ -240,11 +242,30 @@ function describe(cgroups: Cgroups, disk: string, notes: CapabilityNote[]): Runt
       disk,
     },
     standby: cgroups.freezes ? 'freeze' : 'none',
-    reclaim: false,
+    reclaim: cgroups.freezes && cgroups.reclaimWay !== null,
     archive: false,
     survivesRestart: true,
     notes,
   }
+}
+
+function standbyNotesOf(cgroups: Cgroups): CapabilityNote[] {
+  const subject = 'standby'
+  if (cgroups.freezes) {
+    const detail = 'sandboxes that nobody uses are frozen'
+    return [{ subject, ok: true, detail }, reclaimNote(cgroups.reclaimWay)]
+  }
+  return [
+    {
+      subject,
+      ok: false,
+      detail: 'sandboxes that nobody uses go on running: no control group can freeze them',
+      remedy:
+        process.getuid?.() === 0
+          ? 'Run where /sys/fs/cgroup is writable.'
+          : 'Run as root, or with: systemd-run --user --scope -p Delegate=yes hutch up',
+    },
+  ]
 }
 
 function isolationNote(failure: string | null): CapabilityNote {

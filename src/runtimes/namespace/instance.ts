@@ -14,6 +14,7 @@ import { isAlive } from '../helper-process.ts'
 import { treeStats } from '../process-tree.ts'
 import type { InstanceCgroup } from './cgroups.ts'
 import { allocatedBytes } from './disk.ts'
+import { reclaimMemory } from './reclaim.ts'
 import { handleVersion, type InstanceState } from './record.ts'
 import { InstanceStandby } from './standby.ts'
 
@@ -33,6 +34,8 @@ export interface NamespaceInstanceOptions {
   socketDir: string
   state: InstanceState
   group: InstanceCgroup
+  /** Memory of its group can be given back while it is frozen. */
+  reclaims: boolean
   log: Logger
   clock: Clock
   /** Called when this object can no longer tell what happens to the machine: process 1 ended, or it was let go of. */
@@ -47,6 +50,7 @@ export class NamespaceInstance implements Instance {
   /** Only where the host can. */
   readonly freeze: ((signal?: AbortSignal) => Promise<void>) | undefined
   readonly thaw: (() => Promise<void>) | undefined
+  readonly reclaim: Instance['reclaim']
   readonly group: InstanceCgroup
   #keeper: KeeperChannel
   #options: NamespaceInstanceOptions
@@ -73,6 +77,7 @@ export class NamespaceInstance implements Instance {
     if (options.group.freezes) {
       this.freeze = (signal) => standby.freeze(signal)
       this.thaw = () => standby.thaw()
+      if (options.reclaims) this.reclaim = (signal) => reclaimMemory(options.group.parts, signal)
     }
     this.#keeper = new KeeperChannel({
       socketPath: `${run}/keeper.sock`,

@@ -265,6 +265,7 @@ export class NamespaceRuntime implements Runtime {
       socketDir: this.#socketDir(id),
       state,
       group,
+      reclaims: this.capabilities.reclaim,
       log: this.#options.log,
       clock: this.#options.clock,
       onDetached: () => {
