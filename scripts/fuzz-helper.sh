@@ -21,7 +21,8 @@ trap 'rm -rf "$work"' EXIT
 if ! "$clang" -g -O1 -std=gnu11 -DHUTCH_FUZZ -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined \
   -Wall -Wextra -I"$source_dir" -o "$work/fuzz" \
   "$source_dir/fuzz.c" "$source_dir/control.c" "$source_dir/stdin.c" "$source_dir/logs.c" "$source_dir/files.c" "$source_dir/files-write.c" \
-  "$source_dir/files-open.c" "$source_dir/files-remove.c" "$source_dir/frame.c" -lpthread 2>"$work/errors"; then
+  "$source_dir/files-open.c" "$source_dir/files-remove.c" "$source_dir/tree.c" "$source_dir/search.c" "$source_dir/search-tree.c" "$source_dir/watch.c" "$source_dir/copy.c" \
+  "$source_dir/pattern.c" "$source_dir/literal.c" "$source_dir/frame.c" -lpthread 2>"$work/errors"; then
   cat "$work/errors" >&2
   if grep -q clang_rt "$work/errors"; then
     echo "libFuzzer is missing; install it with: apt-get install libclang-rt-dev (or libclang-rt-14-dev)" >&2
@@ -43,6 +44,15 @@ seed inplace '\003\106\012\377\377\377\377\002\000\000\000/h\105\003abc\000\000'
 seed tree '\003\111\007\001\002\000\000\000/d\114\006\002\000\000\000/l'
 seed follow '\002\000\001\000\001\001\000\001\001\010\100\001\000\000\000\000\000\000\000\000\020\001\377\020\001\377\010\001'
 seed open '\003\132\026\000\000\000\000\000\000\000\000\000\000\020\000\000\000\000\000\002\000\000\000/h'
+# WALK of /, SEARCH of / for x without a program for paths, COPY of /d, WATCH of /, CHOWN of /f.
+none='\000\000\000\000\000\000'
+seed walk "\003\120\040\016\000\000\000\000\012\000\000\000\001\000\000\000/$none$none$none"
+seed search "\003\122\104\020\005\000\000\000\001\000\000\000\001\000\000\000\001\000\000\000/$none$none$none\001\000\002\000\000\000\000\000\000\000\000\000\000\000\001xx\000\000\000\000\000\001\000\000\000\001\000\000\000x\000"
+seed copy '\003\127\015\000\002\000\000\000/d\002\000\000\000/k'
+seed watch "\003\125\014\001\001\000\000\000/$none"
+seed chown '\003\130\017\001\000\000\000\000\000\000\000\000\002\000\000\000/f'
+seed pattern '\005\002\001\000\000\000\000\001aa\000\000xxaxx'
+seed literal '\006\000\002\000\001\002\000\001\000abcabcabc'
 seed raw '\004\006\000\000\000\100\000\000\000\001\000\000\000\000\001\000\000\000/'
 
 # The target changes its root directory: everything it is given stands relative to where it starts.

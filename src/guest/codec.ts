@@ -46,6 +46,15 @@ export const FrameType = {
   chmod: 75,
   realpath: 76,
   path: 77,
+  walk: 80,
+  found: 81,
+  search: 82,
+  matches: 83,
+  summary: 84,
+  watch: 85,
+  changes: 86,
+  copy: 87,
+  chown: 88,
   open: 90,
   opened: 91,
   listen: 96,
@@ -87,6 +96,10 @@ export const receivedLimits = {
     [FrameType.entries]: framePayloadBytesMax,
     [FrameType.data]: framePayloadBytesMax,
     [FrameType.path]: 16 * 1024,
+    [FrameType.found]: framePayloadBytesMax,
+    [FrameType.matches]: framePayloadBytesMax,
+    [FrameType.summary]: 25,
+    [FrameType.changes]: framePayloadBytesMax,
     [FrameType.opened]: 0,
   },
   keeper: { ...anyLimits, [FrameType.guest]: 5 },
@@ -246,6 +259,12 @@ export class PayloadReader {
     const bytes = this.bytes.subarray(at, at + length)
     if (bytes.includes(0)) throw new ProtocolError('string contains NUL')
     return utf8.decode(bytes)
+  }
+
+  sized(): Uint8Array {
+    const length = this.u32()
+    const at = this.#take(length)
+    return this.bytes.subarray(at, at + length)
   }
 
   /** Each item takes at least `itemBytesMin`, which bounds the count by the payload. */

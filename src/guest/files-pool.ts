@@ -30,6 +30,8 @@ export interface FilesPoolOptions {
 export class FilesPool {
   #idle: PooledConnection[] = []
   #open = new Set<PooledConnection>()
+  /** Not the pool's to give to others: what they do lasts. */
+  #apart = new Set<PooledConnection>()
   #opening = 0
   #waiting: { resolve: (ready: null) => void; reject: (error: Error) => void; timer: Timer }[] = []
   #failure: PlatformError | null = null
@@ -49,13 +51,33 @@ export class FilesPool {
     }
   }
 
+  /** A connection besides the pool's, closed on release. @throws too_many_requests beyond `atOnceMax`, unavailable */
+  async startApart(path: string, atOnceMax: number): Promise<Operation> {
+    if (this.#failure) throw this.#failure
+    if (this.#apart.size >= atOnceMax) {
+      throw new PlatformError(
+        'too_many_requests',
+        `${atOnceMax} of them are under way in this sandbox, the most allowed`,
+      )
+    }
+    const pooled = new PooledConnection(this)
+    this.#apart.add(pooled)
+    try {
+      await this.#greet(pooled)
+    } catch (error) {
+      this.#apart.delete(pooled)
+      throw error
+    }
+    return pooled.begin(path)
+  }
+
   close(error: PlatformError): void {
     this.#failure ??= error
     for (const waiting of this.#waiting.splice(0)) {
       clearTimeout(waiting.timer)
       waiting.reject(error)
     }
-    for (const { connection } of this.#open) connection.close(error)
+    for (const { connection } of [...this.#open, ...this.#apart]) connection?.close(error)
   }
 
   get suspended(): boolean {
@@ -76,6 +98,7 @@ export class FilesPool {
 
   /** The connection is in step and free, or closed. */
   give(pooled: PooledConnection): void {
+    if (this.#apart.delete(pooled)) pooled.connection.close(new Error('done'))
     if (!this.#open.has(pooled)) return
     if (this.#failure) pooled.connection.close(this.#failure)
     else {
@@ -89,6 +112,7 @@ export class FilesPool {
   }
 
   forget(pooled: PooledConnection): void {
+    this.#apart.delete(pooled)
     if (!this.#open.delete(pooled)) return
     this.#idle = this.#idle.filter((other) => other !== pooled)
     this.#wake()
@@ -98,13 +122,7 @@ export class FilesPool {
     this.#opening++
     try {
       const pooled = new PooledConnection(this)
-      const { socketPath: path, uid, gid } = this.options
-      const connection = await Connection.open({ path, role: 'files', uid, gid }, pooled)
-      pooled.connection = connection
-      if (this.#failure) {
-        connection.close(this.#failure)
-        throw this.#failure
-      }
+      await this.#greet(pooled)
       this.#open.add(pooled)
       return pooled
     } catch (error) {
@@ -113,6 +131,14 @@ export class FilesPool {
     } finally {
       this.#opening--
     }
+  }
+
+  async #greet(pooled: PooledConnection): Promise<void> {
+    const { socketPath: path, uid, gid } = this.options
+    pooled.connection = await Connection.open({ path, role: 'files', uid, gid }, pooled)
+    if (!this.#failure) return
+    pooled.connection.close(this.#failure)
+    throw this.#failure
   }
 
   #turn(): Promise<null> {
@@ -282,6 +308,13 @@ export class Operation {
     this.#done = true
   }
 
+  /** Gives up, whoever waits for an answer included. */
+  cancel(reason: unknown): void {
+    if (this.#released) return
+    this.onClose(reason instanceof Error ? reason : new Error('cancelled'), true)
+    this.release()
+  }
+
   release(): void {
     if (this.#released) return
     this.#released = true
@@ -315,8 +348,8 @@ export class Operation {
     }
   }
 
-  onClose(error: Error): void {
-    this.#error = this.#reasonOf(error)
+  onClose(error: Error, isOurs = false): void {
+    this.#error = isOurs ? error : this.#reasonOf(error)
     this.#failure.reject(this.#error)
     this.#waiting?.reject(this.#error)
     this.#waiting = null
@@ -330,6 +363,7 @@ export class Operation {
 
   /** A frozen sandbox may take as long as it is frozen. */
   async #inTime<Value>(promise: Promise<Value>, timeoutMs = this.pooled.pool.stallMsMax): Promise<Value> {
+    if (timeoutMs === Number.POSITIVE_INFINITY) return promise
     const onTimeout = () => {
       if (this.pooled.pool.suspended) timer = setTimeout(onTimeout, timeoutMs)
       else {

@@ -87,11 +87,13 @@ static int open_parent(struct files_write *write, char target[PATH_MAX]) {
   }
 }
 
-static int open_temporary(struct files_write *write) {
+/* Its name tells watchers whether it is going to replace a file. */
+static int open_temporary(struct files_write *write, int replaces) {
   uint64_t random;
   if (getrandom(&random, sizeof random, 0) != (ssize_t)sizeof random) return -1;
   temporary.dir_fd = write->dir_fd;
-  snprintf(temporary.name, sizeof temporary.name, ".hutch-%016llx", (unsigned long long)random);
+  snprintf(temporary.name, sizeof temporary.name, FILES_TEMPORARY "%c%016llx",
+           replaces ? FILES_REPLACES : FILES_CREATES, (unsigned long long)random);
   temporary.armed = 1;
   write->fd = openat(write->dir_fd, temporary.name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
   if (write->fd < 0) temporary.armed = 0;
@@ -103,7 +105,7 @@ static int open_spool(struct files_write *write) {
   write->fd = openat(write->dir_fd, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
   if (write->fd < 0) write->fd = open("/tmp", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
   if (write->fd >= 0) return 0;
-  if (open_temporary(write) < 0) return -1;
+  if (open_temporary(write, 1) < 0) return -1;
   files_write_unlink();
   return 0;
 }
@@ -131,7 +133,7 @@ static int open_over(struct files_write *write, const struct stat *old) {
   if (old->st_nlink > 1) return open_in_place(write, 1);
   struct stat stat;
   write->what = "temporary file";
-  if (open_temporary(write) == 0) {
+  if (open_temporary(write, 1) == 0) {
     if (fstat(write->fd, &stat) == 0 && stat.st_uid == old->st_uid && stat.st_gid == old->st_gid) return 0;
     if (fchown(write->fd, old->st_uid, old->st_gid) == 0) return 0;
     int error = errno;
@@ -165,7 +167,7 @@ int files_write_begin(struct files_write *write, const char *path, uint32_t mode
       if (open_over(write, &old) == 0) return 0;
     } else if (errno == ENOENT) {
       write->what = "temporary file";
-      if (open_temporary(write) == 0) return 0;
+      if (open_temporary(write, 0) == 0) return 0;
     }
   }
   files_write_abort(write);

@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #include "files.h"
+#include "tree.h"
 
 enum {
   DATA_BYTES_MAX = 256 << 10, /* of one DATA frame */
@@ -23,18 +24,20 @@ enum {
   SPLICE_BYTES_MAX = 1 << 20, /* of one DATA frame that is spliced */
   ENTRIES_BYTES = 64 << 10, /* an ENTRIES frame is sent once it is this long */
   ENTRIES_MAX = 1000,
-  REQUEST_BYTES_MAX = 64 << 10, /* two paths fit */
+  REQUEST_BYTES_MAX = 512 << 10, /* the patterns of a search fit */
   SEND_BUFFER_BYTES = 1 << 20,
 };
 
 /* Of this worker: it serves one connection, so there is one of each. */
-static struct worker worker;
+struct worker worker;
 
 static void fail(uint32_t id, int error, const char *what) {
   char text[256];
   snprintf(text, sizeof text, "%s: %s", what, strerror(error));
   frame_error(&worker.writer, id, error, text);
 }
+
+void worker_fail(uint32_t id, int error, const char *what) { fail(id, error, what); }
 
 int worker_flush(void) { return frame_writer_flush(&worker.writer, worker.fd) == 1 ? 0 : -1; }
 
@@ -68,7 +71,7 @@ static const char *base_name(const char *path) {
   return slash && slash[1] ? slash + 1 : path;
 }
 
-static void put_entry(const struct stat *stat, const char *name, const char *link_target) {
+void put_entry(const struct stat *stat, const char *name, const char *link_target) {
   struct frame_writer *writer = &worker.writer;
   put_u8(writer, (uint8_t)type_letter(stat->st_mode));
   put_u32(writer, stat->st_mode & 07777);
@@ -81,7 +84,7 @@ static void put_entry(const struct stat *stat, const char *name, const char *lin
   put_str(writer, link_target);
 }
 
-static void read_link(int dir_fd, const char *name, mode_t mode, char target[PATH_MAX]) {
+void read_link(int dir_fd, const char *name, mode_t mode, char target[PATH_MAX]) {
   ssize_t length = S_ISLNK(mode) ? readlinkat(dir_fd, name, target, PATH_MAX - 1) : 0;
   target[length < 0 ? 0 : length] = 0;
 }
@@ -161,7 +164,7 @@ static int serve_readdir(const struct files_request *request) {
 /* Reading */
 
 /* Files that say size 0 and have content all the same, as those of /proc. */
-static int is_synthetic(int fd) {
+int is_synthetic(int fd) {
   enum { PROC_MAGIC = 0x9fa0, SYSFS_MAGIC = 0x62656572, CGROUP_MAGIC = 0x27e0eb, CGROUP2_MAGIC = 0x63677270 };
   struct statfs fs;
   if (fstatfs(fd, &fs) < 0) return 0;
@@ -542,8 +545,15 @@ int files_serve(int fd) {
     int got = read_request(&frame, storage);
     if (got == 0) break;
     status = 1;
-    if (got < 0 || files_decode(&frame, &request) < 0) break;
-    if (serve(&request) < 0 || worker_flush() < 0) break;
+    if (got < 0) break;
+    if (frame.type >= FRAME_WALK && frame.type <= FRAME_CHOWN) {
+      if (tree_serve(&frame) < 0) break;
+    } else if (files_decode(&frame, &request) < 0 || serve(&request) < 0) {
+      break;
+    }
+    /* Answers to requests that were sent ahead leave together. */
+    int more = worker.start < worker.end && frame_writer_pending(&worker.writer) < ENTRIES_BYTES;
+    if (!more && worker_flush() < 0) break;
     status = 0;
   }
   frame_writer_free(&worker.writer);

@@ -2,7 +2,9 @@
 #ifndef HUTCH_FILES_H
 #define HUTCH_FILES_H
 
+#include <limits.h>
 #include <stdint.h>
+#include <string.h>
 #include <sys/stat.h>
 #include <sys/types.h>
 
@@ -24,14 +26,26 @@ struct files_header {
   uint32_t id, length;
 };
 
+/* Of this worker: it serves one connection, so there is one of each. */
+extern struct worker worker;
+
 /* 1, 0 at the end of the connection, -1 with an error of it or of the header. */
 int files_read_header(struct worker *from, struct files_header *header);
 /* At most `wanted` bytes of payload, valid until the next read; 0 when the connection ended. */
 size_t files_read_some(struct worker *from, size_t wanted, const uint8_t **bytes);
 
 int worker_flush(void);
+/* ERROR to a request, with what failed. */
+void worker_fail(uint32_t id, int error, const char *what);
 /* The host closed the connection: whatever takes long stops. */
 int worker_cancelled(void);
+
+/* ENTRY of the frame that is being made. */
+void put_entry(const struct stat *stat, const char *name, const char *link_target);
+/* '' unless the mode is a link's. */
+void read_link(int dir_fd, const char *name, mode_t mode, char target[PATH_MAX]);
+/* Files that say size 0 and have content all the same, as those of /proc. */
+int is_synthetic(int fd);
 
 struct files_request {
   uint8_t type, flag; /* flag: follow, parents, recursive */
@@ -42,6 +56,14 @@ struct files_request {
 
 /* 0, or -1: close the connection. */
 int files_decode(const struct frame *frame, struct files_request *request);
+
+/* Names of temporary files: this, one of the two letters, 16 hexadecimal digits. They are nobody's business. */
+#define FILES_TEMPORARY ".hutch-"
+enum { FILES_CREATES = 'n', FILES_REPLACES = 'r', FILES_TEMPORARY_BYTES = 7 + 1 + 16 };
+static inline int files_is_temporary(const char *name) {
+  return name[0] == '.' && strncmp(name, FILES_TEMPORARY, 7) == 0 && strlen(name) == FILES_TEMPORARY_BYTES &&
+         (name[7] == FILES_CREATES || name[7] == FILES_REPLACES);
+}
 
 /* One WRITE. All answer 0, or -1 with errno and `what` failed. After a failure of data, call abort; after one of begin
    or end there is nothing left to do. */

@@ -1,25 +1,35 @@
+import { constants } from 'node:os'
 import { PlatformError } from '../errors.ts'
-import type { FileEntry, FileType, GuestFiles, OpenFile } from '../spec/runtime.ts'
+import type {
+  FileChange,
+  FileEntry,
+  FileToWrite,
+  GuestFiles,
+  LineMatch,
+  OpenFile,
+  SearchOptions,
+  TreeSummary,
+  WalkOptions,
+  WatchOptions,
+} from '../spec/runtime.ts'
 import {
-  type EntryRecord,
   type Frame,
-  FrameTooLargeError,
   FrameType,
-  FrameWriter,
   frameHeader,
   framePayloadBytesMax,
   PayloadReader,
   readEntries,
   readEntry,
 } from './codec.ts'
+import { fileError } from './errno.ts'
+import { checkMode, checkPath, checkRange, fileEntry, frame, invalid, modeBits } from './file-requests.ts'
 import { FilesPool, type FilesPoolOptions, type Operation } from './files-pool.ts'
+import { writeAll } from './files-write-all.ts'
 import { OpenFiles } from './open-files.ts'
+import { Trees } from './trees.ts'
 
-const pathBytesMax = 4096
 const dataBytesMax = framePayloadBytesMax
 const toTheEnd = 0xffff_ffff_ffff_ffffn
-const keepMode = 0xffff_ffff
-const newFileModeBit = 0x8000_0000
 /** A recursive removal may walk millions of files before it answers. */
 const removeTimeoutMs = 600_000
 /** A smaller file is not worth a descriptor. */
@@ -27,23 +37,15 @@ const openBytesMin = 64 * 1024
 /** A larger one may be dropped from the host's memory before it is sent, and to wait for the disk is the worker's part. */
 const openBytesMax = 8 * 1024 * 1024
 
-const fileTypes: Record<EntryRecord['type'], FileType> = {
-  f: 'file',
-  d: 'directory',
-  l: 'symlink',
-  p: 'fifo',
-  s: 'socket',
-  c: 'character',
-  b: 'block',
-}
-
 /** Files inside, each operation alone on a connection of a small pool. */
 export class FilesChannel implements GuestFiles {
   #pool: FilesPool
   #open = new OpenFiles()
+  #trees: Trees
 
   constructor(options: FilesPoolOptions) {
     this.#pool = new FilesPool(options)
+    this.#trees = new Trees(this.#pool)
   }
 
   close(error: PlatformError): void {
@@ -212,6 +214,71 @@ export class FilesChannel implements GuestFiles {
     return real
   }
 
+  async writeAll(files: readonly FileToWrite[]): Promise<void> {
+    await writeAll(this.#pool, files)
+  }
+
+  walk(path: string, options?: WalkOptions): AsyncGenerator<FileEntry[], TreeSummary> {
+    return this.#trees.walk(path, options)
+  }
+
+  search(path: string, options: SearchOptions): AsyncGenerator<LineMatch[], TreeSummary> {
+    return this.#trees.search(path, options)
+  }
+
+  watch(path: string, options?: WatchOptions): Promise<AsyncGenerator<FileChange[]>> {
+    return this.#trees.watch(path, options)
+  }
+
+  copy(
+    from: string,
+    to: string,
+    options: { exclusive?: boolean; signal?: AbortSignal } = {},
+  ): Promise<TreeSummary> {
+    return this.#trees.copy(from, to, options)
+  }
+
+  async move(
+    from: string,
+    to: string,
+    options: { exclusive?: boolean; signal?: AbortSignal } = {},
+  ): Promise<void> {
+    if (options.exclusive && (await this.#exists(to))) throw fileError(constants.errno.EEXIST, to, '')
+    try {
+      return await this.rename(from, to)
+    } catch (error) {
+      if (!PlatformError.is(error) || error.details?.errno !== 'EXDEV') throw error
+    }
+    await this.#trees.copy(from, to, { ...options, attributes: true })
+    await this.remove(from, { recursive: true })
+  }
+
+  async setOwner(
+    path: string,
+    owner: { uid?: number; gid?: number },
+    options: { follow?: boolean } = {},
+  ): Promise<void> {
+    checkPath(path)
+    const request = frame(FrameType.chown, (writer) =>
+      writer
+        .u8(options.follow === false ? 0 : 1)
+        .u32(ownerNumber(owner.uid))
+        .u32(ownerNumber(owner.gid))
+        .str(path),
+    )
+    await this.#simple(path, request, FrameType.ok)
+  }
+
+  async #exists(path: string): Promise<boolean> {
+    try {
+      await this.stat(path, { follow: false })
+      return true
+    } catch (error) {
+      if (PlatformError.is(error) && error.code === 'not_found') return false
+      throw error
+    }
+  }
+
   async #simple(
     path: string,
     request: Uint8Array,
@@ -277,7 +344,7 @@ function contentOf(
   })
 }
 
-async function sendBytes(operation: Operation, bytes: Uint8Array): Promise<void> {
+export async function sendBytes(operation: Operation, bytes: Uint8Array): Promise<void> {
   for (let at = 0; at < bytes.length; at += dataBytesMax) {
     const part = bytes.subarray(at, at + dataBytesMax)
     if (operation.sentBytes >= turnBytes) {
@@ -325,52 +392,10 @@ async function sendStream(operation: Operation, body: ReadableStream<Uint8Array>
   }
 }
 
-function modeBits({ mode, newFileMode }: { mode?: number; newFileMode?: number }): number {
-  const given = mode ?? newFileMode
-  if (given === undefined) return keepMode
-  checkMode(given)
-  return mode === undefined ? newFileModeBit + given : given
-}
+const keepOwner = 0xffff_ffff
 
-function frame(type: FrameType, fill: (writer: FrameWriter) => FrameWriter): Uint8Array {
-  try {
-    return fill(new FrameWriter(type, 0, 128)).finish()
-  } catch (error) {
-    if (error instanceof FrameTooLargeError) throw new PlatformError('bad_request', 'path is too long')
-    throw error
-  }
-}
-
-function fileEntry(record: EntryRecord): FileEntry {
-  const { type, linkTarget, ...rest } = record
-  return linkTarget === ''
-    ? { ...rest, type: fileTypes[type] }
-    : { ...rest, type: fileTypes[type], linkTarget }
-}
-
-function checkPath(path: string) {
-  if (!path.startsWith('/'))
-    throw invalid(`path ${JSON.stringify(path.slice(0, 200))} is not absolute`, 'EINVAL')
-  if (path.includes('\0')) throw invalid('path contains NUL', 'EINVAL')
-  if (Buffer.byteLength(path) >= pathBytesMax) {
-    throw invalid(`path is longer than ${pathBytesMax - 1} bytes`, 'ENAMETOOLONG')
-  }
-}
-
-function checkMode(mode: number) {
-  if (!Number.isInteger(mode) || mode < 0 || mode > 0o7777) {
-    throw invalid(`mode ${mode} is not between 0 and 07777`, 'EINVAL')
-  }
-}
-
-function checkRange(range: { offset?: number; length?: number }) {
-  for (const [field, value] of Object.entries(range)) {
-    if (value !== undefined && (!Number.isSafeInteger(value) || value < 0)) {
-      throw invalid(`${field} ${value} is not a count of bytes`, 'EINVAL')
-    }
-  }
-}
-
-function invalid(message: string, errno: string): PlatformError {
-  return new PlatformError('bad_request', message, { details: { errno } })
+function ownerNumber(id: number | undefined): number {
+  if (id === undefined) return keepOwner
+  if (Number.isInteger(id) && id >= 0 && id < keepOwner) return id
+  throw invalid(`${id} is no number of a user or group`, 'EINVAL')
 }

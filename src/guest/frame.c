@@ -106,7 +106,7 @@ struct payload payload_of(const struct frame *frame) {
   return (struct payload){.at = frame->payload, .end = frame->payload + frame->length, .failed = 0};
 }
 
-static const uint8_t *take(struct payload *payload, size_t length) {
+const uint8_t *payload_take(struct payload *payload, size_t length) {
   if (payload->failed || (size_t)(payload->end - payload->at) < length) {
     payload->failed = 1;
     return NULL;
@@ -117,7 +117,7 @@ static const uint8_t *take(struct payload *payload, size_t length) {
 }
 
 static uint64_t take_integer(struct payload *payload, size_t length) {
-  const uint8_t *at = take(payload, length);
+  const uint8_t *at = payload_take(payload, length);
   uint64_t value = 0;
   for (size_t i = 0; at && i < length; i++) value |= (uint64_t)at[i] << (8 * i);
   return value;
@@ -132,7 +132,7 @@ int64_t payload_i64(struct payload *payload) { return (int64_t)take_integer(payl
 char *payload_str(struct payload *payload) {
   static char empty[1];
   uint32_t length = payload_u32(payload);
-  uint8_t *at = (uint8_t *)take(payload, length);
+  uint8_t *at = (uint8_t *)payload_take(payload, length);
   if (!at || memchr(at, 0, length)) {
     payload->failed = 1;
     empty[0] = 0;

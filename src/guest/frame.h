@@ -47,6 +47,15 @@ enum {
   FRAME_REALPATH = 76,
   FRAME_PATH = 77,
 
+  FRAME_WALK = 80,
+  FRAME_FOUND = 81,
+  FRAME_SEARCH = 82,
+  FRAME_MATCHES = 83,
+  FRAME_SUMMARY = 84,
+  FRAME_WATCH = 85,
+  FRAME_CHANGES = 86,
+  FRAME_COPY = 87,
+  FRAME_CHOWN = 88,
   FRAME_OPEN = 90,
   FRAME_OPENED = 91,
 
@@ -105,6 +114,8 @@ uint64_t payload_u64(struct payload *payload);
 int64_t payload_i64(struct payload *payload);
 /* A C string inside the payload, ended in place (it moves one byte towards its length field): read it once only. */
 char *payload_str(struct payload *payload);
+/* The next `length` bytes, whatever they are; NULL when there are not so many. */
+const uint8_t *payload_take(struct payload *payload, size_t length);
 /* The rest of the payload. */
 const uint8_t *payload_bytes(struct payload *payload, size_t *length);
 int payload_done(const struct payload *payload);

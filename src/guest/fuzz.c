@@ -29,6 +29,7 @@ static pid_t fuzz_fork(void);
 #include <sys/sysmacros.h>
 
 #include "files.h"
+#include "tree.h"
 
 enum {
   FAKE_PROCESSES_MAX = 64,
@@ -95,7 +96,77 @@ static void decode_as_both(const struct frame *frame) {
   if (control_decode(&own, &control) == 0) control_request_free(&control);
   memcpy(copy, frame->payload, frame->length);
   if (files_decode(&own, &files) == 0 && files.path && strlen(files.path) > frame->length) abort();
+  memcpy(copy, frame->payload, frame->length);
+  struct tree_request tree;
+  tree_decode(&own, &tree);
+  tree_request_free(&tree);
   free(copy);
+}
+
+/* A program and a text: both ways to run it have to agree, and both have to end. */
+static void fuzz_pattern(struct input_bytes input) {
+  uint8_t bytes[8 * 64 + 6] = {0};
+  uint32_t count = 1 + next_byte(&input) % 32;
+  struct payload payload = {.at = bytes, .end = bytes + 6 + 8 * count};
+  bytes[0] = next_byte(&input) % count;
+  bytes[2] = (uint8_t)count;
+  for (uint32_t i = 0; i < count; i++) {
+    uint8_t *at = bytes + 6 + 8 * i, op = next_byte(&input);
+    at[0] = op % 4;
+    at[1] = at[0] == 3 ? op / 4 % 4 : next_byte(&input);
+    at[2] = at[0] == 1 ? (uint8_t)(at[1] | next_byte(&input)) : 0;
+    at[4] = next_byte(&input) % count;
+    at[6] = next_byte(&input) % count;
+  }
+  struct pattern pattern;
+  if (pattern_decode(&payload, &pattern) != 1) abort();
+  /* No pattern of ours matches a line end; these might. */
+  size_t length = input.left < 4096 ? input.left : 4096, start, end;
+  uint8_t *text = malloc(length + 1);
+  memcpy(text, input.at, length);
+  for (size_t i = 0; i < length; i++)
+    if (text[i] == '\n') text[i] = ' ';
+  for (int lines = 0; lines < 2; lines++) {
+    struct matcher *matcher = matcher_new(&pattern, lines);
+    int found = matcher_find(matcher, text, text + length) != NULL;
+    if (found != (pattern_locate(&pattern, text, length, &start, &end) == 1)) abort();
+    if (found && (start > end || end > length)) abort();
+    matcher_free(matcher);
+  }
+  pattern_free(&pattern);
+  free(text);
+}
+
+/* Against the obvious way to look. */
+static void fuzz_literals(struct input_bytes input) {
+  struct frame_writer writer = {0};
+  frame_begin(&writer, FRAME_SEARCH, 0);
+  uint32_t count = 1 + next_byte(&input) % 3;
+  put_u32(&writer, count);
+  for (uint32_t i = 0; i < count; i++) {
+    uint32_t length = 1 + next_byte(&input) % 16;
+    put_u32(&writer, length);
+    for (uint32_t at = 0; at < length; at++) put_u8(&writer, (uint8_t)('a' + next_byte(&input) % 4));
+    for (uint32_t at = 0; at < length; at++) put_u8(&writer, next_byte(&input) & 1 ? 0x20 : 0);
+  }
+  struct payload payload = {.at = writer.data + FRAME_HEADER_BYTES, .end = writer.data + writer.end};
+  struct literals literals;
+  if (literals_decode(&payload, &literals) < 0) abort();
+  size_t size = input.left < 4096 ? input.left : 4096;
+  uint8_t *text = malloc(size + 1);
+  for (size_t i = 0; i < size; i++) text[i] = (uint8_t)((input.at[i] & 0x20 ? 'A' : 'a') + input.at[i] % 4);
+  const uint8_t *expected = NULL;
+  for (size_t at = 0; at < size && !expected; at++)
+    for (uint32_t i = 0; i < count; i++) {
+      const struct literal *one = &literals.items[i];
+      uint32_t same = 0;
+      while (same < one->length && at + same < size && (text[at + same] | one->masks[same]) == one->bytes[same]) same++;
+      if (same == one->length) expected = text + at;
+    }
+  const struct literal *which;
+  if (literals_find(&literals, text, text + size, &which) != expected) abort();
+  free(text);
+  frame_writer_free(&writer);
 }
 
 static void fuzz_reader(struct input_bytes input) {
@@ -340,7 +411,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   struct input_bytes input = {data, size};
-  switch (next_byte(&input) % 5) {
+  switch (next_byte(&input) % 7) {
     case 0:
       fuzz_reader(input);
       break;
@@ -350,8 +421,14 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     case 2:
       fuzz_control(input);
       break;
+    case 5:
+      fuzz_pattern(input);
+      break;
+    case 6:
+      fuzz_literals(input);
+      break;
     default:
-      fuzz_files(input, data[0] % 5 == 3);
+      fuzz_files(input, data[0] % 7 == 3);
   }
   return 0;
 }

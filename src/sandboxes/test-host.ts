@@ -8,7 +8,14 @@ import { Instances, type StandbyTimes } from '../instances/index.ts'
 import type { Clock } from '../lib/clock.ts'
 import { silentLogger } from '../lib/log.ts'
 import { createSecretBox } from '../lib/secret-box.ts'
-import type { Instance, InstanceExit, InstanceHandle, InstanceSpec, Runtime } from '../spec/runtime.ts'
+import type {
+  Instance,
+  InstanceExit,
+  InstanceHandle,
+  InstanceSpec,
+  Runtime,
+  TreeSummary,
+} from '../spec/runtime.ts'
 import type { Store } from '../spec/store.ts'
 import { openSqliteStore } from '../stores/sqlite/index.ts'
 import { Previews, Sandboxes } from './index.ts'
@@ -156,6 +163,13 @@ export class TestHost {
           rename: refuse,
           setMode: refuse,
           realPath: refuse,
+          writeAll: refuse,
+          walk: () => noTree(),
+          search: () => noTree(),
+          watch: refuse,
+          copy: refuse,
+          move: refuse,
+          setOwner: refuse,
         },
       },
       address: async (port) => ({ origin: `http://127.0.0.1:${port}` }),
@@ -358,4 +372,9 @@ export async function until(what: string, check: () => unknown): Promise<void> {
     if (performance.now() > deadline) throw new Error(`never happened: ${what}`)
     await new Promise((resolve) => setTimeout(resolve, 2))
   }
+}
+
+async function* noTree(): AsyncGenerator<never, TreeSummary> {
+  yield* []
+  return { entries: 0, bytes: 0, skipped: 0, truncated: false }
 }

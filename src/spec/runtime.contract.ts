@@ -2,6 +2,7 @@ import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from '
 import { readFileSync } from 'node:fs'
 import { PlatformError } from '../errors.ts'
 import { randomText } from '../lib/ids.ts'
+import { treeContract } from './runtime.contract-trees.ts'
 import type {
   GuestProcess,
   Instance,
@@ -399,6 +400,8 @@ function suite(under: RuntimeUnderTest, options: { isolation: string }) {
     const sizes = await Promise.all(names.map(async (name) => (await instance.guest.files.stat(name)).size))
     expect(sizes).toEqual(names.map((name) => name.length))
   })
+
+  treeContract(() => instance.guest.files, scratchDir)
 
   test('a port inside can be asked for, and reached', async () => {
     const port = under.port

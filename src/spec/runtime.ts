@@ -301,4 +301,126 @@ export interface GuestFiles {
   setMode(path: string, mode: number): Promise<void>
   /** The absolute path with every link resolved. */
   realPath(path: string): Promise<string>
+
+  /**
+   * Writes many files, each as `write` does, in one go: much faster than one by one. Stops at the first that cannot be
+   * written, whose error it throws; those before it are written.
+   */
+  writeAll(files: readonly FileToWrite[]): Promise<void>
+  /**
+   * Everything below a directory, by relative path: level by level, each directory in the order of its names (by byte).
+   * Links are not followed; /proc and the like are left out unless the walk begins in one. Aborting stops it.
+   */
+  walk(path: string, options?: WalkOptions): AsyncGenerator<FileEntry[], TreeSummary>
+  /**
+   * The lines of files that match, in no particular order, each line once. `path` may be a file; its matches then have
+   * the path ''. @throws bad_request for a pattern or glob that means nothing, saying why
+   */
+  search(path: string, options: SearchOptions): AsyncGenerator<LineMatch[], TreeSummary>
+  /**
+   * What changes in a directory. Resolves once nothing that happens from then on is missed; ends when the directory is
+   * removed, or when it is aborted or returned. At most watchesMax at once. @throws too_many_requests
+   */
+  watch(path: string, options?: WatchOptions): Promise<AsyncGenerator<FileChange[]>>
+  /**
+   * Copies a file, a link or a whole tree to exactly `to`; a directory that is there already is merged into. Files
+   * appear whole. @throws already_exists with `exclusive`, unprocessable for a directory into itself
+   */
+  copy(
+    from: string,
+    to: string,
+    options?: { exclusive?: boolean; signal?: AbortSignal },
+  ): Promise<TreeSummary>
+  /** As `rename`, also across file systems, where it copies, with owners and times, and then removes. */
+  move(from: string, to: string, options?: { exclusive?: boolean; signal?: AbortSignal }): Promise<void>
+  /** `follow: false`: of the link itself. */
+  setOwner(path: string, owner: { uid?: number; gid?: number }, options?: { follow?: boolean }): Promise<void>
+}
+
+export const watchesMax = 16
+
+export interface FileToWrite {
+  path: string
+  data: Uint8Array
+  mode?: number
+  newFileMode?: number
+}
+
+/**
+ * Which entries of a tree. Globs are of paths relative to its root: one without a slash is about the last name, at any
+ * depth; `*`, `?`, `[a-z]`, `{a,b}`, `**`.
+ */
+export interface TreeFilter {
+  /** Without any, everything. */
+  include?: readonly string[]
+  /** Neither these nor what is below them. */
+  exclude?: readonly string[]
+  /** As `exclude`, of directories only. */
+  excludeDirectories?: readonly string[]
+  /** Names that begin with a dot are left out. */
+  excludeHidden?: boolean
+}
+
+export interface WalkOptions extends TreeFilter {
+  types?: 'all' | 'files' | 'directories'
+  /** 1: only what is in the directory itself. */
+  depthMax?: number
+  resultsMax?: number
+  /** False: names and types only, which is several times faster; the numbers are 0 then. Default true. */
+  details?: boolean
+  signal?: AbortSignal
+}
+
+export interface TreeSummary {
+  /** Entries looked at, files searched, or files copied. */
+  entries: number
+  /** Bytes read or copied. */
+  bytes: number
+  /** What could not be looked at. */
+  skipped: number
+  /** There is more than was told. */
+  truncated: boolean
+}
+
+export interface SearchOptions extends TreeFilter {
+  /** A text, or a regular expression as ripgrep has them, of at most 4096 characters; within one line. */
+  pattern: string
+  syntax: 'literal' | 'regex'
+  ignoreCase?: boolean
+  resultsMax?: number
+  /** Lines before and after, as far as 16 KiB go. */
+  contextBefore?: number
+  contextAfter?: number
+  /** Also files with NUL bytes. */
+  binary?: boolean
+  signal?: AbortSignal
+}
+
+export interface LineMatch {
+  path: string
+  /** From 1. */
+  line: number
+  /** In bytes, from 1, of the first match in the line. */
+  column: number
+  /** Bytes of that match. */
+  length: number
+  /** The line, cut to 16 KiB. */
+  text: string
+  before: string[]
+  after: string[]
+}
+
+export interface WatchOptions {
+  recursive?: boolean
+  /** Texts that an absolute path contains, or globs of absolute paths. */
+  ignore?: readonly string[]
+  signal?: AbortSignal
+}
+
+export interface FileChange {
+  /** 'renamed': away from this path. 'lost': more happened than could be told; what is there now was looked at again. */
+  kind: 'created' | 'written' | 'removed' | 'renamed' | 'attributes' | 'lost'
+  directory: boolean
+  /** Relative to what is watched, '' for itself. */
+  path: string
 }

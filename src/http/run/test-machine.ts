@@ -8,6 +8,7 @@ import { PlatformError } from '../../errors.ts'
 import { systemClock } from '../../lib/clock.ts'
 import { Dialer } from '../../lib/dialer.ts'
 import { silentLogger } from '../../lib/log.ts'
+import { SimpleTrees } from '../../runtimes/fake/trees.ts'
 import type { SandboxLease } from '../../sandboxes/index.ts'
 import { ScriptedGuest } from '../../sandboxes/processes/test-guest.ts'
 import { SandboxProcesses } from '../../sandboxes/processes.ts'
@@ -159,7 +160,10 @@ export class HostMachine {
     return join(this.root, path)
   }
 
-  private readonly files: GuestFiles = {
+  private readonly basicFiles: Omit<
+    GuestFiles,
+    'writeAll' | 'walk' | 'search' | 'watch' | 'copy' | 'move' | 'setOwner'
+  > = {
     stat: (path, options) => wrapped(this.entry(path, options?.follow !== false)),
     list: (path) => this.list(path),
     read: async (path, range = {}) => {
@@ -216,6 +220,19 @@ export class HostMachine {
     rename: (from, to) => wrapped(fs.rename(this.inside(from), this.inside(to))),
     setMode: (path, mode) => wrapped(fs.chmod(this.inside(path), mode)),
     realPath: async (path) => (await fs.realpath(this.inside(path))).slice(this.root.length) || '/',
+  }
+
+  private readonly trees = new SimpleTrees(this.basicFiles)
+
+  private readonly files: GuestFiles = {
+    ...this.basicFiles,
+    writeAll: (files) => this.trees.writeAll(files),
+    walk: (path, options) => this.trees.walk(path, options),
+    search: (path, options) => this.trees.search(path, options),
+    watch: (path, options) => this.trees.watch(path, options),
+    copy: (from, to, options) => this.trees.copy(from, to, options),
+    move: (from, to, options) => this.trees.move(from, to, options),
+    setOwner: (path, { uid = -1, gid = -1 }) => wrapped(fs.chown(this.inside(path), uid, gid)),
   }
 
   private async entry(path: string, follow: boolean, name = path): Promise<FileEntry> {

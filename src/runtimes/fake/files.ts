@@ -1,9 +1,21 @@
 import { constants } from 'node:os'
 import type { PlatformError } from '../../errors.ts'
 import { fileError } from '../../guest/index.ts'
-import type { FileEntry, FileType, GuestFiles } from '../../spec/runtime.ts'
+import type {
+  FileChange,
+  FileEntry,
+  FileToWrite,
+  FileType,
+  GuestFiles,
+  LineMatch,
+  SearchOptions,
+  TreeSummary,
+  WalkOptions,
+  WatchOptions,
+} from '../../spec/runtime.ts'
+import { SimpleTrees } from './trees.ts'
 
-type Node = { mode: number; modifiedMs: number } & (
+type Node = { mode: number; modifiedMs: number; uid?: number; gid?: number } & (
   | { type: 'directory'; children: Map<string, Node> }
   | { type: 'file'; data: Uint8Array }
   | { type: 'symlink'; target: string }
@@ -14,6 +26,8 @@ const linksMax = 40
 /** A file system in memory. */
 export class FakeFiles implements GuestFiles {
   #root: Node = { type: 'directory', mode: 0o755, modifiedMs: 0, children: new Map() }
+
+  #trees = new SimpleTrees(this)
 
   constructor(
     private readonly now: () => number,
@@ -58,6 +72,9 @@ export class FakeFiles implements GuestFiles {
       modifiedMs: this.now(),
     }
     parent.children.set(name, file)
+    const { real } = this.#find(path, true)
+    if (!node) this.#trees.changed('created', real, false)
+    this.#trees.changed('written', real, false)
     return entry(name, file)
   }
 
@@ -69,15 +86,17 @@ export class FakeFiles implements GuestFiles {
     }
     if (!parent) throw failed('ENOENT', path)
     parent.children.set(name, directory(options.mode ?? 0o755, this.now()))
+    this.#trees.changed('created', this.#find(path, true).real, true)
   }
 
   async remove(path: string, options: { recursive?: boolean } = {}): Promise<void> {
-    const { parent, name, node } = this.#resolve(path, false, false)
+    const { parent, name, node, real } = this.#resolve(path, false, false)
     if (!node) throw failed('ENOENT', path)
     if (!parent) throw failed('EBUSY', path)
     if (node.type === 'directory' && node.children.size > 0 && !options.recursive)
       throw failed('ENOTEMPTY', path)
     parent.children.delete(name)
+    this.#trees.changed('removed', real, node.type === 'directory')
   }
 
   async rename(from: string, to: string): Promise<void> {
@@ -88,10 +107,53 @@ export class FakeFiles implements GuestFiles {
     if (target.node?.type === 'directory' && target.node.children.size > 0) throw failed('ENOTEMPTY', to)
     source.parent.children.delete(source.name)
     target.parent.children.set(target.name, source.node)
+    const isDirectory = source.node.type === 'directory'
+    this.#trees.changed('renamed', source.real, isDirectory)
+    this.#trees.changed('created', target.real, isDirectory)
   }
 
   async setMode(path: string, mode: number): Promise<void> {
-    this.#find(path, true).node.mode = mode
+    const { node, real } = this.#find(path, true)
+    node.mode = mode
+    this.#trees.changed('attributes', real, node.type === 'directory')
+  }
+
+  async setOwner(
+    path: string,
+    owner: { uid?: number; gid?: number },
+    options: { follow?: boolean } = {},
+  ): Promise<void> {
+    const { node } = this.#find(path, options.follow !== false)
+    node.uid = owner.uid ?? node.uid ?? 0
+    node.gid = owner.gid ?? node.gid ?? 0
+  }
+
+  writeAll(files: readonly FileToWrite[]): Promise<void> {
+    return this.#trees.writeAll(files)
+  }
+
+  walk(path: string, options?: WalkOptions): AsyncGenerator<FileEntry[], TreeSummary> {
+    return this.#trees.walk(path, options)
+  }
+
+  search(path: string, options: SearchOptions): AsyncGenerator<LineMatch[], TreeSummary> {
+    return this.#trees.search(path, options)
+  }
+
+  watch(path: string, options?: WatchOptions): Promise<AsyncGenerator<FileChange[]>> {
+    return this.#trees.watch(path, options)
+  }
+
+  copy(
+    from: string,
+    to: string,
+    options?: { exclusive?: boolean; signal?: AbortSignal },
+  ): Promise<TreeSummary> {
+    return this.#trees.copy(from, to, options)
+  }
+
+  move(from: string, to: string, options?: { exclusive?: boolean }): Promise<void> {
+    return this.#trees.move(from, to, options)
   }
 
   async realPath(path: string): Promise<string> {
@@ -150,6 +212,7 @@ export class FakeFiles implements GuestFiles {
       const next = child ?? directory(0o755, this.now())
       parent.children.set(name, next)
       trail.push({ name, node: next })
+      if (!child) this.#trees.changed('created', `/${trail.map((step) => step.name).join('/')}`, true)
     }
     const real = `/${trail.map((step) => step.name).join('/')}`
     const own = trail.pop()
@@ -165,7 +228,8 @@ function entry(name: string, node: Node): FileEntry {
   const size = node.type === 'file' ? node.data.length : node.type === 'symlink' ? node.target.length : 0
   const type: FileType = node.type
   const { mode, modifiedMs } = node
-  const common = { name, type, mode, uid: 0, gid: 0, size, modifiedMs, links: 1 }
+  const { uid = 0, gid = 0 } = node
+  const common = { name, type, mode, uid, gid, size, modifiedMs, links: 1 }
   return node.type === 'symlink' ? { ...common, linkTarget: node.target } : common
 }
 
