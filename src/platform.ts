@@ -158,6 +158,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   opened.defer(() => codegen.close())
   const api = {
     codegen,
+    dialer,
     build: { version, gitCommit: commit },
     mcp: createSandboxMcp({ version, log }),
   }

@@ -1,7 +1,7 @@
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
 import type { SandboxInstance } from '@blaxel/core'
 import { temporaryDataDir } from './platform.ts'
-import { openTestClient, type TestClient } from './test-client.ts'
+import { eventually, openTestClient, type TestClient } from './test-client.ts'
 
 /** Every method of `sandbox.process`, through the unmodified client and a real guest. */
 
@@ -138,5 +138,214 @@ describe('output', () => {
       },
       { type: 'stdout', data: base64, encoding: 'base64' },
     ])
+  })
+})
+
+describe('names, pids and states', () => {
+  test('a process is found by name and by pid, and listed; the newest answers to a name', async () => {
+    const first = await sandbox.process.exec({ command: 'echo 1', name: 'twice', waitForCompletion: true })
+    const second = await sandbox.process.exec({ command: 'echo 2', name: 'twice', waitForCompletion: true })
+    expect((await sandbox.process.get('twice')).stdout).toBe('2\n')
+    expect((await sandbox.process.get(first.pid ?? '')).stdout).toBe('1\n')
+    const listed = await sandbox.process.list()
+    expect(listed.filter(({ name }) => name === 'twice').map(({ pid }) => pid)).toEqual([
+      first.pid,
+      second.pid,
+    ])
+    await expect(sandbox.process.get('nobody')).rejects.toThrow('process not found')
+    await expect(sandbox.process.stop('twice')).rejects.toThrow("process 'twice' is not running")
+  })
+
+  test('a name that runs is refused, and named by itself when it has none', async () => {
+    await sandbox.process.exec({ command: 'sleep 100', name: 'taken' })
+    await expect(sandbox.process.exec({ command: 'true', name: 'taken' })).rejects.toThrow(
+      "process with name 'taken' already exists and is running",
+    )
+    await sandbox.process.kill('taken')
+    expect((await sandbox.process.exec({ command: 'true' })).name).toMatch(/^proc-[a-z0-9]{8}$/)
+  })
+
+  test('the pid stays the same over restarts, and ends the run there is', async () => {
+    const started = await sandbox.process.exec({
+      command: 'test -f restarted && exec sleep 100; touch restarted; exit 1',
+      name: 'restarts',
+      restartOnFailure: true,
+      maxRestarts: 3,
+    })
+    await eventually(
+      'it was restarted',
+      async () => (await sandbox.process.get('restarts')).restartCount === 1,
+    )
+    const running = await sandbox.process.get('restarts')
+    expect(running).toMatchObject({ pid: started.pid, status: 'running', restartCount: 1, maxRestarts: 3 })
+    await sandbox.process.kill(started.pid ?? '')
+    expect(await sandbox.process.get('restarts')).toMatchObject({
+      status: 'killed',
+      exitCode: -1,
+      restartCount: 1,
+    })
+  })
+
+  test('with keepAlive the timeout ends it, without only the wait', async () => {
+    const kept = await sandbox.process.exec({
+      command: 'sleep 100',
+      keepAlive: true,
+      timeout: 1,
+      waitForCompletion: true,
+    })
+    expect(kept).toMatchObject({ status: 'killed', exitCode: -1, keepAlive: true })
+    const waited = sandbox.process.exec({
+      command: 'sleep 100',
+      name: 'waited',
+      timeout: 1,
+      waitForCompletion: true,
+    })
+    await expect(waited).rejects.toThrow('process timed out after 1 seconds')
+    expect((await sandbox.process.get('waited')).status).toBe('running')
+    await sandbox.process.kill('waited')
+  })
+
+  test('wait gives up when its own time is over', async () => {
+    await sandbox.process.exec({ command: 'sleep 100', name: 'long' })
+    await expect(sandbox.process.wait('long', { maxWait: 50, interval: 10 })).rejects.toThrow(
+      'did not finish in time',
+    )
+    await sandbox.process.kill('long')
+  })
+})
+
+describe('kill', () => {
+  test('reaches what left the session and lost its parents, and nothing else', async () => {
+    const mark = `86400.${process.pid}`
+    const counted = async () => {
+      const { stdout } = await sandbox.process.exec({
+        command: `ps -eo args | grep -c '^sleep ${mark}[0-9]' || true`,
+        waitForCompletion: true,
+      })
+      return Number(stdout)
+    }
+    await sandbox.process.exec({ command: `sleep ${mark}9`, name: 'bystander' })
+    await sandbox.process.exec({
+      name: 'leaver',
+      // Of a session of its own, and its parent gone: a daemon.
+      command: `setsid sh -c 'setsid sleep ${mark}1 & exit' & sleep ${mark}2 & exec sleep ${mark}3`,
+    })
+    await eventually('all of them run', async () => (await counted()) === 4)
+    await sandbox.process.kill('leaver')
+    await eventually('only the bystander is left', async () => (await counted()) === 1)
+    expect((await sandbox.process.get('bystander')).status).toBe('running')
+    await sandbox.process.kill('bystander')
+  })
+})
+
+describe('stdin', () => {
+  test('takes bytes as they are, also more than a pipe holds, and ends when it is closed', async () => {
+    const bytes = new Uint8Array(3_000_000).map((_, at) => at % 251)
+    await sandbox.process.exec({ command: 'sha256sum', name: 'sum', stdin: true } as { command: string })
+    await sandbox.process.writeStdin('sum', bytes as never)
+    await sandbox.process.closeStdin('sum')
+    const expected = new Bun.CryptoHasher('sha256').update(bytes).digest('hex')
+    expect((await sandbox.process.wait('sum', { interval: 10 })).stdout).toBe(`${expected}  -\n`)
+    await expect(sandbox.process.writeStdin('sum', 'x' as never)).rejects.toMatchObject({ status: 409 })
+  })
+
+  test('is refused to one that was not started with it, is too large, or is not there', async () => {
+    await sandbox.process.exec({ command: 'sleep 100', name: 'deaf' })
+    await expect(sandbox.process.writeStdin('deaf', 'x' as never)).rejects.toMatchObject({ status: 409 })
+    await expect(sandbox.process.closeStdin('deaf')).rejects.toMatchObject({ status: 409 })
+    await expect(sandbox.process.writeStdin('nobody', 'x' as never)).rejects.toMatchObject({ status: 404 })
+    const large = new Uint8Array(8 * 1024 * 1024 + 1)
+    await expect(sandbox.process.writeStdin('deaf', large as never)).rejects.toMatchObject({ status: 413 })
+    await sandbox.process.kill('deaf')
+  })
+})
+
+describe('ports', () => {
+  const port = 30_000 + (process.pid % 10_000)
+  const server = (at: number) =>
+    `exec ${process.execPath} -e 'require("net").createServer().listen(${at}, "0.0.0.0")'`
+  const base = () => `/${client.platform.credentials.workspace}/sandboxes/processes`
+  const portsOf = async (pid: string) => {
+    const answer = await client.request(`${base()}/network/process/${pid}/ports`)
+    return (await answer.json()) as { pid: number; ports: Record<string, unknown>[] }
+  }
+
+  test('waitForPorts waits for a listener of the process itself, or of what it left in the background', async () => {
+    const other = await sandbox.process.exec({ command: server(port), name: 'other', waitForPorts: [port] })
+    expect(other.status).toBe('running')
+    const wrong = sandbox.process.exec({
+      command: 'sleep 100',
+      name: 'wrong',
+      waitForPorts: [port],
+      timeout: 1,
+    })
+    await expect(wrong).rejects.toThrow('process timed out waiting for ports after 1 seconds')
+    const daemon = await sandbox.process.exec({
+      command: `setsid sh -c '${server(port + 1).replaceAll("'", `'"'"'`)}' > /dev/null 2>&1 &`,
+      name: 'daemon',
+      waitForPorts: [port + 1],
+    })
+    expect(daemon.status).toBe('completed')
+    expect((await portsOf(daemon.pid ?? '')).ports).toMatchObject([{ localPort: port + 1, state: 'LISTEN' }])
+    await sandbox.process.kill('other')
+    await sandbox.process.kill('wrong')
+    // It ends with its sandbox; the process that left it there is over.
+    await sandbox.process.exec({ command: `pkill -f 'listen.${port + 1},'`, waitForCompletion: true })
+  })
+
+  test('a process that ended without leaving anybody to open them is answered at once', async () => {
+    const started = performance.now()
+    const done = await sandbox.process.exec({ command: 'true', waitForPorts: [port + 2] })
+    expect(done.status).toBe('completed')
+    expect(performance.now() - started).toBeLessThan(10_000)
+  })
+
+  test('are told by process, and posted to a callback inside as they are opened', async () => {
+    const listener = await sandbox.process.exec({
+      command: `exec ${process.execPath} -e '
+        require("http").createServer((q, s) => {
+          let b = ""; q.on("data", (d) => (b += d)); q.on("end", () => { console.log(q.url, b); s.end() })
+        }).listen(${port + 3}, "127.0.0.1")'`,
+      name: 'callback',
+      waitForPorts: [port + 3],
+    })
+    const opener = await sandbox.process.exec({
+      command: `exec ${process.execPath} -e '
+        process.stdin.on("data", (d) => require("net").createServer().listen(Number(d), "0.0.0.0"))'`,
+      name: 'opener',
+      stdin: true,
+    } as { command: string })
+    const monitor = (method: string, body?: object) =>
+      client.request(`${base()}/network/process/${opener.pid}/monitor`, {
+        method,
+        body: JSON.stringify(body),
+      })
+    expect((await monitor('POST', { callback: `http://localhost:${port + 3}/told?x=1` })).status).toBe(200)
+    await sandbox.process.writeStdin('opener', String(port + 4) as never)
+    await eventually('the callback was called', async () => {
+      const said = await sandbox.process.logs('callback')
+      return said.includes(`/told?x=1 {"pid":${opener.pid},"port":${port + 4}}`)
+    })
+    const { pid, ports } = await portsOf(opener.pid ?? '')
+    expect(pid).toBe(Number(opener.pid))
+    expect(ports).toEqual([
+      {
+        pid: Number(opener.pid),
+        protocol: 'tcp',
+        localAddr: '0.0.0.0',
+        localPort: port + 4,
+        remoteAddr: '',
+        remotePort: 0,
+        state: 'LISTEN',
+        processName: expect.any(String),
+      },
+    ])
+    expect((await monitor('DELETE')).status).toBe(200)
+    expect((await monitor('POST', { callback: 'file:///etc/passwd' })).status).toBe(400)
+    expect((await monitor('POST', {})).status).toBe(400)
+    expect(await portsOf('999999999')).toEqual({ pid: 999_999_999, ports: [] })
+    expect((await client.request(`${base()}/network/process/opener/ports`)).status).toBe(400)
+    expect((await client.request(`${base()}/network/tunnel`, { method: 'DELETE' })).status).toBe(400)
+    for (const { name } of [listener, opener]) await sandbox.process.kill(name ?? '')
   })
 })

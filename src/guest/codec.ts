@@ -62,6 +62,9 @@ export const FrameType = {
   status: 98,
   guest: 99,
   kill: 100,
+  sockets: 112,
+  socket: 113,
+  descent: 114,
   launch: 128,
   launched: 129,
   cancelLaunch: 130,
@@ -103,6 +106,7 @@ export const receivedLimits = {
     [FrameType.opened]: 0,
   },
   keeper: { ...anyLimits, [FrameType.guest]: 5 },
+  sockets: { ...anyLimits, [FrameType.socket]: 256, [FrameType.descent]: 8 + 16 * 8 },
   launcher: { [FrameType.error]: 8 + 1024, [FrameType.launched]: 24 },
 } as const satisfies Record<string, PayloadLimits>
 

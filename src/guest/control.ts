@@ -1,6 +1,12 @@
 import { PlatformError } from '../errors.ts'
 import type { Logger } from '../lib/log.ts'
-import type { GuestProcess, GuestProcesses, OutputRecord, SpawnSpec } from '../spec/runtime.ts'
+import type {
+  GuestProcess,
+  GuestProcesses,
+  OutputRecord,
+  ProcessDescent,
+  SpawnSpec,
+} from '../spec/runtime.ts'
 import {
   type Frame,
   FrameType,
@@ -17,6 +23,7 @@ import {
 import { errnoName, printable } from './errno.ts'
 import { OutputLog } from './output.ts'
 import { Requests } from './requests.ts'
+import { surveyDescent } from './sockets.ts'
 import { checkTerminal, quoted, spawnFrame } from './spawn.ts'
 import { type Tracked, tracked, unknownProcess } from './tracked.ts'
 
@@ -57,6 +64,7 @@ interface FollowReader {
 export class ControlChannel implements GuestProcesses {
   #requests: Requests
   #stdin: Requests
+  #socketPath: string
   #tracked = new Map<number, Tracked>()
   #waiters = new Map<number, Set<PromiseWithResolvers<GuestProcess>>>()
   #listeners = new Map<(process: GuestProcess) => void, Set<number>>()
@@ -70,6 +78,7 @@ export class ControlChannel implements GuestProcesses {
   #log: Logger
 
   constructor(options: ControlOptions) {
+    this.#socketPath = options.socketPath
     this.#logDir = options.logDir
     this.#replacedDir = options.workingDir ?? null
     this.#log = options.log
@@ -248,6 +257,13 @@ export class ControlChannel implements GuestProcesses {
     const name = errnoName(readError(answer.payload).errno)
     if (name === 'ESRCH') throw new PlatformError('not_found', `process ${id} does not run`)
     throw new PlatformError('conflict', `process ${id} has no terminal`, { details: { errno: name } })
+  }
+
+  async descent(id: number): Promise<ProcessDescent> {
+    const tracked = await this.#find(id)
+    // A pid of one that ended may be somebody else's by now.
+    const pid = tracked?.process.running ? tracked.process.pid : 0
+    return surveyDescent(this.#socketPath, { id, pid })
   }
 
   async *output(

@@ -65,12 +65,16 @@ enum {
   FRAME_GUEST = 99,
   FRAME_KILL = 100,
 
+  FRAME_SOCKETS = 112,
+  FRAME_SOCKET = 113,
+  FRAME_DESCENT = 114,
+
   FRAME_LAUNCH = 128,
   FRAME_LAUNCHED = 129,
   FRAME_CANCEL_LAUNCH = 130,
 };
 
-enum { ROLE_CONTROL = 1, ROLE_FILES = 2 };
+enum { ROLE_CONTROL = 1, ROLE_FILES = 2, ROLE_SOCKETS = 3 };
 
 /* One frame inside a reader's buffer: valid until the reader is filled, pushed to or freed. */
 struct frame {

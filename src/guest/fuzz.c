@@ -24,6 +24,7 @@ static pid_t fuzz_fork(void);
 #undef kill
 #undef fork
 
+#include <dirent.h>
 #include <pthread.h>
 #include <sys/socket.h>
 #include <sys/sysmacros.h>
@@ -85,7 +86,7 @@ static size_t next_length(struct input_bytes *input, size_t max) {
   return length < input->left ? length : input->left;
 }
 
-static void decode_as_both(const struct frame *frame) {
+static void decode_as_all(const struct frame *frame) {
   struct control_request control;
   struct files_request files;
   /* The cursor ends strings in place, so every decoder gets a copy of its own. */
@@ -100,6 +101,9 @@ static void decode_as_both(const struct frame *frame) {
   struct tree_request tree;
   tree_decode(&own, &tree);
   tree_request_free(&tree);
+  uint32_t id, root;
+  memcpy(copy, frame->payload, frame->length);
+  if (sockets_decode(&own, &id, &root) == 0 && frame->length != 8) abort();
   free(copy);
 }
 
@@ -178,7 +182,7 @@ static void fuzz_reader(struct input_bytes input) {
     if (frame_reader_push(&reader, input.at, length) < 0) break;
     input.at += length;
     input.left -= length;
-    while ((more = frame_reader_next(&reader, &frame)) > 0) decode_as_both(&frame);
+    while ((more = frame_reader_next(&reader, &frame)) > 0) decode_as_all(&frame);
   }
   frame_reader_free(&reader);
 }
@@ -188,7 +192,7 @@ static void fuzz_decoders(struct input_bytes input) {
   struct frame frame = {.type = next_byte(&input), .id = next_byte(&input)};
   frame.payload = (uint8_t *)input.at;
   frame.length = (uint32_t)input.left;
-  decode_as_both(&frame);
+  decode_as_all(&frame);
 }
 
 static void push_spawn(struct frame_writer *writer, uint32_t id, struct input_bytes *input) {

@@ -148,6 +148,9 @@ void guest_shutdown(uint64_t grace_ms) {
   stopping = 1;
   kill_at_ms = kill_at;
   signal_all(is_init, SIGTERM);
+  /* Shells of people ignore that, and end when their terminal does. */
+  for (struct process *process = processes_first(); process; process = process->next)
+    if (process->is_pty && process->state == STATE_RUNNING) kill(-process->pid, SIGHUP);
   signal_all(is_init, SIGCONT);
   reap_wanted = 1;
 }
@@ -169,7 +172,7 @@ static void hello_ok(struct frame_writer *writer) {
 }
 
 /* In the forked worker: nothing of process 1 is left but this one connection. */
-static void worker_main(int fd, uint32_t uid, uint32_t gid) {
+static void worker_main(int fd, uint8_t role, uint32_t uid, uint32_t gid) {
   if (fd != 3) dup2(fd, 3);
   syscall(SYS_close_range, 4, ~0U, 0);
   fcntl(3, F_SETFD, FD_CLOEXEC);
@@ -181,20 +184,20 @@ static void worker_main(int fd, uint32_t uid, uint32_t gid) {
   else hello_ok(&writer);
   int flushed = frame_writer_flush(&writer, 3);
   frame_writer_free(&writer);
-  _exit(error || flushed < 0 ? 1 : files_serve(3));
+  _exit(error || flushed < 0 ? 1 : role == ROLE_SOCKETS ? sockets_serve(3) : files_serve(3));
 }
 
-static void hello_files(struct connection *connection, uint32_t uid, uint32_t gid) {
+static void hello_worker(struct connection *connection, uint8_t role, uint32_t uid, uint32_t gid) {
   size_t slot = 0;
   while (slot < WORKERS_MAX && workers[slot]) slot++;
   if (slot == WORKERS_MAX || stopping) {
-    hello_refuse(connection, stopping ? ESHUTDOWN : EAGAIN, "files worker");
+    hello_refuse(connection, stopping ? ESHUTDOWN : EAGAIN, "worker");
     return;
   }
   pid_t pid = fork();
-  if (pid == 0) worker_main(connection->fd, uid, gid);
+  if (pid == 0) worker_main(connection->fd, role, uid, gid);
   if (pid < 0) {
-    hello_refuse(connection, errno, "files worker");
+    hello_refuse(connection, errno, "worker");
     return;
   }
   workers[slot] = pid;
@@ -216,8 +219,8 @@ static void hello_done(struct connection *connection) {
     connection_close(connection);
   } else if (version != PROTOCOL_VERSION) {
     hello_refuse(connection, EPROTONOSUPPORT, "the guest speaks version 1 only");
-  } else if (role == ROLE_FILES) {
-    hello_files(connection, uid, gid);
+  } else if (role == ROLE_FILES || role == ROLE_SOCKETS) {
+    hello_worker(connection, role, uid, gid);
   } else if (role != ROLE_CONTROL) {
     hello_refuse(connection, EINVAL, "role");
   } else if (control_count >= CONTROL_CONNECTIONS_MAX) {

@@ -173,6 +173,12 @@ void close_fd(int *fd); /* and sets it to -1 */
 int credentials_take(uint32_t uid, uint32_t gid);
 uint64_t now_ms(void);
 
+/* sockets.c */
+
+int sockets_serve(int fd);
+/* 0, or -1: close the connection. */
+int sockets_decode(const struct frame *frame, uint32_t *id, uint32_t *root);
+
 /* guest.c */
 
 int watch(int fd, struct source *source, uint32_t events); /* adds or changes */

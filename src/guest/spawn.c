@@ -18,6 +18,7 @@
 #include <termios.h>
 #include <unistd.h>
 
+#include "descent.h"
 #include "guest.h"
 
 enum {
@@ -53,6 +54,7 @@ void spawn_init(const struct guest_start *start) {
   setrlimit(RLIMIT_NOFILE, &raised);
   files_limit.rlim_cur = files_limit.rlim_max < CHILD_FILES_MAX ? files_limit.rlim_max : CHILD_FILES_MAX;
   programs_max = start->programs_max;
+  descent_init();
   priority_raised = getpriority(PRIO_PROCESS, 0) < 0;
   char score[16] = "";
   int fd = open("/proc/self/oom_score_adj", O_RDONLY | O_CLOEXEC);
@@ -151,6 +153,7 @@ static int child_main(void *argument) {
   umask(022);
   struct rlimit processes = {programs_max, programs_max};
   if (programs_max) syscall(SYS_prlimit64, 0, RLIMIT_NPROC, &processes, NULL);
+  descent_mark_self(spawn->id);
   if (credentials_take(spawn->uid, spawn->gid) < 0) child_fail(STAGE_CREDENTIALS);
   if (chdir(spawn->cwd[0] ? spawn->cwd : workdir) < 0) child_fail(STAGE_CHDIR);
   uint64_t empty_mask = 0;

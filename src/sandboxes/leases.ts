@@ -210,6 +210,7 @@ export class SandboxLeases {
       log: this.#log,
       defaults: { env: spec.env, workingDir: spec.workingDir },
       listening: (port) => instance.listening(port),
+      frozen: () => instance.frozen === true,
       exited: instance.exited,
       keepAwake: () => this.#instances.hold(instanceId),
     })

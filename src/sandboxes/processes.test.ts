@@ -241,11 +241,31 @@ describe('waiting', () => {
       done = true
     })
     listening.add(3000)
-    await clock.turn(2000)
-    expect(done).toBe(false)
     listening.add(3001)
+    guest.listeners.set(1, [3000])
+    await clock.turn(2000)
+    // Somebody listens on 3001, but nobody of this process.
+    expect(done).toBe(false)
+    guest.listeners.set(1, [3000, 3001])
     await clock.turn(200)
     await waiting
+  })
+
+  test('for ports goes on while something the command left in the background lives, and no longer', async () => {
+    const processes = await open()
+    guest.listeners.set(1, [22])
+    const background = processes.start({ command: 'server &', waitForPorts: [3000] })
+    await clock.turn(10)
+    guest.end(1, { exitCode: 0 })
+    await clock.turn(2000)
+    guest.listeners.set(1, [22, 3000])
+    await clock.turn(200)
+    expect((await background).status).toBe('completed')
+    const nothing = processes.start({ command: 'true', waitForPorts: [3000] })
+    await clock.turn(10)
+    guest.end(2, { exitCode: 0 })
+    await clock.turn(200)
+    expect((await nothing).status).toBe('completed')
   })
 
   test('for ports ends after its time, and at once when the command failed', async () => {

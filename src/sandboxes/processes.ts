@@ -6,6 +6,7 @@ import type { Logger } from '../lib/log.ts'
 import type { Guest, GuestProcess } from '../spec/runtime.ts'
 import type { OutputSummary } from './processes/output.ts'
 import { fullOutputBytesMax } from './processes/output.ts'
+import { isListener, PortMonitors } from './processes/port-monitors.ts'
 import { type ProcessHost, SandboxProcess, timerMsMax } from './processes/process.ts'
 import { ProcessRecords } from './processes/records.ts'
 import type { ProcessStart, ProcessView } from './processes/views.ts'
@@ -14,6 +15,7 @@ import { SandboxTerminals } from './terminals.ts'
 export { LineCutter } from './processes/lines.ts'
 export type { OutputChunk, OutputStream, OutputSummary } from './processes/output.ts'
 export { truncationLine, WholeCharacters } from './processes/output.ts'
+export { isListener } from './processes/port-monitors.ts'
 export type { SandboxProcess } from './processes/process.ts'
 export type { ProcessStart, ProcessStatus, ProcessView } from './processes/views.ts'
 export type { TerminalClient, TerminalRequest, TerminalSession } from './terminals.ts'
@@ -25,8 +27,10 @@ export interface SandboxProcessesOptions {
   clock: Clock
   log: Logger
   defaults: { env: Record<string, string>; workingDir: string }
-  /** For `waitForPorts`. */
+  /** Whether anybody listens: cheaper to know than who does. */
   listening?: (port: number) => Promise<boolean>
+  /** A frozen machine answers nobody: what polls it waits. */
+  frozen?: () => boolean
   /** Resolves when the machine is gone: whatever ran is then killed. */
   exited?: Promise<unknown>
   /** Called for each process that asks that the sandbox stays awake; disposed when it ended. */
@@ -67,6 +71,7 @@ export class SandboxProcesses implements AsyncDisposable {
   private startedAt = 0
 
   private readonly host: ProcessHost
+  readonly monitors: PortMonitors
   /** Shells for people, which are no processes of the API. */
   readonly terminals: SandboxTerminals
 
@@ -74,6 +79,7 @@ export class SandboxProcesses implements AsyncDisposable {
     this.records = new ProcessRecords(options.recordsFile, options.clock, options.log)
     this.host = this.makeHost()
     const { guest, clock, log, defaults, recordsFile } = options
+    this.monitors = new PortMonitors({ clock, log, frozen: () => options.frozen?.() ?? false })
     this.terminals = new SandboxTerminals({
       guest,
       clock,
@@ -252,6 +258,7 @@ export class SandboxProcesses implements AsyncDisposable {
     this.closing.abort(new PlatformError('unavailable', 'the sandbox is being closed'))
     for (const process of this.byId.values()) process.release()
     this.terminals.close()
+    this.monitors.close()
   }
 
   [Symbol.asyncDispose](): Promise<void> {
@@ -304,16 +311,19 @@ export class SandboxProcesses implements AsyncDisposable {
     start: ProcessStart,
     signal?: AbortSignal,
   ): Promise<void> {
-    const { listening } = this.options
-    if (!listening) throw new PlatformError('not_implemented', 'waitForPorts: ports cannot be seen here')
     const seconds = start.timeoutSeconds && !start.keepAlive ? start.timeoutSeconds : portWaitSecondsDefault
     const deadline = this.options.clock.monotonic() + seconds * 1000
-    let waiting = [...new Set(start.waitForPorts)]
+    const ports = [...new Set(start.waitForPorts)]
     for (let pollMs = portPollMsFirst; ; pollMs = Math.min(pollMs * 2, portPollMsMax)) {
-      const open = await Promise.all(waiting.map((port) => listening(port)))
-      waiting = waiting.filter((_, index) => !open[index])
-      // A command that only started servers in the background has completed well; one that failed never will open them.
-      if (waiting.length === 0 || process.failed) return
+      if (process.failed) return
+      // It may have ended well and left servers behind, in the background.
+      const ended = !process.running
+      if (ended || (await this.allListen(ports))) {
+        const { living, sockets } = await process.descent()
+        const own = new Set(sockets.filter(isListener).map(({ localPort }) => localPort))
+        // Nobody is left who could open them.
+        if (ports.every((port) => own.has(port)) || (ended && living === 0)) return
+      }
       if (this.options.clock.monotonic() >= deadline) {
         throw new PlatformError(
           'unprocessable',
@@ -323,6 +333,12 @@ export class SandboxProcesses implements AsyncDisposable {
       signal?.throwIfAborted()
       await this.options.clock.sleep(pollMs, this.closing.signal)
     }
+  }
+
+  private async allListen(ports: number[]): Promise<boolean> {
+    const { listening } = this.options
+    if (!listening) return true
+    return (await Promise.all(ports.map((port) => listening(port)))).every((open) => open)
   }
 
   /** True when `promise` resolved in time. @throws when the client left or hutch closes */

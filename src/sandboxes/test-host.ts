@@ -151,6 +151,7 @@ export class TestHost {
           writeStdin: refuse,
           closeStdin: refuse,
           resize: refuse,
+          descent: async () => ({ living: 0, sockets: [] }),
           async *output() {},
         },
         files: {

@@ -189,6 +189,8 @@ export interface GuestProcesses {
   writeStdin(id: number, data: Uint8Array): Promise<void>
   closeStdin(id: number): Promise<void>
   resize(id: number, cols: number, rows: number): Promise<void>
+  /** Everything that a process started, however far it went and though the process itself has ended, and its sockets. */
+  descent(id: number): Promise<ProcessDescent>
   /**
    * Output in order. From `fromOffset` (0: the oldest kept). Without `follow` ends at what is there; with it, at the
    * end of output. A follower that is slow slows the process down rather than miss output. A first record of kind
@@ -226,6 +228,26 @@ export interface GuestProcess {
   exitCode: number | null
   /** Number of the signal that ended it. */
   signal: number | null
+}
+
+export interface ProcessDescent {
+  /** How many of them live, the process itself included. */
+  living: number
+  sockets: ProcessSocket[]
+}
+
+/** An internet socket that a process has open. */
+export interface ProcessSocket {
+  pid: number
+  processName: string
+  protocol: 'tcp' | 'udp'
+  /** As netstat calls it: LISTEN, ESTABLISHED, ... */
+  state: string
+  localAddress: string
+  localPort: number
+  /** Of one that is not connected 0, and an address of zeros. */
+  remoteAddress: string
+  remotePort: number
 }
 
 export interface OutputRecord {

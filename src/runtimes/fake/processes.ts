@@ -5,6 +5,7 @@ import {
   type GuestProcesses,
   type OutputRecord,
   outputBytesMaxDefault,
+  type ProcessDescent,
   type SpawnSpec,
 } from '../../spec/runtime.ts'
 import type { FakeFiles } from './files.ts'
@@ -140,6 +141,23 @@ export class FakeProcesses implements GuestProcesses {
       throw new PlatformError('conflict', `stdin of process ${id} was not opened`)
     fake.stdin.open = false
     fake.stdin.changed.resolve()
+  }
+
+  async descent(id: number): Promise<ProcessDescent> {
+    await this.#ready()
+    const fake = this.#known.get(id)
+    if (!fake?.process.running) return { living: 0, sockets: [] }
+    const sockets = fake.servers.map(({ port }) => ({
+      pid: fake.process.pid,
+      processName: fake.spec.argv[0] ?? '',
+      protocol: 'tcp' as const,
+      state: 'LISTEN',
+      localAddress: '127.0.0.1',
+      localPort: port,
+      remoteAddress: '0.0.0.0',
+      remotePort: 0,
+    }))
+    return { living: 1, sockets }
   }
 
   async resize(id: number): Promise<void> {

@@ -3,7 +3,7 @@ import { posix } from 'node:path'
 import { PlatformError } from '../../errors.ts'
 import type { Clock } from '../../lib/clock.ts'
 import type { Logger } from '../../lib/log.ts'
-import type { Guest, GuestProcess } from '../../spec/runtime.ts'
+import type { Guest, GuestProcess, ProcessDescent } from '../../spec/runtime.ts'
 import {
   fullOutputBytesMax,
   inlineOutputBytesMax,
@@ -202,6 +202,15 @@ export class SandboxProcess {
     if (!this.record.stdin) this.requireStdin()
     if (!this.running) return
     await this.host.guest.processes.closeStdin(this.current.id)
+  }
+
+  /** What it started, in all of its runs, and what that has open. */
+  async descent(): Promise<ProcessDescent> {
+    const runs = await Promise.all(this.runs.map(({ id }) => this.host.guest.processes.descent(id)))
+    return {
+      living: runs.reduce((sum, { living }) => sum + living, 0),
+      sockets: runs.flatMap(({ sockets }) => sockets),
+    }
   }
 
   /** The last `bytesMax` bytes of each stream. */

@@ -8,6 +8,8 @@ export class ScriptedGuest implements Guest {
   readonly signals: { id: number; signal: number; scope: string }[] = []
   readonly forgotten: number[] = []
   readonly stdin = new Map<number, string>()
+  /** What the process of this id, and what it started, listens on; and whether any of that lives. */
+  readonly listeners = new Map<number, number[]>()
   failSpawn: Error | null = null
   /** Called with each signal: what the program does about it. */
   onSignal: (id: number, signal: number) => void = (id, signal) => this.end(id, { signal })
@@ -16,7 +18,7 @@ export class ScriptedGuest implements Guest {
     number,
     { process: GuestProcess; output: OutputRecord[]; offset: number }
   >()
-  private readonly listeners = new Set<(process: GuestProcess) => void>()
+  private readonly exitListeners = new Set<(process: GuestProcess) => void>()
   private waiters: (() => void)[] = []
 
   constructor(private readonly clock: Clock) {}
@@ -36,7 +38,7 @@ export class ScriptedGuest implements Guest {
     process.endedAt = this.clock.now()
     process.exitCode = how.signal === undefined ? (how.exitCode ?? 0) : null
     process.signal = how.signal ?? null
-    for (const listener of this.listeners) listener({ ...process })
+    for (const listener of this.exitListeners) listener({ ...process })
     this.wake()
   }
 
@@ -71,8 +73,8 @@ export class ScriptedGuest implements Guest {
       throw new Error('not scripted')
     },
     onExit: (listener) => {
-      this.listeners.add(listener)
-      return () => this.listeners.delete(listener)
+      this.exitListeners.add(listener)
+      return () => this.exitListeners.delete(listener)
     },
     writeStdin: async (id, data) => {
       this.stdin.set(id, (this.stdin.get(id) ?? '') + Buffer.from(data).toString())
@@ -81,6 +83,21 @@ export class ScriptedGuest implements Guest {
       this.stdin.set(id, `${this.stdin.get(id) ?? ''}<end>`)
     },
     resize: async () => {},
+    descent: async (id) => {
+      const ports = this.listeners.get(id) ?? []
+      const running = this.known.get(id)?.process.running === true
+      const sockets = ports.map((localPort) => ({
+        pid: 1000 + id,
+        processName: 'server',
+        protocol: 'tcp' as const,
+        state: 'LISTEN',
+        localAddress: '0.0.0.0',
+        localPort,
+        remoteAddress: '0.0.0.0',
+        remotePort: 0,
+      }))
+      return { living: running || ports.length > 0 ? 1 : 0, sockets }
+    },
     output: (id, options = {}) => this.outputOf(id, options),
   }
 

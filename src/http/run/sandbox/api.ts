@@ -1,5 +1,6 @@
 import type { Codegen } from '../../../codegen/index.ts'
 import { PlatformError } from '../../../errors.ts'
+import type { Dialer } from '../../../lib/dialer.ts'
 import type { SandboxLease } from '../../../sandboxes/index.ts'
 import type { ConsumedCredentials, RouteContext } from '../../route.ts'
 import { begunAndOnceEnded } from '../bodies.ts'
@@ -16,6 +17,7 @@ import {
 } from './files.ts'
 import { type Build, health, upgrade } from './health.ts'
 import { type SandboxMcp, serveMcp } from './mcp.ts'
+import { listPorts, monitorPorts, noTunnel, refuseTunnel, stopMonitoring } from './network.ts'
 import {
   closeStdin,
   getLogs,
@@ -53,6 +55,8 @@ export interface SandboxApi {
   readonly build: Build
   readonly mcp: SandboxMcp
   readonly codegen: Codegen
+  /** For what leaves at the request of a sandbox. */
+  readonly dialer: Dialer
 }
 
 type Verbs = Partial<
@@ -92,6 +96,13 @@ const routes: { path: RegExp; raw?: boolean; verbs: Verbs }[] = [
     raw: true,
     verbs: { PUT: (call, path, { codegen }) => fastApply(call, codegen, path) },
   },
+  { path: /^\/network\/process\/([^/]+)\/ports$/, verbs: { GET: listPorts } },
+  {
+    path: /^\/network\/process\/([^/]+)\/monitor$/,
+    verbs: { POST: (call, pid, { dialer }) => monitorPorts(call, pid, dialer), DELETE: stopMonitoring },
+  },
+  { path: /^\/network\/tunnel\/config$/, verbs: { PUT: refuseTunnel } },
+  { path: /^\/network\/tunnel$/, verbs: { DELETE: noTunnel } },
   { path: /^\/terminal\/?$/, verbs: { GET: showTerminal } },
   { path: /^\/(?:terminal\/ws|ws\/terminal)$/, verbs: { GET: connectTerminal } },
 ]

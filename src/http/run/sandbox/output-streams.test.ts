@@ -62,7 +62,7 @@ test('as events, too, each of them JSON of its own', async () => {
       const all = await events(lineEvents, chunks)
       for (const [stream, whole] of Object.entries({ stdout, stderr })) {
         const own = all.filter(({ type }) => type === stream).map(({ data }) => data)
-        expect(withoutReturn(own)).toEqual(withoutReturn(expected(whole)))
+        expect(own).toEqual(withoutReturn(expected(whole)))
       }
     }),
   )

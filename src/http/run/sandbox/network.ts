@@ -1,0 +1,101 @@
+import { z } from 'zod'
+import { PlatformError } from '../../../errors.ts'
+import type { Dialer } from '../../../lib/dialer.ts'
+import { isListener, type SandboxProcess } from '../../../sandboxes/processes.ts'
+import { json, readJsonBody, type SandboxAnswer, type SandboxCall } from './call.ts'
+
+const monitorBody = z.object({ callback: z.string().min(1).max(2048) })
+const callbackTimeoutMs = 10_000
+const callbackAnswerBytesMax = 64 * 1024
+const loopback = /^(?:localhost|127(?:\.\d{1,3}){3}|\[::1\])$/
+
+/** Ports that a process, or anything it started, has open. An unknown process has none. */
+export async function listPorts(call: SandboxCall, text: string): Promise<SandboxAnswer> {
+  const pid = pidOf(text)
+  const descent = await find(call, pid)?.descent()
+  const ports = (descent?.sockets ?? []).map((socket) => ({
+    pid: socket.pid,
+    protocol: socket.protocol,
+    localAddr: socket.localAddress,
+    localPort: socket.localPort,
+    remoteAddr: isListener(socket) ? '' : socket.remoteAddress,
+    remotePort: socket.remotePort,
+    state: socket.state,
+    processName: socket.processName,
+  }))
+  return json({ pid, ports })
+}
+
+/** From now on each port that the process opens is posted to the callback. */
+export async function monitorPorts(call: SandboxCall, text: string, dialer: Dialer): Promise<SandboxAnswer> {
+  const pid = pidOf(text)
+  const { callback } = await readJsonBody(call, monitorBody)
+  const url = URL.parse(callback)
+  if (url === null || !/^https?:$/.test(url.protocol)) {
+    throw new PlatformError(
+      'bad_request',
+      `callback: "${callback.slice(0, 200)}" is not an http or https URL`,
+    )
+  }
+  const process = find(call, pid)
+  if (!process) throw new PlatformError('unprocessable', `process ${pid} not found`)
+  const { instance, processes } = call.lease
+  processes.monitors.start(process, async (port, signal) => {
+    const body = JSON.stringify({ pid, port })
+    const headers = { 'content-type': 'application/json' }
+    if (!loopback.test(url.hostname)) {
+      const limits = { timeoutMs: callbackTimeoutMs, bodyBytesMax: callbackAnswerBytesMax }
+      await dialer.request(callback, {
+        method: 'POST',
+        headers,
+        body,
+        signal,
+        what: 'the callback',
+        ...limits,
+      })
+      return
+    }
+    // As whoever runs in the sandbox means it: a port of the sandbox's own.
+    const target = await instance.address(Number(url.port) || 80)
+    const answer = await fetch(`${target.origin}${url.pathname}${url.search}`, {
+      method: 'POST',
+      headers: { ...headers, host: url.host },
+      body,
+      redirect: 'manual',
+      signal: AbortSignal.any([signal, AbortSignal.timeout(callbackTimeoutMs)]),
+      ...(target.unix === undefined ? {} : { unix: target.unix }),
+    } as RequestInit)
+    await answer.body?.cancel()
+  })
+  return json({ pid, message: 'Port monitoring started' })
+}
+
+export async function stopMonitoring(call: SandboxCall, text: string): Promise<SandboxAnswer> {
+  const pid = pidOf(text)
+  const process = find(call, pid)
+  if (process) call.lease.processes.monitors.stop(process)
+  return json({ pid, message: 'Port monitoring stopped' })
+}
+
+/** The sandbox has no network interface that a tunnel could take the place of. */
+export function refuseTunnel(): SandboxAnswer {
+  throw new PlatformError(
+    'unprocessable',
+    'tunnels are not possible here: programs of a sandbox reach the network through the relay of the platform',
+  )
+}
+
+export function noTunnel(): SandboxAnswer {
+  throw new PlatformError('bad_request', 'no tunnel is running')
+}
+
+function find({ lease }: SandboxCall, pid: number): SandboxProcess | null {
+  const process = lease.processes.find(String(pid))
+  return process?.pid === pid ? process : null
+}
+
+/** @throws bad_request */
+function pidOf(text: string): number {
+  if (/^\d{1,9}$/.test(text)) return Number(text)
+  throw new PlatformError('bad_request', `pid: "${text.slice(0, 40)}" is not the id of a process`)
+}
