@@ -400,21 +400,22 @@ static void flush_all(void) {
 
 /* No descriptor stays but those that `start` names; 0-2 become /dev/null so that a pipe never gets their numbers. */
 static int close_leaked(const struct guest_start *start) {
-  int kept[3] = {start->listen_fd, start->log_dir_fd, start->ready_fd};
+  enum { KEPT = 4 };
+  const int kept[KEPT] = {start->listen_fd, start->log_dir_fd, start->ready_fd, start->programs_fd};
   int null = open("/dev/null", O_RDWR | O_CLOEXEC | O_NOCTTY);
   for (int fd = 0; null >= 0 && fd < 3; fd++)
-    if (fd != kept[0] && fd != kept[1] && fd != kept[2]) dup2(null, fd);
+    if (fd != kept[0] && fd != kept[1] && fd != kept[2] && fd != kept[3]) dup2(null, fd);
   if (null > 2) close(null);
   unsigned from = 3;
   while (from) {
     unsigned next = 0;
-    for (int i = 0; i < 3; i++)
+    for (int i = 0; i < KEPT; i++)
       if (kept[i] >= (int)from && (next == 0 || (unsigned)kept[i] < next)) next = (unsigned)kept[i];
     if (!next) syscall(SYS_close_range, from, ~0U, 0);
     else if (next > from) syscall(SYS_close_range, from, next - 1, 0);
     from = next ? next + 1 : 0;
   }
-  for (int i = 0; i < 3; i++)
+  for (int i = 0; i < KEPT; i++)
     if (kept[i] >= 0) fcntl(kept[i], F_SETFD, FD_CLOEXEC);
   return null < 0 ? -1 : 0;
 }

@@ -178,8 +178,15 @@ static int keep_at(int fd, int to) {
   return to;
 }
 
+static int open_programs_group(const struct spec *spec) {
+  if (!spec->programs) return -1;
+  int fd = open(spec->programs, O_WRONLY | O_CLOEXEC);
+  if (fd < 0) fail("cgroup", "%s", spec->programs);
+  return fd;
+}
+
 static _Noreturn void guest_process(struct guest_plan *plan, struct spec *spec) {
-  enum { CHANNEL = 3, LISTEN = 4, LOG = 5, FIRST_CLOSED = 6, PARKED = 64 };
+  enum { CHANNEL = 3, LISTEN = 4, LOG = 5, PROGRAMS = 6, FIRST_CLOSED = 7, PARKED = 64 };
   child_channel = plan->channel;
   on_failure(send_failure);
   dup2(STDIN_FILENO, STDOUT_FILENO); /* /dev/null: the launcher alone answers */
@@ -188,6 +195,7 @@ static _Noreturn void guest_process(struct guest_plan *plan, struct spec *spec) 
   /* A session keyring of its own, where the kernel has keyrings. */
   (void)syscall(SYS_keyctl, 1, NULL);
   join_cgroups(spec);
+  int programs_fd = open_programs_group(spec);
   take_precedence(spec);
   if (unshare(CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWCGROUP) < 0) fail("namespaces", "unshare");
   if (sethostname(spec->hostname, strlen(spec->hostname)) < 0) fail("hostname", "%s", spec->hostname);
@@ -208,16 +216,18 @@ static _Noreturn void guest_process(struct guest_plan *plan, struct spec *spec) 
   int channel = fcntl(plan->channel, F_DUPFD_CLOEXEC, PARKED);
   int listening = fcntl(plan->listen_fd, F_DUPFD_CLOEXEC, PARKED);
   int log = fcntl(root.log_fd, F_DUPFD_CLOEXEC, PARKED);
+  int programs = programs_fd < 0 ? -1 : fcntl(programs_fd, F_DUPFD_CLOEXEC, PARKED);
   child_channel = keep_at(channel, CHANNEL);
   struct guest_start start = {
       .listen_fd = keep_at(listening, LISTEN),
       .log_dir_fd = keep_at(log, LOG),
+      .programs_fd = programs < 0 ? -1 : keep_at(programs, PROGRAMS),
       .ready_fd = CHANNEL,
       .is_init = 1,
       .workdir = spec->workdir,
       .programs_max = spec->programs_max,
   };
-  if (sys_close_range(FIRST_CLOSED, ~0U) < 0) fail("guest", "descriptors");
+  if (sys_close_range(programs < 0 ? PROGRAMS : FIRST_CLOSED, ~0U) < 0) fail("guest", "descriptors");
 
   /* Until here the launcher may have died unnoticed; from here it is heard. */
   char go;

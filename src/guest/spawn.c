@@ -30,7 +30,7 @@ enum {
 
 static const char PATH_DEFAULT[] = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-static int null_fd = -1;
+static int null_fd = -1, programs_fd = -1;
 static const char *workdir = "/";
 static struct rlimit files_limit;
 static rlim_t programs_max;
@@ -54,6 +54,7 @@ void spawn_init(const struct guest_start *start) {
   setrlimit(RLIMIT_NOFILE, &raised);
   files_limit.rlim_cur = files_limit.rlim_max < CHILD_FILES_MAX ? files_limit.rlim_max : CHILD_FILES_MAX;
   programs_max = start->programs_max;
+  programs_fd = start->programs_fd;
   descent_init();
   priority_raised = getpriority(PRIO_PROCESS, 0) < 0;
   char score[16] = "";
@@ -215,6 +216,17 @@ static int open_ends(const struct spawn *spawn, int ours[3], int theirs[3]) {
   return 0;
 }
 
+/*
+ * By us and not by the child: it might not run for seconds once it is in there, and we wait for its exec. A program would
+ * have to fork within microseconds of its first instruction to leave a child outside, where only the sandbox's own owner
+ * would suffer from it.
+ */
+static void join_programs(pid_t pid) {
+  char text[16];
+  int length = snprintf(text, sizeof text, "%d", (int)pid);
+  if (programs_fd >= 0) (void)!write(programs_fd, text, (size_t)length);
+}
+
 static pid_t start_child(const struct spawn *spawn, const int theirs[3], const char **stage) {
   static const char *const stages[] = {"", "setup", "credentials", "chdir", "exec"};
   struct child child = {.spawn = spawn};
@@ -239,6 +251,7 @@ static pid_t start_child(const struct spawn *spawn, const int theirs[3], const c
   errno = error;
   if (pid < 0) return -1;
   if (report->stage == STAGE_NONE) {
+    join_programs(pid);
     if (oom_score_adjusted) {
       char path[48];
       snprintf(path, sizeof path, "/proc/%d/oom_score_adj", (int)pid);

@@ -77,6 +77,6 @@ int guest_without_isolation(void) {
     setsid();
   }
   dprintf(1, "ok guest=%d keeper=0\n", (int)getpid());
-  struct guest_start start = {.listen_fd = listen_fd, .log_dir_fd = log_fd, .ready_fd = -1, .workdir = workdir};
+  struct guest_start start = {.listen_fd = listen_fd, .log_dir_fd = log_fd, .ready_fd = -1, .programs_fd = -1, .workdir = workdir};
   return guest_main(&start);
 }

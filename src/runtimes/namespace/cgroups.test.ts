@@ -39,14 +39,16 @@ describeHost(`control groups of this host${limited ? '' : ` (skipped: ${host.not
   test('are made with their limits, listed, and removed', async () => {
     const group = cgroups.create('instance0001', limits)
     expect(cgroups.list()).toEqual(['instance0001'])
-    const values = group.parts.flatMap(({ dir }) =>
+    const values = group.dirs.flatMap((dir) =>
       ['memory.limit_in_bytes', 'memory.max', 'pids.max', 'cpu.cfs_quota_us', 'cpu.max']
         .filter((file) => existsSync(`${dir}/${file}`))
         .map((file) => readFileSync(`${dir}/${file}`, 'utf8').trim().split(' ')[0]),
     )
     expect(values).toContain(String(64 * 1024 * 1024))
     expect(values).toContain('20')
+    // What programs may use, and with what process 1 needs to answer.
     expect(values).toContain('3125')
+    expect(values).toContain('28125')
     for (const { dir } of group.parts) {
       const sockets = `${dir}/memory.kmem.tcp.limit_in_bytes`
       if (existsSync(sockets)) expect(readFileSync(sockets, 'utf8').trim()).toBe(String(16 * 1024 * 1024))
@@ -71,16 +73,16 @@ describeHost(`control groups of this host${limited ? '' : ` (skipped: ${host.not
   test('let what is to end use the whole processor', async () => {
     const group = cgroups.create('instance0004', limits)
     const quota = () =>
-      group.parts
-        .flatMap(({ dir }) => [`${dir}/cpu.cfs_quota_us`, `${dir}/cpu.max`])
+      group.dirs
+        .flatMap((dir) => [`${dir}/cpu.cfs_quota_us`, `${dir}/cpu.max`])
         .filter((file) => existsSync(file))
         .map((file) => readFileSync(file, 'utf8').trim().split(' ')[0] ?? '')
         .join()
-    expect(quota()).toBe('3125')
+    expect(quota()).toBe('3125,28125')
     await group.kill()
-    expect(['-1', 'max']).toContain(quota())
+    expect(['-1,-1', 'max,max']).toContain(quota())
     group.setCpuLimit(2048)
-    expect(quota()).toBe('100000')
+    expect(quota()).toBe('100000,125000')
     await group.remove()
   })
 

@@ -1,4 +1,4 @@
-import { mkdirSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs'
 import { PlatformError } from '../../errors.ts'
 import type { Clock } from '../../lib/clock.ts'
 import type { CapabilityNote } from '../../spec/runtime.ts'
@@ -11,6 +11,10 @@ const memoryMbPerCore = 2048
 const memoryPerSocketMemory = 4
 const cpuPeriodUs = 100_000
 const cpuQuotaUsMin = 1_000
+/** Of each period, for process 1 and its files workers: however busy the programs are, their owner is answered. */
+const cpuReserveUs = 25_000
+/** Below an instance's own group where that limits processors: what process 1 starts. */
+const programsName = 'programs'
 /** Kernel work that follows a kill or a freeze is done within a few of these as a rule. */
 const settleStepMsMin = 1
 const settleStepMsMax = 50
@@ -60,10 +64,11 @@ export class Cgroups {
     try {
       for (const { hierarchy, dir } of group.parts) {
         mkdirSync(dir, { recursive: true, mode: 0o755 })
+        if (hierarchy.controllers.includes('cpu')) makeProgramsGroup(hierarchy, dir)
         setLimits(hierarchy, dir, limits)
       }
     } catch (error) {
-      for (const { dir } of group.parts) {
+      for (const dir of group.dirs) {
         try {
           rmdirSync(dir)
         } catch {}
@@ -105,6 +110,10 @@ interface Part {
   dir: string
 }
 
+function dirsOf({ hierarchy, dir }: Part): string[] {
+  return hierarchy.controllers.includes('cpu') ? [`${dir}/${programsName}`, dir] : [dir]
+}
+
 export class InstanceCgroup {
   constructor(
     readonly parts: Part[],
@@ -117,6 +126,21 @@ export class InstanceCgroup {
 
   get v2Dir(): string | null {
     return this.parts.find(({ hierarchy }) => hierarchy.version === 2)?.dir ?? null
+  }
+
+  /** All directories, those of subgroups before their parents. */
+  get dirs(): string[] {
+    return this.parts.flatMap(dirsOf)
+  }
+
+  /** Takes the pid of what shall only use the programs' share of the processors; null where that is not limited. */
+  get programsFile(): string | null {
+    const part = this.parts.find(({ hierarchy }) => hierarchy.controllers.includes('cpu'))
+    if (!part) return null
+    // In version 1 a write to cgroup.procs waits for all of the host's processors.
+    const file = part.hierarchy.version === 2 ? 'cgroup.procs' : 'tasks'
+    const path = `${part.dir}/${programsName}/${file}`
+    return existsSync(path) ? path : null
   }
 
   get freezes(): boolean {
@@ -148,7 +172,7 @@ export class InstanceCgroup {
     if (v2 !== null && write(`${v2}/cgroup.kill`, '1')) {
       await this.#settle(() => this.#isEmpty(v2))
     }
-    for (const dir of this.v1Dirs) {
+    for (const dir of this.parts.filter(({ hierarchy }) => hierarchy.version === 1).flatMap(dirsOf)) {
       for (let round = 0; round < killRoundsMax; round++) {
         const pids = read(`${dir}/cgroup.procs`)?.split('\n').filter(Boolean) ?? []
         if (pids.length === 0) break
@@ -165,7 +189,7 @@ export class InstanceCgroup {
 
   /** Removes the groups; what is left inside must be ending. @throws unavailable when it does not end */
   async remove(): Promise<void> {
-    for (const { dir } of this.parts) {
+    for (const dir of this.dirs) {
       const gone = await this.#settle(() => {
         try {
           rmdirSync(dir)
@@ -248,9 +272,7 @@ export class InstanceCgroup {
 
   #writeCpuQuota(quotaUs: number | null): void {
     for (const { hierarchy, dir } of this.parts) {
-      if (!hierarchy.controllers.includes('cpu')) continue
-      if (hierarchy.version === 2) write(`${dir}/cpu.max`, `${quotaUs ?? 'max'} ${cpuPeriodUs}`)
-      else write(`${dir}/cpu.cfs_quota_us`, String(quotaUs ?? -1))
+      if (hierarchy.controllers.includes('cpu')) writeQuota(hierarchy, dir, quotaUs)
     }
   }
 
@@ -269,9 +291,9 @@ export class InstanceCgroup {
   }
 }
 
-function setLimits({ version, controllers }: Hierarchy, dir: string, { memoryMb, pidsMax }: CgroupLimits) {
+function setLimits(hierarchy: Hierarchy, dir: string, { memoryMb, pidsMax }: CgroupLimits) {
+  const { version, controllers } = hierarchy
   const memoryBytes = String(memoryMb * 1024 * 1024)
-  const quotaUs = cpuQuotaUs(memoryMb)
   for (const controller of controllers) {
     if (controller === 'memory' && version === 2) {
       writeFileSync(`${dir}/memory.max`, memoryBytes)
@@ -285,15 +307,36 @@ function setLimits({ version, controllers }: Hierarchy, dir: string, { memoryMb,
         `${dir}/memory.kmem.tcp.limit_in_bytes`,
         String(Math.round((memoryMb * 1024 * 1024) / memoryPerSocketMemory)),
       )
-    } else if (controller === 'cpu' && version === 2) {
-      writeFileSync(`${dir}/cpu.max`, `${quotaUs} ${cpuPeriodUs}`)
     } else if (controller === 'cpu') {
-      // The period of a new group is `cpuPeriodUs` already.
-      writeFileSync(`${dir}/cpu.cfs_quota_us`, String(quotaUs))
+      if (!writeQuota(hierarchy, dir, cpuQuotaUs(memoryMb)))
+        throw new Error('the processor limit cannot be set')
     } else {
       writeFileSync(`${dir}/pids.max`, String(pidsMax))
     }
   }
+}
+
+/** Where it cannot be had, programs and process 1 share what the instance has. */
+function makeProgramsGroup({ version }: Hierarchy, dir: string) {
+  const programs = `${dir}/${programsName}`
+  mkdirSync(programs, { recursive: true, mode: 0o755 })
+  if (version === 1) return
+  // Threaded, so that process 1 may stay in the group above it.
+  const usable =
+    write(`${programs}/cgroup.type`, 'threaded') && write(`${dir}/cgroup.subtree_control`, '+cpu')
+  if (!usable) rmdirSync(programs)
+}
+
+/** Sets or lifts (null) the limit for programs, and with it that of the whole group. The period is the kernel's own. */
+function writeQuota({ version }: Hierarchy, dir: string, quotaUs: number | null): boolean {
+  const file = version === 2 ? 'cpu.max' : 'cpu.cfs_quota_us'
+  const value = (us: number | null) => (version === 2 ? `${us ?? 'max'} ${cpuPeriodUs}` : String(us ?? -1))
+  const reserved = existsSync(`${dir}/${programsName}`)
+  // A group's limit may not be below that of a group in it.
+  const whole = () =>
+    write(`${dir}/${file}`, value(quotaUs !== null && reserved ? quotaUs + cpuReserveUs : quotaUs))
+  const programs = () => !reserved || write(`${dir}/${programsName}/${file}`, value(quotaUs))
+  return quotaUs === null ? whole() && programs() : programs() && whole()
 }
 
 function cpuQuotaUs(memoryMb: number): number {

@@ -113,6 +113,22 @@ describeRoot(`namespace, as root${why === '' ? '' : ` (skipped: ${why})`}`, () =
     expect((await shell('wc -c < /root/cached; rm /root/cached')).text).toBe('8000000\n')
   })
 
+  test('an owner is answered however busy the programs are', async () => {
+    const box = await runtime.create(specOf({ pidsMax: 400 }))
+    const { processes, files } = box.guest
+    const count = 100
+    const start = (id: number, script: string) =>
+      processes.spawn({ id, argv: ['sh', '-c', script], env, workingDir: '/', stdin: 'null' })
+    for (let id = 1; id <= count; id++) await start(id, 'while :; do :; done')
+    expect((await files.stat('/etc')).type).toBe('directory')
+    const ends: number[] = []
+    processes.onExit(({ id }) => ends.push(id))
+    for (let id = 1; id <= count; id++) await processes.signal(id, 9, 'tree')
+    for (let id = 1; id <= count; id++) expect(await processes.wait(id)).toMatchObject({ signal: 9 })
+    expect(ends).toHaveLength(count)
+    await runtime.destroy(box.id)
+  })
+
   test('an instance is its own machine: name, root, processes', async () => {
     const { text } = await shell('hostname; id -u; ls -d /proc/[0-9]* | wc -l')
     const [hostname, uid, processes] = text.trim().split('\n')
