@@ -56,6 +56,7 @@ struct report {
 /* What a failing launcher takes back. */
 static struct {
   pid_t guest;
+  int run; /* holds the lock of run/, when we got so far */
   int sockets; /* the present directory is run/, and the sockets in it are ours */
   uint32_t request;
 } launched;
@@ -76,6 +77,8 @@ static void report_failure(const char *stage, int error, const char *message) {
   if (launched.sockets) {
     unlink("guest.sock");
     unlink("keeper.sock");
+    /* Whoever hears the answer may launch anew before we have ended. */
+    flock(launched.run, LOCK_UN);
   }
   char said[sizeof(struct report) + 128];
   snprintf(said, sizeof said, "%s: %s: %s", stage, message, strerror(error));
@@ -276,6 +279,7 @@ static void enter_run_directory(const struct spec *spec, uid_t keeper_uid) {
   if (spec->has_uidbase && fchown(run, keeper_uid, keeper_uid) < 0) fail("dir", "run");
   if (fchdir(run) < 0) fail("dir", "run");
   close(dir);
+  launched.run = run;
   launched.sockets = 1;
   if (unlink("exit") < 0 && errno != ENOENT) fail("dir", "exit");
 }
@@ -315,6 +319,8 @@ static void await_guest(int channel) {
   while (ready < 0 && errno == EINTR);
   if (ready == 0) fail_with(ETIMEDOUT, "guest", "process 1 was not ready after %d ms", START_MS_MAX);
   ssize_t got = recv(channel, &report, sizeof report, 0);
+  /* It ended without reading our go, which is told before its last words. */
+  if (got < 0 && errno == ECONNRESET) got = recv(channel, &report, sizeof report, 0);
   if (got == 1) return;
   if (got == (ssize_t)sizeof report) {
     report.stage[sizeof report.stage - 1] = 0;
