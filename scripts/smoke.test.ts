@@ -208,6 +208,17 @@ describe.skipIf(!usable)('a platform on a fresh data directory', () => {
     expect((await platform.run(['sandbox', 'ls'])).stdout).toMatch(/^NAME +STATUS .*\nbox +DEPLOYED /)
   })
 
+  test('its tools search a codebase, on a thread of the executable', async () => {
+    const content = 'export function openSession(user) {\n  return user\n}\n'
+    await api('/filesystem/src/session.ts', { method: 'PUT', body: JSON.stringify({ content }) })
+    const params = { name: 'codegenCodebaseSearch', arguments: { query: 'where do users log in' } }
+    const { result } = await api<{ result: { structuredContent: { results: { path: string }[] } } }>('/mcp', {
+      method: 'POST',
+      body: JSON.stringify({ jsonrpc: '2.0', id: 1, method: 'tools/call', params }),
+    })
+    expect(result.structuredContent.results.map(({ path }) => path)).toEqual(['src/session.ts'])
+  })
+
   test('exec passes output and exit code on', async () => {
     const script = 'echo out; echo err >&2; echo "$A"; exit 7'
     const { code, stdout, stderr } = await platform.run(['sandbox', 'exec', 'box', '--', 'sh', '-c', script])

@@ -3,6 +3,7 @@ import type { Dialer } from '../lib/dialer.ts'
 import type { Logger } from '../lib/log.ts'
 import type { Guest } from '../spec/runtime.ts'
 import { type CodegenProvider, configuredProvider, type Environment, notConfigured } from './providers.ts'
+import { type RankedText, type RankQuestion, rankFiles } from './rank.ts'
 import { CodebaseSearch } from './search/codebase.ts'
 
 export interface CodegenOptions {
@@ -50,6 +51,11 @@ export class Codegen {
     const chars = edited.before.length + edited.after.length + edited.edit.length
     if (chars <= editCharsMax) edits.set(path, edited)
     else edits.delete(path)
+  }
+
+  /** @throws bad_request without a key, not_found, unprocessable when the provider failed */
+  rank(guest: Guest, env: Environment, question: RankQuestion): Promise<RankedText[]> {
+    return rankFiles(guest, this.provider(env), this.search, question)
   }
 
   /** The last merge into this file, as long as this process and the machine live. */

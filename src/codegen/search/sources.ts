@@ -11,22 +11,18 @@ export interface Source {
 /** Larger ones are data, or made by programs. */
 export const sourceBytesMax = 512 * 1024
 const sourcesMax = 20_000
-const directoriesMax = 10_000
+const entriesMax = 200_000
 const depthMax = 40
-const entriesMax = 400_000
-const directoriesAtOnce = 8
 
 /** Made by tools, or not of this project. */
-const excludedDirectories = new Set(
-  (
-    'node_modules vendor dist build target out coverage __pycache__ venv env site-packages bower_components ' +
-    'jspm_packages Pods DerivedData obj'
-  ).split(' '),
-)
+const excludedDirectories = (
+  'node_modules vendor dist build target out coverage __pycache__ venv env site-packages bower_components ' +
+  'jspm_packages Pods DerivedData obj'
+).split(' ')
 /** At the root of a machine that is its own workspace. */
-const systemDirectories = new Set(
-  'bin boot dev etc lib lib32 lib64 media mnt proc run sbin sys usr var'.split(' '),
-)
+const systemDirectories = 'bin boot dev etc lib lib32 lib64 media mnt proc run sbin sys usr var'
+  .split(' ')
+  .map((name) => `/${name}`)
 
 const excludedNames =
   /^(?:package-lock\.json|npm-shrinkwrap\.json|yarn\.lock|pnpm-lock\.yaml|bun\.lockb?|Cargo\.lock|poetry\.lock|uv\.lock|composer\.lock|Gemfile\.lock|go\.sum)$|\.min\.(?:js|css|mjs)$|\.(?:map|snap)$/i
@@ -35,7 +31,7 @@ const binaryNames =
 
 /**
  * Text files below a directory that people wrote, shallow ones first. What is hidden, a link, or made by tools is left
- * out; a directory that cannot be read is as good as empty, except the first. `complete`: the limits were not met.
+ * out. `complete`: the limits were not met.
  */
 export async function sourcesBelow(
   files: GuestFiles,
@@ -43,52 +39,31 @@ export async function sourcesBelow(
   signal: AbortSignal,
 ): Promise<{ sources: Source[]; complete: boolean }> {
   const sources: Source[] = []
-  let level = [root]
-  let directories = 0
-  let entries = 0
-  let complete = true
-  for (let depth = 0; level.length > 0; depth++) {
-    if (depth > depthMax) return { sources, complete: false }
-    const below: string[] = []
-    const waiting = level
-    const visit = async () => {
-      for (let directory = waiting.shift(); directory !== undefined; directory = waiting.shift()) {
-        if (++directories > directoriesMax || entries > entriesMax || sources.length >= sourcesMax) {
-          complete = false
-          return
-        }
-        try {
-          for await (const batch of files.list(directory)) {
-            signal.throwIfAborted()
-            entries += batch.length
-            for (const entry of batch) {
-              const path = directory === '/' ? `/${entry.name}` : `${directory}/${entry.name}`
-              if (entry.type === 'directory') {
-                if (isWorthEntering(entry.name, directory)) below.push(path)
-              } else if (isSource(entry))
-                sources.push({ path, size: entry.size, modifiedMs: entry.modifiedMs })
-            }
-            if (entries > entriesMax) break
-          }
-        } catch (error) {
-          if (depth === 0 || !PlatformError.is(error) || error.retryable) throw error
-        }
-      }
+  const below = root === '/' ? '/' : `${root}/`
+  const walk = files.walk(root, {
+    types: 'files',
+    depthMax,
+    resultsMax: entriesMax,
+    excludeHidden: true,
+    excludeDirectories: root === '/' ? [...excludedDirectories, ...systemDirectories] : excludedDirectories,
+    signal,
+  })
+  for (;;) {
+    const { done, value } = await walk.next()
+    if (done) return { sources, complete: !value.truncated }
+    for (const entry of value) {
+      if (!isSource(entry)) continue
+      sources.push({ path: below + entry.name, size: entry.size, modifiedMs: entry.modifiedMs })
+      if (sources.length < sourcesMax) continue
+      await walk.return({ entries: 0, bytes: 0, skipped: 0, truncated: true })
+      return { sources, complete: false }
     }
-    await Promise.all(Array.from({ length: directoriesAtOnce }, visit))
-    if (!complete) break
-    level = below.sort()
   }
-  return { sources: sources.slice(0, sourcesMax), complete: complete && sources.length <= sourcesMax }
 }
 
-function isWorthEntering(name: string, parent: string): boolean {
-  if (name.startsWith('.') || excludedDirectories.has(name)) return false
-  return parent !== '/' || !systemDirectories.has(name)
-}
-
-function isSource({ name, type, size }: FileEntry): boolean {
-  if (type !== 'file' || size === 0 || size > sourceBytesMax || name.startsWith('.')) return false
+function isSource({ name: path, type, size }: FileEntry): boolean {
+  if (type !== 'file' || size === 0 || size > sourceBytesMax) return false
+  const name = path.slice(path.lastIndexOf('/') + 1)
   return !binaryNames.test(name) && !excludedNames.test(name)
 }
 

@@ -6,7 +6,7 @@ import type { ConsumedCredentials, RouteContext } from '../../route.ts'
 import { begunAndOnceEnded } from '../bodies.ts'
 import { isSocketRequest, proxyHttp, proxySocket, withoutParameters } from '../proxy.ts'
 import { apiHeaders, decodePath, json, pageNotFound, type SandboxAnswer, type SandboxCall } from './call.ts'
-import { fastApply } from './codegen.ts'
+import { fastApply, rerank } from './codegen.ts'
 import {
   readFileOrDirectory,
   readTree,
@@ -103,6 +103,11 @@ const routes: { path: RegExp; raw?: boolean; verbs: Verbs }[] = [
   },
   { path: /^\/network\/tunnel\/config$/, verbs: { PUT: refuseTunnel } },
   { path: /^\/network\/tunnel$/, verbs: { DELETE: noTunnel } },
+  {
+    path: /^\/codegen\/reranking((?:\/|%2F).*)$/s,
+    raw: true,
+    verbs: { GET: (call, path, { codegen }) => rerank(call, codegen, path) },
+  },
   { path: /^\/terminal\/?$/, verbs: { GET: showTerminal } },
   { path: /^\/(?:terminal\/ws|ws\/terminal)$/, verbs: { GET: connectTerminal } },
 ]
@@ -219,7 +224,7 @@ async function handle(call: SandboxCall, api: SandboxApi): Promise<SandboxAnswer
   if (path === '/health') return verb === 'GET' ? health(call, api.build) : pageNotFound()
   if (path === '/upgrade') return verb === 'POST' ? upgrade(call, api.build) : pageNotFound()
   // It says itself which methods it has.
-  if (path === '/mcp') return serveMcp(call, api, (inner) => handle(inner, api))
+  if (path === '/mcp' || path === '/mcp/') return serveMcp(call, api, (inner) => handle(inner, api))
   for (const route of routes) {
     const match = route.path.exec(path)
     if (!match) continue

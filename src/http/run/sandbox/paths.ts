@@ -36,6 +36,15 @@ export function joined(dir: string, name: string): string {
   return dir.endsWith('/') ? dir + name : `${dir}/${name}`
 }
 
+export function isBelow(path: string, directory: string): boolean {
+  return directory === '/' || path.startsWith(`${directory}/`)
+}
+
+/** An absolute path as people who work in a directory would write it. */
+export function shownPath(path: string, workingDir: string): string {
+  return isBelow(path, workingDir) ? path.slice(workingDir === '/' ? 1 : workingDir.length + 1) : path
+}
+
 function cleaned(path: string): FilePath {
   const absolute = withoutTrailingSlash(posix.normalize(path).replace(/^\/+/, '/'))
   return { absolute, shown: absolute }

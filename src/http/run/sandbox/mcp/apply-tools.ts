@@ -1,7 +1,7 @@
 import { z } from 'zod'
 import { PlatformError } from '../../../../errors.ts'
 import { type McpTool, mcpTool } from '../../../mcp/index.ts'
-import { applyEdit, reapplyEdit } from '../codegen.ts'
+import { applyEdit, rankBelow, reapplyEdit } from '../codegen.ts'
 import { givenPath, readTextFile } from '../text-files.ts'
 import type { ToolContext } from './context.ts'
 
@@ -40,6 +40,33 @@ export const applyTools: McpTool<ToolContext>[] = [
     available: hasProvider,
     run: ({ targetFile: path, instructions, codeEdit }, { lease, codegen }: ToolContext, { signal }) =>
       applyEdit(lease, codegen, givenPath(lease, path), { edit: codeEdit, instructions }, signal),
+  }),
+  mcpTool({
+    name: 'codegenRerank',
+    title: 'Rank files by relevance',
+    description:
+      'The files below a directory that are relevant to a question or a task, best first, with their content: a first look ' +
+      'at a codebase. A model of an outside account ranks them. The query may be short, or the whole conversation.',
+    input: z.object({
+      path: z.string().min(1).describe('The directory, absolute or relative to the working directory'),
+      query: z.string().min(1).max(100_000),
+      scoreThreshold: z.number().min(0).max(1).optional().describe('Leave out what is less relevant (0.5)'),
+      tokenLimit: z.int().min(1).max(1_000_000).optional().describe('Of all contents together (30000)'),
+      filePattern: z
+        .string()
+        .optional()
+        .describe('Regular expression that paths have to match, such as .*\\.ts$'),
+    }),
+    output: z.looseObject({
+      success: z.boolean(),
+      files: z.array(z.looseObject({ path: z.string(), content: z.string(), score: z.number() })),
+      message: z.string(),
+    }),
+    annotations: { readOnlyHint: true, openWorldHint: true },
+    available: hasProvider,
+    run: async ({ path, ...asked }, { lease, codegen }: ToolContext, { signal }) => ({
+      ...(await rankBelow(lease, codegen, givenPath(lease, path), asked, signal)),
+    }),
   }),
   mcpTool({
     name: 'codegenReapply',

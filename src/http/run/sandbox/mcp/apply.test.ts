@@ -1,9 +1,10 @@
 import { afterAll, beforeAll, beforeEach, describe, expect, test } from 'bun:test'
-import { existsSync, readFileSync, writeFileSync } from 'node:fs'
-import { join } from 'node:path'
+import { existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { dirname, join } from 'node:path'
 import type { Client } from '@modelcontextprotocol/sdk/client/index.js'
 import { ScriptedProviders } from '../../../../codegen/test-providers.ts'
 import { makeSandboxApi } from '../../test-machine.ts'
+import type { SandboxApi } from '../api.ts'
 import { called, McpBench, refused } from './test-client.ts'
 
 /** Fast-apply, by the routes and by the tools, against providers that are scripted. */
@@ -11,14 +12,17 @@ import { called, McpBench, refused } from './test-client.ts'
 let providers: ScriptedProviders
 let bench: McpBench
 let client: Client
+let api: SandboxApi
 
 beforeAll(async () => {
   providers = new ScriptedProviders()
-  bench = new McpBench(makeSandboxApi({ privateTargets: [providers.target] }))
+  api = makeSandboxApi({ privateTargets: [providers.target] })
+  bench = new McpBench(api)
   client = await bench.client()
 })
 
 afterAll(async () => {
+  api.codegen.close()
   await bench[Symbol.asyncDispose]()
   await providers[Symbol.asyncDispose]()
 })
@@ -149,6 +153,73 @@ describe.each(['Relace', 'Morph'] as const)('%s', (provider) => {
   })
 })
 
+describe.each(['Relace', 'Morph'] as const)('ranking by %s', (provider) => {
+  const files = {
+    'rank/cart.ts': 'add to cart',
+    'rank/deep/pay.ts': 'pay the cart',
+    'rank/pay.md': 'how to pay',
+  }
+  const rank = async (query: Record<string, string>, path = 'rank') => {
+    const response = await fetch(`${bench.url}/codegen/reranking/${path}?${new URLSearchParams(query)}`)
+    const body = (await response.json()) as Record<string, unknown>
+    return { ...body, status: response.status } as Record<string, unknown>
+  }
+
+  beforeAll(() => {
+    for (const [path, content] of Object.entries(files)) {
+      mkdirSync(dirname(inside(`/work/${path}`)), { recursive: true })
+      writeFileSync(inside(`/work/${path}`), content)
+    }
+    providers.score = (content) => (content.includes('pay the') ? 0.9 : content.includes('pay') ? 0.6 : 0.1)
+  })
+
+  test('gives the relevant files with their content, best first', async () => {
+    use(provider)
+    expect(await rank({ query: 'payment' })).toEqual({
+      status: 200,
+      success: true,
+      files: [
+        { path: 'rank/deep/pay.ts', content: 'pay the cart', score: 0.9 },
+        { path: 'rank/pay.md', content: 'how to pay', score: 0.6 },
+      ],
+      message: 'Found 2 relevant files',
+    })
+    expect(await rank({ query: 'payment', scoreThreshold: '0' })).toMatchObject({
+      message: 'Found 3 relevant files',
+    })
+    expect((await rank({ query: 'payment', scoreThreshold: '0', tokenLimit: '4' })).files).toHaveLength(1)
+    expect((await rank({ query: 'payment', filePattern: '.*\\.md$' })).files).toHaveLength(1)
+    expect(await rank({ query: 'payment', filePattern: '^none' })).toMatchObject({ files: [] })
+    await client.listTools()
+    expect(await called(client, 'codegenRerank', { path: 'rank', query: 'payment' })).toMatchObject({
+      message: 'Found 2 relevant files',
+    })
+  })
+
+  test('refuses what makes no sense, before anyone is asked', async () => {
+    use(provider)
+    expect(await rank({})).toMatchObject({ status: 400, error: 'query: missing: must be a string' })
+    expect(await rank({ query: 'x', tokenLimit: '0' })).toMatchObject({ status: 400 })
+    expect(await rank({ query: 'x', scoreThreshold: 'high' })).toMatchObject({ status: 400 })
+    expect(await rank({ query: 'x', filePattern: '(' })).toMatchObject({ status: 400 })
+    expect(await rank({ query: 'x' }, 'none')).toMatchObject({ status: 404 })
+    expect(providers.requests).toEqual([])
+  })
+
+  test('of more files than a request carries, asks about those that the words point to', async () => {
+    use(provider)
+    mkdirSync(inside('/work/many'), { recursive: true })
+    for (let at = 0; at < 450; at++)
+      writeFileSync(inside(`/work/many/noise${at}.ts`), `export const noise = ${at}`)
+    writeFileSync(inside('/work/many/signal.ts'), 'export function pay() { /* pay the bill */ }')
+    expect((await rank({ query: 'pay the bill' }, 'many')).files).toMatchObject([{ path: 'many/signal.ts' }])
+    const { body } = providers.requests[0]!
+    const sent = (body.codebase ?? body.documents) as unknown[]
+    expect(sent).toHaveLength(1)
+    rmSync(inside('/work/many'), { recursive: true })
+  })
+})
+
 test('Morph breaking off in the middle is no merge', async () => {
   use('Morph')
   writeFileSync(inside('/work/long.js'), 'all of it\n')
@@ -167,12 +238,14 @@ test('without a key every way says which variables there are, and nothing is sen
   use(null)
   const { tools } = await client.listTools()
   expect(tools.map(({ name }) => name)).not.toContain('codegenEditFile')
+  expect((await fetch(`${bench.url}/codegen/reranking/%2Fwork?query=x`)).status).toBe(400)
   const response = await put('app.js', { codeEdit: 'x' })
   expect(response.status).toBe(400)
   expect(((await response.json()) as { error: string }).error).toStartWith('codegen tools are not configured')
   for (const [name, args] of [
     ['codegenEditFile', { targetFile: 'app.js', instructions: '', codeEdit: 'x' }],
     ['codegenReapply', { targetFile: 'app.js' }],
+    ['codegenRerank', { path: '.', query: 'x' }],
     ['codegenParallelApply', { editPlan: 'x', editRegions: [{ relativeWorkspacePath: 'app.js' }] }],
   ] as const) {
     const said = await refused(client, name, args)

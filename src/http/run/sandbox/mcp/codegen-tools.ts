@@ -4,6 +4,7 @@ import { type McpTool, mcpTool } from '../../../mcp/index.ts'
 import { givenPath, readTextFile } from '../text-files.ts'
 import type { ToolContext } from './context.ts'
 import { directoryView, routeOf } from './file-tools.ts'
+import { grep, grepMatchesMax } from './grep.ts'
 import { searchCodebase } from './search.ts'
 
 /** Lines of one codegenReadFileRange. */
@@ -44,6 +45,35 @@ export const codegenTools: McpTool<ToolContext>[] = [
     }),
     annotations: { readOnlyHint: true },
     run: (input, context: ToolContext, call) => searchCodebase(input, context, call),
+  }),
+  mcpTool({
+    name: 'codegenGrepSearch',
+    title: 'Search for text',
+    description:
+      'Finds the lines below the working directory that match a regular expression, as ripgrep has them: fast and exact. ' +
+      `Escape what is meant as itself. At most ${grepMatchesMax} lines; hidden files, binaries and directories made by ` +
+      'tools (node_modules, dist, ...) are left out.',
+    input: z.object({
+      query: z.string().min(1).max(4096).describe('The regular expression'),
+      caseSensitive: z.boolean().optional().describe('Default: false'),
+      includePattern: z.string().max(1000).optional().describe('Glob of files to search, such as *.ts'),
+      excludePattern: z.string().max(1000).optional().describe('Glob of files to leave out'),
+    }),
+    output: z.looseObject({
+      query: z.string(),
+      matches: z.array(
+        z.looseObject({
+          path: z.string(),
+          line: z.int(),
+          column: z.int().describe('In bytes, from 1'),
+          text: z.string().describe('The line; a long one around the match'),
+        }),
+      ),
+      total: z.int().describe('Of the matches given'),
+      truncated: z.boolean().describe('There are more'),
+    }),
+    annotations: { readOnlyHint: true },
+    run: (input, { lease }: ToolContext, { signal }) => grep(input, lease, signal),
   }),
   mcpTool({
     name: 'codegenListDir',

@@ -119,3 +119,30 @@ test('searches of one machine that arrive together are all answered', async () =
   const answers = await Promise.all(Array.from({ length: 8 }, () => search('customer')))
   for (const { paths } of answers) expect(paths).toEqual(['src/cart/total.ts'])
 })
+
+test('lines are found by a regular expression, in order, with globs and without case', async () => {
+  write('grep/b.ts', 'const Alpha = 1\nconst beta = 2\n')
+  write('grep/a.py', 'alpha = 1\n')
+  write('grep/dist/made.ts', 'alpha\n')
+  const grep = (args: Record<string, unknown>) => called(client, 'codegenGrepSearch', args)
+  expect(await grep({ query: 'alpha\\s*=' })).toEqual({
+    query: 'alpha\\s*=',
+    matches: [
+      { path: 'grep/a.py', line: 1, column: 1, text: 'alpha = 1' },
+      { path: 'grep/b.ts', line: 1, column: 7, text: 'const Alpha = 1' },
+    ],
+    total: 2,
+    truncated: false,
+  })
+  expect((await grep({ query: 'alpha', caseSensitive: true })).total).toBe(1)
+  expect((await grep({ query: 'alpha', includePattern: '*.ts' })).total).toBe(1)
+  expect((await grep({ query: 'alpha', excludePattern: '*.ts' })).total).toBe(1)
+  expect(await grep({ query: 'nowhere at all' })).toMatchObject({ matches: [], total: 0 })
+  expect(await refused(client, 'codegenGrepSearch', { query: '(' })).toStartWith('query: ')
+  write('grep/long.txt', `${'x'.repeat(2000)} needle ${'y'.repeat(2000)}`)
+  const [long] = (await grep({ query: 'needle' })).matches as { text: string }[]
+  expect(long!.text.length).toBeLessThan(520)
+  expect(long!.text).toContain('needle')
+  write('grep/many.txt', 'again\n'.repeat(300))
+  expect(await grep({ query: 'again' })).toMatchObject({ total: 100, truncated: true })
+})

@@ -1,6 +1,7 @@
 import { PlatformError } from '../../../../errors.ts'
 import type { ToolCall } from '../../../mcp/index.ts'
 import { fileError } from '../entries.ts'
+import { isBelow, shownPath } from '../paths.ts'
 import { givenPath, readTextFile } from '../text-files.ts'
 import type { ToolContext } from './context.ts'
 
@@ -52,16 +53,8 @@ export async function searchCodebase(
   return { results, files, complete, message: summary(results.length, files, complete) }
 }
 
-function isBelow(path: string, directory: string): boolean {
-  return directory === '/' || path.startsWith(`${directory}/`)
-}
-
-function shownPath(path: string, workingDir: string): string {
-  return isBelow(path, workingDir) ? path.slice(workingDir === '/' ? 1 : workingDir.length + 1) : path
-}
-
 function summary(results: number, files: number, complete: boolean): string {
-  const searched = `${results} results in ${files} files`
+  const searched = `${results} ${results === 1 ? 'result' : 'results'} in ${files} ${files === 1 ? 'file' : 'files'}`
   return complete
     ? searched
     : `${searched}; not all files were searched: name a smaller directory, or search again`
