@@ -22,7 +22,7 @@ if ! "$clang" -g -O1 -std=gnu11 -DHUTCH_FUZZ -fsanitize=fuzzer,address,undefined
   -Wall -Wextra -I"$source_dir" -o "$work/fuzz" \
   "$source_dir/fuzz.c" "$source_dir/control.c" "$source_dir/stdin.c" "$source_dir/logs.c" "$source_dir/files.c" "$source_dir/files-write.c" \
   "$source_dir/files-open.c" "$source_dir/files-remove.c" "$source_dir/tree.c" "$source_dir/search.c" "$source_dir/search-tree.c" "$source_dir/watch.c" "$source_dir/copy.c" \
-  "$source_dir/pattern.c" "$source_dir/literal.c" "$source_dir/descent.c" "$source_dir/sockets.c" "$source_dir/frame.c" -lpthread 2>"$work/errors"; then
+  "$source_dir/pattern.c" "$source_dir/literal.c" "$source_dir/descent.c" "$source_dir/sockets.c" "$source_dir/frame.c" "$source_dir/unpack.c" -lpthread 2>"$work/errors"; then
   cat "$work/errors" >&2
   if grep -q clang_rt "$work/errors"; then
     echo "libFuzzer is missing; install it with: apt-get install libclang-rt-dev (or libclang-rt-14-dev)" >&2
@@ -53,6 +53,7 @@ seed watch "\003\125\014\001\001\000\000\000/$none"
 seed chown '\003\130\017\001\000\000\000\000\000\000\000\000\002\000\000\000/f'
 seed pattern '\005\002\001\000\000\000\000\001aa\000\000xxaxx'
 seed literal '\006\000\002\000\001\002\000\001\000abcabcabc'
+seed unpack '\007\000\005\001\000\000\000d\001\015\003\000\000\000\000\000\000\000\001\000\000\000f\002\013\000\000\000\000\000\000\000\000abc\011\005\001\000\000\000w\012\005\001\000\000\000d'
 seed raw '\004\006\000\000\000\100\000\000\000\001\000\000\000\000\001\000\000\000/'
 
 # The target changes its root directory: everything it is given stands relative to where it starts.

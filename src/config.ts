@@ -28,6 +28,12 @@ export interface Config {
   keepInstances: boolean
   imageDir: string
   imageSource: ImageSource
+  /** Registries that images may be pulled from: hosts with their port, or `*.` and a domain. */
+  registries: string[]
+  /** Credentials for them, in a file of Docker's config.json format; null: only those that workspaces keep. */
+  registryAuthFile: string | null
+  /** MiB that one image may have, unpacked. */
+  imageMbMax: number
   /** Addresses or CIDR ranges whose forwarded headers count. */
   trustedProxies: string[]
   /** Addresses that are not public and that the platform's own requests may go to, ranges and ports included. */
@@ -60,6 +66,21 @@ interface Key {
 }
 
 const hostName = /^(?=.{1,253}$)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*$/
+const registryHost =
+  /^(\*\.)?[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*(:\d{1,5})?$|^\[[0-9a-f:]+\](:\d{1,5})?$/
+/** The public ones that most images come from. None of them is asked for anything unless someone names it. */
+const registriesDefault = [
+  'docker.io',
+  'ghcr.io',
+  'quay.io',
+  'gcr.io',
+  '*.gcr.io',
+  '*.pkg.dev',
+  'public.ecr.aws',
+  'mcr.microsoft.com',
+  'registry.k8s.io',
+  'registry.gitlab.com',
+]
 const text = z.string().min(1)
 const path = text.refine((value) => !value.includes('\0'))
 
@@ -98,6 +119,18 @@ const keys = {
   keepInstances: { kind: 'boolean', allowed: 'true or false', schema: z.boolean() },
   imageDir: { kind: 'text', allowed: 'a directory', schema: path },
   imageSource: { kind: 'text', allowed: 'auto, reflink, link, copy or live', schema: z.enum(imageSources) },
+  registries: {
+    kind: 'list',
+    allowed:
+      'registry hosts, such as docker.io, localhost:5000 or *.pkg.dev (without encryption on loopback only)',
+    schema: z.array(z.string().toLowerCase().regex(registryHost)).max(256),
+  },
+  registryAuthFile: { kind: 'text', allowed: 'a file of Docker’s config.json format', schema: path },
+  imageMbMax: {
+    kind: 'number',
+    allowed: 'MiB, a whole number 1 to 1048576',
+    schema: z.int().min(1).max(1_048_576),
+  },
   trustedProxies: {
     kind: 'list',
     allowed: 'IP addresses or ranges, such as 10.0.0.1 or 10.0.0.0/8',
@@ -186,6 +219,9 @@ function complete(values: Values, dataDir: string, env: Record<string, string | 
     keepInstances: values.keepInstances ?? false,
     imageDir: resolve(values.imageDir ?? imageDirDefault(env)),
     imageSource: values.imageSource ?? 'auto',
+    registries: values.registries ?? registriesDefault,
+    registryAuthFile: values.registryAuthFile === undefined ? null : resolve(values.registryAuthFile),
+    imageMbMax: values.imageMbMax ?? 16_384,
     trustedProxies: values.trustedProxies ?? [],
     privateTargets: values.privateTargets ?? [],
     logLevel: values.logLevel ?? 'info',
@@ -292,6 +328,7 @@ function variableName(key: string): string {
 function flagName(key: string): string {
   // The list is written --domain a --domain b.
   if (key === 'domains') return '--domain'
+  if (key === 'registries') return '--registry'
   return `--${key.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`
 }
 

@@ -10,8 +10,10 @@ import { Codegen } from './codegen/index.ts'
 import { type Config, configDefaults, type RuntimeName } from './config.ts'
 import { dataDirDefault, readCredentials } from './data-directory.ts'
 import { PlatformError } from './errors.ts'
+import { HelperLayers } from './guest/index.ts'
 import { createApp } from './http/app.ts'
 import { apiKeyRoutes } from './http/control/api-keys.ts'
+import { imageRoutes } from './http/control/images.ts'
 import { oauthRoutes } from './http/control/oauth.ts'
 import { platformRoutes } from './http/control/platform.ts'
 import { previewRoutes } from './http/control/previews.ts'
@@ -102,7 +104,8 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   const secrets = createSecretBox(openMasterKey(dataDir))
 
   // The runtime looks at the host while the database opens.
-  const openingRuntime = typeof driver === 'string' ? openRuntime(driver, config, { clock, log }) : null
+  const helper = typeof driver === 'string' ? helperPathIn(config.dataDir) : null
+  const openingRuntime = helper ? openRuntime(driver as RuntimeName, config, helper, { clock, log }) : null
   opened.defer(async () => {
     // A driver that was handed in stays its owner's. One that failed to open has been told of already.
     const runtime = await openingRuntime?.catch(() => null)
@@ -125,7 +128,26 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
     log,
   })
   opened.defer(() => host.close())
-  const images = new Images({ host })
+  const helperPath = await helper
+  const images = new Images({
+    host,
+    store,
+    secrets,
+    clock,
+    log,
+    dir: join(dataDir, 'images'),
+    // The other runtimes start programs of the host.
+    layers: helperPath && driver === 'namespace' ? new HelperLayers(helperPath) : null,
+    ...(helperPath ? { standInPath: helperPath } : {}),
+    registries: config.registries,
+    registryAuthFile: config.registryAuthFile,
+    imageBytesMax: config.imageMbMax * 1024 * 1024,
+    inUse: () => instances.roots(),
+  })
+  opened.defer(async () => {
+    if (temporary) await images.removeAll()
+  })
+  workspaces.onDelete((workspace) => images.removal(workspace))
   const standby = {
     freezeAfterMs: config.standbyAfterSeconds > 0 ? config.standbyAfterSeconds * 1000 : null,
     reclaimAfterMs: config.reclaimAfterSeconds > 0 ? config.reclaimAfterSeconds * 1000 : null,
@@ -143,11 +165,14 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   opened.defer(() => previews.close())
   opened.defer(() => sandboxes.close())
   opened.defer(() => schedules.close())
+  // First: a sandbox that waits for its image would be waited for.
+  opened.defer(() => images.close())
   await instances.recover()
   await sandboxes.open()
   await previews.open()
   await schedules.open()
   host.start()
+  images.start()
 
   let server: HttpServer | null = null
   const dialer = new Dialer({
@@ -175,6 +200,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
       ...sandboxRoutes({ sandboxes, log }),
       ...previewRoutes({ previews }),
       ...schedulesRoutes({ schedules, clock, log }),
+      ...imageRoutes(images),
       ...gateway.routes(),
       ...sandboxRunRoutes(sandboxes, api),
     ],
@@ -237,13 +263,18 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   }
 }
 
+async function helperPathIn(dataDir: string): Promise<string> {
+  const { helperSource } = await import('./runtimes/embedded-helper.ts')
+  return await extractHelper(Bun.file(helperSource), join(dataDir, 'bin'))
+}
+
 async function openRuntime(
   driver: RuntimeName,
   config: Config,
+  helper: Promise<string>,
   { clock, log }: { clock: Clock; log: Logger },
 ): Promise<Runtime> {
-  const { helperSource } = await import('./runtimes/embedded-helper.ts')
-  const helperPath = await extractHelper(Bun.file(helperSource), join(config.dataDir, 'bin'))
+  const helperPath = await helper
   const options = { instancesDir: join(config.dataDir, 'instances'), helperPath, log, clock }
   return driver === 'process' ? await openProcessRuntime(options) : await openNamespaceRuntime(options)
 }

@@ -3,6 +3,7 @@ import type { Logger } from '../lib/log.ts'
 import type {
   GuestProcess,
   GuestProcesses,
+  Identity,
   OutputRecord,
   ProcessDescent,
   SpawnSpec,
@@ -62,6 +63,7 @@ interface FollowReader {
  * answer may take as long as the program likes). Survives lost connections; every exit is told once to every listener.
  */
 export class ControlChannel implements GuestProcesses {
+  #identity: Identity | null = null
   #requests: Requests
   #stdin: Requests
   #socketPath: string
@@ -123,13 +125,18 @@ export class ControlChannel implements GuestProcesses {
     this.#failAll(error)
   }
 
+  /** Whom programs are started as that say nothing themselves. */
+  actAs(identity: Identity): void {
+    this.#identity = identity
+  }
+
   /** Asks process 1 to end everything. There is no answer: watch for the end of process 1. */
   async shutdown(graceMs: number): Promise<void> {
     await this.#requests.notify(new FrameWriter(FrameType.shutdown, 0).u32(graceMs).finish())
   }
 
   async spawn(spec: SpawnSpec): Promise<{ pid: number; startedAt: number }> {
-    const frame = spawnFrame(spec, this.#workingDir(spec.workingDir))
+    const frame = spawnFrame({ ...this.#identity, ...spec }, this.#workingDir(spec.workingDir))
     let started = { pid: 0, startedAt: 0 }
     const answer = await this.#requests.request(spec.id, frame, FrameType.spawned, {
       // At once: the exit may follow in the same breath.

@@ -2,6 +2,7 @@ import { closeSync } from 'node:fs'
 import { PlatformError } from '../errors.ts'
 import { messageSockets, receiveDescriptor } from '../lib/descriptors.ts'
 import type { Logger } from '../lib/log.ts'
+import type { Identity } from '../spec/runtime.ts'
 import { type Frame, FrameType, ProtocolError, readError } from './codec.ts'
 import { Connection } from './connection.ts'
 import { fileError } from './errno.ts'
@@ -36,8 +37,11 @@ export class FilesPool {
   #waiting: { resolve: (ready: null) => void; reject: (error: Error) => void; timer: Timer }[] = []
   #failure: PlatformError | null = null
   #suspended = false
+  #identity: Partial<Identity>
 
-  constructor(private readonly options: FilesPoolOptions) {}
+  constructor(private readonly options: FilesPoolOptions) {
+    this.#identity = { uid: options.uid, gid: options.gid }
+  }
 
   /** A connection of one's own until `release()`. @throws too_many_requests, unavailable */
   async start(path: string): Promise<Operation> {
@@ -78,6 +82,12 @@ export class FilesPool {
       waiting.reject(error)
     }
     for (const { connection } of [...this.#open, ...this.#apart]) connection?.close(error)
+  }
+
+  actAs(identity: Identity): void {
+    this.#identity = identity
+    // Workers have their credentials from the start.
+    for (const { connection } of this.#idle.splice(0)) connection.close(new Error('another identity'))
   }
 
   get suspended(): boolean {
@@ -134,7 +144,8 @@ export class FilesPool {
   }
 
   async #greet(pooled: PooledConnection): Promise<void> {
-    const { socketPath: path, uid, gid } = this.options
+    const { socketPath: path } = this.options
+    const { uid, gid } = this.#identity
     pooled.connection = await Connection.open({ path, role: 'files', uid, gid }, pooled)
     if (!this.#failure) return
     pooled.connection.close(this.#failure)

@@ -133,7 +133,7 @@ static int remove_tree(struct removal *removal, int parent_fd, const char *name)
   }
 }
 
-static int remove_in(int parent_fd, const char *name, int recursive) {
+int files_remove_at(int parent_fd, const char *name, int recursive) {
   if (unlinkat(parent_fd, name, 0) == 0) return 0;
   if (errno != EISDIR && errno != EPERM) return -1;
   int error = errno;
@@ -165,7 +165,7 @@ int files_remove(const char *path, int recursive) {
   *name = 0;
   int parent_fd = open(copy, O_PATH | O_DIRECTORY | O_CLOEXEC);
   if (parent_fd < 0) return -1;
-  int result = remove_in(parent_fd, last, recursive);
+  int result = files_remove_at(parent_fd, last, recursive);
   int error = errno;
   close(parent_fd);
   errno = error;

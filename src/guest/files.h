@@ -93,5 +93,6 @@ int files_hand_over(const struct worker *worker, int fd, const struct stat *stat
 
 /* Never follows a link, never leaves the file system, uses no stack by depth. */
 int files_remove(const char *path, int recursive);
+int files_remove_at(int directory_fd, const char *name, int recursive);
 
 #endif

@@ -5,6 +5,7 @@ import type {
   FileEntry,
   FileToWrite,
   GuestFiles,
+  Identity,
   LineMatch,
   OpenFile,
   SearchOptions,
@@ -51,6 +52,11 @@ export class FilesChannel implements GuestFiles {
   close(error: PlatformError): void {
     this.#pool.close(error)
     this.#open.revoke()
+  }
+
+  /** Whom operations that begin from now on are done as. */
+  actAs(identity: Identity): void {
+    this.#pool.actAs(identity)
   }
 
   suspend(): void {

@@ -1,7 +1,7 @@
 /*
  * libFuzzer target of everything that parses what comes over a channel (scripts/fuzz-helper.sh). The first byte chooses:
  * the frame reader and cursor, the decoders, process 1's connection and process table with programs that never start
- * and signals that go nowhere, or the whole files worker inside an empty root directory.
+ * and signals that go nowhere, or the whole files worker, or the unpacker of layers, inside an empty root directory.
  */
 #ifdef HUTCH_FUZZ
 #define _GNU_SOURCE
@@ -31,6 +31,7 @@ static pid_t fuzz_fork(void);
 
 #include "files.h"
 #include "tree.h"
+#include "unpack.h"
 
 enum {
   FAKE_PROCESSES_MAX = 64,
@@ -375,6 +376,30 @@ static void send_files(int fd, struct input_bytes input) {
   }
 }
 
+/* Frames of an unpacker, most of them of its own types. Wherever they lead, they stay in the root directory. */
+static void fuzz_unpack(struct input_bytes input) {
+  static unsigned runs;
+  if (!chrooted) return;
+  if (runs++ % RUNS_PER_CLEANING == 0) fill_root();
+  struct unpacker unpacker;
+  if (unpack_open(&unpacker, 1, 1) < 0) abort();
+  for (int going = 1; going && input.left > 0 && !unpacker.finished;) {
+    struct frame frame = {.type = (uint8_t)(FRAME_UNPACK_DIRECTORY + next_byte(&input) % 13)};
+    size_t length = next_length(&input, 70000);
+    /* The cursor ends strings in place. */
+    uint8_t *copy = malloc(length + 1);
+    memcpy(copy, input.at, length);
+    frame.payload = copy;
+    frame.length = (uint32_t)length;
+    if (frame.type == FRAME_UNPACK_FINISH) going = 0; /* its sync takes the whole disk's time */
+    else (void)unpack_frame(&unpacker, &frame);
+    free(copy);
+    input.at += length;
+    input.left -= length;
+  }
+  unpack_close(&unpacker);
+}
+
 static void fuzz_files(struct input_bytes input, int framed) {
   static unsigned runs;
   int ends[2], handover = -1;
@@ -415,7 +440,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   struct input_bytes input = {data, size};
-  switch (next_byte(&input) % 7) {
+  switch (next_byte(&input) % 8) {
     case 0:
       fuzz_reader(input);
       break;
@@ -431,8 +456,11 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     case 6:
       fuzz_literals(input);
       break;
+    case 7:
+      fuzz_unpack(input);
+      break;
     default:
-      fuzz_files(input, data[0] % 7 == 3);
+      fuzz_files(input, data[0] % 8 == 3);
   }
   return 0;
 }

@@ -1,6 +1,6 @@
 import type { PlatformError } from '../errors.ts'
 import type { Logger } from '../lib/log.ts'
-import type { Guest } from '../spec/runtime.ts'
+import type { Guest, Identity } from '../spec/runtime.ts'
 import { ControlChannel } from './control.ts'
 import { FilesChannel } from './files.ts'
 
@@ -8,6 +8,7 @@ export { ProtocolError } from './codec.ts'
 export { fileError } from './errno.ts'
 export { type GuestState, KeeperChannel } from './keeper.ts'
 export { HelperError, type LaunchedInstance, Launcher, type ProcessIdentity } from './launcher.ts'
+export { HelperLayers } from './layers.ts'
 
 export interface GuestClientOptions {
   /** Path of the guest's socket: at most 107 bytes. */
@@ -37,6 +38,11 @@ export class GuestClient implements Guest {
   /** @throws unavailable when nobody answers */
   async open(): Promise<void> {
     await this.processes.open()
+  }
+
+  actAs(identity: Identity): void {
+    this.processes.actAs(identity)
+    this.files.actAs(identity)
   }
 
   /** Around freezing: requests wait instead of timing out. */

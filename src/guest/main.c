@@ -18,10 +18,12 @@ int main(int argc, char **argv) {
     return launcher_main();
   }
   if (argc == 2 && !strcmp(argv[1], "guest")) return guest_without_isolation();
+  if (argc == 2 && !strcmp(argv[1], "unpack")) return unpack_main();
+  if (argc == 2 && !strcmp(argv[1], "empty")) return empty_main();
   if (argc == 2 && !strcmp(argv[1], "version")) {
     printf("%d\n", PROTOCOL_VERSION);
     return 0;
   }
-  fprintf(stderr, "usage: hutch-helper launch|guest|version\n");
+  fprintf(stderr, "usage: hutch-helper launch|guest|unpack|empty|version\n");
   return 2;
 }

@@ -220,6 +220,44 @@ static void protect_init_limits(struct program *program) {
   answer(program, 0);
 }
 
+static void install(struct program *program) {
+  struct sock_fprog filter = {.len = program->length, .filter = program->code};
+  if (syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &filter) < 0) fail("seccomp", "the filter was refused");
+}
+
+static const int layer_calls[] = {
+    SYS_read, SYS_write, SYS_writev, SYS_pwrite64, SYS_close, SYS_lseek, SYS_ftruncate, SYS_fstat, SYS_syncfs,
+    SYS_openat, SYS_openat2, SYS_dup, SYS_fcntl, SYS_getdents64,
+    SYS_mkdirat, SYS_mknodat, SYS_symlinkat, SYS_linkat, SYS_unlinkat,
+    SYS_fchown, SYS_fchownat, SYS_fchmod, SYS_utimensat, SYS_fsetxattr,
+    SYS_ppoll, SYS_brk, SYS_mmap, SYS_munmap, SYS_mremap, SYS_madvise, SYS_rt_sigprocmask, SYS_rt_sigreturn,
+    SYS_exit, SYS_exit_group,
+#ifdef SYS_newfstatat
+    SYS_newfstatat,
+#endif
+#ifdef SYS_statx
+    SYS_statx,
+#endif
+#ifdef SYS_open
+    SYS_open, SYS_poll,
+#endif
+};
+
+void seccomp_allow_layers(void) {
+  struct program program;
+  program.length = 0;
+  load(&program, offsetof(struct seccomp_data, arch));
+  emit(&program, BPF_JMP | BPF_JEQ | BPF_K, FILTER_ARCH, 1, 0);
+  emit(&program, BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS, 0, 0);
+  load(&program, offsetof(struct seccomp_data, nr));
+  for (size_t i = 0; i < sizeof layer_calls / sizeof *layer_calls; i++) {
+    when(&program, BPF_JEQ, (uint32_t)layer_calls[i], 1);
+    answer(&program, 0);
+  }
+  emit(&program, BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS, 0, 0);
+  install(&program);
+}
+
 void seccomp_install(void) {
   struct program program;
   program.length = 0;
@@ -243,7 +281,5 @@ void seccomp_install(void) {
   filter_ioctls(&program);
   protect_init_limits(&program);
   answer(&program, 0);
-
-  struct sock_fprog filter = {.len = program.length, .filter = program.code};
-  if (syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &filter) < 0) fail("seccomp", "the filter was refused");
+  install(&program);
 }

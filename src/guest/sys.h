@@ -26,6 +26,9 @@
 #ifndef SYS_clone3
 #define SYS_clone3 435
 #endif
+#ifndef SYS_openat2
+#define SYS_openat2 437
+#endif
 #ifndef SYS_close_range
 #define SYS_close_range 436
 #endif
@@ -79,6 +82,14 @@ enum { CONFIG_FLAG = 0, CONFIG_STRING = 1, CONFIG_FD = 5, CONFIG_CREATE = 6 };
 #define CLONE_PIDFD 0x00001000
 #endif
 #define CLONE_INTO_CGROUP_FLAG 0x200000000ULL
+
+#ifndef RESOLVE_IN_ROOT
+#define RESOLVE_NO_MAGICLINKS 0x02
+#define RESOLVE_IN_ROOT 0x10
+struct open_how {
+  uint64_t flags, mode, resolve;
+};
+#endif
 
 struct mount_attributes {
   uint64_t set, clear, propagation, userns_fd;

@@ -1,12 +1,17 @@
-import { afterEach, describe, expect, test } from 'bun:test'
+import { afterAll, afterEach, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test'
 import { existsSync, mkdtempSync, rmSync } from 'node:fs'
 import { mkdir, readFile, rename, stat, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { systemClock } from '../lib/clock.ts'
 import { silentLogger } from '../lib/log.ts'
+import { createSecretBox } from '../lib/secret-box.ts'
+import type { Store } from '../spec/store.ts'
+import { openSqliteStore } from '../stores/sqlite/index.ts'
 import { HostImage, type HostImageSource, Images } from './index.ts'
 
+// Thousands of the host's own small files are copied.
+setDefaultTimeout(60_000)
 const temporary: string[] = []
 function temporaryDirectory(): string {
   const path = mkdtempSync(join(tmpdir(), 'hutch-images-'))
@@ -43,11 +48,31 @@ const usrOf = (root: Awaited<ReturnType<HostImage['resolve']>>) =>
   root.mounts.find((mount) => mount.target === '/usr')!.source
 
 describe('image references', () => {
-  const images = new Images({ host: hostImage({ source: 'live' }) })
+  let store: Store
+  let images: Images
+
+  beforeAll(async () => {
+    const path = join(mkdtempSync(join(tmpdir(), 'hutch-images-')), 'hutch.db')
+    store = await openSqliteStore({ path, clock: systemClock, log: silentLogger, durability: 'process' })
+    images = new Images({
+      host: hostImage({ source: 'live' }),
+      store,
+      secrets: createSecretBox(new Uint8Array(32)),
+      clock: systemClock,
+      log: silentLogger,
+      dir: join(path, '..', 'images'),
+      layers: null,
+      registries: ['docker.io'],
+      registryAuthFile: null,
+      imageBytesMax: 1024 ** 2,
+      inUse: () => [],
+    })
+  })
+  afterAll(() => store[Symbol.asyncDispose]())
 
   test('a well-known name resolves with and without the tag latest, and is echoed as given', async () => {
     for (const reference of ['blaxel/base-image', 'blaxel/base-image:latest', 'blaxel/py-app:latest']) {
-      const image = await images.resolve(reference)
+      const image = await images.resolve('main', reference)
       expect(image.reference).toBe(reference)
       expect(image.root.layers.length).toBeGreaterThan(0)
       expect(image.workingDir).toBe('/blaxel')
@@ -59,9 +84,12 @@ describe('image references', () => {
     ['blaxel/base-image:v9', 'has no tag "v9"'],
     ['../etc', 'is not an image reference'],
     ['', 'is not an image reference'],
-    ['a'.repeat(300), 'is not an image reference'],
+    ['a'.repeat(600), 'is not an image reference'],
+    ['docker.io/library/alpine:3', 'was not pulled yet'],
+    ['docker.io/Upper/case', 'is not an image reference'],
+    ['alpine:3', 'is unknown here'],
   ])('%p is refused by name', async (reference, message) => {
-    await expect(images.resolve(reference)).rejects.toThrow(message)
+    await expect(images.resolve('main', reference)).rejects.toThrow(message)
   })
 })
 

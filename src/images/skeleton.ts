@@ -99,6 +99,9 @@ const directories: [path: string, mode: number][] = [
   ['var/tmp', 0o1777],
 ]
 
+export const hostsFile = '127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n'
+export const resolverFile = 'nameserver 10.201.0.1\noptions timeout:2 attempts:2\n'
+
 const userId = 1000
 const systemIdMax = 999
 const nobodyId = 65534
@@ -147,11 +150,8 @@ export async function makeSkeleton(target: string, root = '/'): Promise<void> {
     await copyEntries(asRoot ? [...settings, ...packageRecords] : settings, root, draft)
     await rm(join(draft, 'etc/ssl/private'), { recursive: true, force: true })
     await writeAccounts(draft, root)
-    await writeFile(
-      join(draft, 'etc/hosts'),
-      '127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n',
-    )
-    await writeFile(join(draft, 'etc/resolv.conf'), 'nameserver 10.201.0.1\noptions timeout:2 attempts:2\n')
+    await writeFile(join(draft, 'etc/hosts'), hostsFile)
+    await writeFile(join(draft, 'etc/resolv.conf'), resolverFile)
     await writeFile(join(draft, 'etc/hostname'), 'sandbox\n')
     await symlink('/proc/self/mounts', join(draft, 'etc/mtab'))
     await writeFile(join(draft, 'opt/hutch/bun'), '')

@@ -8,7 +8,14 @@ import { sortableId } from '../lib/ids.ts'
 import type { Logger } from '../lib/log.ts'
 import type { SecretBox } from '../lib/secret-box.ts'
 import { Semaphore } from '../lib/semaphore.ts'
-import type { Instance, InstanceExit, InstanceHandle, InstanceSpec, Runtime } from '../spec/runtime.ts'
+import type {
+  Instance,
+  InstanceExit,
+  InstanceHandle,
+  InstanceSpec,
+  RootFilesystem,
+  Runtime,
+} from '../spec/runtime.ts'
 import type { Resource, Store } from '../spec/store.ts'
 import { Activity } from './activity.ts'
 import { type CommitOutcome, InstanceArchives } from './archives.ts'
@@ -134,6 +141,12 @@ export class Instances {
     return [...this.#entries.values()].filter((entry) => entry.owner.kind === kind)
   }
 
+  /** The root file systems that instances stand on, whatever state they are in. */
+  *roots(): Iterable<{ workspace: string; root: RootFilesystem }> {
+    for (const { owner, spec } of this.#entries.values())
+      yield { workspace: owner.workspace, root: spec.image }
+  }
+
   onChange(listener: InstanceListener): () => void {
     this.#listeners.add(listener)
     return () => this.#listeners.delete(listener)
@@ -141,15 +154,16 @@ export class Instances {
 
   /**
    * Makes an instance. `commit` is called once it runs, with the step that records it; the owner's record goes into
-   * the same batch. When this rejects, also because `commit` did, nothing is left of the instance.
+   * the same batch. `check` sees it before that. When this rejects, also because `commit` did, nothing is left of the instance.
    * @throws unavailable when closing, too_many_requests, and what Runtime.create throws
    */
   async create(
     owner: InstanceOwner,
     spec: NewInstance | Promise<NewInstance>,
     commit: Commit,
+    check?: (instance: Instance, spec: NewInstance) => Promise<void>,
   ): Promise<Instance> {
-    return await this.#track(this.#create(sortableId(this.#clock.now()), owner, spec, commit))
+    return await this.#track(this.#create(sortableId(this.#clock.now()), owner, spec, commit, check))
   }
 
   async #create(
@@ -157,6 +171,7 @@ export class Instances {
     owner: InstanceOwner,
     wanted: NewInstance | Promise<NewInstance>,
     commit: Commit,
+    check: ((instance: Instance, spec: NewInstance) => Promise<void>) | undefined,
   ): Promise<Instance> {
     // Awaited only after the record was begun.
     if (wanted instanceof Promise) wanted.catch(() => {})
@@ -184,6 +199,7 @@ export class Instances {
         state: 'running',
         ...this.#fresh(id, owner),
       }
+      await check?.(instance, spec)
       // Known before it is recorded, so that whoever reads the record finds it.
       this.#entries.set(id, entry)
       await commit(

@@ -11,7 +11,12 @@ export interface InstanceOwner {
 }
 
 /** What to start; `env` rests sealed. */
-export type NewInstance = Omit<InstanceSpec, 'id' | 'signal'>
+export type NewInstance = Omit<InstanceSpec, 'id' | 'signal'> & {
+  /** The image's own program, started in each life of the machine. */
+  program?: string[]
+  /** Whom programs and file operations are run as; absent: root. */
+  user?: string
+}
 
 /**
  * The durable record of an instance. `creating` is written before the runtime makes anything, so that whatever a

@@ -3,6 +3,7 @@ import { join } from 'node:path'
 import { PlatformError } from '../errors.ts'
 import type { ResolvedImage } from '../images/index.ts'
 import type {
+  Commit,
   InstanceChange,
   InstanceOwner,
   InstanceState,
@@ -14,6 +15,7 @@ import { randomText } from '../lib/ids.ts'
 import { KeyedLock } from '../lib/keyed-lock.ts'
 import type { Logger } from '../lib/log.ts'
 import type { SecretBox } from '../lib/secret-box.ts'
+import type { Instance } from '../spec/runtime.ts'
 import type { BatchStep, Page, Store } from '../spec/store.ts'
 import { SandboxArchives } from './archives.ts'
 import {
@@ -25,6 +27,7 @@ import {
   storageMbOf,
 } from './draft.ts'
 import { SandboxExpiry } from './expiry.ts'
+import { becomeUser, wantedUser } from './identity.ts'
 import { type SandboxLease, SandboxLeases } from './leases.ts'
 import {
   indexesOf,
@@ -37,7 +40,7 @@ import {
   withEvent,
 } from './record.ts'
 import { keyOf, notFound, type SandboxListQuery, SandboxRecords } from './records.ts'
-import type { SandboxInput, SandboxView } from './schema.ts'
+import type { SandboxEvent, SandboxInput, SandboxView } from './schema.ts'
 import { Sealing } from './sealing.ts'
 import { SandboxUpgrades } from './upgrades.ts'
 
@@ -76,6 +79,9 @@ export const pidsPerSandboxMax = 4096
 /** A removal that takes longer goes on after the request was answered. */
 export const removeWaitMsMax = 10_000
 
+/** How long an answer to create waits for an image to be pulled: less than clients and proxies wait for an answer. */
+export const pullAnswerMsMax = 50_000
+
 /** What belongs to a sandbox and goes when it goes. */
 export interface SandboxDependent {
   /** Steps that remove it, for the batch that removes the sandbox; `uid` is that of this one alone. */
@@ -87,7 +93,16 @@ export interface SandboxDependent {
 export interface SandboxesOptions {
   store: Store
   instances: Instances
-  images: { resolve(reference: string, signal?: AbortSignal): Promise<ResolvedImage> }
+  images: {
+    /** @throws bad_request */
+    resolve(workspace: string, reference: string): Promise<ResolvedImage>
+    /** A pull that has to be over before `resolve` can answer; null: none. @throws bad_request */
+    prepare(
+      workspace: string,
+      reference: string,
+      options: { dockerConfig?: string },
+    ): Promise<{ pulling: Promise<unknown> } | null>
+  }
   secrets: SecretBox
   clock: Clock
   log: Logger
@@ -181,7 +196,11 @@ export class Sandboxes {
     } else if ((status === 'ARCHIVING' || status === 'UNARCHIVING' || status === 'ARCHIVED') && instance) {
       this.#afterwards(sandbox, (await this.#archives.resume(sandbox)).done)
     } else if (instance === undefined || instance === 'failed') {
-      const reason = instance ? 'its instance could not be brought back' : 'its instance was lost'
+      const reason = instance
+        ? 'its instance could not be brought back'
+        : status === 'DEPLOYING'
+          ? 'its creation was interrupted, create it again'
+          : 'its instance was lost'
       this.#expiry.watch(
         await this.#records.change(sandbox, (current) =>
           current.status === 'FAILED' ? null : this.#failed(current, reason),
@@ -198,7 +217,8 @@ export class Sandboxes {
   }
 
   /**
-   * Resolves when the sandbox can be used. With `createIfNotExist` answers the sandbox of this name if there is one.
+   * Resolves when the sandbox can be used, or, while its image is still being pulled after `pullAnswerMsMax`, in the
+   * state DEPLOYING. With `createIfNotExist` answers the sandbox of this name if there is one.
    * @throws bad_request, already_exists, and what starting an instance throws; then no record is left
    */
   async create(
@@ -209,7 +229,8 @@ export class Sandboxes {
     this.#refuseWhenClosing()
     const name = checkSandboxName(input.metadata?.name || `sandbox-${randomText(10)}`)
     const draft = draftOf(input, null, this.#clock.now())
-    return await this.#lock.run(lockKey(workspace, name), async () => {
+    let pull: { pending: StoredSandbox; pulling: Promise<unknown> } | null = null
+    const answer = await this.#lock.run(lockKey(workspace, name), async () => {
       const existing = await this.#current(workspace, name)
       if (existing && !isReplaceable(existing.body.status)) {
         if (options.createIfNotExist && existing.body.status !== 'DELETING') return existing
@@ -220,8 +241,102 @@ export class Sandboxes {
         )
       }
       this.#refuseBeyondLimits(draft)
-      return await this.#launch(workspace, name, draft, options.actor, existing)
+      const missing = await this.#images.prepare(workspace, draft.spec.image, dockerConfigOf(input))
+      if (missing === null) return await this.#launch(workspace, name, draft, options.actor, existing)
+      const pending = await this.#recordPull(workspace, name, draft, options.actor, existing)
+      pull = { pending, pulling: missing.pulling }
+      return pending
     })
+    return pull === null ? answer : await this.#launchPulled(pull, draft, options.actor)
+  }
+
+  /** A record that shows what goes on while the image comes. */
+  async #recordPull(
+    workspace: string,
+    name: string,
+    draft: SandboxDraft,
+    actor: string,
+    replaced: StoredSandbox | null,
+  ): Promise<StoredSandbox> {
+    const now = this.#clock.now()
+    const started = deploymentStarted(now, `Deployment started: pulling ${draft.spec.image}`)
+    const body = this.#sealing.bodyOf(draft, {
+      uid: randomText(20),
+      createdBy: actor,
+      updatedBy: actor,
+      instanceId: null,
+      status: 'DEPLOYING',
+      events: [started],
+    })
+    const gone = replaced ? await this.#removal(replaced) : []
+    const creation: BatchStep = {
+      op: 'create',
+      input: { kind: sandboxKind, workspace, name, body, indexes: indexesOf(body), createdAt: now },
+    }
+    const results = await this.#endingAlong(replaced?.body.instanceId ?? null, (more) =>
+      this.#store.batch([...gone, creation, ...more]),
+    )
+    if (replaced) this.#afterRemoval(replaced)
+    return results[gone.length] as StoredSandbox
+  }
+
+  async #launchPulled(
+    { pending, pulling }: { pending: StoredSandbox; pulling: Promise<unknown> },
+    draft: SandboxDraft,
+    actor: string,
+  ): Promise<StoredSandbox> {
+    const { workspace, name } = pending
+    let answered = false
+    const inTurn = <Result>(work: (current: StoredSandbox | null) => Promise<Result>) =>
+      this.#lock.run(lockKey(workspace, name), async () => {
+        const found = await this.#current(workspace, name)
+        return await work(
+          found?.body.uid === pending.body.uid && found.body.status === 'DEPLOYING' ? found : null,
+        )
+      })
+    const launched = (async () => {
+      try {
+        await pulling
+        this.#refuseWhenClosing()
+        return await inTurn(async (current) => {
+          if (current === null) {
+            throw new PlatformError(
+              'conflict',
+              `the sandbox "${name}" was deleted while its image was pulled`,
+            )
+          }
+          this.#refuseBeyondLimits(draft)
+          const sandbox = await this.#replaceInstance(current, draft, actor, 'Deployment successful')
+          this.#leases.set(sandbox, sandbox.body.instanceId!)
+          this.#expiry.watch(sandbox)
+          this.#warm(sandbox)
+          return sandbox
+        })
+      } catch (error) {
+        // Whoever was told of it finds it failed; who was not is told now, and nothing is left.
+        const reason = PlatformError.is(error) ? error.message : 'it could not be started'
+        await inTurn(async (current) => {
+          if (current === null) return
+          if (answered) await this.#records.change(current, (body) => this.#failed(body, reason))
+          else await this.#removeRecord(current)
+        })
+        throw error
+      }
+    })()
+    this.#inBackground(launched)
+    const stop = new AbortController()
+    const late = this.#clock.sleep(pullAnswerMsMax, stop.signal).then(
+      async () => {
+        answered = true
+        return (await this.#records.get(workspace, name)) ?? pending
+      },
+      () => launched,
+    )
+    try {
+      return await Promise.race([launched, late])
+    } finally {
+      stop.abort()
+    }
   }
 
   #refuseBeyondLimits(draft: SandboxDraft): void {
@@ -250,40 +365,31 @@ export class Sandboxes {
   ): Promise<StoredSandbox> {
     const uid = randomText(20)
     const startedAt = this.#clock.now()
-    const started = {
-      time: new Date(startedAt).toISOString(),
-      type: 'deployment',
-      status: 'DEPLOYING',
-      message: 'Deployment started',
-    }
+    const started = deploymentStarted(startedAt, 'Deployment started')
     const gone = replaced ? await this.#removal(replaced) : []
     let created: StoredSandbox | undefined
-    const instance = await this.#instances.create(
-      { kind: sandboxKind, workspace, name },
-      this.#instanceSpec(workspace, name, draft),
-      async (step, instanceId) => {
-        const body = this.#deployed(
-          this.#sealing.bodyOf(draft, {
-            uid,
-            createdBy: actor,
-            updatedBy: actor,
-            instanceId,
-            status: 'DEPLOYING',
-            events: [started],
-          }),
-          'Deployment successful',
-        )
-        const creation: BatchStep = {
-          op: 'create',
-          input: { kind: sandboxKind, workspace, name, body, indexes: indexesOf(body), createdAt: startedAt },
-        }
-        const steps = [...gone, creation, step]
-        const results = await this.#endingAlong(replaced?.body.instanceId ?? null, (more) =>
-          this.#store.batch([...steps, ...more]),
-        )
-        created = results[gone.length] as StoredSandbox
-      },
-    )
+    const instance = await this.#start(workspace, name, draft, async (step, instanceId) => {
+      const body = this.#deployed(
+        this.#sealing.bodyOf(draft, {
+          uid,
+          createdBy: actor,
+          updatedBy: actor,
+          instanceId,
+          status: 'DEPLOYING',
+          events: [started],
+        }),
+        'Deployment successful',
+      )
+      const creation: BatchStep = {
+        op: 'create',
+        input: { kind: sandboxKind, workspace, name, body, indexes: indexesOf(body), createdAt: startedAt },
+      }
+      const steps = [...gone, creation, step]
+      const results = await this.#endingAlong(replaced?.body.instanceId ?? null, (more) =>
+        this.#store.batch([...steps, ...more]),
+      )
+      created = results[gone.length] as StoredSandbox
+    })
     if (replaced) this.#afterRemoval(replaced)
     this.#leases.set(created!, instance.id)
     this.#expiry.watch(created!)
@@ -346,6 +452,9 @@ export class Sandboxes {
         `metadata.name: a sandbox cannot be renamed; send "${name}" or leave it out`,
       )
     }
+    // Outside of the lock: the sandbox can be used and deleted while an image comes.
+    const image = input.spec?.runtime?.image
+    if (image) await (await this.#images.prepare(workspace, image, dockerConfigOf(input)))?.pulling
     return await this.#lock.run(lockKey(workspace, name), async () => {
       const existing = await this.#current(workspace, name)
       if (!existing) throw notFound(name)
@@ -359,7 +468,12 @@ export class Sandboxes {
       const previous = this.#sealing.draftOf(existing)
       const draft = draftOf(input, previous, this.#clock.now())
       const updated = needsNewInstance(previous, draft)
-        ? await this.#replaceInstance(existing, draft, options.actor)
+        ? await this.#replaceInstance(
+            existing,
+            draft,
+            options.actor,
+            'Deployment successful, with a new instance',
+          )
         : await this.#records.change(existing, (current) => ({
             ...this.#sealing.bodyOf(draft, { ...current, updatedBy: options.actor }),
           }))
@@ -377,26 +491,23 @@ export class Sandboxes {
     existing: StoredSandbox,
     draft: SandboxDraft,
     actor: string,
+    message: string,
   ): Promise<StoredSandbox> {
     const { workspace, name, body } = existing
     let updated: StoredSandbox | undefined
-    await this.#instances.create(
-      { kind: sandboxKind, workspace, name },
-      this.#instanceSpec(workspace, name, draft),
-      async (step, instanceId) => {
-        updated = await this.#endingAlong(body.instanceId, (more) =>
-          this.#records.change(
-            existing,
-            (current) =>
-              this.#deployed(
-                this.#sealing.bodyOf(draft, { ...current, updatedBy: actor, instanceId }),
-                'Deployment successful, with a new instance',
-              ),
-            [step, ...more],
-          ),
-        )
-      },
-    )
+    await this.#start(workspace, name, draft, async (step, instanceId) => {
+      updated = await this.#endingAlong(body.instanceId, (more) =>
+        this.#records.change(
+          existing,
+          (current) =>
+            this.#deployed(
+              this.#sealing.bodyOf(draft, { ...current, updatedBy: actor, instanceId }),
+              message,
+            ),
+          [step, ...more],
+        ),
+      )
+    })
     return updated!
   }
 
@@ -550,17 +661,39 @@ export class Sandboxes {
     while (this.#background.size > 0) await Promise.allSettled(this.#background)
   }
 
-  async #instanceSpec(workspace: string, name: string, draft: SandboxDraft): Promise<NewInstance> {
-    const image = await this.#images.resolve(draft.spec.image)
+  /** Holds the image until the instance itself does. */
+  async #start(workspace: string, name: string, draft: SandboxDraft, commit: Commit): Promise<Instance> {
+    const resolving = this.#images.resolve(workspace, draft.spec.image)
+    try {
+      return await this.#instances.create(
+        { kind: sandboxKind, workspace, name },
+        resolving.then((image) => this.#instanceSpec(workspace, name, draft, image)),
+        commit,
+        async (instance, spec) => {
+          if (spec.user) await becomeUser(instance.guest, spec.user)
+        },
+      )
+    } finally {
+      const image = await resolving.catch(() => null)
+      image?.[Symbol.dispose]()
+    }
+  }
+
+  #instanceSpec(workspace: string, name: string, draft: SandboxDraft, image: ResolvedImage): NewInstance {
+    const own = { ...image.env, ...draft.env }
+    const user = wantedUser(image.user, own)
+    const program = [...image.entrypoint, ...image.command]
     return {
       hostname: name,
       image: image.root,
       memoryMb: draft.spec.memoryMb,
       storageMb: storageMbOf(draft.spec),
       pidsMax: pidsPerSandboxMax,
+      ...(user === '' ? {} : { user }),
+      ...(program.length === 0 ? {} : { program }),
       env: {
-        ...image.env,
-        ...draft.env,
+        ...(user === '' ? { HOME: '/root' } : {}),
+        ...own,
         BL_NAME: name,
         BL_TYPE: 'sandbox',
         BL_WORKSPACE: workspace,
@@ -694,6 +827,15 @@ export class Sandboxes {
   #refuseWhenClosing(): void {
     if (this.#closing.signal.aborted) throw this.#closing.signal.reason
   }
+}
+
+function deploymentStarted(nowMs: number, message: string): SandboxEvent {
+  return { time: new Date(nowMs).toISOString(), type: 'deployment', status: 'DEPLOYING', message }
+}
+
+function dockerConfigOf(input: SandboxInput): { dockerConfig?: string } {
+  const dockerConfig = input.spec?.runtime?.dockerConfig
+  return dockerConfig ? { dockerConfig } : {}
 }
 
 function lockKey(workspace: string, name: string): string {

@@ -5,6 +5,7 @@ import type { InstanceLease, Instances, NewInstance } from '../instances/index.t
 import type { Clock } from '../lib/clock.ts'
 import type { Logger } from '../lib/log.ts'
 import type { Instance } from '../spec/runtime.ts'
+import { becomeUser, userEnv } from './identity.ts'
 import { SandboxProcesses } from './processes.ts'
 import type { StoredSandbox } from './record.ts'
 import type { SandboxUpgrades, Upgrades } from './upgrades.ts'
@@ -171,7 +172,7 @@ export class SandboxLeases {
         instance,
         processes,
         workingDir: spec.workingDir,
-        env: spec.env,
+        env: processes.env,
         upgrades: {
           read: () => this.#upgrades.of(workspace, name),
           note: (version, error) => this.#upgrades.note(workspace, name, version, error),
@@ -203,18 +204,29 @@ export class SandboxLeases {
     previous: Promise<SandboxProcesses> | undefined,
   ): Promise<SandboxProcesses> {
     await previous?.then((processes) => processes[Symbol.asyncDispose]()).catch(() => {})
+    const env = spec.user
+      ? { ...userEnv(await becomeUser(instance.guest, spec.user)), ...spec.env }
+      : spec.env
     const processes = new SandboxProcesses({
       guest: instance.guest,
       recordsFile: this.#recordsFile(instanceId),
       clock: this.#clock,
       log: this.#log,
-      defaults: { env: spec.env, workingDir: spec.workingDir },
+      defaults: { env, workingDir: spec.workingDir },
       listening: (port) => instance.listening(port),
       frozen: () => instance.frozen === true,
       exited: instance.exited,
       keepAwake: () => this.#instances.hold(instanceId),
     })
     await processes.open()
+    if (spec.program) {
+      await processes.startProgram(spec.program).catch((error) =>
+        this.#log.warn('the program of an image could not be started', {
+          instance: instanceId,
+          error: PlatformError.is(error) ? error.message : String(error),
+        }),
+      )
+    }
     return processes
   }
 

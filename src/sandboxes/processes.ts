@@ -52,6 +52,8 @@ const portPollMsMax = 100
 const stopAnswerMsMax = 1000
 const killAnswerMsMax = 5000
 const nameCharsMax = 256
+/** Of the image's own program. */
+const programName = 'entrypoint'
 /** What execve takes as one argument. */
 const commandBytesMax = 128 * 1024 - 1
 
@@ -69,6 +71,8 @@ export class SandboxProcesses implements AsyncDisposable {
   private removeExitListener = () => {}
   private nextId = 1
   private startedAt = 0
+  /** In this life of the machine. */
+  private programStarted = false
 
   private readonly host: ProcessHost
   readonly monitors: PortMonitors
@@ -106,6 +110,7 @@ export class SandboxProcesses implements AsyncDisposable {
         void this.forgetRun(record.id)
         continue
       }
+      if (record.argv && current) this.programStarted = true
       const process = new SandboxProcess(this.host, record)
       this.remember(process)
       process.recover(current ?? null)
@@ -137,6 +142,25 @@ export class SandboxProcesses implements AsyncDisposable {
     return this.startedAt
   }
 
+  get env(): Record<string, string> {
+    return this.options.defaults.env
+  }
+
+  /**
+   * The image's own program: started once in each life of the machine, whether or not it has ended since.
+   * @throws unprocessable when it cannot be started
+   */
+  async startProgram(argv: string[]): Promise<void> {
+    if (this.programStarted) return
+    this.programStarted = true
+    const taken = this.byName.get(programName)?.running
+    await this.launch({
+      command: argv.map(shellWord).join(' '),
+      argv,
+      ...(taken ? {} : { name: programName }),
+    })
+  }
+
   /**
    * Starts a process and waits for nothing but its start.
    * @throws bad_request (name in use), unprocessable (cannot be started, and why)
@@ -157,6 +181,7 @@ export class SandboxProcesses implements AsyncDisposable {
       id,
       name,
       command: start.command,
+      ...(start.argv ? { argv: start.argv } : {}),
       workingDir: start.workingDir ?? '',
       env: start.restartOnFailure ? (start.env ?? {}) : null,
       stdin: start.stdin ?? false,
@@ -394,7 +419,8 @@ export class SandboxProcesses implements AsyncDisposable {
 
   private async forgetOldest(): Promise<void> {
     if (this.closing.signal.aborted) return
-    const ended = [...this.byId.values()].filter((process) => !process.running)
+    // The image's program stays: that it was started is known by it.
+    const ended = [...this.byId.values()].filter((process) => !process.running && !process.record.argv)
     for (const process of ended.slice(0, Math.max(0, ended.length - endedProcessesMax))) {
       this.drop(process)
       process.release()
@@ -448,4 +474,8 @@ function checkCommand(command: string): void {
       `command is ${bytes} bytes long, at most ${commandBytesMax} can be run: write it to a file and run that`,
     )
   }
+}
+
+function shellWord(word: string): string {
+  return /^[\w@%+=:,./-]+$/.test(word) ? word : `'${word.replaceAll("'", "'\\''")}'`
 }

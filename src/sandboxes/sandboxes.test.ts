@@ -125,6 +125,7 @@ test('the environment inside is the image below the sandbox below the platform',
   })
   using lease = await platform.sandboxes.acquire('main', 'box')
   expect(lease.env).toEqual({
+    HOME: '/root',
     PATH: '/bin',
     FROM_IMAGE: 'image',
     OVERRIDDEN: 'sandbox',

@@ -75,6 +75,8 @@ export const sandboxInputSchema = z.looseObject({
       runtime: z
         .looseObject({
           image: z.string().nullish(),
+          /** Docker's config.json, for this pull only; neither kept nor answered. */
+          dockerConfig: z.string().nullish(),
           memory: z.number().int().nullish(),
           storageMb: z.number().int().nullish(),
           ports: z.array(portSchema).nullish(),

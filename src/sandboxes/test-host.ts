@@ -240,7 +240,10 @@ export class TestClock implements Clock {
 export const knownImage = 'blaxel/base-image:latest'
 
 const images = {
-  async resolve(reference: string): Promise<ResolvedImage> {
+  async prepare() {
+    return null
+  },
+  async resolve(_workspace: string, reference: string): Promise<ResolvedImage> {
     if (!reference.startsWith('blaxel/base-image')) {
       throw new PlatformError('bad_request', `spec.runtime.image "${reference}" is unknown here`)
     }
@@ -253,6 +256,7 @@ const images = {
       entrypoint: [],
       command: [],
       ports: [],
+      [Symbol.dispose]() {},
     }
   },
 }
@@ -261,6 +265,8 @@ const images = {
 export class Mortal {
   readonly died: Promise<void>
   readonly #die: () => void
+  /** What had begun when it died takes effect or not, but not after the next one began. */
+  readonly #begun = new Set<Promise<unknown>>()
   #steps = 0
   #at = Number.POSITIVE_INFINITY
 
@@ -285,7 +291,9 @@ export class Mortal {
         if (!methods.includes(name as keyof Target & string)) return method
         return async (...args: unknown[]) => {
           await this.#step()
-          const result = await method(...args)
+          const begun: Promise<unknown> = Promise.resolve(method(...args))
+          this.#begun.add(begun)
+          const result = await begun.finally(() => this.#begun.delete(begun))
           await this.#step()
           return result
         }
@@ -295,7 +303,7 @@ export class Mortal {
 
   async #step(): Promise<void> {
     if (this.#steps++ < this.#at) return
-    this.#die()
+    void Promise.allSettled(this.#begun).then(this.#die)
     await new Promise(() => {})
   }
 }

@@ -167,6 +167,17 @@ export interface InstanceExit {
 export interface Guest {
   readonly processes: GuestProcesses
   readonly files: GuestFiles
+  /**
+   * From now on everything that is asked here is done as this user, unless a request names another. Before: as root.
+   * Absent where programs cannot be anybody else.
+   */
+  actAs?(identity: Identity): void
+}
+
+/** Ids as they are inside. */
+export interface Identity {
+  uid: number
+  gid: number
 }
 
 export interface GuestProcesses {

@@ -343,7 +343,7 @@ export class SandboxProcess {
     try {
       const { pid, startedAt } = await host.guest.processes.spawn({
         id: this.current.id,
-        argv: [...shellOf(host.defaults.env), record.command],
+        argv: record.argv ?? [...shellOf(host.defaults.env), record.command],
         env,
         workingDir,
         stdin: record.stdin ? 'pipe' : 'null',

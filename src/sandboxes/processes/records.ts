@@ -17,6 +17,8 @@ const processRecord = z.object({
   id: z.number().int().positive(),
   name: z.string(),
   command: z.string(),
+  /** Of the image's own program, which no shell starts. */
+  argv: z.array(z.string()).optional(),
   /** As it was asked for; '' when it was not. */
   workingDir: z.string(),
   /** Of the request; kept only while a restart may need it. */

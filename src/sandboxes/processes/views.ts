@@ -8,6 +8,8 @@ export interface ProcessStart {
   name?: string
   /** Relative to the sandbox's own; default: that. */
   workingDir?: string
+  /** The program itself with its arguments, instead of a command for the shell. */
+  argv?: string[]
   /** On top of the sandbox's. */
   env?: Record<string, string>
   waitForCompletion?: boolean

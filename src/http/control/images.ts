@@ -1,0 +1,269 @@
+import { z } from 'zod'
+import { PlatformError } from '../../errors.ts'
+import {
+  catalogue,
+  type Images,
+  imageViewSchema,
+  passwordCharsMax,
+  usernameCharsMax,
+} from '../../images/index.ts'
+import { memoryMbDefault } from '../../sandboxes/index.ts'
+import { type Route, route } from '../route.ts'
+
+const flag = z.enum(['true', 'false', '1', '0', '']).optional()
+const isSet = (text: string | undefined) => text === 'true' || text === '1' || text === ''
+const registryHost = /^[a-z0-9.-]+(?::\d{1,5})?$|^\[[0-9a-f:]+\](?::\d{1,5})?$/i
+const dockerConfig = z.string().nullish()
+
+const hubEntry = z.object({
+  name: z.string(),
+  displayName: z.string(),
+  description: z.string(),
+  longDescription: z.string(),
+  image: z.string(),
+  memory: z.number(),
+  ports: z.array(z.object({ name: z.string(), target: z.number(), protocol: z.string() })),
+  categories: z.array(z.object({ name: z.string(), displayName: z.string() })),
+  tags: z.string(),
+  hidden: z.boolean(),
+  coming_soon: z.boolean(),
+  enterprise: z.boolean(),
+})
+const hub = catalogue.map((entry) => ({
+  name: entry.name.slice(entry.name.indexOf('/') + 1),
+  displayName: entry.title,
+  description: entry.summary,
+  longDescription: entry.summary,
+  image: `${entry.name}:latest`,
+  memory: memoryMbDefault,
+  ports: entry.ports,
+  categories: entry.categories.map((name) => ({ name, displayName: name })),
+  tags: entry.categories.join(','),
+  hidden: false,
+  coming_soon: false,
+  enterprise: false,
+}))
+
+const pullAnswer = imageViewSchema.extend({ reference: z.string() })
+
+/** The catalogue of images: what there is, pulling from registries, taking in archives, and letting go. */
+export function imageRoutes(images: Images): Route[] {
+  return [...hubRoutes(), ...catalogueRoutes(images), ...transferRoutes(images), ...registryRoutes(images)]
+}
+
+function hubRoutes(): Route[] {
+  return [
+    route({
+      method: 'GET',
+      path: '/v0/sandbox/hub',
+      access: 'read',
+      errors: 'control',
+      tag: 'sandboxhub',
+      summary: 'List the images that every workspace can start sandboxes from',
+      answer: z.array(hubEntry),
+      handle: () => hub,
+    }),
+  ]
+}
+
+function catalogueRoutes(images: Images): Route[] {
+  const shared = { errors: 'control', tag: 'images' } as const
+  return [
+    route({
+      ...shared,
+      method: 'GET',
+      path: '/v0/images',
+      access: 'read',
+      summary: 'List the images of the workspace with their tags',
+      answer: z.array(imageViewSchema),
+      handle: ({ workspace }) => images.views(workspace),
+    }),
+    route({
+      ...shared,
+      method: 'POST',
+      path: '/v0/images',
+      access: 'write',
+      summary: 'Pull an image of a registry into the workspace under a name of its own',
+      query: z.object({ upload: flag, 'skip-build': flag }),
+      body: z.object({
+        resourceType: z.string(),
+        name: z.string(),
+        generation: z.string().nullish(),
+        image: z.string().nullish(),
+        dockerConfig,
+      }),
+      async handle({ workspace, query, body }) {
+        if (isSet(query.upload) || !body.image) {
+          throw new PlatformError(
+            'not_implemented',
+            'images cannot be built here yet: name one of a registry in image, or import an archive (hutch images import)',
+          )
+        }
+        const answer = await images.pullFor(workspace, body.image, {
+          type: body.resourceType,
+          name: body.name,
+          ...(body.dockerConfig ? { dockerConfig: body.dockerConfig } : {}),
+        })
+        const { name, resourceType = 'sandbox', status } = answer.view.metadata
+        return {
+          name,
+          resourceType,
+          image: answer.reference,
+          build: status !== 'BUILT',
+          message: status === 'BUILT' ? 'The image is here' : 'The image is being pulled',
+        }
+      },
+    }),
+    route({
+      ...shared,
+      method: 'DELETE',
+      path: '/v0/images',
+      access: 'write',
+      summary: 'Delete every image of the workspace that no sandbox stands on',
+      answer: z.object({ deleted: z.number(), message: z.string() }),
+      async handle({ workspace }) {
+        const deleted = await images.removeUnused(workspace)
+        return { deleted, message: `${deleted} unused image${deleted === 1 ? '' : 's'} deleted` }
+      },
+    }),
+    route({
+      ...shared,
+      method: 'GET',
+      path: '/v0/images/{resourceType}/{imageName}',
+      access: 'read',
+      summary: 'Get an image with its tags',
+      answer: imageViewSchema,
+      handle: ({ workspace, params }) => images.view(workspace, params.resourceType, params.imageName),
+    }),
+    route({
+      ...shared,
+      method: 'DELETE',
+      path: '/v0/images/{resourceType}/{imageName}',
+      access: 'write',
+      summary: 'Delete an image with all its tags; refused while a sandbox stands on it',
+      answer: imageViewSchema,
+      handle: ({ workspace, params }) => images.remove(workspace, params.resourceType, params.imageName),
+    }),
+    route({
+      ...shared,
+      method: 'DELETE',
+      path: '/v0/images/{resourceType}/{imageName}/tags/{tagName}',
+      access: 'write',
+      summary: 'Delete one tag of an image; refused while a sandbox stands on it',
+      answer: imageViewSchema,
+      handle: ({ workspace, params }) =>
+        images.remove(workspace, params.resourceType, params.imageName, params.tagName),
+    }),
+  ]
+}
+
+function transferRoutes(images: Images): Route[] {
+  const shared = { errors: 'control', tag: 'images', access: 'write' } as const
+  return [
+    route({
+      ...shared,
+      method: 'POST',
+      path: '/-/images/pull',
+      summary: 'Pull an image of a registry, also one that is here; answers BUILDING when that takes long',
+      body: z.object({
+        image: z.string(),
+        type: z.string().nullish(),
+        name: z.string().nullish(),
+        tag: z.string().nullish(),
+        dockerConfig,
+      }),
+      answer: pullAnswer,
+      async handle({ workspace, body }) {
+        const { image, type, name, tag } = body
+        const { view, reference } = await images.pullFor(workspace, image, {
+          ...(type ? { type } : {}),
+          ...(name ? { name } : {}),
+          ...(tag ? { tag } : {}),
+          ...(body.dockerConfig ? { dockerConfig: body.dockerConfig } : {}),
+        })
+        return { ...view, reference }
+      },
+    }),
+    route({
+      ...shared,
+      method: 'PUT',
+      path: '/-/images/import',
+      summary: 'Take in an archive of an image, an OCI layout or what docker save writes; it is the body',
+      query: z.object({
+        name: z.string(),
+        tag: z.string().optional(),
+        type: z.string().optional(),
+        reference: z.string().optional(),
+      }),
+      answer: pullAnswer,
+      async handle({ workspace, query, request }) {
+        if (request.body === null) {
+          throw new PlatformError('bad_request', 'the request has no body: send the archive in it')
+        }
+        const { type, tag, name, reference } = query
+        const answer = await images.importFor(workspace, request.body as ReadableStream<Uint8Array>, {
+          name,
+          ...(type ? { type } : {}),
+          ...(tag ? { tag } : {}),
+          ...(reference ? { reference } : {}),
+          signal: request.signal,
+        })
+        return { ...answer.view, reference: answer.reference }
+      },
+    }),
+  ]
+}
+
+/** Passwords go in and never come out. */
+function registryRoutes(images: Images): Route[] {
+  const shared = { errors: 'control', tag: 'registries', access: 'admin' } as const
+  const entry = z.object({ host: z.string(), username: z.string(), updatedAt: z.string() })
+  return [
+    route({
+      ...shared,
+      method: 'GET',
+      path: '/-/registries',
+      summary: 'List the registries that the workspace keeps credentials for',
+      answer: z.array(entry),
+      handle: async ({ workspace }) =>
+        (await images.credentials.list(workspace)).map(({ host, username, updatedAt }) => ({
+          host,
+          username,
+          updatedAt: new Date(updatedAt).toISOString(),
+        })),
+    }),
+    route({
+      ...shared,
+      method: 'PUT',
+      path: '/-/registries/{host}',
+      summary: 'Keep credentials for a registry, sealed',
+      body: z.object({
+        username: z.string().min(1).max(usernameCharsMax),
+        password: z.string().min(1).max(passwordCharsMax),
+      }),
+      async handle({ workspace, params, body }) {
+        if (!registryHost.test(params.host)) {
+          throw new PlatformError(
+            'bad_request',
+            'host: write the registry’s host, such as ghcr.io or localhost:5000',
+          )
+        }
+        if (body.username.includes(':')) {
+          throw new PlatformError('bad_request', 'username: a user of a registry has no ":" in its name')
+        }
+        await images.credentials.set(workspace, params.host, body)
+        return { host: params.host, username: body.username }
+      },
+    }),
+    route({
+      ...shared,
+      method: 'DELETE',
+      path: '/-/registries/{host}',
+      summary: 'Forget the credentials for a registry',
+      async handle({ workspace, params }) {
+        await images.credentials.remove(workspace, params.host)
+        return { host: params.host }
+      },
+    }),
+  ]
+}

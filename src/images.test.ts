@@ -1,0 +1,277 @@
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test'
+import { mkdtempSync, readdirSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { gzipSync } from 'node:zlib'
+import type { SandboxInstance as Sandbox } from '@blaxel/core'
+import { dockerArchive, ociArchive, programs, type TestEntry, tar, testImage } from './images/test-image.ts'
+import { createPlatform, temporaryDataDir } from './platform.ts'
+import { eventually, openTestClient, type TestClient } from './test-client.ts'
+
+/** Images of one's own, from the archive to the program inside, through the client of the cloud. */
+
+setDefaultTimeout(60_000)
+const directory = mkdtempSync(join(tmpdir(), 'hutch-own-images-'))
+afterAll(() => rmSync(directory, { recursive: true, force: true }))
+const why = await whyNot()
+if (why) console.warn(`skipped: ${why}`)
+
+async function whyNot(): Promise<string> {
+  try {
+    await using _ = await createPlatform({ dataDir: temporaryDataDir, logLevel: 'error' })
+    return ''
+  } catch (error) {
+    return String(error)
+  }
+}
+
+const shell = tar([
+  ...programs('sh', 'ls', 'cat', 'id', 'env', 'stat', 'sleep'),
+  { path: 'work/', uid: 1001 },
+])
+const accounts: TestEntry = {
+  path: 'etc/passwd',
+  content: 'root:x:0:0::/root:/bin/sh\napp:x:1001:1002::/home/app:/bin/sh\n',
+}
+
+describe.skipIf(why !== '')('images of one’s own', () => {
+  let client: TestClient
+  let count = 0
+
+  beforeAll(async () => {
+    client = await openTestClient({
+      dataDir: join(directory, 'data'),
+      imageDir: join(directory, 'host'),
+      imageSource: 'live',
+      imageMbMax: 64,
+    })
+  })
+  afterAll(async () => {
+    const listed = (await (await client.request('/v0/sandboxes')).json()) as { metadata: { name: string } }[]
+    for (const { metadata } of listed)
+      await client.request(`/v0/sandboxes/${metadata.name}`, { method: 'DELETE' })
+    await client[Symbol.asyncDispose]()
+  })
+
+  const importAs = (name: string, archive: Uint8Array, query = '') =>
+    client.request(`/-/images/import?name=${name}${query}`, { method: 'PUT', body: Buffer.from(archive) })
+
+  async function imported(layers: Buffer[], config: Record<string, unknown> = {}): Promise<string> {
+    const name = `own-${++count}`
+    const answer = await importAs(name, ociArchive(testImage(layers, { config })))
+    expect(await answer.text()).toContain(`"reference":"sandbox/${name}:latest"`)
+    return `sandbox/${name}:latest`
+  }
+
+  async function create(image: string, envs: { name: string; value: string }[] = []): Promise<Sandbox> {
+    return await client.SandboxInstance.create({
+      name: `box-${++count}`,
+      image,
+      memory: 256,
+      region: 'local-1',
+      envs,
+    })
+  }
+
+  async function run(sandbox: Sandbox, command: string): Promise<string> {
+    const done = await sandbox.process.exec({ command, waitForCompletion: true })
+    return done.logs ?? ''
+  }
+
+  /** Process 1 dies, as in a crash of the host's kernel. */
+  async function endMachine(sandbox: Sandbox): Promise<void> {
+    using lease = await client.platform.sandboxes.acquire('main', sandbox.metadata.name!)
+    const { guest } = lease.instance.handle.state as { guest: { pid: number } }
+    process.kill(guest.pid, 'SIGKILL')
+  }
+
+  const layersDir = () => join(client.platform.config.dataDir, 'images', 'layers')
+
+  test('are stacked: whiteouts, opaque directories, owners, setuid, links and modes are what the image says', async () => {
+    const low = tar([
+      ...['gone', 'kept', 'opaque/low', 'replaced/low'].map((path) => ({ path, content: 'low' })),
+      { path: 'empty-below/' },
+    ])
+    const high = tar([
+      { path: '.wh.gone' },
+      { path: 'opaque/', mode: 0o700 },
+      { path: 'opaque/.wh..wh..opq' },
+      { path: 'opaque/high', content: 'high' },
+      { path: '.wh.replaced' },
+      { path: 'replaced/high', content: 'high' },
+      { path: 'suid', content: 'x', mode: 0o4755, uid: 7, gid: 8 },
+      { path: 'hard', type: '1', link: 'suid' },
+      { path: 'dev/sda', type: '4' },
+      { path: 'huge-owner', uid: 2_000_000 },
+    ])
+    const sandbox = await create(await imported([shell, low, high]))
+    expect(await run(sandbox, 'ls /gone')).toContain('No such file')
+    expect(await run(sandbox, 'cat /kept; ls /opaque /replaced; ls /dev/sda')).toMatch(
+      /^low\/opaque:\nhigh\n\n\/replaced:\nhigh\n.*No such file/s,
+    )
+    expect(await run(sandbox, 'stat -c "%a %u %g %h" /suid /opaque; stat -c %u /huge-owner')).toBe(
+      '4755 7 8 2\n700 0 0 2\n65534\n',
+    )
+    expect(
+      await run(
+        sandbox,
+        'cat /etc/resolv.conf /etc/hosts; ls -d /tmp /proc/1; echo made > /etc/new; cat /etc/new',
+      ),
+    ).toMatch(/nameserver .*127.0.0.1 localhost.*\/proc\/1\n\/tmp\nmade/s)
+  })
+
+  test('are run as they say: ENV, WORKDIR, ENTRYPOINT and CMD, also after their machine ended', async () => {
+    const image = await imported([shell], {
+      Env: ['FROM_IMAGE=image', 'OVERRIDDEN=image', 'PATH=/bin'],
+      WorkingDir: '/work/made/for it',
+      Entrypoint: ['/bin/sh', '-c'],
+      Cmd: ['echo "$FROM_IMAGE in $(pwd)" > /started; echo up; exec sleep 1000'],
+    })
+    const sandbox = await create(image, [{ name: 'OVERRIDDEN', value: 'sandbox' }])
+    expect(await run(sandbox, 'cat /started; echo "$OVERRIDDEN $PATH"; pwd')).toBe(
+      'image in /work/made/for it\nsandbox /bin\n/work/made/for it\n',
+    )
+    const program = await sandbox.process.get('entrypoint')
+    expect(program).toMatchObject({ status: 'running', stdout: 'up\n' })
+
+    await run(sandbox, 'echo gone > /started')
+    await endMachine(sandbox)
+    await eventually('the entrypoint runs again', async () =>
+      (await run(sandbox, 'cat /started').catch(() => '')).startsWith('image in'),
+    )
+  })
+
+  test('run as root unless their user is asked for; then processes and files are that user’s', async () => {
+    const image = await imported([shell, tar([accounts])], { User: 'app', WorkingDir: '/work' })
+    expect(await run(await create(image), 'id -u; echo $HOME')).toBe('0\n/root\n')
+
+    const asked = await create(image, [{ name: 'BL_SANDBOX_USER_ENABLED', value: 'true' }])
+    expect(await run(asked, 'id; echo $HOME $USER; echo x > /work/mine; echo x > /etc/theirs')).toMatch(
+      /^uid=1001\(app\) gid=1002.*\/home\/app app\n.*Permission denied/s,
+    )
+    await asked.fs.write('/work/by-api', 'x')
+    expect(await run(asked, 'stat -c %u /work/by-api')).toBe('1001\n')
+    await expect(asked.fs.write('/etc/by-api', 'x')).rejects.toThrow()
+
+    for (const user of ['nobody-here', 'root', '0']) {
+      const refused = client.SandboxInstance.create({
+        name: 'never-made',
+        region: 'local-1',
+        image,
+        envs: [
+          { name: 'BL_SANDBOX_USER', value: user },
+          { name: 'BL_SANDBOX_USER_ENABLED', value: 'true' },
+        ],
+      })
+      await expect(refused).rejects.toMatchObject({ code: 400 })
+    }
+    expect((await client.request('/v0/sandboxes/never-made')).status).toBe(404)
+  })
+
+  test('share their layers on disk, and lose them when nothing needs them any more', async () => {
+    const before = readdirSync(layersDir()).length
+    const own = tar([{ path: `only-${++count}` }])
+    const first = await imported([shell, own])
+    const second = await imported([shell, own, tar([{ path: `more-${++count}` }])])
+    expect(readdirSync(layersDir())).toHaveLength(before + 2)
+
+    const sandbox = await create(second)
+    const nameOf = (reference: string) => reference.split(/[/:]/)[1]
+    const remove = (reference: string) =>
+      client.request(`/v0/images/sandbox/${nameOf(reference)}`, { method: 'DELETE' })
+    const refused = await remove(second)
+    expect(refused.status).toBe(400)
+    expect(await refused.text()).toContain('is used by a sandbox')
+    expect((await remove(first)).status).toBe(200)
+    expect((await remove(first)).status).toBe(404)
+    await run(sandbox, 'ls /')
+    await sandbox.delete()
+    expect((await remove(second)).status).toBe(200)
+    await eventually('unneeded layers are gone', () => readdirSync(layersDir()).length === before)
+  })
+
+  test('are listed, shown and deleted by tag through the client', async () => {
+    const sdk = await import('@blaxel/core')
+    const archive = ociArchive(testImage([shell]))
+    for (const tag of ['v1', 'v2'])
+      expect((await importAs('tagged', archive, `&tag=${tag}`)).status).toBe(200)
+    const path = { resourceType: 'sandboxes', imageName: 'tagged' }
+    const { data: shown } = await sdk.getImage({ path })
+    expect(shown).toMatchObject({
+      metadata: { name: 'tagged', resourceType: 'sandbox', workspace: 'main', status: 'BUILT' },
+      spec: { tags: [{ name: 'v1' }, { name: 'v2' }] },
+    })
+    expect((await sdk.listImages()).data?.map((one) => one.metadata.name)).toContain('tagged')
+    await sdk.deleteImageTag({ path: { ...path, tagName: 'v1' } })
+    expect((await sdk.getImage({ path })).data?.spec.tags?.map(({ name }) => name)).toEqual(['v2'])
+    expect((await sdk.deleteImageTag({ path: { ...path, tagName: 'v1' } })).response.status).toBe(404)
+    const { data: cleaned } = await sdk.cleanupImages()
+    expect(cleaned?.deleted).toBeGreaterThan(0)
+    expect((await sdk.getImage({ path })).response.status).toBe(404)
+    const { data: hub } = await sdk.listSandboxHubDefinitions()
+    expect(hub?.map(({ image }) => image)).toContain('blaxel/base-image:latest')
+  })
+
+  test('come compressed or not, in archives of both kinds', async () => {
+    for (const compression of ['gzip', 'zstd', 'none'] as const) {
+      const archive = ociArchive(testImage([shell], { compression }))
+      expect((await importAs(`made-${compression}`, archive)).status).toBe(200)
+    }
+    const saved = dockerArchive(testImage([shell, tar([{ path: 'docker', content: 'saved' }])]), ['some:tag'])
+    expect((await importAs('docker', gzipSync(saved))).status).toBe(200)
+    expect(await run(await create('docker'), 'cat /docker')).toBe('saved')
+    expect((await importAs('docker', saved, '&reference=other:tag')).status).toBe(400)
+  })
+
+  test.each([
+    ['is empty', Buffer.alloc(0), 400, 'no body'],
+    ['is no archive', Buffer.from('hello '.repeat(500)), 422, 'not a tar archive'],
+    ['is another archive', tar([{ path: 'README' }]), 422, 'is not an image'],
+    [
+      'is for another machine',
+      ociArchive(testImage([shell], { architecture: 'riscv64' })),
+      422,
+      'for linux/riscv64',
+    ],
+    ['is cut off', ociArchive(testImage([shell])).subarray(0, 100_000), 422, 'in the middle'],
+    ['has a damaged part', damaged(ociArchive(testImage([shell], { compression: 'none' }))), 422, 'damaged'],
+    ['leads out of its root', ociArchive(testImage([tar([{ path: '../up' }])])), 422, 'a path with'],
+    [
+      'is a bomb',
+      ociArchive(testImage([tar([{ path: 'zeros', content: Buffer.alloc(80 << 20) }])])),
+      422,
+      'bytes',
+    ],
+  ])('an archive that %s is refused, and nothing of it stays', async (_, archive, status, message) => {
+    const answer = await importAs('refused', archive)
+    expect(await answer.text()).toContain(message)
+    expect(answer.status).toBe(status)
+    expect(readdirSync(join(layersDir(), '..', 'partial'))).toEqual([])
+  })
+
+  test('that nobody knows fail a creation clearly, and leave no record', async () => {
+    for (const image of ['sandbox/nothing:v1', 'nothing', 'registry.example.com/a/b:c']) {
+      const answer = client.SandboxInstance.create({ name: 'unknown-image', region: 'local-1', image })
+      await expect(answer).rejects.toMatchObject({ code: 400 })
+    }
+    expect((await client.request('/v0/sandboxes/unknown-image')).status).toBe(404)
+  })
+
+  test('volumes are refused by name until there are any', async () => {
+    const answer = client.SandboxInstance.create({
+      name: 'with-volume',
+      region: 'local-1',
+      volumes: [{ name: 'data', mountPath: '/data' }],
+    })
+    await expect(answer).rejects.toMatchObject({ message: expect.stringContaining('volumes') })
+    expect((await client.request('/v0/sandboxes/with-volume')).status).toBe(404)
+  })
+})
+
+/** A byte in the middle of a program is another. */
+function damaged(archive: Buffer): Buffer {
+  const copy = Buffer.from(archive)
+  const at = Math.floor(copy.length / 2)
+  copy[at] = copy[at]! ^ 1
+  return copy
+}

@@ -1,0 +1,153 @@
+import { PlatformError } from '../errors.ts'
+import { KeyedLock } from '../lib/keyed-lock.ts'
+import { pageLimitMax, type Resource, type Store } from '../spec/store.ts'
+import type { InstalledImage } from './install.ts'
+import type { ImageSettings } from './manifest.ts'
+import type { ResourceType } from './reference.ts'
+
+export const imageKind = 'image'
+export const tagsMax = 200
+
+export interface ImageTag {
+  name: string
+  digest: string
+  /** The registry's reference in full that it was pulled from; null: imported. */
+  source: string | null
+  /** Diff ids, topmost first. */
+  layers: string[]
+  sandboxApis: string[]
+  settings: ImageSettings
+  bytes: number
+  createdAt: number
+  updatedAt: number
+}
+
+export interface ImageBody {
+  resourceType: ResourceType
+  name: string
+  tags: ImageTag[]
+}
+
+export type StoredImage = Resource<ImageBody>
+
+/** The catalogue of a workspace: images by kind of workload, name and tag. */
+export class ImageRecords {
+  readonly #store: Store
+  /** Of images: changes to the tags of one come one after the other. */
+  readonly #lock = new KeyedLock()
+
+  constructor(store: Store) {
+    this.#store = store
+  }
+
+  async list(workspace: string): Promise<StoredImage[]> {
+    return await Array.fromAsync(this.#pages(workspace))
+  }
+
+  /** Of all workspaces. */
+  every(): AsyncIterable<StoredImage> {
+    return this.#pages()
+  }
+
+  async *#pages(workspace?: string): AsyncIterable<StoredImage> {
+    let cursor: string | undefined
+    do {
+      const page = await this.#store.page<ImageBody>({
+        kind: imageKind,
+        ...(workspace === undefined ? {} : { workspace }),
+        limit: pageLimitMax,
+        sort: 'createdAt:asc',
+        ...(cursor ? { cursor } : {}),
+      })
+      yield* page.data
+      cursor = page.hasMore ? page.nextCursor : undefined
+    } while (cursor)
+  }
+
+  get(workspace: string, type: ResourceType, name: string): Promise<StoredImage | null> {
+    return this.#store.get<ImageBody>(keyOf(workspace, type, name))
+  }
+
+  /** The tag that was pulled from `source`, a reference in full. */
+  async findSource(workspace: string, source: string): Promise<{ image: StoredImage; tag: ImageTag } | null> {
+    for await (const image of this.#pages(workspace)) {
+      const tag = image.body.tags.find((one) => one.source === source)
+      if (tag) return { image, tag }
+    }
+    return null
+  }
+
+  /** Adds a tag, or moves it to another image. @throws usage_limit_exceeded */
+  async setTag(
+    workspace: string,
+    target: { type: ResourceType; name: string; tag: string; source: string | null },
+    installed: InstalledImage & { settings: ImageSettings },
+    now: number,
+  ): Promise<StoredImage> {
+    const key = keyOf(workspace, target.type, target.name)
+    return await this.#lock.run(`${workspace}/${key.name}`, async () => {
+      const present = await this.#store.get<ImageBody>(key)
+      const before = present?.body.tags.find((one) => one.name === target.tag)
+      const tag: ImageTag = {
+        name: target.tag,
+        digest: installed.digest,
+        source: target.source,
+        layers: installed.layers,
+        sandboxApis: installed.sandboxApis,
+        settings: installed.settings,
+        bytes: installed.bytes,
+        createdAt: before?.createdAt ?? now,
+        updatedAt: now,
+      }
+      const others = present?.body.tags.filter((one) => one.name !== target.tag) ?? []
+      if (others.length >= tagsMax) {
+        throw new PlatformError(
+          'usage_limit_exceeded',
+          `an image has at most ${tagsMax} tags: delete one first`,
+        )
+      }
+      const body: ImageBody = { resourceType: target.type, name: target.name, tags: [...others, tag] }
+      return present
+        ? await this.#store.update<ImageBody>(key, present.version, { body })
+        : await this.#store.create<ImageBody>({ ...key, body })
+    })
+  }
+
+  /** Removes tags, and the image with its last one. `check` sees what goes. @throws not_found, what `check` throws */
+  async remove(
+    workspace: string,
+    type: ResourceType,
+    name: string,
+    options: { tag?: string; check: (tags: ImageTag[]) => void },
+  ): Promise<StoredImage> {
+    const key = keyOf(workspace, type, name)
+    return await this.#lock.run(`${workspace}/${key.name}`, async () => {
+      const present = await this.#store.get<ImageBody>(key)
+      if (!present) throw noImage(type, name)
+      const { tag } = options
+      const going = present.body.tags.filter((one) => tag === undefined || one.name === tag)
+      if (going.length === 0) {
+        throw new PlatformError(
+          'not_found',
+          `the image ${type}/${name} has no tag ${JSON.stringify(tag?.slice(0, 128))}`,
+        )
+      }
+      options.check(going)
+      const tags = present.body.tags.filter((one) => !going.includes(one))
+      if (tags.length === 0) await this.#store.remove(key, present.version)
+      else {
+        const body = { ...present.body, tags }
+        await this.#store.update<ImageBody>(key, present.version, { body })
+      }
+      return present
+    })
+  }
+}
+
+export function noImage(type: string, name: string): PlatformError {
+  return new PlatformError('not_found', `there is no image ${type}/${name.slice(0, 128)} in this workspace`)
+}
+
+function keyOf(workspace: string, type: ResourceType, name: string) {
+  return { kind: imageKind, workspace, name: `${type}/${name}` }
+}
