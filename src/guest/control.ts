@@ -286,7 +286,7 @@ export class ControlChannel implements GuestProcesses {
     }
     signal?.throwIfAborted()
     const tracked = await this.#find(id)
-    using log = new OutputLog(this.#logDir, id, fromOffset)
+    using log = new OutputLog(this.#logDir, id, fromOffset, follow && tracked?.process.running === true)
     if (tracked === undefined) {
       // Of an earlier life of the machine: it ended with that, what it wrote is still there.
       if (!log.exists) throw unknownProcess(id)

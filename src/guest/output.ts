@@ -43,6 +43,8 @@ export class OutputLog implements Disposable {
     private readonly logDir: string,
     private readonly id: number,
     fromOffset: number,
+    /** It is being written, so that what is new in it is in memory: no trip through the thread pool at all. */
+    private readonly live = false,
   ) {
     this.#from = fromOffset
     this.#position = fromOffset
@@ -69,7 +71,7 @@ export class OutputLog implements Disposable {
       this.#buffer ??= Buffer.allocUnsafeSlow(readSyncBytesMax)
       const buffer = this.#buffer
       const length =
-        buffer.length <= readSyncBytesMax
+        this.live || buffer.length <= readSyncBytesMax
           ? readSync(this.#segment, buffer, 0, buffer.length, at)
           : (await readFile(this.#segment, buffer, 0, buffer.length, at)).bytesRead
       const records: OutputRecord[] = []

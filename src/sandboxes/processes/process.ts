@@ -226,34 +226,47 @@ export class SandboxProcess {
 
   /**
    * Everything that is kept of the output and, while the process runs, what it goes on to write, in batches. Ends with
-   * it. A follower that is slow slows the process down; one that came late is told of what is gone.
+   * it. A follower that is slow slows the process down; one that came late is told of what is gone. What it was given
+   * is added to `tail`, which saves reading it again at the end.
    */
-  async *follow(signal: AbortSignal): AsyncIterable<OutputChunk[]> {
+  async *follow(signal: AbortSignal, tail?: OutputTail): AsyncIterable<OutputChunk[]> {
     let lastRunId = 0
     while (!signal.aborted) {
       const run = this.runs.find(({ id }) => id > lastRunId)
       if (!run) return
       lastRunId = run.id
       try {
-        yield* this.host.guest.processes.output(run.id, { follow: true, signal })
+        for await (const batch of this.host.guest.processes.output(run.id, { follow: true, signal })) {
+          if (tail) for (const record of batch) tail.push(record)
+          yield batch
+        }
       } catch (error) {
         if (signal.aborted) return
         if (!(PlatformError.is(error) && error.code === 'not_found')) throw error
       }
       await until(run.settled, signal)
       const note = this.record.runs.find(({ id }) => id === run.id)?.note
-      if (note) yield [{ kind: 'restart', note, ...readRestartNote(note) }]
+      if (note) {
+        tail?.pushText('stdout', note)
+        yield [{ kind: 'restart', note, ...readRestartNote(note) }]
+      }
     }
   }
 
-  /** `fresh`: without output, as just started. `inline` and `full`: with the last 64 KiB or 4 MiB of it. */
-  async view(output: 'fresh' | 'inline' | 'full'): Promise<ProcessView> {
+  /**
+   * `fresh`: without output, as just started. `inline` and `full`: with the last 64 KiB or 4 MiB of it. Or with what a
+   * follower was given.
+   */
+  async view(output: 'fresh' | 'inline' | 'full' | OutputTail): Promise<ProcessView> {
+    if (output instanceof OutputTail) output.end()
     const summary =
       output === 'fresh'
         ? null
-        : output === 'full'
-          ? await this.output(fullOutputBytesMax)
-          : await this.inlineOutput()
+        : output instanceof OutputTail
+          ? output.summary()
+          : output === 'full'
+            ? await this.output(fullOutputBytesMax)
+            : await this.inlineOutput()
     const { record } = this
     return {
       pid: String(record.pid ?? 0),

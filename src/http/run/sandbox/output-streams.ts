@@ -10,29 +10,34 @@ import {
 const newline = 10
 
 /** `stdout:` or `stderr:` before each line. What is not the program's own has no prefix. */
-export async function* prefixedLines(batches: AsyncIterable<OutputChunk[]>): AsyncGenerator<Uint8Array> {
-  const lines = new WholeLines()
-  for await (const batch of batches) {
-    const parts = batch.flatMap((chunk) =>
-      chunk.kind === 'truncated' ? [Buffer.from(truncationLine)] : lines.of(chunk).map(prefixed),
-    )
-    if (parts.length > 0) yield joined(parts)
-  }
-  const rest = lines.end().map(prefixed)
-  if (rest.length > 0) yield joined(rest)
+export function prefixedLines(batches: AsyncIterable<OutputChunk[]>): AsyncGenerator<Uint8Array> {
+  return inLines(batches, Buffer.from(truncationLine), (lines, out) =>
+    putFramed(lines.bytes, prefixFrames[lines.stream], out),
+  )
 }
 
 /** NDJSON, a line of output an event. */
-export async function* lineEvents(batches: AsyncIterable<OutputChunk[]>): AsyncGenerator<Uint8Array> {
-  const lines = new WholeLines()
+export function lineEvents(batches: AsyncIterable<OutputChunk[]>): AsyncGenerator<Uint8Array> {
+  return inLines(batches, Buffer.from('{"type":"truncated"}\n'), putEvents)
+}
+
+async function* inLines(
+  batches: AsyncIterable<OutputChunk[]>,
+  truncated: Buffer,
+  put: (lines: Lines, out: Output) => void,
+): AsyncGenerator<Uint8Array> {
+  const cutter = new WholeLines()
   for await (const batch of batches) {
-    const events = batch.flatMap((chunk) =>
-      chunk.kind === 'truncated' ? [Buffer.from('{"type":"truncated"}\n')] : lines.of(chunk).map(eventsOf),
-    )
-    if (events.length > 0) yield joined(events)
+    const out = new Output(batch)
+    for (const chunk of batch) {
+      if (chunk.kind === 'truncated') out.put(truncated)
+      else for (const lines of cutter.of(chunk)) put(lines, out)
+    }
+    if (out.length > 0) yield out.bytes()
   }
-  const rest = lines.end().map(eventsOf)
-  if (rest.length > 0) yield joined(rest)
+  const out = new Output([])
+  for (const lines of cutter.end()) put(lines, out)
+  if (out.length > 0) yield out.bytes()
 }
 
 /** NDJSON, output as it was written: text where it is UTF-8, else base64. */
@@ -113,46 +118,98 @@ function framesOf(
   return { stdout: frame('stdout'), stderr: frame('stderr') }
 }
 
-function prefixed({ stream, bytes }: Lines): Buffer {
-  return framed(bytes, prefixFrames[stream])
+/** Any of these is escaped in JSON; a line's end is not, since it becomes the end of an event. */
+function isEscaped(byte: number): boolean {
+  return (byte < 0x20 && byte !== newline) || byte === 0x22 || byte === 0x5c
 }
 
-/** Anything that JSON escapes; a line's end is none of them, since it becomes the end of an event. */
-// biome-ignore lint/suspicious/noControlCharactersInRegex: these are the ones that JSON escapes
-const escaped = /[\x00-\x09\x0b-\x1f"\\]/
+/** Less is looked at byte by byte. */
+const wordsBytesMin = 16
 
-function eventsOf({ stream, bytes }: Lines): Buffer {
+/** Four bytes at a time, and without making a string: that would be all there is to it, in time and in garbage. */
+function hasEscaped(bytes: Buffer): boolean {
+  const head = bytes.length < wordsBytesMin ? bytes.length : -bytes.byteOffset & 3
+  const words = (bytes.length - head) >> 2
+  for (let at = 0; at < head; at++) if (isEscaped(bytes[at]!)) return true
+  for (let at = head + 4 * words; at < bytes.length; at++) if (isEscaped(bytes[at]!)) return true
+  if (words === 0) return false
+  const view = new Int32Array(bytes.buffer, bytes.byteOffset + head, words)
+  for (let at = 0; at < words; at++) {
+    const word = view[at]!
+    const quote = word ^ 0x22222222
+    const backslash = word ^ 0x5c5c5c5c
+    const suspect =
+      (((word - 0x20202020) & ~word) |
+        ((quote - 0x01010101) & ~quote) |
+        ((backslash - 0x01010101) & ~backslash)) &
+      0x80808080
+    if (suspect === 0) continue
+    for (let shift = 0; shift < 32; shift += 8) if (isEscaped((word >>> shift) & 0xff)) return true
+  }
+  return false
+}
+
+function putEvents({ stream, bytes }: Lines, out: Output): void {
   // As it is where it can be: making strings of it costs several times as much as all else.
-  if (isUtf8(bytes) && !escaped.test(bytes.toString('latin1'))) return framed(bytes, eventFrames[stream])
+  if (isUtf8(bytes) && !hasEscaped(bytes)) {
+    putFramed(bytes, eventFrames[stream], out)
+    return
+  }
   const lines = bytes.toString('utf8', 0, bytes.length - 1).split('\n')
   const event = (line: string) =>
     `${JSON.stringify({ type: stream, data: line.endsWith('\r') ? line.slice(0, -1) : line })}\n`
-  return Buffer.from(lines.map(event).join(''))
+  out.put(Buffer.from(lines.map(event).join('')))
+}
+
+/** Whole lines, each in its frame. */
+function putFramed(bytes: Buffer, { first, between, last }: Frame, out: Output): void {
+  out.put(first)
+  for (let start = 0; ; ) {
+    const end = bytes.indexOf(newline, start)
+    out.copy(bytes, start, end)
+    start = end + 1
+    if (start === bytes.length) break
+    out.put(between)
+  }
+  out.put(last)
 }
 
 /** A guess at how long lines are, to make room for what stands around them. */
 const lineBytesGuessed = 64
+const frameBytesGuessed = 32
 
-/** Whole lines, each in its frame. */
-function framed(bytes: Buffer, { first, between, last }: Frame): Buffer {
-  const lines = Math.ceil(bytes.length / lineBytesGuessed)
-  let out: Buffer = Buffer.allocUnsafe(bytes.length + (lines + 2) * between.length)
-  out.set(first)
-  let used = first.length
-  for (let start = 0; ; ) {
-    const end = bytes.indexOf(newline, start)
-    if (used + end - start + between.length > out.length) {
-      const larger: Buffer = Buffer.allocUnsafe(2 * out.length + bytes.length)
-      out.copy(larger, 0, 0, used)
-      out = larger
-    }
-    bytes.copy(out, used, start, end)
-    used += end - start
-    start = end + 1
-    const behind = start < bytes.length ? between : last
-    out.set(behind, used)
-    used += behind.length
-    if (behind === last) return out.subarray(0, used)
+/** What one batch becomes. */
+class Output {
+  length = 0
+  private room: Buffer
+
+  constructor(batch: OutputChunk[]) {
+    let bytes = frameBytesGuessed
+    for (const chunk of batch) if ('data' in chunk) bytes += chunk.data.length
+    this.room = Buffer.allocUnsafe(bytes + Math.ceil(bytes / lineBytesGuessed) * frameBytesGuessed)
+  }
+
+  put(bytes: Buffer): void {
+    this.need(bytes.length)
+    this.room.set(bytes, this.length)
+    this.length += bytes.length
+  }
+
+  copy(bytes: Buffer, start: number, end: number): void {
+    this.need(end - start)
+    bytes.copy(this.room, this.length, start, end)
+    this.length += end - start
+  }
+
+  bytes(): Buffer {
+    return this.room.subarray(0, this.length)
+  }
+
+  private need(bytes: number): void {
+    if (this.length + bytes <= this.room.length) return
+    const larger: Buffer = Buffer.allocUnsafe(2 * this.room.length + bytes)
+    this.room.copy(larger, 0, 0, this.length)
+    this.room = larger
   }
 }
 
@@ -162,8 +219,4 @@ function recordOf(stream: OutputStream, bytes: Buffer): string {
     ? { type: stream, data: bytes.toString() }
     : { type: stream, data: bytes.toString('base64'), encoding: 'base64' }
   return `${JSON.stringify(record)}\n`
-}
-
-function joined(parts: Buffer[]): Buffer {
-  return parts.length === 1 ? parts[0]! : Buffer.concat(parts)
 }

@@ -1,6 +1,12 @@
 import { z } from 'zod'
 import { PlatformError } from '../../../errors.ts'
-import type { ProcessStart, ProcessView, SandboxProcess } from '../../../sandboxes/processes.ts'
+import {
+  fullOutputBytesMax,
+  OutputTail,
+  type ProcessStart,
+  type ProcessView,
+  type SandboxProcess,
+} from '../../../sandboxes/processes.ts'
 import { readBytes } from '../../body.ts'
 import { type Keepalive, keptAlive } from '../bodies.ts'
 import { apiHeaders, json, readJsonBody, type SandboxAnswer, type SandboxCall } from './call.ts'
@@ -61,10 +67,11 @@ const recordKeepalive: Keepalive = { text: '{"type":"keepalive"}\n', everyMs: 30
 function streamExecution(call: SandboxCall, process: SandboxProcess): SandboxAnswer {
   async function* events(signal: AbortSignal): AsyncGenerator<Uint8Array> {
     try {
-      yield* lineEvents(process.follow(signal))
+      const tail = new OutputTail(fullOutputBytesMax)
+      yield* lineEvents(process.follow(signal, tail))
       if (signal.aborted) return
       await process.done
-      const view = await process.view('full')
+      const view = await process.view(tail)
       yield Buffer.from(`${JSON.stringify({ type: 'result', data: JSON.stringify(view) })}\n`)
     } catch (error) {
       if (!signal.aborted) yield errorEvent(error)
