@@ -1,6 +1,6 @@
 import { chunksOf, isComment } from './chunks.ts'
 import { relatedTo } from './concepts.ts'
-import { eachWord, stem, wholePrefix } from './words.ts'
+import { eachWord, ownText, stem, wholePrefix } from './words.ts'
 
 /** A place in a file that answers a question, better ones first. */
 export interface Found {
@@ -75,7 +75,8 @@ const weightScale = 4
 export class CodeIndex {
   #chunks: (IndexedChunk | null)[] = []
   #files = new Map<string, IndexedFile>()
-  #postings = new Map<string, Postings>()
+  /** Most words are in one chunk only: those need no list. */
+  #postings = new Map<string, Postings | number>()
   #dead = 0
   #lengthSum = 0
   #bytes = 0
@@ -115,19 +116,19 @@ export class CodeIndex {
       let length = 0
       for (const [word, weight] of words) {
         length += weight
-        let postings = this.#postings.get(word)
-        if (!postings) {
-          postings = new Postings()
-          this.#postings.set(word, postings)
-        }
-        postings.push(id, weight)
+        const posting = packed(id, weight)
+        const postings = this.#postings.get(word)
+        if (postings === undefined) this.#postings.set(ownText(word), posting)
+        else if (typeof postings === 'number') this.#postings.set(word, new Postings(postings, posting))
+        else postings.push(posting)
       }
       this.#lengthSum += length
+      const symbols = piece.symbols.map(ownText)
       this.#chunks.push({
         file,
         startLine: piece.startLine,
         endLine: piece.endLine,
-        symbols: piece.symbols,
+        symbols,
         length,
       })
     }
@@ -168,11 +169,13 @@ export class CodeIndex {
       const touched: number[] = []
       let best = 0
       for (const { postings, weight } of alternatives) {
-        const idf = Math.log(1 + (live - postings.count + 0.5) / (postings.count + 0.5))
+        const idf = inverseFrequency(postings.count, live)
         const worth = Math.max(0.05, idf) * weight * askedWeight
         best = Math.max(best, worth)
         for (let at = 0; at < postings.count; at++) {
-          const { chunk: id, weight: frequency } = postings.at(at)
+          const posting = postings.at(at)
+          const id = posting >>> 8
+          const frequency = (posting & 255) / weightScale
           const chunk = this.#chunks[id]
           if (!chunk) continue
           const length = 1 - lengthPart + lengthPart * (chunk.length / lengthMean)
@@ -234,23 +237,30 @@ export class CodeIndex {
 
   /** The word itself and what may stand in for it, with how much each counts. */
   #alternatives(word: string): { postings: Postings; weight: number }[] {
-    const exact = this.#postings.get(word)
+    const exact = this.#postingsOf(word)
     const found: { postings: Postings; weight: number }[] = []
     if (exact) found.push({ postings: exact, weight: 1 })
     if (word.startsWith(wholePrefix)) return found
     for (const related of relatedTo(word)) {
-      const postings = this.#postings.get(related)
+      const postings = this.#postingsOf(related)
       if (postings) found.push({ postings, weight: relatedWeight })
     }
     const near: { postings: Postings; weight: number }[] = []
-    for (const [other, postings] of this.#postings) {
+    for (const other of this.#postings.keys()) {
       if (other === word || other.startsWith(wholePrefix)) continue
       const weight = prefixLikeness(word, other) * prefixWeight
-      if (weight > 0) near.push({ postings, weight })
-      else if (!exact && isMisspelling(word, other)) near.push({ postings, weight: spellingWeight })
+      if (weight > 0) near.push({ postings: this.#postingsOf(other)!, weight })
+      else if (!exact && isMisspelling(word, other)) {
+        near.push({ postings: this.#postingsOf(other)!, weight: spellingWeight })
+      }
     }
     near.sort((a, b) => b.weight * Math.log1p(b.postings.count) - a.weight * Math.log1p(a.postings.count))
     return [...found, ...near.slice(0, alternativesMax)]
+  }
+
+  #postingsOf(word: string): Postings | undefined {
+    const postings = this.#postings.get(word)
+    return typeof postings === 'number' ? new Postings(postings) : postings
   }
 
   #compact(): void {
@@ -263,41 +273,61 @@ export class CodeIndex {
       kept.push(chunk)
     }
     for (const [word, postings] of this.#postings) {
-      postings.rename(moved)
-      if (postings.count === 0) this.#postings.delete(word)
+      if (typeof postings !== 'number') {
+        postings.rename(moved)
+        if (postings.count === 0) this.#postings.delete(word)
+        continue
+      }
+      const chunk = moved.get(postings >>> 8)
+      if (chunk === undefined) this.#postings.delete(word)
+      else this.#postings.set(word, renamed(postings, chunk))
     }
     this.#chunks = kept
     this.#dead = 0
   }
 }
 
-/** Chunks that have a word, in order. */
-class Postings {
-  count = 0
-  #packed = new Uint32Array(2)
+function packed(chunk: number, weight: number): number {
+  return ((chunk << 8) | Math.min(255, Math.max(1, Math.round(weight * weightScale)))) >>> 0
+}
 
-  push(chunk: number, weight: number): void {
+function renamed(posting: number, chunk: number): number {
+  return ((chunk << 8) | (posting & 255)) >>> 0
+}
+
+function inverseFrequency(count: number, chunks: number): number {
+  return Math.log(1 + (Math.max(0, chunks - count) + 0.5) / (count + 0.5))
+}
+
+/** Chunks that have a word, in order, each packed with the weight it has there. */
+class Postings {
+  count: number
+  #packed: Uint32Array
+
+  constructor(...postings: number[]) {
+    this.count = postings.length
+    this.#packed = Uint32Array.from(postings)
+  }
+
+  push(posting: number): void {
     if (this.count === this.#packed.length) {
-      const larger = new Uint32Array(this.count * 2)
+      const larger = new Uint32Array(Math.ceil(this.count * 1.5) + 1)
       larger.set(this.#packed)
       this.#packed = larger
     }
-    this.#packed[this.count++] =
-      ((chunk << 8) | Math.min(255, Math.max(1, Math.round(weight * weightScale)))) >>> 0
+    this.#packed[this.count++] = posting
   }
 
-  at(index: number): { chunk: number; weight: number } {
-    const packed = this.#packed[index]!
-    return { chunk: packed >>> 8, weight: (packed & 255) / weightScale }
+  at(index: number): number {
+    return this.#packed[index]!
   }
 
   /** Keeps the chunks that have a new number. */
   rename(numbers: ReadonlyMap<number, number>): void {
     let kept = 0
     for (let index = 0; index < this.count; index++) {
-      const packed = this.#packed[index]!
-      const chunk = numbers.get(packed >>> 8)
-      if (chunk !== undefined) this.#packed[kept++] = ((chunk << 8) | (packed & 255)) >>> 0
+      const chunk = numbers.get(this.#packed[index]! >>> 8)
+      if (chunk !== undefined) this.#packed[kept++] = renamed(this.#packed[index]!, chunk)
     }
     this.count = kept
     if (kept < this.#packed.length / 4) this.#packed = this.#packed.slice(0, Math.max(2, kept))

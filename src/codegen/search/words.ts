@@ -37,8 +37,13 @@ export function stem(word: string): string {
   if (before !== undefined) return before
   const stemmed = reduced(word)
   if (known.size >= knownMax) known.clear()
-  known.set(word, stemmed)
+  known.set(ownText(word), ownText(stemmed))
   return stemmed
+}
+
+/** A part of a text keeps all of that text in memory; this one is by itself. */
+export function ownText(part: string): string {
+  return Buffer.from(part).toString()
 }
 
 /** Longest first: only one is taken off, after a plural. */
