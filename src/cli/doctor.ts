@@ -66,12 +66,15 @@ function show(findings: Finding[], usable: boolean): void {
 }
 
 async function isolation(): Promise<Finding[]> {
-  const [{ probeNamespace }, { extractHelper }, { helperSource }] = await Promise.all([
-    import('../runtimes/namespace/index.ts'),
-    import('../runtimes/helper-binary.ts'),
-    import('../runtimes/embedded-helper.ts'),
-  ])
-  const scratch = await mkdtemp(join(tmpdir(), 'hutch-doctor-'))
+  const [{ probeNamespace, probeScratchPrefix, removeAbandonedProbes }, { extractHelper }, { helperSource }] =
+    await Promise.all([
+      import('../runtimes/namespace/index.ts'),
+      import('../runtimes/helper-binary.ts'),
+      import('../runtimes/embedded-helper.ts'),
+    ])
+  // What cannot be taken away now is for the next one.
+  await removeAbandonedProbes(tmpdir(), systemClock).catch(() => {})
+  const scratch = await mkdtemp(join(tmpdir(), probeScratchPrefix()))
   const probe = await (async () => {
     try {
       const helperPath = await extractHelper(Bun.file(helperSource), scratch)

@@ -262,6 +262,11 @@ suite(`an instance launched by root${reason}`, () => {
     await until('the guest to die', () => !isRunning(instance.guestPid))
   })
 
+  test('dies with its launcher when it is only to be tried', async () => {
+    const { guestPid, keeperPid } = await host.launch({ entries: ['transient=yes'], script: 'sleep 1000' })
+    await until('both to die', () => !isRunning(guestPid) && !isRunning(keeperPid))
+  })
+
   test('joins the cgroups it is given, and sees itself at their root', async () => {
     const all = [...read('/proc/mounts').matchAll(/^\S+ (\S+) cgroup(2?) (\S+)/gm)]
     const made: string[] = []

@@ -361,7 +361,13 @@ static struct frame_writer launched_answer(pid_t guest) {
   return writer;
 }
 
+/* After the last change of credentials, which clears the wish. */
+static void end_with(pid_t launcher) {
+  if (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0 || getppid() != launcher) fail("keeper", "the launcher's end");
+}
+
 _Noreturn void launch(uint32_t request, const void *specification, size_t length) {
+  pid_t launcher = getppid();
   launched.request = request;
   on_failure(report_failure);
   if (length > SPEC_BYTES_MAX) fail_with(E2BIG, "spec", "more than %d bytes", SPEC_BYTES_MAX);
@@ -408,6 +414,7 @@ _Noreturn void launch(uint32_t request, const void *specification, size_t length
   };
   struct frame_writer writer = launched_answer(guest);
   become_keeper(&spec, keeper_uid);
+  if (spec.transient) end_with(launcher);
   munmap(text, SPEC_BYTES_MAX + 1);
   if (!answer(&writer)) fail("keeper", "stdout");
   dup2(STDIN_FILENO, STDOUT_FILENO);

@@ -73,6 +73,9 @@ static void set_key(struct spec *spec, const char *key, char *value) {
     if (!strcmp(value, "loop")) spec->disk = DISK_LOOP;
     else if (!strcmp(value, "dir")) spec->disk = DISK_DIRECTORY;
     else refuse(key, "loop or dir is wanted");
+  } else if (!strcmp(key, "transient")) {
+    if (strcmp(value, "yes")) refuse(key, "yes is wanted");
+    spec->transient = 1;
   } else if (!strcmp(key, "seccomp")) {
     if (!strcmp(value, "default")) spec->seccomp = 1;
     else if (!strcmp(value, "none")) spec->seccomp = 0;

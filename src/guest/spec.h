@@ -39,6 +39,7 @@ struct spec {
   uint32_t shm_mb; /* size of /dev/shm */
   enum disk_kind disk;
   int seccomp;
+  int transient; /* ends with the launcher */
 };
 
 /* Parses in place: the strings of `spec` stay inside `text`. Fails with stage `spec`. */

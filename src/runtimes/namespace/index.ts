@@ -26,6 +26,7 @@ import type {
   RuntimeProbe,
 } from '../../spec/runtime.ts'
 import { bootId } from '../helper-process.ts'
+import { cgroupNameOf, probePrefix } from './abandoned.ts'
 import { Archives, findTar } from './archive.ts'
 import { Cgroups } from './cgroups.ts'
 import { DiskImages, diskScratchPrefix, findMkfs } from './disk.ts'
@@ -33,6 +34,8 @@ import { reclaimNote } from './reclaim.ts'
 import { instanceIdPattern, readRecord } from './record.ts'
 import { NamespaceRuntime } from './runtime.ts'
 import { UidRanges } from './uid-ranges.ts'
+
+export { probeScratchPrefix, removeAbandonedProbes } from './abandoned.ts'
 
 export interface NamespaceOptions {
   /** Made when missing, readable by this user only. */
@@ -61,7 +64,7 @@ export async function probeNamespace(options: NamespaceOptions): Promise<Runtime
     }
   }
   mkdirSync(options.instancesDir, { recursive: true, mode: 0o700 })
-  const instancesDir = mkdtempSync(`${options.instancesDir}/.probe-`)
+  const instancesDir = mkdtempSync(`${options.instancesDir}/${probePrefix}`)
   try {
     const { runtime, failure, notes } = await openParts({ ...options, instancesDir }, { remember: false })
     await runtime[Symbol.asyncDispose]()
@@ -93,8 +96,7 @@ async function openParts(options: NamespaceOptions, { remember }: { remember: bo
   const instancesDir = realpathSync(options.instancesDir)
   if (made !== undefined) spreadOut(instancesDir)
   if (remember) removeScratch(instancesDir)
-  const name = `hutch-${createHash('sha256').update(instancesDir).digest('hex').slice(0, 12)}`
-  const cgroups = new Cgroups(name, options.clock)
+  const cgroups = new Cgroups(cgroupNameOf(instancesDir), options.clock)
   const isRoot = process.getuid?.() === 0
   const uidRanges = isRoot ? openUidRanges(instancesDir) : null
   const tarPath = findTar()
@@ -283,7 +285,13 @@ function isolationNote(failure: string | null): CapabilityNote {
 async function tryInstance(shared: Shared, diskImages: DiskImages | null): Promise<string | null> {
   const layer = mkdtempSync(`${shared.instancesDir}/${layerScratchPrefix}`)
   const capabilities = describe(shared.cgroups, 'unknown', [])
-  const runtime = new NamespaceRuntime({ ...shared, diskImages, capabilities, onDispose() {} })
+  const runtime = new NamespaceRuntime({
+    ...shared,
+    diskImages,
+    capabilities,
+    transient: true,
+    onDispose() {},
+  })
   const id = `probe${randomText(12)}`
   try {
     const spec: InstanceSpec = {

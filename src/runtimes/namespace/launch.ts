@@ -15,6 +15,8 @@ export interface LaunchOptions {
   group: InstanceCgroup
   /** Processes are counted by a control group: no RLIMIT_NPROC is needed. */
   pidsLimited: boolean
+  /** It ends with the launcher, which ends with this process. */
+  transient: boolean
 }
 
 const memoryMbMin = 16
@@ -71,6 +73,7 @@ export async function launch(spec: InstanceSpec, options: LaunchOptions): Promis
     ['seccomp', 'default'],
     ['workdir', spec.workingDir],
   ]
+  if (options.transient) entries.push(['transient', 'yes'])
   if (options.diskTemplate !== null) entries.push(['disktemplate', options.diskTemplate])
   for (const layer of spec.image.layers) entries.push(['layer', layer])
   for (const { source, target, kind } of spec.image.mounts) entries.push([kind, `${source}:${target}`])

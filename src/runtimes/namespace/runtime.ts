@@ -47,6 +47,8 @@ export interface NamespaceRuntimeOptions {
   /** Null: this host cannot pack the files of instances. */
   archives: Archives | null
   capabilities: RuntimeCapabilities
+  /** Instances end with this process, however it ends. */
+  transient?: boolean
   onDispose: () => void
 }
 
@@ -215,6 +217,7 @@ export class NamespaceRuntime implements Runtime {
       disk: record.disk,
       diskTemplate,
       group,
+      transient: this.#options.transient ?? false,
       pidsLimited: cgroups.limit('pids') !== 'none',
     })
     spec.signal?.throwIfAborted()

@@ -1,6 +1,15 @@
-import { accessSync, closeSync, constants, mkdirSync, openSync, readdirSync, realpathSync } from 'node:fs'
+import {
+  accessSync,
+  closeSync,
+  constants,
+  existsSync,
+  mkdirSync,
+  openSync,
+  readdirSync,
+  realpathSync,
+} from 'node:fs'
 import { PlatformError } from '../../errors.ts'
-import { HelperError } from '../../guest/index.ts'
+import { GuestClient, HelperError } from '../../guest/index.ts'
 import type { Clock } from '../../lib/clock.ts'
 import type { Logger } from '../../lib/log.ts'
 import type {
@@ -23,6 +32,7 @@ export interface ProcessRuntimeOptions {
   clock: Clock
 }
 
+const unrecordedEndTimeoutMs = 5_000
 const instanceIdPattern = /^[a-z0-9]{12,40}$/
 
 const capabilities: RuntimeCapabilities = {
@@ -165,7 +175,7 @@ class ProcessRuntime implements Runtime {
     const instance: ProcessInstance = new ProcessInstance({
       id,
       dir: this.#dir(id),
-      socketDir: `/proc/self/fd/${this.#dirFile}/${id}`,
+      socketDir: this.#socketDir(id),
       state,
       log: this.#options.log,
       clock: this.#options.clock,
@@ -182,6 +192,33 @@ class ProcessRuntime implements Runtime {
     if (instance) return instance.kill()
     const record = readRecord(this.#dir(id))
     if (record && record.bootId === this.#bootId) await endTree(record.guest, this.#options.clock)
+    if (!record && existsSync(`${this.#dir(id)}/run/guest.sock`)) await this.#endUnrecorded(id)
+  }
+
+  /** We died between its start and its record, so that only its socket leads to it. */
+  async #endUnrecorded(id: string): Promise<void> {
+    const lost = Promise.withResolvers<void>()
+    const guest = new GuestClient({
+      socketPath: `${this.#socketDir(id)}/run/guest.sock`,
+      logDir: `${this.#dir(id)}/log`,
+      log: this.#options.log,
+      onLost: lost.resolve,
+    })
+    const late = new AbortController()
+    try {
+      await guest.processes.shutdown(0)
+      const timeout = this.#options.clock.sleep(unrecordedEndTimeoutMs, late.signal).catch(() => {})
+      await Promise.race([lost.promise, timeout])
+    } catch {
+      // Nobody listens: it has ended.
+    } finally {
+      late.abort()
+      guest.close(new PlatformError('unavailable', 'The instance is being removed'))
+    }
+  }
+
+  #socketDir(id: string): string {
+    return `/proc/self/fd/${this.#dirFile}/${id}`
   }
 
   #dir(id: string): string {
