@@ -1,3 +1,4 @@
+import { PlatformError } from '../errors.ts'
 import type { FileToWrite } from '../spec/runtime.ts'
 import { FrameType, frameHeader, readError } from './codec.ts'
 import { fileError } from './errno.ts'
@@ -29,7 +30,7 @@ export async function writeAll(pool: FilesPool, files: readonly FileToWrite[]): 
     aheadBytes -= file.data.length
     if (answer.type === FrameType.error) {
       const { errno, message } = readError(answer.payload)
-      failure ??= fileError(errno, file.path, message)
+      failure ??= failureAt(file.path, fileError(errno, file.path, message))
     } else operation.expect(answer, FrameType.entryOk)
   }
   try {
@@ -58,6 +59,11 @@ export async function writeAll(pool: FilesPool, files: readonly FileToWrite[]): 
     operation.release()
   }
   if (failure) throw failure
+}
+
+/** Of many files, the one that it was. */
+function failureAt(path: string, error: PlatformError): PlatformError {
+  return new PlatformError(error.code, error.message, { details: { ...error.details, path } })
 }
 
 /** Small frames that leave together. */

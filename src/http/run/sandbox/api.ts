@@ -7,14 +7,9 @@ import { begunAndOnceEnded } from '../bodies.ts'
 import { isSocketRequest, proxyHttp, proxySocket, withoutParameters } from '../proxy.ts'
 import { apiHeaders, decodePath, json, pageNotFound, type SandboxAnswer, type SandboxCall } from './call.ts'
 import { fastApply, rerank } from './codegen.ts'
-import {
-  readFileOrDirectory,
-  readTree,
-  removeFileOrDirectory,
-  removeTree,
-  writeFileOrDirectory,
-  writeTree,
-} from './files.ts'
+import { changeAttributes, copyFiles, moveFiles } from './copy.ts'
+import { readFileOrDirectory, removeFileOrDirectory, writeFileOrDirectory } from './files.ts'
+import { findFiles, searchContent, searchFiles } from './find.ts'
 import { type Build, health, upgrade } from './health.ts'
 import { type SandboxMcp, serveMcp } from './mcp.ts'
 import { listPorts, monitorPorts, noTunnel, refuseTunnel, stopMonitoring } from './network.ts'
@@ -30,7 +25,9 @@ import {
   writeStdin,
 } from './processes.ts'
 import { connectTerminal, showTerminal } from './terminal.ts'
+import { readTree, removeTree, writeTree } from './trees.ts'
 import { abortUpload, completeUpload, listParts, listUploads, startUpload, writePart } from './uploads.ts'
+import { watchDirectory } from './watch.ts'
 
 /** A request on its way into a sandbox, already allowed to be there. */
 export interface SandboxRequest {
@@ -79,6 +76,13 @@ const routes: { path: RegExp; raw?: boolean; verbs: Verbs }[] = [
     raw: true,
     verbs: { GET: readFileOrDirectory, PUT: writeFileOrDirectory, DELETE: removeFileOrDirectory },
   },
+  { path: /^\/filesystem-attributes((?:\/|%2F).*)$/s, raw: true, verbs: { PUT: changeAttributes } },
+  { path: /^\/filesystem-find((?:\/|%2F).*)?$/s, raw: true, verbs: { GET: findFiles } },
+  { path: /^\/filesystem-search((?:\/|%2F).*)?$/s, raw: true, verbs: { GET: searchFiles } },
+  { path: /^\/filesystem-content-search((?:\/|%2F).*)?$/s, raw: true, verbs: { GET: searchContent } },
+  { path: /^\/watch\/filesystem((?:\/|%2F).*)?$/s, raw: true, verbs: { GET: watchDirectory } },
+  { path: /^\/filesystem-copy\/?$/, verbs: { POST: copyFiles } },
+  { path: /^\/filesystem-move\/?$/, verbs: { POST: moveFiles } },
   { path: /^\/filesystem-multipart\/initiate((?:\/|%2F).*)$/s, raw: true, verbs: { POST: startUpload } },
   { path: /^\/filesystem-multipart\/?$/, verbs: { GET: listUploads } },
   { path: /^\/filesystem-multipart\/([^/]+)\/part$/, verbs: { PUT: writePart } },
@@ -283,6 +287,6 @@ const ownFailures = new Set([
 ])
 
 function errorAnswer(error: PlatformError): Response {
-  const { errno: _, ...details } = error.details ?? {}
+  const { errno: _, path: __, ...details } = error.details ?? {}
   return json({ error: error.message, ...details }, error.status)
 }

@@ -139,3 +139,10 @@ export async function fileOperation<Value>(
     throw fileError(error, operation, path)
   }
 }
+
+/** For operations that answer with one code whatever is wrong with the path. */
+export function asCode(error: unknown, code: 'bad_request' | 'unprocessable'): unknown {
+  if (!PlatformError.is(error) || !['not_found', 'conflict', 'unprocessable'].includes(error.code))
+    return error
+  return new PlatformError(code, error.message, { cause: error })
+}

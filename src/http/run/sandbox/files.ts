@@ -6,9 +6,10 @@ import type { SendFile } from '../../route.ts'
 import { collect, streamOf } from '../bodies.ts'
 import { json, readJsonBody, type SandboxAnswer, type SandboxCall } from './call.ts'
 import { downloadHeaders, rangeOf, wantsDownload } from './download.ts'
-import { type FileView, fileError, fileOperation, fileView, namesIn, parsePermissions } from './entries.ts'
+import { asCode, type FileView, fileOperation, fileView, namesIn, parsePermissions } from './entries.ts'
+import { listing } from './listing.ts'
 import { MultipartReader, multipartBoundary } from './multipart.ts'
-import { absolutePath, type FilePath, filePath, joined, userPath } from './paths.ts'
+import { type FilePath, filePath, userPath } from './paths.ts'
 
 /** Of a JSON body that carries the content of files. */
 export const fileJsonBytesMax = 64 * 1024 * 1024
@@ -17,10 +18,8 @@ const wholeFileBytesMax = 2 * 1024 * 1024
 /** So much of an upload is held back until the fields behind it are known; it covers the client's single uploads. */
 const uploadLookaheadBytesMax = 6 * 1024 * 1024
 const formFieldBytesMax = 8192
-export const directoryEntriesMax = 100_000
-const treeWritesAtOnce = 8
 
-const directoryMode = 0o755
+export const directoryMode = 0o755
 
 /** Of a file path in the request, by the path rule. */
 export function requestedPath(call: SandboxCall, rest: string): FilePath {
@@ -150,46 +149,6 @@ async function* jsonChunks(view: FileView, body: ReadableStream<Uint8Array>): As
 
 function escapedEnd(decoder: TextDecoder): string {
   return JSON.stringify(decoder.decode()).slice(1, -1)
-}
-
-export interface DirectoryView {
-  path: string
-  name: string
-  files: FileView[]
-  subdirectories: { path: string; name: string }[]
-}
-
-async function listing(call: SandboxCall, path: FilePath): Promise<DirectoryView> {
-  const { guest } = call.lease.instance
-  const names = namesIn(guest)
-  const entries: FileEntry[] = []
-  try {
-    for await (const batch of guest.files.list(path.absolute)) {
-      for (const entry of batch) entries.push(entry)
-      if (entries.length > directoryEntriesMax) {
-        throw new PlatformError(
-          'unprocessable',
-          `open ${path.absolute}: it has more than ${directoryEntriesMax} entries, which is the most that are listed`,
-        )
-      }
-    }
-  } catch (error) {
-    throw fileError(error, 'open', path.absolute)
-  }
-  entries.sort((a, b) => (a.name < b.name ? -1 : 1))
-  const known = await names
-  const view: DirectoryView = {
-    path: path.shown,
-    name: posix.basename(path.absolute),
-    files: [],
-    subdirectories: [],
-  }
-  for (const entry of entries) {
-    const entryPath = joined(path.shown, entry.name)
-    if (entry.type === 'directory') view.subdirectories.push({ path: entryPath, name: entry.name })
-    else view.files.push(fileView(entry, entryPath, entry.name, known))
-  }
-  return view
 }
 
 const fileBody = z.object({
@@ -323,69 +282,19 @@ async function absent(call: SandboxCall, path: string): Promise<boolean> {
 
 export async function removeFileOrDirectory(call: SandboxCall, rest: string): Promise<SandboxAnswer> {
   const path = requestedPath(call, rest)
-  const kind = await remove(call, path.absolute, call.query.get('recursive') === 'true')
+  const kind = await removePath(call, path.absolute, call.query.get('recursive') === 'true')
   return json({ path: path.shown, message: `${kind} deleted successfully` })
 }
 
 /** Of a link, removes the link. */
-async function remove(call: SandboxCall, path: string, recursive: boolean): Promise<'File' | 'Directory'> {
+export async function removePath(
+  call: SandboxCall,
+  path: string,
+  recursive: boolean,
+): Promise<'File' | 'Directory'> {
   if (path === '/') throw new PlatformError('unprocessable', 'remove /: the root directory cannot be removed')
   const { files } = call.lease.instance.guest
   const entry = await fileOperation(files.stat(path, { follow: false }), 'stat', path)
   await fileOperation(files.remove(path, { recursive }), 'remove', path)
   return entry.type === 'directory' ? 'Directory' : 'File'
-}
-
-export async function readTree(call: SandboxCall, rest: string): Promise<SandboxAnswer> {
-  const path = absolutePath(rest)
-  try {
-    return json(await listing(call, path))
-  } catch (error) {
-    throw asCode(error, 'bad_request')
-  }
-}
-
-const treeBody = z.object({ files: z.record(z.string(), z.string()).nullish() })
-
-/** Writes every file, each whole, a few at once. Directories are made as needed. */
-export async function writeTree(call: SandboxCall, rest: string): Promise<SandboxAnswer> {
-  const root = absolutePath(rest)
-  const { files: contents } = await readJsonBody(call, treeBody, fileJsonBytesMax)
-  const { files } = call.lease.instance.guest
-  const waiting = Object.entries(contents ?? {})
-  for (const [name] of waiting) {
-    if (name === '' || name.includes('\0')) {
-      throw new PlatformError('bad_request', 'files: a name must not be empty and must not contain NUL')
-    }
-  }
-  await fileOperation(
-    files.makeDirectory(root.absolute, { parents: true, mode: directoryMode }),
-    'mkdir',
-    root.absolute,
-  )
-  const worker = async () => {
-    for (let next = waiting.shift(); next; next = waiting.shift()) {
-      await writeText(call, posix.join(root.absolute, next[0]), next[1])
-    }
-  }
-  const results = await Promise.allSettled(Array.from({ length: treeWritesAtOnce }, worker))
-  for (const result of results) if (result.status === 'rejected') throw result.reason
-  return json(await listing(call, root))
-}
-
-export async function removeTree(call: SandboxCall, rest: string): Promise<SandboxAnswer> {
-  const path = absolutePath(rest)
-  try {
-    await remove(call, path.absolute, true)
-  } catch (error) {
-    throw asCode(error, 'unprocessable')
-  }
-  return json({ path: path.shown, message: 'Directory deleted successfully' })
-}
-
-/** For operations that answer with one code whatever is wrong with the path. */
-function asCode(error: unknown, code: 'bad_request' | 'unprocessable'): unknown {
-  if (!PlatformError.is(error) || !['not_found', 'conflict', 'unprocessable'].includes(error.code))
-    return error
-  return new PlatformError(code, error.message, { cause: error })
 }
