@@ -5,6 +5,7 @@ import { join } from 'node:path'
 import { gzipSync } from 'node:zlib'
 import type { SandboxInstance as Sandbox } from '@blaxel/core'
 import { dockerArchive, ociArchive, programs, type TestEntry, tar, testImage } from './images/test-image.ts'
+import { TestRegistry } from './images/test-registry.ts'
 import { createPlatform, temporaryDataDir } from './platform.ts'
 import { eventually, openTestClient, type TestClient } from './test-client.ts'
 
@@ -37,9 +38,12 @@ const accounts: TestEntry = {
 describe.skipIf(why !== '')('images of one’s own', () => {
   let client: TestClient
   let count = 0
+  const registry = new TestRegistry()
+  afterAll(() => registry[Symbol.dispose]())
 
   beforeAll(async () => {
     client = await openTestClient({
+      registries: [registry.host],
       dataDir: join(directory, 'data'),
       imageDir: join(directory, 'host'),
       imageSource: 'live',
@@ -247,6 +251,133 @@ describe.skipIf(why !== '')('images of one’s own', () => {
     expect(await answer.text()).toContain(message)
     expect(answer.status).toBe(status)
     expect(readdirSync(join(layersDir(), '..', 'partial'))).toEqual([])
+  })
+
+  describe('of a registry', () => {
+    const push = (name: string, ...layers: Buffer[]) => {
+      registry.push(name, 'v1', testImage([shell, ...layers], { config: { Env: [`NAME=${name}`] } }))
+      return `${registry.host}/${name}:v1`
+    }
+
+    test('are pulled when a sandbox is made from them, once for all who ask, and not again', async () => {
+      const image = push('demand', tar([{ path: 'only-here' }]))
+      const before = registry.blobsAsked
+      const sandboxes = await Promise.all([create(image), create(image), create(image)])
+      for (const sandbox of sandboxes)
+        expect(await run(sandbox, 'echo $NAME; ls /only-here')).toBe('demand\n/only-here\n')
+      // One configuration and two layers, of which others may have brought the first.
+      expect(registry.blobsAsked - before).toBeLessThanOrEqual(3)
+      const asked = registry.asked.length
+      await create(image)
+      expect(registry.asked.length).toBe(asked)
+      expect(
+        (await client.request(`/v0/images/sandbox/localhost-${registry.host.split(':')[1]}-demand`)).status,
+      ).toBe(200)
+    })
+
+    test('show in the sandbox’s status and events while they come, and can be called off by deleting it', async () => {
+      const image = push('slow', tar([{ path: 'slow' }]))
+      const gate = Promise.withResolvers<void>()
+      registry.behaviour.gate = gate.promise
+      const creating = ['kept', 'deleted'].map((name) =>
+        client.SandboxInstance.create({ name, image, memory: 256, region: 'local-1' }).catch(
+          (error) => error,
+        ),
+      )
+      const status = async (name: string) =>
+        (await (await client.request(`/v0/sandboxes/${name}`)).json()) as {
+          status: string
+          events: { message: string }[]
+        }
+      for (const name of ['kept', 'deleted']) {
+        await eventually('the pull shows', async () => (await status(name)).status === 'DEPLOYING')
+        expect((await status(name)).events[0]?.message).toContain(`pulling ${image}`)
+      }
+      const listed = (await (await client.request('/v0/images')).json()) as { metadata: { status: string } }[]
+      expect(listed.map(({ metadata }) => metadata.status)).toContain('BUILDING')
+      expect((await client.request('/v0/sandboxes/deleted', { method: 'DELETE' })).status).toBe(200)
+      gate.resolve()
+      registry.behaviour.gate = null
+      const [kept, deleted] = await Promise.all(creating)
+      expect(kept.status).toBe('DEPLOYED')
+      expect((await status('kept')).events.map(({ message }) => message)).toEqual([
+        `Deployment started: pulling ${image}`,
+        'Deployment successful',
+      ])
+      expect(deleted).toMatchObject({ code: 409 })
+      expect((await client.request('/v0/sandboxes/deleted')).status).toBe(404)
+    })
+
+    test('that cannot be had fail the creation, saying why, and leave no record', async () => {
+      push('damaged', tar([{ path: 'damaged' }]))
+      for (const [image, code] of [
+        [`${registry.host}/no/such:image`, 404],
+        ['docker.io/library/alpine:3', 400],
+        ['169.254.169.254/latest:meta', 400],
+      ] as const) {
+        const answer = client.SandboxInstance.create({ name: 'not-had', region: 'local-1', image })
+        await expect(answer).rejects.toMatchObject({ code })
+      }
+      registry.behaviour.damaged = true
+      const answer = client.SandboxInstance.create({
+        name: 'not-had',
+        region: 'local-1',
+        image: `${registry.host}/damaged:v1`,
+      })
+      await expect(answer).rejects.toMatchObject({ code: 422 })
+      registry.behaviour.damaged = false
+      expect((await client.request('/v0/sandboxes/not-had')).status).toBe(404)
+      expect(readdirSync(join(layersDir(), '..', 'partial'))).toEqual([])
+    })
+
+    test('are pulled with the credentials that the workspace keeps, or that come along', async () => {
+      const image = push('private')
+      registry.behaviour.auth = 'bearer'
+      const pull = (body: object = {}) =>
+        client.request('/-/images/pull', {
+          method: 'POST',
+          headers: { 'content-type': 'application/json' },
+          body: JSON.stringify({ image, ...body }),
+        })
+      expect((await pull()).status).toBe(403)
+      const { username, password } = registry.behaviour
+      const auth = Buffer.from(`${username}:${password}`).toString('base64')
+      const dockerConfig = JSON.stringify({ auths: { [`https://${registry.host}/v1/`]: { auth } } })
+      expect((await pull({ dockerConfig })).status).toBe(200)
+
+      const keep = (body: object) =>
+        client.request(`/-/registries/${encodeURIComponent(registry.host)}`, {
+          method: 'PUT',
+          headers: { 'content-type': 'application/json' },
+          body: JSON.stringify(body),
+        })
+      expect((await keep({ username, password: 'wrong-one' })).status).toBe(200)
+      const refused = await pull()
+      expect(refused.status).toBe(403)
+      expect(await refused.text()).not.toContain('wrong-one')
+      expect((await keep({ username, password })).status).toBe(200)
+      expect((await pull()).status).toBe(200)
+      const listed = await (await client.request('/-/registries')).text()
+      expect(listed).toContain(username)
+      for (const file of ['hutch.db', 'hutch.db-wal']) {
+        const stored = await Bun.file(join(client.platform.config.dataDir, file)).text()
+        expect(stored).not.toContain(password)
+      }
+      await client.request(`/-/registries/${encodeURIComponent(registry.host)}`, { method: 'DELETE' })
+      expect((await pull()).status).toBe(403)
+      registry.behaviour.auth = 'none'
+    })
+
+    test('are registered by push under a name of their own', async () => {
+      const image = push('pushed')
+      const answer = await client.request('/v0/images?skip-build=true', {
+        method: 'POST',
+        headers: { 'content-type': 'application/json' },
+        body: JSON.stringify({ resourceType: 'sandbox', name: 'my-push', image }),
+      })
+      expect(await answer.json()).toMatchObject({ image: 'sandbox/my-push:v1', build: false })
+      expect(await run(await create('sandbox/my-push:v1'), 'echo $NAME')).toBe('pushed\n')
+    })
   })
 
   test('that nobody knows fail a creation clearly, and leave no record', async () => {

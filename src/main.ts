@@ -43,6 +43,24 @@ const commands: Record<string, Entry> = {
     load: async () => (await import('./cli/sandbox-exec.ts')).logs,
   },
   'sandbox rm': { summary: 'delete sandboxes', load: async () => (await import('./cli/sandbox.ts')).remove },
+  'images ls': { summary: 'list images', load: async () => (await import('./cli/images.ts')).list },
+  'images pull': {
+    summary: 'pull an image from a registry',
+    load: async () => (await import('./cli/images.ts')).pull,
+  },
+  'images import': {
+    summary: 'take in an image from a file',
+    load: async () => (await import('./cli/images.ts')).importImage,
+  },
+  'images rm': { summary: 'delete images', load: async () => (await import('./cli/images.ts')).remove },
+  'images login': {
+    summary: 'keep credentials for a registry',
+    load: async () => (await import('./cli/images.ts')).login,
+  },
+  'images logout': {
+    summary: 'forget credentials for a registry',
+    load: async () => (await import('./cli/images.ts')).logout,
+  },
   'keys create': { summary: 'create an API key', load: async () => (await import('./cli/keys.ts')).create },
   'keys list': { summary: 'list API keys', load: async () => (await import('./cli/keys.ts')).list },
   'keys revoke': { summary: 'revoke an API key', load: async () => (await import('./cli/keys.ts')).revoke },
@@ -70,6 +88,8 @@ const aliases: Record<string, string> = {
   'keys ls': 'keys list',
   'workspaces ls': 'workspaces list',
   workspaces: 'workspaces list',
+  'images list': 'images ls',
+  images: 'images ls',
   sandboxes: 'sandbox ls',
   '--version': 'version',
   '-v': 'version',

@@ -128,6 +128,11 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
     log,
   })
   opened.defer(() => host.close())
+  let server: HttpServer | null = null
+  const dialer = new Dialer({
+    privateTargets: config.privateTargets,
+    ownPorts: () => (server === null ? [config.port] : [server.port]),
+  })
   const helperPath = await helper
   const images = new Images({
     host,
@@ -142,6 +147,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
     registries: config.registries,
     registryAuthFile: config.registryAuthFile,
     imageBytesMax: config.imageMbMax * 1024 * 1024,
+    dialer,
     inUse: () => instances.roots(),
   })
   opened.defer(async () => {
@@ -174,11 +180,6 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   host.start()
   images.start()
 
-  let server: HttpServer | null = null
-  const dialer = new Dialer({
-    privateTargets: config.privateTargets,
-    ownPorts: () => (server === null ? [config.port] : [server.port]),
-  })
   const codegen = new Codegen({ dialer, log })
   opened.defer(() => codegen.close())
   const api = {

@@ -32,6 +32,17 @@ export const up = command({
     'keep-instances': { kind: 'boolean', about: 'leave sandboxes running when the platform stops' },
     'image-dir': { kind: 'text', value: 'DIR', about: 'where images made from this host are kept' },
     'image-source': { kind: 'text', value: 'HOW', about: 'auto, reflink, link or copy (auto)' },
+    registry: {
+      kind: 'list',
+      value: 'HOST',
+      about: 'registry that images may be pulled from, instead of the well-known public ones',
+    },
+    'registry-auth-file': {
+      kind: 'text',
+      value: 'FILE',
+      about: 'credentials for registries, as in Docker’s config.json',
+    },
+    'image-mb-max': { kind: 'text', value: 'MB', about: 'what one image may have, unpacked (16384)' },
     'trusted-proxies': {
       kind: 'list',
       value: 'RANGE',
@@ -84,6 +95,9 @@ export const up = command({
           keepInstances: flags['keep-instances'],
           imageDir: flags['image-dir'],
           imageSource: flags['image-source'],
+          registries: flags.registry,
+          registryAuthFile: flags['registry-auth-file'],
+          imageMbMax: flags['image-mb-max'],
           trustedProxies: flags['trusted-proxies'],
           privateTargets: flags['private-targets'],
           logLevel: flags['log-level'],

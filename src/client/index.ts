@@ -1,9 +1,11 @@
 import { PlatformError } from '../errors.ts'
 import { Files } from './files.ts'
+import { Images } from './images.ts'
 import { Processes } from './processes.ts'
-import { Transport } from './transport.ts'
+import { ClientError, Transport } from './transport.ts'
 
 export type { FileInfo } from './files.ts'
+export type { ImageInfo, RegistryInfo } from './images.ts'
 export type { ExecEvent, Processes, ProcessInfo } from './processes.ts'
 export { ClientError } from './transport.ts'
 
@@ -62,6 +64,7 @@ interface Listing<Item> {
 }
 
 const pagesMax = 10_000
+const deployingPollMs = 1_000
 const pageLimit = 200
 
 /** Typed client of the platform's own HTTP API. Failures are ClientErrors whose message is for people. */
@@ -69,6 +72,7 @@ export class Client {
   readonly sandboxes: Sandboxes
   readonly keys: Keys
   readonly workspaces: Workspaces
+  readonly images: Images
   private readonly transport: Transport
 
   constructor(options: ClientOptions) {
@@ -76,6 +80,7 @@ export class Client {
     this.sandboxes = new Sandboxes(this.transport)
     this.keys = new Keys(this.transport)
     this.workspaces = new Workspaces(this.transport)
+    this.images = new Images(this.transport)
   }
 
   /** Whether the platform lives, and is ready for work. */
@@ -127,7 +132,16 @@ class Sandboxes {
       },
     }
     const query = options.ifNotExists ? '?createIfNotExist=true' : ''
-    return await this.transport.json('POST', `/sandboxes${query}`, body)
+    let created = await this.transport.json<SandboxInfo>('POST', `/sandboxes${query}`, body)
+    // Its image is still being pulled.
+    while (created.status === 'DEPLOYING') {
+      await new Promise((resolve) => setTimeout(resolve, deployingPollMs))
+      created = await this.get(created.metadata.name)
+    }
+    if (created.status === 'FAILED') {
+      throw new ClientError(422, created.events?.at(-1)?.message ?? 'the sandbox could not be started')
+    }
+    return created
   }
 
   async remove(name: string): Promise<void> {

@@ -4,6 +4,7 @@ import { mkdir, readFile, rename, stat, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { systemClock } from '../lib/clock.ts'
+import { Dialer } from '../lib/dialer.ts'
 import { silentLogger } from '../lib/log.ts'
 import { createSecretBox } from '../lib/secret-box.ts'
 import type { Store } from '../spec/store.ts'
@@ -62,6 +63,7 @@ describe('image references', () => {
       log: silentLogger,
       dir: join(path, '..', 'images'),
       layers: null,
+      dialer: new Dialer({ privateTargets: [], ownPorts: () => [] }),
       registries: ['docker.io'],
       registryAuthFile: null,
       imageBytesMax: 1024 ** 2,

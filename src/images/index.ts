@@ -2,6 +2,7 @@
 import { createHash } from 'node:crypto'
 import { PlatformError } from '../errors.ts'
 import type { Clock } from '../lib/clock.ts'
+import type { Dialer } from '../lib/dialer.ts'
 import type { Logger } from '../lib/log.ts'
 import type { SecretBox } from '../lib/secret-box.ts'
 import type { Layers } from '../spec/layers.ts'
@@ -30,7 +31,7 @@ import {
   referenceText,
   tagDefault,
 } from './reference.ts'
-import { type Fetch, Registry } from './registry.ts'
+import { Registry } from './registry.ts'
 import { type ImageName, type ImageTransfer, type ImageView, imageView } from './view.ts'
 
 export { type CatalogueEntry, catalogue } from './catalogue.ts'
@@ -39,7 +40,6 @@ export { HostImage, type HostImageOptions, type HostImageSource, hostImageSource
 export { freeBytesMin } from './layer-store.ts'
 export type { ImageTag, StoredImage } from './records.ts'
 export { isLoopback, resourceTypes } from './reference.ts'
-export type { Fetch } from './registry.ts'
 export { type ImageView, imageViewSchema } from './view.ts'
 
 export const defaultImage = 'blaxel/base-image:latest'
@@ -85,7 +85,9 @@ export interface ImagesOptions {
   imageBytesMax: number
   /** The root file systems of every instance there is, running or not. */
   inUse: () => Iterable<{ workspace: string; root: RootFilesystem }>
-  fetch?: Fetch
+  dialer: Dialer
+  /** Without a byte from a registry. */
+  stallMsMax?: number
 }
 
 export interface PullOptions {
@@ -480,7 +482,7 @@ export class Images {
     target: { type: ResourceType; name: string | null; tag: string; source: string },
     given: { username: string; password: string } | null,
   ): Promise<Pulled> {
-    const { clock, log, fetch, imageBytesMax } = this.#options
+    const { clock, log, dialer, imageBytesMax, stallMsMax } = this.#options
     const credentials = await this.credentials.find(workspace, reference.host, given)
     const name = target.name ?? (await this.#freeName(workspace, target.type, reference))
     const signal = AbortSignal.any([this.#closed.signal, AbortSignal.timeout(pullTimeoutMsMax)])
@@ -490,7 +492,8 @@ export class Images {
       log,
       checkSpace: () => this.#layers.checkSpace(),
       blobBytesMax: imageBytesMax,
-      ...(fetch ? { fetch } : {}),
+      dialer,
+      ...(stallMsMax === undefined ? {} : { stallMsMax }),
     })
     return await this.#transfer(workspace, { ...target, name }, signal, (dir) => registry.open(dir, signal))
   }

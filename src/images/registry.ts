@@ -1,11 +1,10 @@
 /** Client of OCI distribution registries: tokens, manifests by platform, blobs that are checked and taken up again. */
 
-import { lookup } from 'node:dns/promises'
 import { createWriteStream, type WriteStream } from 'node:fs'
-import { BlockList, isIP } from 'node:net'
 import { z } from 'zod'
 import { PlatformError } from '../errors.ts'
 import type { Clock } from '../lib/clock.ts'
+import type { Dialer } from '../lib/dialer.ts'
 import type { Logger } from '../lib/log.ts'
 import type { RegistryCredentials } from './credentials.ts'
 import type { ImageSource } from './install.ts'
@@ -20,7 +19,7 @@ import {
   parseIndex,
   parseManifest,
 } from './manifest.ts'
-import { hostName, isLoopback, type RegistryReference, referenceText } from './reference.ts'
+import { isLoopback, type RegistryReference, referenceText } from './reference.ts'
 
 const redirectsMax = 5
 const tokenBytesMax = 1024 * 1024
@@ -35,8 +34,6 @@ export const stallMsMax = 60_000
 const nestedIndexesMax = 4
 const challengeCharsMax = 4096
 
-export type Fetch = (url: string, init: RequestInit & { decompress?: boolean }) => Promise<Response>
-
 export interface RegistryOptions {
   credentials: RegistryCredentials | null
   clock: Clock
@@ -45,7 +42,7 @@ export interface RegistryOptions {
   checkSpace(): Promise<void>
   /** Of one compressed layer. */
   blobBytesMax: number
-  fetch?: Fetch
+  dialer: Dialer
   stallMsMax?: number
 }
 
@@ -53,14 +50,12 @@ export interface RegistryOptions {
 export class Registry {
   readonly #reference: RegistryReference
   readonly #options: RegistryOptions
-  readonly #fetch: Fetch
   readonly #origin: string
   #authorization: string | null = null
 
   constructor(reference: RegistryReference, options: RegistryOptions) {
     this.#reference = reference
     this.#options = options
-    this.#fetch = options.fetch ?? fetch
     const { host } = reference
     // Without encryption only where nobody is in between.
     this.#origin =
@@ -114,7 +109,7 @@ export class Registry {
     const found = `sha256:${new Bun.CryptoHasher('sha256').update(bytes).digest('hex')}`
     if (digest !== null) check(bytes, digest)
     const mediaType = (answer.headers.get('content-type') ?? '').split(';')[0]!.trim()
-    if (mediaType.includes('manifest.v1')) {
+    if (mediaType.includes('docker.distribution.manifest.v1')) {
       throw new PlatformError(
         'unprocessable',
         `${referenceText(this.#reference)} is of Docker's first format, which nothing writes any more: push it again with a current tool`,
@@ -238,29 +233,31 @@ export class Registry {
         return answer
       await answer.body?.cancel()
       at = new URL(location, at).href
-      await this.#checkAddress(at)
+      this.#checkAddress(at)
     }
     throw broke(this.#reference.host, 'too many redirects')
   }
 
-  async #send(
-    url: string,
-    headers: Record<string, string>,
-    signal: AbortSignal,
-    init: RequestInit = {},
-  ): Promise<Response> {
-    const late = AbortSignal.timeout(this.#stallMsMax)
+  async #send(url: string, headers: Record<string, string>, signal: AbortSignal): Promise<Response> {
+    const { host } = this.#reference
+    const late = new AbortController()
+    // Until the headers are there; the body has its own.
+    const timer = setTimeout(() => late.abort(), this.#stallMsMax)
     try {
-      return await this.#fetch(url, {
-        ...init,
+      return await this.#options.dialer.open(url, {
+        method: 'GET',
         headers,
-        redirect: 'manual',
-        decompress: false,
-        signal: AbortSignal.any([signal, late]),
+        signal: AbortSignal.any([signal, late.signal]),
+        what: `the registry ${host}`,
+        trusted: new URL(url).origin === this.#origin || isLoopback(host),
+        raw: true,
       })
-    } catch (cause) {
+    } catch (error) {
       signal.throwIfAborted()
-      throw broke(this.#reference.host, 'it does not answer', cause)
+      if (PlatformError.is(error)) throw error
+      throw broke(host, 'it does not answer', error)
+    } finally {
+      clearTimeout(timer)
     }
   }
 
@@ -278,7 +275,7 @@ export class Registry {
     const parameters = challengeParameters(challenge.slice(0, challengeCharsMax))
     const realm = parameters.realm ?? ''
     if (!URL.canParse(realm)) throw broke(host, 'it names no place to get a token')
-    await this.#checkAddress(realm)
+    this.#checkAddress(realm)
     const url = new URL(realm)
     if (parameters.service) url.searchParams.set('service', parameters.service)
     url.searchParams.set('scope', parameters.scope ?? `repository:${this.#reference.repository}:pull`)
@@ -300,22 +297,16 @@ export class Registry {
     this.#authorization = `Bearer ${token}`
   }
 
-  /** Where a registry sends us to must be encrypted, and no place that only this host can reach. */
-  async #checkAddress(address: string): Promise<void> {
-    const url = new URL(address)
+  /** Where a registry sends us to must be encrypted; that it is not private sees the dialer to. */
+  #checkAddress(address: string): void {
+    const url = URL.canParse(address) ? new URL(address) : null
     const { host } = this.#reference
-    if (url.origin === this.#origin) return
-    if (url.protocol === 'http:' && isLoopback(host) && isLoopback(url.host)) return
-    const refused = new PlatformError(
+    if (url?.origin === this.#origin || url?.protocol === 'https:') return
+    if (url?.protocol === 'http:' && isLoopback(host) && isLoopback(url.host)) return
+    throw new PlatformError(
       'bad_gateway',
-      `the registry ${host} sends us to ${url.origin.slice(0, 200)}, where this platform does not go`,
+      `the registry ${host} sends us to ${(url?.origin ?? address).slice(0, 200)}, where this platform does not go`,
     )
-    if (url.protocol !== 'https:') throw refused
-    const name = hostName(url.host)
-    if (isLoopback(url.host) && !isLoopback(host)) throw refused
-    // What no resolver here knows may be known to a proxy, which has rules of its own.
-    const addresses = isIP(name) ? [{ address: name }] : await lookup(name, { all: true }).catch(() => [])
-    if (!isLoopback(host) && addresses.some(({ address: one }) => isPrivate(one))) throw refused
   }
 
   async #refusal(answer: Response): Promise<PlatformError> {
@@ -352,33 +343,6 @@ interface Blob {
   checkedAt: number
   hash: Bun.CryptoHasher
   failure: Error | null
-}
-
-const privateAddresses = new BlockList()
-for (const [address, prefix] of [
-  ['0.0.0.0', 8],
-  ['10.0.0.0', 8],
-  ['100.64.0.0', 10],
-  ['127.0.0.0', 8],
-  ['169.254.0.0', 16],
-  ['172.16.0.0', 12],
-  ['192.168.0.0', 16],
-  ['224.0.0.0', 4],
-  ['240.0.0.0', 4],
-] as const)
-  privateAddresses.addSubnet(address, prefix, 'ipv4')
-for (const [address, prefix] of [
-  ['::', 127],
-  ['fc00::', 7],
-  ['fe80::', 10],
-  ['ff00::', 8],
-] as const)
-  privateAddresses.addSubnet(address, prefix, 'ipv6')
-
-function isPrivate(address: string): boolean {
-  const mapped = /^::ffff:(\d+\.\d+\.\d+\.\d+)$/i.exec(address)?.[1]
-  const plain = mapped ?? address
-  return privateAddresses.check(plain, isIP(plain) === 6 ? 'ipv6' : 'ipv4')
 }
 
 function basic({ username, password }: RegistryCredentials): string {
@@ -421,7 +385,10 @@ async function* stalling(answer: Response, stallMs: number): AsyncGenerator<Uint
         )
       })
       try {
-        const { done, value } = await Promise.race([reader.read(), late])
+        const { done, value } = await Promise.race([reader.read(), late]).catch((cause) => {
+          if (PlatformError.is(cause)) throw cause
+          throw new PlatformError('bad_gateway', 'the registry broke off', { cause })
+        })
         if (done) return
         yield value
       } finally {

@@ -110,3 +110,16 @@ test('only http and https are spoken, without a password in the address', async 
     await expect(dialer(['127.0.0.1']).request(url, request)).rejects.toMatchObject({ code: 'bad_request' })
   }
 })
+
+test('an answer may be read as it comes, from a private host that the operator named', async () => {
+  const opening = { method: 'GET', headers: {}, what: 'The test' }
+  const address = `http://localhost:${port}/large`
+  await expect(dialer([]).open(address, opening)).rejects.toMatchObject({ code: 'bad_request' })
+  const answer = await dialer([], ['127.0.0.1']).open(address, { ...opening, trusted: true })
+  expect((await answer.text()).length).toBe(2000)
+  own.push(port)
+  await expect(dialer([], ['127.0.0.1']).open(address, { ...opening, trusted: true })).rejects.toMatchObject({
+    code: 'bad_request',
+  })
+  own.pop()
+})

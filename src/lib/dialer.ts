@@ -25,6 +25,13 @@ export interface DialerRequest {
   what: string
 }
 
+export type DialerOpening = Pick<DialerRequest, 'method' | 'headers' | 'signal' | 'what'> & {
+  /** The operator has named this host for this purpose: it may be private. */
+  trusted?: boolean
+  /** The body as it was sent, whatever its encoding. */
+  raw?: boolean
+}
+
 export interface DialerAnswer {
   status: number
   headers: Headers
@@ -60,7 +67,7 @@ export class Dialer {
     const port = url.port === '' ? (url.protocol === 'https:' ? 443 : 80) : Number(url.port)
     const timeout = AbortSignal.timeout(request.timeoutMs)
     const signal = request.signal ? AbortSignal.any([request.signal, timeout]) : timeout
-    const targets = await this.#targets(url, port, request.what)
+    const targets = await this.#targets(url, port, request.what, false)
     for (const [index, target] of targets.entries()) {
       try {
         const response = await this.#send(url, target, request, signal)
@@ -68,8 +75,7 @@ export class Dialer {
       } catch (error) {
         request.signal?.throwIfAborted()
         if (PlatformError.is(error)) throw error
-        const code = (error as { code?: unknown }).code
-        if (typeof code === 'string' && notConnected.has(code) && index < targets.length - 1) continue
+        if (isNotConnected(error) && index < targets.length - 1) continue
         const why = timeout.aborted
           ? `did not answer within ${request.timeoutMs / 1000} s`
           : 'cannot be reached'
@@ -79,7 +85,28 @@ export class Dialer {
     throw new PlatformError('bad_gateway', `${request.what}: ${url.hostname} has no address`)
   }
 
-  async #targets(url: URL, port: number, what: string): Promise<string[]> {
+  /**
+   * The answer with its body unread; `signal` goes on counting for that.
+   * @throws as `request`, and what `signal` was aborted with
+   */
+  async open(address: string, opening: DialerOpening): Promise<Response> {
+    const { what, signal, trusted = false } = opening
+    const url = parsed(address, what)
+    const port = url.port === '' ? (url.protocol === 'https:' ? 443 : 80) : Number(url.port)
+    const targets = await this.#targets(url, port, what, trusted)
+    for (const [index, target] of targets.entries()) {
+      try {
+        return await this.#send(url, target, opening, signal)
+      } catch (cause) {
+        signal?.throwIfAborted()
+        if (isNotConnected(cause) && index < targets.length - 1) continue
+        throw new PlatformError('bad_gateway', `${what} at ${url.host} cannot be reached`, { cause })
+      }
+    }
+    throw new PlatformError('bad_gateway', `${what}: ${url.hostname} has no address`)
+  }
+
+  async #targets(url: URL, port: number, what: string, trusted: boolean): Promise<string[]> {
     const host = url.hostname.replace(/^\[|\]$/g, '')
     let addresses: string[]
     try {
@@ -87,7 +114,9 @@ export class Dialer {
     } catch (cause) {
       throw new PlatformError('bad_gateway', `${what}: the name ${host} cannot be resolved`, { cause })
     }
-    const open = addresses.slice(0, addressesMax).filter((candidate) => this.#mayDial(candidate, port))
+    const open = addresses
+      .slice(0, addressesMax)
+      .filter((candidate) => this.#mayDial(candidate, port, trusted))
     if (open.length > 0 || addresses.length === 0) return open
     throw new PlatformError(
       'bad_request',
@@ -95,12 +124,17 @@ export class Dialer {
     )
   }
 
-  #mayDial(address: string, port: number): boolean {
+  #mayDial(address: string, port: number, trusted: boolean): boolean {
     if (this.#options.ownPorts().includes(port) && isOfThisHost(address)) return false
-    return isPublicAddress(address) || this.#allowed.has(address, port)
+    return trusted || isPublicAddress(address) || this.#allowed.has(address, port)
   }
 
-  #send(url: URL, target: string, request: DialerRequest, signal: AbortSignal): Promise<Response> {
+  #send(
+    url: URL,
+    target: string,
+    request: Pick<DialerRequest, 'method' | 'headers' | 'body'> & { raw?: boolean },
+    signal: AbortSignal | undefined,
+  ): Promise<Response> {
     const dialled = new URL(url)
     dialled.hostname = isIP(target) === 6 ? `[${target}]` : target
     const name = url.hostname.replace(/^\[|\]$/g, '')
@@ -108,7 +142,8 @@ export class Dialer {
       method: request.method,
       headers: { ...request.headers, host: url.host },
       redirect: 'manual',
-      signal,
+      ...(signal ? { signal } : {}),
+      ...(request.raw ? { decompress: false } : {}),
       // A connection that is kept would be shared by all names at this address, whatever certificate was checked.
       keepalive: false,
       ...(request.body === undefined ? {} : { body: request.body }),
@@ -116,6 +151,11 @@ export class Dialer {
     }
     return fetch(dialled, init)
   }
+}
+
+function isNotConnected(error: unknown): boolean {
+  const code = (error as { code?: unknown }).code
+  return typeof code === 'string' && notConnected.has(code)
 }
 
 async function resolveName(host: string): Promise<string[]> {

@@ -1,0 +1,180 @@
+import { existsSync } from 'node:fs'
+import type { ImageInfo } from '../client/index.ts'
+import { clientFor, withHints } from './client.ts'
+import { CommandError, command, connectionFlags, sameTarget, type Target, UsageError } from './command.ts'
+import { age, note, paint, print, printJson, table } from './output.ts'
+import { shellQuote, spelled } from './shell.ts'
+
+const passwordBytesMax = 64 * 1024
+
+export const list = command({
+  name: 'images ls',
+  summary: 'Lists the images of a workspace; the well-known ones (blaxel/base-image, ...) are always there.',
+  flags: connectionFlags,
+  async run({ flags }) {
+    const images = await withHints(flags, () => clientFor(flags).images.list())
+    if (flags.json) {
+      printJson(images)
+      return 0
+    }
+    if (images.length === 0) {
+      note(`no images; try: ${spelled(sameTarget('hutch images pull docker.io/library/alpine:3', flags))}`)
+      return 0
+    }
+    const rows = images.flatMap(({ metadata, spec }) => {
+      const name = `${metadata.resourceType}/${metadata.name}`
+      if (spec.tags.length === 0) return [[name, metadata.status, '-', '-']]
+      return spec.tags.map((tag) => [
+        `${name}:${tag.name}`,
+        metadata.status,
+        `${Math.ceil(tag.size / 1024 ** 2)}`,
+        age(tag.updatedAt),
+      ])
+    })
+    print(table(['IMAGE', 'STATUS', 'SIZE MB', 'AGE'], rows))
+    return 0
+  },
+})
+
+export const pull = command({
+  name: 'images pull',
+  summary: 'Pulls an image from a registry and waits until it is here.',
+  usage: 'IMAGE',
+  flags: {
+    ...connectionFlags,
+    name: { kind: 'text', value: 'NAME', about: 'what it is called here (made of its name there)' },
+    tag: { kind: 'text', value: 'TAG', about: 'tag here (the tag there)' },
+  },
+  positionals: [1, 1],
+  notes: ['IMAGE names its registry: docker.io/library/alpine:3, ghcr.io/org/app@sha256:...'],
+  async run({ flags, positionals }) {
+    const { name, tag } = flags
+    const image = await withHints(flags, () =>
+      clientFor(flags).images.pull(positionals[0]!, {
+        ...(name === undefined ? {} : { name }),
+        ...(tag === undefined ? {} : { tag }),
+      }),
+    )
+    return answer(image, flags)
+  },
+})
+
+export const importImage = command({
+  name: 'images import',
+  summary: 'Takes in an image from a file: an OCI archive, or what docker save writes.',
+  usage: 'FILE',
+  flags: {
+    ...connectionFlags,
+    name: { kind: 'text', value: 'NAME', about: 'what it is called here' },
+    tag: { kind: 'text', value: 'TAG', about: 'tag here (latest)' },
+    reference: { kind: 'text', value: 'REF', about: 'which image of the file, where there are several' },
+  },
+  positionals: [1, 1],
+  async run({ flags, positionals }) {
+    const [file] = positionals
+    const { name, tag, reference } = flags
+    if (name === undefined) throw new UsageError('--name is missing: hutch images import FILE --name NAME')
+    if (!existsSync(file!)) throw new CommandError(`${file} does not exist`)
+    const image = await withHints(flags, () =>
+      clientFor(flags).images.import(Bun.file(file!), {
+        name,
+        ...(tag === undefined ? {} : { tag }),
+        ...(reference === undefined ? {} : { reference }),
+      }),
+    )
+    return answer(image, flags)
+  },
+})
+
+export const remove = command({
+  name: 'images rm',
+  summary: 'Deletes images, or single tags of them; those that a sandbox stands on are kept.',
+  usage: 'IMAGE...',
+  flags: { ...connectionFlags, unused: { kind: 'boolean', about: 'all that no sandbox stands on' } },
+  positionals: [0, 1000],
+  async run({ flags, positionals }) {
+    const { images } = clientFor(flags)
+    if (flags.unused) {
+      if (positionals.length > 0) throw new UsageError('--unused takes no image')
+      const deleted = await withHints(flags, () => images.removeUnused())
+      if (flags.json) printJson({ removed: deleted })
+      else print(`${deleted} removed`)
+      return 0
+    }
+    if (positionals.length === 0) throw new UsageError('IMAGE is missing; usage: hutch images rm IMAGE...')
+    const failures: string[] = []
+    for (const image of positionals) {
+      const { type, name, tag } = parts(image)
+      await images.remove(type, name, tag).then(
+        () => flags.json || print(image),
+        (error: Error) => failures.push(`${image}: ${error.message}`),
+      )
+    }
+    if (flags.json) printJson({ removed: positionals.length - failures.length, failures })
+    if (failures.length > 0) throw new CommandError(failures.join('; '), sameTarget('hutch images ls', flags))
+    return 0
+  },
+})
+
+export const login = command({
+  name: 'images login',
+  summary: 'Keeps credentials for a registry, sealed; the password is read from standard input.',
+  usage: 'HOST',
+  flags: { ...connectionFlags, username: { kind: 'text', value: 'NAME', short: 'u', about: 'user there' } },
+  positionals: [1, 1],
+  notes: ['For example: hutch images login ghcr.io -u me < token'],
+  async run({ flags, positionals }) {
+    const [host] = positionals
+    if (flags.username === undefined) throw new UsageError('--username is missing')
+    const password = (await passwordFromStdin()).replace(/\r?\n$/, '')
+    if (password === '') throw new CommandError('no password came on standard input')
+    const { username } = flags
+    await withHints(flags, () => clientFor(flags).images.login(host!, { username, password }))
+    if (flags.json) printJson({ host, username })
+    else print(host!)
+    return 0
+  },
+})
+
+export const logout = command({
+  name: 'images logout',
+  summary: 'Forgets the credentials for a registry.',
+  usage: 'HOST',
+  flags: connectionFlags,
+  positionals: [1, 1],
+  async run({ flags, positionals }) {
+    await withHints(flags, () => clientFor(flags).images.logout(positionals[0]!))
+    if (flags.json) printJson({ host: positionals[0] })
+    else print(positionals[0]!)
+    return 0
+  },
+})
+
+function answer(image: ImageInfo, flags: Target & { json?: boolean }): number {
+  if (flags.json) printJson(image)
+  else {
+    print(image.reference ?? image.metadata.name)
+    const next = sameTarget(`hutch sandbox create --image ${shellQuote(image.reference ?? '')}`, flags)
+    note(paint('dim', `next: ${spelled(next)}`, process.stderr))
+  }
+  return 0
+}
+
+/** `sandbox/name:tag`, `name:tag` or `name`. */
+function parts(image: string): { type: string; name: string; tag?: string } {
+  const [, type = 'sandbox', name = '', tag] = /^(?:([a-z]+)\/)?([^/:]+)(?::(.+))?$/.exec(image) ?? []
+  if (name === '')
+    throw new UsageError(`${JSON.stringify(image)} is not an image here: write name or name:tag`)
+  return { type, name, ...(tag === undefined ? {} : { tag }) }
+}
+
+async function passwordFromStdin(): Promise<string> {
+  if (process.stdin.isTTY) note('password:')
+  let text = ''
+  for await (const chunk of process.stdin) {
+    text += chunk
+    if (text.length > passwordBytesMax) throw new CommandError('the password on standard input is too long')
+    if (process.stdin.isTTY && text.includes('\n')) break
+  }
+  return text
+}
