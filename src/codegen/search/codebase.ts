@@ -6,8 +6,7 @@ import type { Found } from './code-index.ts'
 import { IndexesThread, startIndexesWorker } from './indexes-thread.ts'
 import { readSource, type Source, sourcesBelow } from './sources.ts'
 
-/** Of one machine. */
-const indexBytesMax = 32 * 1024 * 1024
+const indexBytesMaxDefault = 32 * 1024 * 1024
 /** Of all machines; the index that was used longest ago goes first. */
 const indexesBytesMax = 96 * 1024 * 1024
 const indexesMax = 64
@@ -49,6 +48,8 @@ interface MachineIndex {
  */
 export class CodebaseSearch {
   readonly #thread: IndexesThread
+  /** Of one machine. */
+  readonly #indexBytesMax: number
   readonly #byGuest = new WeakMap<Guest, MachineIndex>()
   readonly #indexes = new Map<number, MachineIndex>()
   readonly #locks = new KeyedLock()
@@ -59,8 +60,10 @@ export class CodebaseSearch {
   })
   #nextNumber = 1
 
-  constructor({ log, startWorker = startIndexesWorker }: { log: Logger; startWorker?: () => Bun.Worker }) {
+  constructor(options: { log: Logger; startWorker?: () => Bun.Worker; indexBytesMax?: number }) {
+    const { log, startWorker = startIndexesWorker, indexBytesMax = indexBytesMaxDefault } = options
     this.#thread = new IndexesThread({ log, startWorker })
+    this.#indexBytesMax = indexBytesMax
   }
 
   /** @throws not_found for a directory that is none, too_many_requests, unprocessable when the index failed */
@@ -145,7 +148,7 @@ export class CodebaseSearch {
     const total = waiting.length
     const deadline = performance.now() + readMsMax
     let read = 0
-    let bytesLeft = indexBytesMax - index.bytes
+    let bytesLeft = this.#indexBytesMax - index.bytes
     let complete = listed
     let batch: { source: Source; bytes: Uint8Array }[] = []
     let batchBytes = 0

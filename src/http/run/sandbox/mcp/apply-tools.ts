@@ -164,7 +164,7 @@ async function applyToFile(
   const file = givenPath(lease, regions[0]!.relativeWorkspacePath)
   try {
     const { text } = await readTextFile(lease, file, signal)
-    const edit = sketch(plan, regions, text.split('\n'))
+    const edit = sketch(plan, regions, text.split('\n'), commentIn(file.absolute))
     const { message } = await applyEdit(lease, codegen, file, { edit, instructions: plan }, signal)
     return { path: file.shown, success: true, message }
   } catch (error) {
@@ -174,17 +174,27 @@ async function applyToFile(
   }
 }
 
-const keep = '// ... existing code ...'
-
 /** The regions as they are, each under the plan, for the model to rewrite where they stand. */
-function sketch(plan: string, regions: Region[], lines: string[]): string {
+function sketch(plan: string, regions: Region[], lines: string[], comment: string): string {
+  const keep = `${comment} ... existing code ...`
   const inOrder = [...regions].sort((a, b) => (a.startLine ?? 1) - (b.startLine ?? 1))
   const parts = inOrder.map(({ startLine = 1, endLine = lines.length }) => {
     const wanted = plan
       .split('\n')
-      .map((line) => `// CHANGE: ${line}`)
+      .map((line) => `${comment} CHANGE: ${line}`)
       .join('\n')
     return `${wanted}\n${lines.slice(startLine - 1, endLine).join('\n')}`
   })
   return [keep, ...parts.flatMap((part) => [part, keep])].join('\n')
+}
+
+/** How a line of comment begins in a file of this name. */
+function commentIn(path: string): string {
+  if (
+    /\.(?:py|pyi|rb|sh|bash|zsh|ya?ml|toml|pl|r|jl|ex|exs|nix|tf|mk|cfg|conf)$|\/(?:Makefile|Dockerfile)$/i.test(
+      path,
+    )
+  )
+    return '#'
+  return /\.(?:sql|lua|hs|elm|adb|ads)$/i.test(path) ? '--' : '//'
 }

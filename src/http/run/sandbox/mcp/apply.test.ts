@@ -122,33 +122,33 @@ describe.each(['Relace', 'Morph'] as const)('%s', (provider) => {
   test('carries out a plan in many files, of each of which is said whether it worked', async () => {
     use(provider)
     await client.listTools()
-    for (const name of ['a', 'b']) writeFileSync(inside(`/work/${name}.plan`), `1\n2\n3\n`)
+    for (const name of ['a.js', 'b.py']) writeFileSync(inside(`/work/plan-${name}`), `1\n2\n3\n`)
     providers.merge = (code, edit) =>
-      edit.includes('// CHANGE: double it\n2\n') ? code.replace('2', '4') : code
+      /^(\/\/|#) CHANGE: double it\n2\n\1 \.\.\. existing/m.test(edit) ? code.replace('2', '4') : code
     const result = await called(client, 'codegenParallelApply', {
       editPlan: 'double it',
       editRegions: [
-        { relativeWorkspacePath: 'a.plan', startLine: 2, endLine: 2 },
-        { relativeWorkspacePath: 'missing.plan' },
-        { relativeWorkspacePath: 'b.plan', startLine: 2, endLine: 2 },
-        { relativeWorkspacePath: './a.plan', startLine: 3, endLine: 3 },
+        { relativeWorkspacePath: 'plan-a.js', startLine: 2, endLine: 2 },
+        { relativeWorkspacePath: 'plan-missing.js' },
+        { relativeWorkspacePath: 'plan-b.py', startLine: 2, endLine: 2 },
+        { relativeWorkspacePath: './plan-a.js', startLine: 3, endLine: 3 },
       ],
     })
     expect(result).toMatchObject({
       success: false,
       message: '2 of 3 files changed',
       results: [
-        { path: 'a.plan', success: true },
-        { path: 'b.plan', success: true },
+        { path: 'plan-a.js', success: true },
+        { path: 'plan-b.py', success: true },
         {
-          path: 'missing.plan',
+          path: 'plan-missing.js',
           success: false,
-          message: 'open /work/missing.plan: no such file or directory',
+          message: 'open /work/plan-missing.js: no such file or directory',
         },
       ],
     })
-    expect(readFileSync(inside('/work/a.plan'), 'utf8')).toBe('1\n4\n3\n')
-    expect(existsSync(inside('/work/missing.plan'))).toBe(false)
+    expect(readFileSync(inside('/work/plan-a.js'), 'utf8')).toBe('1\n4\n3\n')
+    expect(existsSync(inside('/work/plan-missing.js'))).toBe(false)
     expect(providers.requests).toHaveLength(2)
   })
 })
