@@ -14,6 +14,8 @@ export interface RankQuestion {
   query: string
   /** Absolute, without a slash at the end. */
   directory: string
+  /** Where the .gitignore is, if there is one. Absolute. */
+  project: string
   /** Of the answer's contents. */
   tokensMax: number
   /** 0 to 1. */
@@ -35,13 +37,13 @@ export async function rankFiles(
   guest: Guest,
   provider: CodegenProvider,
   search: CodebaseSearch,
-  { query, directory, tokensMax, scoreMin, wanted, signal }: RankQuestion,
+  { query, directory, project, tokensMax, scoreMin, wanted, signal }: RankQuestion,
 ): Promise<RankedText[]> {
-  const { sources } = await sourcesBelow(guest.files, directory, signal)
+  const { sources } = await sourcesBelow(guest.files, { root: directory, project }, signal)
   const below = directory === '/' ? 1 : directory.length + 1
   const fitting = sources.filter(({ path }) => wanted(path.slice(below)))
   const chosen = exceeds(fitting)
-    ? await mostLikely(guest, search, query, directory, fitting, signal)
+    ? await mostLikely(guest, search, { query, directory, project }, fitting, signal)
     : fitting
   const files = await readAll(guest, chosen, signal)
   if (files.length === 0) return []
@@ -65,13 +67,12 @@ function exceeds(sources: Source[]): boolean {
 async function mostLikely(
   guest: Guest,
   search: CodebaseSearch,
-  query: string,
-  directory: string,
+  { query, directory, project }: Pick<RankQuestion, 'query' | 'directory' | 'project'>,
   fitting: Source[],
   signal: AbortSignal,
 ): Promise<Source[]> {
   const byPath = new Map(fitting.map((source) => [source.path, source]))
-  const question = { query, directories: [directory], resultsMax: byPath.size, perFileMax: 1 }
+  const question = { query, directories: [directory], project, resultsMax: byPath.size, perFileMax: 1 }
   const { found } = await search.search(guest, question, { signal })
   const chosen: Source[] = []
   let bytes = 0

@@ -1,7 +1,9 @@
 import { afterEach, expect, test } from 'bun:test'
+import { PlatformError } from '../../errors.ts'
 import type { Logger } from '../../lib/log.ts'
 import type { FileEntry, Guest } from '../../spec/runtime.ts'
 import { CodebaseSearch } from './codebase.ts'
+import { parseIgnored } from './ignored.ts'
 import { startIndexesWorker } from './indexes-thread.ts'
 
 const logged: string[] = []
@@ -24,6 +26,7 @@ function machine(files: Record<string, string>): {
         return { entries: 0, bytes: 0, skipped: 0, truncated: false }
       },
       async read(path: string) {
+        if (!(path in files)) throw new PlatformError('not_found', 'no such file')
         read.push(path)
         return { entry: entry(path, files[path]!), body: new Blob([files[path]!]).stream() }
       },
@@ -36,7 +39,7 @@ let search: CodebaseSearch
 afterEach(() => search.close())
 
 const ask = async (guest: Guest, query: string) => {
-  const question = { query, directories: ['/w'], resultsMax: 10, perFileMax: 1 }
+  const question = { query, directories: ['/w'], project: '/w', resultsMax: 10, perFileMax: 1 }
   return (await search.search(guest, question, { signal })).found.map(({ path }) => path)
 }
 
@@ -79,9 +82,17 @@ test('of too much text the rest is left out, and said to be', async () => {
   const { guest, read } = machine(
     Object.fromEntries(Array.from({ length: 10 }, (_, at) => [`/w/${at}.ts`, text])),
   )
-  const question = { query: 'filler', directories: ['/w'], resultsMax: 10, perFileMax: 1 }
+  const question = { query: 'filler', directories: ['/w'], project: '/w', resultsMax: 10, perFileMax: 1 }
   const answer = await search.search(guest, question, { signal })
   expect(answer).toMatchObject({ complete: false, files: 4 })
   expect(answer.found).toHaveLength(4)
   expect(read).toHaveLength(4)
+})
+
+test('what a .gitignore names is left out, unless it takes names back', () => {
+  expect(parseIgnored('# made\n\n/out/\ngenerated/\n*.gen.ts\nsrc/made.ts\n[\n')).toEqual({
+    exclude: ['*.gen.ts', 'src/made.ts'],
+    excludeDirectories: ['/out', 'generated'],
+  })
+  expect(parseIgnored('*.ts\n!keep.ts\nlogs/\n')).toEqual({ exclude: [], excludeDirectories: ['logs'] })
 })

@@ -21,6 +21,8 @@ export interface CodebaseQuestion {
   query: string
   /** Absolute, without a slash at the end. */
   directories: string[]
+  /** Where the .gitignore is, if there is one. Absolute. */
+  project: string
   resultsMax: number
   perFileMax: number
 }
@@ -69,7 +71,7 @@ export class CodebaseSearch {
   /** @throws not_found for a directory that is none, too_many_requests, unprocessable when the index failed */
   async search(
     guest: Guest,
-    { directories, ...question }: CodebaseQuestion,
+    { directories, project, ...question }: CodebaseQuestion,
     options: { signal: AbortSignal; progress?: ((read: number, total: number) => void) | undefined },
   ): Promise<CodebaseAnswer> {
     const index = this.#indexOf(guest)
@@ -81,7 +83,7 @@ export class CodebaseSearch {
         let files = 0
         let complete = true
         for (const directory of directories) {
-          const synced = await this.#sync(guest, index, directory, options)
+          const synced = await this.#sync(guest, index, { root: directory, project }, options)
           files += synced.files
           complete &&= synced.complete
         }
@@ -129,15 +131,15 @@ export class CodebaseSearch {
   async #sync(
     guest: Guest,
     index: MachineIndex,
-    directory: string,
+    place: { root: string; project: string },
     {
       signal,
       progress,
     }: { signal: AbortSignal; progress?: ((read: number, total: number) => void) | undefined },
   ): Promise<{ files: number; complete: boolean }> {
-    const { sources, complete: listed } = await sourcesBelow(guest.files, directory, signal)
+    const { sources, complete: listed } = await sourcesBelow(guest.files, place, signal)
     const present = new Set(sources.map(({ path }) => path))
-    const prefix = directory === '/' ? '/' : `${directory}/`
+    const prefix = place.root === '/' ? '/' : `${place.root}/`
     const remove = [...index.known.keys()].filter((path) => path.startsWith(prefix) && !present.has(path))
     for (const path of remove) index.known.delete(path)
     if (remove.length > 0) await this.#update(index, [], remove)

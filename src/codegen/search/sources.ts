@@ -1,5 +1,6 @@
 import { PlatformError } from '../../errors.ts'
 import type { FileEntry, GuestFiles } from '../../spec/runtime.ts'
+import { ignoredIn } from './ignored.ts'
 
 /** A file that is worth a look. Path absolute, inside the sandbox. */
 export interface Source {
@@ -30,22 +31,25 @@ const binaryNames =
   /\.(?:png|jpe?g|gif|webp|avif|ico|bmp|tiff?|pdf|zip|gz|tgz|bz2|xz|zst|7z|rar|tar|jar|war|class|o|a|so|dylib|dll|exe|bin|wasm|pyc|pyo|woff2?|ttf|otf|eot|mp[34]|m4[av]|webm|mov|avi|wav|ogg|flac|sqlite3?|db|parquet|npy|npz|pt|onnx|safetensors|pkl|iso|img|deb|rpm|apk|ipa|psd)$/i
 
 /**
- * Text files below a directory that people wrote, shallow ones first. What is hidden, a link, or made by tools is left
- * out. `complete`: the limits were not met.
+ * Text files below a directory that people wrote, shallow ones first. What is hidden, a link, made by tools, or named in
+ * the project's .gitignore is left out. `complete`: the limits were not met.
  */
 export async function sourcesBelow(
   files: GuestFiles,
-  root: string,
+  { root, project }: { root: string; project: string },
   signal: AbortSignal,
 ): Promise<{ sources: Source[]; complete: boolean }> {
   const sources: Source[] = []
   const below = root === '/' ? '/' : `${root}/`
+  const ignored = await ignoredIn(files, project, root)
+  const known = root === '/' ? [...excludedDirectories, ...systemDirectories] : excludedDirectories
   const walk = files.walk(root, {
     types: 'files',
     depthMax,
     resultsMax: entriesMax,
     excludeHidden: true,
-    excludeDirectories: root === '/' ? [...excludedDirectories, ...systemDirectories] : excludedDirectories,
+    exclude: ignored.exclude,
+    excludeDirectories: [...known, ...ignored.excludeDirectories],
     signal,
   })
   for (;;) {

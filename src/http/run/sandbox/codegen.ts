@@ -74,6 +74,7 @@ export async function rankBelow(
   const question = {
     query,
     directory: directory.absolute,
+    project: lease.workingDir,
     tokensMax: tokenLimit,
     scoreMin: scoreThreshold,
     wanted: pathFilter(filePattern),

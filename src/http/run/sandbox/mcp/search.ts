@@ -22,7 +22,13 @@ export async function searchCodebase(
     (directory) => !directories.some((other) => other !== directory && isBelow(directory, other)),
   )
   const { guest } = lease.instance
-  const question = { query, directories: [...new Set(distinct)], resultsMax, perFileMax: resultsOfOneFileMax }
+  const question = {
+    query,
+    directories: [...new Set(distinct)],
+    project: lease.workingDir,
+    resultsMax,
+    perFileMax: resultsOfOneFileMax,
+  }
   const progress = (read: number, total: number) =>
     call.progress?.({ progress: read, total, message: 'reading files' })
   const { found, files, complete } = await codegen.search
