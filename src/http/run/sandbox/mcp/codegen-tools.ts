@@ -2,13 +2,14 @@ import { z } from 'zod'
 import { PlatformError } from '../../../../errors.ts'
 import { type McpTool, mcpTool } from '../../../mcp/index.ts'
 import { givenPath, readTextFile } from '../text-files.ts'
-import type { ToolContext } from './context.ts'
+import { pathInUrl, type ToolContext } from './context.ts'
 import { directoryView, routeOf } from './file-tools.ts'
 import { grep, grepMatchesMax } from './grep.ts'
 import { searchCodebase } from './search.ts'
 
 /** Lines of one codegenReadFileRange. */
 export const rangeLinesMax = 250
+const pathMatchesMax = 10
 
 const targetFile = z.string().min(1).describe('The file, absolute or relative to the working directory')
 
@@ -47,6 +48,33 @@ export const codegenTools: McpTool<ToolContext>[] = [
     run: (input, context: ToolContext, call) => searchCodebase(input, context, call),
   }),
   mcpTool({
+    name: 'codegenFileSearch',
+    title: 'Search for a file',
+    description:
+      'Finds files and directories by letters of their paths, in order, as one types when one knows part of a name ' +
+      `("srvtest" for src/server.test.ts). At most ${pathMatchesMax}, best first.`,
+    input: z.object({
+      query: z.string().min(1).max(4096),
+      directory: z.string().optional().describe('Where to look; default: the working directory'),
+    }),
+    output: z.looseObject({
+      matches: z.array(
+        z.looseObject({
+          path: z.string().describe('Relative to the directory'),
+          type: z.string().describe('file or directory'),
+          score: z.number(),
+        }),
+      ),
+      total: z.int(),
+    }),
+    annotations: { readOnlyHint: true },
+    run: ({ query, directory }, { rest }: ToolContext, { signal }) =>
+      rest.json('GET', `/filesystem-search/${pathInUrl(directory || '.')}`, {
+        query: { query, maxResults: pathMatchesMax },
+        signal,
+      }),
+  }),
+  mcpTool({
     name: 'codegenGrepSearch',
     title: 'Search for text',
     description:
@@ -73,7 +101,7 @@ export const codegenTools: McpTool<ToolContext>[] = [
       truncated: z.boolean().describe('There are more'),
     }),
     annotations: { readOnlyHint: true },
-    run: (input, { lease }: ToolContext, { signal }) => grep(input, lease, signal),
+    run: (input, context: ToolContext, { signal }) => grep(input, context, signal),
   }),
   mcpTool({
     name: 'codegenListDir',

@@ -1,14 +1,9 @@
-import { PlatformError } from '../../../../errors.ts'
-import type { SandboxLease } from '../../../../sandboxes/index.ts'
-import { fileError } from '../entries.ts'
+import { pathInUrl, type ToolContext } from './context.ts'
 
 export const grepMatchesMax = 100
 /** More would fill a model's context with one line. */
 const lineCharsMax = 500
 const lineCharsBefore = 150
-const toolDirectories = 'node_modules vendor .git dist build target __pycache__ .venv .next coverage'.split(
-  ' ',
-)
 
 interface Match {
   path: string
@@ -25,51 +20,28 @@ export async function grep(
     includePattern?: string | undefined
     excludePattern?: string | undefined
   },
-  { instance, workingDir }: SandboxLease,
+  { lease, rest }: ToolContext,
   signal: AbortSignal,
 ): Promise<object> {
-  const matches: Match[] = []
-  const search = instance.guest.files.search(workingDir, {
-    pattern: input.query,
-    syntax: 'regex',
-    ignoreCase: !input.caseSensitive,
-    ...(input.includePattern ? { include: [input.includePattern] } : {}),
-    ...(input.excludePattern ? { exclude: [input.excludePattern] } : {}),
-    excludeDirectories: toolDirectories,
-    excludeHidden: true,
-    resultsMax: grepMatchesMax,
+  const answer = await rest.json('GET', `/filesystem-content-search/${pathInUrl(lease.workingDir)}`, {
     signal,
+    query: {
+      query: input.query,
+      regex: true,
+      caseSensitive: input.caseSensitive ?? false,
+      filePattern: input.includePattern,
+      excludePattern: input.excludePattern,
+      excludeHidden: true,
+      maxResults: grepMatchesMax,
+    },
   })
-  let truncated = false
-  try {
-    for (;;) {
-      const { done, value } = await search.next()
-      if (done) {
-        truncated = value.truncated
-        break
-      }
-      for (const { path, line, column, text } of value) {
-        matches.push({ path, line, column, text: around(text, column) })
-      }
-    }
-  } catch (error) {
-    throw named(fileError(error, 'open', workingDir))
-  }
-  matches.sort((a, b) => (a.path === b.path ? a.line - b.line : a.path < b.path ? -1 : 1))
-  return { query: input.query, matches, total: matches.length, truncated }
-}
-
-/** The guest's fields go by other names than the tool's. */
-function named(error: unknown): unknown {
-  if (!PlatformError.is(error) || error.code !== 'bad_request') return error
-  const message = error.message.replace(/^\w+(?=:)/, (field) => toolFields[field] ?? field)
-  return new PlatformError('bad_request', message, { cause: error })
-}
-
-const toolFields: Record<string, string> = {
-  pattern: 'query',
-  include: 'includePattern',
-  exclude: 'excludePattern',
+  const matches = (answer.matches as Match[]).map(({ path, line, column, text }) => ({
+    path,
+    line,
+    column,
+    text: around(text, column),
+  }))
+  return { query: input.query, matches, total: matches.length, truncated: answer.truncated === true }
 }
 
 /** `column` counts bytes, which is near enough to say which part of a long line is meant. */

@@ -141,11 +141,23 @@ test('lines are found by a regular expression, in order, with globs and without 
   expect((await grep({ query: 'alpha', includePattern: '*.ts' })).total).toBe(1)
   expect((await grep({ query: 'alpha', excludePattern: '*.ts' })).total).toBe(1)
   expect(await grep({ query: 'nowhere at all' })).toMatchObject({ matches: [], total: 0 })
-  expect(await refused(client, 'codegenGrepSearch', { query: '(' })).toStartWith('query: ')
+  expect(await refused(client, 'codegenGrepSearch', { query: '(' })).toContain('pattern')
   write('grep/long.txt', `${'x'.repeat(2000)} needle ${'y'.repeat(2000)}`)
   const [long] = (await grep({ query: 'needle' })).matches as { text: string }[]
   expect(long!.text.length).toBeLessThan(520)
   expect(long!.text).toContain('needle')
   write('grep/many.txt', 'again\n'.repeat(300))
   expect(await grep({ query: 'again' })).toMatchObject({ total: 100, truncated: true })
+})
+
+test('files are found by letters of their paths', async () => {
+  const find = async (args: Record<string, unknown>) =>
+    (await called(client, 'codegenFileSearch', args)).matches as { path: string; type: string }[]
+  expect((await find({ query: 'authsess' }))[0]).toMatchObject({ path: 'src/auth/session.ts', type: 'file' })
+  expect((await find({ query: 'total', directory: 'src' }))[0]!.path).toBe('cart/total.ts')
+  expect(await find({ query: 'zzzz' })).toEqual([])
+  write('lots/x', '')
+  for (let at = 0; at < 15; at++) write(`lots/same-${at}.txt`, '')
+  expect(await find({ query: 'same' })).toHaveLength(10)
+  expect(await refused(client, 'codegenFileSearch', { query: 'x', directory: '/none' })).toContain('/none')
 })

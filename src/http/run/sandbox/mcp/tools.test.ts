@@ -29,6 +29,13 @@ test('every tool is listed with an object schema for what it takes and for what 
     ...['processesList', 'processExecute', 'processGet', 'processGetLogs', 'processStop', 'processKill'],
     ...['fsGetWorkingDirectory', 'fsListDirectory', 'fsReadFile', 'fsWriteFile', 'fsEditFile'],
     ...['fsDeleteFileOrDirectory', 'codegenListDir', 'codegenReadFileRange'],
+    ...[
+      'codegenFileSearch',
+      'codegenGrepSearch',
+      'codegenCodebaseSearch',
+      'codegenReapply',
+      'codegenParallelApply',
+    ],
   ]) {
     expect(names).toContain(name)
   }
