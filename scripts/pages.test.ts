@@ -94,4 +94,69 @@ describe.skipIf(browserPath === null)('pages', () => {
     }
     expect(grounds).toEqual(['rgb(251, 250, 248)', 'rgb(20, 22, 26)'])
   }, 60_000)
+
+  describe('previews', () => {
+    const port = 40_000 + (process.pid % 10_000)
+    /** A page whose script and socket bring no token of their own. */
+    const program = `Bun.serve({ port: ${port}, hostname: '127.0.0.1',
+      fetch(request, server) {
+        const { pathname } = new URL(request.url)
+        if (pathname === '/socket') return server.upgrade(request) ? undefined : new Response('', { status: 400 })
+        if (pathname === '/app.js') return new Response(
+          "const s = new WebSocket('/socket?token=own'); s.onmessage = (e) => (document.body.textContent = e.data)",
+          { headers: { 'content-type': 'text/javascript' } })
+        return new Response('<!doctype html><link rel="icon" href="data:,"><body><script src="/app.js"></script>',
+          { headers: { 'content-type': 'text/html' } })
+      },
+      websocket: { open: (socket) => void socket.send('hot'), message() {} } })`
+
+    test('a browser waits for the server, and then has a private page with all that belongs to it', async () => {
+      const sandbox = await client.SandboxInstance.get('pages')
+      const preview = await sandbox.previews.create({
+        metadata: { name: 'app' },
+        spec: { port, public: false },
+      })
+      const { value } = await preview.tokens.create(new Date(Date.now() + 3_600_000))
+      const url = preview.spec.url ?? ''
+      const { page: refused } = await visit(url)
+      await refused.getByRole('heading', { name: 'This preview is private' }).waitFor()
+      await refused.close()
+      const { page, problems } = await visit(`${url}/?bl_preview_token=${value}`)
+      await page.getByRole('heading', { name: `Waiting for port ${port}` }).waitFor()
+      await sandbox.process.exec({
+        command: `exec ${process.execPath} -e "$PROGRAM"`,
+        env: { PROGRAM: program },
+        name: 'server',
+        waitForPorts: [port],
+      })
+      await page.getByText('hot', { exact: true }).waitFor()
+      await page.goto(`${url}/without-token`)
+      await page.getByText('hot', { exact: true }).waitFor()
+      // The page that waits is a 502, which the browser notes.
+      expect(problems.filter((problem) => !problem.includes('502'))).toEqual([])
+      await page.close()
+    }, 60_000)
+
+    test('in a frame of somebody else the private page works as well', async () => {
+      const sandbox = await client.SandboxInstance.get('pages')
+      const preview = await sandbox.previews.get('app')
+      const { value } = await preview.tokens.create(new Date(Date.now() + 3_600_000))
+      await using other = frameServer(`${preview.spec.url}/?bl_preview_token=${value}`)
+      const page = await browser.newPage()
+      await page.goto(`http://localhost:${other.port}/`)
+      await page.frameLocator('iframe').getByText('hot', { exact: true }).waitFor()
+      await page.close()
+    }, 60_000)
+  })
 })
+
+function frameServer(url: string): { port: number } & AsyncDisposable {
+  const server = Bun.serve({
+    port: 0,
+    fetch: () =>
+      new Response(`<!doctype html><iframe src="${url}"></iframe>`, {
+        headers: { 'content-type': 'text/html' },
+      }),
+  })
+  return { port: server.port ?? 0, [Symbol.asyncDispose]: () => server.stop(true) }
+}

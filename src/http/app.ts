@@ -51,12 +51,15 @@ export interface HostContext {
   readonly sendFile: RouteContext<unknown, unknown, unknown>['sendFile']
 }
 
-/** Answers for a host that is not the platform's own; null when the host is unknown to it too. */
+/**
+ * Answers for a host that is not the platform's own; null when the host is unknown to it too. What it throws is the
+ * answer of a host that is not.
+ */
 export type HostHook = (
   request: Request,
   host: string,
   context: HostContext,
-) => Response | Promise<Response> | null
+) => Response | null | Promise<Response | null>
 
 export interface AppOptions {
   routes: Route[]
@@ -161,17 +164,16 @@ class Handler {
     const authority = this.#hosts.read(request, urlAuthority, connection)
     passage.authority = authority
     if (authority.kind !== 'base' && this.#options.hosts !== undefined) {
-      const answer = this.#options.hosts(request, authority.host, {
+      passage.previewHost = true
+      const answer = await this.#options.hosts(request, authority.host, {
         origin: authority.origin || this.#hosts.originFor(portOf(urlAuthority)),
         requestId: passage.requestId,
         consumed: consumedCredentials(request.headers, passage.search, null),
         upgrade: connection?.upgrade ?? null,
         sendFile: connection?.sendFile ?? null,
       })
-      if (answer !== null) {
-        passage.previewHost = true
-        return await answer
-      }
+      if (answer !== null) return answer
+      passage.previewHost = false
     }
     if (isControlPath(passage.path)) passage.shape = 'control'
     refuseForeign(authority)

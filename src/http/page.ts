@@ -43,6 +43,7 @@ function policyOf(document: string, connects: boolean): string {
     ...(connects ? ["connect-src 'self'"] : []),
     "base-uri 'none'",
     "form-action 'none'",
-    `sandbox${scripts.length > 0 ? ' allow-scripts' : ''}`,
+    // Of which a page without scripts needs what comes along: to load itself anew.
+    'sandbox allow-scripts',
   ].join('; ')
 }

@@ -11,6 +11,7 @@ export const sandboxApiPort = 443
 /** 82 bits: nobody finds a preview by guessing. */
 export const idCharsCount = 16
 const hostLabelCharsMax = 63
+const hostCharsMax = 253
 const cachedPreviewsMax = 10_000
 
 export interface PreviewBody {
@@ -69,6 +70,8 @@ export class PreviewTargets {
   readonly #secrets: SecretBox
   readonly #clock: Clock
   readonly #cache = new BoundedMap<string, CachedTarget>(cachedPreviewsMax)
+  /** Host names to ids of previews; null: of none, as anybody may ask for any. */
+  readonly #hosts = new BoundedMap<string, string | null>(cachedPreviewsMax)
   /** Counts changes: what was read before one is not remembered after it. */
   #changes = 0
 
@@ -83,6 +86,27 @@ export class PreviewTargets {
     return cached?.label === label ? cached.target : null
   }
 
+  /** By a preview's custom domain. */
+  async resolveHost(host: string): Promise<PreviewTarget | null> {
+    if (host.length > hostCharsMax || !host.includes('.')) return null
+    const known = this.#hosts.get(host)
+    const id = known === undefined ? await this.#findHost(host) : known
+    return id === null ? null : ((await this.#byId(id))?.target ?? null)
+  }
+
+  async #findHost(host: string): Promise<string | null> {
+    const changes = this.#changes
+    const [found] = await this.#store.find<PreviewBody>({
+      kind: previewKind,
+      index: 'customDomain',
+      value: host,
+      limit: 1,
+    })
+    const id = found?.body.id ?? null
+    if (changes === this.#changes) this.#hosts.set(host, id)
+    return id
+  }
+
   async admits(target: PreviewTarget, token: string | null): Promise<boolean> {
     if (target.public) return true
     if (token === null || token === '') return false
@@ -95,6 +119,7 @@ export class PreviewTargets {
   forget(): void {
     this.#changes++
     this.#cache.clear()
+    this.#hosts.clear()
   }
 
   hashOf(token: string): string {

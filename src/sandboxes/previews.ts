@@ -300,6 +300,11 @@ export class Previews {
     return this.#targets.resolve(label)
   }
 
+  /** The preview whose custom domain this is; null when there is none. Cheap, too, also for hosts that are nobody's. */
+  resolveHost(host: string): Promise<PreviewTarget | null> {
+    return this.#targets.resolveHost(host)
+  }
+
   /** Whether a token opens this preview now. A public one needs none. */
   admits(target: PreviewTarget, token: string | null): Promise<boolean> {
     return this.#targets.admits(target, token)
@@ -346,9 +351,11 @@ export class Previews {
   /** Programs resolve no name under .localhost everywhere, so that sessions, made for them, get the path form. */
   #url(preview: StoredPreview, origin: string): string {
     const label = labelOf(preview.workspace, preview.body)
-    if (preview.body.port === sandboxApiPort) return `${origin}/-/preview/${label}`
+    if (preview.body.port === sandboxApiPort && preview.body.customDomain === undefined)
+      return `${origin}/-/preview/${label}`
     const { protocol, port } = new URL(origin)
-    return `${protocol}//${label}.preview.${this.#domain}${port === '' ? '' : `:${port}`}`
+    const host = preview.body.customDomain ?? `${label}.preview.${this.#domain}`
+    return `${protocol}//${host}${port === '' ? '' : `:${port}`}`
   }
 
   async #ofSandbox(workspace: string, sandbox: string): Promise<StoredPreview[]> {

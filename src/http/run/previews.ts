@@ -3,19 +3,17 @@ import type { Logger } from '../../lib/log.ts'
 import type { Previews, PreviewTarget, Sandboxes } from '../../sandboxes/index.ts'
 import { errorResponse } from '../errors.ts'
 import { type ConsumedCredentials, type Route, type RouteContext, route } from '../route.ts'
+import { gatewayPage } from './gateway-pages.ts'
+import { admission, type VisitedPlace } from './preview-tokens.ts'
 import { type SandboxApi, serveSandbox, serveSandboxPort } from './sandbox/api.ts'
 import { splitUrl } from './sandbox.ts'
-import { waitingPage } from './waiting-page.ts'
 
 /** A preview of this port is of the sandbox's own API: a session. */
 const apiPort = 443
-const tokenHeader = 'x-blaxel-preview-token'
-const tokenParameter = 'bl_preview_token'
-/** Also a name that programs use for themselves: it counts as ours only where a token is needed and none other came. */
-const plainTokenParameter = 'token'
+const preflightSecondsMax = 600
 
 export interface PreviewGatewayOptions {
-  previews: Pick<Previews, 'resolve' | 'admits'>
+  previews: Pick<Previews, 'resolve' | 'resolveHost' | 'admits'>
   sandboxes: Pick<Sandboxes, 'acquire'>
   /** Previews by host name are `<label>.preview.<domain>`. */
   domains: string[]
@@ -39,15 +37,21 @@ export class PreviewGateway {
     this.suffixes = options.domains.map((domain) => `.preview.${domain.toLowerCase()}`)
   }
 
-  /** Answers a request for a preview's host name; null for every other host. `host` without port, in lower case. */
-  serveHost(request: Request, host: string, connection: PreviewConnection): Promise<Response> | null {
+  /**
+   * Answers a request for a preview's host name, one of ours or its owner's; null for every other host. `host` without
+   * port, in lower case.
+   */
+  async serveHost(request: Request, host: string, connection: PreviewConnection): Promise<Response | null> {
+    const { previews } = this.options
     const suffix = this.suffixes.find((candidate) => host.endsWith(candidate))
-    if (!suffix) return null
-    const label = host.slice(0, -suffix.length)
+    const preview = suffix
+      ? await previews.resolve(host.slice(0, -suffix.length))
+      : await previews.resolveHost(host)
+    if (!suffix && preview === null) return null
     const { path } = splitUrl(request.url)
     const { protocol, port } = new URL(connection.origin)
     const publicOrigin = `${protocol}//${host}${port === '' ? '' : `:${port}`}`
-    return this.serve(request, label, path, connection, { publicOrigin, publicPrefix: '' })
+    return this.serve(request, preview, path, connection, { publicOrigin, publicPrefix: '' })
   }
 
   /** Previews by path, for programs that resolve no such host names. */
@@ -61,13 +65,20 @@ export class PreviewGateway {
         errors: 'gateway',
         summary: 'A preview, by path',
         tag: 'run',
-        handle: (context) => {
+        handle: async (context) => {
           const { path } = splitUrl(context.request.url)
           const [label = '', ...rest] = path.slice(base.length).split('/')
-          return this.serve(context.request, label, rest.length === 0 ? '' : `/${rest.join('/')}`, context, {
-            publicOrigin: context.origin,
-            publicPrefix: base + label,
-          })
+          const preview = await this.options.previews.resolve(label)
+          return this.serve(
+            context.request,
+            preview,
+            rest.length === 0 ? '' : `/${rest.join('/')}`,
+            context,
+            {
+              publicOrigin: context.origin,
+              publicPrefix: base + label,
+            },
+          )
         },
       }),
     ]
@@ -75,28 +86,33 @@ export class PreviewGateway {
 
   private async serve(
     request: Request,
-    label: string,
+    preview: PreviewTarget | null,
     path: string,
     connection: PreviewConnection,
-    place: { publicOrigin: string; publicPrefix: string },
+    place: VisitedPlace,
   ): Promise<Response> {
-    const preview = await this.options.previews.resolve(label)
-    if (!preview)
-      throw new PlatformError(
+    if (!preview) {
+      const error = new PlatformError(
         'route_not_found',
         'there is no such preview: it was deleted, has ended or never was',
       )
+      const page = wantsPage(request) ? gatewayPage(error, null) : null
+      if (page) return page
+      throw error
+    }
     try {
       return dressed(await this.answer(request, preview, path, connection, place), preview)
     } catch (error) {
       if (!PlatformError.is(error)) throw error
-      if (error.code === 'bad_gateway' && wantsPage(request))
-        return dressed(waitingPage(preview.port), preview)
+      const page = wantsPage(request) && preview.port !== apiPort ? gatewayPage(error, preview.port) : null
+      if (page) return dressed(page, preview)
       const failure = errorResponse(error, 'gateway', {
         log: this.options.log,
         now: Date.now(),
         requestId: '',
       })
+      // As on every answer of the sandbox's API, so that a page with a session can read what is wrong.
+      if (preview.port === apiPort) failure.headers.set('access-control-allow-origin', '*')
       return dressed(failure, preview)
     }
   }
@@ -106,53 +122,48 @@ export class PreviewGateway {
     preview: PreviewTarget,
     path: string,
     connection: PreviewConnection,
-    place: { publicOrigin: string; publicPrefix: string },
+    place: VisitedPlace,
   ): Promise<Response> {
     const { search } = splitUrl(request.url)
-    const presented = presentedToken(request, search, preview)
-    if (!(await this.options.previews.admits(preview, presented.token))) {
-      // Browsers ask whether they may send the token before they send it.
-      if (isPreflight(request)) return new Response(null, { status: 204 })
-      throw refusal(presented.token)
+    const { previews, sandboxes, api } = this.options
+    const visit = await admission(request, search, preview, place, (token) => previews.admits(preview, token))
+    if (!visit.admitted) {
+      if (isPreflight(request)) return preflight(request)
+      throw refusal(visit.presented)
     }
-    const lease = await this.options.sandboxes.acquire(preview.workspace, preview.sandbox, request.signal)
+    const lease = await sandboxes.acquire(preview.workspace, preview.sandbox, request.signal)
     const incoming = {
       request,
       path,
       search,
       ...place,
       consumed: {
-        headers: [...connection.consumed.headers, tokenHeader],
-        query: [...connection.consumed.query, tokenParameter, ...presented.parameters],
+        headers: [...connection.consumed.headers, ...visit.consumed.headers],
+        query: [...connection.consumed.query, ...visit.consumed.query],
       },
       credentialed: !preview.public,
-      requestHeaders: preview.requestHeaders,
+      requestHeaders: {
+        ...(visit.cookies === null ? {} : { cookie: visit.cookies }),
+        ...preview.requestHeaders,
+      },
       upgrade: connection.upgrade,
       sendFile: connection.sendFile,
     }
-    return preview.port === apiPort
-      ? serveSandbox(lease, incoming, this.options.api)
-      : serveSandboxPort(lease, incoming, preview.port)
+    if (preview.port === apiPort) return serveSandbox(lease, incoming, api)
+    const answer = await serveSandboxPort(lease, incoming, preview.port)
+    if (visit.setCookie !== null && answer.status !== 101)
+      answer.headers.append('set-cookie', visit.setCookie)
+    return answer
   }
 }
 
-function presentedToken(
-  request: Request,
-  search: string,
-  preview: PreviewTarget,
-): { token: string | null; parameters: string[] } {
-  const query = new URLSearchParams(search)
-  const token = request.headers.get(tokenHeader) ?? query.get(tokenParameter)
-  if (token !== null || preview.public) return { token, parameters: [] }
-  return { token: query.get(plainTokenParameter), parameters: [plainTokenParameter] }
-}
-
-function refusal(token: string | null): PlatformError {
-  if (token !== null) {
+function refusal(presented: boolean): PlatformError {
+  if (presented) {
     const message = 'this token does not open this preview: it is wrong, was deleted or has expired'
     return new PlatformError('authentication_failed', message)
   }
-  const message = `this preview is private: send a token as the header X-Blaxel-Preview-Token or as ?${tokenParameter}=`
+  const message =
+    'this preview is private: send a token as the header X-Blaxel-Preview-Token or as ?bl_preview_token='
   return new PlatformError('authentication_required', message)
 }
 
@@ -161,6 +172,23 @@ function dressed(response: Response, preview: PreviewTarget): Response {
   if (response.status === 101) return response
   for (const [name, value] of Object.entries(preview.responseHeaders)) response.headers.set(name, value)
   return response
+}
+
+/**
+ * Browsers ask whether they may send the token before they send it. The program cannot be asked without one; whether a
+ * page may read the answer is still its, or its owner's, to say.
+ */
+function preflight(request: Request): Response {
+  return new Response(null, {
+    status: 204,
+    headers: {
+      'access-control-allow-origin': request.headers.get('origin') ?? '*',
+      'access-control-allow-methods': 'GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS',
+      'access-control-allow-headers': request.headers.get('access-control-request-headers') ?? '*',
+      'access-control-max-age': String(preflightSecondsMax),
+      vary: 'Origin, Access-Control-Request-Headers',
+    },
+  })
 }
 
 function isPreflight(request: Request): boolean {

@@ -349,6 +349,7 @@ describe('previews', () => {
     new PreviewGateway({
       previews: {
         resolve: async (label) => (label === 'abc' ? preview : null),
+        resolveHost: async (host) => (host === 'shop.example.com' ? preview : null),
         admits: async (target, token) => target.public || token === 'right',
       },
       sandboxes: { acquire: (workspace, name) => machine.lease(workspace, name) },
@@ -413,15 +414,90 @@ describe('previews', () => {
     expect(appCalls).toHaveLength(3)
   })
 
+  test('a token of the program by the name of ours reaches it, where another opens the preview', async () => {
+    preview = previewOf({ public: false })
+    serve(() => new Response('ok'))
+    const headers = { 'x-blaxel-preview-token': 'right' }
+    expect((await ask('/hmr?token=program', { headers }))!.status).toBe(200)
+    expect((await ask('/hmr?token=program'))!.status).toBe(401)
+    expect(appCalls).toEqual(['GET /hmr?token=program'])
+  })
+
+  test('a browser that opened a private one keeps the token, and the program never sees it', async () => {
+    preview = previewOf({ public: false })
+    serve((request) =>
+      Response.json({ cookie: request.headers.get('cookie') }, { headers: { 'set-cookie': 'a=1' } }),
+    )
+    const page = (await ask('/?bl_preview_token=right', { headers: { 'sec-fetch-dest': 'document' } }))!
+    expect(page.headers.getSetCookie()).toEqual([
+      'a=1',
+      'hutch_preview_token=right; Path=/; HttpOnly; SameSite=None; Secure; Partitioned',
+    ])
+    const cookie = 'a=1; hutch_preview_token=right; b=2'
+    expect(await (await ask('/app.js', { headers: { cookie } }))!.json()).toEqual({ cookie: 'a=1; b=2' })
+    const alone = { cookie: 'hutch_preview_token=right' }
+    expect(await (await ask('/app.js', { headers: alone }))!.json()).toEqual({ cookie: null })
+    const own = { ...alone, origin: 'http://abc.preview.localhost:4400' }
+    expect((await ask('/', { method: 'POST', headers: own }))!.status).toBe(200)
+    const foreign = { ...alone, origin: 'https://elsewhere.example' }
+    expect((await ask('/', { method: 'POST', headers: foreign }))!.status).toBe(401)
+    const script = (await ask('/?bl_preview_token=right', { headers: { 'sec-fetch-dest': 'empty' } }))!
+    expect(script.headers.getSetCookie()).toEqual(['a=1'])
+  })
+
+  test('where the origin is shared there is no cookie', async () => {
+    preview = previewOf({ public: false })
+    serve(() => new Response('ok'))
+    const [route] = gateway().routes()
+    const at = (path: string, headers: Record<string, string>) =>
+      route!.handle({
+        request: new Request(`http://localhost:4400/-/preview/abc${path}`, { headers }),
+        origin: 'http://localhost:4400',
+        consumed: { headers: [], query: [] },
+        upgrade: null,
+        sendFile: null,
+      } as never) as Promise<Response>
+    const page = await at('/?bl_preview_token=right', { accept: 'text/html' })
+    expect([page.status, page.headers.getSetCookie()]).toEqual([200, []])
+    expect((await at('/', { cookie: 'hutch_preview_token=right' })).status).toBe(401)
+  })
+
+  test('a custom domain is a preview host, too, and other names are nobody of ours', async () => {
+    serve((request) => new Response(request.headers.get('host')))
+    const answer = (await ask('/x', {}, 'shop.example.com'))!
+    expect([answer.status, await answer.text()]).toEqual([200, 'shop.example.com:4400'])
+    expect(await ask('/x', {}, 'other.example.com')).toBeNull()
+  })
+
   test('before its server is up a browser gets a page that looks again, a program the reason', async () => {
     const page = (await ask('/', { headers: { accept: 'text/html' } }))!
     expect([page.status, page.headers.get('content-type')]).toEqual([502, 'text/html; charset=utf-8'])
-    expect(await page.text()).toContain('http-equiv="refresh"')
+    expect(page.headers.get('x-added')).toBe('out')
+    const text = await page.text()
+    expect(text).toContain('http-equiv="refresh"')
+    expect(text).toContain('Waiting for port 3000')
     const reason = (await ask('/'))!
     expect(await reason.json()).toMatchObject({
       error: { message: expect.stringContaining('nothing listens on port 3000') },
     })
     expect(machine.leases).toBe(0)
+  })
+
+  test('a browser is told in words what else may be wrong', async () => {
+    const headers = { accept: 'text/html,*/*' }
+    preview = previewOf({ public: false })
+    const refused = (await ask('/', { headers }))!
+    expect([refused.status, await refused.text()]).toEqual([
+      401,
+      expect.stringContaining('This preview is private'),
+    ])
+    const wrong = (await ask('/?bl_preview_token=wrong', { headers }))!
+    expect([wrong.status, await wrong.text()]).toEqual([
+      401,
+      expect.stringContaining('wrong, was deleted or has expired'),
+    ])
+    const gone = (await ask('/', { headers }, 'gone.preview.localhost'))!
+    expect([gone.status, await gone.text()]).toEqual([404, expect.stringContaining('No such preview')])
   })
 
   test('a session is the API of the sandbox', async () => {
@@ -432,7 +508,7 @@ describe('previews', () => {
   })
 
   test('other hosts are not its business, and a preview that is not there is no route', async () => {
-    expect(ask('/', {}, 'localhost')).toBeNull()
+    expect(await ask('/', {}, 'localhost')).toBeNull()
     await expect(ask('/', {}, 'gone.preview.localhost')!).rejects.toMatchObject({ code: 'route_not_found' })
   })
 })
