@@ -1,3 +1,4 @@
+import { posix } from 'node:path'
 import { PlatformError } from '../errors.ts'
 import type { Guest, GuestFiles, Identity } from '../spec/runtime.ts'
 
@@ -14,17 +15,30 @@ export interface SandboxUser extends Identity {
 
 /**
  * Whom the programs of a sandbox run as, '' for root: the user that the image or the environment names, when the
- * environment says that it counts.
+ * environment says that it counts, or the one that the image's `sandbox-api --user` asks for.
  * @throws bad_request when it says so and nobody is named
  */
-export function wantedUser(imageUser: string, env: Record<string, string>): string {
-  if (env[enabledVariable] !== 'true') return ''
-  const user = env[userVariable] || imageUser
+export function wantedUser(imageUser: string, env: Record<string, string>, program: string[]): string {
+  const asked = userOption(program)
+  if (asked === null && env[enabledVariable] !== 'true') return ''
+  const user = asked || env[userVariable] || imageUser
   if (user !== '' && user.length <= userCharsMax) return user
   throw new PlatformError(
     'bad_request',
     `${enabledVariable} is true, but neither USER of the image nor ${userVariable} names a user`,
   )
+}
+
+/** Whether this is the cloud's own sandbox API, whose work the platform does. */
+export function isSandboxApi(program: string[]): boolean {
+  return posix.basename(program[0] ?? '') === 'sandbox-api'
+}
+
+function userOption(program: string[]): string | null {
+  if (!isSandboxApi(program)) return null
+  const at = program.findIndex((word) => word === '--user' || word.startsWith('--user='))
+  if (at < 0) return null
+  return program[at] === '--user' ? (program[at + 1] ?? '') : program[at]!.slice('--user='.length)
 }
 
 /**
@@ -62,6 +76,13 @@ export async function becomeUser(guest: Guest, user: string): Promise<SandboxUse
   }
   const found = await findUser(guest.files, user)
   guest.actAs(found)
+  await guest.files.stat('/').catch((cause) => {
+    throw new PlatformError(
+      'bad_request',
+      `${enabledVariable}: sandboxes have only one user on this platform, which runs neither as root nor with subordinate ids`,
+      { cause },
+    )
+  })
   return found
 }
 

@@ -27,7 +27,7 @@ import {
   storageMbOf,
 } from './draft.ts'
 import { SandboxExpiry } from './expiry.ts'
-import { becomeUser, wantedUser } from './identity.ts'
+import { becomeUser, isSandboxApi, wantedUser } from './identity.ts'
 import { type SandboxLease, SandboxLeases } from './leases.ts'
 import {
   indexesOf,
@@ -681,8 +681,8 @@ export class Sandboxes {
 
   #instanceSpec(workspace: string, name: string, draft: SandboxDraft, image: ResolvedImage): NewInstance {
     const own = { ...image.env, ...draft.env }
-    const user = wantedUser(image.user, own)
     const program = [...image.entrypoint, ...image.command]
+    const user = wantedUser(image.user, own, program)
     return {
       hostname: name,
       image: image.root,
@@ -690,7 +690,7 @@ export class Sandboxes {
       storageMb: storageMbOf(draft.spec),
       pidsMax: pidsPerSandboxMax,
       ...(user === '' ? {} : { user }),
-      ...(program.length === 0 ? {} : { program }),
+      ...(program.length === 0 || isSandboxApi(program) ? {} : { program }),
       env: {
         ...(user === '' ? { HOME: '/root' } : {}),
         ...own,

@@ -13,6 +13,7 @@ import {
 } from './output.ts'
 import type { ProcessRecord } from './records.ts'
 import type { ProcessStatus, ProcessView } from './views.ts'
+import { plainWords } from './words.ts'
 
 const restartDelayMs = 1000
 /** Runs of a restarting process whose output is kept. */
@@ -353,15 +354,24 @@ export class SandboxProcess {
     const { record, host } = this
     const workingDir = posix.resolve(host.defaults.workingDir, record.workingDir)
     const env = { ...host.defaults.env, ...requestEnv }
-    try {
-      const { pid, startedAt } = await host.guest.processes.spawn({
+    const start = (argv: string[]) =>
+      host.guest.processes.spawn({
         id: this.current.id,
-        argv: record.argv ?? [...shellOf(host.defaults.env), record.command],
+        argv,
         env,
         workingDir,
         stdin: record.stdin ? 'pipe' : 'null',
         outputBytesMax: host.outputBytesMax,
       })
+    try {
+      const { pid, startedAt } = record.argv
+        ? await start(record.argv)
+        : await start([...shellOf(host.defaults.env), record.command]).catch((error) => {
+            // Small images have no shell, and most commands need none.
+            const words = isNoProgram(error) ? plainWords(record.command) : null
+            if (words === null) throw error
+            return start(words)
+          })
       if (record.pid === null) {
         record.pid = pid
         record.startedAt = startedAt
@@ -529,4 +539,8 @@ async function until(promise: Promise<void>, signal: AbortSignal): Promise<void>
     ),
   ])
   stop.abort()
+}
+
+function isNoProgram(error: unknown): boolean {
+  return PlatformError.is(error) && error.code === 'unprocessable' && error.details?.errno === 'ENOENT'
 }
