@@ -1,5 +1,5 @@
 import { closeSync } from 'node:fs'
-import { isPlainFile } from '../lib/descriptors.ts'
+import { plainFileBytes } from '../lib/descriptors.ts'
 import type { OpenFile } from '../spec/runtime.ts'
 
 /** Of one sandbox, those that are being asked for included. */
@@ -8,7 +8,7 @@ export const openFilesMax = 64
 /** Files of one sandbox that are open in this process. What hands them over is not trusted. */
 export class OpenFiles {
   #taken = 0
-  #revoked = new AbortController()
+  #revoked = false
 
   get full(): boolean {
     return this.#taken >= openFilesMax
@@ -17,14 +17,17 @@ export class OpenFiles {
   /** A place for one file, given back when it is disposed without one. */
   place(): Place {
     this.#taken++
-    return new Place(this.#revoked.signal, () => {
-      this.#taken--
-    })
+    return new Place(
+      () => this.#revoked,
+      () => {
+        this.#taken--
+      },
+    )
   }
 
-  /** The sandbox is gone: whoever has a file is told to let go of it. */
+  /** The sandbox is gone: whoever has a file is to let go of it. */
   revoke(): void {
-    this.#revoked.abort()
+    this.#revoked = true
   }
 }
 
@@ -32,7 +35,7 @@ class Place implements Disposable {
   #free: (() => void) | null
 
   constructor(
-    private readonly revoked: AbortSignal,
+    private readonly isRevoked: () => boolean,
     free: () => void,
   ) {
     this.#free = free
@@ -41,15 +44,20 @@ class Place implements Disposable {
   /** Takes ownership of the descriptor. Null, and closed, when it is not a plain file open for reading. */
   take(descriptor: number): OpenFile | null {
     const free = this.#free
-    if (free === null || !isPlainFile(descriptor)) {
+    const bytes = plainFileBytes(descriptor)
+    if (free === null || bytes === null) {
       closeSync(descriptor)
       return null
     }
     this.#free = null
+    const { isRevoked } = this
     let open = true
     return {
       descriptor,
-      revoked: this.revoked,
+      bytes,
+      get revoked() {
+        return isRevoked()
+      },
       [Symbol.dispose]() {
         if (!open) return
         open = false

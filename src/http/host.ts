@@ -119,7 +119,7 @@ export function refuseForeign(authority: Authority): void {
   )
 }
 
-function isLoopback(address: string): boolean {
+export function isLoopback(address: string): boolean {
   return address === '::1' || (isIP(address) === 4 && address.startsWith('127.'))
 }
 

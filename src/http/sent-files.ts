@@ -17,7 +17,6 @@ interface SentFile {
   server: SendingServer
   request: Request
   file: OpenFile
-  size: number
   peer: { address: string; port: number }
   end: () => void
 }
@@ -49,18 +48,13 @@ export class SentFiles implements Disposable {
       onEnd()
       return new Response(null, { headers })
     }
-    const cut = () => this.#cut(sent)
     const end = () => {
       this.#sent.delete(sent)
-      file.revoked.removeEventListener('abort', cut)
       file[Symbol.dispose]()
       onEnd()
     }
-    const { size } = fstatSync(file.descriptor)
-    const sent: SentFile = { server, request, file, size, peer, end }
+    const sent: SentFile = { server, request, file, peer, end }
     this.#sent.add(sent)
-    file.revoked.addEventListener('abort', cut)
-    // What was revoked before is cut when it is looked at, with its answer begun.
     this.#timer ??= setInterval(() => this.#look(), lookEveryMs)
     // Put in by the server, it would leave behind the other headers, in five pieces.
     headers.set('date', new Date().toUTCString())
@@ -70,7 +64,7 @@ export class SentFiles implements Disposable {
   #look() {
     for (const sent of this.#sent) {
       if (sent.server.requestIP(sent.request) === null) this.#ended(sent)
-      else if (sent.file.revoked.aborted) this.#cut(sent)
+      else if (sent.file.revoked) this.#cut(sent)
     }
     if (this.#sent.size > 0 || this.#timer === null) return
     clearInterval(this.#timer)
@@ -79,7 +73,7 @@ export class SentFiles implements Disposable {
 
   #ended(sent: SentFile) {
     // It became shorter while it was sent, so the client still waits for what its length promised.
-    if (fstatSync(sent.file.descriptor).size < sent.size) this.#cut(sent)
+    if (fstatSync(sent.file.descriptor).size < sent.file.bytes) this.#cut(sent)
     sent.end()
   }
 

@@ -1,7 +1,9 @@
 import type { Server, ServerWebSocket } from 'bun'
 import { PlatformError } from '../errors.ts'
 import type { Logger } from '../lib/log.ts'
+import { unpaceListener } from '../lib/tcp-connections.ts'
 import type { App, Connection } from './app.ts'
+import { isLoopback } from './host.ts'
 import type { SendFile, Socket, SocketHandler } from './route.ts'
 import { SentFiles } from './sent-files.ts'
 
@@ -46,6 +48,9 @@ export function startServer(options: ServerOptions): HttpServer {
   const files = new SentFiles()
   const servers = listen(options, hosts, files)
   const port = servers[0]!.port!
+  for (const { hostname } of servers) {
+    if (hostname !== undefined && isLoopback(hostname)) unpaceListener({ address: hostname, port })
+  }
   let stopped: Promise<void> | null = null
   const stop = (graceMs = 0) => (stopped ??= stopAll(servers, graceMs).finally(() => files[Symbol.dispose]()))
   return { url: urlOf(hosts[0]!, port), port, stop, [Symbol.asyncDispose]: () => stop() }

@@ -14,7 +14,7 @@ import {
 } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { isPlainFile, messageSockets, receiveDescriptor, sendWithDescriptor } from './descriptors.ts'
+import { messageSockets, plainFileBytes, receiveDescriptor, sendWithDescriptor } from './descriptors.ts'
 import { libc } from './libc.ts'
 
 const pathOnly = 0o10000000
@@ -82,8 +82,8 @@ test('a message of another shape is refused, and every descriptor in it closed',
 test('only a regular file that is open for reading, on an ordinary file system, is a plain one', () => {
   const fifo = join(dir, 'p')
   execFileSync('mkfifo', [fifo])
-  expect(isPlainFile(open(file))).toBe(true)
-  expect(isPlainFile(open(file, constants.O_RDONLY | constants.O_NONBLOCK))).toBe(true)
+  expect(plainFileBytes(open(file))).toBe(7)
+  expect(plainFileBytes(open(file, constants.O_RDONLY | constants.O_NONBLOCK))).toBe(7)
   const others: [string, number][] = [
     [file, pathOnly],
     [file, constants.O_WRONLY],
@@ -94,11 +94,11 @@ test('only a regular file that is open for reading, on an ordinary file system, 
     ['/proc/version', constants.O_RDONLY],
   ]
   for (const [path, flags] of others)
-    expect([path, flags, isPlainFile(open(path, flags))]).toEqual([path, flags, false])
-  expect(isPlainFile(ours)).toBe(false)
+    expect([path, flags, plainFileBytes(open(path, flags))]).toEqual([path, flags, null])
+  expect(plainFileBytes(ours)).toBeNull()
   const closed = openSync(file, 'r')
   closeSync(closed)
-  expect(isPlainFile(closed)).toBe(false)
+  expect(plainFileBytes(closed)).toBeNull()
 })
 
 /** One byte with any number of descriptors. */
@@ -119,5 +119,5 @@ function sendRaw(socket: number, descriptors: number[]): void {
   fields[3] = 1n
   fields[4] = BigInt(ptr(bytes))
   fields[5] = descriptors.length === 0 ? 0n : BigInt(bytes.length)
-  expect(Number(libc()!.sendmsg(socket, ptr(fields), 0))).toBe(1)
+  expect(libc()!.sendmsg(socket, ptr(fields), 0)).toBe(1)
 }

@@ -39,46 +39,58 @@ export function messageSockets(): [number, number] | null {
   return made === 0 ? [ends[0]!, ends[1]!] : null
 }
 
-/** struct msghdr with one part, and room for one descriptor. Everything it points to is kept alive by it. */
-class Message {
-  readonly #fields = new BigUint64Array(7)
-  readonly #part = new BigUint64Array(2)
-  readonly #control = new ArrayBuffer(24)
-  readonly #controlFields = new DataView(this.#control)
+/** Where the fields of a message are in its memory, in words of 4 bytes: struct msghdr, its one part, its control message. */
+const partAt = 16
+const controlAt = 20
+const wordsOf = { part: 4, partCount: 6, control: 8, controlLength: 10, flags: 12, all: 26 }
+const controlWords = { length: 0, level: 2, type: 3, descriptor: 4 }
 
+/** struct msghdr with one part, and room for one descriptor. */
+class Message {
+  // Over a buffer of its own, which has one address for good.
+  readonly #words = new Uint32Array(new ArrayBuffer(wordsOf.all * 4))
+  readonly #control = this.#words.subarray(controlAt)
+  readonly #address = ptr(this.#words)
+
+  /** The bytes must have one address for good, too. */
   constructor(private readonly bytes: Uint8Array) {
-    this.#part[0] = BigInt(ptr(bytes))
-    this.#part[1] = BigInt(bytes.length)
-    this.#fields[2] = BigInt(ptr(this.#part))
-    this.#fields[3] = 1n
-    this.#fields[4] = BigInt(ptr(this.#control))
+    this.#point(wordsOf.part, this.#address + partAt * 4)
+    this.#point(wordsOf.control, this.#address + controlAt * 4)
+    this.#words[wordsOf.partCount] = 1
+    this.#point(partAt, ptr(bytes))
+    this.#words[partAt + 2] = bytes.length
+  }
+
+  #point(at: number, address: number) {
+    this.#words[at] = address % 2 ** 32
+    this.#words[at + 1] = Math.floor(address / 2 ** 32)
   }
 
   /** Bytes sent, -1 when none were. */
   send(socket: number, descriptor: number): number {
-    this.#fields[5] = BigInt(this.#control.byteLength)
-    this.#controlFields.setBigUint64(0, BigInt(controlBytes), true)
-    this.#controlFields.setInt32(8, solSocket, true)
-    this.#controlFields.setInt32(12, scmRights, true)
-    this.#controlFields.setInt32(16, descriptor, true)
-    return Number(libc()?.sendmsg(socket, ptr(this.#fields), msgDontwait | msgNosignal) ?? -1)
+    this.#words[wordsOf.controlLength] = controlBytes
+    this.#control[controlWords.length] = controlBytes
+    this.#control[controlWords.level] = solSocket
+    this.#control[controlWords.type] = scmRights
+    this.#control[controlWords.descriptor] = descriptor
+    return libc()?.sendmsg(socket, this.#address, msgDontwait | msgNosignal) ?? -1
   }
 
   /** The descriptor of a message that has exactly one, and as many bytes as there is room for; null for any other. */
   receive(socket: number): number | null {
-    this.#fields[5] = BigInt(controlBytes)
-    this.#controlFields.setBigUint64(0, 0n, true)
-    const got = Number(libc()?.recvmsg(socket, ptr(this.#fields), msgDontwait | msgCmsgCloexec) ?? -1)
+    this.#words[wordsOf.controlLength] = controlBytes
+    this.#control.fill(0)
+    const got = libc()?.recvmsg(socket, this.#address, msgDontwait | msgCmsgCloexec) ?? -1
     // With so little room the kernel makes one descriptor at most, and says that there were more.
     const carries =
       got >= 0 &&
-      this.#fields[5] === BigInt(controlBytes) &&
-      this.#controlFields.getBigUint64(0, true) === BigInt(controlBytes) &&
-      this.#controlFields.getInt32(8, true) === solSocket &&
-      this.#controlFields.getInt32(12, true) === scmRights
+      this.#words[wordsOf.controlLength] === controlBytes &&
+      this.#control[controlWords.length] === controlBytes &&
+      this.#control[controlWords.level] === solSocket &&
+      this.#control[controlWords.type] === scmRights
     if (!carries) return null
-    const descriptor = this.#controlFields.getInt32(16, true)
-    const flags = Number(this.#fields[6]! & 0xffff_ffffn)
+    const descriptor = this.#control[controlWords.descriptor]!
+    const flags = this.#words[wordsOf.flags]!
     if (got === this.bytes.length && (flags & (msgCtrunc | msgTrunc)) === 0) return descriptor
     closeSync(descriptor)
     return null
@@ -87,26 +99,38 @@ class Message {
 
 /** Sends bytes over a stream socket, with a descriptor beside the first of them. Answers how many went, -1 for none. */
 export function sendWithDescriptor(socket: number, bytes: Uint8Array, descriptor: number): number {
-  return new Message(bytes).send(socket, descriptor)
+  return new Message(withAddress(bytes)).send(socket, descriptor)
+}
+
+function withAddress(bytes: Uint8Array): Uint8Array {
+  const copy = new Uint8Array(new ArrayBuffer(bytes.length))
+  copy.set(bytes)
+  return copy
 }
 
 let oneByte: Message | undefined
+/** struct statfs and then some; its first word is the kind of file system. */
+let filesystem: { words: Uint32Array; address: ReturnType<typeof ptr> } | undefined
 
 /**
  * The descriptor of the next message: one byte with one descriptor. Null when none is there, or it is something else,
  * whose descriptors are closed then. The caller closes what it gets.
  */
 export function receiveDescriptor(socket: number): number | null {
-  oneByte ??= new Message(new Uint8Array(1))
+  oneByte ??= new Message(withAddress(new Uint8Array(1)))
   return oneByte.receive(socket)
 }
 
-/** A regular file that is open for reading only, on an ordinary file system. */
-export function isPlainFile(descriptor: number): boolean {
+/** Size of a regular file that is open for reading only, on an ordinary file system; null for anything else. */
+export function plainFileBytes(descriptor: number): number | null {
   const flags = libc()?.fcntl(descriptor, getFlags) ?? -1
-  if (flags < 0 || (flags & accessModes) !== readOnly || (flags & pathOnly) !== 0) return false
-  if (!fstatSync(descriptor).isFile()) return false
-  const filesystem = new Uint32Array(64)
-  if (libc()?.fstatfs(descriptor, ptr(filesystem)) !== 0) return false
-  return ordinaryFilesystems.has(filesystem[0]!)
+  if (flags < 0 || (flags & accessModes) !== readOnly || (flags & pathOnly) !== 0) return null
+  const stats = fstatSync(descriptor)
+  if (!stats.isFile()) return null
+  if (filesystem === undefined) {
+    const words = new Uint32Array(new ArrayBuffer(256))
+    filesystem = { words, address: ptr(words) }
+  }
+  if (libc()?.fstatfs(descriptor, filesystem.address) !== 0) return null
+  return ordinaryFilesystems.has(filesystem.words[0]!) ? stats.size : null
 }

@@ -17,12 +17,14 @@ function load() {
     try {
       return dlopen(name, {
         socketpair: { args: ['i32', 'i32', 'i32', 'ptr'], returns: 'i32' },
-        sendmsg: { args: ['i32', 'ptr', 'i32'], returns: 'i64' },
-        recvmsg: { args: ['i32', 'ptr', 'i32'], returns: 'i64' },
+        // Their answers are long; what is sent here is short.
+        sendmsg: { args: ['i32', 'ptr', 'i32'], returns: 'i32' },
+        recvmsg: { args: ['i32', 'ptr', 'i32'], returns: 'i32' },
         fcntl: { args: ['i32', 'i32'], returns: 'i32' },
         fstatfs: { args: ['i32', 'ptr'], returns: 'i32' },
         getpeername: { args: ['i32', 'ptr', 'ptr'], returns: 'i32' },
         getsockname: { args: ['i32', 'ptr', 'ptr'], returns: 'i32' },
+        setsockopt: { args: ['i32', 'i32', 'i32', 'ptr', 'i32'], returns: 'i32' },
         shutdown: { args: ['i32', 'i32'], returns: 'i32' },
       }).symbols
     } catch {

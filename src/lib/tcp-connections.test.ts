@@ -1,6 +1,8 @@
+import { dlopen, ptr } from 'bun:ffi'
 import { expect, test } from 'bun:test'
+import { readdirSync } from 'node:fs'
 import { networkInterfaces } from 'node:os'
-import { shutdownConnection } from './tcp-connections.ts'
+import { shutdownConnection, unpaceListener } from './tcp-connections.ts'
 
 const hasIpv6 = Object.values(networkInterfaces()).some((all) =>
   all?.some(({ address }) => address === '::1'),
@@ -46,4 +48,42 @@ for (const host of ['127.0.0.1', '::1', '::']) {
     expect(ended).toEqual([1])
     for (const { socket } of sockets) socket.terminate()
   })
+}
+
+for (const host of ['127.0.0.1', '::1']) {
+  const run = hasIpv6 || !host.includes(':') ? test : test.skip
+  run(`a listener on ${host} is told how to send, and its connections with it`, async () => {
+    const before = controls()
+    using other = Bun.serve({ hostname: host, port: 0, fetch: () => new Response() })
+    using server = Bun.serve({ hostname: host, port: 0, fetch: () => new Response() })
+    expect(unpaceListener({ address: host, port: 1 })).toBe(false)
+    expect(unpaceListener({ address: host === '::1' ? '127.0.0.1' : '127.0.0.2', port: server.port! })).toBe(
+      false,
+    )
+    expect(unpaceListener({ address: host, port: server.port! })).toBe(true)
+    const authority = host.includes(':') ? `[${host}]` : host
+    await (await fetch(`http://${authority}:${server.port}/`)).text()
+    await (await fetch(`http://${authority}:${other.port}/`)).text()
+    const added = (name: string) => (controls()[name] ?? 0) - (before[name] ?? 0)
+    // The listener and what it accepted; the other listener, what that accepted and both clients as before.
+    const standard = Object.keys(controls()).find((name) => name !== 'reno')
+    if (standard !== undefined) expect([added('reno'), added(standard)]).toEqual([2, 4])
+    else expect(added('reno')).toBe(6)
+  })
+}
+
+/** How many TCP sockets of this process have which congestion control. */
+function controls(): Record<string, number> {
+  const { symbols } = dlopen('libc.so.6', {
+    getsockopt: { args: ['i32', 'i32', 'i32', 'ptr', 'ptr'], returns: 'i32' },
+  })
+  const found: Record<string, number> = {}
+  for (const entry of readdirSync('/proc/self/fd')) {
+    const name = new Uint8Array(new ArrayBuffer(16))
+    const length = new Uint32Array(new ArrayBuffer(4)).fill(16)
+    if (symbols.getsockopt(Number(entry), 6, 13, ptr(name), ptr(length)) !== 0) continue
+    const text = new TextDecoder().decode(name).replace(/\0.*$/s, '')
+    found[text] = (found[text] ?? 0) + 1
+  }
+  return found
 }

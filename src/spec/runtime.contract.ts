@@ -298,7 +298,7 @@ function suite(under: RuntimeUnderTest, options: { isolation: string }) {
         expect(read.equals(content)).toBe(true)
       } else {
         using handed = opened.file
-        expect(handed.revoked.aborted).toBe(false)
+        expect(handed).toMatchObject({ bytes, revoked: false })
         expect(readFileSync(handed.descriptor).equals(content)).toBe(true)
       }
     }

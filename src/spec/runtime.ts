@@ -287,12 +287,14 @@ export interface FileEntry {
 
 /**
  * A regular file of an instance, open for reading. Programs inside may still change it, and its size. Whoever gets it
- * disposes it once nothing reads the descriptor any more, soon after `revoked`: the instance is gone then, but for what
- * holds its disk.
+ * disposes it once nothing reads the descriptor any more, soon after it is `revoked`: the instance is gone then, but for
+ * what holds its disk.
  */
 export interface OpenFile extends Disposable {
   readonly descriptor: number
-  readonly revoked: AbortSignal
+  /** Of the file when it was opened. */
+  readonly bytes: number
+  readonly revoked: boolean
 }
 
 /**
