@@ -6,7 +6,7 @@ export class ScriptedProviders implements AsyncDisposable {
   /** The score of a document. */
   score: (content: string) => number = () => 0
   /** Answers instead, when it answers something. */
-  fail: ((path: string) => Response | Promise<Response> | null) | null = null
+  fail: ((path: string) => Response | null | Promise<Response | null>) | null = null
   finishReason = 'stop'
   readonly #server = Bun.serve({
     port: 0,

@@ -123,3 +123,14 @@ test('an answer may be read as it comes, from a private host that the operator n
   })
   own.pop()
 })
+
+test('a name that does not resolve in time is given up', async () => {
+  const never = new Dialer({ privateTargets: [], ownPorts: () => [], resolve: () => new Promise(() => {}) })
+  await expect(
+    never.request('http://slow.example.test/', { ...request, timeoutMs: 50 }),
+  ).rejects.toMatchObject({ code: 'bad_gateway', message: expect.stringContaining('cannot be resolved') })
+  const gone = new AbortController()
+  const asked = never.request('http://slow.example.test/', { ...request, signal: gone.signal })
+  gone.abort(new Error('enough'))
+  await expect(asked).rejects.toThrow('enough')
+})

@@ -50,7 +50,8 @@ const notConnected = new Set([
 
 /**
  * Makes the platform's own requests to the outside. A name is resolved once and the request goes to an address that was
- * looked at, so that a name cannot point elsewhere a moment later; redirects are answers like any other.
+ * looked at, so that a name cannot point elsewhere a moment later; redirects are answers like any other. Where the
+ * environment names a proxy (HTTPS_PROXY) the way leads through that, to the same address.
  */
 export class Dialer {
   readonly #options: DialerOptions
@@ -67,7 +68,8 @@ export class Dialer {
     const port = url.port === '' ? (url.protocol === 'https:' ? 443 : 80) : Number(url.port)
     const timeout = AbortSignal.timeout(request.timeoutMs)
     const signal = request.signal ? AbortSignal.any([request.signal, timeout]) : timeout
-    const targets = await this.#targets(url, port, request.what, false)
+    const { what, signal: caller } = request
+    const targets = await this.#targets(url, port, { what, trusted: false, signal, caller })
     for (const [index, target] of targets.entries()) {
       try {
         const response = await this.#send(url, target, request, signal)
@@ -93,7 +95,7 @@ export class Dialer {
     const { what, signal, trusted = false } = opening
     const url = parsed(address, what)
     const port = url.port === '' ? (url.protocol === 'https:' ? 443 : 80) : Number(url.port)
-    const targets = await this.#targets(url, port, what, trusted)
+    const targets = await this.#targets(url, port, { what, trusted, signal, caller: signal })
     for (const [index, target] of targets.entries()) {
       try {
         return await this.#send(url, target, opening, signal)
@@ -106,12 +108,25 @@ export class Dialer {
     throw new PlatformError('bad_gateway', `${what}: ${url.hostname} has no address`)
   }
 
-  async #targets(url: URL, port: number, what: string, trusted: boolean): Promise<string[]> {
+  async #targets(
+    url: URL,
+    port: number,
+    from: {
+      what: string
+      trusted: boolean
+      signal: AbortSignal | undefined
+      /** The part of `signal` that is the caller's. */
+      caller: AbortSignal | undefined
+    },
+  ): Promise<string[]> {
+    const { what, trusted, signal, caller } = from
     const host = url.hostname.replace(/^\[|\]$/g, '')
     let addresses: string[]
     try {
-      addresses = isIP(host) ? [host] : await (this.#options.resolve ?? resolveName)(host)
+      const resolve = this.#options.resolve ?? resolveName
+      addresses = isIP(host) ? [host] : await within(resolve(host), signal)
     } catch (cause) {
+      if (caller?.aborted) throw caller.reason
       throw new PlatformError('bad_gateway', `${what}: the name ${host} cannot be resolved`, { cause })
     }
     const open = addresses
@@ -156,6 +171,21 @@ export class Dialer {
 function isNotConnected(error: unknown): boolean {
   const code = (error as { code?: unknown }).code
   return typeof code === 'string' && notConnected.has(code)
+}
+
+/** Resolving a name cannot be stopped, only left. */
+async function within<Value>(work: Promise<Value>, signal: AbortSignal | undefined): Promise<Value> {
+  if (!signal) return work
+  const { promise, reject } = Promise.withResolvers<never>()
+  const onAbort = () => reject(signal.reason)
+  if (signal.aborted) onAbort()
+  signal.addEventListener('abort', onAbort, { once: true })
+  try {
+    return await Promise.race([work, promise])
+  } finally {
+    signal.removeEventListener('abort', onAbort)
+    work.catch(() => {})
+  }
 }
 
 async function resolveName(host: string): Promise<string[]> {

@@ -7,6 +7,7 @@ import { type FilePath, userPath } from './paths.ts'
 
 /** Of a file that is edited or read in ranges: it is held in memory. */
 export const textFileBytesMax = 16 * 1024 * 1024
+const changeAttemptsMax = 3
 
 /** A path that came in a body rather than in a URL. @throws bad_request */
 export function givenPath(lease: SandboxLease, path: string): FilePath {
@@ -35,7 +36,7 @@ export async function readTextFile(
       if (bytes > textFileBytesMax) {
         throw new PlatformError(
           'unprocessable',
-          `read ${absolute}: larger than ${textFileBytesMax} bytes, the most that can be edited`,
+          `read ${absolute}: larger than ${textFileBytesMax} bytes, the most that is read as one text`,
         )
       }
       chunks.push(value)
@@ -60,7 +61,9 @@ const locks = new WeakMap<Guest, KeyedLock>()
 
 /**
  * Reads a text file, changes it, writes it back; changes of one file through here wait for each other, so that none
- * undoes another. With `missing` a file that does not exist counts as that text, and is made.
+ * undoes another. What others write meanwhile is not lost: then the change is made once more, to what is there now. With
+ * `missing` a file that does not exist counts as that text, and is made.
+ * @throws as `readTextFile`, and conflict when others do not stop writing
  */
 export async function changeText(
   lease: SandboxLease,
@@ -72,20 +75,28 @@ export async function changeText(
   const { guest } = lease.instance
   const lock = locks.get(guest) ?? new KeyedLock()
   locks.set(guest, lock)
+  const read = async () => {
+    signal.throwIfAborted()
+    try {
+      return (await readTextFile(lease, file, signal)).text
+    } catch (error) {
+      const isMissing = PlatformError.is(error) && error.code === 'not_found'
+      if (isMissing && options.missing !== undefined) return options.missing
+      throw error
+    }
+  }
   return lock.run(file.absolute, async () => {
-    signal.throwIfAborted()
-    const before = await readTextFile(lease, file, signal).then(
-      ({ text }) => text,
-      (error) => {
-        if (options.missing !== undefined && PlatformError.is(error) && error.code === 'not_found') {
-          return options.missing
-        }
-        throw error
-      },
-    )
-    const after = await change(before)
-    signal.throwIfAborted()
-    await fileOperation(guest.files.write(file.absolute, Buffer.from(after)), 'open', file.absolute)
-    return { before, after }
+    let before = await read()
+    for (let attempt = 1; attempt <= changeAttemptsMax; attempt++) {
+      const after = await change(before)
+      // A merge takes seconds, in which others may have written.
+      const now = await read()
+      if (now === before) {
+        await fileOperation(guest.files.write(file.absolute, Buffer.from(after)), 'open', file.absolute)
+        return { before, after }
+      }
+      before = now
+    }
+    throw new PlatformError('conflict', `${file.absolute} is being written by others: try again`)
   })
 }

@@ -220,6 +220,24 @@ describe.each(['Relace', 'Morph'] as const)('ranking by %s', (provider) => {
   })
 })
 
+test('what is written into the file while it is merged is merged too, not lost', async () => {
+  use('Relace')
+  writeFileSync(inside('/work/shared.js'), 'one\n')
+  providers.fail = async () => {
+    if (providers.requests.length === 1) writeFileSync(inside('/work/shared.js'), 'one\nby another\n')
+    return null
+  }
+  const answer = (await (await put('shared.js', { codeEdit: 'two' })).json()) as Record<string, unknown>
+  expect(answer.originalContent).toBe('one\nby another\n')
+  expect(readFileSync(inside('/work/shared.js'), 'utf8')).toBe('one\nby another\ntwo\n')
+  providers.fail = async () => {
+    writeFileSync(inside('/work/shared.js'), `${providers.requests.length}\n`)
+    return null
+  }
+  expect((await put('shared.js', { codeEdit: 'two' })).status).toBe(409)
+  expect(readFileSync(inside('/work/shared.js'), 'utf8')).toBe(`${providers.requests.length}\n`)
+})
+
 test('Morph breaking off in the middle is no merge', async () => {
   use('Morph')
   writeFileSync(inside('/work/long.js'), 'all of it\n')

@@ -151,9 +151,8 @@ async function execute(processes: SandboxProcesses, input: object, call: ToolCal
     ...requested,
     name,
     workingDir,
-    // Without keepAlive the wait is bounded here, where an answer can be given instead of a failure.
+    // Without keepAlive it bounds only the wait, which ends here, with an answer instead of a failure.
     ...(keepAlive && timeoutSeconds !== undefined ? { timeoutSeconds } : {}),
-    ...(keepAlive ? {} : { timeoutSeconds: waitSecondsMax * 2 }),
   }
   const waitIsOver = new AbortController()
   const timer = waits ? setTimeout(() => waitIsOver.abort(), waitSeconds * 1000) : undefined
