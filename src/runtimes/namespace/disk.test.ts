@@ -32,10 +32,13 @@ describe.skipIf(!able)(`disk images${able ? '' : ' (skipped: needs e2fsprogs)'}`
     expect(readdirSync(dir).filter((name) => !name.endsWith('.img'))).toEqual([])
   })
 
-  test('of another version are dropped', async () => {
-    await Bun.write(`${dir}/.template-00000000-64.img`, 'of another version')
-    new DiskImages(dir, mkfs ?? '')
-    expect(readdirSync(dir)).not.toContain('.template-00000000-64.img')
+  test('of another version, and half made, are dropped', async () => {
+    const kept = await images.template(16)
+    await Bun.write(`${dir}/00000000-64.img`, 'of another version')
+    await Bun.write(`${dir}/.made-x/image`, 'half made')
+    const again = new DiskImages(dir, '/bin/false')
+    expect(readdirSync(dir).filter((name) => name.startsWith('.') || name.startsWith('0000'))).toEqual([])
+    expect(await again.template(16)).toBe(kept)
   })
 
   test('that were in use when the host went down are repaired', async () => {

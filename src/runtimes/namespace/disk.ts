@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto'
-import { mkdtempSync, readdirSync, rmSync, statSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, readdirSync, rmSync, statSync } from 'node:fs'
 import { open, rename } from 'node:fs/promises'
 import { dirname } from 'node:path'
 import { PlatformError } from '../../errors.ts'
@@ -12,9 +12,8 @@ const repairTimeoutMs = 300_000
 /** Exit code of e2fsck: errors were found and corrected. */
 const fsckCorrected = 1
 export const storageMbMin = 16
-/** Directories that an image is first made in. */
-export const diskScratchPrefix = '.disk-'
-const templatePrefix = '.template-'
+/** Directories that a template is first made in. */
+const scratchPrefix = '.made-'
 
 const features = ['^has_journal', '^resize_inode']
 const extended = ['lazy_itable_init=1', 'nodiscard', 'root_owner=0:0']
@@ -31,18 +30,20 @@ export class DiskImages {
   readonly #templates = new Map<number, Promise<string>>()
   readonly #prefix: string
 
-  /** `dir` is for one platform at a time. */
+  /** `dir` is theirs alone, and used by one platform at a time; made when missing. */
   constructor(
     private readonly dir: string,
     private readonly mkfsPath: string,
   ) {
     const version = createHash('sha256').update(mkfsOptions.join(' ')).digest('hex').slice(0, 8)
-    this.#prefix = `${templatePrefix}${version}-`
+    this.#prefix = `${version}-`
+    mkdirSync(dir, { recursive: true, mode: 0o700 })
     for (const name of readdirSync(dir)) {
-      if (!name.startsWith(templatePrefix)) continue
-      const storageMb = Number(/^(\d+)\.img$/.exec(name.slice(this.#prefix.length))?.[1])
-      if (!name.startsWith(this.#prefix) || !storageMb) rmSync(`${dir}/${name}`)
-      else this.#templates.set(storageMb, Promise.resolve(`${dir}/${name}`))
+      const storageMb =
+        name.startsWith(this.#prefix) && /^(\d+)\.img$/.exec(name.slice(this.#prefix.length))?.[1]
+      if (storageMb) this.#templates.set(Number(storageMb), Promise.resolve(`${dir}/${name}`))
+      // Of another version, or half made when a platform was killed.
+      else rmSync(`${dir}/${name}`, { recursive: true, force: true })
     }
   }
 
@@ -79,7 +80,7 @@ export class DiskImages {
   }
 
   async #make(storageMb: number): Promise<string> {
-    const scratch = mkdtempSync(`${this.dir}/${diskScratchPrefix}`)
+    const scratch = mkdtempSync(`${this.dir}/${scratchPrefix}`)
     const [made, path] = [`${scratch}/image`, `${this.dir}/${this.#prefix}${storageMb}.img`]
     try {
       const file = await open(made, 'wx', 0o600)

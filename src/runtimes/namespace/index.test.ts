@@ -233,9 +233,9 @@ describeRoot(`namespace, as root${why === '' ? '' : ` (skipped: ${why})`}`, () =
     expect(existsSync(halfDir)).toBe(false)
   })
 
-  test('what a crash left of a disk image in the making is gone after the next start', async () => {
+  test('what a crash left of a trial is gone after the next start', async () => {
     const instancesDir = `${dir}/after-crash`
-    mkdirSync(`${instancesDir}/.disk-abcdef`, { recursive: true })
+    mkdirSync(`${instancesDir}/.layer-abcdef`, { recursive: true })
     await using opened = await openNamespaceRuntime({ ...options, instancesDir })
     expect(opened.name).toBe('namespace')
     expect(readdirSync(instancesDir)).toEqual([])

@@ -29,7 +29,7 @@ import { bootId } from '../helper-process.ts'
 import { cgroupNameOf, probePrefix } from './abandoned.ts'
 import { Archives, findTar } from './archive.ts'
 import { Cgroups } from './cgroups.ts'
-import { DiskImages, diskScratchPrefix, findMkfs } from './disk.ts'
+import { DiskImages, findMkfs } from './disk.ts'
 import { reclaimNote } from './reclaim.ts'
 import { instanceIdPattern, readRecord } from './record.ts'
 import { NamespaceRuntime } from './runtime.ts'
@@ -66,7 +66,11 @@ export async function probeNamespace(options: NamespaceOptions): Promise<Runtime
   mkdirSync(options.instancesDir, { recursive: true, mode: 0o700 })
   const instancesDir = mkdtempSync(`${options.instancesDir}/${probePrefix}`)
   try {
-    const { runtime, failure, notes } = await openParts({ ...options, instancesDir }, { remember: false })
+    const templatesDir = `${instancesDir}/.templates`
+    const { runtime, failure, notes } = await openParts(
+      { ...options, instancesDir, templatesDir },
+      { remember: false },
+    )
     await runtime[Symbol.asyncDispose]()
     return failure === null
       ? { usable: true, reason: 'sandboxes can be isolated with namespaces', notes }
@@ -78,7 +82,9 @@ export async function probeNamespace(options: NamespaceOptions): Promise<Runtime
 
 /** @throws what the probe found, when no instance can be made */
 export async function openNamespaceRuntime(options: NamespaceOptions): Promise<Runtime> {
-  const { runtime, failure } = await openParts(options, { remember: true })
+  // Beside the instances, for it is none, and is kept when they are gone.
+  const templatesDir = `${options.instancesDir}.templates`
+  const { runtime, failure } = await openParts({ ...options, templatesDir }, { remember: true })
   if (failure === null) return runtime
   await runtime[Symbol.asyncDispose]()
   throw new PlatformError('unavailable', `Sandboxes cannot be isolated on this host: ${failure}`)
@@ -91,7 +97,10 @@ interface Parts {
   failure: string | null
 }
 
-async function openParts(options: NamespaceOptions, { remember }: { remember: boolean }): Promise<Parts> {
+async function openParts(
+  options: NamespaceOptions & { templatesDir: string },
+  { remember }: { remember: boolean },
+): Promise<Parts> {
   const made = mkdirSync(options.instancesDir, { recursive: true, mode: 0o700 })
   const instancesDir = realpathSync(options.instancesDir)
   if (made !== undefined) spreadOut(instancesDir)
@@ -126,7 +135,7 @@ async function openParts(options: NamespaceOptions, { remember }: { remember: bo
   const mkfs = isRoot ? findMkfs() : null
   let diskWhy = isRoot ? 'mkfs.ext4 is not installed' : 'only root can mount disk images'
   if (mkfs !== null) {
-    const diskImages = new DiskImages(instancesDir, mkfs)
+    const diskImages = new DiskImages(options.templatesDir, mkfs)
     const failure = await tryOnce(shared, diskImages, remember)
     if (failure === null) {
       const detail = 'every instance has a disk image of its own'
@@ -160,7 +169,7 @@ function spreadOut(dir: string): void {
 /** What a platform that was killed had begun to make; the next holds the directory, so nobody needs it. */
 function removeScratch(instancesDir: string): void {
   for (const name of readdirSync(instancesDir)) {
-    if (!name.startsWith(diskScratchPrefix) && !name.startsWith(layerScratchPrefix)) continue
+    if (!name.startsWith(layerScratchPrefix)) continue
     rmSync(`${instancesDir}/${name}`, { recursive: true, force: true })
   }
 }
