@@ -241,10 +241,6 @@ function leftovers(): string[] {
       if (existsSync(`${path}/${group}/${entry}/cgroup.procs`)) foreign(entry, `cgroup ${path} ${entry}`)
     }
   }
-  const ranges = '/run/hutch/uid-ranges'
-  const claims = entries(ranges).map((name) => linkOf(`${ranges}/${name}`) ?? '')
-  for (const claim of claims.filter((claim) => claim.startsWith(`${instancesDir}/`)))
-    foreign(claim.slice(instancesDir.length + 1), `uid range ${claim}`)
   for (const name of entries('/sys/block')) {
     const file = existsSync(`/sys/block/${name}/loop/backing_file`)
       ? readFileSync(`/sys/block/${name}/loop/backing_file`, 'utf8').trim()

@@ -3,6 +3,8 @@ import { FrameReader, FrameType, FrameWriter, PayloadReader, readError, received
 
 /** A launch answers sooner by itself, with what it waited for. */
 const launchTimeoutMs = 25_000
+/** Without a launch, until the launcher ends: who makes one sandbox keeps no process for the next. */
+const idleMsMax = 500
 
 export interface ProcessIdentity {
   pid: number
@@ -34,14 +36,15 @@ interface Running {
 }
 
 /**
- * The helper's launcher, a process that makes instances for as long as this object is used: each is a fork of it, and
- * outlives it. Started with the first launch, and again when it should end.
+ * The helper's launcher, a process that makes instances: each is a fork of it, and outlives it. Started for a launch,
+ * it stays for those that follow.
  */
 export class Launcher implements AsyncDisposable {
   readonly #helperPath: string
   readonly #pending = new Map<number, (result: LaunchedInstance | HelperError) => void>()
   #running: Running | null = null
   #lastId = 0
+  #idle: Timer | null = null
 
   constructor(helperPath: string) {
     this.#helperPath = helperPath
@@ -60,6 +63,7 @@ export class Launcher implements AsyncDisposable {
       .finish()
     const { promise, resolve } = Promise.withResolvers<LaunchedInstance | HelperError>()
     this.#pending.set(id, resolve)
+    if (this.#idle !== null) clearTimeout(this.#idle)
     const timer = setTimeout(() => this.#giveUp(id), launchTimeoutMs)
     try {
       this.#send(frame)
@@ -69,14 +73,22 @@ export class Launcher implements AsyncDisposable {
     } finally {
       clearTimeout(timer)
       this.#pending.delete(id)
+      if (this.#pending.size === 0) this.#endWhenIdle()
     }
   }
 
   /** Launches under way come to their end, unheard. */
   async [Symbol.asyncDispose](): Promise<void> {
     const running = this.#running
+    if (this.#idle !== null) clearTimeout(this.#idle)
     this.#lost(running)
     await running?.child.exited
+  }
+
+  #endWhenIdle(): void {
+    if (this.#idle !== null) clearTimeout(this.#idle)
+    this.#idle = setTimeout(() => this.#lost(this.#running), idleMsMax)
+    this.#idle.unref()
   }
 
   #send(frame: Uint8Array): void {
