@@ -51,6 +51,11 @@ async function eventually<Value>(what: string, check: () => Promise<Value | null
   throw new Error(`never: ${what}`)
 }
 
+async function terminalAddress(): Promise<string> {
+  const { BL_API_KEY, BL_WORKSPACE, BL_RUN_URL } = await platform.env()
+  return `${BL_RUN_URL}/${BL_WORKSPACE}/sandboxes/box/terminal?token=${BL_API_KEY}`
+}
+
 /** A request of the sandbox's own API, with the first admin's key. */
 async function api<Answer>(path: string, init: RequestInit = {}): Promise<Answer> {
   const { BL_API_KEY, BL_WORKSPACE, BL_RUN_URL } = await platform.env()
@@ -294,6 +299,16 @@ describe.skipIf(!usable)('a platform on a fresh data directory', () => {
     expect(new TextDecoder().decode(value)).toBe('first\n')
     await platform.run(['sandbox', 'exec', 'box', '--', 'touch', '/tmp/go'])
     expect(await child.exited).toBe(0)
+  })
+
+  test('connect types into a shell on a terminal, and ends with it', async () => {
+    const { code, stdout, stderr } = await platform.run(['sandbox', 'connect', 'box', '--session', 'smoke'], {
+      stdin: 'tty && echo sum-$((40 + 2))\nexit\n',
+    })
+    expect({ code, stderr }).toEqual({ code: 0, stderr: '' })
+    expect(stdout).toMatch(/\/dev\/pts\/\d+\r\nsum-42\r\n/)
+    const page = await fetch(await terminalAddress())
+    expect([page.status, await page.text()]).toEqual([200, expect.stringContaining('<h1>box</h1>')])
   })
 
   test('cp takes a directory there and back, bytes and permissions included', async () => {

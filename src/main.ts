@@ -34,6 +34,10 @@ const commands: Record<string, Entry> = {
     summary: 'run a command in a sandbox',
     load: async () => (await import('./cli/sandbox-exec.ts')).exec,
   },
+  'sandbox connect': {
+    summary: 'open a terminal in a sandbox',
+    load: async () => (await import('./cli/sandbox-connect.ts')).connect,
+  },
   'sandbox cp': {
     summary: 'copy files to or from a sandbox',
     load: async () => (await import('./cli/sandbox-cp.ts')).cp,

@@ -2,6 +2,7 @@ import { PlatformError } from '../errors.ts'
 import { Files } from './files.ts'
 import { Images } from './images.ts'
 import { Processes } from './processes.ts'
+import { Terminal, type TerminalOptions } from './terminal.ts'
 import { ClientError, Transport } from './transport.ts'
 
 export type { FileInfo } from './files.ts'
@@ -105,6 +106,13 @@ export interface NewSandbox {
   region?: string
 }
 
+export interface OpenSandbox {
+  info: SandboxInfo
+  processes: Processes
+  files: Files
+  terminal(options: TerminalOptions): Terminal
+}
+
 class Sandboxes {
   constructor(private readonly transport: Transport) {}
 
@@ -149,7 +157,7 @@ class Sandboxes {
   }
 
   /** The sandbox's own API. Its address comes from the platform, which must be the one we already speak with. */
-  async open(name: string): Promise<{ info: SandboxInfo; processes: Processes; files: Files }> {
+  async open(name: string): Promise<OpenSandbox> {
     const info = await this.get(name)
     const { url } = info.metadata
     if (!url) throw new PlatformError('internal', `sandbox ${name} has no address`)
@@ -157,6 +165,7 @@ class Sandboxes {
       info,
       processes: new Processes(this.transport, url),
       files: new Files(this.transport, url),
+      terminal: (options: TerminalOptions) => new Terminal(this.transport, url, options),
     }
   }
 }

@@ -65,6 +65,14 @@ export class Transport {
     }
   }
 
+  /** A WebSocket, with the same credentials. */
+  socket(url: string): WebSocket {
+    this.checkOrigin(url)
+    // The options are Bun's; the DOM's type of the constructor does not know them.
+    const Client = WebSocket as unknown as new (url: string, init: object) => WebSocket
+    return new Client(url.replace(/^http/, 'ws'), { headers: this.headers })
+  }
+
   /** Addresses in answers are followed only where the key already goes. */
   private checkOrigin(url: string): void {
     const { origin } = new URL(url)

@@ -33,7 +33,8 @@ const freePortAttemptsMax = 20
 const requestBodyBytesMax = 1024 ** 4
 const socketMessageBytesMax = 16 * 1024 * 1024
 const socketBacklogBytesMax = 16 * 1024 * 1024
-const socketIdleSeconds = 0
+/** Pinged well before: one that does not answer is gone, and is not to keep its sandbox awake. */
+const socketIdleSeconds = 120
 const tryAgainLater = 1013
 
 interface SocketData {

@@ -22,13 +22,13 @@ beforeEach(() => {
 
 afterEach(() => rmSync(dir, { recursive: true, force: true }))
 
-async function open(exited?: Promise<unknown>): Promise<SandboxProcesses> {
+async function open(exited?: Promise<unknown>, env: Record<string, string> = {}): Promise<SandboxProcesses> {
   const processes = new SandboxProcesses({
     guest,
     recordsFile: join(dir, 'processes'),
     clock,
     log: silentLogger,
-    defaults: { env: { PATH: '/bin', A: '1' }, workingDir: '/blaxel' },
+    defaults: { env: { PATH: '/bin', A: '1', ...env }, workingDir: '/blaxel' },
     listening: async (port) => listening.has(port),
     ...(exited ? { exited } : {}),
   })
@@ -232,6 +232,12 @@ describe('waiting', () => {
     expect((await processes.get('default')).status).toBe('killed')
     await clock.turn(86_400_000)
     expect((await processes.get('endless')).status).toBe('running')
+  })
+
+  test('keepAlive is refused where the sandbox has it disabled', async () => {
+    const processes = await open(undefined, { BL_DISABLE_KEEPALIVE: 'true' })
+    expect((await failure(processes.start({ command: 'a', keepAlive: true }))).code).toBe('bad_request')
+    expect((await processes.start({ command: 'a' })).status).toBe('running')
   })
 
   test('for ports answers once all of them listen', async () => {

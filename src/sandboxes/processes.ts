@@ -1,6 +1,7 @@
 import { constants } from 'node:os'
 import { PlatformError } from '../errors.ts'
 import type { Clock } from '../lib/clock.ts'
+import { isSet } from '../lib/flag.ts'
 import { randomText } from '../lib/ids.ts'
 import type { Logger } from '../lib/log.ts'
 import type { Guest, GuestProcess } from '../spec/runtime.ts'
@@ -173,6 +174,12 @@ export class SandboxProcesses implements AsyncDisposable {
     const holder = this.byName.get(name)
     if (holder?.status === 'running')
       throw new PlatformError('bad_request', `process with name '${name}' already exists and is running`)
+    if (start.keepAlive && isSet(this.options.defaults.env.BL_DISABLE_KEEPALIVE)) {
+      throw new PlatformError(
+        'bad_request',
+        'keepAlive: this sandbox has it disabled (BL_DISABLE_KEEPALIVE is set)',
+      )
+    }
     const seconds = start.timeoutSeconds ?? keepAliveSecondsDefault
     const now = this.options.clock.now()
     const id = this.nextId++

@@ -1,5 +1,6 @@
 import { z } from 'zod'
 import { PlatformError } from '../../../errors.ts'
+import { isSet } from '../../../lib/flag.ts'
 import type { TerminalClient, TerminalRequest, TerminalSession } from '../../../sandboxes/processes.ts'
 import type { Socket, SocketHandler } from '../../route.ts'
 import { isSocketRequest } from '../proxy.ts'
@@ -42,7 +43,7 @@ export function connectTerminal(call: SandboxCall): SandboxAnswer {
 }
 
 function isOff({ lease }: SandboxCall): boolean {
-  return !['', 'false', '0'].includes((lease.env.DISABLE_TERMINAL ?? '').toLowerCase())
+  return isSet(lease.env.DISABLE_TERMINAL)
 }
 
 /** @throws bad_request that names the parameter */
