@@ -160,13 +160,13 @@ const keys = {
   },
   standbyAfterSeconds: {
     kind: 'number',
-    allowed: 'seconds, a whole number 0 to 86400 (0: never)',
-    schema: z.int().min(0).max(86_400),
+    allowed: 'seconds, 0 to 86400 (0: never)',
+    schema: z.number().min(0).max(86_400),
   },
   reclaimAfterSeconds: {
     kind: 'number',
-    allowed: 'seconds in standby, a whole number 0 to 2592000 (0: never)',
-    schema: z.int().min(0).max(2_592_000),
+    allowed: 'seconds in standby, 0 to 2592000 (0: never)',
+    schema: z.number().min(0).max(2_592_000),
   },
 } as const satisfies Record<string, Key>
 
@@ -299,7 +299,7 @@ function assign(values: Values, name: string, value: unknown, source: string): v
 function fromText(kind: Key['kind'], value: unknown): unknown {
   if (kind === 'list' && typeof value === 'string') return value.split(',').map((item) => item.trim())
   if (typeof value !== 'string') return value
-  if (kind === 'number') return /^\d+$/.test(value) ? Number(value) : value
+  if (kind === 'number') return /^\d+(\.\d+)?$/.test(value) ? Number(value) : value
   if (kind === 'boolean') {
     if (['true', '1', 'yes', 'on'].includes(value.toLowerCase())) return true
     if (['false', '0', 'no', 'off'].includes(value.toLowerCase())) return false

@@ -17,8 +17,11 @@ export type ArchiveOutcome =
   /** Neither archived nor running. */
   | { type: 'lost'; reason: string }
 
-/** As `Commit`, with what there is to tell; without a step there is nothing to be written with it. */
-export type CommitOutcome = (step: BatchStep | null, outcome: ArchiveOutcome) => Promise<unknown>
+/**
+ * As `Commit`, with what there is to tell; without a step there is nothing to be written with it. Answers whether it
+ * wrote the step.
+ */
+export type CommitOutcome = (step: BatchStep | null, outcome: ArchiveOutcome) => Promise<boolean>
 
 /** What packing needs of those who keep the entries. */
 export interface ArchivesHost {
@@ -91,8 +94,10 @@ export class InstanceArchives {
     entry.state = to
     entry.activity.runsOn(null)
     try {
-      await begin(this.#step(entry, to), entry.id)
-      entry.version++
+      await this.#write(entry, this.#step(entry, to), async (step) => {
+        await begin(step, entry.id)
+        return true
+      })
     } catch (error) {
       if (entry.state === to) {
         entry.state = from
@@ -177,8 +182,18 @@ export class InstanceArchives {
   }
 
   async #end(entry: Entry, step: BatchStep, outcome: ArchiveOutcome, end: CommitOutcome): Promise<void> {
-    await end(step, outcome)
+    await this.#write(entry, step, (written) => end(written, outcome))
+  }
+
+  /** The version counts as written before anybody can see what is: the store writes in the order it was asked. */
+  async #write(entry: Entry, step: BatchStep, write: (step: BatchStep) => Promise<boolean>): Promise<void> {
     entry.version++
+    let written = false
+    try {
+      written = await write(step)
+    } finally {
+      if (!written) entry.version--
+    }
   }
 
   #signal(entry: Entry): AbortSignal {

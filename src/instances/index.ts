@@ -288,6 +288,9 @@ export class Instances {
   }
 
   async #running(entry: Entry, signal: AbortSignal | undefined): Promise<Instance> {
+    if (entry.state === 'archiving' || entry.state === 'archived') {
+      throw new PlatformError('workload_unavailable', 'the instance is archived')
+    }
     return entry.state === 'running' && entry.instance ? entry.instance : await abortable(entry.ready, signal)
   }
 

@@ -46,22 +46,25 @@ export class SandboxArchives {
   async archive(sandbox: StoredSandbox): Promise<{ sandbox: StoredSandbox; done: Promise<void> }> {
     const { workspace, name } = sandbox
     const instanceId = this.#require(sandbox, 'DEPLOYED')
-    const sealedStarts = await this.#starts(sandbox)
-    this.#leases.forget(workspace, name)
     let archiving = sandbox
-    const { done } = await this.#instances.archive(
-      instanceId,
-      async (step) => {
-        const archive = { startedAt: this.#clock.now(), sealedStarts }
-        archiving = await this.#records.change(
-          sandbox,
-          (current) => ({ ...this.#event(current, 'ARCHIVING', 'Archiving started'), archive }),
-          [step],
-        )
-      },
-      (step, outcome) => this.#noteOutcome(sandbox, step, outcome),
-    )
-    return { sandbox: archiving, done }
+    try {
+      const archive = { startedAt: this.#clock.now(), sealedStarts: await this.#starts(sandbox) }
+      const { done } = await this.#instances.archive(
+        instanceId,
+        async (step) => {
+          archiving = await this.#records.change(
+            sandbox,
+            (current) => ({ ...this.#event(current, 'ARCHIVING', 'Archiving started'), archive }),
+            [step],
+          )
+        },
+        (step, outcome) => this.#noteOutcome(sandbox, step, outcome),
+      )
+      return { sandbox: archiving, done }
+    } finally {
+      // What was known of its processes ends here, or is to accept new ones again.
+      this.#leases.forget(workspace, name)
+    }
   }
 
   /** As `archive`, once it is UNARCHIVING. @throws conflict unless it is archived, not_implemented */
@@ -104,21 +107,27 @@ export class SandboxArchives {
     )
   }
 
-  async #noteOutcome(asked: StoredSandbox, step: BatchStep | null, outcome: ArchiveOutcome): Promise<void> {
+  async #noteOutcome(
+    asked: StoredSandbox,
+    step: BatchStep | null,
+    outcome: ArchiveOutcome,
+  ): Promise<boolean> {
     const sandbox = await this.#records.get(asked.workspace, asked.name)
     // Deleted meanwhile: whoever did that has written what becomes of the instance.
-    if (sandbox?.body.instanceId !== asked.body.instanceId) return
-    if (outcome.type === 'unarchived') await this.#restart(sandbox)
+    if (sandbox?.body.instanceId !== asked.body.instanceId) return false
+    if (outcome.type === 'unarchived' || outcome.type === 'not archived') await this.#restart(sandbox)
+    let written = false
     const changed = await this.#records.change(
       sandbox,
       (current) => {
-        if (current.status === 'DELETING' || current.status === 'TERMINATED') return null
-        return this.#changed(current, outcome)
+        written = current.status !== 'DELETING' && current.status !== 'TERMINATED'
+        return written ? this.#changed(current, outcome) : null
       },
       step === null ? [] : [step],
     )
     const { status, instanceId } = changed.body
     if (status === 'DEPLOYED' && instanceId !== null) this.#leases.set(changed, instanceId)
+    return written
   }
 
   #changed(current: SandboxBody, outcome: ArchiveOutcome): SandboxBody {
@@ -150,9 +159,10 @@ export class SandboxArchives {
   async #starts(sandbox: StoredSandbox): Promise<string> {
     using lease = await this.#leases.acquire(sandbox.workspace, sandbox.name)
     const starts: ProcessStart[] = []
-    for (const process of lease.processes.running()) {
-      // One that was asked to end is not to come back.
-      if (process.record.intent === null) starts.push(await this.#startOf(lease, process))
+    for (const process of await lease.processes.quiesce()) {
+      const { intent, argv } = process.record
+      // One that was asked to end is not to come back; the image's own program does with the machine.
+      if (intent === null && !argv) starts.push(await this.#startOf(lease, process))
     }
     return this.#secrets.seal(JSON.stringify(starts), purpose(sandbox))
   }
@@ -173,7 +183,7 @@ export class SandboxArchives {
     }
   }
 
-  /** Starts what ran when the sandbox was archived. One that cannot be started does not keep the sandbox from coming back. */
+  /** Starts what ran when the sandbox was archived, or was to be. One that cannot be started does not keep the sandbox from coming back. */
   async #restart(sandbox: StoredSandbox): Promise<void> {
     const { archive, instanceId } = sandbox.body
     if (!archive || instanceId === null) return

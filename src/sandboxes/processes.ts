@@ -70,6 +70,9 @@ export class SandboxProcesses implements AsyncDisposable {
   private readonly byRun = new Map<number, SandboxProcess>()
   private readonly closing = new AbortController()
   private removeExitListener = () => {}
+  /** Being started at this moment. */
+  private readonly launching = new Set<Promise<SandboxProcess>>()
+  private quiet = false
   private nextId = 1
   private startedAt = 0
   /** In this life of the machine. */
@@ -168,6 +171,15 @@ export class SandboxProcesses implements AsyncDisposable {
    */
   async launch(start: ProcessStart): Promise<SandboxProcess> {
     this.closing.signal.throwIfAborted()
+    if (this.quiet) throw new PlatformError('workload_unavailable', 'the sandbox is being archived')
+    const launching = this.launchNow(start)
+    this.launching.add(launching)
+    const done = () => this.launching.delete(launching)
+    launching.then(done, done)
+    return await launching
+  }
+
+  private async launchNow(start: ProcessStart): Promise<SandboxProcess> {
     const name = start.name || this.newName()
     checkName(name)
     checkCommand(start.command)
@@ -253,8 +265,10 @@ export class SandboxProcesses implements AsyncDisposable {
     return this.require(identifier).view('inline')
   }
 
-  /** What runs, oldest first. */
-  running(): SandboxProcess[] {
+  /** From now on nothing is started; answers what runs, oldest first. */
+  async quiesce(): Promise<SandboxProcess[]> {
+    this.quiet = true
+    while (this.launching.size > 0) await Promise.allSettled(this.launching)
     return [...this.byId.values()].filter((process) => process.running && process.pid !== null)
   }
 

@@ -38,6 +38,8 @@ export class Archives {
     const [whole, draft] = [`${dir}/archive`, `${dir}/archive.new`]
     if (!existsSync(whole)) {
       if (disk === 'loop') await this.#detached(`${dir}/disk.img`)
+      // Of an attempt that was cut off.
+      await rm(draft, { force: true })
       try {
         await this.#write(dir, nameOf(disk), draft, signal)
         await rename(draft, whole)
