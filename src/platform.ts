@@ -174,6 +174,8 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   // First: a sandbox that waits for its image would be waited for.
   opened.defer(() => images.close())
   await instances.recover()
+  // What instances of an earlier life stand on must not go while another platform of this host freezes anew.
+  await host.retain([...instances.roots()].flatMap(({ root }) => root.mounts.map(({ source }) => source)))
   await sandboxes.open()
   await previews.open()
   await schedules.open()

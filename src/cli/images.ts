@@ -49,11 +49,15 @@ export const pull = command({
   notes: ['IMAGE names its registry: docker.io/library/alpine:3, ghcr.io/org/app@sha256:...'],
   async run({ flags, positionals }) {
     const { name, tag } = flags
-    const image = await withHints(flags, () =>
-      clientFor(flags).images.pull(positionals[0]!, {
-        ...(name === undefined ? {} : { name }),
-        ...(tag === undefined ? {} : { tag }),
-      }),
+    const host = positionals[0]!.split('/')[0]!
+    const image = await withHints(
+      flags,
+      () =>
+        clientFor(flags).images.pull(positionals[0]!, {
+          ...(name === undefined ? {} : { name }),
+          ...(tag === undefined ? {} : { tag }),
+        }),
+      { 403: `hutch images login ${shellQuote(host)} -u NAME` },
     )
     return answer(image, flags)
   },

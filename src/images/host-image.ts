@@ -1,6 +1,17 @@
 import { createHash } from 'node:crypto'
 import { existsSync } from 'node:fs'
-import { chmod, lstat, mkdir, readdir, readFile, rename, rm, statfs, writeFile } from 'node:fs/promises'
+import {
+  chmod,
+  lstat,
+  mkdir,
+  mkdtemp,
+  readdir,
+  readFile,
+  rename,
+  rm,
+  statfs,
+  writeFile,
+} from 'node:fs/promises'
 import { join } from 'node:path'
 import { PlatformError } from '../errors.ts'
 import type { Clock } from '../lib/clock.ts'
@@ -27,7 +38,11 @@ export interface HostImageOptions {
 }
 
 /** A platform that runs for a moment only (a test, a demo) should not start to copy gigabytes. */
-const freezeAfterMs = 600_000
+const copyAfterMs = 600_000
+/** Where the copy shares its bytes with the host it costs seconds and no room. */
+const shareAfterMs = 5_000
+/** Between two looks for a host that changed and has no frozen copy. */
+const shareAgainMs = 60_000
 const freeBytesMin = 4 * 1024 ** 3
 const lockAttemptsMax = 3
 const resolvedAgeMsMax = 1_000
@@ -44,6 +59,8 @@ export class HostImage {
   #skeleton: Promise<{ path: string; stamp: string }> | null = null
   #freezing: Promise<void> | null = null
   readonly #held = new Set<string>()
+  /** Of the live /usr when an instance was last made to stand on it; null: none was. */
+  #liveStamp: string | null = null
   /** Many sandboxes at once start from the same image: the host is looked at once for all of them. */
   #resolved: { at: number; root: Promise<RootFilesystem> } | null = null
   readonly #closed = new AbortController()
@@ -59,13 +76,59 @@ export class HostImage {
       this.#options.log.warn('host image: no skeleton yet', { error: String(error) }),
     )
     if (this.#options.source === 'live' || process.getuid?.() !== 0) return
-    void this.#options.clock
-      .sleep(freezeAfterMs, this.#closed.signal)
-      .then(() => this.freeze(this.#closed.signal))
-      .catch((error) => {
-        if (!this.#closed.signal.aborted)
-          this.#options.log.warn('host image: not frozen', { error: String(error) })
+    void this.#freezeNowAndThen().catch((error) => {
+      if (!this.#closed.signal.aborted)
+        this.#options.log.warn('host image: not frozen any more', { error: String(error) })
+    })
+  }
+
+  /** Also later: a host that was upgraded is another image. */
+  async #freezeNowAndThen(): Promise<void> {
+    const { clock, log } = this.#options
+    const { signal } = this.#closed
+    const shared = await this.#sharesBytes()
+    await clock.sleep(shared ? shareAfterMs : copyAfterMs, signal)
+    for (;;) {
+      const stamp = await this.#usrStamp()
+      if (this.#liveStamp !== null && this.#liveStamp !== stamp) {
+        log.warn('host image: the host was changed while sandboxes stood on its own /usr; they may see it')
+        this.#liveStamp = null
+      }
+      await this.freeze(signal).catch((error) => {
+        signal.throwIfAborted()
+        log.warn('host image: not frozen', { error: String(error) })
       })
+      await clock.sleep(shared ? shareAgainMs : copyAfterMs, signal)
+    }
+  }
+
+  /** Whether a frozen copy takes no bytes of its own: by hard links, or where the file system shares extents. */
+  async #sharesBytes(): Promise<boolean> {
+    const { imageDir, source } = this.#options
+    if (source === 'link') return true
+    if (source === 'copy') return false
+    await mkdir(imageDir, { recursive: true, mode: 0o700 })
+    const probe = await mkdtemp(join(imageDir, 'reflink-'))
+    try {
+      const from = await this.#someFile()
+      if (from === null) return false
+      const child = Bun.spawn(['cp', '--reflink=always', '--', from, join(probe, 'file')], {
+        stdio: ['ignore', 'ignore', 'ignore'],
+        env: { PATH: '/usr/local/bin:/usr/bin:/bin' },
+      })
+      return (await child.exited) === 0
+    } finally {
+      await rm(probe, { recursive: true, force: true })
+    }
+  }
+
+  async #someFile(): Promise<string | null> {
+    const programs = join(this.#usr, 'bin')
+    for (const name of await readdir(programs).catch(() => [])) {
+      const stats = await lstat(join(programs, name)).catch(() => null)
+      if (stats?.isFile()) return join(programs, name)
+    }
+    return null
   }
 
   async close(): Promise<void> {
@@ -92,6 +155,7 @@ export class HostImage {
     const frozen = await this.#frozenUsr()
     const usr = frozen ?? this.#usr
     if (frozen) await this.#hold(frozen)
+    else this.#liveStamp = await this.#usrStamp()
     const mounts: RootFilesystem['mounts'] = [{ source: usr, target: '/usr', kind: 'overlay' }]
     if (this.#options.executablePath) {
       mounts.push({ source: this.#options.executablePath, target: '/opt/hutch/bun', kind: 'bind' })
@@ -272,7 +336,7 @@ async function copyTree(
   signal: AbortSignal | undefined,
 ): Promise<void> {
   signal?.throwIfAborted()
-  const child = Bun.spawn(['nice', '-n', '19', 'cp', '-a', ...how, '--', from, `${into}/`], {
+  const child = Bun.spawn([...idlePriority(), 'cp', '-a', ...how, '--', from, `${into}/`], {
     stdin: 'ignore',
     stdout: 'ignore',
     stderr: 'pipe',
@@ -284,6 +348,12 @@ async function copyTree(
   if (code !== 0) {
     throw new PlatformError('unavailable', `copying ${from} failed`, { cause: errors.slice(0, 2000) })
   }
+}
+
+/** Whoever works on this host goes first, for the processor and for the disk. */
+function idlePriority(): string[] {
+  const ionice = Bun.which('ionice')
+  return ['nice', '-n', '19', ...(ionice ? [ionice, '-c', '3'] : [])]
 }
 
 async function takeLock(path: string, now: number): Promise<boolean> {

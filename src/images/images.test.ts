@@ -1,5 +1,5 @@
 import { afterAll, afterEach, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test'
-import { existsSync, mkdtempSync, rmSync } from 'node:fs'
+import { existsSync, mkdtempSync, readdirSync, rmSync, symlinkSync } from 'node:fs'
 import { mkdir, readFile, rename, stat, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -7,6 +7,7 @@ import { systemClock } from '../lib/clock.ts'
 import { Dialer } from '../lib/dialer.ts'
 import { silentLogger } from '../lib/log.ts'
 import { createSecretBox } from '../lib/secret-box.ts'
+import { FakeClock } from '../lib/test-clock.ts'
 import type { Store } from '../spec/store.ts'
 import { openSqliteStore } from '../stores/sqlite/index.ts'
 import { HostImage, type HostImageSource, Images } from './index.ts'
@@ -32,17 +33,41 @@ async function smallUsr(): Promise<string> {
   return usr
 }
 
+/** One root directory for all: making it copies thousands of the host's files. */
+const sharedDir = mkdtempSync(join(tmpdir(), 'hutch-images-shared-'))
+beforeAll(() => new HostImage({ ...hostOptions, imageDir: sharedDir, dataDir: sharedDir }).resolve())
+afterAll(() => rmSync(sharedDir, { recursive: true, force: true }))
+
+function imageDirectory(): string {
+  const path = temporaryDirectory()
+  for (const name of readdirSync(sharedDir)) {
+    if (name.startsWith('host-root-')) symlinkSync(join(sharedDir, name), join(path, name))
+  }
+  return path
+}
+
+const hostOptions = { source: 'live' as HostImageSource, clock: systemClock, log: silentLogger }
+
 function hostImage(
   options: { usrPath?: string; source?: HostImageSource; imageDir?: string; dataDir?: string } = {},
 ): HostImage {
   return new HostImage({
-    imageDir: options.imageDir ?? temporaryDirectory(),
+    imageDir: options.imageDir ?? imageDirectory(),
     dataDir: options.dataDir ?? temporaryDirectory(),
     source: options.source ?? 'copy',
     clock: systemClock,
     log: silentLogger,
     ...(options.usrPath ? { usrPath: options.usrPath } : {}),
   })
+}
+
+/** Files are copied by a program meanwhile. */
+async function until(holds: () => boolean): Promise<void> {
+  const deadline = performance.now() + 30_000
+  while (!holds()) {
+    if (performance.now() > deadline) throw new Error('never happened')
+    await new Promise((resolve) => setTimeout(resolve, 5))
+  }
 }
 
 const usrOf = (root: Awaited<ReturnType<HostImage['resolve']>>) =>
@@ -56,7 +81,7 @@ describe('image references', () => {
     const path = join(mkdtempSync(join(tmpdir(), 'hutch-images-')), 'hutch.db')
     store = await openSqliteStore({ path, clock: systemClock, log: silentLogger, durability: 'process' })
     images = new Images({
-      host: hostImage({ source: 'live' }),
+      host: hostImage({ source: 'live', imageDir: sharedDir }),
       store,
       secrets: createSecretBox(new Uint8Array(32)),
       clock: systemClock,
@@ -144,7 +169,7 @@ describe('the host image', () => {
 
   test('an old copy goes once nothing of any data directory stands on it', async () => {
     const usrPath = await smallUsr()
-    const imageDir = temporaryDirectory()
+    const imageDir = imageDirectory()
     const host = hostImage({ usrPath, imageDir })
     await host.freeze()
     const first = usrOf(await host.resolve())
@@ -157,9 +182,45 @@ describe('the host image', () => {
     expect(existsSync(first)).toBe(false)
   })
 
+  test.skipIf(process.getuid?.() !== 0)(
+    'is frozen soon where that costs nothing, and again when the host changed',
+    async () => {
+      const usrPath = await smallUsr()
+      const clock = new FakeClock()
+      const warnings: string[] = []
+      const log = { ...silentLogger, warn: (message: string) => void warnings.push(message) }
+      const host = new HostImage({
+        imageDir: imageDirectory(),
+        dataDir: temporaryDirectory(),
+        source: 'link',
+        clock,
+        log,
+        usrPath,
+      })
+      const frozen = async () => usrOf(await host.resolve()) !== usrPath
+      const passes = async (ms: number) => {
+        await until(() => clock.sleepers > 0)
+        await clock.advance(ms)
+        await until(() => clock.sleepers > 0)
+      }
+      expect(await frozen()).toBe(false)
+      host.start()
+      await passes(5_000)
+      expect(await frozen()).toBe(true)
+      await writeFile(join(usrPath, 'bin/upgraded'), '')
+      await clock.advance(2_000)
+      expect(await frozen()).toBe(false)
+      await writeFile(join(usrPath, 'bin/again'), '')
+      await passes(60_000)
+      expect(warnings.join()).toContain('changed while sandboxes stood on')
+      expect(await frozen()).toBe(true)
+      await host.close()
+    },
+  )
+
   test('copies into a draft that no one sees when it fails', async () => {
     const usrPath = await smallUsr()
-    const imageDir = temporaryDirectory()
+    const imageDir = imageDirectory()
     const host = hostImage({ usrPath, imageDir })
     await expect(host.freeze(AbortSignal.abort(new Error('stop')))).rejects.toThrow('stop')
     expect(usrOf(await host.resolve())).toBe(usrPath)

@@ -240,7 +240,8 @@ export class Images {
     const type = checkResourceType(options.type ?? 'sandbox', 'type')
     const name = options.name ?? (await this.#freeName(workspace, type, parsed))
     const pulling = this.#pull(workspace, parsed, { ...options, type, name })
-    this.#inBackground(pulling)
+    // It may fail after the answer: then the image's view says so.
+    pulling.catch(() => {})
     const stop = new AbortController()
     const late = this.#options.clock.sleep(pullAnswerMsMax, stop.signal)
     try {
