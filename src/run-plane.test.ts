@@ -1,4 +1,7 @@
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
+import { readdirSync, readlinkSync } from 'node:fs'
+import { rm } from 'node:fs/promises'
+import { connect } from 'node:net'
 import type { SandboxInstance as Sandbox } from '@blaxel/core'
 import { createPlatform, type Platform, temporaryDataDir } from './platform.ts'
 
@@ -84,6 +87,44 @@ describe('files', () => {
     await sandbox.fs.write(`${home}/large.txt`, text)
     expect((await sandbox.fs.read(`${home}/large.txt`)) === text).toBe(true)
   })
+})
+
+test('a download in progress ends with its sandbox, and lets go of its file', async () => {
+  const doomed = await SandboxInstance.create({ name: 'run-plane-doomed' })
+  await doomed.fs.writeBinary('/tmp/run-plane-doomed', new Uint8Array(8 * 1024 * 1024))
+  const openFiles = () =>
+    readdirSync('/proc/self/fd').filter((entry) => {
+      try {
+        return readlinkSync(`/proc/self/fd/${entry}`).includes('run-plane-doomed')
+      } catch {
+        return false
+      }
+    }).length
+  const { port } = new URL(process.env.BL_RUN_URL!)
+  const socket = connect(Number(port), '127.0.0.1')
+  socket.on('error', () => {})
+  let bytes = 0
+  const closed = new Promise((resolve) => socket.on('close', resolve))
+  const begun = new Promise<void>((resolve) => {
+    socket.on('data', (chunk) => {
+      bytes += chunk.length
+      socket.pause()
+      resolve()
+    })
+  })
+  const path = `/${platform.credentials.workspace}/sandboxes/run-plane-doomed/filesystem/%2Ftmp%2Frun-plane-doomed`
+  const headers = `Host: localhost:${port}\r\nAuthorization: Bearer ${platform.credentials.apiKey}\r\n`
+  socket.write(`GET ${path}?download=true HTTP/1.1\r\n${headers}\r\n`)
+  await begun
+  expect(openFiles()).toBe(1)
+  await SandboxInstance.delete('run-plane-doomed')
+  socket.resume()
+  await closed
+  expect(bytes).toBeLessThan(8 * 1024 * 1024)
+  for (const deadline = performance.now() + 10_000; openFiles() > 0; await Bun.sleep(5)) {
+    if (performance.now() > deadline) throw new Error('the file is still open')
+  }
+  await rm('/tmp/run-plane-doomed', { force: true })
 })
 
 describe('processes', () => {

@@ -142,7 +142,8 @@ const emptyBytes = new Uint8Array(0)
  * copied. Throws ProtocolError, and is useless after that.
  */
 export class FrameReader {
-  #header = new Uint8Array(frameHeaderBytes)
+  #header = new Uint8Array(new ArrayBuffer(frameHeaderBytes))
+  #headerView = new DataView(this.#header.buffer)
   #headerBytes = 0
   #payload: Uint8Array | null = null
   #payloadBytes = 0
@@ -202,7 +203,7 @@ export class FrameReader {
   }
 
   #parseHeader() {
-    const header = new DataView(this.#header.buffer)
+    const header = this.#headerView
     const length = header.getUint32(0, true)
     this.#type = header.getUint8(4)
     this.#id = header.getUint32(8, true)
@@ -250,18 +251,26 @@ export class PayloadReader {
 
   /** As a number: what does not fit in 53 bits is refused. */
   u64(): number {
-    const value = this.#view.getBigUint64(this.#take(8), true)
-    if (value > BigInt(Number.MAX_SAFE_INTEGER)) throw new ProtocolError('number is too large')
-    return Number(value)
+    const value = this.#u64Rounded()
+    if (value > Number.MAX_SAFE_INTEGER) throw new ProtocolError('number is too large')
+    return value
   }
 
   /** As a number, cut to `limit`: for what a sandbox may set as it likes, a file's size for one. */
   u64Clamped(limit: number): number {
-    return Math.min(Number(this.#view.getBigUint64(this.#take(8), true)), limit)
+    return Math.min(this.#u64Rounded(), limit)
   }
 
   i64Clamped(limit: number): number {
-    return Math.max(-limit, Math.min(Number(this.#view.getBigInt64(this.#take(8), true)), limit))
+    const at = this.#take(8)
+    const value = this.#view.getInt32(at + 4, true) * 2 ** 32 + this.#view.getUint32(at, true)
+    return Math.max(-limit, Math.min(value, limit))
+  }
+
+  /** Exact up to 2^53, and above that still above it. */
+  #u64Rounded(): number {
+    const at = this.#take(8)
+    return this.#view.getUint32(at + 4, true) * 2 ** 32 + this.#view.getUint32(at, true)
   }
 
   /** All 64 bits, for what is compared and never counted with. */
@@ -321,8 +330,10 @@ export class FrameWriter {
     private readonly id: number,
     expectedBytes = 52,
   ) {
-    this.#bytes = new Uint8Array(frameHeaderBytes + expectedBytes)
-    this.#view = new DataView(this.#bytes.buffer)
+    // Over a buffer of its own: asked for the buffer of a small array, the engine makes it anew.
+    const buffer = new ArrayBuffer(frameHeaderBytes + expectedBytes)
+    this.#bytes = new Uint8Array(buffer)
+    this.#view = new DataView(buffer)
   }
 
   #reserve(length: number): number {
@@ -358,7 +369,12 @@ export class FrameWriter {
 
   u64(value: number | bigint): this {
     const at = this.#reserve(8)
-    this.#view.setBigUint64(at, BigInt(value), true)
+    if (typeof value === 'bigint') {
+      this.#view.setBigUint64(at, value, true)
+    } else {
+      this.#view.setUint32(at, value % 2 ** 32, true)
+      this.#view.setUint32(at + 4, Math.floor(value / 2 ** 32), true)
+    }
     return this
   }
 
@@ -393,7 +409,7 @@ export class FrameWriter {
 
 /** The header of a frame whose payload is written separately, so that bulk data is not copied. */
 export function frameHeader(type: FrameType, id: number, length: number): Uint8Array {
-  const header = new Uint8Array(frameHeaderBytes)
+  const header = new Uint8Array(new ArrayBuffer(frameHeaderBytes))
   const view = new DataView(header.buffer)
   view.setUint32(0, length, true)
   view.setUint8(4, type)
