@@ -1,4 +1,4 @@
-import { createReadStream } from 'node:fs'
+import { createReadStream, existsSync, readdirSync } from 'node:fs'
 import {
   chmod,
   mkdir,
@@ -59,9 +59,9 @@ export class LayerStore {
     this.#options = options
   }
 
-  /** Removes what an interrupted download or unpacking left. */
+  /** Removes what an interrupted download or unpacking left; what begins after this call is not among it. */
   async open(): Promise<void> {
-    const left = await readdir(this.#partialDir).catch(() => [] as string[])
+    const left = existsSync(this.#partialDir) ? readdirSync(this.#partialDir) : []
     for (const name of left) {
       await this.#removeDirectory(join(this.#partialDir, name)).catch((error) =>
         this.#options.log.warn('a part of an image was not removed', { error: String(error) }),

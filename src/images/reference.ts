@@ -95,6 +95,11 @@ export function localName({ host, repository }: RegistryReference): string {
     .slice(0, imageNameCharsMax)
 }
 
+/** What a pull by digest is tagged as. */
+export function tagOfDigest(digest: string | null): string {
+  return digest === null ? tagDefault : digest.slice('sha256:'.length, 'sha256:'.length + 12)
+}
+
 /** @throws bad_request */
 export function checkImageName(name: string, field: string): string {
   if (name.length <= imageNameCharsMax && imageName.test(name)) return name

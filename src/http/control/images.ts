@@ -99,7 +99,7 @@ function catalogueRoutes(images: Images): Route[] {
             'images cannot be built here yet: name one of a registry in image, or import an archive (hutch images import)',
           )
         }
-        const answer = await images.pullFor(workspace, body.image, {
+        const answer = await images.pull(workspace, body.image, {
           type: body.resourceType,
           name: body.name,
           ...(body.dockerConfig ? { dockerConfig: body.dockerConfig } : {}),
@@ -175,7 +175,7 @@ function transferRoutes(images: Images): Route[] {
       answer: pullAnswer,
       async handle({ workspace, body }) {
         const { image, type, name, tag } = body
-        const { view, reference } = await images.pullFor(workspace, image, {
+        const { view, reference } = await images.pull(workspace, image, {
           ...(type ? { type } : {}),
           ...(name ? { name } : {}),
           ...(tag ? { tag } : {}),
@@ -201,7 +201,7 @@ function transferRoutes(images: Images): Route[] {
           throw new PlatformError('bad_request', 'the request has no body: send the archive in it')
         }
         const { type, tag, name, reference } = query
-        const answer = await images.importFor(workspace, request.body as ReadableStream<Uint8Array>, {
+        const answer = await images.import(workspace, request.body as ReadableStream<Uint8Array>, {
           name,
           ...(type ? { type } : {}),
           ...(tag ? { tag } : {}),
