@@ -4,7 +4,7 @@ import { join, resolve } from 'node:path'
 import { z } from 'zod'
 import { dataDirDefault, imageDirDefault } from './data-directory.ts'
 import { PlatformError } from './errors.ts'
-import { isAddressEntry } from './lib/addresses.ts'
+import { isAddressEntry, isEgressEntry } from './lib/addresses.ts'
 import { nearest } from './lib/nearest.ts'
 
 /**
@@ -38,6 +38,12 @@ export interface Config {
   trustedProxies: string[]
   /** Addresses that are not public and that the platform's own requests may go to, ranges and ports included. */
   privateTargets: string[]
+  /** What programs in sandboxes may reach though it is not public: addresses, ranges and names, with ports or without. */
+  egressAllow: string[]
+  /** Whether sandboxes are given the package registries, proxies and certificates of this host, without credentials. */
+  packageSettings: PackageSettings
+  /** Programs in sandboxes reach the platform at http://hutch.internal, as their sandbox. */
+  platformDoor: boolean
   logLevel: 'debug' | 'info' | 'warn' | 'error'
   logFormat: 'text' | 'json'
   /** Sandboxes in the whole platform. */
@@ -54,6 +60,8 @@ export const runtimeNames = ['namespace', 'process'] as const
 export type RuntimeName = (typeof runtimeNames)[number]
 export const imageSources = ['auto', 'reflink', 'link', 'copy', 'live'] as const
 export type ImageSource = (typeof imageSources)[number]
+export const packageSettingsOptions = ['host', 'none'] as const
+export type PackageSettings = (typeof packageSettingsOptions)[number]
 
 const configFileBytesMax = 1024 * 1024
 const loopback = ['127.0.0.1', '::1']
@@ -142,6 +150,20 @@ const keys = {
       'IP addresses or ranges, a port behind them or not, such as 10.1.2.3:8000, 192.168.0.0/16 or [::1]:80',
     schema: z.array(z.string().refine(isAddressEntry)).max(256),
   },
+  egressAllow: {
+    kind: 'list',
+    allowed:
+      'addresses, ranges or names, a port behind them or not, such as 10.0.0.0/8, 127.0.0.1:5432, [fd00::1]:443 or ' +
+      'packages.example.com',
+    schema: z.array(z.string().refine(isEgressEntry)).max(256),
+  },
+  packageSettings: {
+    kind: 'text',
+    allowed:
+      'host (sandboxes use the registries, proxies and certificates of this host, without credentials) or none',
+    schema: z.enum(packageSettingsOptions),
+  },
+  platformDoor: { kind: 'boolean', allowed: 'true or false', schema: z.boolean() },
   logLevel: {
     kind: 'text',
     allowed: 'debug, info, warn or error',
@@ -224,6 +246,9 @@ function complete(values: Values, dataDir: string, env: Record<string, string | 
     imageMbMax: values.imageMbMax ?? 16_384,
     trustedProxies: values.trustedProxies ?? [],
     privateTargets: values.privateTargets ?? [],
+    egressAllow: values.egressAllow ?? [],
+    packageSettings: values.packageSettings ?? 'host',
+    platformDoor: values.platformDoor ?? false,
     logLevel: values.logLevel ?? 'info',
     logFormat: values.logFormat ?? 'text',
     sandboxesMax: values.sandboxesMax ?? 1000,

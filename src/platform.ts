@@ -22,6 +22,7 @@ import { schedulesRoutes } from './http/control/schedules.ts'
 import { serviceAccountRoutes } from './http/control/service-accounts.ts'
 import { userRoutes } from './http/control/users.ts'
 import { workspaceRoutes } from './http/control/workspaces.ts'
+import { InstanceDoors } from './http/doors.ts'
 import { Readiness } from './http/readiness.ts'
 import type { Route } from './http/route.ts'
 import { PreviewGateway } from './http/run/previews.ts'
@@ -35,10 +36,12 @@ import { acquireDataLock } from './lib/data-lock.ts'
 import { Dialer } from './lib/dialer.ts'
 import { createLogger, type Logger } from './lib/log.ts'
 import { createSecretBox, openMasterKey } from './lib/secret-box.ts'
+import { hostRegistries, Network } from './network/index.ts'
 import { extractHelper } from './runtimes/helper-binary.ts'
 import { openNamespaceRuntime } from './runtimes/namespace/index.ts'
 import { openProcessRuntime } from './runtimes/process/index.ts'
 import { Previews, Sandboxes, Schedules } from './sandboxes/index.ts'
+import type { Egress } from './spec/egress.ts'
 import type { Runtime } from './spec/runtime.ts'
 import type { Store } from './spec/store.ts'
 import { openSqliteStore } from './stores/sqlite/index.ts'
@@ -103,9 +106,28 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   const lock = opened.use(acquireDataLock(dataDir, { pid: process.pid }))
   const secrets = createSecretBox(openMasterKey(dataDir))
 
+  const carried = config.packageSettings === 'host' ? hostRegistries() : null
+  const network = new Network({
+    allow: [...config.egressAllow, ...(carried?.addresses ?? [])],
+    registryNames: carried?.names ?? [],
+    platformDoor: config.platformDoor,
+    dir: join(dataDir, 'network'),
+    clock,
+    log,
+  })
+  network.setOwnPorts([config.port])
+  opened.defer(() => network.close())
+  if (carried !== null && carried.withoutCredential.length > 0) {
+    log.info('settings of this host are used in sandboxes without their credentials', {
+      settings: carried.withoutCredential,
+    })
+  }
+
   // The runtime looks at the host while the database opens.
   const helper = typeof driver === 'string' ? helperPathIn(config.dataDir) : null
-  const openingRuntime = helper ? openRuntime(driver as RuntimeName, config, helper, { clock, log }) : null
+  const openingRuntime = helper
+    ? openRuntime(driver as RuntimeName, config, helper, network, { clock, log })
+    : null
   opened.defer(async () => {
     // A driver that was handed in stays its owner's. One that failed to open has been told of already.
     const runtime = await openingRuntime?.catch(() => null)
@@ -136,6 +158,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   const helperPath = await helper
   const images = new Images({
     host,
+    hostEnv: carried?.env ?? {},
     store,
     secrets,
     clock,
@@ -220,6 +243,19 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
     version,
   })
 
+  const doors = opened.use(
+    new InstanceDoors({
+      dir: join(dataDir, 'doors'),
+      ownerOf: (instanceId) => instances.ownerOf(instanceId),
+      sandboxes,
+      api,
+      app,
+      clock,
+      log,
+    }),
+  )
+  network.useDoors(doors)
+
   let closing: Promise<void> | null = null
   const parts = opened.move()
   parts.defer(() => server?.stop(requestGraceMs))
@@ -251,6 +287,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
       if (closing) throw new PlatformError('unavailable', 'the platform is closed')
       server ??= startServer({ app, port: config.port, hosts: config.hosts, log })
       const { port } = server
+      network.setOwnPorts([port])
       const loopback = loopbackHosts.every((address) => config.hosts.includes(address))
       const url = loopback ? `http://localhost:${port}` : server.url
       lock.publish({
@@ -275,11 +312,14 @@ async function openRuntime(
   driver: RuntimeName,
   config: Config,
   helper: Promise<string>,
+  egress: Egress,
   { clock, log }: { clock: Clock; log: Logger },
 ): Promise<Runtime> {
   const helperPath = await helper
   const options = { instancesDir: join(config.dataDir, 'instances'), helperPath, log, clock }
-  return driver === 'process' ? await openProcessRuntime(options) : await openNamespaceRuntime(options)
+  return driver === 'process'
+    ? await openProcessRuntime(options)
+    : await openNamespaceRuntime({ ...options, egress })
 }
 
 /** The workspace, the admin and the key that `hutch env` prints; made by the first `up`, the key again once revoked. */

@@ -62,9 +62,15 @@ export const FrameType = {
   status: 98,
   guest: 99,
   kill: 100,
+  egress: 101,
+  connect: 102,
+  refuse: 103,
+  query: 104,
+  answer: 105,
   sockets: 112,
   socket: 113,
   descent: 114,
+  dial: 120,
   unpackDirectory: 144,
   unpackFile: 145,
   unpackData: 146,
@@ -117,9 +123,10 @@ export const receivedLimits = {
     [FrameType.changes]: framePayloadBytesMax,
     [FrameType.opened]: 0,
   },
-  keeper: { ...anyLimits, [FrameType.guest]: 5 },
+  keeper: { ...anyLimits, [FrameType.guest]: 5, [FrameType.connect]: 20, [FrameType.query]: 1500 },
+  dialler: anyLimits,
   sockets: { ...anyLimits, [FrameType.socket]: 256, [FrameType.descent]: 8 + 16 * 8 },
-  launcher: { [FrameType.error]: 8 + 1024, [FrameType.launched]: 24 },
+  launcher: { [FrameType.error]: 8 + 1024, [FrameType.launched]: 25 },
 } as const satisfies Record<string, PayloadLimits>
 
 /** The other end broke the protocol. Its message is private: callers turn it into a PlatformError. */
@@ -513,6 +520,28 @@ export function readError(payload: Uint8Array): { errno: number; message: string
   const error = { errno: reader.u32(), message: reader.str() }
   reader.end()
   return error
+}
+
+const connectionKinds = [undefined, 'outgoing', 'api'] as const
+
+export interface ConnectRecord {
+  kind: 'outgoing' | 'api'
+  port: number
+  /** 4 or 16 bytes, none of an `api`. A copy. */
+  address: Uint8Array
+}
+
+export function readConnect(payload: Uint8Array): ConnectRecord {
+  const reader = new PayloadReader(payload)
+  const kind = connectionKinds[reader.u8()]
+  const family = reader.u8()
+  const port = reader.u16()
+  const address = reader.rest().slice()
+  if (kind === undefined || address.length !== (family === 4 ? 4 : family === 6 ? 16 : 0)) {
+    throw new ProtocolError('a connection of no known kind or family')
+  }
+  if (kind === 'outgoing' && family === 0) throw new ProtocolError('a connection to nowhere')
+  return { kind, port, address }
 }
 
 export interface OutputNotice {

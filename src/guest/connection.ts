@@ -17,9 +17,15 @@ import { errnoName, printable } from './errno.ts'
 /** Of whose properties the types of Bun leave one out: -1 once it is closed. */
 type DescribedSocket = Socket & { readonly fd: number }
 
-export type ConnectionRole = 'control' | 'files' | 'keeper' | 'sockets'
+export type ConnectionRole = 'control' | 'files' | 'keeper' | 'sockets' | 'dialler'
 
-const roleNumbers: Record<ConnectionRole, number> = { control: 1, files: 2, keeper: 1, sockets: 3 }
+const roleNumbers: Record<ConnectionRole, number> = {
+  control: 1,
+  files: 2,
+  keeper: 1,
+  sockets: 3,
+  dialler: 1,
+}
 
 /** Connecting and the greeting together. */
 export const connectTimeoutMsDefault = 10_000

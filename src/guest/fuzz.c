@@ -29,6 +29,7 @@ static pid_t fuzz_fork(void);
 #include <sys/socket.h>
 #include <sys/sysmacros.h>
 
+#include "dial.h"
 #include "files.h"
 #include "tree.h"
 #include "unpack.h"
@@ -90,6 +91,7 @@ static size_t next_length(struct input_bytes *input, size_t max) {
 static void decode_as_all(const struct frame *frame) {
   struct control_request control;
   struct files_request files;
+  struct dial_request dial;
   /* The cursor ends strings in place, so every decoder gets a copy of its own. */
   uint8_t *copy = malloc(frame->length + 1);
   struct frame own = *frame;
@@ -105,6 +107,8 @@ static void decode_as_all(const struct frame *frame) {
   uint32_t id, root;
   memcpy(copy, frame->payload, frame->length);
   if (sockets_decode(&own, &id, &root) == 0 && frame->length != 8) abort();
+  memcpy(copy, frame->payload, frame->length);
+  if (dial_decode(&own, &dial) == 0 && strlen(dial.target) > frame->length) abort();
   free(copy);
 }
 

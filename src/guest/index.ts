@@ -5,8 +5,9 @@ import { ControlChannel } from './control.ts'
 import { FilesChannel } from './files.ts'
 
 export { ProtocolError } from './codec.ts'
+export { DiallerChannel, type DialTarget } from './dialler.ts'
 export { fileError } from './errno.ts'
-export { type GuestState, KeeperChannel } from './keeper.ts'
+export { type GuestState, KeeperChannel, type KeeperEgress, type LeavingConnection } from './keeper.ts'
 export { HelperError, type LaunchedInstance, Launcher, type ProcessIdentity } from './launcher.ts'
 export { HelperLayers } from './layers.ts'
 

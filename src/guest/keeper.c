@@ -22,7 +22,8 @@ enum {
   CONTROLS_MAX = 16,
   EVENTS_PER_TURN = 32,
   ANSWERS_BYTES_MAX = 256 * 1024, /* a peer that reads none of its answers loses its connection */
-  DESCRIPTORS_WANTED = 8192,
+  DESCRIPTORS_WANTED = 16384,
+  IDLE_CHECK_MS = 60 * 1000,
 };
 
 enum guest_state { GUEST_RUNNING = 1, GUEST_EXITED = 2, GUEST_SIGNALED = 3 };
@@ -43,6 +44,7 @@ static struct keeper {
   enum guest_state state;
   uint32_t code;
   struct control controls[CONTROLS_MAX];
+  struct control *egress; /* who decides on what leaves */
 } keeper;
 
 int loop_add(int fd, uint32_t events, struct source *source) {
@@ -55,6 +57,7 @@ int loop_add(int fd, uint32_t events, struct source *source) {
 
 static void control_close(struct control *control) {
   if (control->fd < 0) return;
+  if (keeper.egress == control) keeper.egress = NULL;
   close(control->fd);
   control->fd = -1;
   frame_reader_free(&control->reader);
@@ -71,6 +74,12 @@ static void control_flush(struct control *control) {
     control->waits_to_write = !done;
     if (loop_add(control->fd, EPOLLIN | (done ? 0 : EPOLLOUT), &control->source) < 0) control_close(control);
   }
+}
+
+struct frame_writer *egress_writer(void) { return keeper.egress ? &keeper.egress->writer : NULL; }
+
+void egress_flush(void) {
+  if (keeper.egress && frame_writer_pending(&keeper.egress->writer) > 0) control_flush(keeper.egress);
 }
 
 static void put_guest(struct control *control, uint32_t id) {
@@ -110,6 +119,12 @@ static int serve(struct control *control, const struct frame *frame) {
     frame_end(writer);
     return 1;
   }
+  if (frame->type == FRAME_ANSWER) {
+    size_t length;
+    const uint8_t *bytes = payload_bytes(&payload, &length);
+    egress_answer(frame->id, bytes, length);
+    return 1;
+  }
   uint16_t port = frame->type == FRAME_LISTEN || frame->type == FRAME_PROBE ? payload_u16(&payload) : 0;
   if (!payload_done(&payload)) return 0;
   switch (frame->type) {
@@ -124,6 +139,12 @@ static int serve(struct control *control, const struct frame *frame) {
       return 1;
     case FRAME_STATUS: put_guest(control, frame->id); return 1;
     case FRAME_KILL: kill_guest(); return 1;
+    case FRAME_EGRESS:
+      keeper.egress = control;
+      frame_ok(writer, frame->id);
+      egress_tell(1);
+      return 1;
+    case FRAME_REFUSE: egress_refuse(frame->id); return 1;
     default: return 0;
   }
 }
@@ -146,6 +167,7 @@ static void control_ready(struct source *source, uint32_t events) {
       }
   }
   if (control->fd >= 0) control_flush(control);
+  if (control == keeper.egress) egress_tell(0);
 }
 
 static void listener_ready(struct source *source, uint32_t events) {
@@ -189,6 +211,7 @@ static void farewell(void) {
   write_exit();
   unlink("guest.sock");
   unlink("keeper.sock");
+  unlink("egress.sock");
   ports_close();
   for (int i = 0; i < CONTROLS_MAX; i++) {
     struct control *control = &keeper.controls[i];
@@ -212,19 +235,23 @@ void keeper_run(const struct keeper_start *start) {
   keeper.state = GUEST_RUNNING;
   for (int i = 0; i < CONTROLS_MAX; i++) keeper.controls[i].fd = -1;
   if (getrandom(&keeper.boot_id, sizeof keeper.boot_id, 0) < 0) keeper.boot_id = (uint64_t)getpid();
-  relays_limit(raise_descriptors());
+  size_t relays_max = relays_limit(raise_descriptors());
   keeper.epoll_fd = epoll_create1(EPOLL_CLOEXEC);
   keeper.listener = (struct source){listener_ready};
   keeper.guest = (struct source){guest_ended};
   if (keeper.epoll_fd < 0 || loop_add(start->listen_fd, EPOLLIN, &keeper.listener) < 0 ||
-      loop_add(start->guest_pidfd, EPOLLIN, &keeper.guest) < 0)
+      loop_add(start->guest_pidfd, EPOLLIN, &keeper.guest) < 0 ||
+      egress_open(&start->network, start->mailbox_fd, relays_max) < 0)
     _exit(1); /* the guest dies with its parent */
 
   struct epoll_event events[EVENTS_PER_TURN];
   int more = 0;
   while (keeper.state == GUEST_RUNNING) {
-    int count = epoll_wait(keeper.epoll_fd, events, EVENTS_PER_TURN, more ? 0 : -1);
+    int timeout_ms = egress_timeout_ms();
+    if (timeout_ms < 0 && relays_joined() > 0) timeout_ms = IDLE_CHECK_MS;
+    int count = epoll_wait(keeper.epoll_fd, events, EVENTS_PER_TURN, more ? 0 : timeout_ms);
     if (count < 0 && errno != EINTR) _exit(1);
+    if (count == 0 && !more) relays_end_idle();
     for (int i = 0; i < count; i++) {
       struct source *source = events[i].data.ptr;
       source->handle(source, events[i].events);
@@ -232,6 +259,7 @@ void keeper_run(const struct keeper_start *start) {
     more = relays_continue();
     relays_sweep();
     ports_sweep();
+    egress_sweep();
   }
   farewell();
 }

@@ -1,17 +1,25 @@
 /*
  * The keeper: what a launch becomes once the instance runs. It stays in the instance's network namespace, relays
- * connections from unix sockets of the host to ports inside, and waits for process 1.
+ * connections from unix sockets of the host to ports inside, and what leaves to where hutch says, and waits for
+ * process 1.
  */
 #ifndef HUTCH_KEEPER_H
 #define HUTCH_KEEPER_H
 
+#include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
+
+#include "network.h"
+
+struct frame_writer;
 
 struct keeper_start {
   pid_t guest;
   int guest_pidfd;
   int listen_fd;   /* listening, run/keeper.sock */
+  int mailbox_fd;  /* datagrams, run/egress.sock */
+  struct network network;
 };
 
 /* The present directory is `run/`. Answers when the guest ended and everything of the keeper is cleaned up. */
@@ -47,6 +55,30 @@ void relay_open(int client, uint16_t number, struct port *port);
 int relays_continue(void);
 /* As ports_sweep. */
 void relays_sweep(void);
-void relays_limit(size_t descriptors);
+/* Answers how many there may be to ports, and how many to the outside. */
+size_t relays_limit(size_t descriptors);
+
+/* Takes both descriptors, which are connected, and relays between them. */
+void relay_join(int client, int server);
+size_t relays_joined(void);
+/* Ends those to the outside that have been idle for too long. */
+void relays_end_idle(void);
+/* Closes with a reset, where the socket knows that. */
+void reset_connection(int fd);
+
+/* 0, or -1 with errno. */
+int egress_open(const struct network *network, int mailbox, size_t relays_max);
+/* Tells hutch of connections it has not heard of; `again`: of all that wait. */
+void egress_tell(int again);
+void egress_refuse(uint32_t id);
+void egress_answer(uint32_t id, const uint8_t *bytes, size_t length);
+/* As ports_sweep, and ends what has waited for too long. */
+void egress_sweep(void);
+/* Until then; -1: nothing waits. */
+int egress_timeout_ms(void);
+
+/* Of the control connection that wants to hear of what leaves; NULL when there is none. */
+struct frame_writer *egress_writer(void);
+void egress_flush(void);
 
 #endif

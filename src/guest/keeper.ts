@@ -1,6 +1,13 @@
 import { PlatformError } from '../errors.ts'
 import type { Logger } from '../lib/log.ts'
-import { FrameType, FrameWriter, readError, readGuestState } from './codec.ts'
+import {
+  type ConnectRecord,
+  FrameType,
+  FrameWriter,
+  readConnect,
+  readError,
+  readGuestState,
+} from './codec.ts'
 import { errnoName } from './errno.ts'
 import { Requests } from './requests.ts'
 
@@ -15,9 +22,21 @@ export interface GuestState {
   code: number
 }
 
+/** A connection that waits at the keeper, which calls it by `id`. */
+export interface LeavingConnection extends ConnectRecord {
+  id: number
+}
+
+/** Who is told of what leaves the instance. Each connection is refused or brought a socket, each query answered. */
+export interface KeeperEgress {
+  onConnect(connection: LeavingConnection): void
+  onQuery(id: number, query: Uint8Array): void
+}
+
 export interface KeeperOptions {
   socketPath: string
   log: Logger
+  egress?: KeeperEgress | undefined
   /** Process 1 ended, as the keeper saw it; null when the keeper itself went away. Called once. */
   onEnd: (state: GuestState | null) => void
 }
@@ -37,11 +56,20 @@ export class KeeperChannel {
       role: 'keeper',
       log: options.log,
       onEvent: (frame) => {
+        if (frame.type === FrameType.connect && options.egress) {
+          options.egress.onConnect({ id: frame.id, ...readConnect(frame.payload) })
+          return true
+        }
+        if (frame.type === FrameType.query && options.egress) {
+          options.egress.onQuery(frame.id, frame.payload.slice())
+          return true
+        }
         if (frame.type !== FrameType.guest) return false
         const state = readGuestState(frame.payload)
         if (state.state !== 'running') this.#end(state)
         return true
       },
+      ...(options.egress ? { onOpen: () => this.#takeEgress() } : {}),
       // Its ports may be dropped while nobody is there to ask for them.
       onLost: () => this.#listening.clear(),
       wanted: () => !this.#ended,
@@ -100,6 +128,26 @@ export class KeeperChannel {
       FrameType.ok,
     )
     return answer.type === FrameType.ok
+  }
+
+  async #takeEgress(): Promise<void> {
+    const id = this.#id()
+    const answer = await this.#requests.request(
+      id,
+      new FrameWriter(FrameType.egress, id, 0).finish(),
+      FrameType.ok,
+    )
+    if (answer.type === FrameType.error) throw refused(answer.payload, 'network')
+  }
+
+  /** Resets a connection that waits. One that is gone already needs nothing more. */
+  refuse(connection: number): void {
+    this.#requests.notify(new FrameWriter(FrameType.refuse, connection, 0).finish()).catch(() => {})
+  }
+
+  answerQuery(id: number, answer: Uint8Array): void {
+    const frame = new FrameWriter(FrameType.answer, id, answer.length).raw(answer)
+    this.#requests.notify(frame.finish()).catch(() => {})
   }
 
   /** SIGKILL to process 1; its end is told by `onEnd`. */

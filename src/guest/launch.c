@@ -77,6 +77,7 @@ static void report_failure(const char *stage, int error, const char *message) {
   if (launched.sockets) {
     unlink("guest.sock");
     unlink("keeper.sock");
+    unlink("egress.sock");
     /* Whoever hears the answer may launch anew before we have ended. */
     flock(launched.run, LOCK_UN);
   }
@@ -284,14 +285,19 @@ static void enter_run_directory(const struct spec *spec, uid_t keeper_uid) {
   if (unlink("exit") < 0 && errno != ENOENT) fail("dir", "exit");
 }
 
-static int listen_at(const char *name) {
+static int bind_at(const char *name, int type) {
   struct sockaddr_un address = {.sun_family = AF_UNIX};
   strncpy(address.sun_path, name, sizeof address.sun_path - 1);
-  int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  int fd = socket(AF_UNIX, type | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
   if (fd < 0) fail("sockets", "socket");
   unlink(name);
-  if (bind(fd, (struct sockaddr *)&address, sizeof address) < 0 || listen(fd, SOCKET_BACKLOG) < 0)
-    fail("sockets", "%s", name);
+  if (bind(fd, (struct sockaddr *)&address, sizeof address) < 0) fail("sockets", "%s", name);
+  return fd;
+}
+
+static int listen_at(const char *name) {
+  int fd = bind_at(name, SOCK_STREAM);
+  if (listen(fd, SOCKET_BACKLOG) < 0) fail("sockets", "%s", name);
   return fd;
 }
 
@@ -350,13 +356,14 @@ static void become_keeper(const struct spec *spec, uid_t keeper_uid) {
   privileges_reduce(CAPABILITIES_NONE);
 }
 
-static struct frame_writer launched_answer(pid_t guest) {
+static struct frame_writer launched_answer(pid_t guest, const struct network *network) {
   struct frame_writer writer = {0};
   frame_begin(&writer, FRAME_LAUNCHED, launched.request);
   put_u32(&writer, (uint32_t)guest);
   put_u64(&writer, start_time(guest));
   put_u32(&writer, (uint32_t)getpid());
   put_u64(&writer, start_time(getpid()));
+  put_u8(&writer, network->redirects ? 1 : 0);
   frame_end(&writer);
   return writer;
 }
@@ -383,6 +390,7 @@ _Noreturn void launch(uint32_t request, const void *specification, size_t length
   uid_t keeper_uid = spec.uidbase + UID_RANGE;
   enter_run_directory(&spec, keeper_uid);
   int keeper_listen = listen_at("keeper.sock");
+  int mailbox = bind_at("egress.sock", SOCK_DGRAM);
 
   int channel[2];
   if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, channel) < 0) fail("sockets", "channel");
@@ -402,7 +410,7 @@ _Noreturn void launch(uint32_t request, const void *specification, size_t length
   close(channel[1]);
   close(plan.listen_fd);
   if (plan.identity.userns_fd >= 0) close(plan.identity.userns_fd);
-  network_setup(); /* while process 1 mounts */
+  struct network network = network_setup(); /* while process 1 mounts */
   if (send(channel[0], "g", 1, MSG_NOSIGNAL) < 0 && errno != EPIPE) fail("guest", "channel");
   await_guest(channel[0]);
   close(channel[0]);
@@ -411,8 +419,10 @@ _Noreturn void launch(uint32_t request, const void *specification, size_t length
       .guest = guest,
       .guest_pidfd = guest_pidfd,
       .listen_fd = keeper_listen,
+      .mailbox_fd = mailbox,
+      .network = network,
   };
-  struct frame_writer writer = launched_answer(guest);
+  struct frame_writer writer = launched_answer(guest, &network);
   become_keeper(&spec, keeper_uid);
   if (spec.transient) end_with(launcher);
   munmap(text, SPEC_BYTES_MAX + 1);

@@ -15,6 +15,8 @@ export interface ProcessIdentity {
 export interface LaunchedInstance {
   guest: ProcessIdentity
   keeper: ProcessIdentity
+  /** Connections to the outside arrive at the keeper; false where the kernel cannot redirect them. */
+  relaysEgress: boolean
 }
 
 /** The helper said no: what went wrong at which step, for logs and for probes. */
@@ -145,7 +147,7 @@ export class Launcher implements AsyncDisposable {
 function readLaunched(payload: Uint8Array): LaunchedInstance {
   const reader = new PayloadReader(payload)
   const identity = () => ({ pid: reader.u32(), startTime: reader.u64() })
-  const launched = { guest: identity(), keeper: identity() }
+  const launched = { guest: identity(), keeper: identity(), relaysEgress: reader.u8() === 1 }
   reader.end()
   return launched
 }

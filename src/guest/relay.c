@@ -7,18 +7,20 @@
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "keeper.h"
 
 enum {
-  RELAYS_MAX = 1024,
+  RELAYS_MAX = 1024,             /* to ports inside, and as many to the outside */
   RELAY_DESCRIPTORS = 6,
   DESCRIPTORS_RESERVED = 512,    /* ports, control connections, dials */
   DIAL_SYN_RETRIES = 3,          /* a full backlog is given up after about 15 s */
   PIPE_BYTES = 256 * 1024,       /* what a direction holds at most besides the sockets' own buffers */
   PIPES_SPARE_MAX = 4,
   TURN_ROUNDS_MAX = 8,           /* then other connections get their turn */
+  JOINED_IDLE_S_MAX = 2 * 3600,  /* to the outside: a connection without a byte for so long is over */
 };
 
 /* Dials 127.0.0.1 and then ::1. `done` gets a connected descriptor, or -1 and an error; it may be called at once. */
@@ -135,6 +137,7 @@ struct direction {
   struct pipe_ends pipe;
   size_t held;
   int ended; /* `from` has no more bytes */
+  int broken; /* ... and not because it said so */
   int done;  /* and `to` was told, or takes none */
 };
 
@@ -142,17 +145,36 @@ struct relay {
   struct dial dial;
   struct endpoint client, server;
   struct direction up, down;
-  struct port *port;
+  struct port *port; /* NULL: joined to the outside */
   struct relay *next_queued, *next_dead;
+  struct relay *next_joined, **joined_link;
+  time_t used_s;
   int queued, closed;
 };
 
-static size_t relay_count, relays_max = RELAYS_MAX;
-static struct relay *queue, *dead;
+static size_t relay_count, joined_count, relays_max = RELAYS_MAX;
+static struct relay *queue, *dead, *joined;
 
-void relays_limit(size_t descriptors) {
-  size_t possible = descriptors > DESCRIPTORS_RESERVED ? (descriptors - DESCRIPTORS_RESERVED) / RELAY_DESCRIPTORS : 1;
+size_t relays_limit(size_t descriptors) {
+  size_t reserved = DESCRIPTORS_RESERVED;
+  size_t possible = descriptors > reserved ? (descriptors - reserved) / RELAY_DESCRIPTORS / 2 : 1;
   relays_max = possible < RELAYS_MAX ? possible : RELAYS_MAX;
+  return relays_max;
+}
+
+size_t relays_joined(void) { return joined_count; }
+
+static time_t now_s(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
+  return now.tv_sec;
+}
+
+/* An end without a farewell is passed on as one, so that nobody takes a part for the whole. */
+static void endpoint_close(struct endpoint *endpoint, int reset) {
+  if (endpoint->fd < 0) return;
+  if (reset) reset_connection(endpoint->fd);
+  else close(endpoint->fd);
 }
 
 static void relay_close(struct relay *relay) {
@@ -161,10 +183,16 @@ static void relay_close(struct relay *relay) {
   dial_cancel(&relay->dial);
   pipe_return(&relay->up.pipe, relay->up.held == 0);
   pipe_return(&relay->down.pipe, relay->down.held == 0);
-  if (relay->client.fd >= 0) close(relay->client.fd);
-  if (relay->server.fd >= 0) close(relay->server.fd);
-  relay_count--;
-  port_released(relay->port);
+  endpoint_close(&relay->client, relay->down.broken);
+  endpoint_close(&relay->server, relay->up.broken);
+  if (relay->port) {
+    relay_count--;
+    port_released(relay->port);
+  } else {
+    joined_count--;
+    *relay->joined_link = relay->next_joined;
+    if (relay->next_joined) relay->next_joined->joined_link = relay->joined_link;
+  }
   relay->next_dead = dead;
   dead = relay;
 }
@@ -198,7 +226,10 @@ static int pump(struct direction *way) {
       ssize_t got = splice(way->from->fd, NULL, way->pipe.write, NULL, PIPE_BYTES, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
       if (got > 0) way->held = (size_t)got;
       else if (got < 0 && is_blocked()) way->from->readable = errno == EINTR;
-      else way->ended = 1;
+      else {
+        way->ended = 1;
+        way->broken = got < 0;
+      }
     }
     if (way->held > 0) {
       if (!way->to->writable) break;
@@ -213,7 +244,7 @@ static int pump(struct direction *way) {
     }
     if (way->held == 0 && way->ended && !way->done) {
       way->done = 1;
-      (void)shutdown(way->to->fd, SHUT_WR);
+      if (!way->broken) (void)shutdown(way->to->fd, SHUT_WR);
     }
   }
   if (way->held == 0 || way->done) pipe_return(&way->pipe, way->held == 0);
@@ -225,7 +256,8 @@ static void relay_turn(struct relay *relay) {
   int more = pump(&relay->down);
   more |= pump(&relay->up);
   /* A side that is gone for good, not only done with sending, takes nothing any more. */
-  if ((relay->up.done && relay->down.done) || (relay->client.gone && relay->up.done) ||
+  int broken = (relay->up.done && relay->up.broken) || (relay->down.done && relay->down.broken);
+  if (broken || (relay->up.done && relay->down.done) || (relay->client.gone && relay->up.done) ||
       (relay->server.gone && relay->down.done)) {
     relay_close(relay);
   } else if (more && !relay->queued) {
@@ -250,40 +282,74 @@ int relays_continue(void) {
 static void endpoint_ready(struct source *source, uint32_t events) {
   struct endpoint *endpoint = (struct endpoint *)source;
   if (endpoint->relay->closed) return;
+  endpoint->relay->used_s = now_s();
   if (events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR)) endpoint->readable = 1;
   if (events & (EPOLLOUT | EPOLLHUP | EPOLLERR)) endpoint->writable = 1;
   if (events & (EPOLLHUP | EPOLLERR)) endpoint->gone = 1;
   relay_turn(endpoint->relay);
 }
 
-static void relay_dialled(struct dial *dial, int fd, int error) {
-  struct relay *relay = (struct relay *)dial;
-  (void)error;
-  if (fd < 0) {
-    relay_close(relay);
-    return;
-  }
-  relay->server.fd = fd;
+static void relay_connected(struct relay *relay, int server) {
+  relay->server.fd = server;
   relay->server.writable = 1;
   uint32_t events = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET;
   if (loop_add(relay->client.fd, events, &relay->client.source) < 0 ||
-      loop_add(fd, events, &relay->server.source) < 0)
+      loop_add(server, events, &relay->server.source) < 0)
     relay_close(relay);
   else relay_turn(relay);
 }
 
+static void relay_dialled(struct dial *dial, int fd, int error) {
+  struct relay *relay = (struct relay *)dial;
+  (void)error;
+  if (fd < 0) relay_close(relay);
+  else relay_connected(relay, fd);
+}
+
+static struct relay *relay_new(int client, struct port *port) {
+  struct relay *relay = calloc(1, sizeof *relay);
+  if (!relay) return NULL;
+  relay->port = port;
+  relay->dial.fd = -1;
+  relay->used_s = now_s();
+  relay->client = (struct endpoint){.source = {endpoint_ready}, .relay = relay, .fd = client, .readable = 1, .writable = 1};
+  relay->server = (struct endpoint){.source = {endpoint_ready}, .relay = relay, .fd = -1};
+  relay->up = (struct direction){.from = &relay->client, .to = &relay->server, .pipe = {-1, -1}};
+  relay->down = (struct direction){.from = &relay->server, .to = &relay->client, .pipe = {-1, -1}};
+  return relay;
+}
+
 void relay_open(int client, uint16_t number, struct port *port) {
-  struct relay *relay = relay_count < relays_max ? calloc(1, sizeof *relay) : NULL;
+  struct relay *relay = relay_count < relays_max ? relay_new(client, port) : NULL;
   if (!relay) {
     close(client);
     port_released(port);
     return;
   }
   relay_count++;
-  relay->port = port;
-  relay->client = (struct endpoint){.source = {endpoint_ready}, .relay = relay, .fd = client, .readable = 1, .writable = 1};
-  relay->server = (struct endpoint){.source = {endpoint_ready}, .relay = relay, .fd = -1};
-  relay->up = (struct direction){.from = &relay->client, .to = &relay->server, .pipe = {-1, -1}};
-  relay->down = (struct direction){.from = &relay->server, .to = &relay->client, .pipe = {-1, -1}};
   dial_start(&relay->dial, number, relay_dialled);
+}
+
+void relay_join(int client, int server) {
+  struct relay *relay = relay_new(client, NULL);
+  if (!relay) {
+    reset_connection(client);
+    reset_connection(server);
+    return;
+  }
+  joined_count++;
+  relay->next_joined = joined;
+  relay->joined_link = &joined;
+  if (joined) joined->joined_link = &relay->next_joined;
+  joined = relay;
+  relay_connected(relay, server);
+}
+
+void relays_end_idle(void) {
+  time_t now = now_s();
+  struct relay *next;
+  for (struct relay *relay = joined; relay; relay = next) {
+    next = relay->next_joined;
+    if (now - relay->used_s > JOINED_IDLE_S_MAX) relay_close(relay);
+  }
 }

@@ -131,7 +131,7 @@ export class TestHost {
   async launch(options: LaunchOptions & { dir?: string } = {}): Promise<LaunchedInstance> {
     const dir = options.dir ?? this.newDir(options.user)
     const line = await this.tryLaunch(dir, options)
-    const [, guest, keeper] = /^ok guest=(\d+) keeper=(\d+)\n$/.exec(line) ?? []
+    const [, guest, keeper] = /^ok guest=(\d+) keeper=(\d+) network=relay\n$/.exec(line) ?? []
     if (!guest || !keeper) throw new Error(`the launcher answered: ${line}`)
     const instance = new LaunchedInstance(dir, Number(guest), Number(keeper))
     this.#launched.push(instance)
@@ -155,8 +155,14 @@ async function readAnswer(stdout: ReadableStream<Uint8Array>): Promise<string> {
         return `error stage=${message.replace(': ', ` errno=${errno} `)}\n`
       }
       const fields = new PayloadReader(payload)
-      const [guest, , keeper] = [fields.u32(), fields.u64(), fields.u32()]
-      return `ok guest=${guest} keeper=${keeper}\n`
+      const [guest, , keeper, , relays] = [
+        fields.u32(),
+        fields.u64(),
+        fields.u32(),
+        fields.u64(),
+        fields.u8(),
+      ]
+      return `ok guest=${guest} keeper=${keeper} network=${relays === 1 ? 'relay' : 'none'}\n`
     }
   }
   return ''

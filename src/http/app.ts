@@ -39,6 +39,8 @@ export interface Connection {
   readonly upgrade: RouteContext<unknown, unknown, unknown>['upgrade']
   /** Null while as many files are sent as may be at once. */
   readonly sendFile: RouteContext<unknown, unknown, unknown>['sendFile']
+  /** Who is on the other end, where the connection itself says so; a credential that is sent wins over it. */
+  readonly identity?: Identity | undefined
 }
 
 /** What a preview or custom-domain host needs of the request beyond the request itself. */
@@ -218,8 +220,11 @@ class Handler {
     let workspace = ''
     if (!open) {
       used = presentedCredential(request.headers, search, route.queryToken === true)
-      if (used === null) throw missingCredential()
-      const identity = await this.#options.access.authenticate(used.credential)
+      const identity =
+        used === null
+          ? passage.connection?.identity
+          : await this.#options.access.authenticate(used.credential)
+      if (identity === undefined) throw missingCredential()
       if (route.access === 'account') {
         passage.principal = accountPrincipal(identity)
         requireAccess(identity, route.access, '')

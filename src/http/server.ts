@@ -86,24 +86,12 @@ function listenOn(
   const { app, log } = options
   try {
     return Bun.serve<SocketData>({
+      ...shared({ app, log }, files),
       hostname: host,
       port,
       idleTimeout: connectionIdleSeconds,
-      // Otherwise a body that breaks off is printed on stderr, past the logger and its redaction.
-      development: false,
       // Outside of development its default is to share the port, with whoever else asks for it.
       reusePort: false,
-      maxRequestBodySize: requestBodyBytesMax,
-      fetch: (request, server) => {
-        // A long poll, a stream or a slow command may rest as long as it likes once its request is in.
-        server.timeout(request, 0)
-        return answer(app, request, server, files)
-      },
-      error: (error) => {
-        log.error('a request failed outside its handler', { error })
-        return new Response(null, { status: 500 })
-      },
-      websocket: socketCallbacks,
     })
   } catch (error) {
     const code = error instanceof Error && 'code' in error ? error.code : undefined
@@ -128,6 +116,34 @@ function listenOn(
       },
     )
   }
+}
+
+/** Listens on a unix socket, where it replaces one that was left behind. */
+export function serveUnixSocket(
+  path: string,
+  options: Pick<ServerOptions, 'app' | 'log'>,
+): { stop(): Promise<void> } {
+  const files = new SentFiles()
+  const server = Bun.serve<SocketData>({ ...shared(options, files), unix: path })
+  return { stop: () => server.stop(true).finally(() => files[Symbol.dispose]()) }
+}
+
+function shared({ app, log }: Pick<ServerOptions, 'app' | 'log'>, files: SentFiles) {
+  return {
+    // Otherwise a body that breaks off is printed on stderr, past the logger and its redaction.
+    development: false,
+    maxRequestBodySize: requestBodyBytesMax,
+    fetch: (request: Request, server: BunServer) => {
+      // A long poll, a stream or a slow command may rest as long as it likes once its request is in.
+      server.timeout(request, 0)
+      return answer(app, request, server, files)
+    },
+    error: (error: Error) => {
+      log.error('a request failed outside its handler', { error })
+      return new Response(null, { status: 500 })
+    },
+    websocket: socketCallbacks,
+  } as const
 }
 
 async function answer(

@@ -57,6 +57,8 @@ export interface ResolvedImage extends Disposable {
 
 export interface ImagesOptions {
   host: HostImage
+  /** Settings of this host that programs in its image go by. */
+  hostEnv?: Record<string, string>
   store: Store
   secrets: SecretBox
   clock: Clock
@@ -305,6 +307,7 @@ export class Images {
         PATH: '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/opt/hutch/bin',
         HOME: '/blaxel',
         LANG: 'C.UTF-8',
+        ...this.#options.hostEnv,
       },
       workingDir: '/blaxel',
       user: '',

@@ -5,6 +5,7 @@ import {
   chown,
   lstat,
   mkdir,
+  readdir,
   readFile,
   readlink,
   rename,
@@ -72,6 +73,8 @@ const directories: [path: string, mode: number][] = [
   ['sys', 0o755],
   ['dev', 0o755],
   ['etc', 0o755],
+  ['etc/apt/apt.conf.d', 0o755],
+  ['etc/apt/preferences.d', 0o755],
   ['root', 0o700],
   ['home', 0o755],
   ['home/user', 0o755],
@@ -107,7 +110,7 @@ const systemIdMax = 999
 const nobodyId = 65534
 
 /** Changes with the rules above, so that an older skeleton is not taken for a current one. */
-const skeletonRevision = 1
+const skeletonRevision = 2
 
 /** A value that changes when the skeleton made from this host would. Cheap: a few dozen lstat calls. */
 export async function skeletonStamp(root = '/'): Promise<string> {
@@ -148,6 +151,7 @@ export async function makeSkeleton(target: string, root = '/'): Promise<void> {
     await symlink('/run/lock', join(draft, 'var/lock'))
     const settings = etcEntries.map((entry) => `etc/${entry}`)
     await copyEntries(asRoot ? [...settings, ...packageRecords] : settings, root, draft)
+    await forgetCredentials(join(draft, 'etc/apt'))
     await rm(join(draft, 'etc/ssl/private'), { recursive: true, force: true })
     await writeAccounts(draft, root)
     await writeFile(join(draft, 'etc/hosts'), hostsFile)
@@ -161,6 +165,18 @@ export async function makeSkeleton(target: string, root = '/'): Promise<void> {
     await rm(draft, { recursive: true, force: true })
     // Another process made the same skeleton meanwhile: it is as good as ours.
     if (!existsSync(target)) throw error
+  }
+}
+
+/** Package sources may name a user and a password in their addresses, which are the host's alone. */
+async function forgetCredentials(aptDir: string): Promise<void> {
+  const lists = await readdir(join(aptDir, 'sources.list.d')).catch(() => [] as string[])
+  for (const name of ['sources.list', ...lists.map((list) => `sources.list.d/${list}`)]) {
+    const path = join(aptDir, name)
+    if (!(await lstatOrNull(path))?.isFile()) continue
+    const text = await readFile(path, 'utf8')
+    const clean = text.replace(/(\b[a-z][a-z0-9+]*:\/\/)[^\s/@]*@/gi, '$1')
+    if (clean !== text) await writeFile(path, clean)
   }
 }
 

@@ -147,6 +147,11 @@ export class Instances {
       yield { workspace: owner.workspace, root: spec.image }
   }
 
+  /** Null for an instance that is not known here. */
+  ownerOf(id: string): InstanceOwner | null {
+    return this.#entries.get(id)?.owner ?? null
+  }
+
   onChange(listener: InstanceListener): () => void {
     this.#listeners.add(listener)
     return () => this.#listeners.delete(listener)

@@ -55,6 +55,26 @@ export async function startGuest(
   }
 }
 
+/** Ends by itself when the one connection to its socket closes, at the latest with this process. */
+export async function startDialler(helperPath: string, dir: string, socketName: string): Promise<void> {
+  const child = Bun.spawn([helperPath, 'dial', socketName], {
+    stdin: 'ignore',
+    stdout: 'pipe',
+    stderr: 'ignore',
+    env: {},
+    cwd: dir,
+    detached: true,
+  })
+  const timer = setTimeout(() => child.kill('SIGKILL'), startTimeoutMs)
+  try {
+    const line = await readLine(child.stdout)
+    if (line !== 'ok') throw new HelperError('dial', 0, line === '' ? 'it ended at once' : line)
+    child.unref()
+  } finally {
+    clearTimeout(timer)
+  }
+}
+
 async function readLine(stream: ReadableStream<Uint8Array>): Promise<string> {
   let text = ''
   const decoder = new TextDecoder()

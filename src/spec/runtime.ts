@@ -51,6 +51,8 @@ export interface RuntimeCapabilities {
   reclaim: boolean
   /** Files of instances can be packed: `pack` and `unpack` are there. */
   archive: boolean
+  /** Connections to the outside: each decided on by `Egress`, made by the host without anyone's word, or none at all. */
+  network: 'relay' | 'host' | 'none'
   /** Instances outlive the process that made them. */
   survivesRestart: boolean
   /** For people: what is missing on this host, why, and what to do about it. */

@@ -56,6 +56,7 @@ class MemoryRuntime implements FakeRuntime {
     standby: 'freeze',
     reclaim: false,
     archive: true,
+    network: 'none',
     survivesRestart: false,
     notes: [],
   }

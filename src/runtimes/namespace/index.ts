@@ -17,6 +17,7 @@ import { HelperError } from '../../guest/index.ts'
 import type { Clock } from '../../lib/clock.ts'
 import { randomText } from '../../lib/ids.ts'
 import type { Logger } from '../../lib/log.ts'
+import type { Egress } from '../../spec/egress.ts'
 import type {
   CapabilityNote,
   InstanceSpec,
@@ -44,6 +45,8 @@ export interface NamespaceOptions {
   helperPath: string
   log: Logger
   clock: Clock
+  /** Absent: nothing leaves an instance. */
+  egress?: Egress
 }
 
 /** Where all platforms of this host note which uid ranges are theirs; gone after a boot, as the instances are. */
@@ -110,12 +113,16 @@ async function openParts(
   const uidRanges = isRoot ? openUidRanges(instancesDir) : null
   const tarPath = findTar()
   const archives = tarPath === null ? null : new Archives(tarPath, options.clock)
-  const shared = { ...options, instancesDir, cgroups, uidRanges, archives }
-  const open = (diskImages: DiskImages | null, disk: string, notes: CapabilityNote[]) =>
+  const shared = { ...options, instancesDir, cgroups, uidRanges, archives, egress: options.egress ?? null }
+  const open = (diskImages: DiskImages | null, disk: string, notes: CapabilityNote[], relays: boolean) =>
     new NamespaceRuntime({
       ...shared,
       diskImages,
-      capabilities: { ...describe(cgroups, disk, notes), archive: archives !== null },
+      capabilities: {
+        ...describe(cgroups, disk, notes),
+        archive: archives !== null,
+        network: relays ? 'relay' : 'none',
+      },
       onDispose: () => {
         uidRanges?.[Symbol.dispose]()
         cgroups.close()
@@ -136,24 +143,35 @@ async function openParts(
   let diskWhy = isRoot ? 'mkfs.ext4 is not installed' : 'only root can mount disk images'
   if (mkfs !== null) {
     const diskImages = new DiskImages(options.templatesDir, mkfs)
-    const failure = await tryOnce(shared, diskImages, remember)
+    const { failure, relays } = await tryOnce(shared, diskImages, remember)
     if (failure === null) {
       const detail = 'every instance has a disk image of its own'
       const diskNote = { subject: 'disk limit', ok: true, detail }
-      const notes = [...cgroups.notes, diskNote, archiveNote, ...standbyNotes, isolationNote(null)]
-      return { runtime: open(diskImages, 'disk image (ext4 on a loop device)', notes), notes, failure }
+      const notes = [
+        ...[...cgroups.notes, diskNote, archiveNote, ...standbyNotes],
+        ...[networkNote(relays), isolationNote(null)],
+      ]
+      return {
+        runtime: open(diskImages, 'disk image (ext4 on a loop device)', notes, relays),
+        notes,
+        failure,
+      }
     }
     diskWhy = failure
   }
-  const failure = await tryOnce(shared, null, remember)
+  const { failure, relays } = await tryOnce(shared, null, remember)
   const diskNote: CapabilityNote = {
     subject: 'disk limit',
     ok: false,
     detail: `not enforced: ${diskWhy}`,
     remedy: isRoot ? 'Install e2fsprogs, and load the loop module.' : 'Run as root.',
   }
-  const notes = [...cgroups.notes, diskNote, archiveNote, ...standbyNotes, isolationNote(failure)]
-  return { runtime: open(null, 'none', notes), notes, failure }
+  const networkNotes = failure === null ? [networkNote(relays)] : []
+  const notes = [
+    ...[...cgroups.notes, diskNote, archiveNote, ...standbyNotes],
+    ...[...networkNotes, isolationNote(failure)],
+  ]
+  return { runtime: open(null, 'none', notes, relays), notes, failure }
 }
 
 /**
@@ -180,11 +198,7 @@ type Shared = Omit<
 >
 
 /** As `tryInstance`, but what worked once with all the same is not tried again, so that a start takes no time. */
-async function tryOnce(
-  shared: Shared,
-  diskImages: DiskImages | null,
-  remember: boolean,
-): Promise<string | null> {
+async function tryOnce(shared: Shared, diskImages: DiskImages | null, remember: boolean): Promise<Trial> {
   const path = process.getuid?.() === 0 ? probeMemoPath : `${shared.instancesDir}/.probe.json`
   const same = createHash('sha256')
     .update(
@@ -200,24 +214,35 @@ async function tryOnce(
       ]),
     )
     .digest('hex')
-  if (remember && readMemo(path) === same) return null
-  const failure = await tryInstance(shared, diskImages)
-  if (failure === null && remember) writeMemo(path, same)
-  return failure
+  const memo = readMemo(path)
+  if (remember && memo?.worked === same && typeof memo.relays === 'boolean') {
+    return { failure: null, relays: memo.relays }
+  }
+  const trial = await tryInstance(shared, diskImages)
+  if (trial.failure === null && remember) writeMemo(path, { worked: same, relays: trial.relays })
+  return trial
 }
 
-function readMemo(path: string): string | null {
+/** What came of starting one instance. */
+interface Trial {
+  /** What stood in the way; null when it could be made. */
+  failure: string | null
+  /** What leaves it arrives at its keeper. */
+  relays: boolean
+}
+
+function readMemo(path: string): { worked?: unknown; relays?: unknown } | null {
   try {
-    return JSON.parse(readFileSync(path, 'utf8')).worked
+    return JSON.parse(readFileSync(path, 'utf8'))
   } catch {
     return null
   }
 }
 
-function writeMemo(path: string, worked: string) {
+function writeMemo(path: string, memo: { worked: string; relays: boolean }) {
   try {
     mkdirSync(dirname(path), { recursive: true, mode: 0o700 })
-    writeFileSync(`${path}.new`, JSON.stringify({ worked }), { mode: 0o600 })
+    writeFileSync(`${path}.new`, JSON.stringify(memo), { mode: 0o600 })
     renameSync(`${path}.new`, path)
   } catch {
     // Then the next start tries again.
@@ -255,6 +280,7 @@ function describe(cgroups: Cgroups, disk: string, notes: CapabilityNote[]): Runt
     standby: cgroups.freezes ? 'freeze' : 'none',
     reclaim: cgroups.freezes && cgroups.reclaimWay !== null,
     archive: false,
+    network: 'none',
     survivesRestart: true,
     notes,
   }
@@ -290,8 +316,7 @@ function isolationNote(failure: string | null): CapabilityNote {
   return { subject, ok: false, detail: failure, remedy }
 }
 
-/** Null when an instance could be made; else what stood in the way. */
-async function tryInstance(shared: Shared, diskImages: DiskImages | null): Promise<string | null> {
+async function tryInstance(shared: Shared, diskImages: DiskImages | null): Promise<Trial> {
   const layer = mkdtempSync(`${shared.instancesDir}/${layerScratchPrefix}`)
   const capabilities = describe(shared.cgroups, 'unknown', [])
   const runtime = new NamespaceRuntime({
@@ -314,17 +339,33 @@ async function tryInstance(shared: Shared, diskImages: DiskImages | null): Promi
       workingDir: '/root',
     }
     await runtime.create(spec)
-    return null
+    return { failure: null, relays: runtime.relaysEgress }
   } catch (error) {
-    const cause = (error as Error).cause
-    if (cause instanceof HelperError) return `${cause.stage}: ${cause.said}`
-    return cause instanceof Error ? `${String(error)}: ${cause.message}` : String(error)
+    return { failure: reasonOf(error), relays: false }
   } finally {
     await runtime
       .destroy(id)
       .catch((error) => shared.log.warn('a probe was left behind', { error: String(error) }))
     await runtime[Symbol.asyncDispose]()
     rmSync(layer, { recursive: true, force: true })
+  }
+}
+
+function reasonOf(error: unknown): string {
+  const cause = (error as Error).cause
+  if (cause instanceof HelperError) return `${cause.stage}: ${cause.said}`
+  return cause instanceof Error ? `${String(error)}: ${cause.message}` : String(error)
+}
+
+function networkNote(relays: boolean): CapabilityNote {
+  const subject = 'network'
+  if (relays)
+    return { subject, ok: true, detail: 'what leaves a sandbox is relayed, by the rules of this platform' }
+  return {
+    subject,
+    ok: false,
+    detail: 'sandboxes reach nothing outside: this kernel cannot redirect their connections',
+    remedy: 'Load nf_tables, nft_chain_nat, nft_redir and nft_reject_inet (Linux with CONFIG_NF_TABLES).',
   }
 }
 

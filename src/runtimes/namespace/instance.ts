@@ -14,6 +14,7 @@ import { isAlive } from '../helper-process.ts'
 import { treeStats } from '../process-tree.ts'
 import type { InstanceCgroup } from './cgroups.ts'
 import { allocatedBytes } from './disk.ts'
+import type { Leaving } from './leaving.ts'
 import { reclaimMemory } from './reclaim.ts'
 import { handleVersion, type InstanceState } from './record.ts'
 import { InstanceStandby } from './standby.ts'
@@ -38,6 +39,8 @@ export interface NamespaceInstanceOptions {
   reclaims: boolean
   log: Logger
   clock: Clock
+  /** Absent: nobody decides on what leaves, so nothing does. */
+  leaving: Leaving | null
   /** Called when this object can no longer tell what happens to the machine: process 1 ended, or it was let go of. */
   onDetached: (instance: NamespaceInstance) => void
 }
@@ -82,8 +85,10 @@ export class NamespaceInstance implements Instance {
     this.#keeper = new KeeperChannel({
       socketPath: `${run}/keeper.sock`,
       log: options.log,
+      egress: options.leaving ?? undefined,
       onEnd: (state) => this.#onEnd(state),
     })
+    options.leaving?.attach(this.#keeper)
   }
 
   /** Connects to both; when it rejects, the instance is let go of. */
@@ -162,6 +167,11 @@ export class NamespaceInstance implements Instance {
     const error = new PlatformError('unavailable', 'The sandbox was let go of')
     this.guest.close(error)
     this.#keeper.close(error)
+    this.#detached()
+  }
+
+  #detached() {
+    this.#options.leaving?.ended()
     this.#options.onDetached(this)
   }
 
@@ -198,7 +208,7 @@ export class NamespaceInstance implements Instance {
     const error = new PlatformError('unavailable', 'The sandbox ended')
     this.guest.close(error)
     this.#keeper.close(error)
-    this.#options.onDetached(this)
+    this.#detached()
   }
 
   #reason(state: GuestState | null): InstanceExit {

@@ -4,6 +4,7 @@ import { PlatformError } from '../../errors.ts'
 import { KeeperChannel, Launcher } from '../../guest/index.ts'
 import type { Clock } from '../../lib/clock.ts'
 import type { Logger } from '../../lib/log.ts'
+import type { Egress } from '../../spec/egress.ts'
 import type {
   Instance,
   InstanceHandle,
@@ -15,9 +16,11 @@ import { bootId, isAlive } from '../helper-process.ts'
 import { removeTree } from '../remove-tree.ts'
 import type { Archives } from './archive.ts'
 import { type Cgroups, InstanceCgroup } from './cgroups.ts'
+import { Dialler } from './dialler.ts'
 import type { DiskImages } from './disk.ts'
 import { NamespaceInstance } from './instance.ts'
 import { checkSpec, launch } from './launch.ts'
+import { Leaving } from './leaving.ts'
 import {
   createRecord,
   handleVersion,
@@ -49,6 +52,8 @@ export interface NamespaceRuntimeOptions {
   capabilities: RuntimeCapabilities
   /** Instances end with this process, however it ends. */
   transient?: boolean
+  /** Null: nothing leaves an instance. */
+  egress: Egress | null
   onDispose: () => void
 }
 
@@ -66,6 +71,9 @@ export class NamespaceRuntime implements Runtime {
   readonly #launcher: Launcher
   /** Sockets are reached through it, for their paths may have 107 bytes only. */
   #dirFile: number
+  #dialler: Dialler
+  /** What leaves the instance that was started last arrives at its keeper. */
+  relaysEgress = false
   #disposed = false
 
   constructor(options: NamespaceRuntimeOptions) {
@@ -73,11 +81,12 @@ export class NamespaceRuntime implements Runtime {
     this.capabilities = options.capabilities
     this.#launcher = new Launcher(options.helperPath)
     this.#dirFile = openSync(options.instancesDir, 'r')
-    const { archives } = options
+    const { archives, helperPath, instancesDir, log } = options
     if (archives !== null) {
       this.pack = (id, signal) => this.#pack(id, archives, signal)
       this.unpack = (id, signal) => this.#unpack(id, archives, signal)
     }
+    this.#dialler = new Dialler({ helperPath, instancesDir, socketDir: this.#socketDir('.'), log })
   }
 
   async create(spec: InstanceSpec): Promise<Instance> {
@@ -196,6 +205,7 @@ export class NamespaceRuntime implements Runtime {
     this.#disposed = true
     for (const instance of this.#instances.values()) await instance[Symbol.asyncDispose]()
     this.#instances.clear()
+    this.#dialler.close()
     await this.#launcher[Symbol.asyncDispose]()
     closeSync(this.#dirFile)
     this.#options.onDispose()
@@ -210,7 +220,7 @@ export class NamespaceRuntime implements Runtime {
     const { cgroups } = this.#options
     const group = cgroups.create(spec.id, spec)
     spec.signal?.throwIfAborted()
-    const { guest, keeper } = await launch(spec, {
+    const { guest, keeper, relaysEgress } = await launch(spec, {
       launcher: this.#launcher,
       dir: this.#dir(spec.id),
       uidBase: record.uidBase,
@@ -220,6 +230,7 @@ export class NamespaceRuntime implements Runtime {
       transient: this.#options.transient ?? false,
       pidsLimited: cgroups.limit('pids') !== 'none',
     })
+    this.relaysEgress = relaysEgress
     spec.signal?.throwIfAborted()
     const instance = this.#instance(spec.id, { ...record, guest, keeper }, group)
     await instance.open()
@@ -262,6 +273,7 @@ export class NamespaceRuntime implements Runtime {
   }
 
   #instance(id: string, state: InstanceState, group: InstanceCgroup): NamespaceInstance {
+    const { egress } = this.#options
     const instance: NamespaceInstance = new NamespaceInstance({
       id,
       dir: this.#dir(id),
@@ -271,6 +283,7 @@ export class NamespaceRuntime implements Runtime {
       reclaims: this.capabilities.reclaim,
       log: this.#options.log,
       clock: this.#options.clock,
+      leaving: egress ? new Leaving(id, egress, this.#dialler) : null,
       onDetached: () => {
         if (this.#instances.get(id) === instance) this.#instances.delete(id)
       },

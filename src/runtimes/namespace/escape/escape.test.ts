@@ -1,13 +1,14 @@
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
 import { mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { createServer, type Server } from 'node:net'
-import { constants, tmpdir } from 'node:os'
+import { constants, networkInterfaces, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { buildHelper } from '../../../../scripts/build-helper.ts'
 import { HostImage } from '../../../images/index.ts'
 import { systemClock } from '../../../lib/clock.ts'
 import { randomText } from '../../../lib/ids.ts'
 import { silentLogger } from '../../../lib/log.ts'
+import { Network } from '../../../network/index.ts'
 import type { Instance, Runtime } from '../../../spec/runtime.ts'
 import { openNamespaceRuntime, probeNamespace } from '../index.ts'
 
@@ -19,6 +20,18 @@ const secret = `secret-${randomText(24)}`
 const helperPath = (await buildHelper()).path
 const instancesDir = join(work, 'instances')
 const options = { instancesDir, helperPath, log: silentLogger, clock: systemClock }
+/** What the resolver says to every name. */
+let rebound: string[] = []
+const network = new Network({
+  allow: [],
+  registryNames: [],
+  platformDoor: false,
+  dir: join(work, 'network'),
+  clock: systemClock,
+  log: silentLogger,
+  resolver: { addresses: async () => rebound, records: async () => [] },
+})
+network.useDoors({ open: () => null, close: () => {} })
 const state = await probeNamespace(options)
 const asRoot = process.getuid?.() === 0
 const possible = state.usable && asRoot
@@ -94,7 +107,7 @@ beforeAll(async () => {
   const built = Bun.spawnSync(['cc', '-static', '-O1', '-o', probePath, join(import.meta.dir, 'probe.c')])
   if (built.exitCode !== 0) throw new Error(`the probe does not build: ${built.stderr.toString()}`)
   writeFileSync(secretPath, secret)
-  runtime = await openNamespaceRuntime(options)
+  runtime = await openNamespaceRuntime({ ...options, egress: network })
   sandbox = await startInstance('attacker')
   neighbour = await startInstance('neighbour')
   await neighbour.guest.files.write('/root/private', new TextEncoder().encode(secret))
@@ -108,6 +121,7 @@ afterAll(async () => {
     }
     await runtime[Symbol.asyncDispose]()
   }
+  network.close()
   rmSync(work, { recursive: true, force: true })
 }, 60_000)
 
@@ -337,12 +351,113 @@ describe.skipIf(!possible)('the platform and other sandboxes are out of reach', 
     abstractServer?.close()
   })
 
-  test('a port of the host', async () => {
+  test('a port of the host, by whatever address it has', async () => {
     const dial = Bun.spawn([probePath, 'connect-tcp', '127.0.0.1', String(port)])
     expect((await new Response(dial.stdout).text()).trim()).toBe('done')
-    for (const address of ['127.0.0.1', '10.201.0.1', '169.254.169.254', '8.8.8.8']) {
+    const addresses = ['127.0.0.1', '::1', '::ffff:127.0.0.1', '0.0.0.0', '10.201.0.1', '10.201.0.3']
+    for (const address of [...addresses, ...hostAddresses()]) {
+      expect([address, (await probe('connect-tcp', address, String(port))).output]).toEqual([
+        address,
+        expect.stringMatching(/^errno /),
+      ])
+    }
+  })
+
+  test('a port of the host by an address of its own', async () => {
+    const own = hostAddresses()
+    if (own.length === 0) return void console.log('skipped: this host has no address but loopback')
+    const open = createServer((socket) => socket.end())
+    await new Promise<void>((resolve) => open.listen(0, '::', resolve))
+    const openPort = String((open.address() as { port: number }).port)
+    for (const address of own) {
+      const dial = Bun.spawn([probePath, 'connect-tcp', address, openPort])
+      expect([address, (await new Response(dial.stdout).text()).trim()]).toEqual([address, 'done'])
+      expect([address, (await probe('connect-tcp', address, openPort)).output.trim()]).toEqual([
+        address,
+        `errno ${osErrno('ECONNRESET')}`,
+      ])
+    }
+    open.close()
+  })
+
+  test('addresses that are not public, in every spelling', async () => {
+    for (const address of [
+      ...['169.254.169.254', '10.0.0.1', '172.16.0.1', '192.168.0.1', '100.64.0.1', '198.18.0.1'],
+      ...['::ffff:10.0.0.1', '64:ff9b::a00:1', '2002:a00:1::', 'fd00::1', 'fe80::1', '::10.0.0.1'],
+    ]) {
+      expect([address, (await probe('connect-tcp', address, '80')).output]).toEqual([
+        address,
+        expect.stringMatching(/^errno /),
+      ])
+    }
+  })
+
+  test('a name that an attacker has pointed here, also a moment after it pointed elsewhere', async () => {
+    // What the resolver says is not what the verdict is on.
+    rebound = ['8.8.8.8']
+    expect((await resolveInside('rebind.example')).output.trim()).toBe('8.8.8.8')
+    rebound = ['127.0.0.1', '169.254.169.254', ...hostAddresses()]
+    for (const address of rebound.slice(1)) {
       expect((await probe('connect-tcp', address, String(port))).output).toStartWith('errno ')
     }
+  })
+
+  test("the relay's own port, asked directly", async () => {
+    for (const address of ['127.0.0.1', '::1', '10.201.0.2']) {
+      expect((await probe('connect-tcp', address, '1')).output.trim()).toBe(`errno ${osErrno('ECONNRESET')}`)
+    }
+  })
+
+  test('from an address of somebody else', async () => {
+    const dial = Bun.spawn([probePath, 'connect-spoofed', '127.0.0.1', String(port)])
+    expect((await new Response(dial.stdout).text()).trim()).toBe('done')
+    for (const address of [
+      '10.201.0.3',
+      '169.254.169.254',
+      ...hostAddresses().filter((own) => !own.includes(':')),
+    ]) {
+      expect((await probe('connect-spoofed', address, String(port))).output).toStartWith('errno ')
+    }
+  })
+
+  test('by datagrams other than DNS', async () => {
+    const echo = await Bun.udpSocket({
+      hostname: '127.0.0.1',
+      socket: { data: (socket, data, from, address) => void socket.send(data, from, address) },
+    })
+    const dial = Bun.spawn([probePath, 'send-udp', '127.0.0.1', String(echo.port)])
+    expect((await new Response(dial.stdout).text()).trim()).toBe('done')
+    for (const address of ['10.201.0.3', '8.8.8.8', ...hostAddresses().filter((own) => !own.includes(':'))]) {
+      expect((await probe('send-udp', address, String(echo.port))).output).toStartWith('errno ')
+    }
+    echo.close()
+  })
+
+  test.each(['raw-socket', 'raw-socket-6', 'add-address'])('%s', async (attempt) => {
+    const outside = Bun.spawnSync(['unshare', '--net', probePath, attempt])
+    expect(outside.stdout.toString().trim()).toBe('done')
+    expect((await probe(attempt)).output.trim()).toBe(`errno ${osErrno('EPERM')}`)
+  })
+
+  test('the rules that redirect what leaves', async () => {
+    const outside = Bun.spawnSync(['unshare', '--net', probePath, 'netfilter'])
+    expect(outside.stdout.toString().trim()).toBe('done')
+    expect((await probe('netfilter')).output).toStartWith('errno ')
+    expect((await probe('write', '/proc/sys/net/ipv4/ip_unprivileged_port_start', '1')).output).toStartWith(
+      'errno ',
+    )
+  })
+
+  test('the sockets of its keeper, which is not inside', async () => {
+    const run = join(instancesDir, sandbox.id, 'run')
+    const socket = join(run, 'keeper.sock')
+    const dial = Bun.spawn([probePath, 'connect-unix', socket])
+    expect((await new Response(dial.stdout).text()).trim()).toBe('done')
+    for (const name of ['keeper.sock', 'egress.sock', 'guest.sock']) {
+      expect((await probe('connect-unix', join(run, name))).output).toStartWith('errno ')
+    }
+    const found = await shell(sandbox, 'for p in /proc/[0-9]*; do cat $p/comm; done 2>/dev/null | sort -u')
+    expect(found.output).not.toMatch(/keeper|dialler/)
   })
 
   test('an abstract socket of the host', async () => {
@@ -429,6 +544,17 @@ async function killAllInside(): Promise<void> {
   await shell(sandbox, 'kill -9 -1')
 }
 
-function osErrno(name: 'EPERM' | 'ENOENT' | 'ESRCH' | 'ECONNREFUSED'): number {
+/** Addresses of this host that are not loopback; link-local ones need an interface with them. */
+function hostAddresses(): string[] {
+  return Object.values(networkInterfaces())
+    .flatMap((list) => list ?? [])
+    .filter(({ internal, address }) => !internal && !address.startsWith('fe80:'))
+    .map(({ address }) => address)
+}
+
+const resolveInside = (name: string) =>
+  shell(sandbox, `python3 -c "import socket; print(socket.gethostbyname('${name}'))"`)
+
+function osErrno(name: 'EPERM' | 'ENOENT' | 'ESRCH' | 'ECONNREFUSED' | 'ECONNRESET'): number {
   return constants.errno[name]
 }

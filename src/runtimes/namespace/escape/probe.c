@@ -25,6 +25,11 @@
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
+#include <arpa/inet.h>
+#include <linux/netfilter/nf_tables.h>
+#include <linux/netfilter/nfnetlink.h>
+#include <linux/netlink.h>
+#include <linux/rtnetlink.h>
 #include <netinet/in.h>
 #include <unistd.h>
 
@@ -154,15 +159,46 @@ static int connect_unix(const char *path, int abstract) {
   return done(connect(fd, (void *)&address, offsetof(struct sockaddr_un, sun_path) + abstract + length + !abstract));
 }
 
-static int connect_tcp(const char *host, int port) {
-  int fd = socket(AF_INET, SOCK_STREAM, 0);
-  struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(port)};
-  unsigned a, b, c, d;
-  if (sscanf(host, "%u.%u.%u.%u", &a, &b, &c, &d) != 4) return errno = EINVAL, refused();
-  address.sin_addr.s_addr = htonl(a << 24 | b << 16 | c << 8 | d);
-  struct timeval limit = {3, 0};
+/* A relay accepts before it knows whether it may dial: what counts is whether anyone is there to talk to. */
+static int talk(int fd, const struct sockaddr *address, socklen_t length) {
+  struct timeval limit = {8, 0};
   setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof limit);
-  return done(connect(fd, (void *)&address, sizeof address));
+  setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+  if (connect(fd, address, length) < 0) return refused();
+  char byte;
+  return done(recv(fd, &byte, 1, 0));
+}
+
+static int connect_tcp(const char *host, int port) {
+  struct sockaddr_in v4 = {.sin_family = AF_INET, .sin_port = htons(port)};
+  struct sockaddr_in6 v6 = {.sin6_family = AF_INET6, .sin6_port = htons(port)};
+  if (inet_pton(AF_INET, host, &v4.sin_addr) == 1)
+    return talk(socket(AF_INET, SOCK_STREAM, 0), (void *)&v4, sizeof v4);
+  if (inet_pton(AF_INET6, host, &v6.sin6_addr) != 1) return errno = EINVAL, refused();
+  return talk(socket(AF_INET6, SOCK_STREAM, 0), (void *)&v6, sizeof v6);
+}
+
+/* From an address that is not this machine's own. */
+static int connect_spoofed(const char *host, int port) {
+  int fd = socket(AF_INET, SOCK_STREAM, 0), on = 1;
+  struct sockaddr_in from = {.sin_family = AF_INET}, to = {.sin_family = AF_INET, .sin_port = htons(port)};
+  inet_pton(AF_INET, "127.7.7.7", &from.sin_addr);
+  inet_pton(AF_INET, host, &to.sin_addr);
+  (void)setsockopt(fd, IPPROTO_IP, IP_FREEBIND, &on, sizeof on);
+  if (bind(fd, (void *)&from, sizeof from) < 0) return refused();
+  return talk(fd, (void *)&to, sizeof to);
+}
+
+/* A datagram, and what comes back. */
+static int send_udp(const char *host, int port) {
+  int fd = socket(AF_INET, SOCK_DGRAM, 0);
+  struct sockaddr_in to = {.sin_family = AF_INET, .sin_port = htons(port)};
+  struct timeval limit = {2, 0};
+  inet_pton(AF_INET, host, &to.sin_addr);
+  setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+  if (connect(fd, (void *)&to, sizeof to) < 0 || send(fd, "x", 1, 0) < 0) return refused();
+  char byte;
+  return done(recv(fd, &byte, 1, 0));
 }
 
 /* The classic way out of a chroot: keep a directory open, chroot below it, climb from there. */
@@ -174,6 +210,54 @@ static int climb(const char *path) {
     if (chdir("..") < 0) return refused();
   if (chroot(".") < 0) return refused();
   return read_file(path);
+}
+
+static int ask_kernel(int protocol, const void *message, size_t length) {
+  int fd = socket(AF_NETLINK, SOCK_RAW, protocol);
+  struct sockaddr_nl kernel = {.nl_family = AF_NETLINK};
+  char buffer[4096];
+  if (fd < 0 || sendto(fd, message, length, 0, (void *)&kernel, sizeof kernel) < 0) return -1;
+  if (recv(fd, buffer, sizeof buffer, 0) < 0) return -1;
+  const struct nlmsghdr *header = (void *)buffer;
+  const struct nlmsgerr *answer = NLMSG_DATA(header);
+  if (header->nlmsg_type != NLMSG_ERROR || answer->error == 0) return 0;
+  errno = -answer->error;
+  return -1;
+}
+
+/* Flushing the rules of the present network, which outside is one made for the attempt. */
+static int change_netfilter(void) {
+  struct {
+    struct nlmsghdr begin;
+    struct nfgenmsg begin_body;
+    struct nlmsghdr remove;
+    struct nfgenmsg remove_body;
+    struct nlmsghdr end;
+    struct nfgenmsg end_body;
+  } batch = {
+      .begin = {sizeof batch.begin + sizeof batch.begin_body, NFNL_MSG_BATCH_BEGIN, NLM_F_REQUEST, 1, 0},
+      .begin_body = {.res_id = htons(NFNL_SUBSYS_NFTABLES)},
+      .remove = {sizeof batch.remove + sizeof batch.remove_body, NFNL_SUBSYS_NFTABLES << 8 | NFT_MSG_DELTABLE,
+                 NLM_F_REQUEST | NLM_F_ACK, 2, 0},
+      .end = {sizeof batch.end + sizeof batch.end_body, NFNL_MSG_BATCH_END, NLM_F_REQUEST, 3, 0},
+      .end_body = {.res_id = htons(NFNL_SUBSYS_NFTABLES)},
+  };
+  return ask_kernel(NETLINK_NETFILTER, &batch, sizeof batch);
+}
+
+static int add_address(void) {
+  struct {
+    struct nlmsghdr header;
+    struct ifaddrmsg body;
+    struct rtattr attribute;
+    unsigned char address[4];
+  } message = {
+      .header = {sizeof message, RTM_NEWADDR, NLM_F_REQUEST | NLM_F_ACK | NLM_F_CREATE, 1, 0},
+      .body = {.ifa_family = AF_INET, .ifa_prefixlen = 32, .ifa_index = 1},
+      .attribute = {sizeof message.attribute + 4, IFA_LOCAL},
+      .address = {192, 0, 2, 77},
+  };
+  return ask_kernel(NETLINK_ROUTE, &message, sizeof message);
 }
 
 int main(int count, char **words) {
@@ -235,6 +319,12 @@ int main(int count, char **words) {
   if (IS("connect-unix")) return connect_unix(argument, 0);
   if (IS("connect-abstract")) return connect_unix(argument, 1);
   if (IS("connect-tcp")) return connect_tcp(argument, count > 3 ? atoi(words[3]) : 0);
+  if (IS("connect-spoofed")) return connect_spoofed(argument, count > 3 ? atoi(words[3]) : 0);
+  if (IS("send-udp")) return send_udp(argument, count > 3 ? atoi(words[3]) : 0);
+  if (IS("raw-socket")) return done(socket(AF_INET, SOCK_RAW, IPPROTO_TCP));
+  if (IS("raw-socket-6")) return done(socket(AF_INET6, SOCK_RAW, IPPROTO_TCP));
+  if (IS("netfilter")) return done(change_netfilter());
+  if (IS("add-address")) return done(add_address());
   if (IS("kernel-log")) return done(syscall(SYS_syslog, 10, 0, 0));
   if (IS("set-clock")) {
     struct timespec now;

@@ -1,0 +1,349 @@
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test'
+import { mkdirSync, mkdtempSync, rmSync } from 'node:fs'
+import { createServer, type Server, type Socket } from 'node:net'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import type { SandboxInstance as Sandbox } from '@blaxel/core'
+import { createPlatform, temporaryDataDir } from './platform.ts'
+import { eventually, openTestClient, type TestClient } from './test-client.ts'
+
+/** What programs in sandboxes reach: servers of this test on the host's loopback, which the platform is told to allow. */
+
+setDefaultTimeout(60_000)
+const directory = mkdtempSync(join(tmpdir(), 'hutch-egress-'))
+afterAll(() => rmSync(directory, { recursive: true, force: true }))
+const why = await whyNot()
+if (why) console.warn(`skipped: ${why}`)
+
+async function whyNot(): Promise<string> {
+  try {
+    await using platform = await createPlatform({ dataDir: temporaryDataDir, logLevel: 'error' })
+    const { network } = platform.runtime.capabilities
+    return network === 'relay' ? '' : 'this kernel cannot redirect what leaves a sandbox'
+  } catch (error) {
+    return String(error)
+  }
+}
+
+/** What curl ends with when its connection is reset, as soon as it was made or a moment later. */
+const reset = [7, 56]
+const downloadBytes = 48 * 1024 * 1024
+const block = new Uint8Array(1024 * 1024).map((_, at) => (at * 7 + (at >> 9)) & 255)
+const blockHash = new Bun.CryptoHasher('sha256').update(block).digest('hex')
+
+describe.skipIf(why !== '')('what leaves a sandbox', () => {
+  let client: TestClient
+  let sandbox: Sandbox
+  let web: ReturnType<typeof Bun.serve>
+  let raw: Server
+  let rawPort = 0
+  let closedPort = 0
+  const sockets = new Set<Socket>()
+  const dataDir = join(directory, 'data')
+
+  const open = (more: { platformDoor?: boolean } = {}) =>
+    openTestClient({
+      dataDir,
+      standbyAfterSeconds: 0,
+      egressAllow: [`127.0.0.1:${web.port}`, `127.0.0.1:${rawPort}`],
+      ...more,
+    })
+
+  beforeAll(async () => {
+    mkdirSync(dataDir)
+    web = Bun.serve({
+      port: 0,
+      hostname: '127.0.0.1',
+      idleTimeout: 0,
+      fetch: async (request, server) => {
+        const { pathname } = new URL(request.url)
+        if (pathname === '/socket' && server.upgrade(request, { data: undefined })) return
+        if (pathname === '/download') {
+          let left = downloadBytes / block.length
+          const body = new ReadableStream({
+            pull: (controller) => (left-- > 0 ? controller.enqueue(block) : controller.close()),
+          })
+          return new Response(body)
+        }
+        if (pathname === '/upload') {
+          let bytes = 0
+          for await (const chunk of request.body ?? []) bytes += chunk.length
+          return new Response(String(bytes))
+        }
+        return new Response(`from ${server.requestIP(request)?.address}`)
+      },
+      websocket: { message: (socket, message) => void socket.send(`echo ${message}`) },
+    })
+    raw = createServer({ allowHalfOpen: true }, (socket) => {
+      sockets.add(socket)
+      socket.on('error', () => {})
+      let text = ''
+      socket.on('data', (chunk) => {
+        text += chunk
+        if (text === 'break') {
+          socket.write('a part')
+          setTimeout(() => socket.resetAndDestroy(), 100)
+        }
+        if (text.startsWith('ping')) socket.write(text.replace('ping', 'pong'))
+        if (text.startsWith('ping')) text = ''
+      })
+      // Only once the other side has said that it is done, and it still hears the answer.
+      socket.on('end', () => socket.end(`heard ${text}`))
+    })
+    await new Promise<void>((resolve) => raw.listen(0, '127.0.0.1', resolve))
+    rawPort = (raw.address() as { port: number }).port
+    const other = createServer()
+    await new Promise<void>((resolve) => other.listen(0, '127.0.0.1', resolve))
+    closedPort = (other.address() as { port: number }).port
+    other.close()
+    client = await open()
+    sandbox = await client.SandboxInstance.create({ name: 'reaching', memory: 1024 })
+  })
+  afterAll(async () => {
+    web?.stop(true)
+    for (const socket of sockets) socket.destroy()
+    raw?.close()
+    await client?.[Symbol.asyncDispose]()
+  })
+
+  const inside = async (command: string) => {
+    const { logs, exitCode } = await sandbox.process.exec({ command, waitForCompletion: true, timeout: 50 })
+    return { output: (logs ?? '').trim(), exitCode }
+  }
+  const script = (source: string) => inside(`bun -e '${source.replaceAll('\n', ' ')}'`)
+
+  test('reaches what is allowed, by name, and is reset elsewhere', async () => {
+    expect((await inside(`curl -sS http://host.hutch.internal:${web.port}/`)).output).toBe('from 127.0.0.1')
+    expect((await inside(`curl -sS http://host.hutch.internal:${closedPort}/`)).exitCode).toBeOneOf(reset)
+    expect((await inside('curl -sS http://10.0.0.1/')).exitCode).toBeOneOf(reset)
+    expect((await inside('curl -sS http://no-such-name.invalid/')).exitCode).toBe(6)
+  })
+
+  test('the port of the platform is not reached, whatever its address', async () => {
+    const { port } = new URL(client.url)
+    expect((await inside(`curl -sS http://host.hutch.internal:${port}/healthz`)).exitCode).toBeOneOf(reset)
+    expect((await inside('curl -sS http://hutch.internal/healthz')).exitCode).toBe(6)
+    expect((await inside('curl -sS http://10.201.0.1/healthz')).exitCode).toBeOneOf(reset)
+  })
+
+  test('large bodies pass both ways, whole', async () => {
+    const download = await script(`
+      const hash = [];
+      const body = new Uint8Array(await (await fetch("http://host.hutch.internal:${web.port}/download")).arrayBuffer());
+      for (let at = 0; at < body.length; at += ${block.length})
+        hash.push(new Bun.CryptoHasher("sha256").update(body.subarray(at, at + ${block.length})).digest("hex"));
+      console.log(body.length, [...new Set(hash)].join());`)
+    expect(download.output).toBe(`${downloadBytes} ${blockHash}`)
+    const upload = await inside(
+      `head -c 20000000 /dev/zero | curl -sS -T - http://host.hutch.internal:${web.port}/upload`,
+    )
+    expect(upload.output).toBe('20000000')
+  })
+
+  test('a WebSocket stays open and carries both ways', async () => {
+    const { output } = await script(`
+      const socket = new WebSocket("ws://host.hutch.internal:${web.port}/socket");
+      socket.onopen = () => socket.send("hello");
+      socket.onmessage = ({ data }) => { console.log(data); socket.close() };`)
+    expect(output).toBe('echo hello')
+  })
+
+  const talk = (send: string, end: boolean) =>
+    script(`
+      const socket = require("net").connect({ host: "host.hutch.internal", port: ${rawPort}, allowHalfOpen: true });
+      let text = "";
+      socket.on("data", (chunk) => { text += chunk });
+      socket.on("error", (error) => console.log(text, error.code));
+      socket.on("end", () => { console.log(text, "end"); socket.end() });
+      socket.write("${send}"); ${end ? 'socket.end();' : ''}`)
+
+  test('an end of one direction leaves the other open', async () => {
+    expect((await talk('a question', true)).output).toBe('heard a question end')
+  })
+
+  test('a connection that breaks is broken on the other side too, not merely ended', async () => {
+    expect((await talk('break', false)).output).toBe('a part ECONNRESET')
+  })
+
+  test('git clones, over HTTP', async () => {
+    const bare = join(directory, 'repository.git')
+    const run = (...argv: string[]) => {
+      const { exitCode, stderr } = Bun.spawnSync(argv, {
+        env: { PATH: process.env.PATH ?? '', HOME: directory },
+      })
+      if (exitCode !== 0) throw new Error(stderr.toString())
+    }
+    const work = join(directory, 'work')
+    run('git', 'init', '-q', work)
+    await Bun.write(join(work, 'file'), 'cloned')
+    run('git', '-C', work, 'add', 'file')
+    run('git', '-C', work, '-c', 'user.name=t', '-c', 'user.email=t@t', 'commit', '-qm', 'first')
+    run('git', 'clone', '-q', '--bare', work, bare)
+    run('git', '-C', bare, 'update-server-info')
+    web.reload({
+      fetch: (request) => new Response(Bun.file(join(directory, new URL(request.url).pathname))),
+      error: () => new Response(null, { status: 404 }),
+      websocket: { message() {} },
+    })
+    const url = `http://host.hutch.internal:${web.port}/repository.git`
+    const { output } = await inside(`git clone -q ${url} /tmp/clone && cat /tmp/clone/file`)
+    expect(output).toBe('cloned')
+  })
+
+  test('names are looked up over TCP as well, whatever server is asked', async () => {
+    const { output } = await script(`
+      const socket = require("net").connect(53, "8.8.8.8");
+      const name = [4, ..."host", 5, ..."hutch", 8, ..."internal", 0].map((c) => typeof c === "number" ? c : c.charCodeAt(0));
+      const query = [0, 9, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0, ...name, 0, 1, 0, 1];
+      socket.write(Uint8Array.from([0, query.length, ...query]));
+      socket.once("data", (answer) => { console.log([...answer.subarray(-4)].join(".")); socket.destroy() });`)
+    expect(output).toBe('10.201.0.3')
+  })
+
+  describe('the API of the sandbox, from inside', () => {
+    test('needs no key and is that sandbox alone', async () => {
+      expect(JSON.parse((await inside('curl -sS http://127.0.0.1:8080/health')).output).status).toBe('ok')
+      const { output } = await inside(
+        `curl -sS -X POST http://localhost:8080/process -H 'content-type: application/json' ` +
+          `-d '{"command":"hostname","waitForCompletion":true,"name":"from-inside"}'`,
+      )
+      expect(JSON.parse(output)).toMatchObject({ name: 'from-inside', exitCode: 0 })
+      expect((await sandbox.process.get('from-inside')).command).toBe('hostname')
+      expect(
+        (await inside('curl -sS -o /dev/null -w "%{http_code}" http://127.0.0.1:8080/v0/sandboxes')).output,
+      ).toBe('404')
+    })
+
+    test('is not for pages of other sites', async () => {
+      const status = (header: string) =>
+        inside(`curl -sS -o /dev/null -w '%{http_code}' -H '${header}' http://127.0.0.1:8080/process`)
+      expect((await status('Origin: https://evil.example')).output).toBe('403')
+      expect((await status('Host: rebound.example:8080')).output).toBe('421')
+      expect((await status('Origin: http://localhost:3000')).output).toBe('200')
+    })
+
+    test('has its port before any program inside', async () => {
+      const { output } = await inside(
+        `python3 -c "import socket; s=socket.socket(); s.bind(('0.0.0.0', 8080))" 2>&1 | tail -1`,
+      )
+      expect(output).toContain('Address already in use')
+    })
+
+    test('is no use of the sandbox', async () => {
+      const before = (await client.SandboxInstance.get('reaching')).lastUsedAt
+      await sandbox.process.exec({
+        name: 'caller',
+        command:
+          'for i in 1 2 3 4 5; do curl -sS http://127.0.0.1:8080/process >/dev/null; done; echo called > /tmp/called; sleep 0.5',
+      })
+      const after = await client.SandboxInstance.get('reaching').then(({ lastUsedAt }) => lastUsedAt)
+      expect(Date.parse(after ?? '')).toBeGreaterThanOrEqual(Date.parse(before ?? ''))
+      await new Promise((resolve) => setTimeout(resolve, 400))
+      expect((await client.SandboxInstance.get('reaching')).lastUsedAt).toBe(after)
+      expect((await sandbox.fs.read('/tmp/called')).trim()).toBe('called')
+    })
+  })
+
+  // Last: they start the platform again.
+  test('connections go on while the platform is started again, and new ones wait for it', async () => {
+    const source = `
+      const socket = require("net").connect(${rawPort}, "10.201.0.3");
+      const fs = require("fs");
+      let sent = 0;
+      socket.on("data", (chunk) => fs.appendFileSync("/tmp/pongs", chunk + " "));
+      socket.on("error", (error) => fs.appendFileSync("/tmp/pongs", error.code));
+      setInterval(() => socket.write("ping" + sent++), 50);`
+    await sandbox.process.exec({
+      name: 'long',
+      command: `bun -e '${source.replaceAll('\n', ' ')}'`,
+      keepAlive: true,
+    })
+    const pongs = async () => (await sandbox.fs.read('/tmp/pongs').catch(() => '')).split(' ').length
+    await eventually('the first answers', async () => (await pongs()) > 5)
+    await sandbox.process.exec({
+      name: 'late',
+      command: `while [ ! -e /tmp/gone ]; do sleep 0.01; done; sleep 0.3; curl -sS -m 30 -o /tmp/late http://10.201.0.3:${web.port}/work/file`,
+      keepAlive: true,
+    })
+    const connections = sockets.size
+    await sandbox.fs.write('/tmp/gone', '')
+    await client.platform.close({ keepInstances: true })
+    await client[Symbol.asyncDispose]()
+    const pongsMeanwhile = [...sockets].at(-1)!.bytesRead
+    await eventually(
+      'more bytes while nobody is there',
+      () => [...sockets].at(-1)!.bytesRead > pongsMeanwhile + 40,
+    )
+    await new Promise((resolve) => setTimeout(resolve, 500))
+
+    client = await open({ platformDoor: true })
+    sandbox = await client.SandboxInstance.get('reaching')
+    const before = await pongs()
+    await eventually('answers after it', async () => (await pongs()) > before + 5)
+    expect(await sandbox.fs.read('/tmp/pongs')).not.toContain('ECONN')
+    expect(sockets.size).toBe(connections)
+    await eventually(
+      'the connection that waited',
+      async () => (await sandbox.fs.read('/tmp/late').catch(() => '')) === 'cloned',
+    )
+    await sandbox.process.kill('long')
+  })
+
+  test('the platform is reached where it is configured, as the sandbox and with no more than its rights', async () => {
+    const status = (path: string, more = '') =>
+      inside(`curl -sS -o /dev/null -w '%{http_code}' ${more} http://hutch.internal${path}`).then(
+        ({ output }) => output,
+      )
+    expect(await status('/v0/sandboxes/reaching')).toBe('200')
+    expect(await status('/main/sandboxes/reaching/health')).toBe('200')
+    expect(await status('/v0/sandboxes/reaching', '-X DELETE')).toBe('403')
+    expect(await status('/v0/sandboxes/reaching', '-H "Authorization: Bearer wrong"')).toBe('401')
+    expect(await status('/v0/workspaces')).toBe('403')
+  })
+})
+
+const registries = await reachable()
+const without = why || registries
+if (registries) console.warn(`skipped: package managers: ${registries}`)
+
+async function reachable(): Promise<string> {
+  for (const url of ['https://registry.npmjs.org/left-pad', 'https://pypi.org/simple/six/']) {
+    try {
+      const { status } = await fetch(url, { signal: AbortSignal.timeout(5_000) })
+      if (status !== 200) return `${url} answers ${status} on this host`
+    } catch (error) {
+      return `${url} is not reached from this host: ${error}`
+    }
+  }
+  return ''
+}
+
+describe.skipIf(without !== '')(
+  'package managers of the host image, with the registries of this host',
+  () => {
+    let client: TestClient
+    let sandbox: Sandbox
+    beforeAll(async () => {
+      client = await openTestClient({ dataDir: temporaryDataDir, standbyAfterSeconds: 0 })
+      sandbox = await client.SandboxInstance.create({ name: 'packages', memory: 2048 })
+    })
+    afterAll(() => client?.[Symbol.asyncDispose]())
+    const inside = async (command: string) => {
+      const { logs } = await sandbox.process.exec({ command, waitForCompletion: true, timeout: 110 })
+      return (logs ?? '').trim()
+    }
+
+    test('npm i -g', async () => {
+      const said = await inside('npm i -g --no-audit --no-fund left-pad@1.3.0 2>&1 && npm ls -g left-pad')
+      expect(said).toContain('left-pad@1.3.0')
+    }, 120_000)
+
+    test('pip install', async () => {
+      const said = await inside(
+        'python3 -m venv --without-pip /tmp/env && python3 -m pip --python /tmp/env/bin/python install -q six 2>&1; ' +
+          '/tmp/env/bin/python -c "import six; print(six.__name__)"',
+      )
+      expect(said).toEndWith('six')
+    }, 120_000)
+  },
+)

@@ -1,0 +1,57 @@
+import { DiallerChannel, type DialTarget } from '../../guest/index.ts'
+import { randomText } from '../../lib/ids.ts'
+import type { Logger } from '../../lib/log.ts'
+import { startDialler } from '../helper-process.ts'
+
+/** The one process that makes connections for all instances, started when the first is wanted, and again when it ended. */
+export class Dialler {
+  readonly #options: { helperPath: string; instancesDir: string; socketDir: string; log: Logger }
+  #channel: Promise<DiallerChannel> | null = null
+  #closed = false
+
+  constructor(options: {
+    helperPath: string
+    /** Where the dialler stands: mailboxes are named from there on. */
+    instancesDir: string
+    /** A short path of the same. */
+    socketDir: string
+    log: Logger
+  }) {
+    this.#options = options
+  }
+
+  /** Null when it worked, else what stood in the way. Never rejects. */
+  async dial(target: DialTarget): Promise<string | null> {
+    if (this.#closed) return 'ECANCELED'
+    try {
+      this.#channel ??= this.#start()
+      const channel = await this.#channel
+      return await channel.dial(target)
+    } catch (error) {
+      this.#options.log.warn('the dialler cannot be reached', { error: String(error) })
+      return 'EIO'
+    }
+  }
+
+  async #start(): Promise<DiallerChannel> {
+    const { helperPath, instancesDir, socketDir, log } = this.#options
+    const name = `.dialler-${randomText(12)}`
+    const again = () => {
+      if (this.#channel === starting) this.#channel = null
+    }
+    const start = async () => {
+      await startDialler(helperPath, instancesDir, name)
+      const channel = new DiallerChannel({ socketPath: `${socketDir}/${name}`, log, onLost: again })
+      await channel.open()
+      return channel
+    }
+    const starting = start()
+    starting.catch(again)
+    return starting
+  }
+
+  close(): void {
+    this.#closed = true
+    void this.#channel?.then((channel) => channel.close()).catch(() => {})
+  }
+}
