@@ -439,6 +439,36 @@ describe.skipIf(why !== '')('images of one’s own', () => {
   })
 })
 
+describe.skipIf(why !== '')('the program of an image', () => {
+  test('goes on over a restart of the platform, and is started again with its machine', async () => {
+    const options = { dataDir: join(directory, 'restarted'), imageDir: join(directory, 'host') }
+    const starts = async (client: TestClient): Promise<number> => {
+      const box = await client.SandboxInstance.get('box')
+      const { logs } = await box.process.exec({ command: 'cat /starts', waitForCompletion: true })
+      return (logs ?? '').split('up').length - 1
+    }
+    {
+      await using client = await openTestClient({ ...options, keepInstances: true })
+      const config = { Cmd: ['/bin/sh', '-c', 'echo up >> /starts; exit 3'] }
+      const archive = new Uint8Array(ociArchive(testImage([shell], { config })))
+      const answer = await client.request('/-/images/import?name=short', { method: 'PUT', body: archive })
+      expect(answer.status).toBe(200)
+      await client.SandboxInstance.create({ name: 'box', image: 'short', memory: 256, region: 'local-1' })
+      await eventually('it has run', async () => (await starts(client)) === 1)
+    }
+    {
+      // It has ended, but in this life of the machine: it is not started again. This time the machine goes too.
+      await using client = await openTestClient({ ...options, keepInstances: false })
+      const box = await client.SandboxInstance.get('box')
+      expect(await box.process.get('entrypoint')).toMatchObject({ status: 'failed', exitCode: 3 })
+      expect(await starts(client)).toBe(1)
+    }
+    await using client = await openTestClient(options)
+    await eventually('it has run again', async () => (await starts(client).catch(() => 0)) === 2)
+    expect((await client.request('/v0/sandboxes/box', { method: 'DELETE' })).status).toBe(200)
+  })
+})
+
 /** A byte in the middle of a program is another. */
 function damaged(archive: Buffer): Buffer {
   const copy = Buffer.from(archive)

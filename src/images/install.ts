@@ -4,6 +4,8 @@ import type { ImageConfig } from './manifest.ts'
 
 /** Layers of one image that are fetched or unpacked at once. */
 const layersAtOnceMax = 3
+/** Places of one image that the stand-in is mounted over. */
+const sandboxApisMax = 8
 
 /** An image somewhere, with its documents at hand and checked. */
 export interface ImageSource {
@@ -76,6 +78,6 @@ export async function install(
   // The first failure is the reason; the others were cut short by it.
   if (failed.signal.aborted) throw failed.signal.reason
   for (const result of results) if (result.status === 'rejected') throw result.reason
-  image.sandboxApis = [...sandboxApis].sort()
+  image.sandboxApis = [...sandboxApis].sort().slice(0, sandboxApisMax)
   return image
 }

@@ -9,7 +9,11 @@ export const imageLayersMax = 120
 const indexEntriesMax = 1000
 const envEntriesMax = 512
 const argumentsMax = 1024
-const textCharsMax = 128 * 1024
+/** What Linux lets a program start with as one text. */
+const textCharsMax = 128 * 1024 - 1
+const pathCharsMax = 4096
+/** Of all variables, and of all words, together: they travel to a machine in one message. */
+const settingsCharsMax = 256 * 1024
 
 export const manifestTypes = [
   'application/vnd.oci.image.manifest.v1+json',
@@ -57,7 +61,7 @@ const configSchema = z.object({
       Env: z.array(text).max(envEntriesMax).nullish(),
       Entrypoint: words,
       Cmd: words,
-      WorkingDir: text.nullish(),
+      WorkingDir: z.string().max(pathCharsMax).nullish(),
       ExposedPorts: z.record(z.string(), z.unknown()).nullish(),
       Labels: z.record(z.string(), z.string()).nullish(),
     })
@@ -160,6 +164,17 @@ export function parseConfig(bytes: Uint8Array): ImageConfig {
     entrypoint: (config?.Entrypoint ?? []).map(withoutNul),
     command: (config?.Cmd ?? []).map(withoutNul),
     ports: portsOf(Object.keys(config?.ExposedPorts ?? {})),
+  }
+  for (const [what, texts] of [
+    ['environment', config?.Env ?? []],
+    ['command', [...settings.entrypoint, ...settings.command]],
+  ] as const) {
+    if (texts.join('').length > settingsCharsMax) {
+      throw new PlatformError(
+        'unprocessable',
+        `the ${what} of the image has more than ${settingsCharsMax} characters`,
+      )
+    }
   }
   return { diffIds: rootfs.diff_ids ?? [], settings }
 }
