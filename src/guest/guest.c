@@ -343,6 +343,7 @@ static int stop_step(void) {
 
 static int loop_timeout_ms(void) {
   if (reap_wanted) return 0;
+  if (streams_rest()) return REST_MS;
   if (stopping) {
     uint64_t now = monotonic_ms();
     if (kill_at_ms > now && kill_at_ms - now < SWEEP_MS) return (int)(kill_at_ms - now);
@@ -376,6 +377,7 @@ static void loop_step(int timeout_ms) {
   struct epoll_event events[EVENTS_MAX];
   int count = epoll_wait(epoll_fd, events, EVENTS_MAX, timeout_ms);
   for (int i = 0; i < count; i++) dispatch(&events[i]);
+  streams_wake();
   if (reap_wanted || stopping) reap();
   if (accept_paused && watch(listen_fd, &listen_source, EPOLLIN) == 0) accept_paused = 0;
   processes_sweep();

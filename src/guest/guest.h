@@ -22,7 +22,9 @@ enum {
   RECORD_DATA_BYTES_MAX = (64 << 10) - RECORD_HEADER_BYTES, /* a whole record fits the smallest segment */
   SEGMENT_BYTES_MIN = 64 << 10,
   LOGS_BYTES_MAX = 256 << 20, /* of all processes: logs are on the host's disk, not on the sandbox's own */
-  PIPE_BYTES = 256 << 10, /* what the pipe of a program that floods it is grown to */
+  PIPE_BYTES = 1 << 20, /* what the pipe of a program that floods it is grown to */
+  REST_MS = 1, /* in which such a pipe fills, instead of being read at every write */
+  REST_BYTES_MIN = 4096, /* less at once is no flood */
 };
 
 /* First member of everything that epoll reports about. */
@@ -96,6 +98,9 @@ struct stream {
   int fd; /* -1 after its end */
   uint8_t number; /* 1 stdout (and a pty), 2 stderr */
   uint8_t is_pty, watched, grown;
+  uint8_t resting; /* not read for now */
+  uint64_t read_us; /* when it was last read */
+  struct stream *next_resting;
 };
 
 struct chunk {
@@ -165,6 +170,8 @@ void process_input_accept(struct process *process, const struct connection *aske
 int process_input_close(struct process *process); /* 0 or an errno */
 int process_resize(struct process *process, uint16_t cols, uint16_t rows); /* 0 or an errno */
 void stream_ready(struct stream *stream);
+int streams_rest(void); /* 1 when some are not read for REST_MS */
+void streams_wake(void); /* those that rested long enough */
 void input_ready(struct input *input);
 void input_close(struct input *input); /* refuses what is pending */
 void processes_sweep(void); /* frees what died during this round of events */

@@ -19,6 +19,8 @@ enum {
 
 static struct process *by_id[BUCKETS], *by_pid[BUCKETS], *first_process, *last_process, *dead_processes;
 static uint32_t process_count;
+static struct stream *resting;
+static uint64_t resting_since_us;
 static uint8_t record_buffer[RECORD_HEADER_BYTES + RECORD_DATA_BYTES_MAX];
 
 uint64_t now_ms(void) {
@@ -154,7 +156,46 @@ static void stream_watch(struct stream *stream, int on) {
   stream->watched = (uint8_t)on;
 }
 
+static uint64_t monotonic_us(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return (uint64_t)now.tv_sec * 1000000 + (uint64_t)now.tv_nsec / 1000;
+}
+
+/* A program that writes piece after piece costs a turn for each: its pipe is left to fill for a moment instead. */
+static void stream_rest(struct stream *stream, size_t got) {
+  uint64_t now = monotonic_us();
+  int flood = got >= REST_BYTES_MIN && now - stream->read_us < REST_MS * 1000;
+  stream->read_us = now;
+  if (!flood || stream->resting) return;
+  if (!resting) resting_since_us = now;
+  stream->resting = 1;
+  stream->next_resting = resting;
+  resting = stream;
+  stream_watch(stream, 0);
+}
+
+int streams_rest(void) { return resting != NULL; }
+
+void streams_wake(void) {
+  if (resting && monotonic_us() - resting_since_us < REST_MS * 1000) return;
+  while (resting) {
+    struct stream *stream = resting;
+    resting = stream->next_resting;
+    stream->resting = 0;
+    stream_watch(stream, 1);
+  }
+}
+
+static void stream_forget_rest(struct stream *stream) {
+  struct stream **at = &resting;
+  while (*at && *at != stream) at = &(*at)->next_resting;
+  if (*at) *at = stream->next_resting;
+  stream->resting = 0;
+}
+
 static void stream_close(struct stream *stream) {
+  if (stream->resting) stream_forget_rest(stream);
   stream_watch(stream, 0);
   close_fd(&stream->fd);
   struct process *process = stream->process;
@@ -185,10 +226,13 @@ static void stream_pump(struct stream *stream, size_t bytes_max, int force) {
     }
     pumped += (size_t)got;
     if (!process->forgotten) log_append(&process->log, stream->number, record_buffer, (size_t)got, now_ms());
-    if ((size_t)got < room && !stream->is_pty) return;
     if (!stream->grown && !stream->is_pty && got == RECORD_DATA_BYTES_MAX) {
       stream->grown = 1;
       fcntl(stream->fd, F_SETPIPE_SZ, PIPE_BYTES);
+    }
+    if ((size_t)got < room && !stream->is_pty) {
+      if (!force) stream_rest(stream, pumped);
+      return;
     }
   }
 }

@@ -46,50 +46,27 @@ function begunCharacterBytes(bytes: Buffer): number {
   return 0
 }
 
-/** Parts smaller than this are put together: a program that writes byte by byte is not to cost a part for each. */
-const smallPartBytes = 4096
-const blockBytes = 16 * 1024
+const ringBytesFirst = 4096
 
-/** The last `bytesMax` bytes of a text that is appended to. */
+/** The last `bytesMax` bytes of a text that is appended to, in a ring that grows no larger than that. */
 class TextTail {
-  private parts: Uint8Array[] = []
-  private bytes = 0
+  private ring: Buffer = Buffer.alloc(0)
+  /** Bytes in the ring; they end at `end`, where the next one goes. */
+  private length = 0
+  private end = 0
   private truncated = false
-  /** The last part lies in it, if it is there: its first `blockUsed` bytes are taken. */
-  private block: Buffer | null = null
-  private blockUsed = 0
 
   constructor(private readonly bytesMax: number) {}
 
   append(part: Uint8Array): void {
-    if (part.length === 0) return
-    if (part.length < smallPartBytes) this.appendSmall(part)
-    else {
-      this.parts.push(part)
-      this.block = null
-    }
-    this.bytes += part.length
-    let drop = 0
-    for (const { length } of this.parts) {
-      if (this.bytes - length < this.bytesMax) break
-      this.bytes -= length
-      drop++
-    }
-    if (drop > 0) {
-      this.parts.splice(0, drop)
-      this.truncated = true
-    }
-  }
-
-  private appendSmall(part: Uint8Array): void {
-    if (this.block === null || this.blockUsed + part.length > this.block.length) {
-      this.block = Buffer.allocUnsafeSlow(blockBytes)
-      this.blockUsed = 0
-      this.parts.push(this.block.subarray(0, 0))
-    }
-    this.block.set(part, this.blockUsed)
-    this.blockUsed += part.length
-    this.parts[this.parts.length - 1] = this.block.subarray(0, this.blockUsed)
+    if (this.length + part.length > this.bytesMax) this.truncated = true
+    const kept = part.length > this.bytesMax ? part.subarray(part.length - this.bytesMax) : part
+    this.grow(Math.min(this.length + kept.length, this.bytesMax))
+    const atEnd = Math.min(kept.length, this.ring.length - this.end)
+    this.ring.set(kept.subarray(0, atEnd), this.end)
+    this.ring.set(kept.subarray(atEnd), 0)
+    this.end = kept.length > atEnd ? kept.length - atEnd : (this.end + atEnd) % Math.max(1, this.ring.length)
+    this.length = Math.min(this.length + kept.length, this.ring.length)
   }
 
   markTruncated(): void {
@@ -97,14 +74,26 @@ class TextTail {
   }
 
   toString(): string {
-    // One part from now on, with nothing around it that what it was a part of would keep in memory.
-    const joined = Buffer.concat(this.parts)
-    this.parts = [joined]
-    this.block = null
-    let start = Math.max(0, joined.length - this.bytesMax)
-    const cut = start > 0
-    while (cut && start < joined.length && (joined[start]! & 0xc0) === 0x80) start++
-    return (this.truncated || cut ? truncationLine : '') + joined.toString('utf8', start)
+    const bytes = this.linear()
+    let start = 0
+    // The oldest character may have lost its beginning.
+    while (this.truncated && start < bytes.length && (bytes[start]! & 0xc0) === 0x80) start++
+    return (this.truncated ? truncationLine : '') + bytes.toString('utf8', start)
+  }
+
+  private grow(bytes: number): void {
+    if (bytes <= this.ring.length) return
+    const size = Math.min(this.bytesMax, Math.max(bytes, 2 * this.ring.length, ringBytesFirst))
+    const larger = Buffer.allocUnsafeSlow(size)
+    larger.set(this.linear())
+    this.ring = larger
+    this.end = this.length % size
+  }
+
+  private linear(): Buffer {
+    const start = this.end - this.length
+    if (start >= 0) return this.ring.subarray(start, this.end)
+    return Buffer.concat([this.ring.subarray(this.ring.length + start), this.ring.subarray(0, this.end)])
   }
 }
 

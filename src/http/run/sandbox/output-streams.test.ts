@@ -1,7 +1,8 @@
 import { expect, test } from 'bun:test'
 import fc from 'fast-check'
-import type { OutputChunk } from '../../../sandboxes/processes.ts'
+import type { OutputChunk, ProcessView } from '../../../sandboxes/processes.ts'
 import { lineEvents, outputRecords, prefixedLines } from './output-streams.ts'
+import { resultEvent } from './processes.ts'
 
 type Form = (batches: AsyncIterable<OutputChunk[]>) => AsyncIterable<Uint8Array>
 
@@ -134,4 +135,29 @@ test('what is gone and what was started again is told, where it belongs, in each
     { type: 'restart', data: note, attempt: 1, exitCode: 7 },
     { type: 'stdout', data: 'again\n' },
   ] as never)
+})
+
+test('the process at the end of a streamed execution is whole, whatever it wrote and wherever it is cut', async () => {
+  await fc.assert(
+    fc.property(
+      fc.string({ unit: 'binary' }),
+      fc.string({ unit: 'binary' }),
+      fc.nat(3),
+      (stdout, stderr, shift) => {
+        const long = 'x'.repeat(64 * 1024 - shift) + stdout
+        const view = {
+          pid: '1',
+          name: 'a"b',
+          command: 'echo \\n',
+          stdout: long,
+          stderr,
+        } as unknown as ProcessView
+        const line = Buffer.concat([...resultEvent({ ...view, logs: long + stderr })]).toString()
+        expect(line.indexOf('\n')).toBe(line.length - 1)
+        const { type, data } = JSON.parse(line) as { type: string; data: string }
+        expect(type).toBe('result')
+        expect(JSON.parse(data)).toEqual({ ...view, logs: long + stderr })
+      },
+    ),
+  )
 })

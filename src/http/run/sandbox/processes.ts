@@ -71,8 +71,7 @@ function streamExecution(call: SandboxCall, process: SandboxProcess): SandboxAns
       yield* lineEvents(process.follow(signal, tail))
       if (signal.aborted) return
       await process.done
-      const view = await process.view(tail)
-      yield Buffer.from(`${JSON.stringify({ type: 'result', data: JSON.stringify(view) })}\n`)
+      yield* resultEvent(await process.view(tail))
     } catch (error) {
       if (!signal.aborted) yield errorEvent(error)
     }
@@ -94,6 +93,35 @@ export function streamLogs(call: SandboxCall, identifier: string): SandboxAnswer
     }
   }
   return streamed(call, records, recordKeepalive, 'application/x-ndjson')
+}
+
+/**
+ * The process as JSON in a string of JSON, in pieces: with all of its output it is larger than everything else that is
+ * held for a stream.
+ */
+export function* resultEvent({ logs: _, stdout, stderr, ...fields }: ProcessView): Generator<Uint8Array> {
+  const begin = JSON.stringify(fields).slice(0, -1)
+  yield Buffer.from(`{"type":"result","data":"${escaped(`${begin},"logs":"`)}`)
+  yield* escapedTwice(stdout)
+  yield* escapedTwice(stderr)
+  yield Buffer.from(escaped('","stdout":"'))
+  yield* escapedTwice(stdout)
+  yield Buffer.from(escaped('","stderr":"'))
+  yield* escapedTwice(stderr)
+  yield Buffer.from(`${escaped('"}')}"}\n`)
+}
+
+const pieceChars = 64 * 1024
+
+function escaped(text: string): string {
+  return JSON.stringify(text).slice(1, -1)
+}
+
+/** A pair of code units that is cut apart here comes out as two escapes, which mean the same together. */
+function* escapedTwice(text: string): Generator<Uint8Array> {
+  for (let at = 0; at < text.length; at += pieceChars) {
+    yield Buffer.from(escaped(escaped(text.slice(at, at + pieceChars))))
+  }
 }
 
 /** The headers are out: a failure can only be told as the last event. */
