@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -17,18 +18,22 @@ enum {
   LIMITS_BYTES = 2048,
 };
 
-static const uint64_t MARK = UINT64_C(0x48555443) << 32;
 static const char LIMIT_NAME[] = "Max file locks";
 
 static rlim_t locks_max;
+/* Of this guest alone: without a pid namespace it sees the programs of others, which have ids of their own. */
+static uint64_t guest_mark;
 
 void descent_init(void) {
   struct rlimit locks;
+  uint32_t random = 0;
+  if (getrandom(&random, sizeof random, 0) < 0) random = (uint32_t)getpid();
+  guest_mark = (uint64_t)(random >> 1 | 1 << 30) << 32;
   if (getrlimit(RLIMIT_LOCKS, &locks) == 0) locks_max = locks.rlim_max;
 }
 
 void descent_mark_self(uint32_t id) {
-  struct rlimit mark = {.rlim_cur = MARK | id, .rlim_max = locks_max};
+  struct rlimit mark = {.rlim_cur = guest_mark | id, .rlim_max = locks_max};
   if (mark.rlim_cur <= mark.rlim_max) syscall(SYS_prlimit64, 0, RLIMIT_LOCKS, &mark, NULL);
 }
 
@@ -47,7 +52,7 @@ static int bears_mark(int proc_fd, pid_t pid, uint32_t id) {
   char limits[LIMITS_BYTES];
   if (read_file(proc_fd, pid, "limits", limits, sizeof limits) <= 0) return 0;
   const char *line = strstr(limits, LIMIT_NAME);
-  return line && strtoull(line + sizeof LIMIT_NAME - 1, NULL, 10) == (MARK | id);
+  return line && strtoull(line + sizeof LIMIT_NAME - 1, NULL, 10) == (guest_mark | id);
 }
 
 static int compare_pids(const void *left, const void *right) {
