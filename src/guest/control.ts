@@ -4,6 +4,7 @@ import type {
   GuestProcess,
   GuestProcesses,
   Identity,
+  OutputOptions,
   OutputRecord,
   ProcessDescent,
   SpawnSpec,
@@ -273,11 +274,8 @@ export class ControlChannel implements GuestProcesses {
     return surveyDescent(this.#socketPath, { id, pid })
   }
 
-  async *output(
-    id: number,
-    options: { fromOffset?: number; follow?: boolean; signal?: AbortSignal } = {},
-  ): AsyncGenerator<OutputRecord[]> {
-    const { fromOffset = 0, follow = false, signal } = options
+  async *output(id: number, options: OutputOptions = {}): AsyncGenerator<OutputRecord[]> {
+    const { fromOffset = 0, follow = false, reuseMemory = false, signal } = options
     if (!Number.isSafeInteger(fromOffset) || fromOffset < 0) {
       throw new PlatformError(
         'bad_request',
@@ -286,7 +284,8 @@ export class ControlChannel implements GuestProcesses {
     }
     signal?.throwIfAborted()
     const tracked = await this.#find(id)
-    using log = new OutputLog(this.#logDir, id, fromOffset, follow && tracked?.process.running === true)
+    const live = follow && tracked?.process.running === true
+    using log = new OutputLog(this.#logDir, id, fromOffset, { live, reuseMemory })
     if (tracked === undefined) {
       // Of an earlier life of the machine: it ended with that, what it wrote is still there.
       if (!log.exists) throw unknownProcess(id)

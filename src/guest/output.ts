@@ -24,6 +24,13 @@ const openFlags = constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLO
 const streams = [undefined, 'stdout', 'stderr'] as const
 const noBytes = new Uint8Array(0)
 
+export interface OutputLogOptions {
+  /** It is being written, so that what is new in it is in memory: no trip through the thread pool at all. */
+  live?: boolean
+  /** Each batch may be overwritten by the next. */
+  reuseMemory?: boolean
+}
+
 /**
  * One reader of one process's output log, written by process 1 of the instance (docs/guest-protocol.md). Nothing in
  * the log is believed: links are not followed, every length is checked, memory stays at one read buffer.
@@ -36,15 +43,14 @@ export class OutputLog implements Disposable {
   #position: number
   /** Records up to here are skipped: the caller's offset, which may lie in the middle of one, or what was read already. */
   #from: number
-  /** Read into again and again: what was read is then copied, and takes no more room than it has bytes. */
+  /** Read into again and again; what was read is copied from it, unless it may be overwritten. */
   #buffer: Buffer | null = null
 
   constructor(
     private readonly logDir: string,
     private readonly id: number,
     fromOffset: number,
-    /** It is being written, so that what is new in it is in memory: no trip through the thread pool at all. */
-    private readonly live = false,
+    private readonly options: OutputLogOptions = {},
   ) {
     this.#from = fromOffset
     this.#position = fromOffset
@@ -71,7 +77,7 @@ export class OutputLog implements Disposable {
       this.#buffer ??= Buffer.allocUnsafeSlow(readSyncBytesMax)
       const buffer = this.#buffer
       const length =
-        this.live || buffer.length <= readSyncBytesMax
+        this.options.live || buffer.length <= readSyncBytesMax
           ? readSync(this.#segment, buffer, 0, buffer.length, at)
           : (await readFile(this.#segment, buffer, 0, buffer.length, at)).bytesRead
       const records: OutputRecord[] = []
@@ -175,7 +181,7 @@ export class OutputLog implements Disposable {
   /** Whole records of `bytes` into `records`; answers how many bytes they took. */
   #parse(bytes: Uint8Array, records: OutputRecord[]): number {
     const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.byteLength)
-    const own = new Uint8Array(bytes)
+    const own = this.options.reuseMemory ? bytes : new Uint8Array(bytes)
     let at = 0
     while (bytes.length - at >= recordHeaderBytes) {
       const length = view.getUint32(at, true)

@@ -14,7 +14,7 @@ import type { ProcessStart, ProcessView } from './processes/views.ts'
 import { SandboxTerminals } from './terminals.ts'
 
 export { LineCutter } from './processes/lines.ts'
-export type { OutputChunk, OutputStream, OutputSummary } from './processes/output.ts'
+export type { KeptOutput, OutputChunk, OutputStream, OutputSummary } from './processes/output.ts'
 export { fullOutputBytesMax, OutputTail, truncationLine, WholeCharacters } from './processes/output.ts'
 export { isListener } from './processes/port-monitors.ts'
 export type { SandboxProcess } from './processes/process.ts'

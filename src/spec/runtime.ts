@@ -209,10 +209,7 @@ export interface GuestProcesses {
    * end of output. A follower that is slow slows the process down rather than miss output. A first record of kind
    * 'truncated' says that older output is gone.
    */
-  output(
-    id: number,
-    options?: { fromOffset?: number; follow?: boolean; signal?: AbortSignal },
-  ): AsyncIterable<OutputRecord[]>
+  output(id: number, options?: OutputOptions): AsyncIterable<OutputRecord[]>
 }
 
 export interface SpawnSpec {
@@ -241,6 +238,14 @@ export interface GuestProcess {
   exitCode: number | null
   /** Number of the signal that ended it. */
   signal: number | null
+}
+
+export interface OutputOptions {
+  fromOffset?: number
+  follow?: boolean
+  /** The data of a batch is needed no longer than until the next one is asked for: its memory may be used again. */
+  reuseMemory?: boolean
+  signal?: AbortSignal
 }
 
 export interface ProcessDescent {

@@ -46,6 +46,12 @@ function begunCharacterBytes(bytes: Buffer): number {
   return 0
 }
 
+/** What is left of a stream: behind a line that says so, where it is not all. */
+export interface KeptOutput {
+  mark: string
+  bytes: Buffer
+}
+
 const ringBytesFirst = 4096
 
 /** The last `bytesMax` bytes of a text that is appended to, in a ring that grows no larger than that. */
@@ -74,11 +80,17 @@ class TextTail {
   }
 
   toString(): string {
+    const { mark, bytes } = this.kept()
+    return mark + bytes.toString()
+  }
+
+  /** Holds until more is appended. */
+  kept(): KeptOutput {
     const bytes = this.linear()
     let start = 0
     // The oldest character may have lost its beginning.
     while (this.truncated && start < bytes.length && (bytes[start]! & 0xc0) === 0x80) start++
-    return (this.truncated ? truncationLine : '') + bytes.toString('utf8', start)
+    return { mark: this.truncated ? truncationLine : '', bytes: bytes.subarray(start) }
   }
 
   private grow(bytes: number): void {
@@ -130,6 +142,11 @@ export class OutputTail {
   /** Nothing more will come: what was held back is shown. */
   end(): void {
     for (const stream of ['stdout', 'stderr'] as const) this[stream].append(this.characters[stream].end())
+  }
+
+  /** The same as `summary`, without making text of it. */
+  kept(): { stdout: KeptOutput; stderr: KeptOutput } {
+    return { stdout: this.stdout.kept(), stderr: this.stderr.kept() }
   }
 
   summary(): OutputSummary {

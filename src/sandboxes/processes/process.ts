@@ -228,7 +228,7 @@ export class SandboxProcess {
   /**
    * Everything that is kept of the output and, while the process runs, what it goes on to write, in batches. Ends with
    * it. A follower that is slow slows the process down; one that came late is told of what is gone. What it was given
-   * is added to `tail`, which saves reading it again at the end.
+   * is added to `tail`, which saves reading it again at the end. A batch holds no longer than until the next is asked for.
    */
   async *follow(signal: AbortSignal, tail?: OutputTail): AsyncIterable<OutputChunk[]> {
     let lastRunId = 0
@@ -237,7 +237,11 @@ export class SandboxProcess {
       if (!run) return
       lastRunId = run.id
       try {
-        for await (const batch of this.host.guest.processes.output(run.id, { follow: true, signal })) {
+        for await (const batch of this.host.guest.processes.output(run.id, {
+          follow: true,
+          reuseMemory: true,
+          signal,
+        })) {
           if (tail) for (const record of batch) tail.push(record)
           yield batch
         }
@@ -254,20 +258,14 @@ export class SandboxProcess {
     }
   }
 
-  /**
-   * `fresh`: without output, as just started. `inline` and `full`: with the last 64 KiB or 4 MiB of it. Or with what a
-   * follower was given.
-   */
-  async view(output: 'fresh' | 'inline' | 'full' | OutputTail): Promise<ProcessView> {
-    if (output instanceof OutputTail) output.end()
+  /** `fresh`: without output, as just started. `inline` and `full`: with the last 64 KiB or 4 MiB of it. */
+  async view(output: 'fresh' | 'inline' | 'full'): Promise<ProcessView> {
     const summary =
       output === 'fresh'
         ? null
-        : output instanceof OutputTail
-          ? output.summary()
-          : output === 'full'
-            ? await this.output(fullOutputBytesMax)
-            : await this.inlineOutput()
+        : output === 'full'
+          ? await this.output(fullOutputBytesMax)
+          : await this.inlineOutput()
     const { record } = this
     return {
       pid: String(record.pid ?? 0),
@@ -332,7 +330,7 @@ export class SandboxProcess {
   private async read(tail: OutputTail, runId: number, fromOffset: number): Promise<number> {
     let offset = fromOffset
     try {
-      for await (const batch of this.host.guest.processes.output(runId, { fromOffset })) {
+      for await (const batch of this.host.guest.processes.output(runId, { fromOffset, reuseMemory: true })) {
         for (const record of batch) {
           tail.push(record)
           offset = record.endOffset

@@ -126,7 +126,11 @@ export class TerminalSession {
     const { signal } = this.stopped
     const characters = new WholeCharacters()
     try {
-      for await (const batch of guest.processes.output(this.processId, { follow: true, signal })) {
+      for await (const batch of guest.processes.output(this.processId, {
+        follow: true,
+        reuseMemory: true,
+        signal,
+      })) {
         const parts: Buffer[] = []
         for (const record of batch) {
           if (record.kind === 'truncated') this.replayCut = true

@@ -1,8 +1,7 @@
 import { expect, test } from 'bun:test'
 import fc from 'fast-check'
 import type { OutputChunk, ProcessView } from '../../../sandboxes/processes.ts'
-import { lineEvents, outputRecords, prefixedLines } from './output-streams.ts'
-import { resultEvent } from './processes.ts'
+import { lineEvents, outputRecords, prefixedLines, resultEvent } from './output-streams.ts'
 
 type Form = (batches: AsyncIterable<OutputChunk[]>) => AsyncIterable<Uint8Array>
 
@@ -138,26 +137,21 @@ test('what is gone and what was started again is told, where it belongs, in each
 })
 
 test('the process at the end of a streamed execution is whole, whatever it wrote and wherever it is cut', async () => {
+  const kept = (text: string, mark = '') => ({ mark, bytes: Buffer.from(text) })
   await fc.assert(
-    fc.property(
-      fc.string({ unit: 'binary' }),
-      fc.string({ unit: 'binary' }),
-      fc.nat(3),
-      (stdout, stderr, shift) => {
-        const long = 'x'.repeat(64 * 1024 - shift) + stdout
-        const view = {
-          pid: '1',
-          name: 'a"b',
-          command: 'echo \\n',
-          stdout: long,
-          stderr,
-        } as unknown as ProcessView
-        const line = Buffer.concat([...resultEvent({ ...view, logs: long + stderr })]).toString()
-        expect(line.indexOf('\n')).toBe(line.length - 1)
-        const { type, data } = JSON.parse(line) as { type: string; data: string }
-        expect(type).toBe('result')
-        expect(JSON.parse(data)).toEqual({ ...view, logs: long + stderr })
-      },
-    ),
+    fc.property(written, written, fc.nat(3), (stdout, stderr, shift) => {
+      const long = `${'x'.repeat(64 * 1024 - shift)}${stdout}\nplain\n`
+      const fields = { pid: '1', name: 'a"b', command: 'echo \\n' }
+      const pieces = resultEvent(fields as ProcessView, {
+        stdout: kept(long, '[gone]\n'),
+        stderr: kept(stderr),
+      })
+      const line = Buffer.concat([...pieces]).toString()
+      expect(line.indexOf('\n')).toBe(line.length - 1)
+      const { type, data } = JSON.parse(line) as { type: string; data: string }
+      expect(type).toBe('result')
+      const whole = `[gone]\n${long}`
+      expect(JSON.parse(data)).toEqual({ ...fields, logs: whole + stderr, stdout: whole, stderr })
+    }),
   )
 })

@@ -1,8 +1,10 @@
 import { isUtf8 } from 'node:buffer'
 import {
+  type KeptOutput,
   LineCutter,
   type OutputChunk,
   type OutputStream,
+  type ProcessView,
   truncationLine,
   WholeCharacters,
 } from '../../../sandboxes/processes.ts'
@@ -219,4 +221,55 @@ function recordOf(stream: OutputStream, bytes: Buffer): string {
     ? { type: stream, data: bytes.toString() }
     : { type: stream, data: bytes.toString('base64'), encoding: 'base64' }
   return `${JSON.stringify(record)}\n`
+}
+
+/**
+ * The process as JSON in a string of JSON, in pieces and without making text of its output: whole, that would be larger
+ * than everything else that is held for a stream.
+ */
+export function* resultEvent(
+  { logs: _, stdout: __, stderr: ___, ...fields }: ProcessView,
+  output: { stdout: KeptOutput; stderr: KeptOutput },
+): Generator<Uint8Array> {
+  const begin = JSON.stringify(fields).slice(0, -1)
+  yield Buffer.from(`{"type":"result","data":"${escapedText(`${begin},"logs":"`)}`)
+  yield* escapedTwice(output.stdout)
+  yield* escapedTwice(output.stderr)
+  yield Buffer.from(escapedText('","stdout":"'))
+  yield* escapedTwice(output.stdout)
+  yield Buffer.from(escapedText('","stderr":"'))
+  yield* escapedTwice(output.stderr)
+  yield Buffer.from(`${escapedText('"}')}"}\n`)
+}
+
+const pieceBytes = 64 * 1024
+const noBytes = Buffer.alloc(0)
+/** What a line's end becomes when it is escaped twice. */
+const lineEndTwice = Buffer.from('\\\\n')
+
+function escapedText(text: string): string {
+  return JSON.stringify(text).slice(1, -1)
+}
+
+function* escapedTwice({ mark, bytes }: KeptOutput): Generator<Uint8Array> {
+  if (mark !== '') yield Buffer.from(escapedText(escapedText(mark)))
+  const characters = new WholeCharacters()
+  for (let at = 0; at < bytes.length; at += pieceBytes) {
+    const piece = characters.push(bytes.subarray(at, at + pieceBytes))
+    if (piece.length > 0) yield pieceTwice(piece)
+  }
+  const rest = characters.end()
+  if (rest.length > 0) yield pieceTwice(rest)
+}
+
+function pieceTwice(piece: Buffer): Uint8Array {
+  if (!isUtf8(piece) || hasEscaped(piece)) return Buffer.from(escapedText(escapedText(piece.toString())))
+  const out = new Output([{ kind: 'stdout', data: piece }])
+  for (let start = 0; start < piece.length; ) {
+    const end = piece.indexOf(newline, start)
+    out.copy(piece, start, end === -1 ? piece.length : end)
+    out.put(end === -1 ? noBytes : lineEndTwice)
+    start = end === -1 ? piece.length : end + 1
+  }
+  return out.bytes()
 }

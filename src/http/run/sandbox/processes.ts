@@ -10,7 +10,7 @@ import {
 import { readBytes } from '../../body.ts'
 import { type Keepalive, keptAlive } from '../bodies.ts'
 import { apiHeaders, json, readJsonBody, type SandboxAnswer, type SandboxCall } from './call.ts'
-import { lineEvents, outputRecords, prefixedLines } from './output-streams.ts'
+import { lineEvents, outputRecords, prefixedLines, resultEvent } from './output-streams.ts'
 
 export const stdinBytesMax = 8 * 1024 * 1024
 const portsMax = 100
@@ -71,7 +71,8 @@ function streamExecution(call: SandboxCall, process: SandboxProcess): SandboxAns
       yield* lineEvents(process.follow(signal, tail))
       if (signal.aborted) return
       await process.done
-      yield* resultEvent(await process.view(tail))
+      tail.end()
+      yield* resultEvent(await process.view('fresh'), tail.kept())
     } catch (error) {
       if (!signal.aborted) yield errorEvent(error)
     }
@@ -93,35 +94,6 @@ export function streamLogs(call: SandboxCall, identifier: string): SandboxAnswer
     }
   }
   return streamed(call, records, recordKeepalive, 'application/x-ndjson')
-}
-
-/**
- * The process as JSON in a string of JSON, in pieces: with all of its output it is larger than everything else that is
- * held for a stream.
- */
-export function* resultEvent({ logs: _, stdout, stderr, ...fields }: ProcessView): Generator<Uint8Array> {
-  const begin = JSON.stringify(fields).slice(0, -1)
-  yield Buffer.from(`{"type":"result","data":"${escaped(`${begin},"logs":"`)}`)
-  yield* escapedTwice(stdout)
-  yield* escapedTwice(stderr)
-  yield Buffer.from(escaped('","stdout":"'))
-  yield* escapedTwice(stdout)
-  yield Buffer.from(escaped('","stderr":"'))
-  yield* escapedTwice(stderr)
-  yield Buffer.from(`${escaped('"}')}"}\n`)
-}
-
-const pieceChars = 64 * 1024
-
-function escaped(text: string): string {
-  return JSON.stringify(text).slice(1, -1)
-}
-
-/** A pair of code units that is cut apart here comes out as two escapes, which mean the same together. */
-function* escapedTwice(text: string): Generator<Uint8Array> {
-  for (let at = 0; at < text.length; at += pieceChars) {
-    yield Buffer.from(escaped(escaped(text.slice(at, at + pieceChars))))
-  }
 }
 
 /** The headers are out: a failure can only be told as the last event. */
