@@ -1,6 +1,5 @@
-import { readdirSync, readFileSync } from 'node:fs'
 import { milliseconds, type Row, run, samplesMin, timesInTurns } from './measure.ts'
-import { benchSandbox } from './sandbox.ts'
+import { benchSandbox, sandboxPid } from './sandbox.ts'
 
 const rounds = 10 * samplesMin
 
@@ -8,11 +7,7 @@ const rounds = 10 * samplesMin
 export default async function exec(): Promise<Row[]> {
   await using sandbox = await benchSandbox()
   const headers = { 'content-type': 'application/json' }
-  // Found on the host by a command line that nothing else has.
-  const mark = `86400.${crypto.getRandomValues(new Uint32Array(1))[0]}`
-  const background = JSON.stringify({ command: `exec sleep ${mark}` })
-  await (await sandbox.call('/process', { method: 'POST', headers, body: background })).arrayBuffer()
-  const pid = await hostPid(mark)
+  const pid = await sandboxPid(sandbox)
   const body = JSON.stringify({ command: 'true', waitForCompletion: true })
   const exec = async () => {
     const response = await sandbox.call('/process', { method: 'POST', headers, body })
@@ -29,19 +24,4 @@ export default async function exec(): Promise<Row[]> {
       reach: '<= 1 x nsenter',
     },
   ]
-}
-
-async function hostPid(mark: string): Promise<string> {
-  const deadline = performance.now() + 5000
-  while (performance.now() < deadline) {
-    for (const pid of readdirSync('/proc').filter((name) => /^\d+$/.test(name))) {
-      try {
-        if (readFileSync(`/proc/${pid}/cmdline`, 'utf8') === `sleep\0${mark}\0`) return pid
-      } catch {
-        // It ended while we looked.
-      }
-    }
-    await Bun.sleep(10)
-  }
-  throw new Error('the sandbox is not found among the processes of this host')
 }

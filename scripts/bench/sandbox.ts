@@ -1,3 +1,4 @@
+import { readdirSync, readFileSync } from 'node:fs'
 import { RunningHutch, temporaryDataDir } from '../platform.ts'
 
 /** A platform with one sandbox, and plain HTTP to that sandbox's API. */
@@ -26,4 +27,28 @@ export async function benchSandbox(memoryMb = 1024): Promise<BenchSandbox> {
     },
     [Symbol.asyncDispose]: () => stack.disposeAsync(),
   }
+}
+
+/** A process of the sandbox, which goes on for a day, as the host numbers it: the way into its namespaces. */
+export async function sandboxPid(sandbox: BenchSandbox): Promise<string> {
+  // Found on the host by a command line that nothing else has.
+  const mark = `86400.${crypto.getRandomValues(new Uint32Array(1))[0]}`
+  const body = JSON.stringify({ command: `exec sleep ${mark}` })
+  await (await sandbox.call('/process', { method: 'POST', body })).arrayBuffer()
+  return hostPid(mark)
+}
+
+async function hostPid(mark: string): Promise<string> {
+  const deadline = performance.now() + 5000
+  while (performance.now() < deadline) {
+    for (const pid of readdirSync('/proc').filter((name) => /^\d+$/.test(name))) {
+      try {
+        if (readFileSync(`/proc/${pid}/cmdline`, 'utf8') === `sleep\0${mark}\0`) return pid
+      } catch {
+        // It ended while we looked.
+      }
+    }
+    await Bun.sleep(10)
+  }
+  throw new Error('the sandbox is not found among the processes of this host')
 }

@@ -251,8 +251,10 @@ static int scan(struct watch *watch, struct waiting **list, const struct waiting
   return result;
 }
 
+/* The root is open only meanwhile: a directory that is held open does not tell that it was removed. */
 static int add_tree(struct watch *watch, const char *path, int announces) {
   struct waiting *list = NULL;
+  if (tree_open(&watch->root, watch->request->path) < 0) return -1;
   int result = push(&list, path, announces);
   while (list) {
     struct waiting *one = list;
@@ -262,6 +264,9 @@ static int add_tree(struct watch *watch, const char *path, int announces) {
     free(one);
     errno = error;
   }
+  int error = errno;
+  close(watch->root.fd);
+  errno = error;
   return result;
 }
 
@@ -273,8 +278,10 @@ static int rescan(struct watch *watch) {
   watch->generation++;
   memset(watch->announced, 0, sizeof watch->announced);
   watch->announced_count = 0;
-  if (tell_lost(watch) < 0 || add_tree(watch, "", 0) < 0) return -1;
-  drop_tree(watch, NULL);
+  if (tell_lost(watch) < 0) return -1;
+  if (add_tree(watch, "", 0) == 0) drop_tree(watch, NULL);
+  else if (errno == ENOENT || errno == ENOTDIR) watch->ended = 1;
+  else if (errno != ENOSPC) return -1;
   return 0;
 }
 
@@ -374,7 +381,6 @@ static int begin(struct watch *watch) {
   if (watch->fd < 0) return -1;
   clock_gettime(CLOCK_REALTIME, &watch->quiet_at);
   if (watch->request->prune.count > 0 && !(watch->ignored = matcher_new(&watch->request->prune, 0))) return -1;
-  if (tree_open(&watch->root, watch->request->path) < 0) return -1;
   return add_tree(watch, "", 0);
 }
 
@@ -385,7 +391,7 @@ int serve_watch(const struct tree_request *request) {
     return 0;
   }
   watch->request = request;
-  watch->fd = watch->root.fd = -1;
+  watch->fd = -1;
   int result = 0;
   if (begin(watch) < 0) {
     worker_fail(request->id, errno, "watch");
@@ -394,7 +400,6 @@ int serve_watch(const struct tree_request *request) {
     result = worker_flush() < 0 ? -1 : follow(watch);
   }
   if (watch->fd >= 0) close(watch->fd);
-  if (watch->root.fd >= 0) close(watch->root.fd);
   for (int bucket = 0; bucket < BUCKETS; bucket++) {
     while (watch->buckets[bucket]) {
       struct watched *next = watch->buckets[bucket]->next;
