@@ -40,7 +40,9 @@ export async function platformAt(options: { args: string[] }): Promise<Platform>
   const url = running.url.replace('localhost', '127.0.0.1')
   const request: Platform['request'] = async (path, init = {}) => {
     const response = await fetch(url + path, { ...init, headers })
-    if (!response.ok) throw new Error(`${path} answered ${response.status}: ${await response.text()}`)
+    if (!response.ok) {
+      throw new Error(`${path} answered ${response.status}: ${await response.text()}\n${running.log}`)
+    }
     return response
   }
   const post = async (path: string, body: object) => {
