@@ -322,13 +322,12 @@ export class Images {
     const { standInPath: source } = this.#options
     const frame = await this.#openFrame()
     const { settings } = tag
-    for (const diffId of tag.layers) {
-      if ((await this.#layers.facts(diffId)) === null) {
-        throw new PlatformError(
-          'unavailable',
-          `a layer of the image ${JSON.stringify(reference)} is missing on this host: pull or import it again`,
-        )
-      }
+    const facts = await Promise.all(tag.layers.map((diffId) => this.#layers.facts(diffId)))
+    if (facts.includes(null)) {
+      throw new PlatformError(
+        'unavailable',
+        `a layer of the image ${JSON.stringify(reference)} is missing on this host: pull or import it again`,
+      )
     }
     return {
       reference,
