@@ -107,7 +107,7 @@ test('when the shell ends the connection does, and says so; the next one gets a 
 
 test('a flood reaches the end of the screen, every line of it', async () => {
   const terminal = await Connection.open({ sessionId: 'flood' })
-  terminal.type('seq 1 200000; echo done-$((1 + 1))\n')
+  terminal.type('echo; seq 1 200000; echo done-$((1 + 1))\n')
   await terminal.shows(/done-2\r\n/)
   const numbers = [...terminal.text.matchAll(/^(\d+)\r$/gm)].map(([, number]) => Number(number))
   expect(numbers).toEqual(Array.from({ length: 200_000 }, (_, at) => at + 1))

@@ -5,6 +5,7 @@ import { isSet } from '../lib/flag.ts'
 import { randomText } from '../lib/ids.ts'
 import type { Logger } from '../lib/log.ts'
 import type { Guest, GuestProcess } from '../spec/runtime.ts'
+import { checkCommand, checkName } from './processes/checks.ts'
 import type { OutputSummary } from './processes/output.ts'
 import { fullOutputBytesMax } from './processes/output.ts'
 import { isListener, PortMonitors } from './processes/port-monitors.ts'
@@ -52,11 +53,8 @@ const portPollMsMax = 100
 /** How long an answer to stop waits for the process to obey. */
 const stopAnswerMsMax = 1000
 const killAnswerMsMax = 5000
-const nameCharsMax = 256
 /** Of the image's own program. */
 const programName = 'entrypoint'
-/** What execve takes as one argument. */
-const commandBytesMax = 128 * 1024 - 1
 
 /**
  * The process policy of one running sandbox: names, environments, waits, restarts, deadlines and logs, over a guest
@@ -473,27 +471,6 @@ export class SandboxProcesses implements AsyncDisposable {
       const name = `proc-${randomText(8)}`
       if (!this.byName.has(name)) return name
     }
-  }
-}
-
-function checkName(name: string): void {
-  const problem =
-    name.length > nameCharsMax
-      ? `is ${name.length} characters long, at most ${nameCharsMax} are allowed`
-      : /[/\0]/.test(name)
-        ? "must not contain '/' or NUL"
-        : null
-  if (problem) throw new PlatformError('unprocessable', `name '${name.slice(0, 64)}' ${problem}`)
-}
-
-function checkCommand(command: string): void {
-  if (command.includes('\0')) throw new PlatformError('unprocessable', 'command must not contain NUL')
-  const bytes = Buffer.byteLength(command)
-  if (bytes > commandBytesMax) {
-    throw new PlatformError(
-      'unprocessable',
-      `command is ${bytes} bytes long, at most ${commandBytesMax} can be run: write it to a file and run that`,
-    )
   }
 }
 

@@ -12,6 +12,7 @@ import {
   OutputTail,
 } from './output.ts'
 import type { ProcessRecord } from './records.ts'
+import { newRun, type Run, readRestartNote, restartNote, statusOf, until } from './run.ts'
 import type { ProcessStatus, ProcessView } from './views.ts'
 import { plainWords } from './words.ts'
 
@@ -37,13 +38,6 @@ export interface ProcessHost {
   dropRunId(id: number): void
   save(process: SandboxProcess): void
   ended(process: SandboxProcess): void
-}
-
-interface Run {
-  readonly id: number
-  /** Resolves when it ended and it is decided what follows. */
-  readonly settled: Promise<void>
-  settle(): void
 }
 
 /** One named process over its runs: the first and, when it may restart, those that followed. */
@@ -496,47 +490,10 @@ function recordFailure(cause: unknown): PlatformError {
     : new PlatformError('unavailable', `a process cannot be recorded on the host: ${code}`, { cause })
 }
 
-function newRun(id: number): Run {
-  const { promise, resolve } = Promise.withResolvers<void>()
-  return { id, settled: promise, settle: resolve }
-}
-
-function statusOf(
-  exitCode: number,
-  bySignal: boolean,
-  intent: ProcessRecord['intent'],
-): Exclude<ProcessStatus, 'running'> {
-  if (exitCode === 0) return 'completed'
-  if (intent === 'stop') return 'stopped'
-  return intent !== null && bySignal ? 'killed' : 'failed'
-}
-
-function restartNote(exitCode: number, attempt: number, max: number): string {
-  const of = max < 0 ? 'unlimited' : String(max)
-  return `\n[Process failed with exit code ${exitCode}. Attempting restart ${attempt}/${of}...]\n`
-}
-
-function readRestartNote(note: string): { exitCode: number; attempt: number } {
-  const [, exitCode, attempt] = /exit code (-?\d+)\. Attempting restart (\d+)/.exec(note) ?? []
-  return { exitCode: Number(exitCode ?? -1), attempt: Number(attempt ?? 0) }
-}
-
 /** `$SHELL $SHELL_ARGS`, as the sandbox's environment has them. */
 function shellOf(env: Record<string, string>): string[] {
   const args = (env.SHELL_ARGS ?? '').split(/\s+/).filter((arg) => arg !== '')
   return [env.SHELL || 'sh', ...(args.length > 0 ? args : ['-c'])]
-}
-
-async function until(promise: Promise<void>, signal: AbortSignal): Promise<void> {
-  if (signal.aborted) return
-  const stop = new AbortController()
-  await Promise.race([
-    promise,
-    new Promise<void>((resolve) =>
-      signal.addEventListener('abort', () => resolve(), { once: true, signal: stop.signal }),
-    ),
-  ])
-  stop.abort()
 }
 
 function isNoProgram(error: unknown): boolean {
