@@ -54,6 +54,8 @@ export interface Config {
   standbyAfterSeconds: number
   /** Frozen, until a sandbox gives its memory back to the host; 0: never. */
   reclaimAfterSeconds: number
+  /** Without a word on it, until an open WebSocket keeps a sandbox awake no more; 0: it always does. */
+  idleConnectionSeconds: number
 }
 
 export const runtimeNames = ['namespace', 'process'] as const
@@ -190,6 +192,11 @@ const keys = {
     allowed: 'seconds in standby, 0 to 2592000 (0: never)',
     schema: z.number().min(0).max(2_592_000),
   },
+  idleConnectionSeconds: {
+    kind: 'number',
+    allowed: 'seconds, 0 to 2592000 (0: an open connection always counts)',
+    schema: z.number().min(0).max(2_592_000),
+  },
 } as const satisfies Record<string, Key>
 
 export type ConfigKey = keyof typeof keys
@@ -255,6 +262,7 @@ function complete(values: Values, dataDir: string, env: Record<string, string | 
     sandboxMemoryMbMax: values.sandboxMemoryMbMax ?? 65_536,
     standbyAfterSeconds: values.standbyAfterSeconds ?? 15,
     reclaimAfterSeconds: values.reclaimAfterSeconds ?? 300,
+    idleConnectionSeconds: values.idleConnectionSeconds ?? 900,
   }
 }
 

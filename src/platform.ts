@@ -180,6 +180,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   const standby = {
     freezeAfterMs: config.standbyAfterSeconds > 0 ? config.standbyAfterSeconds * 1000 : null,
     reclaimAfterMs: config.reclaimAfterSeconds > 0 ? config.reclaimAfterSeconds * 1000 : null,
+    connectionIdleMs: config.idleConnectionSeconds > 0 ? config.idleConnectionSeconds * 1000 : null,
   }
   const instances = new Instances({ store, runtime, secrets, clock, log, standby })
   opened.defer(async () => {

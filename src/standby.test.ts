@@ -34,7 +34,7 @@ describe.skipIf(why !== '')('standby', () => {
   beforeAll(async () => {
     const dataDir = join(directory, 'data')
     mkdirSync(dataDir)
-    client = await openTestClient({ dataDir, standbyAfterSeconds })
+    client = await openTestClient({ dataDir, standbyAfterSeconds, idleConnectionSeconds: 1.5 })
     sandbox = await client.SandboxInstance.create({ name: 'sleeper', memory: 512 })
   })
   afterAll(() => client?.[Symbol.asyncDispose]())
@@ -163,6 +163,30 @@ describe.skipIf(why !== '')('standby', () => {
     await asleep()
   })
 
+  test('comes for a WebSocket on which nothing is said for long, which stays open and wakes with the next word', async () => {
+    const port = 3212
+    await sandbox.fs.write('/tmp/echo.py', echoServer(port))
+    await sandbox.process.exec({ name: 'echo', command: 'python3 /tmp/echo.py', waitForPorts: [port] })
+    const address = `${client.url.replace('http', 'ws')}/main/sandboxes/sleeper/port/${port}/`
+    const headers = { 'x-blaxel-authorization': `Bearer ${client.platform.credentials.apiKey}` }
+    const socket = new WebSocket(address, { headers } as unknown as string[])
+    const answers: string[] = []
+    socket.addEventListener('message', ({ data }) => answers.push(String(data)))
+    await new Promise((resolve, reject) => {
+      socket.addEventListener('open', resolve)
+      socket.addEventListener('error', reject)
+    })
+    for (const word of ['one', 'two', 'three']) {
+      socket.send(word)
+      await eventually(`an answer to ${word}`, () => answers.includes(word))
+      expect(await stateOf()).toBe('RUNNING')
+      await asleep()
+    }
+    expect(socket.readyState).toBe(WebSocket.OPEN)
+    socket.close(1000)
+    await asleep()
+  })
+
   test('outlives the platform: a frozen sandbox is found frozen, and wakes', async () => {
     await asleep()
     const used = await lastUse()
@@ -241,4 +265,35 @@ require('http').createServer().on('upgrade', (request, socket) => {
     accept + '\\r\\n\\r\\n')
   socket.on('data', () => socket.end()).on('error', () => {})
 }).listen(${port})`
+}
+
+/** Answers each short text frame with the same text. */
+function echoServer(port: number): string {
+  return `
+import base64, hashlib, socket
+server = socket.create_server(('127.0.0.1', ${port}))
+def take(connection, count):
+    data = b''
+    while len(data) < count:
+        more = connection.recv(count - len(data))
+        if not more: raise EOFError
+        data += more
+    return data
+while True:
+    connection, _ = server.accept()
+    try:
+        head = b''
+        while b'\\r\\n\\r\\n' not in head: head += take(connection, 1)
+        key = [line.split(':', 1)[1].strip() for line in head.decode().split('\\r\\n') if line.lower().startswith('sec-websocket-key')][0]
+        accept = base64.b64encode(hashlib.sha1((key + '258EAFA5-E914-47DA-95CA-C5AB0DC85B11').encode()).digest()).decode()
+        connection.sendall(('HTTP/1.1 101 x\\r\\nUpgrade: websocket\\r\\nConnection: Upgrade\\r\\nSec-WebSocket-Accept: ' + accept + '\\r\\n\\r\\n').encode())
+        while True:
+            first, second = take(connection, 2)
+            mask = take(connection, 4)
+            body = bytes(byte ^ mask[at % 4] for at, byte in enumerate(take(connection, second & 127)))
+            if first & 15 == 8: break
+            connection.sendall(bytes([first, len(body)]) + body)
+    except (EOFError, OSError, IndexError): pass
+    connection.close()
+`
 }

@@ -78,6 +78,11 @@ export const up = command({
       value: 'N',
       about: 'frozen until its memory is given back; 0: never (300)',
     },
+    'idle-connection-seconds': {
+      kind: 'text',
+      value: 'N',
+      about: 'silence until an open WebSocket keeps no sandbox awake; 0: it always does (900)',
+    },
     config: { kind: 'text', value: 'FILE', about: 'settings in TOML (hutch.toml in the data directory)' },
   },
   notes: [
@@ -120,6 +125,7 @@ export const up = command({
           sandboxMemoryMbMax: flags['sandbox-memory-mb-max'],
           standbyAfterSeconds: flags['standby-after-seconds'],
           reclaimAfterSeconds: flags['reclaim-after-seconds'],
+          idleConnectionSeconds: flags['idle-connection-seconds'],
         },
       }),
     )

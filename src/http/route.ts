@@ -57,6 +57,8 @@ export interface SocketHandler {
   open(socket: Socket): void
   message(socket: Socket, data: string | Uint8Array): void
   close(socket: Socket, code: number, reason: string): void
+  /** The peer sent a ping, which is answered already. */
+  ping?(socket: Socket): void
   /** The socket can take more after `send` answered false. */
   drain?(socket: Socket): void
 }

@@ -188,6 +188,9 @@ const socketCallbacks = {
   message(inner: ServerWebSocket<SocketData>, data: string | Uint8Array) {
     inner.data.handler.message(inner.data.socket!, data)
   },
+  ping(inner: ServerWebSocket<SocketData>) {
+    inner.data.handler.ping?.(inner.data.socket!)
+  },
   drain(inner: ServerWebSocket<SocketData>) {
     inner.data.handler.drain?.(inner.data.socket!)
   },

@@ -8,6 +8,7 @@ type Machine = Parameters<Activity['runsOn']>[0] & object
 
 const freezeAfterMs = 15_000
 const reclaimAfterMs = 300_000
+const connectionIdleMs = 900_000
 
 /** A machine whose freeze takes as long as a test wants. */
 class SlowMachine {
@@ -46,7 +47,7 @@ class SlowMachine {
 
 function setUp(options: { frozen?: boolean } = {}) {
   const clock = new FakeClock()
-  const standby = new Standby({ clock, log: silentLogger, freezeAfterMs, reclaimAfterMs })
+  const standby = new Standby({ clock, log: silentLogger, freezeAfterMs, reclaimAfterMs, connectionIdleMs })
   const rests: (number | 'woke')[] = []
   const machine = new SlowMachine()
   machine.frozen = options.frozen ?? false
@@ -175,9 +176,29 @@ test('a machine that ended is neither frozen nor woken', async () => {
   expect([next.frozen, machine.freezes]).toEqual([true, 1])
 })
 
+test('a connection counts while something is said on it, lapses after long silence, and wakes with the next word', async () => {
+  const { clock, machine, activity } = setUp()
+  const connection = activity.holdConnection()
+  await clock.turn(connectionIdleMs - 1)
+  connection.touch()
+  await clock.turn(connectionIdleMs - 1)
+  expect([machine.freezes, activity.holders]).toEqual([0, 1])
+  const spoke = clock.now() - connectionIdleMs + 1
+  await clock.turn(1 + freezeAfterMs)
+  expect([machine.frozen, activity.holders]).toEqual([true, 0])
+  expect(activity.lastUsedAt).toBe(spoke + connectionIdleMs)
+  connection.touch()
+  await clock.turn(0)
+  expect([machine.frozen, activity.holders]).toEqual([false, 1])
+  connection[Symbol.dispose]()
+  connection.touch()
+  await clock.turn(freezeAfterMs)
+  expect([machine.frozen, activity.holders]).toEqual([true, 0])
+})
+
 test('a thousand idle instances cost one timer', () => {
   const clock = new FakeClock()
-  const standby = new Standby({ clock, log: silentLogger, freezeAfterMs, reclaimAfterMs })
+  const standby = new Standby({ clock, log: silentLogger, freezeAfterMs, reclaimAfterMs, connectionIdleMs })
   for (let at = 0; at < 1000; at++) {
     const activity = new Activity({
       instanceId: `i${at}`,

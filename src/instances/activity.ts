@@ -83,6 +83,21 @@ export class Activity {
     }
   }
 
+  /** As `hold`, for a connection that stays open and may have nothing to say for long. */
+  holdConnection(): ConnectionHold {
+    const { standby, log, instanceId } = this.#options
+    const connection = new ConnectionHold(standby, () => {
+      const hold = this.hold()
+      // What was said waits in the connection meanwhile; one that cannot be woken ends it.
+      this.wake()?.catch((error) =>
+        log.warn('an instance could not be woken', { instance: instanceId, error }),
+      )
+      return hold
+    })
+    connection.touch()
+    return connection
+  }
+
   /** Null when it is awake, else resolves when it is; to be called by who holds it. @throws what Instance.thaw throws */
   wake(): Promise<void> | null {
     if (this.#state === 'awake') return null
@@ -152,5 +167,37 @@ export class Activity {
     const { standby } = this.#options
     if (this.#state === 'awake') standby.idle(this)
     else if (this.#state === 'asleep') standby.frozen(this)
+  }
+}
+
+/** A hold that lapses while nothing is said, and is taken again, waking the instance, with the next word. */
+export class ConnectionHold implements Disposable {
+  readonly #standby: Standby
+  readonly #take: () => Disposable
+  #hold: Disposable | null = null
+  #over = false
+
+  constructor(standby: Standby, take: () => Disposable) {
+    this.#standby = standby
+    this.#take = take
+  }
+
+  /** Something was said, by either side. */
+  touch(): void {
+    if (this.#over) return
+    this.#hold ??= this.#take()
+    this.#standby.spoke(this)
+  }
+
+  /** Nothing was said for long. */
+  lapse(): void {
+    this.#hold?.[Symbol.dispose]()
+    this.#hold = null
+  }
+
+  [Symbol.dispose](): void {
+    this.#over = true
+    this.#standby.ended(this)
+    this.lapse()
   }
 }

@@ -54,6 +54,11 @@ const destroyBackoffMsMin = 100
 export interface InstanceLease extends Disposable {
   readonly instance: Instance
   readonly spec: NewInstance
+  /**
+   * From now on it stands for a connection that stays open: it counts for as long as something is said, which `touch`
+   * tells, and for a while after.
+   */
+  asConnection(): { touch(): void }
 }
 
 /** What happened to an instance without its owner asking. */
@@ -249,10 +254,20 @@ export class Instances {
     if (entry === undefined || entry.state === 'ending') {
       throw new PlatformError('workload_not_found', 'this instance does not exist any more')
     }
-    const hold = entry.activity.hold()
+    let hold: Disposable = entry.activity.hold()
     try {
       const instance = await this.#awake(entry, signal)
-      return { instance, spec: entry.spec, [Symbol.dispose]: () => hold[Symbol.dispose]() }
+      return {
+        instance,
+        spec: entry.spec,
+        asConnection() {
+          const connection = entry.activity.holdConnection()
+          hold[Symbol.dispose]()
+          hold = connection
+          return connection
+        },
+        [Symbol.dispose]: () => hold[Symbol.dispose](),
+      }
     } catch (error) {
       hold[Symbol.dispose]()
       throw error
@@ -266,7 +281,7 @@ export class Instances {
       throw new PlatformError('workload_not_found', 'this instance does not exist any more')
     }
     const instance = await this.#running(entry, signal)
-    return { instance, spec: entry.spec, [Symbol.dispose]: () => {} }
+    return { instance, spec: entry.spec, asConnection: () => ({ touch() {} }), [Symbol.dispose]: () => {} }
   }
 
   /**

@@ -2,7 +2,7 @@ import type { Clock } from '../lib/clock.ts'
 import { Lingering } from '../lib/lingering.ts'
 import type { Logger } from '../lib/log.ts'
 import { Semaphore } from '../lib/semaphore.ts'
-import type { Activity } from './activity.ts'
+import type { Activity, ConnectionHold } from './activity.ts'
 
 /** What is frozen at once, and whose memory is given back at once: both are work of the kernel's. */
 const freezesMax = 8
@@ -13,24 +13,39 @@ export interface StandbyTimes {
   freezeAfterMs: number | null
   /** Frozen, until its memory is given back to the host; null: never. */
   reclaimAfterMs: number | null
+  /** Without a word on it, until an open connection counts as use no more; null: it always does. */
+  connectionIdleMs?: number | null
 }
 
 /** Puts instances to rest that nobody uses: first their processors, later their memory. */
 export class Standby implements Disposable {
   readonly #idle: Lingering<Activity> | null
   readonly #frozen: Lingering<Activity> | null
+  readonly #connections: Lingering<ConnectionHold> | null
   readonly #freezes = limit(freezesMax, 'instances are being frozen')
   readonly #reclaims = limit(reclaimsMax, 'memory of instances is being given back')
 
   constructor({ clock, log, ...times }: StandbyTimes & { clock: Clock; log: Logger }) {
-    const after = (afterMs: number | null, due: (activity: Activity) => void) =>
-      afterMs === null ? null : new Lingering({ afterMs, clock, log, due })
-    this.#idle = after(times.freezeAfterMs, (activity) => {
+    const after = <Item>(afterMs: number | null, due: (item: Item) => void) =>
+      afterMs === null ? null : new Lingering<Item>({ afterMs, clock, log, due })
+    this.#idle = after<Activity>(times.freezeAfterMs, (activity) => {
       void this.#freezes.run(() => activity.freeze())
     })
-    this.#frozen = after(times.reclaimAfterMs, (activity) => {
+    this.#frozen = after<Activity>(times.reclaimAfterMs, (activity) => {
       void this.#reclaims.run(() => activity.reclaim())
     })
+    this.#connections = after<ConnectionHold>(times.connectionIdleMs ?? null, (connection) =>
+      connection.lapse(),
+    )
+  }
+
+  /** Something was said on a connection. */
+  spoke(connection: ConnectionHold): void {
+    this.#connections?.add(connection)
+  }
+
+  ended(connection: ConnectionHold): void {
+    this.#connections?.delete(connection)
   }
 
   /** Nobody uses it, and it is awake. */
@@ -51,6 +66,7 @@ export class Standby implements Disposable {
   [Symbol.dispose](): void {
     this.#idle?.[Symbol.dispose]()
     this.#frozen?.[Symbol.dispose]()
+    this.#connections?.[Symbol.dispose]()
   }
 }
 

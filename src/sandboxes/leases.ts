@@ -19,6 +19,8 @@ export interface SandboxLease extends Disposable {
   readonly workingDir: string
   readonly env: Record<string, string>
   readonly upgrades: SandboxLeaseUpgrades
+  /** From now on it stands for a connection that stays open, and counts while something is said on it. */
+  asConnection(): { touch(): void }
 }
 
 /** Requests to upgrade this sandbox's API. */
@@ -177,6 +179,7 @@ export class SandboxLeases {
           read: () => this.#upgrades.of(workspace, name),
           note: (version, error) => this.#upgrades.note(workspace, name, version, error),
         },
+        asConnection: () => lease.asConnection(),
         [Symbol.dispose]: () => lease[Symbol.dispose](),
       }
     } catch (error) {

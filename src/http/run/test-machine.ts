@@ -126,6 +126,7 @@ export class HostMachine {
         address: async (port: number) => this.address(port),
         listening: (port: number) => this.listening(port),
       } as unknown as Instance,
+      asConnection: () => ({ touch() {} }),
       [Symbol.dispose]: () => {
         if (held) this.leases--
         held = false

@@ -5,6 +5,7 @@ import type { SandboxLease } from '../../../sandboxes/index.ts'
 import type { ConsumedCredentials, RouteContext } from '../../route.ts'
 import { begunAndOnceEnded } from '../bodies.ts'
 import { isSocketRequest, proxyHttp, proxySocket, withoutParameters } from '../proxy.ts'
+import { spoken } from '../spoken.ts'
 import { apiHeaders, decodePath, json, pageNotFound, type SandboxAnswer, type SandboxCall } from './call.ts'
 import { fastApply, rerank } from './codegen.ts'
 import { changeAttributes, copyFiles, moveFiles } from './copy.ts'
@@ -193,7 +194,9 @@ async function servePort(
     listening: () => instance.listening(port),
     onEnd: release,
   }
-  if (upgrade && isSocketRequest(request)) return proxySocket(request, upgrade, address, options)
+  if (upgrade && isSocketRequest(request)) {
+    return proxySocket(request, spoken(upgrade, lease), address, options)
+  }
   return proxyHttp(request, address, options)
 }
 
@@ -204,7 +207,16 @@ async function serveApi(
   release: () => void,
 ): Promise<Response> {
   const query = new URLSearchParams(search)
-  const call: SandboxCall = { request, lease, path, query, credentialed, upgrade, sendFile, onEnd: release }
+  const call: SandboxCall = {
+    request,
+    lease,
+    path,
+    query,
+    credentialed,
+    upgrade: upgrade && spoken(upgrade, lease),
+    sendFile,
+    onEnd: release,
+  }
   const answer = await handle(call, api)
   const response = answer instanceof Response ? answer : answer.streaming
   if (request.method === 'HEAD') {
