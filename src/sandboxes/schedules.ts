@@ -9,7 +9,7 @@ import type { SecretBox } from '../lib/secret-box.ts'
 import { Semaphore } from '../lib/semaphore.ts'
 import type { BatchStep, Page, PageQuery, Resource, ResourceKey, SortOrder, Store } from '../spec/store.ts'
 import { batchStepsMax, pageLimitMax } from '../spec/store.ts'
-import type { Sandboxes, SandboxLease } from './index.ts'
+import type { Sandboxes } from './index.ts'
 import {
   draftOfSchedule,
   type ExecutionBody,
@@ -25,6 +25,7 @@ import {
   scheduleIndexes,
   scheduleKind,
 } from './schedules/record.ts'
+import { ScheduleRuns } from './schedules/runs.ts'
 import { executionStatuses, type ScheduleInput, type ScheduleMetrics } from './schedules/schema.ts'
 
 export { executionView, type StoredExecution, type StoredSchedule, scheduleView } from './schedules/record.ts'
@@ -70,7 +71,8 @@ export class Schedules {
   readonly #log: Logger
   readonly #deadlines: Deadlines
   readonly #lock = new KeyedLock()
-  readonly #runs = new Semaphore({
+  readonly #runs: ScheduleRuns
+  readonly #turns = new Semaphore({
     concurrencyMax: runsMax,
     waitingMax: Number.POSITIVE_INFINITY,
     what: 'scheduled commands are being submitted',
@@ -84,6 +86,13 @@ export class Schedules {
     this.#secrets = options.secrets
     this.#clock = options.clock
     this.#log = options.log
+    this.#runs = new ScheduleRuns({
+      store: options.store,
+      sandboxes: options.sandboxes,
+      log: options.log,
+      closing: this.#closing.signal,
+      openEnv: (uid, sealed) => this.#openEnv(uid, sealed),
+    })
     this.#deadlines = new Deadlines({ clock: options.clock, log: options.log, due: (key) => this.#due(key) })
     this.#sandboxes.addDependent({
       removal: (workspace, _, uid) => this.#removal(workspace, uid),
@@ -99,7 +108,7 @@ export class Schedules {
       kind: executionKind,
       where: { status: 'pending' },
     })) {
-      this.#inBackground(this.#runs.run(() => this.#resume(execution)))
+      this.#inBackground(this.#turns.run(() => this.#runs.resume(execution)))
     }
   }
 
@@ -276,7 +285,7 @@ export class Schedules {
         if (!schedule) return
         if (schedule.body.nextAt > this.#clock.now()) return this.#watch(schedule)
         const execution = await this.#begin(schedule)
-        if (execution) this.#inBackground(this.#runs.run(() => this.#submit(execution)))
+        if (execution) this.#inBackground(this.#turns.run(() => this.#runs.submit(execution)))
       }),
     )
   }
@@ -347,73 +356,6 @@ export class Schedules {
     })
     const removable = kept.slice(body.maxExecutions - 1).filter((one) => one.body.status !== 'pending')
     return removable.slice(0, pageLimitMax).map((one) => ({ op: 'remove', key: keyOf(one) }))
-  }
-
-  /** Submits the command, as a request would, and records what came of that. */
-  async #submit(execution: StoredExecution): Promise<void> {
-    await this.#finish(execution, await this.#outcome(execution, (lease) => this.#launch(execution, lease)))
-  }
-
-  /** After a crash: the command may have been submitted, or not. */
-  async #resume(execution: StoredExecution): Promise<void> {
-    const { processName, executedAt } = execution.body
-    const outcome = await this.#outcome(execution, async (lease) => {
-      const found = lease.processes.find(processName)
-      const submitted = found !== null && found.record.startedAt >= executedAt
-      if (!submitted) await this.#launch(execution, lease)
-    })
-    await this.#finish(execution, outcome)
-  }
-
-  async #outcome(
-    { workspace, body }: StoredExecution,
-    work: (lease: SandboxLease) => Promise<void>,
-  ): Promise<Pick<ExecutionBody, 'status' | 'statusCode' | 'error'>> {
-    let reached = false
-    try {
-      const sandbox = await this.#sandboxes.get(workspace, body.sandbox)
-      if (sandbox.body.uid !== body.sandboxUid) throw new PlatformError('not_found', 'it was deleted')
-      using lease = await this.#sandboxes.acquire(workspace, body.sandbox, this.#closing.signal)
-      reached = true
-      await work(lease)
-      return { status: 'succeeded', statusCode: 200 }
-    } catch (error) {
-      // Left pending: the next start goes on.
-      if (this.#closing.signal.aborted) throw error
-      const told = PlatformError.is(error) ? error : new PlatformError('internal', 'internal error')
-      if (told !== error) this.#log.error('a scheduled command could not be submitted', { error })
-      const why = reached ? told.message : `sandbox ${body.sandbox} is not reachable: ${told.message}`
-      return { status: 'failed', statusCode: reached ? told.status : 0, error: why }
-    }
-  }
-
-  async #launch({ body }: StoredExecution, lease: SandboxLease): Promise<void> {
-    const { command, workingDir, sealedEnv, keepAlive } = body.command!
-    await lease.processes.launch({
-      command,
-      name: body.processName,
-      env: this.#openEnv(body.sandboxUid, sealedEnv),
-      keepAlive,
-      timeoutSeconds: body.timeoutSeconds,
-      ...(workingDir === undefined ? {} : { workingDir }),
-    })
-  }
-
-  async #finish(
-    execution: StoredExecution,
-    outcome: Pick<ExecutionBody, 'status' | 'statusCode' | 'error'>,
-  ): Promise<void> {
-    const { command: _, ...kept } = execution.body
-    const body: ExecutionBody = { ...kept, ...outcome }
-    try {
-      await this.#store.update<ExecutionBody>(keyOf(execution), execution.version, {
-        body,
-        indexes: executionIndexes(body),
-      })
-    } catch (error) {
-      // Its sandbox went meanwhile, and its history with it.
-      if (!PlatformError.is(error) || error.code !== 'not_found') throw error
-    }
   }
 
   #bodyOf(
