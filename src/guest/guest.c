@@ -402,11 +402,15 @@ static void flush_all(void) {
 
 /* No descriptor stays but those that `start` names; 0-2 become /dev/null so that a pipe never gets their numbers. */
 static int close_leaked(const struct guest_start *start) {
-  enum { KEPT = 4 };
-  const int kept[KEPT] = {start->listen_fd, start->log_dir_fd, start->ready_fd, start->programs_fd};
+  enum { KEPT = 5 };
+  const int kept[KEPT] = {start->listen_fd, start->log_dir_fd, start->ready_fd, start->programs_fd,
+                          start->programs_stat_fd};
   int null = open("/dev/null", O_RDWR | O_CLOEXEC | O_NOCTTY);
-  for (int fd = 0; null >= 0 && fd < 3; fd++)
-    if (fd != kept[0] && fd != kept[1] && fd != kept[2] && fd != kept[3]) dup2(null, fd);
+  for (int fd = 0; null >= 0 && fd < 3; fd++) {
+    int is_kept = 0;
+    for (int i = 0; i < KEPT; i++) is_kept |= kept[i] == fd;
+    if (!is_kept) dup2(null, fd);
+  }
   if (null > 2) close(null);
   unsigned from = 3;
   while (from) {

@@ -14,6 +14,7 @@ struct guest_start {
   int listen_fd;     /* listening unix socket, run/guest.sock */
   int log_dir_fd;    /* O_PATH|O_DIRECTORY of the log directory */
   int programs_fd;   /* takes the pid of a program into the control group of programs; -1: they stay in ours */
+  int programs_stat_fd; /* cpu.stat of that group, where a program can join it by itself; -1: it cannot */
   int ready_fd;      /* written one byte, then closed, once the guest accepts connections */
   int is_init;       /* 1: process 1 of a pid namespace; 0: child subreaper */
   const char *workdir;

@@ -39,6 +39,7 @@ enum {
   SOCKET_BACKLOG = 128,
   OPEN_FILES_SOFT = 65536,
   OPEN_FILES_HARD = 1048576,
+  PARKED = 64, /* descriptors on their way to the numbers that they are to have */
   CORE_BYTES = 1, /* the one value that also keeps the kernel from starting the host's core handler */
   /* Process 1 goes last when memory runs out; it gives what it starts the usual score. */
   OOM_SCORE_GUEST = -900,
@@ -182,15 +183,18 @@ static int keep_at(int fd, int to) {
   return to;
 }
 
-static int open_programs_group(const struct spec *spec) {
-  if (!spec->programs) return -1;
-  int fd = open(spec->programs, O_WRONLY | O_CLOEXEC);
-  if (fd < 0) fail("cgroup", "%s", spec->programs);
-  return fd;
+/* Out of the way of the numbers that descriptors get in the end. */
+static int open_group_file(const char *path, int flags) {
+  if (!path) return -1;
+  int fd = open(path, flags | O_CLOEXEC);
+  int parked = fd < 0 ? -1 : fcntl(fd, F_DUPFD_CLOEXEC, PARKED);
+  if (parked < 0) fail("cgroup", "%s", path);
+  close(fd);
+  return parked;
 }
 
 static _Noreturn void guest_process(struct guest_plan *plan, struct spec *spec) {
-  enum { CHANNEL = 3, LISTEN = 4, LOG = 5, PROGRAMS = 6, FIRST_CLOSED = 7, PARKED = 64 };
+  enum { CHANNEL = 3, LISTEN = 4, LOG = 5, PROGRAMS = 6, PROGRAMS_STAT = 7 };
   child_channel = plan->channel;
   on_failure(send_failure);
   dup2(STDIN_FILENO, STDOUT_FILENO); /* /dev/null: the launcher alone answers */
@@ -199,7 +203,8 @@ static _Noreturn void guest_process(struct guest_plan *plan, struct spec *spec) 
   /* A session keyring of its own, where the kernel has keyrings. */
   (void)syscall(SYS_keyctl, 1, NULL);
   join_cgroups(spec);
-  int programs_fd = open_programs_group(spec);
+  int programs = open_group_file(spec->programs, O_WRONLY);
+  int programs_stat = open_group_file(spec->programs_stat, O_RDONLY);
   take_precedence(spec);
   if (unshare(CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWCGROUP) < 0) fail("namespaces", "unshare");
   if (sethostname(spec->hostname, strlen(spec->hostname)) < 0) fail("hostname", "%s", spec->hostname);
@@ -220,18 +225,20 @@ static _Noreturn void guest_process(struct guest_plan *plan, struct spec *spec) 
   int channel = fcntl(plan->channel, F_DUPFD_CLOEXEC, PARKED);
   int listening = fcntl(plan->listen_fd, F_DUPFD_CLOEXEC, PARKED);
   int log = fcntl(root.log_fd, F_DUPFD_CLOEXEC, PARKED);
-  int programs = programs_fd < 0 ? -1 : fcntl(programs_fd, F_DUPFD_CLOEXEC, PARKED);
   child_channel = keep_at(channel, CHANNEL);
   struct guest_start start = {
       .listen_fd = keep_at(listening, LISTEN),
       .log_dir_fd = keep_at(log, LOG),
       .programs_fd = programs < 0 ? -1 : keep_at(programs, PROGRAMS),
+      .programs_stat_fd = programs_stat < 0 ? -1 : keep_at(programs_stat, PROGRAMS_STAT),
       .ready_fd = CHANNEL,
       .is_init = 1,
       .workdir = spec->workdir,
       .programs_max = spec->programs_max,
   };
-  if (sys_close_range(programs < 0 ? PROGRAMS : FIRST_CLOSED, ~0U) < 0) fail("guest", "descriptors");
+  if (programs < 0) close(PROGRAMS);
+  if (programs_stat < 0) close(PROGRAMS_STAT);
+  if (sys_close_range(PROGRAMS_STAT + 1, ~0U) < 0) fail("guest", "descriptors");
 
   /* Until here the launcher may have died unnoticed; from here it is heard. */
   char go;

@@ -16,6 +16,7 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <termios.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "descent.h"
@@ -25,12 +26,13 @@ enum {
   CHILD_STACK_BYTES = 64 << 10,
   CHILD_PATH_BYTES = 4096,
   CHILD_FILES_MAX = 65536, /* soft RLIMIT_NOFILE of spawned programs */
+  THROTTLED_MS = 1000, /* the kernel counts once in its period of 100 ms */
   FILES_RESERVE = 64, /* descriptors that spawning leaves for connections */
 };
 
 static const char PATH_DEFAULT[] = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-static int null_fd = -1, programs_fd = -1;
+static int null_fd = -1, programs_fd = -1, programs_stat_fd = -1;
 static const char *workdir = "/";
 static struct rlimit files_limit;
 static rlim_t programs_max;
@@ -55,6 +57,7 @@ void spawn_init(const struct guest_start *start) {
   files_limit.rlim_cur = files_limit.rlim_max < CHILD_FILES_MAX ? files_limit.rlim_max : CHILD_FILES_MAX;
   programs_max = start->programs_max;
   programs_fd = start->programs_fd;
+  programs_stat_fd = start->programs_stat_fd;
   descent_init();
   priority_raised = getpriority(PRIO_PROCESS, 0) < 0;
   char score[16] = "";
@@ -70,7 +73,7 @@ void spawn_init(const struct guest_start *start) {
 struct child {
   const struct spawn *spawn;
   int fds[3];
-  int changes_user;
+  int joins; /* the group of programs, by itself */
 };
 
 int credentials_take(uint32_t uid, uint32_t gid) {
@@ -143,6 +146,8 @@ static int child_main(void *argument) {
   const struct child *child = argument;
   const struct spawn *spawn = child->spawn;
   setsid();
+  /* The thread itself may write 0 at once; a pid makes the writer wait until all of the host's processors know. */
+  if (child->joins) (void)!write(programs_fd, "0", 1);
   for (int fd = 0; fd < 3; fd++)
     if (dup2(child->fds[fd], fd) < 0) child_fail(STAGE_SETUP);
   syscall(SYS_close_range, 3, ~0U, 0);
@@ -216,12 +221,29 @@ static int open_ends(const struct spawn *spawn, int ours[3], int theirs[3]) {
   return 0;
 }
 
+/* Whether the group of programs used up its share of the processors lately. */
+static int programs_are_throttled(void) {
+  static uint64_t seen, seen_ms;
+  char text[256];
+  ssize_t length = pread(programs_stat_fd, text, sizeof text - 1, 0);
+  text[length > 0 ? length : 0] = 0;
+  const char *line = strstr(text, "nr_throttled ");
+  uint64_t count = line ? strtoull(line + strlen("nr_throttled "), NULL, 10) : 0;
+  struct timespec time;
+  clock_gettime(CLOCK_MONOTONIC, &time);
+  uint64_t now_ms = (uint64_t)time.tv_sec * 1000 + (uint64_t)time.tv_nsec / 1000000;
+  if (count != seen) seen_ms = now_ms;
+  seen = count;
+  return count > 0 && now_ms - seen_ms < THROTTLED_MS;
+}
+
 /*
- * By us and not by the child: it might not run for seconds once it is in there, and we wait for its exec. A program would
- * have to fork within microseconds of its first instruction to leave a child outside, where only the sandbox's own owner
- * would suffer from it.
+ * A program joins its group before its first instruction where that costs nothing. In a group that is throttled it might
+ * not run for seconds, and we wait for its exec: then we move it, as soon as it runs.
  */
-static void join_programs(pid_t pid) {
+static int program_joins(void) { return programs_fd >= 0 && programs_stat_fd >= 0 && !programs_are_throttled(); }
+
+static void move_program(pid_t pid) {
   char text[16];
   int length = snprintf(text, sizeof text, "%d", (int)pid);
   if (programs_fd >= 0) (void)!write(programs_fd, text, (size_t)length);
@@ -229,7 +251,7 @@ static void join_programs(pid_t pid) {
 
 static pid_t start_child(const struct spawn *spawn, const int theirs[3], const char **stage) {
   static const char *const stages[] = {"", "setup", "credentials", "chdir", "exec"};
-  struct child child = {.spawn = spawn};
+  struct child child = {.spawn = spawn, .joins = program_joins()};
   for (int i = 0; i < 3; i++) child.fds[i] = theirs[i];
   if (spawn->flags & SPAWN_PTY) child.fds[0] = child.fds[2] = theirs[1];
   else if (!(spawn->flags & SPAWN_STDIN)) child.fds[0] = null_fd;
@@ -251,7 +273,7 @@ static pid_t start_child(const struct spawn *spawn, const int theirs[3], const c
   errno = error;
   if (pid < 0) return -1;
   if (report->stage == STAGE_NONE) {
-    join_programs(pid);
+    if (!child.joins) move_program(pid);
     if (oom_score_adjusted) {
       char path[48];
       snprintf(path, sizeof path, "/proc/%d/oom_score_adj", (int)pid);

@@ -143,6 +143,12 @@ export class InstanceCgroup {
     return existsSync(path) ? path : null
   }
 
+  /** Beside `programsFile` where a thread may join by itself without waiting; else null. */
+  get programsStatFile(): string | null {
+    const file = this.programsFile
+    return file?.endsWith('/tasks') ? `${file.slice(0, -'tasks'.length)}cpu.stat` : null
+  }
+
   get freezes(): boolean {
     return this.parts.some(({ hierarchy }) => hierarchy.freezes)
   }
