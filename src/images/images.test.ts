@@ -78,7 +78,7 @@ describe('image references', () => {
   let images: Images
 
   beforeAll(async () => {
-    const path = join(mkdtempSync(join(tmpdir(), 'hutch-images-')), 'hutch.db')
+    const path = join(sharedDir, 'hutch.db')
     store = await openSqliteStore({ path, clock: systemClock, log: silentLogger, durability: 'process' })
     images = new Images({
       host: hostImage({ source: 'live', imageDir: sharedDir }),
