@@ -239,6 +239,23 @@ describe.skipIf(why !== '')('real machines', () => {
     await sandbox.process.kill('survivor')
   })
 
+  test('processes and previews are listed as the command line of the cloud asks for them', async () => {
+    await sandbox.process.exec({ name: 'listed', command: 'true', waitForCompletion: true })
+    // It reads the sandbox first, and goes by the address that it finds there, with nothing but the key.
+    const { metadata } = (await (await client.request('/v0/sandboxes/box')).json()) as {
+      metadata: { url: string }
+    }
+    const authorization = `Bearer ${client.platform.credentials.apiKey}`
+    const processes = await fetch(`${metadata.url}/process`, { headers: { authorization } })
+    expect(await processes.json()).toContainEqual(
+      expect.objectContaining({ name: 'listed', status: 'completed', exitCode: 0 }),
+    )
+    const previews = await (await client.request('/v0/sandboxes/box/previews')).json()
+    expect(previews).toEqual([
+      expect.objectContaining({ metadata: expect.objectContaining({ name: 'p', resourceName: 'box' }) }),
+    ])
+  })
+
   test('an archived sandbox takes no machine, and comes back with its files and its processes', async () => {
     const commands = [
       'mkdir -p /srv/deep && echo kept > /srv/deep/file && ln -s file /srv/deep/link',
