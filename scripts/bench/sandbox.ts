@@ -8,10 +8,10 @@ export interface BenchSandbox extends AsyncDisposable {
   call(path: string, init?: RequestInit): Promise<Response>
 }
 
-export async function benchSandbox(memoryMb = 1024): Promise<BenchSandbox> {
+export async function benchSandbox(memoryMb = 1024, args: string[] = []): Promise<BenchSandbox> {
   const stack = new AsyncDisposableStack()
   const dataDir = stack.use(await temporaryDataDir())
-  const platform = stack.use(await RunningHutch.start({ dataDir: dataDir.path }))
+  const platform = stack.use(await RunningHutch.start({ dataDir: dataDir.path, args }))
   const { code, stderr } = await platform.run(['sandbox', 'create', 'bench', '--memory', String(memoryMb)])
   if (code !== 0) throw new Error(stderr)
   const { BL_API_KEY, BL_RUN_URL, BL_WORKSPACE } = await platform.env()

@@ -17,7 +17,7 @@ enum {
   RELAY_DESCRIPTORS = 6,
   DESCRIPTORS_RESERVED = 512,    /* ports, control connections, dials */
   DIAL_SYN_RETRIES = 3,          /* a full backlog is given up after about 15 s */
-  PIPE_BYTES = 256 * 1024,       /* what a direction holds at most besides the sockets' own buffers */
+  PIPE_BYTES = 512 * 1024,       /* what a direction holds at most besides the sockets' own buffers */
   PIPES_SPARE_MAX = 4,
   TURN_ROUNDS_MAX = 8,           /* then other connections get their turn */
   JOINED_IDLE_S_MAX = 2 * 3600,  /* to the outside: a connection without a byte for so long is over */
