@@ -11,10 +11,14 @@ const memoryMbPerCore = 2048
 const memoryPerSocketMemory = 4
 const cpuPeriodUs = 100_000
 const cpuQuotaUsMin = 1_000
-/** Of each period, for process 1 and its files workers: however busy the programs are, their owner is answered. */
-const cpuReserveUs = 25_000
-/** Below an instance's own group where that limits processors: what process 1 starts. */
+/** Of each period, at least, for process 1 and its files workers: however busy the programs are, their owner is answered. */
+const cpuGuestUsMin = 25_000
+/**
+ * Below an instance's own group where that limits processors: what process 1 starts, and in version 1 process 1. Side by
+ * side, for what programs do inside the kernel may exceed their limit, and would use up that of a group around both.
+ */
 const programsName = 'programs'
+const guestName = 'guest'
 /** Kernel work that follows a kill or a freeze is done within a few of these as a rule. */
 const settleStepMsMin = 1
 const settleStepMsMax = 50
@@ -64,7 +68,7 @@ export class Cgroups {
     try {
       for (const { hierarchy, dir } of group.parts) {
         mkdirSync(dir, { recursive: true, mode: 0o755 })
-        if (hierarchy.controllers.includes('cpu')) makeProgramsGroup(hierarchy, dir)
+        if (hierarchy.controllers.includes('cpu')) makeSubgroups(hierarchy, dir)
         setLimits(hierarchy, dir, limits)
       }
     } catch (error) {
@@ -111,7 +115,9 @@ interface Part {
 }
 
 function dirsOf({ hierarchy, dir }: Part): string[] {
-  return hierarchy.controllers.includes('cpu') ? [`${dir}/${programsName}`, dir] : [dir]
+  if (!hierarchy.controllers.includes('cpu')) return [dir]
+  const subgroups = hierarchy.version === 1 ? [programsName, guestName] : [programsName]
+  return [...subgroups.map((name) => `${dir}/${name}`), dir]
 }
 
 export class InstanceCgroup {
@@ -120,8 +126,11 @@ export class InstanceCgroup {
     private readonly clock: Clock,
   ) {}
 
+  /** The groups of version 1 that process 1 belongs to. */
   get v1Dirs(): string[] {
-    return this.parts.filter(({ hierarchy }) => hierarchy.version === 1).map(({ dir }) => dir)
+    return this.parts
+      .filter(({ hierarchy }) => hierarchy.version === 1)
+      .map(({ hierarchy, dir }) => (hierarchy.controllers.includes('cpu') ? `${dir}/${guestName}` : dir))
   }
 
   get v2Dir(): string | null {
@@ -322,27 +331,29 @@ function setLimits(hierarchy: Hierarchy, dir: string, { memoryMb, pidsMax }: Cgr
   }
 }
 
-/** Where it cannot be had, programs and process 1 share what the instance has. */
-function makeProgramsGroup({ version }: Hierarchy, dir: string) {
-  const programs = `${dir}/${programsName}`
-  mkdirSync(programs, { recursive: true, mode: 0o755 })
-  if (version === 1) return
+function makeSubgroups({ version }: Hierarchy, dir: string) {
+  mkdirSync(`${dir}/${programsName}`, { recursive: true, mode: 0o755 })
+  if (version === 1) {
+    mkdirSync(`${dir}/${guestName}`, { recursive: true, mode: 0o755 })
+    return
+  }
   // Threaded, so that process 1 may stay in the group above it.
   const usable =
-    write(`${programs}/cgroup.type`, 'threaded') && write(`${dir}/cgroup.subtree_control`, '+cpu')
-  if (!usable) rmdirSync(programs)
+    write(`${dir}/${programsName}/cgroup.type`, 'threaded') && write(`${dir}/cgroup.subtree_control`, '+cpu')
+  // Then programs and process 1 share what the instance has.
+  if (!usable) rmdirSync(`${dir}/${programsName}`)
 }
 
-/** Sets or lifts (null) the limit for programs, and with it that of the whole group. The period is the kernel's own. */
+/** Null: no limit. The period is the kernel's own. */
 function writeQuota({ version }: Hierarchy, dir: string, quotaUs: number | null): boolean {
-  const file = version === 2 ? 'cpu.max' : 'cpu.cfs_quota_us'
-  const value = (us: number | null) => (version === 2 ? `${us ?? 'max'} ${cpuPeriodUs}` : String(us ?? -1))
-  const reserved = existsSync(`${dir}/${programsName}`)
-  // A group's limit may not be below that of a group in it.
-  const whole = () =>
-    write(`${dir}/${file}`, value(quotaUs !== null && reserved ? quotaUs + cpuReserveUs : quotaUs))
-  const programs = () => !reserved || write(`${dir}/${programsName}/${file}`, value(quotaUs))
-  return quotaUs === null ? whole() && programs() : programs() && whole()
+  const set = (group: string, us: number | null) =>
+    version === 2
+      ? write(`${group}/cpu.max`, `${us ?? 'max'} ${cpuPeriodUs}`)
+      : write(`${group}/cpu.cfs_quota_us`, String(us ?? -1))
+  if (!existsSync(`${dir}/${programsName}`)) return set(dir, quotaUs)
+  const programs = set(`${dir}/${programsName}`, quotaUs)
+  const guestUs = quotaUs === null ? null : Math.max(quotaUs, cpuGuestUsMin)
+  return version === 2 ? programs : set(`${dir}/${guestName}`, guestUs) && programs
 }
 
 function cpuQuotaUs(memoryMb: number): number {
