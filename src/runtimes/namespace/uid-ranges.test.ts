@@ -26,6 +26,24 @@ test('no two claims overlap, also not those of another platform', () => {
   expect(sorted.at(-1)).toBeLessThanOrEqual(0xffff_ffff - 131_072)
 })
 
+test('every range of the host can be claimed, and one more is refused', () => {
+  const ranges = platform('one')
+  const all = new Set<number>()
+  const claim = () => all.add(ranges.claim('owner'))
+  for (let count = 1; ; count++) {
+    try {
+      claim()
+    } catch (error) {
+      expect((error as Error).message).toContain('uid ranges of this host are in use')
+      expect(count - 1).toBe(all.size)
+      break
+    }
+  }
+  expect(all).not.toContain(undefined)
+  expect(all.size % rangesPerBlock).toBe(0)
+  expect(all.size).toBeGreaterThan(20_000)
+})
+
 test('a range is kept by its owner only, and free again once released', () => {
   const ranges = platform('one')
   const base = ranges.claim('owner')

@@ -78,7 +78,10 @@ export class UidRanges {
 
   #claimBlock(): void {
     const start = Math.floor(Math.random() * blockCount)
-    for (let step = 0; step < blockCount; step++) if (this.#tryBlock((start + step) % blockCount)) return
+    for (let step = 0; step < blockCount; step++) {
+      const block = (start + step) % blockCount
+      if (!this.#blocks.has(block) && this.#tryBlock(block)) return
+    }
     throw new PlatformError('unavailable', `All ${blockCount} blocks of uid ranges of this host are in use`)
   }
 
