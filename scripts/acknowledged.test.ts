@@ -4,8 +4,9 @@ import { mkdtempSync, realpathSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { SandboxInstance as Sandbox } from '@blaxel/core'
-import { buildIfStale, executablePath } from './build.ts'
-import { cleanEnvironment, RunningHutch } from './platform.ts'
+import { buildIfStale } from './build.ts'
+import { canIsolate } from './host.ts'
+import { RunningHutch } from './platform.ts'
 import { seededChoices } from './seeded-choices.ts'
 
 // Kills dist/hutch in the milliseconds behind an answer, often together with a sandbox's keeper or process 1, and looks
@@ -18,15 +19,7 @@ const killDelayMsMax = 25
 const roundTimeoutMs = 10_000
 
 await buildIfStale()
-const doctor = Bun.spawnSync([executablePath, 'doctor', '--json'], {
-  env: cleanEnvironment(),
-  stderr: 'ignore',
-})
-const { usable, findings } = JSON.parse(doctor.stdout.toString()) as {
-  usable: boolean
-  findings: { ok: boolean; needed: boolean; detail: string }[]
-}
-if (!usable) console.warn(`skipped: ${findings.find(({ ok, needed }) => needed && !ok)?.detail}`)
+const usable = canIsolate()
 
 const directory = realpathSync(mkdtempSync(join(tmpdir(), 'hutch-acknowledged-')))
 const dataDir = join(directory, 'data')

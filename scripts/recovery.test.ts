@@ -15,6 +15,7 @@ import {
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { buildIfStale, executablePath } from './build.ts'
+import { canIsolate } from './host.ts'
 import { cleanEnvironment, RunningHutch } from './platform.ts'
 import { seededChoices } from './seeded-choices.ts'
 
@@ -31,15 +32,7 @@ const args = ['--standby-after-seconds', '0.1', '--reclaim-after-seconds', '0.1'
 const settleTimeoutMs = 20_000
 
 await buildIfStale()
-const doctor = Bun.spawnSync([executablePath, 'doctor', '--json'], {
-  env: cleanEnvironment(),
-  stderr: 'ignore',
-})
-const { usable, findings } = JSON.parse(doctor.stdout.toString()) as {
-  usable: boolean
-  findings: { ok: boolean; needed: boolean; detail: string }[]
-}
-if (!usable) console.warn(`skipped: ${findings.find(({ ok, needed }) => needed && !ok)?.detail}`)
+const usable = canIsolate()
 
 const directory = realpathSync(mkdtempSync(join(tmpdir(), 'hutch-recovery-')))
 const dataDir = join(directory, 'data')

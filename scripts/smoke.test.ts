@@ -13,21 +13,13 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { buildIfStale, executablePath } from './build.ts'
 import { capture } from './capture.ts'
+import { canIsolate } from './host.ts'
 import { cleanEnvironment, hutch, RunningHutch } from './platform.ts'
 
 // Drives dist/hutch, the file that people run, rather than the sources.
 
 await buildIfStale()
-const doctor = Bun.spawnSync([executablePath, 'doctor', '--json'], {
-  env: cleanEnvironment(),
-  stderr: 'ignore',
-})
-const { usable, findings } = JSON.parse(doctor.stdout.toString()) as {
-  usable: boolean
-  findings: { ok: boolean; needed: boolean; detail: string }[]
-}
-const why = findings.find((finding) => finding.needed && !finding.ok)?.detail
-if (!usable) console.warn(`skipped, since this host cannot isolate sandboxes: ${why}`)
+const usable = canIsolate()
 
 const root = join(import.meta.dir, '..')
 const directory = mkdtempSync(join(tmpdir(), 'hutch-smoke-'))

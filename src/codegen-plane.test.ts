@@ -3,52 +3,31 @@ import type { SandboxInstance as Sandbox } from '@blaxel/core'
 import { Client } from '@modelcontextprotocol/sdk/client/index.js'
 import { StreamableHTTPClientTransport } from '@modelcontextprotocol/sdk/client/streamableHttp.js'
 import { ScriptedProviders } from './codegen/test-providers.ts'
-import { createPlatform, type Platform, temporaryDataDir } from './platform.ts'
+import { temporaryDataDir } from './platform.ts'
+import { openTestClient, type TestClient } from './test-client.ts'
 
 /** The whole way of edits and ranking: the unmodified clients, this platform, a real guest, providers that are scripted. */
 
-let platform: Platform
+let cloud: TestClient
 let providers: ScriptedProviders
-let SandboxInstance: typeof import('@blaxel/core').SandboxInstance
 let configured: Sandbox
 let plain: Sandbox
-const saved: Record<string, string | undefined> = {}
 
 beforeAll(async () => {
   providers = new ScriptedProviders()
-  platform = await createPlatform({
+  cloud = await openTestClient({
     dataDir: temporaryDataDir,
     runtime: 'process',
-    port: 0,
-    logLevel: 'error',
     privateTargets: [providers.target],
   })
-  const { url } = await platform.listen()
-  const settings: Record<string, string> = {
-    BL_API_URL: `${url}/v0`,
-    BL_RUN_URL: url,
-    BL_WORKSPACE: platform.credentials.workspace,
-    BL_API_KEY: platform.credentials.apiKey,
-    BL_DISABLE_H2: '1',
-  }
-  for (const [name, value] of Object.entries(settings)) {
-    saved[name] = process.env[name]
-    process.env[name] = value
-  }
-  const sdk = await import('@blaxel/core')
-  sdk.initialize({ workspace: platform.credentials.workspace, apiKey: platform.credentials.apiKey })
-  ;({ SandboxInstance } = sdk)
+  const { SandboxInstance } = cloud
   const envs = Object.entries(providers.env('Relace')).map(([name, value]) => ({ name, value }))
   configured = await SandboxInstance.create({ name: 'configured', envs })
   plain = await SandboxInstance.create({ name: 'plain' })
 }, 60_000)
 
 afterAll(async () => {
-  for (const [name, value] of Object.entries(saved)) {
-    if (value === undefined) delete process.env[name]
-    else process.env[name] = value
-  }
-  await platform?.close()
+  await cloud?.[Symbol.asyncDispose]()
   await providers?.[Symbol.asyncDispose]()
 }, 30_000)
 
@@ -85,7 +64,7 @@ test('the tools of a sandbox are those its environment makes possible', async ()
   const names = async (sandbox: Sandbox) => {
     const client = new Client({ name: 'test', version: '1' })
     const transport = new StreamableHTTPClientTransport(new URL(`${sandbox.metadata.url}/mcp`), {
-      requestInit: { headers: { authorization: `Bearer ${platform.credentials.apiKey}` } },
+      requestInit: { headers: { authorization: `Bearer ${cloud.platform.credentials.apiKey}` } },
     })
     await client.connect(transport)
     const { tools } = await client.listTools()

@@ -3,47 +3,24 @@ import { readdirSync, readlinkSync } from 'node:fs'
 import { rm } from 'node:fs/promises'
 import { connect } from 'node:net'
 import type { SandboxInstance as Sandbox } from '@blaxel/core'
-import { createPlatform, type Platform, temporaryDataDir } from './platform.ts'
+import { type Platform, temporaryDataDir } from './platform.ts'
+import { openTestClient, type TestClient } from './test-client.ts'
 
 /** The whole way through the unmodified client: its calls, this platform, a real guest. */
 
+let client: TestClient
 let platform: Platform
 let sandbox: Sandbox
 let SandboxInstance: typeof import('@blaxel/core').SandboxInstance
-const saved: Record<string, string | undefined> = {}
 
 beforeAll(async () => {
-  platform = await createPlatform({
-    dataDir: temporaryDataDir,
-    runtime: 'process',
-    port: 0,
-    logLevel: 'error',
-  })
-  const { url } = await platform.listen()
-  const settings: Record<string, string> = {
-    BL_API_URL: `${url}/v0`,
-    BL_RUN_URL: url,
-    BL_WORKSPACE: platform.credentials.workspace,
-    BL_API_KEY: platform.credentials.apiKey,
-    BL_DISABLE_H2: '1',
-  }
-  for (const [name, value] of Object.entries(settings)) {
-    saved[name] = process.env[name]
-    process.env[name] = value
-  }
-  const sdk = await import('@blaxel/core')
-  // Another test file of the same process may have loaded it with its own platform's settings.
-  sdk.initialize({ workspace: platform.credentials.workspace, apiKey: platform.credentials.apiKey })
-  ;({ SandboxInstance } = sdk)
+  client = await openTestClient({ dataDir: temporaryDataDir, runtime: 'process' })
+  ;({ platform, SandboxInstance } = client)
   sandbox = await SandboxInstance.create({ name: 'run-plane' })
 }, 60_000)
 
 afterAll(async () => {
-  for (const [name, value] of Object.entries(saved)) {
-    if (value === undefined) delete process.env[name]
-    else process.env[name] = value
-  }
-  await platform?.close()
+  await client?.[Symbol.asyncDispose]()
 }, 30_000)
 
 describe('files', () => {

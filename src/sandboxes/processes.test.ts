@@ -4,18 +4,19 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { PlatformError } from '../errors.ts'
 import { silentLogger } from '../lib/log.ts'
+import { FakeClock } from '../lib/test-clock.ts'
 import { truncationLine } from './processes/output.ts'
-import { ScriptedGuest, TurnedClock } from './processes/test-guest.ts'
+import { ScriptedGuest } from './processes/test-guest.ts'
 import { endedProcessesMax, SandboxProcesses } from './processes.ts'
 
 let dir: string
-let clock: TurnedClock
+let clock: FakeClock
 let guest: ScriptedGuest
 let listening: Set<number>
 
 beforeEach(() => {
   dir = mkdtempSync(join(tmpdir(), 'hutch-processes-'))
-  clock = new TurnedClock()
+  clock = new FakeClock(Date.UTC(2026, 0, 5, 12))
   guest = new ScriptedGuest(clock)
   listening = new Set()
 })

@@ -4,17 +4,18 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { PlatformError } from '../errors.ts'
 import { silentLogger } from '../lib/log.ts'
-import { ScriptedGuest, TurnedClock } from './processes/test-guest.ts'
+import { FakeClock } from '../lib/test-clock.ts'
+import { ScriptedGuest } from './processes/test-guest.ts'
 import { SandboxTerminals, type TerminalClient, terminalIdleMs } from './terminals.ts'
 
 let dir: string
-let clock: TurnedClock
+let clock: FakeClock
 let guest: ScriptedGuest
 let nextId: number
 
 beforeEach(() => {
   dir = mkdtempSync(join(tmpdir(), 'hutch-terminals-'))
-  clock = new TurnedClock()
+  clock = new FakeClock(Date.UTC(2026, 0, 5, 12))
   guest = new ScriptedGuest(clock)
   nextId = 1
 })

@@ -5,9 +5,9 @@ import { join } from 'node:path'
 import { PlatformError } from '../errors.ts'
 import type { ResolvedImage } from '../images/index.ts'
 import { Instances, type StandbyTimes } from '../instances/index.ts'
-import type { Clock } from '../lib/clock.ts'
 import { silentLogger } from '../lib/log.ts'
 import { createSecretBox } from '../lib/secret-box.ts'
+import { FakeClock } from '../lib/test-clock.ts'
 import type {
   Instance,
   InstanceExit,
@@ -197,47 +197,6 @@ export class TestHost {
   }
 }
 
-/** Time stands still but for `advance`. */
-export class TestClock implements Clock {
-  #now = Date.parse('2030-01-01T00:00:00Z')
-  readonly #sleepers = new Set<{ at: number; wake: () => void }>()
-
-  now(): number {
-    return this.#now
-  }
-
-  monotonic(): number {
-    return this.#now
-  }
-
-  get sleepers(): number {
-    return this.#sleepers.size
-  }
-
-  sleep(ms: number, signal?: AbortSignal): Promise<void> {
-    return new Promise((resolve, reject) => {
-      if (signal?.aborted) return reject(signal.reason)
-      const sleeper = {
-        at: this.#now + ms,
-        wake: () => {
-          this.#sleepers.delete(sleeper)
-          resolve()
-        },
-      }
-      this.#sleepers.add(sleeper)
-      signal?.addEventListener('abort', () => {
-        if (this.#sleepers.delete(sleeper)) reject(signal.reason)
-      })
-      if (ms <= 0) sleeper.wake()
-    })
-  }
-
-  advance(ms: number): void {
-    this.#now += ms
-    for (const sleeper of this.#sleepers) if (sleeper.at <= this.#now) sleeper.wake()
-  }
-}
-
 export const knownImage = 'blaxel/base-image:latest'
 
 const images = {
@@ -321,7 +280,7 @@ export interface TestPlatform {
 /** One data directory on one host; `start` makes a platform over it, as often as one likes. */
 export class TestSite implements AsyncDisposable {
   readonly host = new TestHost()
-  readonly clock = new TestClock()
+  readonly clock = new FakeClock()
   readonly secrets = createSecretBox(new Uint8Array(32).fill(7))
   readonly dataDir: string
   readonly store: Store

@@ -1,56 +1,32 @@
 import { afterAll, beforeAll, expect, test } from 'bun:test'
-import { createPlatform, type Platform, temporaryDataDir } from '../../platform.ts'
+import { type Platform, temporaryDataDir } from '../../platform.ts'
 import { fakeRuntime } from '../../runtimes/fake/index.ts'
 import { maskedValue } from '../../sandboxes/index.ts'
+import { openTestClient, type TestClient } from '../../test-client.ts'
 
 /** Sandboxes and previews as resources, through the unmodified client. */
 
+let client: TestClient
 let platform: Platform
-let url: string
-let sdk: typeof import('@blaxel/core')
-const saved: Record<string, string | undefined> = {}
 
 beforeAll(async () => {
-  platform = await createPlatform({
-    dataDir: temporaryDataDir,
-    runtime: fakeRuntime(),
-    port: 0,
-    logLevel: 'error',
-  })
-  ;({ url } = await platform.listen())
-  const settings: Record<string, string> = {
-    BL_API_URL: `${url}/v0`,
-    BL_RUN_URL: url,
-    BL_WORKSPACE: platform.credentials.workspace,
-    BL_API_KEY: platform.credentials.apiKey,
-    BL_DISABLE_H2: '1',
-  }
-  for (const [name, value] of Object.entries(settings)) {
-    saved[name] = process.env[name]
-    process.env[name] = value
-  }
-  sdk = await import('@blaxel/core')
-  // Another test file of the same process may have loaded it with its own platform's settings.
-  sdk.initialize({ workspace: platform.credentials.workspace, apiKey: platform.credentials.apiKey })
+  client = await openTestClient({ dataDir: temporaryDataDir, runtime: fakeRuntime() })
+  ;({ platform } = client)
 }, 60_000)
 
 afterAll(async () => {
-  for (const [name, value] of Object.entries(saved)) {
-    if (value === undefined) delete process.env[name]
-    else process.env[name] = value
-  }
-  await platform?.close()
+  await client?.[Symbol.asyncDispose]()
 }, 30_000)
 
 function api(path: string, init: RequestInit = {}): Promise<Response> {
   const headers = new Headers(init.headers)
   headers.set('authorization', `Bearer ${platform.credentials.apiKey}`)
   headers.set('x-blaxel-workspace', platform.credentials.workspace)
-  return fetch(`${url}/v0${path}`, { ...init, headers })
+  return fetch(`${client.url}/v0${path}`, { ...init, headers })
 }
 
 test('create, get, change and delete', async () => {
-  const { SandboxInstance } = sdk
+  const { SandboxInstance } = client
   const created = await SandboxInstance.create({
     name: 'control',
     memory: 1024,
@@ -60,7 +36,7 @@ test('create, get, change and delete', async () => {
     ttl: '1h',
   })
   expect(created.status).toBe('DEPLOYED')
-  expect(created.metadata.url).toBe(`${url}/main/sandboxes/control`)
+  expect(created.metadata.url).toBe(`${client.url}/main/sandboxes/control`)
   const read = await SandboxInstance.get('control')
   expect(read.spec.runtime?.envs).toEqual([{ name: 'TOKEN', value: maskedValue }])
   expect(read.expiresIn).toBeGreaterThan(3500)
@@ -83,7 +59,7 @@ test('create, get, change and delete', async () => {
 })
 
 test('a name that exists is refused as the client knows it, and createIfNotExists answers it', async () => {
-  const { SandboxInstance } = sdk
+  const { SandboxInstance } = client
   await SandboxInstance.create({ name: 'twice' })
   await expect(SandboxInstance.create({ name: 'twice' })).rejects.toMatchObject({ code: 409 })
   const all = await Promise.all(
@@ -96,7 +72,7 @@ test('a name that exists is refused as the client knows it, and createIfNotExist
 })
 
 test('without a name, and with an external id alone', async () => {
-  const { SandboxInstance } = sdk
+  const { SandboxInstance } = client
   const unnamed = await SandboxInstance.create()
   expect(unnamed.metadata.name).toMatch(/^[a-z0-9-]+$/)
   await SandboxInstance.create({ name: 'external', externalId: 'session-9' })
@@ -107,14 +83,14 @@ test('without a name, and with an external id alone', async () => {
 })
 
 test('an unknown image is refused and leaves no record', async () => {
-  const { SandboxInstance } = sdk
+  const { SandboxInstance } = client
   const refused = SandboxInstance.create({ name: 'unknown-image', image: 'blaxel/nothing-like-it:latest' })
   await expect(refused).rejects.toMatchObject({ code: 400 })
   await expect(SandboxInstance.get('unknown-image')).rejects.toMatchObject({ code: 404 })
 })
 
 test('lists are pages, or bare arrays before there were pages', async () => {
-  const { SandboxInstance } = sdk
+  const { SandboxInstance } = client
   for (const name of ['page-a', 'page-b', 'page-c']) await SandboxInstance.create({ name })
   const first = await SandboxInstance.list({ limit: 1 })
   const all = await first.autoPagingToArray({ limit: 100 })
@@ -127,7 +103,7 @@ test('lists are pages, or bare arrays before there were pages', async () => {
 })
 
 test('secrets are for admins who ask, uploads are refused clearly', async () => {
-  await sdk.SandboxInstance.create({ name: 'secretive', envs: [{ name: 'K', value: 'plain-value' }] })
+  await client.SandboxInstance.create({ name: 'secretive', envs: [{ name: 'K', value: 'plain-value' }] })
   const shown = await (await api('/sandboxes/secretive?show_secrets=true')).json()
   expect(shown.spec.runtime.envs).toEqual([{ name: 'K', value: 'plain-value' }])
   const upload = await api('/sandboxes?upload=true', {
@@ -139,7 +115,7 @@ test('secrets are for admins who ask, uploads are refused clearly', async () => 
 })
 
 test('previews, their tokens and sessions', async () => {
-  const { SandboxInstance } = sdk
+  const { SandboxInstance } = client
   const sandbox = await SandboxInstance.create({ name: 'previewed' })
   const preview = await sandbox.previews.createIfNotExists({
     metadata: { name: 'app' },
@@ -165,7 +141,7 @@ test('previews, their tokens and sessions', async () => {
   expect(remade.spec.url).toBe(preview.spec.url!)
 
   const session = await sandbox.sessions.create()
-  expect(session.url).toMatch(new RegExp(`^${url}/-/preview/[a-z0-9]{16}$`))
+  expect(session.url).toMatch(new RegExp(`^${client.url}/-/preview/[a-z0-9]{16}$`))
   const listed = await sandbox.sessions.list()
   expect(listed.map(({ token: value }) => value)).toEqual([session.token])
   await sandbox.sessions.delete(session.name)

@@ -3,9 +3,9 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { z } from 'zod'
 import { Access } from '../../access/index.ts'
-import type { Clock } from '../../lib/clock.ts'
 import type { Logger } from '../../lib/log.ts'
 import { createSecretBox } from '../../lib/secret-box.ts'
+import { FakeClock } from '../../lib/test-clock.ts'
 import type { Store } from '../../spec/store.ts'
 import { openSqliteStore } from '../../stores/sqlite/index.ts'
 import { Users, Workspaces } from '../../workspaces/index.ts'
@@ -17,14 +17,6 @@ import { serviceAccountRoutes } from '../control/service-accounts.ts'
 import { userRoutes } from '../control/users.ts'
 import { workspaceRoutes } from '../control/workspaces.ts'
 import { type Route, route } from '../route.ts'
-
-/** A clock that tests turn by hand. */
-export class TestClock implements Clock {
-  ms = Date.UTC(2026, 0, 1)
-  now = () => this.ms
-  monotonic = () => performance.now()
-  sleep = () => Promise.reject(new Error('nothing here sleeps'))
-}
 
 /** Keeps what was logged. */
 export class TestLogger implements Logger {
@@ -41,7 +33,7 @@ export class TestLogger implements Logger {
 /** The HTTP core over a real store, with a few routes of each error shape, and people who may use it. */
 export class TestPlatform implements AsyncDisposable {
   readonly app: App
-  readonly clock: TestClock
+  readonly clock: FakeClock
   readonly log: TestLogger
   readonly store: Store
   readonly access: Access
@@ -66,7 +58,7 @@ export class TestPlatform implements AsyncDisposable {
 
   static async open(options: { routes?: Route[]; app?: Partial<AppOptions> } = {}): Promise<TestPlatform> {
     const directory = mkdtempSync(join(tmpdir(), 'hutch-http-'))
-    const clock = new TestClock()
+    const clock = new FakeClock(Date.UTC(2026, 0, 1))
     const log = new TestLogger()
     const store = await openSqliteStore({
       path: join(directory, 'hutch.db'),
