@@ -30,6 +30,8 @@ struct copy {
   struct tree_summary summary;
   struct pending *first;
   size_t pending_bytes;
+  dev_t made_device; /* of the directory that all is copied into, wherever its path led */
+  ino_t made_inode;
   struct pending *closed; /* directories that get a mode at the end which does not let us in */
 };
 
@@ -203,6 +205,9 @@ static int copy_entry(struct copy *copy, int dir_fd, const char *dir, const stru
     case S_IFREG:
       return copy_file(copy, dir_fd, dent->name, target);
     case S_IFDIR:
+      copy->what = "into itself";
+      errno = EINVAL;
+      if (stat.st_dev == copy->made_device && stat.st_ino == copy->made_inode) return -1;
       return make_target_directory(copy, path, stat.st_mode & 07777);
     case S_IFLNK:
       copy->what = "link";
@@ -256,6 +261,11 @@ static int copy_tree(struct copy *copy, mode_t mode) {
   if (tree_open(&root, copy->request->path) < 0) return -1;
   int result = files_make_parents(copy->request->to);
   if (result == 0) result = make_target_directory(copy, "", mode);
+  struct stat made;
+  if (result == 0 && fstatat(AT_FDCWD, copy->request->to, &made, 0) == 0) {
+    copy->made_device = made.st_dev;
+    copy->made_inode = made.st_ino;
+  }
   while (copy->first) {
     struct pending *dir = pop(copy, &copy->first);
     if (result == 0) result = copy_directory(copy, &root, dir);

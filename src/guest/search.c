@@ -246,10 +246,19 @@ static void search_text(struct searcher *searcher, struct text *text) {
   }
 }
 
+/* Without a note of it in the file system, which would have to be written, where that is allowed. */
+static int open_text(struct searcher *searcher, int dir_fd, const char *open_as) {
+  int flags = O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC;
+  int fd = searcher->notes_access ? -1 : openat(dir_fd, open_as, flags | O_NOATIME);
+  if (fd >= 0 || (!searcher->notes_access && errno != EPERM)) return fd;
+  searcher->notes_access = 1;
+  return openat(dir_fd, open_as, flags);
+}
+
 void search_file(struct searcher *searcher, int dir_fd, const char *dir, const char *name, const char *open_as) {
   struct shared *shared = searcher->shared;
   struct text text = {.dir = dir, .name = name, .line = 1};
-  text.fd = openat(dir_fd, open_as, O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+  text.fd = open_text(searcher, dir_fd, open_as);
   if (text.fd < 0) {
     shared->skipped++;
     return;

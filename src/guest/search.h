@@ -45,7 +45,7 @@ struct searcher {
   size_t capacity;
   uint8_t context[2][TEXT_BYTES_MAX];
   uint32_t files, in_frame;
-  int alone;
+  int alone, notes_access;
   struct task *tasks;
   uint32_t task_count;
   char path[PATH_MAX]; /* of the record that was taken */

@@ -219,6 +219,13 @@ describe('WATCH', () => {
 })
 
 describe('COPY', () => {
+  test('into itself by a way that leads back is refused before it goes deep', async () => {
+    mkdirSync(join(dir, 'd', 'e'), { recursive: true })
+    const copying = files.copy(join(dir, 'd'), `${dir}/new/../d/e/z`)
+    await expect(copying).rejects.toMatchObject({ code: 'unprocessable' })
+    expect(readdirSync(join(dir, 'd'), { recursive: true }).sort()).toEqual(['e', 'e/z', 'e/z/e'])
+  })
+
   test('takes links and fifos along as what they are', async () => {
     execFileSync('mkfifo', [join(dir, 'pipe')])
     symlinkSync('nowhere', join(dir, 'dangling'))
