@@ -81,6 +81,7 @@ test.each([
   ['runtime', 'docker', 'namespace, or process'],
   ['keepInstances', 'maybe', 'true or false'],
   ['imageSource', 'hardlink', 'reflink'],
+  ['imageLocal', 'sometimes', 'true or false'],
   ['trustedProxies', '10.0.0.0/33', 'ranges'],
   ['trustedProxies', 'proxy.local', 'ranges'],
   ['privateTargets', 'metadata.internal', 'IP addresses'],

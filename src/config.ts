@@ -28,6 +28,8 @@ export interface Config {
   keepInstances: boolean
   imageDir: string
   imageSource: ImageSource
+  /** The default images have /usr/local of this host; without it an empty one. */
+  imageLocal: boolean
   /** Registries that images may be pulled from: hosts with their port, or `*.` and a domain. */
   registries: string[]
   /** Credentials for them, in a file of Docker's config.json format; null: only those that workspaces keep. */
@@ -129,6 +131,7 @@ const keys = {
   keepInstances: { kind: 'boolean', allowed: 'true or false', schema: z.boolean() },
   imageDir: { kind: 'text', allowed: 'a directory', schema: path },
   imageSource: { kind: 'text', allowed: 'auto, reflink, link, copy or live', schema: z.enum(imageSources) },
+  imageLocal: { kind: 'boolean', allowed: 'true or false', schema: z.boolean() },
   registries: {
     kind: 'list',
     allowed:
@@ -248,6 +251,7 @@ function complete(values: Values, dataDir: string, env: Record<string, string | 
     keepInstances: values.keepInstances ?? false,
     imageDir: resolve(values.imageDir ?? imageDirDefault(env)),
     imageSource: values.imageSource ?? 'auto',
+    imageLocal: values.imageLocal ?? false,
     registries: values.registries ?? registriesDefault,
     registryAuthFile: values.registryAuthFile === undefined ? null : resolve(values.registryAuthFile),
     imageMbMax: values.imageMbMax ?? 16_384,

@@ -141,10 +141,15 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   const access = opened.use(await Access.open({ store, secrets, users, workspaces, clock, log }))
   const credentials = await firstCredentials(dataDir, { users, workspaces, access })
 
+  const helperPath = await helper
+  // The other runtimes start programs of the host.
+  const layers = helperPath && driver === 'namespace' ? new HelperLayers(helperPath) : null
   const host = new HostImage({
     imageDir: config.imageDir,
     dataDir,
     source: config.imageSource,
+    usrLocal: config.imageLocal,
+    layers,
     executablePath: process.execPath,
     clock,
     log,
@@ -155,7 +160,6 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
     privateTargets: config.privateTargets,
     ownPorts: () => (server === null ? [config.port] : [server.port]),
   })
-  const helperPath = await helper
   const images = new Images({
     host,
     hostEnv: carried?.env ?? {},
@@ -164,8 +168,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
     clock,
     log,
     dir: join(dataDir, 'images'),
-    // The other runtimes start programs of the host.
-    layers: helperPath && driver === 'namespace' ? new HelperLayers(helperPath) : null,
+    layers,
     ...(helperPath ? { standInPath: helperPath } : {}),
     registries: config.registries,
     registryAuthFile: config.registryAuthFile,
@@ -199,7 +202,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   opened.defer(() => images.close())
   await instances.recover()
   // What instances of an earlier life stand on must not go while another platform of this host freezes anew.
-  await host.retain([...instances.roots()].flatMap(({ root }) => root.mounts.map(({ source }) => source)))
+  await host.retain([...instances.roots()].flatMap(({ root }) => root.mounts))
   await sandboxes.open()
   await previews.open()
   await schedules.open()

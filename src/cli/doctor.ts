@@ -35,8 +35,9 @@ export const doctor = command({
   },
   async run({ flags }) {
     const dataDir = dataDirFor(flags['data-dir'])
+    const usrLocal = await hasUsrLocal(dataDir)
     const findings = (
-      await Promise.all([isolation(), images(), clients(), host(dataDir, flags.port ?? 4400)])
+      await Promise.all([isolation(), images(usrLocal), clients(), host(dataDir, flags.port ?? 4400)])
     ).flat()
     const usable = findings.every((finding) => finding.ok || !finding.needed)
     if (flags.json) printJson({ usable, findings: findings.map(withoutIdleRemedy) })
@@ -96,8 +97,18 @@ async function isolation(): Promise<Finding[]> {
   ]
 }
 
+/** A setting that up would refuse is not for doctor to tell. */
+async function hasUsrLocal(dataDir: string): Promise<boolean> {
+  const { loadConfig } = await import('../config.ts')
+  try {
+    return loadConfig({ env: process.env, flags: { dataDir } }).imageLocal
+  } catch {
+    return false
+  }
+}
+
 /** Default images are this host's own programs: what it has is what sandboxes have. */
-async function images(): Promise<Finding[]> {
+async function images(usrLocal: boolean): Promise<Finding[]> {
   const programs = [
     { name: 'node', install: 'sudo apt-get install -y nodejs' },
     { name: 'python3', install: 'sudo apt-get install -y python3' },
@@ -105,10 +116,11 @@ async function images(): Promise<Finding[]> {
   ]
   const found = programs.map(({ name, install }): Finding => {
     // A program outside /usr is not part of the image.
-    const path = ['/usr/bin', '/bin']
+    const path = [...(usrLocal ? ['/usr/local/bin'] : []), '/usr/bin', '/bin']
       .map((directory) => join(directory, name))
       .find((place) => existsSync(place))
-    const elsewhere = Bun.which(name)
+    const local = join('/usr/local/bin', name)
+    const elsewhere = existsSync(local) ? local : Bun.which(name)
     return {
       group: 'images',
       subject: `${name} in default images`,
@@ -117,7 +129,8 @@ async function images(): Promise<Finding[]> {
       detail:
         path ??
         (elsewhere ? `only ${elsewhere}, which default images leave out` : 'not installed on this host'),
-      remedy: install,
+      remedy:
+        elsewhere === local ? `${install}, or let default images have it: hutch up --image-local` : install,
     }
   })
   const installed = ['docker', 'podman', 'buildah'].filter((name) => Bun.which(name))

@@ -32,6 +32,7 @@ export const up = command({
     'keep-instances': { kind: 'boolean', about: 'leave sandboxes running when the platform stops' },
     'image-dir': { kind: 'text', value: 'DIR', about: 'where images made from this host are kept' },
     'image-source': { kind: 'text', value: 'HOW', about: 'auto, reflink, link or copy (auto)' },
+    'image-local': { kind: 'boolean', about: 'default images have /usr/local of this host too' },
     registry: {
       kind: 'list',
       value: 'HOST',
@@ -111,6 +112,7 @@ export const up = command({
           keepInstances: flags['keep-instances'],
           imageDir: flags['image-dir'],
           imageSource: flags['image-source'],
+          imageLocal: flags['image-local'],
           registries: flags.registry,
           registryAuthFile: flags['registry-auth-file'],
           imageMbMax: flags['image-mb-max'],

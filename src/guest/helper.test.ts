@@ -353,6 +353,8 @@ suite(`an instance launched by root${reason}`, () => {
     const cases: [string[], RegExp][] = [
       [['colour=red'], /^error stage=spec errno=22 colour: unknown key/],
       [['disk=tape'], /^error stage=spec errno=22 disk: loop or dir is wanted/],
+      [['mask=/etc:/elsewhere'], /^error stage=spec errno=22 mask: an overlay with this target is wanted/],
+      [['mask=/etc:/usr', 'mask=/etc:/usr'], /^error stage=spec errno=22 mask: given twice/],
       [['layer=/nowhere/at/all'], /^error stage=layers errno=2 \/nowhere\/at\/all/],
       [['overlay=/nowhere/at/all:/opt'], /^error stage=mounts errno=2 /],
       [['cgroup2=/nowhere/at/all'], /^error stage=cgroup errno=2 /],

@@ -208,6 +208,7 @@ static int can_copy_up(const struct identity *identity, const char *source) {
 
 static int extra_mount(struct builder *builder, const struct spec_mount *wanted) {
   if (!wanted->writable || !can_copy_up(builder->identity, wanted->source)) {
+    if (wanted->mask) fail_with(EPERM, "mounts", "%.100s: only a writable overlay takes a mask", wanted->target);
     /* In a namespace of their own ordinary users may not uncover what is mounted below. */
     unsigned flags = builder->identity->userns_fd < 0 ? AT_RECURSIVE : 0;
     return clone_tree("mounts", AT_FDCWD, wanted->source, flags, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NODEV,
@@ -215,11 +216,14 @@ static int extra_mount(struct builder *builder, const struct spec_mount *wanted)
   }
   char name[NAME_BYTES_MAX + 1];
   layer_name(wanted->target, name);
-  int lower = clone_tree("mounts", AT_FDCWD, wanted->source, 0, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NODEV,
-                         builder->identity);
-  writable_layer(builder->disk_fd, name, lower);
-  int mount = overlay_mount(builder, &lower, 1, name);
-  close(lower);
+  const char *const layers[] = {wanted->mask ? wanted->mask : wanted->source, wanted->source};
+  size_t count = wanted->mask ? 2 : 1;
+  int lower[2];
+  for (size_t i = 0; i < count; i++)
+    lower[i] = clone_tree("mounts", AT_FDCWD, layers[i], 0, MOUNT_ATTR_RDONLY | MOUNT_ATTR_NODEV, builder->identity);
+  writable_layer(builder->disk_fd, name, lower[count - 1]);
+  int mount = overlay_mount(builder, lower, count, name);
+  for (size_t i = 0; i < count; i++) close(lower[i]);
   return mount;
 }
 

@@ -47,6 +47,20 @@ static void add_mount(struct spec *spec, const char *key, char *value, int writa
   if (!mount->target[1]) refuse(key, "the target cannot be the root");
 }
 
+/* A mask that covers nothing would leave open what it was made to hide. */
+static void add_mask(struct spec *spec, const char *key, char *value) {
+  char *colon = strrchr(value, ':');
+  if (!colon) refuse(key, "layer:target is wanted");
+  *colon = 0;
+  for (size_t i = 0; i < spec->mount_count; i++) {
+    struct spec_mount *mount = &spec->mounts[i];
+    if (!mount->writable || strcmp(mount->target, colon + 1)) continue;
+    once(key, &mount->mask, absolute(key, value));
+    return;
+  }
+  refuse(key, "an overlay with this target is wanted before it");
+}
+
 static void set_key(struct spec *spec, const char *key, char *value) {
   if (!strcmp(key, "id")) once(key, &spec->id, value);
   else if (!strcmp(key, "hostname")) once(key, &spec->hostname, value);
@@ -56,6 +70,7 @@ static void set_key(struct spec *spec, const char *key, char *value) {
   else if (!strcmp(key, "layer")) append(key, spec->layers, &spec->layer_count, SPEC_LAYERS_MAX, absolute(key, value));
   else if (!strcmp(key, "overlay")) add_mount(spec, key, value, 1);
   else if (!strcmp(key, "bind")) add_mount(spec, key, value, 0);
+  else if (!strcmp(key, "mask")) add_mask(spec, key, value);
   else if (!strcmp(key, "cgroup1"))
     append(key, spec->cgroups1, &spec->cgroup1_count, SPEC_CGROUPS_MAX, absolute(key, value));
   else if (!strcmp(key, "cgroup2")) once(key, &spec->cgroup2, absolute(key, value));

@@ -19,6 +19,7 @@ enum disk_kind { DISK_DIRECTORY, DISK_LOOP };
 
 struct spec_mount {
   char *source, *target;
+  char *mask; /* a read-only layer above the source of an overlay; NULL: none */
   int writable; /* 1: overlay, 0: read-only bind */
 };
 

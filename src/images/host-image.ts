@@ -16,8 +16,10 @@ import { join } from 'node:path'
 import { PlatformError } from '../errors.ts'
 import type { Clock } from '../lib/clock.ts'
 import type { Logger } from '../lib/log.ts'
-import type { RootFilesystem } from '../spec/runtime.ts'
+import type { Layers } from '../spec/layers.ts'
+import type { RootFilesystem, RootMount } from '../spec/runtime.ts'
 import { makeSkeleton, skeletonStamp } from './skeleton.ts'
+import { makeLocal, removeUnreadable, UsrMask, usrRevision } from './usr-mask.ts'
 
 /** How /usr of the host becomes part of the image; `auto` is reflink where the file system can, else copy. */
 export const hostImageSources = ['auto', 'reflink', 'copy', 'link', 'live'] as const
@@ -29,6 +31,10 @@ export interface HostImageOptions {
   /** Whose instances stand on what `resolve` hands out. */
   dataDir: string
   source: HostImageSource
+  /** /usr/local of the host is part of the image; else an empty one is. */
+  usrLocal: boolean
+  /** Null: no driver here starts from layers, and nothing of the host is hidden. */
+  layers: Layers | null
   /** What serves as `bun` inside; absent: no bun. */
   executablePath?: string
   clock: Clock
@@ -58,6 +64,8 @@ export class HostImage {
   readonly #usr: string
   #skeleton: Promise<{ path: string; stamp: string }> | null = null
   #freezing: Promise<void> | null = null
+  /** Null for ordinary users: what they may not read outside they do not read inside. */
+  readonly #mask: UsrMask | null
   readonly #held = new Set<string>()
   /** Of the live /usr when an instance was last made to stand on it; null: none was. */
   #liveStamp: string | null = null
@@ -68,6 +76,11 @@ export class HostImage {
   constructor(options: HostImageOptions) {
     this.#options = options
     this.#usr = options.usrPath ?? '/usr'
+    const { imageDir, layers, usrLocal } = options
+    this.#mask =
+      layers !== null && asRoot()
+        ? new UsrMask({ usr: this.#usr, imageDir, layers, withoutLocal: !usrLocal })
+        : null
   }
 
   /** Starts what runs in the background. The skeleton first: the first create needs it. */
@@ -75,7 +88,10 @@ export class HostImage {
     void this.#currentSkeleton().catch((error) =>
       this.#options.log.warn('host image: no skeleton yet', { error: String(error) }),
     )
-    if (this.#options.source === 'live' || process.getuid?.() !== 0) return
+    if (!asRoot()) return
+    void this.#makeMask().catch((error) =>
+      this.#options.log.warn('host image: no mask yet', { error: String(error) }),
+    )
     void this.#freezeNowAndThen().catch((error) => {
       if (!this.#closed.signal.aborted)
         this.#options.log.warn('host image: not frozen any more', { error: String(error) })
@@ -84,21 +100,52 @@ export class HostImage {
 
   /** Also later: a host that was upgraded is another image. */
   async #freezeNowAndThen(): Promise<void> {
-    const { clock, log } = this.#options
+    const { clock, log, source } = this.#options
     const { signal } = this.#closed
     const shared = await this.#sharesBytes()
-    await clock.sleep(shared ? shareAfterMs : copyAfterMs, signal)
+    await clock.sleep(shareAfterMs, signal)
+    await this.#lookForPrivateFiles()
+    if (!shared) await clock.sleep(copyAfterMs - shareAfterMs, signal)
     for (;;) {
       const stamp = await this.#usrStamp()
       if (this.#liveStamp !== null && this.#liveStamp !== stamp) {
         log.warn('host image: the host was changed while sandboxes stood on its own /usr; they may see it')
         this.#liveStamp = null
       }
-      await this.freeze(signal).catch((error) => {
-        signal.throwIfAborted()
-        log.warn('host image: not frozen', { error: String(error) })
-      })
+      if (source !== 'live') {
+        await this.freeze(signal).catch((error) => {
+          signal.throwIfAborted()
+          log.warn('host image: not frozen', { error: String(error) })
+        })
+      }
+      await this.#lookForPrivateFiles()
       await clock.sleep(shared ? shareAgainMs : copyAfterMs, signal)
+    }
+  }
+
+  /** So that the first sandbox need not wait for it. */
+  async #makeMask(): Promise<void> {
+    await mkdir(this.#options.imageDir, { recursive: true, mode: 0o700 })
+    await this.#maskOf(await this.#usrStamp())
+  }
+
+  async #maskOf(stamp: string): Promise<string | null> {
+    return this.#mask === null || (await this.#frozenUsr(stamp)) !== null ? null : await this.#mask.of(stamp)
+  }
+
+  /** A file of the live /usr may have become private without a package that changed. */
+  async #lookForPrivateFiles(): Promise<void> {
+    const { imageDir, clock, log } = this.#options
+    const stamp = await this.#usrStamp()
+    if (this.#mask === null || (await this.#frozenUsr(stamp)) !== null) return
+    try {
+      if (await this.#mask.refresh(stamp)) {
+        log.info('host image: what not everybody may read has changed')
+        this.#resolved = null
+      }
+      await this.#mask.dropOld(stamp, await heldPaths(join(imageDir, 'leases')), clock.now())
+    } catch (error) {
+      log.warn('host image: not looked at', { error: String(error) })
     }
   }
 
@@ -106,7 +153,7 @@ export class HostImage {
   async #sharesBytes(): Promise<boolean> {
     const { imageDir, source } = this.#options
     if (source === 'link') return true
-    if (source === 'copy') return false
+    if (source === 'copy' || source === 'live') return false
     await mkdir(imageDir, { recursive: true, mode: 0o700 })
     const probe = await mkdtemp(join(imageDir, 'reflink-'))
     try {
@@ -152,16 +199,22 @@ export class HostImage {
 
   async #resolveNow(): Promise<RootFilesystem> {
     const skeleton = await this.#currentSkeleton()
-    const frozen = await this.#frozenUsr()
+    const stamp = await this.#usrStamp()
+    const frozen = await this.#frozenUsr(stamp)
     const usr = frozen ?? this.#usr
+    const mask = frozen ? null : await this.#maskOf(stamp)
     if (frozen) await this.#hold(frozen)
-    else this.#liveStamp = await this.#usrStamp()
-    const mounts: RootFilesystem['mounts'] = [{ source: usr, target: '/usr', kind: 'overlay' }]
+    else this.#liveStamp = stamp
+    if (mask) await this.#hold(mask)
+    const mounts: RootMount[] = [{ source: usr, target: '/usr', kind: 'overlay', ...(mask ? { mask } : {}) }]
+    if (!asRoot() && !this.#options.usrLocal && existsSync(join(this.#usr, 'local'))) {
+      mounts.push({ source: await this.#ownLocal(), target: '/usr/local', kind: 'overlay' })
+    }
     if (this.#options.executablePath) {
       mounts.push({ source: this.#options.executablePath, target: '/opt/hutch/bun', kind: 'bind' })
     }
     const digest = createHash('sha256')
-      .update(`${skeleton.stamp} ${usr} ${await this.#usrStamp()}`)
+      .update(`${skeleton.stamp} ${usr} ${stamp} ${mask ?? ''}`)
       .digest('hex')
     return { digest: `sha256:${digest}`, layers: [skeleton.path], mounts }
   }
@@ -194,9 +247,23 @@ export class HostImage {
     return { path, stamp }
   }
 
+  /** An ordinary user cannot hide what is in the host's: its own is mounted over that. */
+  async #ownLocal(): Promise<string> {
+    const path = join(this.#options.imageDir, `host-local-${usrRevision}`)
+    if (existsSync(path)) return path
+    const draft = await mkdtemp(`${path}.draft-`)
+    await makeLocal(draft)
+    await rename(draft, path).catch(async (error) => {
+      await rm(draft, { recursive: true, force: true })
+      // Another process made it meanwhile.
+      if (!existsSync(path)) throw error
+    })
+    return path
+  }
+
   /** The frozen /usr that equals the host's by its stamp, or null. */
-  async #frozenUsr(): Promise<string | null> {
-    const path = join(this.#options.imageDir, `host-usr-${await this.#usrStamp()}`)
+  async #frozenUsr(stamp: string): Promise<string | null> {
+    const path = join(this.#options.imageDir, `host-usr-${stamp}`)
     return existsSync(join(path, 'complete')) ? join(path, 'usr') : null
   }
 
@@ -205,8 +272,10 @@ export class HostImage {
    * Cheap enough to ask at every create.
    */
   async #usrStamp(): Promise<string> {
-    const hash = createHash('sha256')
+    const { usrLocal } = this.#options
+    const hash = createHash('sha256').update(`${usrRevision} ${usrLocal}\n`)
     for (const path of [
+      ...(usrLocal ? ['local', 'local/bin', 'local/lib', 'local/share'] : []),
       '',
       'bin',
       'sbin',
@@ -232,7 +301,7 @@ export class HostImage {
   }
 
   async #freezeOnce(signal: AbortSignal | undefined): Promise<void> {
-    const { imageDir, source, log, clock } = this.#options
+    const { imageDir, source, log, clock, usrLocal } = this.#options
     const stamp = await this.#usrStamp()
     const target = join(imageDir, `host-usr-${stamp}`)
     if (existsSync(join(target, 'complete'))) return
@@ -259,12 +328,11 @@ export class HostImage {
         live: [],
       }
       for (const entry of await readdir(this.#usr)) {
-        if (entry === 'local') continue
+        if (entry === 'local' && !usrLocal) continue
         await copyTree(join(this.#usr, entry), join(draft, 'usr'), how[source], signal)
       }
-      for (const entry of ['bin', 'lib', 'sbin', 'share', 'etc', 'include', 'src']) {
-        await mkdir(join(draft, 'usr/local', entry), { recursive: true })
-      }
+      await removeUnreadable(join(draft, 'usr'), idlePriority())
+      if (!usrLocal) await makeLocal(join(draft, 'usr/local'))
       if ((await this.#usrStamp()) !== stamp)
         throw new PlatformError('unavailable', `${this.#usr} changed while it was copied`)
       await writeFile(join(draft, 'complete'), `${new Date(clock.now()).toISOString()}\n`)
@@ -281,8 +349,9 @@ export class HostImage {
    * Says which host directories instances of this data directory still stand on; what `resolve` hands out later is
    * added by itself. Everything else this data directory held is let go.
    */
-  async retain(paths: Iterable<string>): Promise<void> {
+  async retain(mounts: Iterable<RootMount>): Promise<void> {
     this.#held.clear()
+    const paths = [...mounts].flatMap(({ source, mask }) => (mask === undefined ? [source] : [source, mask]))
     for (const path of paths) if (path.startsWith(this.#options.imageDir)) this.#held.add(path)
     await this.#writeLease()
   }
@@ -313,6 +382,10 @@ export class HostImage {
       if (!held.has(join(path, 'usr'))) await rm(path, { recursive: true, force: true })
     }
   }
+}
+
+function asRoot(): boolean {
+  return process.getuid?.() === 0
 }
 
 async function heldPaths(leases: string): Promise<Set<string>> {

@@ -11,6 +11,7 @@ import { FakeClock } from '../lib/test-clock.ts'
 import type { Store } from '../spec/store.ts'
 import { openSqliteStore } from '../stores/sqlite/index.ts'
 import { HostImage, type HostImageSource, Images } from './index.ts'
+import { makeSkeleton } from './skeleton.ts'
 
 // Thousands of the host's own small files are copied.
 setDefaultTimeout(60_000)
@@ -30,6 +31,9 @@ async function smallUsr(): Promise<string> {
   await mkdir(join(usr, 'local/bin'), { recursive: true })
   await writeFile(join(usr, 'bin/tool'), 'first')
   await writeFile(join(usr, 'local/bin/private-tool'), 'not for images')
+  await writeFile(join(usr, 'bin/keys'), 'of root', { mode: 0o600 })
+  await mkdir(join(usr, 'rules'), { mode: 0o700 })
+  await writeFile(join(usr, 'rules/one'), 'of root')
   return usr
 }
 
@@ -46,15 +50,29 @@ function imageDirectory(): string {
   return path
 }
 
-const hostOptions = { source: 'live' as HostImageSource, clock: systemClock, log: silentLogger }
+const hostOptions = {
+  source: 'live' as HostImageSource,
+  usrLocal: false,
+  layers: null,
+  clock: systemClock,
+  log: silentLogger,
+}
 
 function hostImage(
-  options: { usrPath?: string; source?: HostImageSource; imageDir?: string; dataDir?: string } = {},
+  options: {
+    usrPath?: string
+    source?: HostImageSource
+    usrLocal?: boolean
+    imageDir?: string
+    dataDir?: string
+  } = {},
 ): HostImage {
   return new HostImage({
     imageDir: options.imageDir ?? imageDirectory(),
     dataDir: options.dataDir ?? temporaryDirectory(),
     source: options.source ?? 'copy',
+    usrLocal: options.usrLocal ?? false,
+    layers: null,
     clock: systemClock,
     log: silentLogger,
     ...(options.usrPath ? { usrPath: options.usrPath } : {}),
@@ -149,7 +167,30 @@ describe('the host image', () => {
     await host.freeze()
     const frozen = usrOf(await host.resolve())
     expect(await readFile(join(frozen, 'bin/tool'), 'utf8')).toBe('first')
-    expect(existsSync(join(frozen, 'local/bin/private-tool'))).toBe(false)
+    expect(readdirSync(join(frozen, 'local/bin'))).toEqual([])
+  })
+
+  test('a frozen copy has nothing that not everybody may read, and /usr/local when that is wanted', async () => {
+    const host = hostImage({ usrPath: await smallUsr(), usrLocal: true })
+    await host.freeze()
+    const frozen = usrOf(await host.resolve())
+    expect(readdirSync(frozen).sort()).toEqual(['bin', 'local'])
+    expect(readdirSync(join(frozen, 'bin'))).toEqual(['tool'])
+    expect(readdirSync(join(frozen, 'local/bin'))).toEqual(['private-tool'])
+  })
+
+  test('the root directory has no file of the host that not everybody may read', async () => {
+    const host = join(temporaryDirectory(), 'host')
+    await mkdir(join(host, 'etc/security'), { recursive: true })
+    await mkdir(join(host, 'etc/pki/private'), { recursive: true, mode: 0o700 })
+    await writeFile(join(host, 'etc/security/opasswd'), 'old passwords', { mode: 0o600 })
+    await writeFile(join(host, 'etc/security/limits.conf'), 'limits')
+    await writeFile(join(host, 'etc/pki/private/key'), 'key')
+    const made = join(temporaryDirectory(), 'root')
+    await makeSkeleton(made, host)
+    expect(readdirSync(join(made, 'etc/security'))).toEqual(['limits.conf'])
+    expect(existsSync(join(made, 'etc/pki/private'))).toBe(false)
+    expect((await stat(join(made, 'root'))).mode & 0o777).toBe(0o700)
   })
 
   test('a changed host makes a new image and leaves the frozen one as it was', async () => {
@@ -193,6 +234,8 @@ describe('the host image', () => {
         imageDir: imageDirectory(),
         dataDir: temporaryDirectory(),
         source: 'link',
+        usrLocal: false,
+        layers: null,
         clock,
         log,
         usrPath,

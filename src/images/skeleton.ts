@@ -15,6 +15,7 @@ import {
 } from 'node:fs/promises'
 import { join } from 'node:path'
 import { PlatformError } from '../errors.ts'
+import { removeUnreadable } from './usr-mask.ts'
 
 /** What of the host's /etc programs need and strangers may read. Never keys, password hashes or package credentials. */
 const etcEntries = [
@@ -110,7 +111,7 @@ const systemIdMax = 999
 const nobodyId = 65534
 
 /** Changes with the rules above, so that an older skeleton is not taken for a current one. */
-const skeletonRevision = 2
+const skeletonRevision = 3
 
 /** A value that changes when the skeleton made from this host would. Cheap: a few dozen lstat calls. */
 export async function skeletonStamp(root = '/'): Promise<string> {
@@ -182,8 +183,7 @@ async function forgetCredentials(aptDir: string): Promise<void> {
 
 /** One `cp` for all: thousands of small files, of which a JavaScript copy would make seconds. */
 async function copyEntries(paths: string[], root: string, target: string): Promise<void> {
-  const present: string[] = []
-  for (const path of paths) if (await lstatOrNull(join(root, path))) present.push(path)
+  const present = await existing(paths, root)
   const child = Bun.spawn(['cp', '-a', '--parents', '--reflink=auto', '--', ...present, target], {
     cwd: root,
     stdin: 'ignore',
@@ -198,6 +198,15 @@ async function copyEntries(paths: string[], root: string, target: string): Promi
       cause: errors.slice(0, 2000),
     })
   }
+  // What the host keeps for its root alone is not for the root of a sandbox.
+  const copied = await existing(present, target)
+  if (copied.length > 0) await removeUnreadable(target, [], copied)
+}
+
+async function existing(paths: string[], root: string): Promise<string[]> {
+  const found: string[] = []
+  for (const path of paths) if (await lstatOrNull(join(root, path))) found.push(path)
+  return found
 }
 
 /** System accounts of the host without their passwords, root with a shell, and one ordinary `user`. */

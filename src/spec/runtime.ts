@@ -98,8 +98,16 @@ export interface RootFilesystem {
   digest: string
   /** Directories of this host. The driver stacks them read-only under the instance's own writable layer. */
   layers: string[]
-  /** Read-only host directories (or files) that get a writable overlay (`overlay`) or are plainly bound (`bind`). */
-  mounts: { source: string; target: string; kind: 'overlay' | 'bind' }[]
+  mounts: RootMount[]
+}
+
+/** A read-only host directory (or file) that gets a writable overlay (`overlay`) or is plainly bound (`bind`). */
+export interface RootMount {
+  source: string
+  target: string
+  kind: 'overlay' | 'bind'
+  /** Of an overlay: a layer above the source, which hides what stands whited out there. */
+  mask?: string
 }
 
 export interface InstanceHandle {

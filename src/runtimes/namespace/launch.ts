@@ -42,7 +42,7 @@ export function checkSpec(spec: InstanceSpec): void {
   if (spec.image.layers.length === 0) throw refused('image.layers', '[]', 'at least one directory')
   for (const path of [
     ...spec.image.layers,
-    ...spec.image.mounts.flatMap(({ source, target }) => [source, target]),
+    ...spec.image.mounts.flatMap(({ source, target, mask }) => [source, target, ...(mask ? [mask] : [])]),
   ]) {
     if (!isCleanPath(path)) throw refused('image', path, 'absolute paths without . and ..')
   }
@@ -76,7 +76,10 @@ export async function launch(spec: InstanceSpec, options: LaunchOptions): Promis
   if (options.transient) entries.push(['transient', 'yes'])
   if (options.diskTemplate !== null) entries.push(['disktemplate', options.diskTemplate])
   for (const layer of spec.image.layers) entries.push(['layer', layer])
-  for (const { source, target, kind } of spec.image.mounts) entries.push([kind, `${source}:${target}`])
+  for (const { source, target, kind, mask } of spec.image.mounts) {
+    entries.push([kind, `${source}:${target}`])
+    if (mask !== undefined) entries.push(['mask', `${mask}:${target}`])
+  }
   if (options.uidBase !== null) entries.push(['uidbase', String(options.uidBase)])
   for (const dir of options.group.v1Dirs) entries.push(['cgroup1', dir])
   if (options.group.v2Dir !== null) entries.push(['cgroup2', options.group.v2Dir])

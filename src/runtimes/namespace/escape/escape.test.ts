@@ -1,15 +1,16 @@
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
-import { mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import { chmodSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { createServer, type Server } from 'node:net'
 import { constants, networkInterfaces, tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { buildHelper } from '../../../../scripts/build-helper.ts'
-import { HostImage } from '../../../images/index.ts'
+import { HelperLayers } from '../../../guest/index.ts'
+import { HostImage, type HostImageSource } from '../../../images/index.ts'
 import { systemClock } from '../../../lib/clock.ts'
 import { randomText } from '../../../lib/ids.ts'
 import { silentLogger } from '../../../lib/log.ts'
 import { Network } from '../../../network/index.ts'
-import type { Instance, Runtime } from '../../../spec/runtime.ts'
+import type { Instance, RootMount, Runtime } from '../../../spec/runtime.ts'
 import { openNamespaceRuntime, probeNamespace } from '../index.ts'
 
 const work = mkdtempSync(join(tmpdir(), 'hutch-escape-'))
@@ -78,18 +79,50 @@ function control(...words: string[]): string {
   return wrapped.stdout.toString().trim()
 }
 
-async function startInstance(hostname: string): Promise<Instance> {
-  const host = new HostImage({
+const hostImage = (source: HostImageSource, usrPath?: string) =>
+  new HostImage({
     imageDir: join(work, 'images'),
     dataDir: work,
-    source: 'live',
+    source,
+    usrLocal: false,
+    layers: new HelperLayers(helperPath),
     clock: systemClock,
     log: silentLogger,
+    ...(usrPath ? { usrPath } : {}),
   })
+
+/** A /usr of a host with a file and a directory of root's, and one of everybody. */
+const usrPath = join(work, 'usr')
+const usrSecrets = ['share/file', 'share/directory/file', 'share/deep/directory/file', 'local/file']
+
+function makeUsr(): void {
+  for (const name of ['bin', 'local', 'share/directory', 'share/deep/directory'])
+    mkdirSync(join(usrPath, name), { recursive: true })
+  for (const name of ['share/directory', 'share/deep/directory']) chmodSync(join(usrPath, name), 0o700)
+  for (const path of usrSecrets) writeFileSync(join(usrPath, path), secret)
+  for (const path of ['bin/tool', 'share/deep/open']) writeFileSync(join(usrPath, path), 'for everybody')
+  chmodSync(join(usrPath, 'share/file'), 0o600)
+}
+
+/** Where an instance has that /usr as its image would have it: as it is, and as it was frozen. */
+async function mountsOfUsr(): Promise<RootMount[]> {
+  const host = hostImage('copy', usrPath)
+  const live = (await host.resolve()).mounts[0]!
+  await host.freeze()
+  const frozen = (await host.resolve()).mounts[0]!
+  return [
+    { ...live, target: '/srv/live' },
+    { ...live, target: '/srv/renamed' },
+    { ...frozen, target: '/srv/frozen' },
+  ]
+}
+
+async function startInstance(hostname: string, mounts: RootMount[] = []): Promise<Instance> {
+  const image = await hostImage('live').resolve()
   const instance = await runtime.create({
     id: `escape${randomText(14)}`,
     hostname,
-    image: await host.resolve(),
+    image: { ...image, mounts: [...image.mounts, ...mounts] },
     memoryMb: 512,
     storageMb: 128,
     pidsMax: 128,
@@ -108,7 +141,8 @@ beforeAll(async () => {
   if (built.exitCode !== 0) throw new Error(`the probe does not build: ${built.stderr.toString()}`)
   writeFileSync(secretPath, secret)
   runtime = await openNamespaceRuntime({ ...options, egress: network })
-  sandbox = await startInstance('attacker')
+  makeUsr()
+  sandbox = await startInstance('attacker', await mountsOfUsr())
   neighbour = await startInstance('neighbour')
   await neighbour.guest.files.write('/root/private', new TextEncoder().encode(secret))
 }, 120_000)
@@ -201,6 +235,24 @@ describe.skipIf(!possible)('files of the host stay out of reach', () => {
   test('by path, by .. and through /proc', async () => {
     expect(control('read', secretPath)).toBe('done')
     for (const way of ways(secretPath)) expect((await probe('read', way)).output).toStartWith('errno ')
+  })
+
+  test('those in its /usr that not everybody may read, nor what is in its /usr/local', async () => {
+    for (const path of usrSecrets) expect(control('read', join(usrPath, path))).toBe('done')
+    await shell(sandbox, 'mv /srv/renamed/share /srv/renamed/moved; rm -r /srv/live/share/deep/directory')
+    for (const place of ['/srv/live', '/srv/frozen']) {
+      expect((await probe('read', `${place}/share/deep/open`)).output.trim()).toBe('done')
+      for (const path of usrSecrets) {
+        expect((await probe('read', `${place}/${path}`)).output.trim()).toBe(`errno ${osErrno('ENOENT')}`)
+      }
+      expect((await shell(sandbox, `cd ${place}/local && echo * && touch bin/mine && ls bin`)).output).toBe(
+        'bin etc games include lib man sbin share src\nmine\n',
+      )
+    }
+    expect((await probe('read', '/srv/renamed/moved/deep/open')).output.trim()).toBe('done')
+    const found = await shell(sandbox, `mkdir /srv/live/share/directory; grep -rl ${secret} /srv; echo none`)
+    expect(found.output).toBe('none\n')
+    expect((await shell(sandbox, 'ls /srv/renamed/moved; ls -A /usr/local/bin')).output).toBe('deep\n')
   })
 
   test('by climbing out of a chroot', async () => {
