@@ -7,6 +7,7 @@ import { fileURLToPath } from 'node:url'
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)))
 const nodeMajorMin = 20
+const parentLookMs = 250
 
 const tasks = {
   start: ['scripts/start.ts'],
@@ -35,6 +36,13 @@ function main(task, args) {
       if (signal !== 'SIGINT' || !process.stdin.isTTY) child.kill(signal)
     })
   }
+  // npm passes signals to its shell, and not every shell passes them on: some just end, and leave this one behind.
+  const parent = process.ppid
+  const watch = setInterval(() => {
+    if (process.ppid === parent) return
+    clearInterval(watch)
+    child.kill('SIGTERM')
+  }, parentLookMs)
   child.on('error', (error) =>
     fail(`${bun} does not start: ${error.message}`, 'rm -rf node_modules && npm ci'),
   )

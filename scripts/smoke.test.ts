@@ -59,6 +59,38 @@ async function api<Answer>(path: string, init: RequestInit = {}): Promise<Answer
   return (await response.json()) as Answer
 }
 
+describe('npm start', () => {
+  test('ends when npm is told to, sandboxes and all', async () => {
+    const npm = Bun.which('npm')
+    if (npm === null) return void console.warn('skipped, since npm is not installed')
+    const child = Bun.spawn(
+      [npm, 'start', '--silent', '--', '--port', '0', '--data-dir', join(directory, 'npm')],
+      {
+        cwd: root,
+        env: cleanEnvironment(),
+        stdio: ['ignore', 'pipe', 'ignore'],
+      },
+    )
+    const reader = child.stdout.getReader()
+    let text = ''
+    while (!text.includes('\n')) {
+      const { done, value } = await reader.read()
+      if (done) throw new Error(`npm start ended by itself: ${text}`)
+      text += new TextDecoder().decode(value)
+    }
+    const url = text.slice('ready '.length).trim()
+    expect((await fetch(`${url}/healthz`)).status).toBe(200)
+    child.kill('SIGTERM')
+    await child.exited
+    await eventually('hutch ended', () =>
+      fetch(`${url}/healthz`).then(
+        () => false,
+        () => true,
+      ),
+    )
+  }, 90_000)
+})
+
 describe('the executable by itself', () => {
   test('version and help need no platform', async () => {
     expect((await hutch(['version'])).stdout).toMatch(/^hutch \d+\.\d+\.\d+ \([0-9a-z]+\)\n$/)
@@ -345,6 +377,14 @@ describe.skipIf(!usable)('a platform on a fresh data directory', () => {
     expect((await platform.run(['keys', 'revoke', id])).code).toBe(0)
     const refused = await platform.run(['sandbox', 'ls'], { env })
     expect([refused.code, refused.stderr]).toEqual([1, expect.stringContaining('hutch env')])
+  })
+
+  test('the only workspace that the key reaches is not deleted by the way', async () => {
+    const refused = await platform.run(['workspaces', 'rm', 'main'])
+    expect(refused.code).toBe(1)
+    expect(refused.stderr).toMatch(
+      /the only workspace your key reaches[\s\S]*try: +\S*hutch workspaces create NAME/,
+    )
   })
 
   test('workspaces are made and listed', async () => {

@@ -191,7 +191,11 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
     if (temporary) for (const id of await runtime.list()) await runtime.destroy(id)
   })
   const limits = { sandboxesMax: config.sandboxesMax, memoryMbMax: config.sandboxMemoryMbMax }
-  const sandboxes = new Sandboxes({ store, instances, images, secrets, clock, log, dataDir, limits })
+  const region = config.region === null ? {} : { region: config.region }
+  const sandboxes = new Sandboxes({
+    ...{ store, instances, images, secrets, clock, log, dataDir, limits },
+    ...region,
+  })
   const domain = config.domains[0] ?? 'localhost'
   const previews = new Previews({ store, sandboxes, secrets, clock, log, domain })
   const schedules = new Schedules({ store, sandboxes, secrets, clock, log })
@@ -300,7 +304,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
         startedAt: new Date(clock.now()).toISOString(),
         runtime: runtime.name,
         isolation: runtime.capabilities.isolation,
-        ...(config.region === null ? {} : { region: config.region }),
+        ...region,
       })
       return { url, port }
     },

@@ -22,6 +22,8 @@ beforeAll(async () => {
         if (pathname === '/events') return new Response(new ReadableStream({ type: 'direct', async pull(stream) {
           for (let n = 1; ; n++) { stream.write('data: ' + n + '\\n\\n'); await stream.flush(); await Bun.sleep(20) }
         } }), { headers: { 'content-type': 'text/event-stream' } })
+        if (pathname === '/untyped') return new Response(new ReadableStream({ start(stream) {
+          stream.enqueue(new TextEncoder().encode('<h1>x</h1>')); stream.close() } }), { headers: { 'content-length': '10' } })
         return Response.json({ url: request.url, headers: Object.fromEntries(request.headers) })
       },
       websocket: { message: (socket, data) => void socket.send('echo ' + data) } })`
@@ -68,6 +70,26 @@ describe('previews', () => {
     })
     expect(fresh.spec.url).toBe(url)
     expect((await visit(url)).status).toBe(200)
+  })
+
+  test('an answer without a type stays without one: a browser looks what it is instead of downloading it', async () => {
+    const { spec } = await sandbox.previews.create({
+      metadata: { name: 'untyped' },
+      spec: { port, public: true },
+    })
+    const label = new URL(spec.url ?? '').host.split('.')[0]
+    const { workspace } = client.platform.credentials
+    const answers = await Promise.all([
+      visit(spec.url ?? '', '/untyped'),
+      fetch(`${client.url}/-/preview/${label}/untyped`),
+      client.request(`/${workspace}/sandboxes/previews/port/${port}/untyped`),
+    ])
+    for (const answer of answers) {
+      expect(await answer.text()).toBe('<h1>x</h1>')
+      expect(answer.headers.get('content-type')).toBeNull()
+      expect(answer.headers.get('x-content-type-options')).toBeNull()
+      expect(answer.headers.get('content-length')).toBe('10')
+    }
   })
 
   test('a prefix stands in the address, with the workspace', async () => {
@@ -143,7 +165,11 @@ describe('tokens', () => {
       spec: { port, public: false },
     })
     const url = preview.spec.url ?? ''
-    expect((await visit(url)).status).toBe(401)
+    const refused = await visit(url)
+    expect(refused.status).toBe(401)
+    expect(await refused.json()).toMatchObject({
+      error: { action: expect.stringMatching(/X-Blaxel-Preview-Token.*bl_preview_token/) },
+    })
     const expiresAt = inAnHour()
     const token = await preview.tokens.create(expiresAt)
     expect(token.value).toMatch(/^[A-Za-z0-9_-]+$/)

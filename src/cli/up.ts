@@ -13,7 +13,11 @@ export const up = command({
     port: { kind: 'text', value: 'PORT', about: 'port to listen on; 0: any free one (4400)' },
     host: { kind: 'text', value: 'ADDR', about: 'address to listen on (127.0.0.1 and ::1)' },
     'data-dir': { kind: 'text', value: 'DIR', about: `where everything is kept (${dataDirDefault()})` },
-    region: { kind: 'text', value: 'NAME', about: 'region to name in answers (only what a client sent)' },
+    region: {
+      kind: 'text',
+      value: 'NAME',
+      about: 'region of sandboxes whose client names none, in answers and BL_REGION (none)',
+    },
     url: {
       kind: 'text',
       value: 'URL',

@@ -1,6 +1,7 @@
 import { clientFor, withHints } from './client.ts'
-import { command, connectionFlags } from './command.ts'
-import { age, print, printJson, table } from './output.ts'
+import { CommandError, command, connectionFlags, sameTarget } from './command.ts'
+import { age, note, print, printJson, table } from './output.ts'
+import { spelled } from './shell.ts'
 
 export const list = command({
   name: 'workspaces list',
@@ -9,7 +10,10 @@ export const list = command({
   async run({ flags }) {
     const workspaces = await withHints(flags, () => Array.fromAsync(clientFor(flags).workspaces.list()))
     if (flags.json) printJson(workspaces)
-    else {
+    else if (workspaces.length === 0) {
+      const here = { 'data-dir': flags['data-dir'] }
+      note(`no workspaces; try: ${spelled(sameTarget('hutch workspaces create main', here))}`)
+    } else {
       const rows = workspaces.map((item) => [
         item.name,
         item.displayName ?? '-',
@@ -48,10 +52,21 @@ export const remove = command({
   name: 'workspaces rm',
   summary: 'Deletes a workspace, for good. One that still holds sandboxes is kept: delete them first.',
   usage: 'NAME',
-  flags: connectionFlags,
+  flags: { ...connectionFlags, force: { kind: 'boolean', about: 'even when it is the last one you reach' } },
   positionals: [1, 1],
   async run({ flags, positionals }) {
-    await withHints(flags, () => clientFor(flags).workspaces.remove(positionals[0]!), {
+    const client = clientFor(flags)
+    if (!flags.force) {
+      const reached = await withHints(flags, () => Array.fromAsync(client.workspaces.list()))
+      if (reached.length === 1 && reached[0]?.name === positionals[0]) {
+        throw new CommandError(
+          `${positionals[0]} is the only workspace your key reaches: without it nothing can be made, not even keys ` +
+            '(--force deletes it all the same)',
+          sameTarget('hutch workspaces create NAME', { 'data-dir': flags['data-dir'] }),
+        )
+      }
+    }
+    await withHints(flags, () => client.workspaces.remove(positionals[0]!), {
       404: 'hutch workspaces list',
     })
     if (flags.json) printJson({ removed: positionals[0] })

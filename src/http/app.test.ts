@@ -395,10 +395,13 @@ describe('lists', () => {
     expect(paged).toEqual({ data: [{ name: 'r449' }], meta: { hasMore: false, nextCursor: '', total: 450 } })
   })
 
-  test('a limit is 1 or more, and more than 200 means 200', () => {
-    expect(listQuery.parse({ limit: '1000' }).limit).toBe(200)
-    expect(listQuery.safeParse({ limit: '0' }).success).toBe(false)
-    expect(listQuery.safeParse({ limit: 'x' }).success).toBe(false)
+  test('a limit is 1 to 200, and any other is refused by name', () => {
+    expect(listQuery.parse({ limit: '200' }).limit).toBe(200)
+    for (const limit of ['0', '201', '1000', '-1', '1.5', 'x', '']) {
+      expect(() => parseWith(listQuery, { limit }, 'query')).toThrow(
+        `limit: "${limit}" must be a whole number from 1 to 200`,
+      )
+    }
     expect(sortOrders.every((sort) => listQuery.safeParse({ sort }).success)).toBe(true)
   })
 

@@ -435,7 +435,9 @@ function finish(passage: Passage, response: Response): Response {
   }
   const headers = answer.headers
   headers.set('x-request-id', passage.requestId)
-  headers.set('x-content-type-options', 'nosniff')
+  // Of what a program gave no type, the browser is to look what it is; it gets no part of this origin, see below.
+  if (headers.has('content-type') || answer.body === null || compiled?.route.method !== 'ALL')
+    headers.set('x-content-type-options', 'nosniff')
   const open = compiled?.route.access === 'public' || compiled?.route.access === 'capability'
   // Without credentials on both sides: a page may call the API with a key it holds, never with the browser's own.
   if (!open && !headers.has('access-control-allow-origin')) headers.set('access-control-allow-origin', '*')

@@ -2,7 +2,7 @@ import { type ErrorCode, errorTable, PlatformError } from '../errors.ts'
 import type { Logger } from '../lib/log.ts'
 import type { ErrorShape } from './route.ts'
 
-interface Advice {
+export interface Advice {
   action: string
   doNot: string
 }
@@ -41,7 +41,7 @@ const finalAdvice: Advice = { action: 'Read the message.', doNot: 'Send the same
 export function errorResponse(
   error: unknown,
   shape: ErrorShape,
-  context: { log: Logger; now: number; requestId: string; route?: string },
+  context: { log: Logger; now: number; requestId: string; route?: string; advice?: Advice },
 ): Response {
   const failure = PlatformError.is(error) ? error : internalError(error, context)
   if (failure.status >= 500) logFailure(failure, error, context)
@@ -61,7 +61,7 @@ export function errorResponse(
     // Sending a run-plane request twice can run work twice; the envelope says when that is safe.
     if (failure.status >= 500) headers.set('x-should-retry', 'false')
   }
-  return Response.json(body(failure, shape, context.now), { status: failure.status, headers })
+  return Response.json(body(failure, shape, context), { status: failure.status, headers })
 }
 
 /** The code as the data plane spells it, `WORKLOAD_UNAVAILABLE`. */
@@ -69,7 +69,11 @@ export function gatewayCode(code: ErrorCode): string {
   return code === 'body_too_large' ? 'REQUEST_ENTITY_TOO_LARGE' : code.toUpperCase()
 }
 
-function body(failure: PlatformError, shape: ErrorShape, now: number): object {
+function body(
+  failure: PlatformError,
+  shape: ErrorShape,
+  { now, advice: special }: { now: number; advice?: Advice },
+): object {
   const { code, status, message, details } = failure
   switch (shape) {
     case 'control':
@@ -79,7 +83,8 @@ function body(failure: PlatformError, shape: ErrorShape, now: number): object {
     case 'oauth':
       return { error: oauthError(failure), error_description: message }
     case 'gateway': {
-      const { action, doNot } = advice[code] ?? (errorTable[code].retryable ? retryAdvice : finalAdvice)
+      const { action, doNot } =
+        special ?? advice[code] ?? (errorTable[code].retryable ? retryAdvice : finalAdvice)
       return {
         error: {
           code: gatewayCode(code),

@@ -10,14 +10,23 @@ export const pagedListsVersion = '2026-04-28'
 const barePagesMax = 50
 const cursorCharactersMax = 2048
 
-/** Query parameters that every list takes; extend it with the list's own filters. A larger limit means the largest. */
+const limitRange = `a whole number from 1 to ${pageLimitMax}`
+
+/**
+ * Query parameters that every list takes; extend it with the list's own filters. A larger limit is refused instead of
+ * being made smaller, since a client that counts on what it asked for would take the page for everything. No client of
+ * the contract asks for more: the SDK's `autoPagingToArray({ limit })` counts entries of its own and is not sent.
+ */
 export const listQuery = z.object({
-  limit: z.coerce
-    .number()
-    .int()
-    .min(1)
-    .transform((limit) => Math.min(limit, pageLimitMax))
-    .pipe(z.int().max(pageLimitMax))
+  limit: z
+    .string()
+    .transform((text, context) => {
+      const limit = /^\d{1,9}$/.test(text) ? Number(text) : 0
+      if (limit >= 1 && limit <= pageLimitMax) return limit
+      context.issues.push({ code: 'custom', message: `must be ${limitRange}`, input: text })
+      return z.NEVER
+    })
+    .meta({ type: 'integer', minimum: 1, maximum: pageLimitMax })
     .optional(),
   cursor: z.string().max(cursorCharactersMax).optional(),
   sort: z.enum(sortOrders).optional(),

@@ -110,6 +110,8 @@ export interface SandboxesOptions {
   dataDir: string
   /** What the operator allows; absent: only the limits of the kind itself. */
   limits?: SandboxLimits
+  /** Where sandboxes run whose client named no region, as answers and BL_REGION tell it; absent: they tell none. */
+  region?: string
 }
 
 export interface SandboxLimits {
@@ -136,6 +138,7 @@ export class Sandboxes {
   readonly #closing = new AbortController()
   readonly #unlisten: () => void
   readonly #limits: SandboxLimits
+  readonly #region: string | undefined
 
   constructor(options: SandboxesOptions) {
     this.#store = options.store
@@ -144,6 +147,7 @@ export class Sandboxes {
     this.#images = options.images
     this.#sealing = new Sealing(options.secrets)
     this.#limits = options.limits ?? { sandboxesMax: Number.POSITIVE_INFINITY, memoryMbMax }
+    this.#region = options.region
     this.#clock = options.clock
     this.#log = options.log
     this.#leases = new SandboxLeases({
@@ -637,6 +641,7 @@ export class Sandboxes {
       clock: this.#clock,
       lastUsedAt: activity?.lastUsedAt ?? null,
       standby: activity?.standby ?? false,
+      ...(this.#region === undefined ? {} : { region: this.#region }),
       events: options.events ?? true,
       ...(options.showSecrets ? { env: this.#sealing.env(sandbox.body) } : {}),
       ...(options.showSecrets || options.created
@@ -683,6 +688,7 @@ export class Sandboxes {
     const own = { ...image.env, ...draft.env }
     const program = [...image.entrypoint, ...image.command]
     const user = wantedUser(image.user, own, program)
+    const region = draft.spec.region ?? this.#region
     return {
       hostname: name,
       image: image.root,
@@ -697,7 +703,7 @@ export class Sandboxes {
         BL_NAME: name,
         BL_TYPE: 'sandbox',
         BL_WORKSPACE: workspace,
-        ...(draft.spec.region === undefined ? {} : { BL_REGION: draft.spec.region }),
+        ...(region === undefined ? {} : { BL_REGION: region }),
       },
       workingDir: image.workingDir || '/',
     }

@@ -119,6 +119,8 @@ export interface ViewOptions {
   clock: Clock
   lastUsedAt: number | null
   standby: boolean
+  /** Where it runs, as the operator calls it; told when the client named no region. */
+  region?: string
   /** Absent: values are masked. */
   env?: Record<string, string>
   /** Absent: left out. */
@@ -150,7 +152,7 @@ export function sandboxView(sandbox: StoredSandbox, options: ViewOptions): Sandb
       updatedBy: body.updatedBy,
     },
     spec: {
-      ...defined({ enabled: spec.enabled, region: spec.region, vpc: spec.vpc }),
+      ...defined({ enabled: spec.enabled, region: spec.region ?? options.region, vpc: spec.vpc }),
       runtime: {
         image: spec.image,
         memory: spec.memoryMb,

@@ -112,6 +112,15 @@ test('without a name, image or memory the platform chooses them', async () => {
   )
 })
 
+test('where the operator named a region, answers and the environment have it unless the client named another', async () => {
+  platform = await site.start({ region: 'eu-lon-1' })
+  expect((await create('box')).spec.region).toBe('eu-lon-1')
+  expect((await get('box')).spec.region).toBe('eu-lon-1')
+  expect((await create('other', { spec: { region: 'us-pdx-1' } })).spec.region).toBe('us-pdx-1')
+  using lease = await platform.sandboxes.acquire('main', 'box')
+  expect(lease.env).toMatchObject({ BL_REGION: 'eu-lon-1' })
+})
+
 test('the environment inside is the image below the sandbox below the platform', async () => {
   await create('box', {
     runtime: {

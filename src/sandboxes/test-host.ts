@@ -302,15 +302,20 @@ export class TestSite implements AsyncDisposable {
     return new TestSite(dataDir, store)
   }
 
-  async start(options: { mortal?: Mortal; standby?: StandbyTimes } = {}): Promise<TestPlatform> {
+  async start(
+    options: { mortal?: Mortal; standby?: StandbyTimes; region?: string } = {},
+  ): Promise<TestPlatform> {
     const { clock, secrets, dataDir } = this
     const mortal = options.mortal ?? new Mortal()
     const store = mortal.bind(this.store, ['create', 'update', 'remove', 'batch'])
     const runtime = mortal.bind(this.host.runtime(), ['create', 'restart', 'destroy', 'pack', 'unpack'])
     const shared = { store, secrets, clock, log: silentLogger }
-    const { standby } = options
+    const { standby, region } = options
     const instances = new Instances({ ...shared, runtime, ...(standby ? { standby } : {}) })
-    const sandboxes = new Sandboxes({ ...shared, instances, images, dataDir })
+    const sandboxes = new Sandboxes({
+      ...{ ...shared, instances, images, dataDir },
+      ...(region === undefined ? {} : { region }),
+    })
     const previews = new Previews({ ...shared, sandboxes, domain: 'localhost' })
     await instances.recover()
     await sandboxes.open()

@@ -10,6 +10,19 @@ export async function collect(body: ReadableStream<Uint8Array>): Promise<Uint8Ar
 }
 
 /**
+ * Bytes whose type nobody told. As they are, the server would call them `application/octet-stream`, which a browser
+ * downloads instead of looking what they are; about a stream it says nothing.
+ */
+export function untyped(bytes: Uint8Array): ReadableStream<Uint8Array> {
+  return new ReadableStream<Uint8Array>({
+    start(controller) {
+      if (bytes.byteLength > 0) controller.enqueue(bytes)
+      controller.close()
+    },
+  })
+}
+
+/**
  * The same stream, with `onEnd` called once when it ended, failed or was cancelled. Reads are guarded: a peer that goes
  * away never becomes an unhandled rejection. A failure cuts the answer off without its reason, since the server would
  * print that on stderr, addresses and all.

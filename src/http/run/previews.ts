@@ -10,6 +10,12 @@ import { splitUrl } from './sandbox.ts'
 
 /** A preview of this port is of the sandbox's own API: a session. */
 const apiPort = 443
+/** The general advice names the API key, which opens no preview. */
+const tokenAdvice = {
+  action:
+    "Send a token of this preview as the header X-Blaxel-Preview-Token or as ?bl_preview_token=; the sandbox's owner makes one.",
+  doNot: 'Send an API key: it opens no preview.',
+}
 const preflightSecondsMax = 600
 
 export interface PreviewGatewayOptions {
@@ -110,6 +116,7 @@ export class PreviewGateway {
         log: this.options.log,
         now: Date.now(),
         requestId: '',
+        ...(error.status === 401 ? { advice: tokenAdvice } : {}),
       })
       // As on every answer of the sandbox's API, so that a page with a session can read what is wrong.
       if (preview.port === apiPort) failure.headers.set('access-control-allow-origin', '*')

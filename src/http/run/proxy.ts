@@ -1,7 +1,7 @@
 import { PlatformError } from '../../errors.ts'
 import type { PortAddress } from '../../spec/runtime.ts'
 import type { ConsumedCredentials, RouteContext, Socket } from '../route.ts'
-import { collect, onceEnded } from './bodies.ts'
+import { collect, onceEnded, untyped } from './bodies.ts'
 
 /** A request on its way to a port inside an instance, and what the program there must not see or must be told. */
 export interface ProxyOptions {
@@ -116,7 +116,7 @@ async function answerOf(upstream: Response, request: Request, options: ProxyOpti
       throw hungUp(options.port, error)
     })
     options.onEnd()
-    return new Response(bytes, init)
+    return new Response(headers.has('content-type') ? bytes : untyped(bytes), init)
   }
   return new Response(onceEnded(body, options.onEnd), init)
 }
