@@ -36,6 +36,10 @@ const flags = [
   '-fstack-protector-strong',
   '-ffunction-sections',
   '-fdata-sections',
+  // Nothing here unwinds its stack.
+  '-fno-unwind-tables',
+  '-fno-asynchronous-unwind-tables',
+  '-Wl,--no-eh-frame-hdr',
   '-Wl,--gc-sections',
   '-Wl,-z,relro,-z,now,-z,noexecstack',
   '-s',
