@@ -89,9 +89,10 @@ export class HostImage {
       this.#options.log.warn('host image: no skeleton yet', { error: String(error) }),
     )
     if (!asRoot()) return
-    void this.#makeMask().catch((error) =>
-      this.#options.log.warn('host image: no mask yet', { error: String(error) }),
-    )
+    void this.#makeMask().catch((error) => {
+      if (!this.#closed.signal.aborted)
+        this.#options.log.warn('host image: no mask yet', { error: String(error) })
+    })
     void this.#freezeNowAndThen().catch((error) => {
       if (!this.#closed.signal.aborted)
         this.#options.log.warn('host image: not frozen any more', { error: String(error) })
@@ -145,6 +146,7 @@ export class HostImage {
       }
       await this.#mask.dropOld(stamp, await heldPaths(join(imageDir, 'leases')), clock.now())
     } catch (error) {
+      this.#closed.signal.throwIfAborted()
       log.warn('host image: not looked at', { error: String(error) })
     }
   }
@@ -179,7 +181,9 @@ export class HostImage {
   }
 
   async close(): Promise<void> {
-    this.#closed.abort(new PlatformError('unavailable', 'the platform is closing'))
+    const reason = new PlatformError('unavailable', 'the platform is closing')
+    this.#closed.abort(reason)
+    await this.#mask?.close(reason)
     await this.#freezing?.catch(() => {})
   }
 

@@ -128,6 +128,15 @@ describe.skipIf(!possible)('a mask of /usr', () => {
     expect(readdirSync(imageDir)).toEqual([])
   })
 
+  test('is called off when it closes, and leaves nothing', async () => {
+    const made = mask()
+    const asked = made.of('one').catch((error) => error)
+    await made.close(new Error('closing'))
+    expect(readdirSync(imageDir)).toEqual([])
+    expect(String(await asked)).toContain('closing')
+    await expect(made.of('two')).rejects.toThrow('closing')
+  })
+
   test('names are bytes', async () => {
     const name = Buffer.concat([Buffer.from(join(usr, 'bin/a\n')), Buffer.from([0xff, 0xe9])])
     writeFileSync(name, '', { mode: 0o600 })

@@ -64,9 +64,17 @@ interface Mask {
 export class UsrMask {
   readonly #options: UsrMaskOptions
   #current: { stamp: string; path: Promise<string> } | null = null
+  readonly #closed = new AbortController()
+  readonly #making = new Set<Promise<string>>()
 
   constructor(options: UsrMaskOptions) {
     this.#options = options
+  }
+
+  /** What is being made is called off; afterwards nothing is written any more. */
+  async close(reason: Error): Promise<void> {
+    this.#closed.abort(reason)
+    await Promise.allSettled(this.#making)
   }
 
   /** The mask of the host's state `stamp`: the one made before, or a new one. */
@@ -117,6 +125,13 @@ export class UsrMask {
   }
 
   async #scanAndWrite(stamp: string, how: string[]): Promise<string> {
+    this.#closed.signal.throwIfAborted()
+    const making = this.#tryToMake(stamp, how)
+    this.#making.add(making)
+    return await making.finally(() => this.#making.delete(making))
+  }
+
+  async #tryToMake(stamp: string, how: string[]): Promise<string> {
     for (let attempt = 1; ; attempt++) {
       try {
         const mask = await this.#scan(how)
@@ -125,6 +140,7 @@ export class UsrMask {
         await rename(`${this.#pointer(stamp)}.${process.pid}`, this.#pointer(stamp))
         return path
       } catch (error) {
+        this.#closed.signal.throwIfAborted()
         // Files that come and go meanwhile, as in an upgrade of the host.
         if (attempt === attemptsMax) throw error
       }
@@ -134,7 +150,9 @@ export class UsrMask {
   async #scan(how: string[]): Promise<Mask> {
     const { usr, withoutLocal } = this.#options
     const skipped = withoutLocal ? ['-path', './local', '-prune', '-o'] : []
-    const found = await find([...skipped, ...unreadableTest, '-prune', '-print0'], usr, how)
+    const { signal } = this.#closed
+    const found = await find([...skipped, ...unreadableTest, '-prune', '-print0'], usr, how, { signal })
+    signal.throwIfAborted()
     const hidden = found.split('\0').slice(0, -1)
     if (hidden.includes('.')) {
       throw new PlatformError('unavailable', `${usr} is no image for sandboxes: not everybody may read it`)
@@ -204,17 +222,29 @@ export async function makeLocal(path: string): Promise<void> {
 
 /** Takes out of a copy what not everybody may read in it. `paths`, relative to `root`, must exist. */
 export async function removeUnreadable(root: string, how: string[], paths: string[] = ['.']): Promise<void> {
-  await find([...unreadableTest, '-prune', '-exec', 'rm', '-rf', '--', '{}', '+'], root, how, paths)
+  await find([...unreadableTest, '-prune', '-exec', 'rm', '-rf', '--', '{}', '+'], root, how, { paths })
 }
 
 /** What it prints, one byte a character. */
-async function find(tests: string[], root: string, how: string[], paths = ['.']): Promise<string> {
+async function find(
+  tests: string[],
+  root: string,
+  how: string[],
+  { paths = ['.'], signal }: { paths?: string[]; signal?: AbortSignal },
+): Promise<string> {
   if (Bun.which('find') === null) {
     throw new PlatformError('unavailable', 'this host has no program find: sudo apt-get install -y findutils')
   }
   const argv = [...how, 'find', ...paths, '-xdev', ...tests]
   const env = { PATH: '/usr/local/bin:/usr/bin:/bin', LC_ALL: 'C' }
-  const child = Bun.spawn(argv, { cwd: root, stdin: 'ignore', stdout: 'pipe', stderr: 'pipe', env })
+  const child = Bun.spawn(argv, {
+    cwd: root,
+    stdin: 'ignore',
+    stdout: 'pipe',
+    stderr: 'pipe',
+    env,
+    ...(signal ? { signal } : {}),
+  })
   const printed = (async () => {
     const chunks: Uint8Array[] = []
     let bytes = 0
