@@ -189,7 +189,10 @@ async function asUsage<Value>(load: () => Value): Promise<Value> {
 
 function refusalToStart(error: unknown, dataDir: string, at: string): unknown {
   if (!PlatformError.is(error)) {
-    const { path } = error as { path?: string }
+    const { code, path } = error as { code?: string; path?: string }
+    if (code === 'ENOSPC' || code === 'EDQUOT') {
+      return new CommandError(`there is no disk left to start in ${dataDir}`, `df -h ${shellQuote(dataDir)}`)
+    }
     if (path !== dataDir && !path?.startsWith(`${dataDir}/`)) return error
     return new CommandError(
       `the data directory cannot be used: ${failureMessage(error)}`,
