@@ -366,17 +366,18 @@ suite(`an instance launched by root${reason}`, () => {
     ]
     for (const [entries, expected] of cases) expect(await host.tryLaunch(dir, { entries })).toMatch(expected)
     expect(readdirSync(join(dir, 'run'))).toEqual([])
-    const processes = readdirSync('/proc').filter(
-      (name) => /^\d+$/.test(name) && read(`/proc/${name}/comm`).startsWith('hutch-'),
-    )
-    const inDir = processes.filter((pid) => {
-      try {
-        return readlinkSync(`/proc/${pid}/cwd`).startsWith(dir)
-      } catch {
-        return false
-      }
-    })
-    expect(inDir).toEqual([])
+    const inDir = () =>
+      readdirSync('/proc')
+        .filter((name) => /^\d+$/.test(name) && read(`/proc/${name}/comm`).startsWith('hutch-'))
+        .filter((pid) => {
+          try {
+            return readlinkSync(`/proc/${pid}/cwd`).startsWith(dir)
+          } catch {
+            return false
+          }
+        })
+    // What a launch has forked ends right behind it.
+    await until('the end of every process of a refused launch', () => inDir().length === 0)
     expect(read('/proc/mounts')).not.toContain(dir)
     await host.launch({ dir })
   })
