@@ -379,6 +379,49 @@ describe.skipIf(!usable)('a platform on a fresh data directory', () => {
     expect([refused.code, refused.stderr]).toEqual([1, expect.stringContaining('hutch env')])
   })
 
+  test('Ctrl-C asks a command to end; a detached one is named; failures are JSON for programs', async () => {
+    expect((await platform.run(['sandbox', 'create', 'polite'])).code).toBe(0)
+    const child = Bun.spawn(
+      [...[executablePath, 'sandbox', 'exec', 'polite', '--'], ...['sh', '-c', 'echo up; exec sleep 60']],
+      {
+        env: { ...cleanEnvironment(), HUTCH_DATA_DIR: platform.dataDir },
+        stdio: ['ignore', 'pipe', 'ignore'],
+      },
+    )
+    let text = ''
+    for await (const chunk of child.stdout) {
+      text += new TextDecoder().decode(chunk)
+      if (text === 'up\n') child.kill('SIGINT')
+    }
+    expect([text, await child.exited]).toEqual(['up\n', 130])
+    const ended = JSON.parse((await platform.run(['sandbox', 'logs', 'polite', '--json'])).stdout)
+    expect(ended).toMatchObject([{ status: 'stopped' }])
+
+    const detached = await platform.run([
+      'sandbox',
+      'exec',
+      'polite',
+      '-d',
+      '--keep-alive',
+      '--',
+      'sleep',
+      '60',
+    ])
+    expect(detached.stdout).toMatch(/^exec-\w+\n$/)
+    const processes = await platform.run(['sandbox', 'logs', 'polite', '--json'])
+    expect(JSON.parse(processes.stdout)).toContainEqual(
+      expect.objectContaining({ name: detached.stdout.trim(), status: 'running', keepAlive: true }),
+    )
+
+    const missing = await platform.run(['sandbox', 'get', 'nobody', '--json'])
+    expect(missing.code).toBe(1)
+    expect(JSON.parse(missing.stderr)).toEqual({
+      error: { message: expect.stringContaining('nobody'), try: expect.stringContaining('sandbox ls') },
+    })
+    expect((await platform.run(['sandbox', 'bogus'])).stderr).toContain('hutch sandbox has ls, get, create')
+    expect((await platform.run(['sandbox', 'rm', 'polite'])).code).toBe(0)
+  })
+
   test('the only workspace that the key reaches is not deleted by the way', async () => {
     const refused = await platform.run(['workspaces', 'rm', 'main'])
     expect(refused.code).toBe(1)

@@ -15,6 +15,8 @@ export interface RunningPlatform {
   startedAt: string
   /** Only when configured. */
   region?: string
+  /** Of `--url`: how clients reach it who are not on this machine. */
+  publicUrl?: string
   /** The driver of sandboxes, and how it isolates them: `kernel-shared`, `virtual-machine` or `none`. */
   runtime?: string
   isolation?: string
@@ -30,13 +32,24 @@ type Environment = Record<string, string | undefined>
 
 export function dataDirDefault(env: Environment = process.env, uid = process.getuid?.() ?? 1): string {
   if (uid === 0) return '/var/lib/hutch'
-  return join(env.XDG_DATA_HOME || join(env.HOME || homedir(), '.local', 'share'), 'hutch')
+  return join(env.XDG_DATA_HOME || join(homeOf(env, uid, '--data-dir'), '.local', 'share'), 'hutch')
+}
+
+/** A user without an entry in /etc/passwd has no home directory, and the system only has an error's number for it. */
+function homeOf(env: Environment, uid: number, flag: string): string {
+  if (env.HOME) return env.HOME
+  try {
+    return homedir()
+  } catch (error) {
+    const message = `user ${uid} has no home directory: set HOME, or say where with ${flag} DIR`
+    throw new Error(message, { cause: error })
+  }
 }
 
 /** Images are frozen copies of the host's own programs, so data directories share them. */
 export function imageDirDefault(env: Environment = process.env, uid = process.getuid?.() ?? 1): string {
   if (uid === 0) return '/var/cache/hutch/images'
-  return join(env.XDG_CACHE_HOME || join(env.HOME || homedir(), '.cache'), 'hutch', 'images')
+  return join(env.XDG_CACHE_HOME || join(homeOf(env, uid, '--image-dir'), '.cache'), 'hutch', 'images')
 }
 
 /** What the directory says is running, or null. A platform that was killed leaves its file: its pid is checked. */
@@ -48,6 +61,7 @@ export function readRunningPlatform(dataDir: string): RunningPlatform | null {
     pid: running.pid,
     url: running.url,
     startedAt: String(running.startedAt ?? ''),
+    ...(running.publicUrl ? { publicUrl: String(running.publicUrl) } : {}),
     ...(running.region ? { region: String(running.region) } : {}),
     ...(running.runtime ? { runtime: String(running.runtime) } : {}),
     ...(running.isolation ? { isolation: String(running.isolation) } : {}),

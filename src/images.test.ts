@@ -125,6 +125,18 @@ describe.skipIf(why !== '')('images of one’s own', () => {
     ).toMatch(/nameserver .*127.0.0.1 localhost.*\/proc\/1\n\/tmp\nmade/s)
   })
 
+  test('whose own program cannot start make a sandbox that says why among its events', async () => {
+    const sandbox = await create(await imported([shell], { Entrypoint: ['/no/such/program'] }))
+    const told = await eventually('it is told', async () => {
+      const answer = await client.request(`/v0/sandboxes/${sandbox.metadata.name}`)
+      const { events, status } = (await answer.json()) as { events: { message: string }[]; status: string }
+      expect(status).toBe('DEPLOYED')
+      return events.find(({ message }) => message.includes('ENTRYPOINT'))?.message
+    })
+    expect(told).toContain('/no/such/program')
+    expect(await run(sandbox, 'echo usable')).toBe('usable\n')
+  })
+
   test('are run as they say: ENV, WORKDIR, ENTRYPOINT and CMD, also after their machine ended', async () => {
     const image = await imported([shell], {
       Env: ['FROM_IMAGE=image', 'OVERRIDDEN=image', 'PATH=/bin'],
@@ -225,7 +237,7 @@ describe.skipIf(why !== '')('images of one’s own', () => {
       client.request(`/v0/images/sandbox/${nameOf(reference)}`, { method: 'DELETE' })
     const refused = await remove(second)
     expect(refused.status).toBe(400)
-    expect(await refused.text()).toContain('is used by a sandbox')
+    expect(await refused.text()).toMatch(/is used by the sandbox box-\d+:/)
     expect((await remove(first)).status).toBe(200)
     expect((await remove(first)).status).toBe(404)
     await run(sandbox, 'ls /')

@@ -144,6 +144,13 @@ function unknownCommand(argv: string[]): string {
   const words = argv.slice(0, 2).filter((word) => !word.startsWith('-'))
   if (words.length === 0 || argv[0]?.startsWith('-'))
     return `a command comes first, then its flags: not ${argv[0]}`
+  const group = Object.keys(commands).filter((name) => name.startsWith(`${words[0]} `))
+  if (group.length > 0) {
+    const within = group.map((name) => name.slice(`${words[0]} `.length))
+    const near = nearest(words[1] ?? '', within)
+    const meant = near ? `did you mean hutch ${words[0]} ${near}? ` : ''
+    return `unknown command ${words.join(' ')}; ${meant}hutch ${words[0]} has ${within.join(', ')}`
+  }
   const guess =
     nearest(words.join(' '), Object.keys(commands)) ?? nearest(words[0] ?? '', Object.keys(commands))
   const meant = guess ? `; did you mean hutch ${guess}?` : ''
@@ -162,6 +169,8 @@ function overview(group?: string): string {
 }
 
 function report(error: unknown, argv: string[]): number {
+  const own = argv.includes('--') ? argv.slice(0, argv.indexOf('--')) : argv
+  if (own.includes('--json')) return reportJson(error, argv)
   const red = (text: string) => paint('red', text, process.stderr)
   if (error instanceof UsageError) {
     note(`${red('error:')} ${error.message}`)
@@ -179,6 +188,20 @@ function report(error: unknown, argv: string[]): number {
   if (code === 'EACCES') note(`try:   sudo ${spelled(`hutch ${shellJoin(argv)}`)}`)
   else if (process.env.HUTCH_LOG_LEVEL === 'debug') note(String((error as Error).stack))
   return exitCodes.failure
+}
+
+/** For programs: `{"error": {"message", "try"?}}`, on stderr as the words are. */
+function reportJson(error: unknown, argv: string[]): number {
+  const usage = error instanceof UsageError
+  const found = usage ? findCommand(argv) : null
+  const hint = usage
+    ? `hutch ${found ? `${found.name} --help` : 'help'}`
+    : error instanceof CommandError
+      ? error.hint
+      : undefined
+  const message = usage || error instanceof CommandError ? (error as Error).message : failureMessage(error)
+  note(JSON.stringify({ error: { message, ...(hint ? { try: spelled(hint) } : {}) } }))
+  return usage ? exitCodes.usage : exitCodes.failure
 }
 
 // A reader that went away (`hutch sandbox ls | head -1`) is no failure of ours.

@@ -245,6 +245,7 @@ describe('who may do what, over the whole route table', () => {
     const one = await platform()
     expect(publicPaths(one.routes)).toEqual([
       'ALL /-/preview/{label}/{path*}',
+      'GET /',
       'GET /.well-known/jwks.json',
       'GET /.well-known/openid-configuration',
       'GET /healthz',
@@ -256,6 +257,16 @@ describe('who may do what, over the whole route table', () => {
       'POST /v0/oauth/token',
     ])
   })
+})
+
+test('a browser at the address is told what this is, a program that there is nothing', async () => {
+  const one = await platform()
+  const page = await one.request('/', { headers: { accept: 'text/html,*/*' } })
+  expect(page.headers.get('content-type')).toStartWith('text/html')
+  expect(await page.text()).toContain('Hutch runs here')
+  const plain = await one.request('/')
+  expect(plain.status).toBe(404)
+  expect(await plain.json()).toMatchObject({ error: { code: 'ROUTE_NOT_FOUND' } })
 })
 
 describe('logs', () => {

@@ -23,6 +23,7 @@ import { serviceAccountRoutes } from './http/control/service-accounts.ts'
 import { userRoutes } from './http/control/users.ts'
 import { workspaceRoutes } from './http/control/workspaces.ts'
 import { InstanceDoors } from './http/doors.ts'
+import { frontPageRoutes } from './http/front-page.ts'
 import { Readiness } from './http/readiness.ts'
 import type { Route } from './http/route.ts'
 import { PreviewGateway } from './http/run/previews.ts'
@@ -226,6 +227,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   const app = createApp({
     routes: [
       ...platformRoutes({ region: config.region, notReady: () => readiness.reason() }),
+      ...frontPageRoutes(),
       ...oauthRoutes(access),
       ...workspaceRoutes(workspaces),
       ...userRoutes(users, access.keys),
@@ -305,6 +307,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
         runtime: runtime.name,
         isolation: runtime.capabilities.isolation,
         ...region,
+        ...(config.url === null ? {} : { publicUrl: config.url }),
       })
       return { url, port }
     },

@@ -1,7 +1,7 @@
 import { existsSync, readFileSync } from 'node:fs'
 import { mkdtemp, rm, statfs } from 'node:fs/promises'
 import { createServer } from 'node:net'
-import { availableParallelism, freemem, release, tmpdir, totalmem } from 'node:os'
+import { availableParallelism, freemem, release, tmpdir, totalmem, userInfo } from 'node:os'
 import { dirname, join } from 'node:path'
 import { imageDirDefault, readRunningPlatform } from '../data-directory.ts'
 import { systemClock } from '../lib/clock.ts'
@@ -22,7 +22,6 @@ export interface Finding {
 }
 
 const programTimeoutMs = 10_000
-const builderTimeoutMs = 3_000
 const freeBytesMin = 2 * 1024 ** 3
 
 export const doctor = command({
@@ -94,6 +93,7 @@ async function isolation(): Promise<Finding[]> {
       detail: probe.usable ? 'usable' : probe.reason,
     },
     ...probe.notes.map((item): Finding => ({ group: 'isolation', needed: false, ...item })),
+    ...ownUser(process.getuid?.() ?? 0),
   ]
 }
 
@@ -102,6 +102,46 @@ async function hasUsrLocal(dataDir: string): Promise<boolean> {
   const { loadConfig } = await import('../config.ts')
   try {
     return loadConfig({ env: process.env, flags: { dataDir } }).imageLocal
+  } catch {
+    return false
+  }
+}
+
+/** What root's sandboxes have and those of an ordinary user may lack. */
+function ownUser(uid: number): Finding[] {
+  if (uid === 0) return []
+  const username = nameOf(uid)
+  const listed = ['/etc/subuid', '/etc/subgid'].every((file) => hasRange(file, username, uid))
+  const mapper = Bun.which('newuidmap') !== null && Bun.which('newgidmap') !== null
+  return [
+    {
+      group: 'isolation',
+      subject: 'users in a sandbox',
+      ok: listed && mapper,
+      needed: false,
+      detail:
+        listed && mapper
+          ? 'as many as /etc/subuid gives; /usr of default images is read-only'
+          : 'root alone: chown, su and apt to other users fail; /usr of default images is read-only',
+      remedy: `sudo apt-get install -y uidmap && sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 ${username}`,
+    },
+  ]
+}
+
+/** Users without an entry in /etc/passwd are their number. */
+function nameOf(uid: number): string {
+  try {
+    return userInfo().username
+  } catch {
+    return String(uid)
+  }
+}
+
+function hasRange(file: string, username: string, uid: number): boolean {
+  try {
+    return readFileSync(file, 'utf8')
+      .split('\n')
+      .some((line) => line.startsWith(`${username}:`) || line.startsWith(`${uid}:`))
   } catch {
     return false
   }
@@ -133,37 +173,18 @@ async function images(usrLocal: boolean): Promise<Finding[]> {
         elsewhere === local ? `${install}, or let default images have it: hutch up --image-local` : install,
     }
   })
-  const installed = ['docker', 'podman', 'buildah'].filter((name) => Bun.which(name))
-  const answers = await Promise.all(installed.map(builderWorks))
-  const builders = installed.filter((_, index) => answers[index])
   return [
     ...found,
     {
       group: 'images',
       subject: 'building Dockerfiles',
-      ok: builders.length > 0,
+      ok: false,
       needed: false,
-      detail:
-        builders.length > 0
-          ? `${builders.join(', ')}; this version does not use it yet`
-          : installed.length > 0
-            ? `${installed.join(', ')} is installed and does not answer`
-            : 'none of docker, podman and buildah is installed',
-      remedy: installed.includes('docker')
-        ? 'sudo systemctl start docker'
-        : 'sudo apt-get install -y buildah',
+      detail: 'hutch builds none: build elsewhere and import what comes out',
+      remedy:
+        'docker build -t app . && docker save app | gzip > app.tar.gz && hutch images import app.tar.gz --name app',
     },
   ]
-}
-
-/** docker is a client: without its daemon it can do nothing. The others need none. */
-async function builderWorks(name: string): Promise<boolean> {
-  const args = name === 'docker' ? ['version', '--format', '{{.Server.Version}}'] : ['--version']
-  const child = Bun.spawn([name, ...args], {
-    stdio: ['ignore', 'ignore', 'ignore'],
-    timeout: builderTimeoutMs,
-  })
-  return (await child.exited) === 0
 }
 
 async function clients(): Promise<Finding[]> {
@@ -188,7 +209,7 @@ async function clients(): Promise<Finding[]> {
           ? 'not tried without node'
           : resolves
             ? 'node resolves them: previews work by host name'
-            : 'node does not resolve them (browsers and curl do): use the address by path, /-/preview/ID/',
+            : 'node does not resolve them (browsers and curl do): there the address by path, /-/preview/ID/, which runs no scripts of pages',
       remedy: 'sudo apt-get install -y libnss-myhostname',
     },
   ]

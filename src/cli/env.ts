@@ -13,9 +13,10 @@ export const env = command({
   ],
   async run({ flags }) {
     const { running, credentials } = runningConnection(dataDirFor(flags['data-dir']))
+    const url = running.publicUrl ?? running.url
     const variables: Record<string, string> = {
-      BL_API_URL: `${running.url}/v0`,
-      BL_RUN_URL: running.url,
+      BL_API_URL: `${url}/v0`,
+      BL_RUN_URL: url,
       BL_WORKSPACE: credentials.workspace,
       BL_API_KEY: credentials.apiKey,
       BL_DISABLE_H2: '1',

@@ -8,6 +8,10 @@ export const create = command({
   summary: 'Creates an API key of yours and prints it; it is never shown again.',
   usage: 'NAME',
   flags: { ...connectionFlags, expires: { kind: 'text', value: 'TIME', about: 'e.g. 24h, 30d (never)' } },
+  notes: [
+    'The key is you: it reaches every workspace of yours, whatever --workspace says.',
+    'For a key of one workspace make a service account: POST /v0/service_accounts with {"name": NAME}.',
+  ],
   positionals: [1, 1],
   async run({ flags, positionals }) {
     const key = await withHints(flags, () =>
@@ -19,6 +23,7 @@ export const create = command({
     if (flags.json) printJson(key)
     else {
       print(key.apiKey ?? '')
+      if (flags.workspace !== undefined) note('it reaches every workspace of yours, not only this one')
       note(`to revoke it: ${spelled(sameTarget(`hutch keys revoke ${key.id}`, flags))}`)
     }
     return 0
@@ -38,13 +43,18 @@ export const list = command({
         key.name,
         key.sub_type ?? '-',
         age(key.createdAt),
-        key.expiresAt ?? key.expires_in ?? 'never',
+        expiry(key.expiresAt ?? key.expires_in),
       ])
       print(table(['ID', 'NAME', 'OF', 'AGE', 'EXPIRES'], rows))
     }
     return 0
   },
 })
+
+function expiry(expiresAt: string | undefined): string {
+  if (expiresAt === undefined) return 'never'
+  return Date.parse(expiresAt) <= Date.now() ? `${expiresAt} (expired)` : expiresAt
+}
 
 export const revoke = command({
   name: 'keys revoke',

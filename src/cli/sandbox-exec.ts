@@ -1,11 +1,11 @@
 import { ClientError, type Processes } from '../client/index.ts'
 import { randomText } from '../lib/ids.ts'
 import { openSandbox, withHints } from './client.ts'
-import { CommandError, command, connectionFlags, UsageError } from './command.ts'
-import { note, printJson } from './output.ts'
+import { CommandError, command, connectionFlags, sameTarget, UsageError } from './command.ts'
+import { note, print, printJson } from './output.ts'
 import { pairs } from './pairs.ts'
 import { processTable } from './processes.ts'
-import { shellJoin } from './shell.ts'
+import { shellJoin, spelled } from './shell.ts'
 
 export const exec = command({
   name: 'sandbox exec',
@@ -17,32 +17,52 @@ export const exec = command({
     workdir: { kind: 'text', value: 'DIR', about: 'directory to run in' },
     env: { kind: 'list', value: 'NAME=VALUE', short: 'e', about: 'variable of the command' },
     stdin: { kind: 'boolean', short: 'i', about: 'pass standard input to the command' },
+    detach: { kind: 'boolean', short: 'd', about: 'print the name of the process instead of waiting for it' },
+    'keep-alive': { kind: 'boolean', about: 'keep the sandbox awake for as long as the command runs' },
   },
   positionals: [1, 1],
   takesRest: true,
   notes: [
+    'Ctrl-C asks the command to end (SIGTERM), a second one kills it.',
     'Every ARG reaches the command as it is. For a pipeline: hutch sandbox exec box -- sh -c "ls | wc -l"',
   ],
   async run({ flags, positionals, rest }) {
     if (rest.length === 0)
       throw new UsageError('no command; usage: hutch sandbox exec NAME -- COMMAND [ARG...]')
+    if (flags.detach && flags.stdin) throw new UsageError('--stdin is for a command that is waited for')
     const env = pairs('env', flags.env)
     return await withHints(
       flags,
       async () => {
         const { processes } = await openSandbox(flags, positionals[0]!)
         const name = `exec-${randomText(12)}`
-        const interruption = new Interruption(() => processes.kill(name))
+        const request = {
+          name,
+          stdin: flags.stdin === true,
+          command: shellJoin(rest),
+          env,
+          ...(flags.workdir ? { workingDir: flags.workdir } : {}),
+          // 0: for as long as it runs, however long that is.
+          ...(flags['keep-alive'] ? { keepAlive: true, timeout: 0 } : {}),
+        }
+        if (flags.detach) {
+          const started = await processes.start(request)
+          if (flags.json) printJson(started)
+          else {
+            print(name)
+            note(
+              `its output: ${spelled(sameTarget(`hutch sandbox logs ${positionals[0]} ${name} -f`, flags))}`,
+            )
+          }
+          return 0
+        }
+        const interruption = new Interruption({
+          stop: () => processes.stop(name),
+          kill: () => processes.kill(name),
+        })
         const input = new AbortController()
         const output = { stdout: '', stderr: '' }
         try {
-          const request = {
-            name,
-            stdin: flags.stdin === true,
-            command: shellJoin(rest),
-            env,
-            ...(flags.workdir ? { workingDir: flags.workdir } : {}),
-          }
           const feed = () => {
             if (flags.stdin) void passStdin(processes, name, input.signal)
           }
@@ -137,14 +157,14 @@ async function passStdin(processes: Processes, name: string, ended: AbortSignal)
 }
 
 /**
- * The first Ctrl-C ends the command inside, whose end then ends us; the second one leaves at once. A reader of our
- * output that went away (`| head -1`) ends it too: nobody would ever see or stop it.
+ * The first Ctrl-C asks the command inside to end, whose end then ends us; the second one kills it. A reader of our
+ * output that went away (`| head -1`) kills it too: nobody would ever see or stop it.
  */
 class Interruption implements Disposable {
   /** What we exit with once asked to stop, as a shell reports it. */
   exitCode: number | null = null
 
-  constructor(private readonly kill: () => Promise<void>) {
+  constructor(private readonly command: { stop: () => Promise<void>; kill: () => Promise<void> }) {
     process.on('SIGINT', this.#interrupted)
     process.on('SIGTERM', this.#terminated)
     process.stdout.on('error', this.#unread)
@@ -155,13 +175,18 @@ class Interruption implements Disposable {
 
   readonly #unread = () => {
     const leave = () => process.exit(128 + 13)
-    this.kill().then(leave, leave)
+    this.command.kill().then(leave, leave)
   }
 
   #stop(exitCode: number): void {
-    if (this.exitCode !== null) process.exit(exitCode)
+    const leave = () => process.exit(exitCode)
+    if (this.exitCode !== null) {
+      this.command.kill().then(leave, leave)
+      return
+    }
     this.exitCode = exitCode
-    this.kill().catch(() => process.exit(exitCode))
+    note('asking the command to end; Ctrl-C once more kills it')
+    this.command.stop().catch(leave)
   }
 
   [Symbol.dispose](): void {

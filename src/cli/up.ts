@@ -12,7 +12,11 @@ export const up = command({
   flags: {
     port: { kind: 'text', value: 'PORT', about: 'port to listen on; 0: any free one (4400)' },
     host: { kind: 'text', value: 'ADDR', about: 'address to listen on (127.0.0.1 and ::1)' },
-    'data-dir': { kind: 'text', value: 'DIR', about: `where everything is kept (${dataDirDefault()})` },
+    'data-dir': {
+      kind: 'text',
+      value: 'DIR',
+      about: `where everything is kept (${process.getuid?.() === 0 ? dataDirDefault() : '~/.local/share/hutch'})`,
+    },
     region: {
       kind: 'text',
       value: 'NAME',
@@ -135,7 +139,7 @@ export const up = command({
         },
       }),
     )
-    const at = config.dataDir === dataDirDefault() ? '' : ` --data-dir ${shellQuote(config.dataDir)}`
+    const at = isDefault(config.dataDir) ? '' : ` --data-dir ${shellQuote(config.dataDir)}`
     const refuse = (error: unknown): never => {
       throw refusalToStart(error, config.dataDir, at)
     }
@@ -143,6 +147,7 @@ export const up = command({
     try {
       const { url, port } = await platform.listen().catch(refuse)
       warn(platform.runtime.capabilities)
+      warnOfOpenHosts(config.hosts)
       if (flags.json) printJson({ ready: url, port, pid: process.pid, dataDir: config.dataDir })
       else print(`ready ${url}`)
       if (!stop.signal.aborted) nextSteps(at, config.keepInstances)
@@ -154,6 +159,15 @@ export const up = command({
     process.exit(0)
   },
 })
+
+/** A user without a home directory has no default. */
+function isDefault(dataDir: string): boolean {
+  try {
+    return dataDir === dataDirDefault()
+  } catch {
+    return false
+  }
+}
 
 /** The first SIGTERM or SIGINT asks to stop; a second one leaves at once, and sandboxes as they are. */
 function stopSignal(): { signal: AbortSignal; received: Promise<void> } {
@@ -221,6 +235,15 @@ function warn({ isolation, limits }: Platform['runtime']['capabilities']): void 
   if (missing.length === 0) return
   note(
     `${yellow('warning:')} no limit here for ${missing.join(', ')}; ${spelled('hutch doctor')} says what to do`,
+  )
+}
+
+function warnOfOpenHosts(hosts: string[]): void {
+  const open = hosts.filter((host) => !/^(127\.|::1$)/.test(host))
+  if (open.length === 0) return
+  note(
+    `${paint('yellow', 'warning:', process.stderr)} listening on ${open.join(', ')} without TLS: keys and files ` +
+      'can be read on the way; put a proxy with TLS before it (--url, --trusted-proxies)',
   )
 }
 

@@ -24,6 +24,9 @@ export interface ExecRequest {
   workingDir?: string
   env?: Record<string, string>
   stdin?: boolean
+  keepAlive?: boolean
+  /** Seconds; 0: without end. */
+  timeout?: number
 }
 
 const endPollMsMax = 1000
@@ -44,6 +47,10 @@ export class Processes {
     return await this.transport.json('GET', `${this.url}/process/${encodeURIComponent(id)}`)
   }
 
+  async start(request: ExecRequest): Promise<ProcessInfo> {
+    return await this.transport.json('POST', `${this.url}/process`, request)
+  }
+
   async stop(id: string): Promise<void> {
     await this.transport.json('DELETE', `${this.url}/process/${encodeURIComponent(id)}`)
   }
@@ -57,7 +64,7 @@ export class Processes {
    * once the command runs.
    */
   async *exec(request: ExecRequest, started: () => void = () => {}): AsyncIterable<ExecEvent> {
-    const { pid } = await this.transport.json<ProcessInfo>('POST', `${this.url}/process`, request)
+    const { pid } = await this.start(request)
     started()
     yield* this.follow(pid)
     for (let attempt = 0; ; attempt++) {

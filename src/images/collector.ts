@@ -4,7 +4,7 @@ import type { LayerStore } from './layer-store.ts'
 import type { ImageRecords } from './records.ts'
 
 /** Every root file system that an instance stands on, running or not. */
-export type RootsInUse = () => Iterable<{ workspace: string; root: RootFilesystem }>
+export type RootsInUse = () => Iterable<{ workspace: string; name: string; root: RootFilesystem }>
 
 /**
  * Who needs which layer, and the removal of those that nobody needs: no tag names them, no instance stands on them and

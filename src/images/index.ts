@@ -259,7 +259,7 @@ export class Images {
 
   /** Removes an image, or one tag of it. @throws not_found, bad_request while an instance stands on it */
   async remove(workspace: string, type: string, name: string, tag?: string): Promise<ImageView> {
-    const used = this.#usedDigests(workspace)
+    const used = this.#usersByDigest(workspace)
     const at = { workspace, type: checkResourceType(type, 'resourceType'), name }
     const removed = await this.#records.remove(workspace, at.type, name, {
       ...(tag === undefined ? {} : { tag }),
@@ -268,7 +268,7 @@ export class Images {
         if (!held) return
         throw new PlatformError(
           'bad_request',
-          `the image ${type}/${name}:${held.name} is used by a sandbox: delete that first`,
+          `the image ${type}/${name}:${held.name} is used by the sandbox ${used.get(held.digest)}: delete that first`,
         )
       },
     })
@@ -278,7 +278,7 @@ export class Images {
 
   /** Removes every image of the workspace that no instance stands on; answers how many. */
   async removeUnused(workspace: string): Promise<number> {
-    const used = this.#usedDigests(workspace)
+    const used = this.#usersByDigest(workspace)
     let removed = 0
     for (const image of await this.#records.list(workspace)) {
       for (const tag of image.body.tags) {
@@ -380,10 +380,11 @@ export class Images {
   }
 
   /** Digests of images that instances of a workspace stand on. */
-  #usedDigests(workspace: string): Set<string> {
-    const used = new Set<string>()
+  /** One sandbox for each image that any stands on. */
+  #usersByDigest(workspace: string): Map<string, string> {
+    const used = new Map<string, string>()
     for (const instance of this.#options.inUse())
-      if (instance.workspace === workspace) used.add(instance.root.digest)
+      if (instance.workspace === workspace) used.set(instance.root.digest, instance.name)
     return used
   }
 

@@ -147,9 +147,9 @@ export class Instances {
   }
 
   /** The root file systems that instances stand on, whatever state they are in. */
-  *roots(): Iterable<{ workspace: string; root: RootFilesystem }> {
+  *roots(): Iterable<{ workspace: string; name: string; root: RootFilesystem }> {
     for (const { owner, spec } of this.#entries.values())
-      yield { workspace: owner.workspace, root: spec.image }
+      yield { workspace: owner.workspace, name: owner.name, root: spec.image }
   }
 
   /** Null for an instance that is not known here. */

@@ -63,7 +63,12 @@ export function checkExternalId(externalId: string): string {
  * replaced as a whole.
  * @throws bad_request that names the field
  */
-export function draftOf(input: SandboxInput, previous: SandboxDraft | null, nowMs: number): SandboxDraft {
+export function draftOf(
+  input: SandboxInput,
+  previous: SandboxDraft | null,
+  nowMs: number,
+  memoryMbAllowed = memoryMbMax,
+): SandboxDraft {
   const metadata = input.metadata ?? {}
   const spec = input.spec ?? {}
   const runtime = spec.runtime ?? {}
@@ -88,7 +93,13 @@ export function draftOf(input: SandboxInput, previous: SandboxDraft | null, nowM
       image: kept(runtime.image, previous?.spec.image, (image) => image) || defaultSandboxImage,
       memoryMb:
         kept(runtime.memory, previous?.spec.memoryMb, (mb) =>
-          checkRange('spec.runtime.memory', mb, memoryMbMin, memoryMbMax),
+          // Who asks for too little is told what the operator allows; who asks for more than that, by which setting.
+          checkRange(
+            'spec.runtime.memory',
+            mb,
+            memoryMbMin,
+            mb < memoryMbMin ? memoryMbAllowed : memoryMbMax,
+          ),
         ) ?? memoryMbDefault,
       envs: envs.envs,
       ...defined({
@@ -215,7 +226,7 @@ function portsOf(
     checkRange(field, target, 1, 65535)
     if (reservedPorts.includes(target)) {
       throw bad(
-        `${field}: ${target} is reserved by the platform, as are ${reservedPorts.join(', ')}; use another`,
+        `${field}: ${target} is reserved: 80 by the platform, 443 and 8080 by the sandbox's own API; use another, such as 3000`,
       )
     }
     if (seen.has(target)) throw bad(`${field}: ${target} is listed twice`)

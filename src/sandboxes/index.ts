@@ -157,6 +157,7 @@ export class Sandboxes {
       log: options.log,
       read: (workspace, name) => this.#read(workspace, name),
       upgrades: new SandboxUpgrades(this.#records, options.clock),
+      programFailed: (id, reason) => this.#inBackground(this.#noteProgram(id, reason)),
     })
     this.#archives = new SandboxArchives({ ...options, records: this.#records, leases: this.#leases })
     this.#expiry = new SandboxExpiry({
@@ -232,7 +233,7 @@ export class Sandboxes {
   ): Promise<StoredSandbox> {
     this.#refuseWhenClosing()
     const name = checkSandboxName(input.metadata?.name || `sandbox-${randomText(10)}`)
-    const draft = draftOf(input, null, this.#clock.now())
+    const draft = draftOf(input, null, this.#clock.now(), this.#limits.memoryMbMax)
     let pull: { pending: StoredSandbox; pulling: Promise<unknown> } | null = null
     const answer = await this.#lock.run(lockKey(workspace, name), async () => {
       const existing = await this.#current(workspace, name)
@@ -470,7 +471,7 @@ export class Sandboxes {
         )
       }
       const previous = this.#sealing.draftOf(existing)
-      const draft = draftOf(input, previous, this.#clock.now())
+      const draft = draftOf(input, previous, this.#clock.now(), this.#limits.memoryMbMax)
       const updated = needsNewInstance(previous, draft)
         ? await this.#replaceInstance(
             existing,
@@ -796,6 +797,22 @@ export class Sandboxes {
       const status = change.type === 'restarted' ? 'DEPLOYED' : current.status
       return withEvent(current, this.#clock.now(), { type: 'instance', status, message })
     })
+  }
+
+  /** The sandbox can be used all the same, so its status stays; its owner finds the reason among the events. */
+  async #noteProgram(instanceId: string, reason: string): Promise<void> {
+    const owner = this.#instances.ownerOf(instanceId)
+    const sandbox = owner && (await this.#records.get(owner.workspace, owner.name))
+    if (!sandbox) return
+    await this.#records.change(sandbox, (current) =>
+      current.instanceId === instanceId
+        ? withEvent(current, this.#clock.now(), {
+            type: 'instance',
+            status: current.status,
+            message: `The image's own program (ENTRYPOINT and CMD) did not start: ${reason}`,
+          })
+        : null,
+    )
   }
 
   async #removal(sandbox: StoredSandbox): Promise<BatchStep[]> {

@@ -47,6 +47,7 @@ export class SandboxLeases {
   readonly #log: Logger
   readonly #read: (workspace: string, name: string) => Promise<StoredSandbox | null>
   readonly #upgrades: SandboxUpgrades
+  readonly #programFailed: (instanceId: string, reason: string) => void
   readonly #live = new Map<string, Live>()
   readonly #closing = new Set<Promise<void>>()
 
@@ -58,6 +59,8 @@ export class SandboxLeases {
     log: Logger
     read: (workspace: string, name: string) => Promise<StoredSandbox | null>
     upgrades: SandboxUpgrades
+    /** What the image says to start could not be started. */
+    programFailed: (instanceId: string, reason: string) => void
   }) {
     this.#instances = options.instances
     this.#filesDir = options.filesDir
@@ -65,6 +68,7 @@ export class SandboxLeases {
     this.#log = options.log
     this.#read = options.read
     this.#upgrades = options.upgrades
+    this.#programFailed = options.programFailed
   }
 
   /** @throws workload_not_found when there is none, workload_unavailable when it does not run (now) */
@@ -223,12 +227,11 @@ export class SandboxLeases {
     })
     await processes.open()
     if (spec.program) {
-      await processes.startProgram(spec.program).catch((error) =>
-        this.#log.warn('the program of an image could not be started', {
-          instance: instanceId,
-          error: PlatformError.is(error) ? error.message : String(error),
-        }),
-      )
+      await processes.startProgram(spec.program).catch((error) => {
+        const reason = PlatformError.is(error) ? error.message : 'the platform could not start it'
+        this.#log.warn('the program of an image could not be started', { instance: instanceId, error })
+        this.#programFailed(instanceId, reason)
+      })
     }
     return processes
   }

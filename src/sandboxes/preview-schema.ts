@@ -148,7 +148,7 @@ function portOf(port: number | null | undefined): number {
   if (port < 1 || port > 65535) throw bad(`spec.port: ${port} is not a port, allowed are 1 to 65535`)
   if (port === 80 || port === 8080) {
     throw bad(
-      `spec.port: ${port} is reserved by the platform; 443 is the sandbox's own API, or use another port`,
+      `spec.port: ${port} is reserved by the platform, for the sandbox's own API: let the server listen on another port, such as 3000`,
     )
   }
   return port

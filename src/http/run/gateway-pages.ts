@@ -5,7 +5,7 @@ import { ownPage } from '../page.ts'
 
 const retrySeconds = 2
 
-interface Message {
+export interface Message {
   title: string
   /** HTML. */
   lines: string[]
@@ -16,9 +16,19 @@ interface Message {
 export function gatewayPage(error: PlatformError, port: number | null): Response | null {
   const message = messageOf(error, port)
   if (message === null) return null
-  const { title, lines, waits = false } = message
+  const headers: Record<string, string> = {
+    'cache-control': 'no-store',
+    'x-blaxel-source': 'platform',
+    'x-blaxel-error-code': error.code.toUpperCase(),
+  }
+  if (message.waits) headers['retry-after'] = String(retrySeconds)
+  return ownPage(documentOf(message), { status: error.status, headers })
+}
+
+/** A message as a document that brings everything along. */
+export function documentOf({ title, lines, waits = false }: Message): string {
   const refresh = waits ? `<meta http-equiv="refresh" content="${retrySeconds}">` : ''
-  const document = `<!doctype html>
+  return `<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
@@ -38,13 +48,6 @@ ${waits ? `<p class="quiet">Looks again every ${retrySeconds} seconds.</p>` : ''
 </body>
 </html>
 `
-  const headers: Record<string, string> = {
-    'cache-control': 'no-store',
-    'x-blaxel-source': 'platform',
-    'x-blaxel-error-code': error.code.toUpperCase(),
-  }
-  if (waits) headers['retry-after'] = String(retrySeconds)
-  return ownPage(document, { status: error.status, headers })
 }
 
 function messageOf(error: PlatformError, port: number | null): Message | null {

@@ -31,6 +31,13 @@ interface Mount {
   options: string[]
 }
 
+/** Processes are counted by the kernel for the user then, which is a limit, too. */
+function withoutLimit(missing: string[]): string {
+  const none = missing.filter((controller) => controller !== 'pids')
+  const pids = missing.length > none.length ? ['processes only limited by rlimit'] : []
+  return [...(none.length > 0 ? [`no limit for ${none.join(', ')}`] : []), ...pids].join('; ')
+}
+
 /** Finds out by doing what this process may do with control groups; makes the group `name` where it may. */
 export function openCgroupHost(name: string, files: CgroupFiles = readCgroupFiles()): CgroupHost {
   const mounts = parseMounts(files.mountinfo)
@@ -67,7 +74,7 @@ export function openCgroupHost(name: string, files: CgroupFiles = readCgroupFile
       : {
           subject: 'cgroup',
           ok: false,
-          detail: `no limit for ${missing.join(', ')}${failures.length > 0 ? ` (${failures.join('; ')})` : ''}`,
+          detail: `${withoutLimit(missing)}${failures.length > 0 ? ` (${failures.join('; ')})` : ''}`,
           remedy:
             process.getuid?.() === 0
               ? 'Run under a systemd unit with Delegate=yes, or where /sys/fs/cgroup is writable.'

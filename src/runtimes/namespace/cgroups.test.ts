@@ -168,7 +168,10 @@ describe('the place for control groups', () => {
   test('may be nowhere, which is said with what to do', () => {
     const host = openCgroupHost('hutch', { mountinfo: '', own: '' })
     expect(host).toMatchObject({ layout: 'none', hierarchies: [] })
-    expect(host.notes[0]).toMatchObject({ ok: false, detail: 'no limit for memory, cpu, pids' })
+    expect(host.notes[0]).toMatchObject({
+      ok: false,
+      detail: 'no limit for memory, cpu; processes only limited by rlimit',
+    })
     expect(host.notes[0]?.remedy).toBeString()
   })
 })

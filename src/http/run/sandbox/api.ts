@@ -254,7 +254,8 @@ async function handle(call: SandboxCall, api: SandboxApi): Promise<SandboxAnswer
 
 function about(): Response {
   return json({
-    message: 'This is the API of a sandbox',
+    message:
+      'This is the API of a sandbox, which has its ports 443 and 8080: let a server of yours listen on another',
     documentation: '/health, /filesystem/{path}, /process, /port/{port}/{path}, /terminal and /mcp',
     description: 'Files, processes and ports of one sandbox',
   })
@@ -281,7 +282,10 @@ function portOf(path: string): { number: number; path: string; prefix: string } 
     throw new PlatformError('bad_request', `port: '${text.slice(0, 20)}' is not a port: send 1 to 65535`)
   }
   if (number === systemPort)
-    throw new PlatformError('bad_request', 'port: 80 is reserved for the system, use another')
+    throw new PlatformError(
+      'bad_request',
+      'port: 80 is reserved by the platform: let the server listen on another port, such as 3000',
+    )
   return { number, path: match[2] ?? '/', prefix: `/port/${text}` }
 }
 
