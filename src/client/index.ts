@@ -100,6 +100,7 @@ export interface NewSandbox {
   name?: string
   image?: string
   memoryMb?: number
+  storageMb?: number
   labels?: Record<string, string>
   env?: Record<string, string>
   ttl?: string
@@ -133,6 +134,7 @@ class Sandboxes {
         runtime: {
           image: sandbox.image ?? 'blaxel/base-image:latest',
           memory: sandbox.memoryMb ?? 4096,
+          storageMb: sandbox.storageMb,
           ttl: sandbox.ttl,
           envs: envs.length > 0 ? envs : undefined,
           generation: 'mk3',
