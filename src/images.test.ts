@@ -199,7 +199,8 @@ describe.skipIf(why !== '')('images of one’s own', () => {
   test('without a shell run commands that need none, and say so of the others', async () => {
     const image = await imported([tar(programs('ls', 'cat'))])
     const sandbox = await create(image)
-    expect(await run(sandbox, 'cat /etc/hostname')).toBe('sandbox\n')
+    expect(await run(sandbox, 'cat /etc/hostname')).toBe(`${sandbox.metadata.name}\n`)
+    expect(await run(sandbox, 'cat /etc/hosts')).toEndWith(`\n127.0.1.1 ${sandbox.metadata.name}\n`)
     await expect(run(sandbox, 'cat /etc/hostname | cat')).rejects.toThrow('cannot start')
     await sandbox.fs.write('/tmp/by-api', 'works')
     expect(await sandbox.fs.read('/tmp/by-api')).toBe('works')

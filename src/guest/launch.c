@@ -193,6 +193,43 @@ static int open_group_file(const char *path, int flags) {
   return parked;
 }
 
+/* Small regular files only: what is there may be the sandbox's own doing by now. */
+static ssize_t read_small(const char *path, char *buffer, size_t size) {
+  int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+  if (fd < 0) return -1;
+  struct stat found;
+  ssize_t got = fstat(fd, &found) == 0 && S_ISREG(found.st_mode) && (size_t)found.st_size < size
+                    ? read(fd, buffer, size)
+                    : -1;
+  close(fd);
+  return got;
+}
+
+/* In its place, not into it: writing into a file of a lower layer would copy it up, and wait for the disk. */
+static void replace_small(const char *path, const char *content, size_t size) {
+  static const char draft[] = "/etc/.hutch-name";
+  int fd = open(draft, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0644);
+  if (fd < 0) return;
+  ssize_t written = write(fd, content, size);
+  close(fd);
+  if (written != (ssize_t)size || rename(draft, path) < 0) unlink(draft);
+}
+
+/* The instance's own name where images have a general one; once, so that what is changed inside stays. */
+static void name_files(const char *hostname) {
+  static const char general[] = "sandbox\n";
+  char content[4096];
+  ssize_t size = read_small("/etc/hostname", content, sizeof content);
+  if (size != (ssize_t)strlen(general) || memcmp(content, general, (size_t)size) != 0) return;
+  size = read_small("/etc/hosts", content, sizeof content);
+  if (size >= 0 && (size_t)size + strlen(hostname) + sizeof "127.0.1.1 \n" <= sizeof content) {
+    int more = snprintf(content + size, sizeof content - (size_t)size, "127.0.1.1 %s\n", hostname);
+    replace_small("/etc/hosts", content, (size_t)(size + more));
+  }
+  int length = snprintf(content, sizeof content, "%s\n", hostname);
+  if (length > 0 && (size_t)length < sizeof content) replace_small("/etc/hostname", content, (size_t)length);
+}
+
 static _Noreturn void guest_process(struct guest_plan *plan, struct spec *spec) {
   enum { CHANNEL = 3, LISTEN = 4, LOG = 5, PROGRAMS = 6, PROGRAMS_STAT = 7 };
   child_channel = plan->channel;
@@ -213,6 +250,7 @@ static _Noreturn void guest_process(struct guest_plan *plan, struct spec *spec) 
   root_enter(spec, &plan->identity, &root);
   become_root_inside(plan, root.proc_fd);
   umask(022);
+  name_files(spec->hostname);
   make_workdir(spec->workdir);
   set_limits(spec);
   privileges_bound(CAPABILITIES_INSIDE);
