@@ -112,6 +112,18 @@ describe.skipIf(why !== '')('standby', () => {
     await sandbox.process.kill('server')
   })
 
+  test('many files read at once while it wakes are all answered, though nothing was read there before', async () => {
+    const fresh = await client.SandboxInstance.create({ name: 'fresh', memory: 512 })
+    await fresh.fs.write('/tmp/many', 'once')
+    await eventually('standby', async () => {
+      const { state } = (await (await client.request('/v0/sandboxes/fresh')).json()) as { state?: string }
+      return state === 'STANDBY'
+    })
+    const reads = Array.from({ length: 40 }, () => fresh.fs.read('/tmp/many'))
+    expect(new Set(await Promise.all(reads))).toEqual(new Set(['once']))
+    await fresh.delete()
+  }, 20_000)
+
   test('many requests that come at once, around the moment of falling asleep, are all answered', async () => {
     for (let round = 0; round < 6; round++) {
       await new Promise((resolve) => setTimeout(resolve, standbyAfterSeconds * 1000 - 2 + round))

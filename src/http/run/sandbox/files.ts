@@ -6,7 +6,15 @@ import type { SendFile } from '../../route.ts'
 import { collect, streamOf } from '../bodies.ts'
 import { json, readJsonBody, type SandboxAnswer, type SandboxCall } from './call.ts'
 import { downloadHeaders, rangeOf, wantsDownload } from './download.ts'
-import { asCode, type FileView, fileOperation, fileView, namesIn, parsePermissions } from './entries.ts'
+import {
+  asCode,
+  type FileView,
+  fileOperation,
+  fileView,
+  type Names,
+  namesIn,
+  parsePermissions,
+} from './entries.ts'
 import { listing } from './listing.ts'
 import { MultipartReader, multipartBoundary } from './multipart.ts'
 import { type FilePath, filePath, userPath } from './paths.ts'
@@ -37,11 +45,13 @@ export async function readFileOrDirectory(call: SandboxCall, rest: string): Prom
     // Most paths asked for are files: one trip inside instead of two. What goes wrong is looked at below.
     const download = wantsDownload(call)
     const { sendFile } = call
+    // Before the file is open: looking names up takes connections, which those who read at once would hold all of.
+    const names = download ? null : await namesIn(call.lease.instance.guest)
     const opening = download && sendFile ? files.open?.(path.absolute) : undefined
     const found = await (opening ?? files.read(path.absolute)).catch((error: unknown) => error)
     if (isDirectoryError(found)) return json(await listing(call, path))
     if (sendFile && isOpenFile(found)) return sent(path, found, sendFile, call.onEnd)
-    if (isOpenedFile(found)) return download ? whole(path, found) : fileJson(call, path, found)
+    if (isOpenedFile(found)) return names === null ? whole(path, found) : fileJson(path, found, names)
   }
   const entry = await fileOperation(files.stat(path.absolute), 'stat', path.absolute)
   if (entry.type === 'directory') return json(await listing(call, path))
@@ -49,7 +59,8 @@ export async function readFileOrDirectory(call: SandboxCall, rest: string): Prom
     throw new PlatformError('unprocessable', `read ${path.absolute}: not a regular file but a ${entry.type}`)
   }
   if (wantsDownload(call)) return download(call, path, entry)
-  return fileJson(call, path, await fileOperation(files.read(path.absolute), 'open', path.absolute))
+  const names = await namesIn(call.lease.instance.guest)
+  return fileJson(path, await fileOperation(files.read(path.absolute), 'open', path.absolute), names)
 }
 
 type OpenedFile = Awaited<ReturnType<GuestFiles['read']>>
@@ -121,12 +132,7 @@ async function download(call: SandboxCall, path: FilePath, found: FileEntry): Pr
 }
 
 /** The content is text: what is not UTF-8 comes out as U+FFFD. A file of any size passes without being held. */
-async function fileJson(
-  call: SandboxCall,
-  path: FilePath,
-  { entry, body }: OpenedFile,
-): Promise<SandboxAnswer> {
-  const names = await namesIn(call.lease.instance.guest)
+async function fileJson(path: FilePath, { entry, body }: OpenedFile, names: Names): Promise<SandboxAnswer> {
   const view: FileView = fileView(entry, path.shown, posix.basename(path.absolute), names)
   if (entry.size <= wholeFileBytesMax) {
     const bytes = await fileOperation(collect(body), 'read', path.absolute)
