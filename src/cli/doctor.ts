@@ -131,7 +131,8 @@ function ownUser(uid: number): Finding[] {
 /** Users without an entry in /etc/passwd are their number. */
 function nameOf(uid: number): string {
   try {
-    return userInfo().username
+    const { username } = userInfo()
+    return username === 'unknown' ? String(uid) : username
   } catch {
     return String(uid)
   }
