@@ -18,6 +18,11 @@ export function randomSecret(): string {
   return randomBytes(32).toString('base64url')
 }
 
+/** When a `sortableId` was made, in milliseconds since the epoch; null for what is none. */
+export function sortableIdMs(id: string): number | null {
+  return /^[0-9a-z]{20}$/.test(id) ? Number.parseInt(id.slice(0, 9), 36) : null
+}
+
 let lastMs = 0
 let sequence = 0
 

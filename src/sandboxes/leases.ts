@@ -3,6 +3,7 @@ import { join } from 'node:path'
 import { PlatformError } from '../errors.ts'
 import type { InstanceLease, Instances, NewInstance } from '../instances/index.ts'
 import type { Clock } from '../lib/clock.ts'
+import { sortableIdMs } from '../lib/ids.ts'
 import type { Logger } from '../lib/log.ts'
 import type { Instance } from '../spec/runtime.ts'
 import { becomeUser, userEnv } from './identity.ts'
@@ -49,6 +50,7 @@ export class SandboxLeases {
   readonly #upgrades: SandboxUpgrades
   readonly #programFailed: (instanceId: string, reason: string) => void
   readonly #live = new Map<string, Live>()
+  readonly #openedAt: number
   readonly #closing = new Set<Promise<void>>()
 
   constructor(options: {
@@ -65,6 +67,7 @@ export class SandboxLeases {
     this.#instances = options.instances
     this.#filesDir = options.filesDir
     this.#clock = options.clock
+    this.#openedAt = options.clock.now()
     this.#log = options.log
     this.#read = options.read
     this.#upgrades = options.upgrades
@@ -214,8 +217,10 @@ export class SandboxLeases {
     const env = spec.user
       ? { ...userEnv(await becomeUser(instance.guest, spec.user)), ...spec.env }
       : spec.env
+    const startedAt = sortableIdMs(instanceId)
     const processes = new SandboxProcesses({
       guest: instance.guest,
+      ...(startedAt === null ? {} : { startedAt, madeHere: startedAt >= this.#openedAt }),
       recordsFile: this.#recordsFile(instanceId),
       clock: this.#clock,
       log: this.#log,

@@ -31,6 +31,10 @@ export interface SandboxProcessesOptions {
   defaults: { env: Record<string, string>; workingDir: string }
   /** Whether anybody listens: cheaper to know than who does. */
   listening?: (port: number) => Promise<boolean>
+  /** When the machine was first started, in milliseconds since the epoch. */
+  startedAt?: number
+  /** It was made by this platform since its start. */
+  madeHere?: boolean
   /** A frozen machine answers nobody: what polls it waits. */
   frozen?: () => boolean
   /** Resolves when the machine is gone: whatever ran is then killed. */
@@ -82,7 +86,7 @@ export class SandboxProcesses implements AsyncDisposable {
   readonly terminals: SandboxTerminals
 
   constructor(private readonly options: SandboxProcessesOptions) {
-    this.records = new ProcessRecords(options.recordsFile, options.clock, options.log)
+    this.records = new ProcessRecords(options.recordsFile, options.clock, options.log, options.startedAt)
     this.host = this.makeHost()
     const { guest, clock, log, defaults, recordsFile } = options
     this.monitors = new PortMonitors({ clock, log, frozen: () => options.frozen?.() ?? false })
@@ -98,9 +102,12 @@ export class SandboxProcesses implements AsyncDisposable {
 
   /** Reads the records and takes up every process that the guest still knows. */
   async open(): Promise<void> {
-    const { openedAt, records } = this.records.load()
+    const { openedAt, records, isNew } = this.records.load()
     this.startedAt = openedAt
-    const known = await this.options.guest.processes.list()
+    // In a new sandbox nothing can run yet, and to ask would be a part of what its creation takes.
+    const isEmpty = this.options.madeHere === true && isNew && !this.terminals.recorded
+    const list = () => (isEmpty ? [] : this.options.guest.processes.list())
+    const known = await list()
     const byRunId = new Map(known.map((process) => [process.id, process]))
     for (const { id } of known) this.nextId = Math.max(this.nextId, id + 1)
     for (const record of records) {
@@ -119,7 +126,7 @@ export class SandboxProcesses implements AsyncDisposable {
     }
     this.removeExitListener = this.options.guest.processes.onExit((exit) => this.onExit(exit))
     // Between the list above and the listener a process may have ended.
-    for (const exit of await this.options.guest.processes.list()) if (!exit.running) this.onExit(exit)
+    for (const exit of await list()) if (!exit.running) this.onExit(exit)
     this.options.exited?.then(
       () => this.onMachineGone(),
       () => this.onMachineGone(),

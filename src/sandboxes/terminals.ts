@@ -1,3 +1,4 @@
+import { existsSync } from 'node:fs'
 import { posix } from 'node:path'
 import { PlatformError } from '../errors.ts'
 import type { Clock } from '../lib/clock.ts'
@@ -64,6 +65,11 @@ export class SandboxTerminals {
       else await this.forget(terminal.processId)
     }
     this.save()
+  }
+
+  /** Whether there ever was one. */
+  get recorded(): boolean {
+    return existsSync(this.options.recordsFile)
   }
 
   /** How many people look at a terminal. */

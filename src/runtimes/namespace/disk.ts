@@ -18,7 +18,8 @@ const scratchPrefix = '.made-'
 const features = ['^has_journal', '^resize_inode']
 const extended = ['lazy_itable_init=1', 'nodiscard', 'root_owner=0:0']
 const mkfsOptions = [
-  ...['-q', '-F', '-b', String(blockBytes), '-m', '0'],
+  // Twice the usual number of files: what package managers install is small.
+  ...['-q', '-F', '-b', String(blockBytes), '-m', '0', '-i', '8192'],
   ...['-O', features.join(','), '-E', extended.join(',')],
 ]
 

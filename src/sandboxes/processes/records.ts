@@ -63,7 +63,8 @@ const spareLinesMax = 256
 export class ProcessRecords {
   /** What counts, by process. */
   private readonly current = new Map<number, { line: string; private: boolean }>()
-  private openedAt = 0
+  private openedAt: number
+  private readonly startedAt: number | undefined
   private lines = 0
   /** The file may end in a part of a line: it is written anew before anything is added. */
   private torn = true
@@ -72,18 +73,24 @@ export class ProcessRecords {
     private readonly path: string,
     private readonly clock: Clock,
     private readonly log: Logger,
-  ) {}
+    startedAt?: number,
+  ) {
+    this.openedAt = startedAt ?? clock.now()
+    this.startedAt = startedAt
+  }
 
-  /** `openedAt`: when this sandbox was first opened, in milliseconds since the epoch. */
-  load(): { openedAt: number; records: ProcessRecord[] } {
+  /**
+   * `openedAt`: when this sandbox was first opened, in milliseconds since the epoch. `isNew`: nothing was ever recorded,
+   * and so no process started. The file is made with the first record: most of what a sandbox costs is files.
+   */
+  load(): { openedAt: number; records: ProcessRecord[]; isNew: boolean } {
     const records = new Map<number, ProcessRecord>()
-    this.openedAt = this.clock.now()
+    this.openedAt = this.startedAt ?? this.clock.now()
     const text = this.read()
     if (text === null) {
       mkdirSync(dirname(this.path), { recursive: true, mode: 0o700 })
       this.torn = false
-      this.append(this.header())
-      return { openedAt: this.openedAt, records: [] }
+      return { openedAt: this.openedAt, records: [], isNew: true }
     }
     const lines = text.split('\n').filter((line) => line !== '')
     for (const [index, line] of lines.entries()) {
@@ -104,7 +111,8 @@ export class ProcessRecords {
     }
     this.lines = lines.length
     this.torn = !text.endsWith('\n')
-    return { openedAt: this.openedAt, records: [...records.values()].sort((a, b) => a.id - b.id) }
+    const inOrder = [...records.values()].sort((a, b) => a.id - b.id)
+    return { openedAt: this.openedAt, records: inOrder, isNew: false }
   }
 
   /** On return the record is there for any process of this host that looks: it survives hutch, not loss of power. */
@@ -130,10 +138,11 @@ export class ProcessRecords {
       this.rewrite()
       return
     }
+    const text = this.lines === 0 ? `${this.header()}\n${line}\n` : `${line}\n`
     this.torn = true
-    appendFileSync(this.path, `${line}\n`, { mode: 0o600 })
+    appendFileSync(this.path, text, { mode: 0o600 })
     this.torn = false
-    this.lines++
+    this.lines += this.lines === 0 ? 2 : 1
   }
 
   private rewrite(): void {

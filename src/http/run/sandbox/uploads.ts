@@ -1,7 +1,8 @@
 import { randomBytes, randomUUID } from 'node:crypto'
 import { z } from 'zod'
 import { PlatformError } from '../../../errors.ts'
-import type { FileEntry } from '../../../spec/runtime.ts'
+import { Semaphore } from '../../../lib/semaphore.ts'
+import type { FileEntry, GuestFiles } from '../../../spec/runtime.ts'
 import { collect, streamOf } from '../bodies.ts'
 import { json, readJsonBody, type SandboxAnswer, type SandboxCall } from './call.ts'
 import { fileOperation, parsePermissions } from './entries.ts'
@@ -16,6 +17,11 @@ const targetBytesMax = 16 * 1024
 const uploadIdPattern = /^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$/
 /** A part's file is named for all that is to be known of it, so that parts can be written side by side. */
 const partPattern = /^part-(\d{5})-([0-9a-f]{32})$/
+
+/** Each reads and writes at once: with as many as there are connections, all would wait for one that reads. */
+const completionsMax = 4
+const completionsWaitingMax = 64
+const completions = new WeakMap<GuestFiles, Semaphore>()
 
 const target = z.object({
   path: z.string().startsWith('/'),
@@ -144,9 +150,23 @@ export async function completeUpload(call: SandboxCall, uploadId: string): Promi
     () => false,
   )
   const options = exists ? undefined : { mode: permissions }
-  await fileOperation(files.write(path, streamOf(whole()), options), 'open', path)
+  await completionsOf(files).run(() =>
+    fileOperation(files.write(path, streamOf(whole()), options), 'open', path),
+  )
   await files.remove(dirOf(uploadId), { recursive: true }).catch(() => {})
   return json({ path, message: 'Multipart upload completed successfully' })
+}
+
+function completionsOf(files: GuestFiles): Semaphore {
+  const known = completions.get(files)
+  if (known !== undefined) return known
+  const made = new Semaphore({
+    concurrencyMax: completionsMax,
+    waitingMax: completionsWaitingMax,
+    what: 'uploads are being completed',
+  })
+  completions.set(files, made)
+  return made
 }
 
 export async function abortUpload(call: SandboxCall, uploadId: string): Promise<SandboxAnswer> {
