@@ -183,16 +183,12 @@ export class Instances {
     commit: Commit,
     check: ((instance: Instance, spec: NewInstance) => Promise<void>) | undefined,
   ): Promise<Instance> {
-    // Awaited only after the record was begun.
     if (wanted instanceof Promise) wanted.catch(() => {})
     this.#refuseWhenClosing()
-    const key = instanceKey(owner, id)
-    // Written while the image is looked up; nothing is made before both are done.
-    const intent = this.#store.create<InstanceRecord>({ ...key, body: { state: 'creating', owner } })
-    intent.catch(() => {})
+    // Not recorded until it runs: what a crash leaves of it has no record, and the next start removes that.
     let instance: Instance | null = null
     try {
-      const [spec] = await Promise.all([wanted, intent])
+      const spec = await wanted
       const sealedEnv = this.#sealEnv(id, spec.env)
       instance = await this.#launches.run(() => {
         this.#refuseWhenClosing()
@@ -203,7 +199,7 @@ export class Instances {
         owner,
         spec,
         sealedEnv,
-        version: 2,
+        version: 1,
         instance,
         ready: Promise.resolve(instance),
         state: 'running',
@@ -214,10 +210,8 @@ export class Instances {
       this.#entries.set(id, entry)
       await commit(
         {
-          op: 'update',
-          key,
-          expectedVersion: 1,
-          change: { body: this.#runningRecord(entry, instance.handle) },
+          op: 'create',
+          input: { ...instanceKey(owner, id), body: this.#runningRecord(entry, instance.handle) },
         },
         id,
       )
@@ -226,21 +220,18 @@ export class Instances {
     } catch (error) {
       this.#entries.get(id)?.activity.runsOn(null)
       this.#entries.delete(id)
-      await intent.catch(() => {})
-      await this.#undo(id, owner, instance)
+      await this.#undo(id, instance)
       throw error
     }
   }
 
-  async #undo(id: string, owner: InstanceOwner, instance: Instance | null): Promise<void> {
+  async #undo(id: string, instance: Instance | null): Promise<void> {
+    if (instance === null) return
     try {
-      if (instance !== null) {
-        await instance[Symbol.asyncDispose]().catch(() => {})
-        await this.#runtime.destroy(id)
-      }
-      await this.#store.remove(instanceKey(owner, id))
+      await instance[Symbol.asyncDispose]().catch(() => {})
+      await this.#runtime.destroy(id)
     } catch (error) {
-      // The record stays `creating`: the next start removes what is left.
+      // No record knows it: the next start removes what is left.
       this.#log.error('could not take back a failed launch', { instance: id, error })
     }
   }

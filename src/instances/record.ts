@@ -19,8 +19,8 @@ export type NewInstance = Omit<InstanceSpec, 'id' | 'signal'> & {
 }
 
 /**
- * The durable record of an instance. `creating` is written before the runtime makes anything, so that whatever a
- * crash leaves behind has a name; `destroying` before anything is taken away.
+ * The durable record of an instance, written once it runs: what a crash leaves behind before that is known by having
+ * none. `creating` is of databases of before; `destroying` is written before anything is taken away.
  */
 export type InstanceRecord =
   | { state: 'creating'; owner: InstanceOwner }
