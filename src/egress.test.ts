@@ -173,7 +173,7 @@ describe.skipIf(why !== '')('what leaves a sandbox', () => {
       })
       if (exitCode !== 0) throw new Error(stderr.toString())
     }
-    const work = join(directory, 'work')
+    const work = join(directory, 'project')
     run('git', 'init', '-q', work)
     await Bun.write(join(work, 'file'), 'cloned')
     run('git', '-C', work, 'add', 'file')
@@ -262,7 +262,7 @@ describe.skipIf(why !== '')('what leaves a sandbox', () => {
     await eventually('the first answers', async () => (await pongs()) > 5)
     await sandbox.process.exec({
       name: 'late',
-      command: `while [ ! -e /tmp/gone ]; do sleep 0.01; done; sleep 0.3; curl -sS -m 30 -o /tmp/late http://10.201.0.3:${web.port}/work/file`,
+      command: `while [ ! -e /tmp/gone ]; do sleep 0.01; done; sleep 0.3; curl -sS -m 30 -o /tmp/late http://10.201.0.3:${web.port}/project/file`,
       keepAlive: true,
     })
     const connections = sockets.size

@@ -29,7 +29,7 @@ async function whyNot(): Promise<string> {
 
 const shell = tar([
   ...programs('sh', 'ls', 'cat', 'id', 'env', 'stat', 'sleep'),
-  { path: 'work/', uid: 1001 },
+  { path: 'project/', uid: 1001 },
 ])
 const accounts: TestEntry = {
   path: 'etc/passwd',
@@ -140,15 +140,15 @@ describe.skipIf(why !== '')('images of one’s own', () => {
   test('are run as they say: ENV, WORKDIR, ENTRYPOINT and CMD, also after their machine ended', async () => {
     const image = await imported([shell], {
       Env: ['FROM_IMAGE=image', 'OVERRIDDEN=image', 'PATH=/bin'],
-      WorkingDir: '/work/made/for it',
+      WorkingDir: '/project/made/for it',
       Entrypoint: ['/bin/sh', '-c'],
       Cmd: ['echo "$FROM_IMAGE in $(pwd)" > /started; echo up; exec sleep 1000'],
     })
     const sandbox = await create(image, [{ name: 'OVERRIDDEN', value: 'sandbox' }])
     await eventually('the entrypoint runs', async () =>
-      (await run(sandbox, 'cat /started')).startsWith('image in /work/made/for it\n'),
+      (await run(sandbox, 'cat /started')).startsWith('image in /project/made/for it\n'),
     )
-    expect(await run(sandbox, 'echo "$OVERRIDDEN $PATH"; pwd')).toBe('sandbox /bin\n/work/made/for it\n')
+    expect(await run(sandbox, 'echo "$OVERRIDDEN $PATH"; pwd')).toBe('sandbox /bin\n/project/made/for it\n')
     const program = await sandbox.process.get('entrypoint')
     expect(program.status).toBe('running')
     expect(await sandbox.process.logs('entrypoint')).toBe('up\n')
@@ -163,15 +163,15 @@ describe.skipIf(why !== '')('images of one’s own', () => {
   test.skipIf(!isRoot)(
     'run as root unless their user is asked for; then processes and files are that user’s',
     async () => {
-      const image = await imported([shell, tar([accounts])], { User: 'app', WorkingDir: '/work' })
+      const image = await imported([shell, tar([accounts])], { User: 'app', WorkingDir: '/project' })
       expect(await run(await create(image), 'id -u; echo $HOME')).toBe('0\n/root\n')
 
       const asked = await create(image, [{ name: 'BL_SANDBOX_USER_ENABLED', value: 'true' }])
-      expect(await run(asked, 'id; echo $HOME $USER; echo x > /work/mine; echo x > /etc/theirs')).toMatch(
+      expect(await run(asked, 'id; echo $HOME $USER; echo x > /project/mine; echo x > /etc/theirs')).toMatch(
         /^uid=1001\(app\) gid=1002.*\/home\/app app\n.*Permission denied/s,
       )
-      await asked.fs.write('/work/by-api', 'x')
-      expect(await run(asked, 'stat -c %u /work/by-api')).toBe('1001\n')
+      await asked.fs.write('/project/by-api', 'x')
+      expect(await run(asked, 'stat -c %u /project/by-api')).toBe('1001\n')
       await expect(asked.fs.write('/etc/by-api', 'x')).rejects.toThrow()
 
       for (const user of ['nobody-here', 'root', '0']) {

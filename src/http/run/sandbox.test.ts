@@ -71,8 +71,8 @@ describe('paths', () => {
   test('every way to write an absolute path means the same file, and others are relative to the working directory', async () => {
     mkdirSync(join(root, 'tmp/d'), { recursive: true })
     writeFileSync(join(root, 'tmp/d/x y'), 'absolute')
-    mkdirSync(join(root, 'work/src'), { recursive: true })
-    writeFileSync(join(root, 'work/src/a'), 'relative')
+    mkdirSync(join(root, 'project/src'), { recursive: true })
+    writeFileSync(join(root, 'project/src/a'), 'relative')
     mkdirSync(join(root, 'src'), { recursive: true })
     writeFileSync(join(root, 'src/a'), 'root')
     const content = async (path: string) => (await json(fetch(base + path))).content
@@ -139,7 +139,7 @@ describe('files', () => {
   })
 
   test('a dangling link can be removed', async () => {
-    symlinkSync('/nowhere', join(root, 'work/dangling'))
+    symlinkSync('/nowhere', join(root, 'project/dangling'))
     expect((await fetch(`${base}/filesystem/dangling`, { method: 'DELETE' })).status).toBe(200)
   })
 
@@ -153,7 +153,7 @@ describe('files', () => {
 
   test('are downloaded as bytes, whole or in ranges, with HEAD and conditions', async () => {
     const bytes = Buffer.from(Array.from({ length: 3_000_000 }, (_, i) => i % 251))
-    writeFileSync(join(root, 'work/big.bin'), bytes)
+    writeFileSync(join(root, 'project/big.bin'), bytes)
     const get = (headers: Record<string, string>, method = 'GET') =>
       fetch(`${base}/filesystem/big.bin`, { method, headers })
     const whole = await get({ accept: 'application/octet-stream' })
@@ -176,7 +176,7 @@ describe('files', () => {
 
   test('a large file is JSON, too, and every character of it is there', async () => {
     const text = '"é\\\n\u{1F600}'.repeat(200_000)
-    writeFileSync(join(root, 'work/large.txt'), text)
+    writeFileSync(join(root, 'project/large.txt'), text)
     const { content, size } = await json(fetch(`${base}/filesystem/large.txt`))
     expect(size).toBe(Buffer.byteLength(text))
     expect(content === text).toBe(true)
@@ -196,9 +196,9 @@ describe('files', () => {
     expect((await upload('/filesystem//up/what?.bin', bytes, '/up/what?.bin')).status).toBe(200)
     expect(readFileSync(join(root, 'up/what?.bin')).equals(Buffer.from(bytes))).toBe(true)
     expect(statSync(join(root, 'up/what?.bin')).mode & 0o777).toBe(0o600)
-    writeFileSync(join(root, 'work/script'), '', { mode: 0o755 })
+    writeFileSync(join(root, 'project/script'), '', { mode: 0o755 })
     expect((await upload('/filesystem/script', bytes, 'script')).status).toBe(200)
-    expect(statSync(join(root, 'work/script')).mode & 0o777).toBe(0o755)
+    expect(statSync(join(root, 'project/script')).mode & 0o777).toBe(0o755)
     const large = new Uint8Array(20_000_000).fill(7)
     expect((await upload('/filesystem//up/large', large, '/up/large')).status).toBe(200)
     expect(readFileSync(join(root, 'up/large')).equals(Buffer.from(large))).toBe(true)
@@ -209,7 +209,7 @@ describe('files', () => {
   })
 
   test('an upload that breaks off leaves the old file', async () => {
-    writeFileSync(join(root, 'work/kept'), 'old')
+    writeFileSync(join(root, 'project/kept'), 'old')
     const boundary = 'xyz'
     const body = `--${boundary}\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\nnew and cut`
     const answer = await fetch(`${base}/filesystem/kept`, {
@@ -218,7 +218,7 @@ describe('files', () => {
       headers: { 'content-type': `multipart/form-data; boundary=${boundary}` },
     })
     expect(answer.status).toBe(400)
-    expect(readFileSync(join(root, 'work/kept'), 'utf8')).toBe('old')
+    expect(readFileSync(join(root, 'project/kept'), 'utf8')).toBe('old')
   })
 })
 

@@ -97,10 +97,10 @@ export class HostMachine {
         recordsFile: join(this.root, '.records'),
         clock: systemClock,
         log: silentLogger,
-        defaults: { env: { PATH: process.env.PATH ?? '', HOME: '/home' }, workingDir: '/work' },
+        defaults: { env: { PATH: process.env.PATH ?? '', HOME: '/home' }, workingDir: '/project' },
         listening: (port) => this.listening(port),
       })
-      await fs.mkdir(join(this.root, 'work'), { recursive: true })
+      await fs.mkdir(join(this.root, 'project'), { recursive: true })
       await this.processes.open()
     }
     this.leases++
@@ -109,7 +109,7 @@ export class HostMachine {
       workspace,
       name,
       processes: this.processes,
-      workingDir: '/work',
+      workingDir: '/project',
       env: this.env,
       upgrades: {
         read: async () => this.upgrades,

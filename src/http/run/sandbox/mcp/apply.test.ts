@@ -44,7 +44,7 @@ const put = (path: string, body: object) =>
 describe.each(['Relace', 'Morph'] as const)('%s', (provider) => {
   test('merges an edit into a file, and the answer has both texts', async () => {
     use(provider)
-    writeFileSync(inside('/work/app.js'), 'one\n')
+    writeFileSync(inside('/project/app.js'), 'one\n')
     const response = await put('app.js', { codeEdit: 'two' })
     expect(response.status).toBe(200)
     expect(await response.json()).toEqual({
@@ -55,7 +55,7 @@ describe.each(['Relace', 'Morph'] as const)('%s', (provider) => {
       provider,
       message: 'Code edit applied successfully',
     })
-    expect(readFileSync(inside('/work/app.js'), 'utf8')).toBe('one\ntwo\n')
+    expect(readFileSync(inside('/project/app.js'), 'utf8')).toBe('one\ntwo\n')
     // A file that is not there yet is made, and an absolute path is one.
     expect((await put('%2Fmade%2Fnew.ts', { codeEdit: 'first', model: 'my-model' })).status).toBe(200)
     expect(readFileSync(inside('/made/new.ts'), 'utf8')).toBe('first\n')
@@ -66,7 +66,7 @@ describe.each(['Relace', 'Morph'] as const)('%s', (provider) => {
   test('is told what the edit is about, and asked again with its best model', async () => {
     use(provider)
     await client.listTools()
-    writeFileSync(inside('/work/again.js'), 'base\n')
+    writeFileSync(inside('/project/again.js'), 'base\n')
     const edited = await called(client, 'codegenEditFile', {
       targetFile: 'again.js',
       instructions: 'Say hello',
@@ -89,7 +89,7 @@ describe.each(['Relace', 'Morph'] as const)('%s', (provider) => {
   test('that fails leaves the file alone and says why, without the key', async () => {
     use(provider)
     const key = Object.values(providers.env(provider))[0]!
-    writeFileSync(inside('/work/safe.js'), 'precious\n')
+    writeFileSync(inside('/project/safe.js'), 'precious\n')
     const failures: [() => Response, string][] = [
       [
         () => Response.json({ error: { message: `quota of ${key} used up` } }, { status: 429 }),
@@ -116,13 +116,13 @@ describe.each(['Relace', 'Morph'] as const)('%s', (provider) => {
     expect(((await (await put('safe.js', { codeEdit: 'x' })).json()) as { error: string }).error).toContain(
       `refused the key in ${provider.toUpperCase()}_API_KEY`,
     )
-    expect(readFileSync(inside('/work/safe.js'), 'utf8')).toBe('precious\n')
+    expect(readFileSync(inside('/project/safe.js'), 'utf8')).toBe('precious\n')
   })
 
   test('carries out a plan in many files, of each of which is said whether it worked', async () => {
     use(provider)
     await client.listTools()
-    for (const name of ['a.js', 'b.py']) writeFileSync(inside(`/work/plan-${name}`), `1\n2\n3\n`)
+    for (const name of ['a.js', 'b.py']) writeFileSync(inside(`/project/plan-${name}`), `1\n2\n3\n`)
     providers.merge = (code, edit) =>
       /^(\/\/|#) CHANGE: double it\n2\n\1 \.\.\. existing/m.test(edit) ? code.replace('2', '4') : code
     const result = await called(client, 'codegenParallelApply', {
@@ -143,12 +143,12 @@ describe.each(['Relace', 'Morph'] as const)('%s', (provider) => {
         {
           path: 'plan-missing.js',
           success: false,
-          message: 'open /work/plan-missing.js: no such file or directory',
+          message: 'open /project/plan-missing.js: no such file or directory',
         },
       ],
     })
-    expect(readFileSync(inside('/work/plan-a.js'), 'utf8')).toBe('1\n4\n3\n')
-    expect(existsSync(inside('/work/plan-missing.js'))).toBe(false)
+    expect(readFileSync(inside('/project/plan-a.js'), 'utf8')).toBe('1\n4\n3\n')
+    expect(existsSync(inside('/project/plan-missing.js'))).toBe(false)
     expect(providers.requests).toHaveLength(2)
   })
 })
@@ -167,8 +167,8 @@ describe.each(['Relace', 'Morph'] as const)('ranking by %s', (provider) => {
 
   beforeAll(() => {
     for (const [path, content] of Object.entries(files)) {
-      mkdirSync(dirname(inside(`/work/${path}`)), { recursive: true })
-      writeFileSync(inside(`/work/${path}`), content)
+      mkdirSync(dirname(inside(`/project/${path}`)), { recursive: true })
+      writeFileSync(inside(`/project/${path}`), content)
     }
     providers.score = (content) => (content.includes('pay the') ? 0.9 : content.includes('pay') ? 0.6 : 0.1)
   })
@@ -208,47 +208,47 @@ describe.each(['Relace', 'Morph'] as const)('ranking by %s', (provider) => {
 
   test('of more files than a request carries, asks about those that the words point to', async () => {
     use(provider)
-    mkdirSync(inside('/work/many'), { recursive: true })
+    mkdirSync(inside('/project/many'), { recursive: true })
     for (let at = 0; at < 450; at++)
-      writeFileSync(inside(`/work/many/noise${at}.ts`), `export const noise = ${at}`)
-    writeFileSync(inside('/work/many/signal.ts'), 'export function pay() { /* pay the bill */ }')
+      writeFileSync(inside(`/project/many/noise${at}.ts`), `export const noise = ${at}`)
+    writeFileSync(inside('/project/many/signal.ts'), 'export function pay() { /* pay the bill */ }')
     expect((await rank({ query: 'pay the bill' }, 'many')).files).toMatchObject([{ path: 'many/signal.ts' }])
     const { body } = providers.requests[0]!
     const sent = (body.codebase ?? body.documents) as unknown[]
     expect(sent).toHaveLength(1)
-    rmSync(inside('/work/many'), { recursive: true })
+    rmSync(inside('/project/many'), { recursive: true })
   })
 })
 
 test('what is written into the file while it is merged is merged too, not lost', async () => {
   use('Relace')
-  writeFileSync(inside('/work/shared.js'), 'one\n')
+  writeFileSync(inside('/project/shared.js'), 'one\n')
   providers.fail = async () => {
-    if (providers.requests.length === 1) writeFileSync(inside('/work/shared.js'), 'one\nby another\n')
+    if (providers.requests.length === 1) writeFileSync(inside('/project/shared.js'), 'one\nby another\n')
     return null
   }
   const answer = (await (await put('shared.js', { codeEdit: 'two' })).json()) as Record<string, unknown>
   expect(answer.originalContent).toBe('one\nby another\n')
-  expect(readFileSync(inside('/work/shared.js'), 'utf8')).toBe('one\nby another\ntwo\n')
+  expect(readFileSync(inside('/project/shared.js'), 'utf8')).toBe('one\nby another\ntwo\n')
   providers.fail = async () => {
-    writeFileSync(inside('/work/shared.js'), `${providers.requests.length}\n`)
+    writeFileSync(inside('/project/shared.js'), `${providers.requests.length}\n`)
     return null
   }
   expect((await put('shared.js', { codeEdit: 'two' })).status).toBe(409)
-  expect(readFileSync(inside('/work/shared.js'), 'utf8')).toBe(`${providers.requests.length}\n`)
+  expect(readFileSync(inside('/project/shared.js'), 'utf8')).toBe(`${providers.requests.length}\n`)
 })
 
 test('Morph breaking off in the middle is no merge', async () => {
   use('Morph')
-  writeFileSync(inside('/work/long.js'), 'all of it\n')
+  writeFileSync(inside('/project/long.js'), 'all of it\n')
   providers.finishReason = 'length'
   expect((await put('long.js', { codeEdit: 'x' })).status).toBe(422)
-  expect(readFileSync(inside('/work/long.js'), 'utf8')).toBe('all of it\n')
+  expect(readFileSync(inside('/project/long.js'), 'utf8')).toBe('all of it\n')
 })
 
 test('where both keys are set Relace is asked', async () => {
   bench.machine.env = { ...providers.env('Morph'), ...providers.env('Relace') }
-  writeFileSync(inside('/work/both.js'), '')
+  writeFileSync(inside('/project/both.js'), '')
   expect(await (await put('both.js', { codeEdit: 'x' })).json()).toMatchObject({ provider: 'Relace' })
 })
 

@@ -31,7 +31,7 @@ beforeAll(async () => {
   write('cart.min.js', 'function cart(){}')
   mkdirSync(join(bench.root, 'elsewhere'))
   writeFileSync(join(bench.root, 'elsewhere', 'cart.ts'), 'export const secretCart = 1\n')
-  symlinkSync(join(bench.root, 'elsewhere'), join(bench.root, 'work', 'linked'))
+  symlinkSync(join(bench.root, 'elsewhere'), join(bench.root, 'project', 'linked'))
 })
 
 afterAll(async () => {
@@ -40,7 +40,7 @@ afterAll(async () => {
 })
 
 function write(path: string, text: string): void {
-  const file = join(bench.root, 'work', path)
+  const file = join(bench.root, 'project', path)
   mkdirSync(dirname(file), { recursive: true })
   writeFileSync(file, text)
 }
@@ -83,7 +83,7 @@ test('directories narrow the search, and may lie outside of the working director
   expect((await search('cart', { targetDirectories: ['/elsewhere'] })).paths).toEqual(['/elsewhere/cart.ts'])
   expect((await search('cart', { targetDirectories: ['web', '.', 'src/cart'] })).paths).toHaveLength(2)
   expect(await refused(client, 'codegenCodebaseSearch', { query: 'x', targetDirectories: ['none'] })).toBe(
-    'open /work/none: no such file or directory',
+    'open /project/none: no such file or directory',
   )
 })
 
@@ -100,11 +100,11 @@ test('what changed is found as it is now, and only that is read again', async ()
     await search('cart')
     expect(read).toEqual([])
     write('web/cart.py', 'def render_basket(basket):\n    return template(basket)\n')
-    utimesSync(join(bench.root, 'work/web/cart.py'), new Date(), new Date(Date.now() + 5000))
+    utimesSync(join(bench.root, 'project/web/cart.py'), new Date(), new Date(Date.now() + 5000))
     write('web/fresh.py', 'def fresh_cart():\n    pass\n')
     expect((await search('basket')).paths).toEqual(['web/cart.py'])
-    expect(read.sort()).toEqual(['/work/web/cart.py', '/work/web/fresh.py'])
-    rmSync(join(bench.root, 'work/web/fresh.py'))
+    expect(read.sort()).toEqual(['/project/web/cart.py', '/project/web/fresh.py'])
+    rmSync(join(bench.root, 'project/web/fresh.py'))
     expect((await search('fresh')).paths).toEqual([])
   } finally {
     files.read = plainRead

@@ -62,10 +62,10 @@ describe('processes', () => {
       command: 'echo out; echo err >&2; pwd; echo $GREETING; exit 3',
       waitForCompletion: true,
       env: { GREETING: 'hello' },
-      workingDir: '/work',
+      workingDir: '/project',
     })
     expect(result).toMatchObject({ status: 'failed', exitCode: 3, stderr: 'err\n' })
-    expect(result.stdout).toBe(`out\n${inside('/work')}\nhello\n`)
+    expect(result.stdout).toBe(`out\n${inside('/project')}\nhello\n`)
     expect(result.name).toMatch(/^proc-[a-z0-9]{8}$/)
     expect(result.pollRequired).toBeUndefined()
     const logs = await called(client, 'processGetLogs', { identifier: result.name })
@@ -114,7 +114,7 @@ describe('processes', () => {
 
   test('progress is told while a command runs', async () => {
     const told: { progress: number; message?: string }[] = []
-    const release = inside('/work/release')
+    const release = inside('/project/release')
     const result = client.callTool(
       {
         name: 'processExecute',
@@ -163,12 +163,12 @@ describe('processes', () => {
 
 describe('files', () => {
   test('are written, read, listed, edited and removed by the rules of the REST API', async () => {
-    expect(await called(client, 'fsGetWorkingDirectory')).toEqual({ workingDirectory: '/work' })
+    expect(await called(client, 'fsGetWorkingDirectory')).toEqual({ workingDirectory: '/project' })
     const path = 'a dir/ü %2F?.txt'
     await called(client, 'fsWriteFile', { path, content: 'one\ntwo\n', permissions: '0600' })
-    expect(readFileSync(inside(`/work/${path}`), 'utf8')).toBe('one\ntwo\n')
-    expect(statSync(inside(`/work/${path}`)).mode & 0o777).toBe(0o600)
-    expect(await called(client, 'fsReadFile', { path: `/work/${path}` })).toMatchObject({
+    expect(readFileSync(inside(`/project/${path}`), 'utf8')).toBe('one\ntwo\n')
+    expect(statSync(inside(`/project/${path}`)).mode & 0o777).toBe(0o600)
+    expect(await called(client, 'fsReadFile', { path: `/project/${path}` })).toMatchObject({
       content: 'one\ntwo\n',
       size: 8,
     })
@@ -177,8 +177,8 @@ describe('files', () => {
     expect(await called(client, 'fsEditFile', { path, oldString: 'two', newString: '$& $1' })).toMatchObject({
       replacements: 1,
     })
-    expect(readFileSync(inside(`/work/${path}`), 'utf8')).toBe('one\n$& $1\n')
-    expect(statSync(inside(`/work/${path}`)).mode & 0o777).toBe(0o600)
+    expect(readFileSync(inside(`/project/${path}`), 'utf8')).toBe('one\n$& $1\n')
+    expect(statSync(inside(`/project/${path}`)).mode & 0o777).toBe(0o600)
     expect(await refused(client, 'fsReadFile', { path: 'a dir' })).toContain('use fsListDirectory')
     expect(await refused(client, 'fsListDirectory', { path })).toContain('use fsReadFile')
     expect(await refused(client, 'fsReadFile', { path: '/none' })).toBe(
@@ -193,28 +193,28 @@ describe('files', () => {
       }),
     ).toContain('it is a directory, but isDirectory is false')
     await called(client, 'fsDeleteFileOrDirectory', { path: 'a dir', recursive: true })
-    expect(existsSync(inside('/work/a dir'))).toBe(false)
+    expect(existsSync(inside('/project/a dir'))).toBe(false)
     await called(client, 'fsWriteFile', { path: '/made/here', isDirectory: true })
     expect(statSync(inside('/made/here')).isDirectory()).toBe(true)
   })
 
   test('an edit that is not exact changes nothing', async () => {
-    writeFileSync(inside('/work/twice.txt'), 'x = 1\ny = 1\n')
+    writeFileSync(inside('/project/twice.txt'), 'x = 1\ny = 1\n')
     expect(
       await refused(client, 'fsEditFile', { path: 'twice.txt', oldString: '1', newString: '2' }),
     ).toContain('occurs 2 times')
     expect(
       await refused(client, 'fsEditFile', { path: 'twice.txt', oldString: 'z', newString: '2' }),
     ).toContain('does not occur')
-    expect(readFileSync(inside('/work/twice.txt'), 'utf8')).toBe('x = 1\ny = 1\n')
+    expect(readFileSync(inside('/project/twice.txt'), 'utf8')).toBe('x = 1\ny = 1\n')
     await called(client, 'fsEditFile', {
       path: 'twice.txt',
       oldString: '1',
       newString: '2',
       replaceAll: true,
     })
-    expect(readFileSync(inside('/work/twice.txt'), 'utf8')).toBe('x = 2\ny = 2\n')
-    writeFileSync(inside('/work/binary'), new Uint8Array([0x61, 0xff, 0x62]))
+    expect(readFileSync(inside('/project/twice.txt'), 'utf8')).toBe('x = 2\ny = 2\n')
+    writeFileSync(inside('/project/binary'), new Uint8Array([0x61, 0xff, 0x62]))
     expect(await refused(client, 'fsEditFile', { path: 'binary', oldString: 'a', newString: 'b' })).toContain(
       'not a text file',
     )
@@ -222,19 +222,21 @@ describe('files', () => {
 
   test('edits of one file that arrive together all count', async () => {
     const marks = Array.from({ length: 20 }, (_, at) => `<${at}>`)
-    writeFileSync(inside('/work/busy.txt'), marks.join('\n'))
+    writeFileSync(inside('/project/busy.txt'), marks.join('\n'))
     await Promise.all(
       marks.map((mark) =>
         called(client, 'fsEditFile', { path: 'busy.txt', oldString: mark, newString: `done${mark}` }),
       ),
     )
-    expect(readFileSync(inside('/work/busy.txt'), 'utf8')).toBe(marks.map((mark) => `done${mark}`).join('\n'))
+    expect(readFileSync(inside('/project/busy.txt'), 'utf8')).toBe(
+      marks.map((mark) => `done${mark}`).join('\n'),
+    )
   })
 
   test('lines are read in ranges of at most 250', async () => {
     const lines = Array.from({ length: 600 }, (_, at) => `line ${at + 1}`)
-    mkdirSync(inside('/work/src'), { recursive: true })
-    writeFileSync(inside('/work/src/long.txt'), `${lines.join('\n')}\n`)
+    mkdirSync(inside('/project/src'), { recursive: true })
+    writeFileSync(inside('/project/src/long.txt'), `${lines.join('\n')}\n`)
     const range = (first: number, last: number) =>
       called(client, 'codegenReadFileRange', {
         targetFile: 'src/long.txt',
@@ -263,7 +265,7 @@ describe('files', () => {
   })
 
   test('a file too large for a model is refused, not sent', async () => {
-    writeFileSync(inside('/work/huge.txt'), Buffer.alloc(9 * 1024 * 1024, 'x'))
+    writeFileSync(inside('/project/huge.txt'), Buffer.alloc(9 * 1024 * 1024, 'x'))
     expect(await refused(client, 'fsReadFile', { path: 'huge.txt' })).toContain('ask for less')
     await until(async () => bench.machine.leases === 0)
   })
