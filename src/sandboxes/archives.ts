@@ -1,12 +1,14 @@
 import { PlatformError } from '../errors.ts'
 import type { ArchiveOutcome, Instances } from '../instances/index.ts'
+import type { Background } from '../lib/background.ts'
 import type { Clock } from '../lib/clock.ts'
 import type { Logger } from '../lib/log.ts'
 import type { SecretBox } from '../lib/secret-box.ts'
 import type { BatchStep } from '../spec/store.ts'
+import type { SandboxExpiry } from './expiry.ts'
 import type { SandboxLease, SandboxLeases } from './leases.ts'
 import type { ProcessStart, SandboxProcess } from './processes.ts'
-import { type SandboxBody, type StoredSandbox, withEvent } from './record.ts'
+import { mayExpire, type SandboxBody, type StoredSandbox, withEvent } from './record.ts'
 import type { SandboxRecords } from './records.ts'
 
 const environmentBytesMax = 1024 * 1024
@@ -19,6 +21,8 @@ export class SandboxArchives {
   readonly #instances: Instances
   readonly #records: SandboxRecords
   readonly #leases: SandboxLeases
+  readonly #expiry: SandboxExpiry
+  readonly #background: Background
   readonly #secrets: Pick<SecretBox, 'seal' | 'open'>
   readonly #clock: Clock
   readonly #log: Logger
@@ -27,6 +31,8 @@ export class SandboxArchives {
     instances: Instances
     records: SandboxRecords
     leases: SandboxLeases
+    expiry: SandboxExpiry
+    background: Background
     secrets: Pick<SecretBox, 'seal' | 'open'>
     clock: Clock
     log: Logger
@@ -34,16 +40,18 @@ export class SandboxArchives {
     this.#instances = options.instances
     this.#records = options.records
     this.#leases = options.leases
+    this.#expiry = options.expiry
+    this.#background = options.background
     this.#secrets = options.secrets
     this.#clock = options.clock
     this.#log = options.log
   }
 
   /**
-   * For who holds the sandbox's lock. Resolves once it is ARCHIVING, `done` when that is over, one way or the other.
+   * For who has the sandbox's turn. Resolves once it is ARCHIVING; the rest goes on in the background.
    * @throws conflict unless it runs, not_implemented
    */
-  async archive(sandbox: StoredSandbox): Promise<{ sandbox: StoredSandbox; done: Promise<void> }> {
+  async archive(sandbox: StoredSandbox): Promise<StoredSandbox> {
     const { workspace, name } = sandbox
     const instanceId = this.#require(sandbox, 'DEPLOYED')
     let archiving = sandbox
@@ -60,7 +68,7 @@ export class SandboxArchives {
         },
         (step, outcome) => this.#noteOutcome(sandbox, step, outcome),
       )
-      return { sandbox: archiving, done }
+      return this.#until(done, archiving)
     } finally {
       // What was known of its processes ends here, or is to accept new ones again.
       this.#leases.forget(workspace, name)
@@ -68,7 +76,7 @@ export class SandboxArchives {
   }
 
   /** As `archive`, once it is UNARCHIVING. @throws conflict unless it is archived, not_implemented */
-  async unarchive(sandbox: StoredSandbox): Promise<{ sandbox: StoredSandbox; done: Promise<void> }> {
+  async unarchive(sandbox: StoredSandbox): Promise<StoredSandbox> {
     const instanceId = this.#require(sandbox, 'ARCHIVED')
     let unarchiving = sandbox
     const { done } = await this.#instances.unarchive(
@@ -85,16 +93,36 @@ export class SandboxArchives {
       },
       (step, outcome) => this.#noteOutcome(sandbox, step, outcome),
     )
-    return { sandbox: unarchiving, done }
+    return this.#until(done, unarchiving)
   }
 
   /** At start: goes on with what a crash cut off. */
-  async resume(sandbox: StoredSandbox): Promise<{ done: Promise<void> }> {
+  async resume(sandbox: StoredSandbox): Promise<void> {
     const { instanceId, status } = sandbox.body
     const way = status === 'UNARCHIVING' ? 'unarchive' : 'archive'
-    return await this.#instances[way](instanceId ?? '', null, (step, outcome) =>
+    const { done } = await this.#instances[way](instanceId ?? '', null, (step, outcome) =>
       this.#noteOutcome(sandbox, step, outcome),
     )
+    this.#until(done, sandbox)
+  }
+
+  /** Its policies count again, once it is what it is to be. */
+  #until(done: Promise<void>, sandbox: StoredSandbox): StoredSandbox {
+    this.#expiry.unwatch(sandbox)
+    this.#background.run(this.#watchAfter(done, sandbox))
+    return sandbox
+  }
+
+  async #watchAfter(done: Promise<void>, { workspace, name }: StoredSandbox): Promise<void> {
+    try {
+      await done
+    } catch (error) {
+      if (!this.#background.closing.aborted) {
+        this.#log.warn('an archive was not finished', { workspace, sandbox: name, error })
+      }
+    }
+    const found = await this.#records.get(workspace, name)
+    if (found && mayExpire(found.body.status)) this.#expiry.watch(found)
   }
 
   #require(sandbox: StoredSandbox, wanted: 'DEPLOYED' | 'ARCHIVED'): string {

@@ -2,6 +2,7 @@ import { readdir, rm } from 'node:fs/promises'
 import { join } from 'node:path'
 import { PlatformError } from '../errors.ts'
 import type { InstanceLease, Instances, NewInstance } from '../instances/index.ts'
+import type { Background } from '../lib/background.ts'
 import type { Clock } from '../lib/clock.ts'
 import { sortableIdMs } from '../lib/ids.ts'
 import type { Logger } from '../lib/log.ts'
@@ -49,6 +50,7 @@ export class SandboxLeases {
   readonly #read: (workspace: string, name: string) => Promise<StoredSandbox | null>
   readonly #upgrades: SandboxUpgrades
   readonly #programFailed: (instanceId: string, reason: string) => void
+  readonly #background: Background
   readonly #live = new Map<string, Live>()
   readonly #openedAt: number
   readonly #closing = new Set<Promise<void>>()
@@ -63,6 +65,7 @@ export class SandboxLeases {
     upgrades: SandboxUpgrades
     /** What the image says to start could not be started. */
     programFailed: (instanceId: string, reason: string) => void
+    background: Background
   }) {
     this.#instances = options.instances
     this.#filesDir = options.filesDir
@@ -72,6 +75,7 @@ export class SandboxLeases {
     this.#read = options.read
     this.#upgrades = options.upgrades
     this.#programFailed = options.programFailed
+    this.#background = options.background
   }
 
   /** @throws workload_not_found when there is none, workload_unavailable when it does not run (now) */
@@ -130,10 +134,14 @@ export class SandboxLeases {
   }
 
   /**
-   * Takes up the processes of a sandbox that nobody asks for yet: they have deadlines and restarts to be kept. One that
-   * rests has none: what keeps a sandbox awake has a deadline, and what stands still does not end.
+   * Takes up, in the background, the processes of a sandbox that nobody asks for yet: they have deadlines and restarts
+   * to be kept. One that rests has none: what keeps a sandbox awake has a deadline, and what stands still does not end.
    */
-  async warm(workspace: string, name: string): Promise<void> {
+  warm(workspace: string, name: string): void {
+    this.#background.run(this.#warm(workspace, name))
+  }
+
+  async #warm(workspace: string, name: string): Promise<void> {
     const live = this.#live.get(keyOf(workspace, name)) ?? (await this.#find(workspace, name))
     if (this.#instances.activity(live.instanceId)?.standby) return
     using _awake = this.#instances.hold(live.instanceId, { quiet: true })

@@ -82,6 +82,16 @@ export function withEvent(
   return { ...body, status: event.status, events: events.slice(-eventsMax) }
 }
 
+/** Its machine runs. */
+export function deployed(body: SandboxBody, nowMs: number, message: string): SandboxBody {
+  return withEvent(body, nowMs, { type: 'deployment', status: 'DEPLOYED', message })
+}
+
+/** It has no machine that runs, and gets none by itself. */
+export function failed(body: SandboxBody, nowMs: number, reason: string): SandboxBody {
+  return withEvent(body, nowMs, { type: 'instance', status: 'FAILED', message: `Failed: ${reason}` })
+}
+
 /** Whether policies end a sandbox of this status. */
 export function mayExpire(status: SandboxStatus): boolean {
   return status === 'DEPLOYED' || status === 'FAILED' || status === 'ARCHIVED'

@@ -1,0 +1,176 @@
+import { PlatformError } from '../errors.ts'
+import type { Clock } from '../lib/clock.ts'
+import { randomText } from '../lib/ids.ts'
+import type { BatchStep, Store } from '../spec/store.ts'
+import type { SandboxDraft } from './draft.ts'
+import type { SandboxExpiry } from './expiry.ts'
+import type { SandboxLeases } from './leases.ts'
+import type { SandboxMachines } from './machines.ts'
+import { deployed, indexesOf, type SandboxBody, type StoredSandbox, sandboxKind } from './record.ts'
+import type { SandboxRecords } from './records.ts'
+import type { SandboxRemoval } from './removal.ts'
+import type { Sealing } from './sealing.ts'
+
+export interface SandboxLimits {
+  /** In the whole platform. */
+  sandboxesMax: number
+  /** Of one sandbox, MiB. */
+  memoryMbMax: number
+}
+
+/** Whose sandbox is to be made, and in whose place. */
+export interface Deployment {
+  workspace: string
+  name: string
+  draft: SandboxDraft
+  actor: string
+  /** One of this name that runs no more, and goes as the new one comes. */
+  replaced: StoredSandbox | null
+}
+
+/** From a draft to a record, and a machine that runs as it says: the two are written in one batch. */
+export class SandboxDeployments {
+  readonly #store: Store
+  readonly #records: SandboxRecords
+  readonly #machines: SandboxMachines
+  readonly #removal: SandboxRemoval
+  readonly #sealing: Sealing
+  readonly #leases: SandboxLeases
+  readonly #expiry: SandboxExpiry
+  readonly #clock: Clock
+  readonly #limits: SandboxLimits
+
+  constructor(options: {
+    store: Store
+    records: SandboxRecords
+    machines: SandboxMachines
+    removal: SandboxRemoval
+    sealing: Sealing
+    leases: SandboxLeases
+    expiry: SandboxExpiry
+    clock: Clock
+    limits: SandboxLimits
+  }) {
+    this.#store = options.store
+    this.#records = options.records
+    this.#machines = options.machines
+    this.#removal = options.removal
+    this.#sealing = options.sealing
+    this.#leases = options.leases
+    this.#expiry = options.expiry
+    this.#clock = options.clock
+    this.#limits = options.limits
+  }
+
+  /** @throws bad_request, usage_limit_exceeded: the operator allows no such sandbox, or not one more */
+  admit(draft: SandboxDraft): void {
+    const { sandboxesMax, memoryMbMax } = this.#limits
+    if (draft.spec.memoryMb > memoryMbMax) {
+      throw new PlatformError(
+        'bad_request',
+        `spec.runtime.memory is ${draft.spec.memoryMb} MB; this platform allows at most ${memoryMbMax} (sandboxMemoryMbMax)`,
+      )
+    }
+    if (this.#machines.count >= sandboxesMax) {
+      throw new PlatformError(
+        'usage_limit_exceeded',
+        `this platform holds ${sandboxesMax} sandboxes, the most it allows (sandboxesMax): delete one first`,
+      )
+    }
+  }
+
+  /** A new sandbox, that runs. For who has the turn of its name. */
+  async launch(deployment: Deployment): Promise<StoredSandbox> {
+    const { workspace, name, draft, replaced } = deployment
+    const startedAt = this.#clock.now()
+    const body = this.#bodyOf(deployment, startedAt, 'Deployment started')
+    const gone = replaced ? await this.#removal.steps(replaced) : []
+    let created: StoredSandbox | undefined
+    await this.#machines.start(workspace, name, draft, async (step, instanceId) => {
+      const running = deployed({ ...body, instanceId }, this.#clock.now(), 'Deployment successful')
+      created = await this.#write(deployment, running, startedAt, gone, [step])
+    })
+    if (replaced) this.#removal.noteForgotten(replaced)
+    return this.inUse(created!)
+  }
+
+  /** A new sandbox whose machine is to come: until `replaceMachine` it is DEPLOYING. For who has the turn. */
+  async announce(deployment: Deployment, message: string): Promise<StoredSandbox> {
+    const { replaced } = deployment
+    const startedAt = this.#clock.now()
+    const body = this.#bodyOf(deployment, startedAt, message)
+    const gone = replaced ? await this.#removal.steps(replaced) : []
+    const announced = await this.#write(deployment, body, startedAt, gone, [])
+    if (replaced) this.#removal.noteForgotten(replaced)
+    return announced
+  }
+
+  /**
+   * A new machine, with empty files, for a sandbox there is. The old one serves until the new one runs; when that
+   * cannot be had, nothing has changed. For who has the turn.
+   */
+  async replaceMachine(
+    existing: StoredSandbox,
+    draft: SandboxDraft,
+    actor: string,
+    message: string,
+  ): Promise<StoredSandbox> {
+    const { workspace, name, body } = existing
+    let updated: StoredSandbox | undefined
+    await this.#machines.start(workspace, name, draft, async (step, instanceId) => {
+      updated = await this.#machines.endAlong(body.instanceId, (more) =>
+        this.#records.change(
+          existing,
+          (current) =>
+            deployed(
+              this.#sealing.bodyOf(draft, { ...current, updatedBy: actor, instanceId }),
+              this.#clock.now(),
+              message,
+            ),
+          [step, ...more],
+        ),
+      )
+    })
+    return updated!
+  }
+
+  /** Can be used from now on, as its record says. */
+  inUse(sandbox: StoredSandbox): StoredSandbox {
+    const { instanceId, status } = sandbox.body
+    if (instanceId !== null && status === 'DEPLOYED') {
+      this.#leases.set(sandbox, instanceId)
+      this.#leases.warm(sandbox.workspace, sandbox.name)
+    }
+    this.#expiry.watch(sandbox)
+    return sandbox
+  }
+
+  #bodyOf({ draft, actor }: Deployment, startedAt: number, message: string): SandboxBody {
+    const time = new Date(startedAt).toISOString()
+    return this.#sealing.bodyOf(draft, {
+      uid: randomText(20),
+      createdBy: actor,
+      updatedBy: actor,
+      instanceId: null,
+      status: 'DEPLOYING',
+      events: [{ time, type: 'deployment', status: 'DEPLOYING', message }],
+    })
+  }
+
+  async #write(
+    { workspace, name, replaced }: Deployment,
+    body: SandboxBody,
+    createdAt: number,
+    gone: BatchStep[],
+    along: BatchStep[],
+  ): Promise<StoredSandbox> {
+    const creation: BatchStep = {
+      op: 'create',
+      input: { kind: sandboxKind, workspace, name, body, indexes: indexesOf(body), createdAt },
+    }
+    const results = await this.#machines.endAlong(replaced?.body.instanceId ?? null, (more) =>
+      this.#store.batch([...gone, creation, ...along, ...more]),
+    )
+    return results[gone.length] as StoredSandbox
+  }
+}
