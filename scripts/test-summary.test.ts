@@ -1,5 +1,5 @@
 import { expect, test } from 'bun:test'
-import { addCounts, countsLine, readSummary } from './test-summary.ts'
+import { addCounts, countsLine, Failures, readSummary } from './test-summary.ts'
 
 const block = `
  1001 pass
@@ -39,4 +39,52 @@ test('an error outside of every test counts as a failure', () => {
 test('runs add up to the closing line', () => {
   const total = addCounts({ passed: 1, failed: 0, skipped: 2 }, { passed: 3, failed: 1, skipped: 0 })
   expect(countsLine(total)).toBe('4 passed, 1 failed, 2 skipped')
+})
+
+const printed = `
+src/a.test.ts:
+(pass) first [0.03ms]
+noise
+3 | expect(1).toBe(2)
+error: expect(received).toBe(expected)
+
+Expected: 2
+Received: 1
+\x1b[31m(fail)\x1b[0m group > second [1.19ms]
+(fail) group > third [58.10ms]
+  ^ this test timed out after 50ms.
+  ^ not of it
+(skip) group > fourth
+
+src/b.test.ts:
+
+# Unhandled error between tests
+-------------------------------
+error: top level
+      at /b.test.ts:3:11
+-------------------------------
+
+no newline(fail) fifth [2.00s]
+(pass) the word (fail) [1.00ms]
+`
+
+test('what failed is gathered with all that was printed of it', () => {
+  for (const size of [1, 7, 10_000]) {
+    const failures = new Failures()
+    for (let at = 0; at < printed.length; at += size) failures.push(printed.slice(at, at + size))
+    expect(failures.texts).toEqual([
+      'src/a.test.ts:\nnoise\n3 | expect(1).toBe(2)\nerror: expect(received).toBe(expected)\n\n' +
+        'Expected: 2\nReceived: 1\n(fail) group > second [1.19ms]',
+      'src/a.test.ts:\n(fail) group > third [58.10ms]\n  ^ this test timed out after 50ms.',
+      `src/b.test.ts:\n${'-'.repeat(31)}\nerror: top level\n      at /b.test.ts:3:11\n${'-'.repeat(31)}`,
+      'src/b.test.ts:\nno newline(fail) fifth [2.00s]',
+    ])
+  }
+})
+
+test('what failed is bounded', () => {
+  const failures = new Failures()
+  for (let n = 0; n < 1_000; n++) failures.push(`${'line\n'.repeat(300)}(fail) ${n} [1.00ms]\n  ^ slow\n`)
+  expect(failures.texts).toHaveLength(50)
+  expect(failures.texts[49]!.split('\n').length).toBe(202)
 })
