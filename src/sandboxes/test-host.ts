@@ -77,6 +77,7 @@ export class TestHost {
         standby: 'freeze',
         reclaim: false,
         archive: true,
+        snapshots: false,
         network: 'none',
         survivesRestart: true,
         notes: [],

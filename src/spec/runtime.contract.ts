@@ -573,6 +573,106 @@ function suite(under: RuntimeUnderTest, options: { isolation: string }) {
     expect(await runtime.list()).not.toContain(own.id)
   })
 
+  test('a snapshot has the files of one moment, and new instances have them', async () => {
+    const { snapshots } = runtime
+    expect(snapshots !== undefined).toBe(runtime.capabilities.snapshots)
+    if (!snapshots) return
+    const own = specOf()
+    const source = await runtime.create(own)
+    const [file, link, large] = [path(), path(), path()]
+    await source.guest.files.write(file, Buffer.from('then\n'), { mode: 0o640 })
+    await source.guest.files.write(large, Buffer.alloc(3_000_000, 'x'))
+    await source.guest.processes.spawn({
+      id: 1,
+      argv: ['ln', '-s', file, link],
+      env,
+      workingDir,
+      stdin: 'null',
+    })
+    await source.guest.processes.wait(1, AbortSignal.timeout(waitMs))
+    const id = `snapshot${randomText(12)}`
+    expect(await codeOf(snapshots.capture(own.id, id))).toBe('conflict')
+    expect(await codeOf(snapshots.capture(`unknown${randomText(12)}`, id))).toBe('not_found')
+    expect(await codeOf(snapshots.complete(id))).toBe('not_found')
+    await source.freeze?.()
+    await snapshots.capture(own.id, id)
+    await source.thaw?.()
+    const later = (spec: InstanceSpec) => runtime.create({ ...spec, snapshotId: id })
+    expect(await codeOf(later(specOf()))).toBe('not_found')
+    expect(await snapshots.list()).toContain(id)
+    const bytes = await snapshots.complete(id)
+    expect(bytes).toBeGreaterThanOrEqual(3_000_000)
+    expect(await snapshots.complete(id)).toBe(bytes)
+    await source.guest.files.write(file, Buffer.from('later\n'))
+    await runtime.destroy(own.id)
+
+    const specs = [specOf(), specOf()]
+    const copies = await Promise.all(specs.map(later))
+    for (const [index, { guest }] of copies.entries()) {
+      expect(await guest.files.stat(file)).toMatchObject({ size: 5, mode: 0o640 })
+      expect(await guest.files.realPath(link)).toBe(await guest.files.realPath(file))
+      expect((await guest.files.stat(large)).size).toBe(3_000_000)
+      await guest.files.write(file, Buffer.from('x'.repeat(index + 10)))
+    }
+    const sizes = await Promise.all(copies.map(async ({ guest }) => (await guest.files.stat(file)).size))
+    expect(sizes).toEqual([10, 11])
+    const [first = specOf()] = specs
+    expect((await (await runtime.restart(first)).guest.files.stat(file)).size).toBe(10)
+
+    // What is packed, or has been stopped, stands still as well.
+    const another = `snapshot${randomText(12)}`
+    await copies[1]?.stop()
+    await snapshots.capture(specs[1]?.id ?? '', another)
+    await snapshots.complete(another)
+    await snapshots.remove(another)
+    if (runtime.pack) {
+      await runtime.pack(first.id)
+      await snapshots.capture(first.id, another)
+      await snapshots.complete(another)
+      const unpacked = await runtime.create({ ...specOf(), snapshotId: another })
+      expect((await unpacked.guest.files.stat(file)).size).toBe(10)
+      await runtime.destroy(unpacked.id)
+    }
+    const called = new AbortController()
+    called.abort(new Error('called off'))
+    await expect(snapshots.capture(first.id, `snapshot${randomText(12)}`, called.signal)).rejects.toThrow(
+      'called off',
+    )
+    for (const { id } of specs) await runtime.destroy(id)
+    await snapshots.remove(id)
+    await snapshots.remove(id)
+    await snapshots.remove(another)
+    expect(await snapshots.list()).toEqual([])
+  })
+
+  test('a snapshot is sound while programs write, and has all that was written before it or nothing', async () => {
+    const { snapshots } = runtime
+    if (!snapshots || runtime.capabilities.isolation === 'none') return
+    const own = specOf()
+    const source = await runtime.create(own)
+    const target = path()
+    await source.guest.processes.spawn({
+      id: 1,
+      argv: ['sh', '-c', `i=0; while :; do i=$((i+1)); echo $i > ${target}-$i; done`],
+      env,
+      workingDir,
+      stdin: 'null',
+    })
+    while (!(await exists(source, `${target}-50`))) await Bun.sleep(1)
+    const id = `snapshot${randomText(12)}`
+    await source.freeze?.()
+    await snapshots.capture(own.id, id)
+    await source.thaw?.()
+    await snapshots.complete(id)
+    await runtime.destroy(own.id)
+    const copy = await runtime.create({ ...specOf(), snapshotId: id })
+    const command = `n=$(ls ${target}-* | wc -l); for i in $(seq $((n-1))); do [ "$(cat ${target}-$i)" = $i ] || exit 1; done; [ $n -ge 50 ]`
+    await copy.guest.processes.spawn({ id: 1, argv: ['sh', '-c', command], env, workingDir, stdin: 'null' })
+    expect((await copy.guest.processes.wait(1, AbortSignal.timeout(waitMs))).exitCode).toBe(0)
+    await runtime.destroy(copy.id)
+    await snapshots.remove(id)
+  })
+
   test('destroying leaves nothing, twice as well', async () => {
     const doomed = await runtime.create(specOf())
     await doomed.guest.processes.spawn({ id: 1, argv: ['sleep', '60'], env, workingDir, stdin: 'null' })
@@ -596,6 +696,13 @@ function suite(under: RuntimeUnderTest, options: { isolation: string }) {
     const left = await runtime.list()
     expect(many.filter(({ id }) => left.includes(id))).toEqual([])
   })
+}
+
+async function exists(instance: Instance, path: string): Promise<boolean> {
+  return await instance.guest.files.stat(path).then(
+    () => true,
+    () => false,
+  )
 }
 
 async function outputOf(instance: Instance, id: number, fromOffset = 0) {

@@ -11,7 +11,8 @@ export interface Runtime extends AsyncDisposable {
 
   /**
    * Makes and starts an instance. When it rejects, nothing is left: no process, mount, cgroup or directory.
-   * @throws bad_request (spec cannot be honoured), unavailable (host out of something), insufficient_storage
+   * @throws bad_request (spec cannot be honoured), unavailable (host out of something), insufficient_storage, not_found
+   * (its snapshot)
    */
   create(spec: InstanceSpec): Promise<Instance>
 
@@ -34,10 +35,35 @@ export interface Runtime extends AsyncDisposable {
    */
   unpack?(instanceId: string, signal?: AbortSignal): Promise<void>
 
+  /** Copies of the files of instances, kept apart from them. Present when capabilities.snapshots. */
+  readonly snapshots?: RuntimeSnapshots
+
   /** Removes every trace of an instance, running or not. Idempotent: also after a half-done create. */
   destroy(instanceId: string): Promise<void>
 
   /** Ids of all instances that left something on this host, running or not: to find orphans. */
+  list(): Promise<string[]>
+}
+
+/**
+ * Files of instances as they were at one moment. A snapshot outlives the instance it is of; `create` makes instances
+ * from it. Memory and processes are not in it. Ids are chosen by the caller: [a-z0-9]{12,40}.
+ */
+export interface RuntimeSnapshots {
+  /**
+   * Copies the files of an instance that stands still meanwhile, which the caller sees to: it is frozen, has been
+   * stopped or is packed, and stays so. When it rejects, nothing is left of the snapshot.
+   * @throws not_found when the instance has left nothing, conflict when it is not still, insufficient_storage
+   */
+  capture(instanceId: string, snapshotId: string, signal?: AbortSignal): Promise<void>
+  /**
+   * Makes what was captured sound and durable; answers its bytes. Before that it is no snapshot: nothing can be made
+   * from it. Idempotent. @throws not_found
+   */
+  complete(snapshotId: string, signal?: AbortSignal): Promise<number>
+  /** Removes a snapshot, or what there is of it. Idempotent. */
+  remove(snapshotId: string): Promise<void>
+  /** Ids of all that left something on this host, complete or not. */
   list(): Promise<string[]>
 }
 
@@ -51,6 +77,8 @@ export interface RuntimeCapabilities {
   reclaim: boolean
   /** Files of instances can be packed: `pack` and `unpack` are there. */
   archive: boolean
+  /** Files of instances can be copied as they are at one moment: `snapshots` is there. */
+  snapshots: boolean
   /** Connections to the outside: each decided on by `Egress`, made by the host without anyone's word, or none at all. */
   network: 'relay' | 'host' | 'none'
   /** Instances outlive the process that made them. */
@@ -89,6 +117,8 @@ export interface InstanceSpec {
   env: Record<string, string>
   /** Working directory of processes and of relative paths. Made when missing. */
   workingDir: string
+  /** For `create`: its files are those of this snapshot, which was taken on the same image. */
+  snapshotId?: string
   signal?: AbortSignal
 }
 

@@ -34,6 +34,13 @@ export class FakeFiles implements GuestFiles {
     private readonly bytesMax: number,
   ) {}
 
+  /** The same files, which change on their own from then on. */
+  duplicate(): FakeFiles {
+    const copy = new FakeFiles(this.now, this.bytesMax)
+    copy.#root = copyOf(this.#root)
+    return copy
+  }
+
   async stat(path: string, options: { follow?: boolean } = {}): Promise<FileEntry> {
     const { node, name } = this.#find(path, options.follow !== false)
     return entry(name, node)
@@ -239,4 +246,9 @@ function checkPath(path: string) {
 
 function failed(name: keyof typeof constants.errno, path: string): PlatformError {
   return fileError(constants.errno[name], path, '')
+}
+
+function copyOf(node: Node): Node {
+  if (node.type !== 'directory') return { ...node }
+  return { ...node, children: new Map([...node.children].map(([name, child]) => [name, copyOf(child)])) }
 }

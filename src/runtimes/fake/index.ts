@@ -10,6 +10,7 @@ import type {
   PortAddress,
   Runtime,
   RuntimeCapabilities,
+  RuntimeSnapshots,
 } from '../../spec/runtime.ts'
 import { FakeFiles } from './files.ts'
 import { FakeProcesses } from './processes.ts'
@@ -56,17 +57,38 @@ class MemoryRuntime implements FakeRuntime {
     standby: 'freeze',
     reclaim: false,
     archive: true,
+    snapshots: true,
     network: 'none',
     survivesRestart: false,
     notes: [],
   }
+  readonly snapshots: RuntimeSnapshots
   #machines = new Map<string, Machine>()
+  readonly #snapshots = new Map<string, { files: FakeFiles; complete: boolean }>()
   #options: FakeRuntimeOptions
   #clock: Clock
 
   constructor(options: FakeRuntimeOptions) {
     this.#options = options
     this.#clock = options.clock ?? systemClock
+    this.snapshots = {
+      capture: async (instanceId, snapshotId, signal) => {
+        const machine = this.#machines.get(instanceId)
+        if (!machine) throw new PlatformError('not_found', `instance ${instanceId} has left no files`)
+        if (machine.instance !== null && !machine.instance.frozen)
+          throw new PlatformError('conflict', `instance ${instanceId} is not frozen`)
+        signal?.throwIfAborted()
+        this.#snapshots.set(snapshotId, { files: machine.files.duplicate(), complete: false })
+      },
+      complete: async (snapshotId) => {
+        const snapshot = this.#snapshots.get(snapshotId)
+        if (!snapshot) throw new PlatformError('not_found', `there is no snapshot ${snapshotId}`)
+        snapshot.complete = true
+        return snapshot.files.usedBytes()
+      },
+      remove: async (snapshotId) => void this.#snapshots.delete(snapshotId),
+      list: async () => [...this.#snapshots.keys()],
+    }
   }
 
   async create(spec: InstanceSpec): Promise<Instance> {
@@ -76,7 +98,7 @@ class MemoryRuntime implements FakeRuntime {
     await this.#delay(spec)
     if (this.#machines.has(spec.id))
       throw new PlatformError('already_exists', `instance ${spec.id} exists already`)
-    const files = new FakeFiles(() => this.#clock.now(), spec.storageMb * 1024 * 1024)
+    const files = this.#filesOf(spec)
     for (const path of ['/tmp', '/root', spec.workingDir]) await files.makeDirectory(path, { parents: true })
     const machine: Machine = { spec, files, instance: null, packed: false }
     this.#machines.set(spec.id, machine)
@@ -129,6 +151,13 @@ class MemoryRuntime implements FakeRuntime {
 
   async [Symbol.asyncDispose](): Promise<void> {
     for (const id of [...this.#machines.keys()]) await this.destroy(id)
+  }
+
+  #filesOf({ snapshotId, storageMb }: InstanceSpec): FakeFiles {
+    if (snapshotId === undefined) return new FakeFiles(() => this.#clock.now(), storageMb * 1024 * 1024)
+    const snapshot = this.#snapshots.get(snapshotId)
+    if (!snapshot?.complete) throw new PlatformError('not_found', `there is no snapshot ${snapshotId}`)
+    return snapshot.files.duplicate()
   }
 
   #start(machine: Machine): FakeInstance {

@@ -30,6 +30,25 @@ export class Archives {
     this.#clock = clock
   }
 
+  /** Packs what stands still into an archive of its own; the disk stays. Not durable yet. */
+  async packTo(dir: string, disk: Disk, target: string, signal?: AbortSignal): Promise<void> {
+    await this.#write(dir, nameOf(disk), target, signal)
+  }
+
+  /** Puts the disk that an archive holds into a directory that has none; the archive stays. */
+  async unpackFrom(archive: string, dir: string, disk: Disk, signal?: AbortSignal): Promise<void> {
+    const scratch = `${dir}/unpack`
+    await removeTree(scratch)
+    await mkdir(scratch, { mode: 0o700 })
+    try {
+      await this.#read(archive, scratch, signal)
+      await run(['sync', '--file-system', scratch])
+      await rename(`${scratch}/${nameOf(disk)}`, `${dir}/${nameOf(disk)}`)
+    } finally {
+      await removeTree(scratch)
+    }
+  }
+
   /**
    * Puts an archive in the place of the disk; answers its bytes. When it rejects, the disk is as it was. Idempotent.
    * Nothing may run in the instance any more.
@@ -37,7 +56,7 @@ export class Archives {
   async pack(dir: string, disk: Disk, signal?: AbortSignal): Promise<number> {
     const [whole, draft] = [`${dir}/archive`, `${dir}/archive.new`]
     if (!existsSync(whole)) {
-      if (disk === 'loop') await this.#detached(`${dir}/disk.img`)
+      if (disk === 'loop') await this.detached(`${dir}/disk.img`)
       // Of an attempt that was cut off.
       await rm(draft, { force: true })
       try {
@@ -61,16 +80,7 @@ export class Archives {
     if (!existsSync(whole)) return
     // Of an attempt that was cut off.
     await this.#removeDisk(dir)
-    const scratch = `${dir}/unpack`
-    await removeTree(scratch)
-    await mkdir(scratch, { mode: 0o700 })
-    try {
-      await this.#read(whole, scratch, signal)
-      await run(['sync', '--file-system', scratch])
-      await rename(`${scratch}/${nameOf(disk)}`, `${dir}/${nameOf(disk)}`)
-    } finally {
-      await rm(scratch, { recursive: true, force: true })
-    }
+    await this.unpackFrom(whole, dir, disk, signal)
     await syncDirectory(dir)
     await rm(whole)
   }
@@ -144,7 +154,7 @@ export class Archives {
   }
 
   /** Until the kernel has written all of an image and let go of it. */
-  async #detached(path: string): Promise<void> {
+  async detached(path: string): Promise<void> {
     const deadline = this.#clock.monotonic() + detachTimeoutMs
     while (isAttached(path)) {
       if (this.#clock.monotonic() > deadline)

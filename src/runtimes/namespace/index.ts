@@ -33,7 +33,8 @@ import { Cgroups } from './cgroups.ts'
 import { DiskImages, findMkfs } from './disk.ts'
 import { reclaimNote } from './reclaim.ts'
 import { instanceIdPattern, readRecord } from './record.ts'
-import { NamespaceRuntime } from './runtime.ts'
+import { hostFreeMbMin, NamespaceRuntime } from './runtime.ts'
+import { DiskSnapshots, findCp } from './snapshots.ts'
 import { UidRanges } from './uid-ranges.ts'
 
 export { probeScratchPrefix, removeAbandonedProbes } from './abandoned.ts'
@@ -113,14 +114,25 @@ async function openParts(
   const uidRanges = isRoot ? openUidRanges(instancesDir) : null
   const tarPath = findTar()
   const archives = tarPath === null ? null : new Archives(tarPath, options.clock)
+  const cpPath = archives !== null && cgroups.freezes ? findCp() : null
+  const snapshotsOn = (diskImages: DiskImages | null) =>
+    archives === null || cpPath === null
+      ? null
+      : new DiskSnapshots({
+          dir: `${instancesDir}.snapshots`,
+          freeBytesMin: hostFreeMbMin * 1024 * 1024,
+          ...{ cpPath, archives, diskImages },
+        })
   const shared = { ...options, instancesDir, cgroups, uidRanges, archives, egress: options.egress ?? null }
   const open = (diskImages: DiskImages | null, disk: string, notes: CapabilityNote[], relays: boolean) =>
     new NamespaceRuntime({
       ...shared,
       diskImages,
+      snapshots: snapshotsOn(diskImages),
       capabilities: {
         ...describe(cgroups, disk, notes),
         archive: archives !== null,
+        snapshots: cpPath !== null,
         network: relays ? 'relay' : 'none',
       },
       onDispose: () => {
@@ -138,7 +150,7 @@ async function openParts(
           detail: 'sandboxes cannot be archived: GNU tar was not found',
           remedy: 'Install tar.',
         }
-  const standbyNotes = standbyNotesOf(cgroups)
+  const standbyNotes = [snapshotNote(cgroups, cpPath), ...standbyNotesOf(cgroups)]
   const mkfs = isRoot ? findMkfs() : null
   let diskWhy = isRoot ? 'mkfs.ext4 is not installed' : 'only root can mount disk images'
   if (mkfs !== null) {
@@ -194,7 +206,7 @@ function removeScratch(instancesDir: string): void {
 
 type Shared = Omit<
   ConstructorParameters<typeof NamespaceRuntime>[0],
-  'capabilities' | 'diskImages' | 'onDispose'
+  'capabilities' | 'diskImages' | 'snapshots' | 'onDispose'
 >
 
 /** As `tryInstance`, but what worked once with all the same is not tried again, so that a start takes no time. */
@@ -280,10 +292,31 @@ function describe(cgroups: Cgroups, disk: string, notes: CapabilityNote[]): Runt
     standby: cgroups.freezes ? 'freeze' : 'none',
     reclaim: cgroups.freezes && cgroups.reclaimWay !== null,
     archive: false,
+    snapshots: false,
     network: 'none',
     survivesRestart: true,
     notes,
   }
+}
+
+function snapshotNote(cgroups: Cgroups, cpPath: string | null): CapabilityNote {
+  const subject = 'snapshots'
+  if (cpPath !== null) {
+    return { subject, ok: true, detail: 'files of sandboxes can be captured as they are at one moment' }
+  }
+  return cgroups.freezes
+    ? {
+        subject,
+        ok: false,
+        detail: 'none: GNU tar or cp was not found',
+        remedy: 'Install tar and coreutils.',
+      }
+    : {
+        subject,
+        ok: false,
+        detail: 'none: no control group can hold a sandbox still while its files are copied',
+        remedy: 'As for standby.',
+      }
 }
 
 function standbyNotesOf(cgroups: Cgroups): CapabilityNote[] {
@@ -322,6 +355,7 @@ async function tryInstance(shared: Shared, diskImages: DiskImages | null): Promi
   const runtime = new NamespaceRuntime({
     ...shared,
     diskImages,
+    snapshots: null,
     capabilities,
     transient: true,
     onDispose() {},

@@ -1,6 +1,6 @@
 import { closeSync, constants, openSync, readSync } from 'node:fs'
 import { PlatformError } from '../../errors.ts'
-import { GuestClient, type GuestState, KeeperChannel } from '../../guest/index.ts'
+import { GuestClient, type GuestState, KeeperChannel, type ProcessIdentity } from '../../guest/index.ts'
 import type { Clock } from '../../lib/clock.ts'
 import type { Logger } from '../../lib/log.ts'
 import type {
@@ -113,6 +113,10 @@ export class NamespaceInstance implements Instance {
       await this[Symbol.asyncDispose]()
       throw error
     }
+  }
+
+  get process1(): ProcessIdentity {
+    return this.#options.state.guest
   }
 
   get frozen(): boolean {

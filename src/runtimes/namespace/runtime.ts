@@ -31,6 +31,7 @@ import {
   readRecord,
   writeRecord,
 } from './record.ts'
+import { type DiskSnapshots, notStill } from './snapshots.ts'
 import type { UidRanges } from './uid-ranges.ts'
 
 /** Disk of the host that instances never get: the platform itself must be able to go on writing. */
@@ -49,6 +50,8 @@ export interface NamespaceRuntimeOptions {
   diskImages: DiskImages | null
   /** Null: this host cannot pack the files of instances. */
   archives: Archives | null
+  /** Null: this host cannot copy the files of instances. */
+  snapshots: DiskSnapshots | null
   capabilities: RuntimeCapabilities
   /** Instances end with this process, however it ends. */
   transient?: boolean
@@ -63,6 +66,7 @@ export class NamespaceRuntime implements Runtime {
   /** Only where the host can. */
   readonly pack: Runtime['pack']
   readonly unpack: Runtime['unpack']
+  readonly snapshots: Runtime['snapshots']
   #options: NamespaceRuntimeOptions
   #instances = new Map<string, NamespaceInstance>()
   #recovering = new Map<string, Promise<NamespaceInstance | null>>()
@@ -81,7 +85,15 @@ export class NamespaceRuntime implements Runtime {
     this.capabilities = options.capabilities
     this.#launcher = new Launcher(options.helperPath)
     this.#dirFile = openSync(options.instancesDir, 'r')
-    const { archives, helperPath, instancesDir, log } = options
+    const { archives, snapshots, helperPath, instancesDir, log } = options
+    if (snapshots !== null) {
+      this.snapshots = {
+        capture: (id, snapshotId, signal) => this.#capture(snapshots, id, snapshotId, signal),
+        complete: (snapshotId, signal) => snapshots.complete(snapshotId, signal),
+        remove: (snapshotId) => snapshots.remove(snapshotId),
+        list: () => snapshots.list(),
+      }
+    }
     if (archives !== null) {
       this.pack = (id, signal) => this.#pack(id, archives, signal)
       this.unpack = (id, signal) => this.#unpack(id, archives, signal)
@@ -103,12 +115,17 @@ export class NamespaceRuntime implements Runtime {
       throw new PlatformError('already_exists', `instance ${spec.id} exists already`)
     }
     try {
-      const disk = this.#options.diskImages === null ? 'dir' : 'loop'
+      const { diskImages, snapshots } = this.#options
+      const { snapshotId } = spec
+      if (snapshotId !== undefined && snapshots === null) throw noSnapshots()
+      const placed = snapshotId === undefined ? null : await snapshots?.diskOf(snapshotId)
+      const disk = placed ?? (diskImages === null ? 'dir' : 'loop')
       const uidBase = this.#options.uidRanges?.claim(dir) ?? null
       const record = this.#record(spec, uidBase, disk)
-      const template = this.#options.diskImages?.template(spec.storageMb) ?? null
+      const template = placed ? null : (diskImages?.template(spec.storageMb) ?? null)
       template?.catch(() => {})
       await createRecord(dir, record)
+      if (snapshotId !== undefined) await snapshots?.place(snapshotId, dir, spec.signal)
       return await this.#start(spec, record, await template)
     } catch (error) {
       await this.destroy(spec.id)
@@ -169,6 +186,32 @@ export class NamespaceRuntime implements Runtime {
     await this.#end(id)
     try {
       await archives.unpack(this.#dir(id), record.disk, signal)
+    } catch (error) {
+      throw hostError(error)
+    }
+  }
+
+  async #capture(
+    snapshots: DiskSnapshots,
+    id: string,
+    snapshotId: string,
+    signal?: AbortSignal,
+  ): Promise<void> {
+    if (!instanceIdPattern.test(snapshotId)) {
+      throw new PlatformError('bad_request', `the id of a snapshot is 12 to 40 characters of a-z and 0-9`)
+    }
+    const record = readRecord(this.#dir(id))
+    if (!record) throw new PlatformError('not_found', `instance ${id} has left no files`)
+    this.#checkFreeSpace()
+    const instance = this.#instances.get(id)
+    if (instance && !instance.frozen) throw notStill()
+    try {
+      const source = { dir: this.#dir(id), disk: record.disk, guest: instance?.process1 ?? null }
+      await snapshots.capture(snapshotId, source, signal)
+      if (instance && !instance.frozen) {
+        await snapshots.remove(snapshotId)
+        throw notStill()
+      }
     } catch (error) {
       throw hostError(error)
     }
@@ -376,6 +419,10 @@ export class NamespaceRuntime implements Runtime {
       `The host has less than ${hostFreeMbMin} MiB of disk left`,
     )
   }
+}
+
+function noSnapshots(): PlatformError {
+  return new PlatformError('not_found', 'there are no snapshots on this host')
 }
 
 function hostError(error: unknown): unknown {

@@ -41,6 +41,7 @@ const capabilities: RuntimeCapabilities = {
   standby: 'none',
   reclaim: false,
   archive: false,
+  snapshots: false,
   network: 'host',
   survivesRestart: true,
   notes: [
