@@ -20,6 +20,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "failure.h"
@@ -37,8 +38,9 @@ enum {
   KEEPALIVE_IDLE_S = 60, /* a peer that is gone without a word is noticed after about three minutes */
   KEEPALIVE_INTERVAL_S = 30,
   KEEPALIVE_PROBES = 4,
-  LETTER_ATTEMPTS_MAX = 200, /* a keeper empties its mailbox at once, unless it is starved */
+  LETTER_WAIT_MS_MAX = 20000, /* a keeper empties its mailbox at once, unless it is starved or very busy */
   LETTER_RETRY_MS = 5,
+  LETTERS_PER_TURN_MAX = 64, /* that are tried again */
 };
 
 struct dial {
@@ -47,7 +49,8 @@ struct dial {
   char *mailbox;
   uint8_t *preamble;
   size_t preamble_length;
-  struct dial *next_free;
+  uint64_t letter_deadline_ms; /* 0: its letter was not tried yet */
+  struct dial *next; /* of those whose letter waits, or that are over */
 };
 
 static struct dialler {
@@ -56,7 +59,15 @@ static struct dialler {
   struct frame_writer writer;
   int dials, waits_to_write;
   struct dial *over; /* events of the present batch may still point to them */
-} dialler;
+  struct dial *letters, **letters_end; /* connected; their mailboxes were full */
+  uint64_t letters_next_ms;
+} dialler = {.letters_end = &dialler.letters};
+
+static uint64_t now_ms(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return (uint64_t)now.tv_sec * 1000 + (uint64_t)now.tv_nsec / 1000000;
+}
 
 int dial_decode(const struct frame *frame, struct dial_request *request) {
   struct payload payload = payload_of(frame);
@@ -79,7 +90,7 @@ static void dial_end(struct dial *dial, int error) {
   answer(dial, error);
   if (dial->fd >= 0) close(dial->fd);
   dial->fd = -1;
-  dial->next_free = dialler.over;
+  dial->next = dialler.over;
   dialler.over = dial;
   dialler.dials--;
 }
@@ -102,6 +113,7 @@ static int open_place(const char *path, struct sockaddr_un *address) {
   return place;
 }
 
+/* 0, or an errno: EAGAIN when the mailbox is full. */
 static int post(const struct dial *dial) {
   struct sockaddr_un address;
   int error = 0, place = open_place(dial->mailbox, &address);
@@ -125,21 +137,48 @@ static int post(const struct dial *dial) {
   header->cmsg_type = SCM_RIGHTS;
   header->cmsg_len = CMSG_LEN(sizeof dial->fd);
   memcpy(CMSG_DATA(header), &dial->fd, sizeof dial->fd);
-  for (int attempt = 1; !error; attempt++) {
-    if (sendmsg(dialler.mailbox_fd, &letter, MSG_DONTWAIT | MSG_NOSIGNAL) >= 0) break;
-    if (errno != EAGAIN && errno != EINTR) error = errno;
-    else if (attempt == LETTER_ATTEMPTS_MAX) error = ETIMEDOUT;
-    else poll(NULL, 0, LETTER_RETRY_MS);
-  }
+  if (sendmsg(dialler.mailbox_fd, &letter, MSG_DONTWAIT | MSG_NOSIGNAL) < 0) error = errno;
   close(place);
   return error;
+}
+
+/* Nobody waits for the mailbox of another: a letter that does not fit in is tried again later. */
+static void deliver(struct dial *dial) {
+  int error = post(dial);
+  if (error != EAGAIN && error != EINTR) {
+    dial_end(dial, error);
+    return;
+  }
+  uint64_t now = now_ms();
+  if (dial->letter_deadline_ms == 0) dial->letter_deadline_ms = now + LETTER_WAIT_MS_MAX;
+  if (dial->letter_deadline_ms <= now) {
+    dial_end(dial, ETIMEDOUT);
+    return;
+  }
+  dial->next = NULL;
+  *dialler.letters_end = dial;
+  dialler.letters_end = &dial->next;
+}
+
+static void deliver_again(void) {
+  struct dial *last = NULL;
+  for (int i = 0; i < LETTERS_PER_TURN_MAX && dialler.letters; i++) {
+    struct dial *dial = dialler.letters;
+    if (dial == last) return;
+    dialler.letters = dial->next;
+    if (!dialler.letters) dialler.letters_end = &dialler.letters;
+    deliver(dial);
+    /* It went to the end of the line: with it this turn has come round. */
+    if (!last && dial->fd >= 0) last = dial;
+  }
 }
 
 static void connected(struct dial *dial) {
   size_t length = dial->preamble_length;
   int error = 0;
   if (length > 0 && send(dial->fd, dial->preamble, length, MSG_NOSIGNAL) != (ssize_t)length) error = EPIPE;
-  dial_end(dial, error ? error : post(dial));
+  if (error) dial_end(dial, error);
+  else deliver(dial);
 }
 
 static void dial_ready(struct dial *dial) {
@@ -302,16 +341,20 @@ int dial_main(const char *path) {
   int greeted = 0;
   for (;;) {
     struct epoll_event events[EVENTS_PER_TURN];
-    int count = epoll_wait(dialler.epoll_fd, events, EVENTS_PER_TURN, -1);
+    int count = epoll_wait(dialler.epoll_fd, events, EVENTS_PER_TURN, dialler.letters ? LETTER_RETRY_MS : -1);
     if (count < 0 && errno != EINTR) return 1;
     for (int i = 0; i < count; i++) {
       if (events[i].data.ptr) dial_ready(events[i].data.ptr);
       else if (events[i].events & (EPOLLIN | EPOLLHUP | EPOLLERR)) host_ready(&greeted);
     }
+    if (dialler.letters && now_ms() >= dialler.letters_next_ms) {
+      deliver_again();
+      dialler.letters_next_ms = now_ms() + LETTER_RETRY_MS;
+    }
     flush();
     while (dialler.over) {
       struct dial *dial = dialler.over;
-      dialler.over = dial->next_free;
+      dialler.over = dial->next;
       free(dial);
     }
   }

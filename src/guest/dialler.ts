@@ -4,8 +4,8 @@ import { FrameType, FrameWriter, readError } from './codec.ts'
 import { errnoName } from './errno.ts'
 import { Requests } from './requests.ts'
 
-/** The dialler gives a connection up after about 31 s. */
-const dialTimeoutMs = 40_000
+/** The dialler gives a connection up after about 31 s, and a mailbox that stays full after 20 s. */
+const dialTimeoutMs = 60_000
 
 export interface DialTarget {
   /** The keeper's, from the dialler's directory on. */

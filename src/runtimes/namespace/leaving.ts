@@ -39,7 +39,7 @@ export class Leaving implements KeeperEgress {
     const connection = { instanceId: this.#instanceId, kind, address, port }
     const verdict = await this.#egress.decide(connection)
     if (verdict.kind === 'refuse') return void this.#keeper?.refuse(id)
-    const errno = await this.#dialler.dial({
+    const errno = await this.#dialler.dial(this.#instanceId, {
       mailbox: `${this.#instanceId}/run/egress.sock`,
       connection: id,
       ...(verdict.kind === 'dial'

@@ -85,7 +85,7 @@ export class NamespaceRuntime implements Runtime {
     this.capabilities = options.capabilities
     this.#launcher = new Launcher(options.helperPath)
     this.#dirFile = openSync(options.instancesDir, 'r')
-    const { archives, snapshots, helperPath, instancesDir, log } = options
+    const { archives, snapshots, clock, helperPath, instancesDir, log } = options
     if (snapshots !== null) {
       this.snapshots = {
         capture: (id, snapshotId, signal) => this.#capture(snapshots, id, snapshotId, signal),
@@ -98,7 +98,7 @@ export class NamespaceRuntime implements Runtime {
       this.pack = (id, signal) => this.#pack(id, archives, signal)
       this.unpack = (id, signal) => this.#unpack(id, archives, signal)
     }
-    this.#dialler = new Dialler({ helperPath, instancesDir, socketDir: this.#socketDir('.'), log })
+    this.#dialler = new Dialler({ helperPath, instancesDir, socketDir: this.#socketDir('.'), log, clock })
   }
 
   async create(spec: InstanceSpec): Promise<Instance> {
