@@ -1,7 +1,7 @@
 import { homedir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { capture } from './capture.ts'
-import { importProblems, readImports } from './imports.ts'
+import { importProblems, readImports, unusedRules } from './imports.ts'
 
 /** The one gate besides the tests, the same here and in CI: types, lint, formatting, imports, and a few promises. */
 
@@ -46,8 +46,11 @@ async function tool(program: string, args: string[]): Promise<string[]> {
 }
 
 async function checkImports(): Promise<string[]> {
-  const problems = importProblems(await readImports(join(root, 'src')))
-  return problems.map(({ from, to, reason }) => `src/${from} imports ${to}: ${reason}`)
+  const imports = await readImports(join(root, 'src'))
+  return [
+    ...importProblems(imports).map(({ from, to, reason }) => `src/${from} imports ${to}: ${reason}`),
+    ...unusedRules(imports).map((rule) => `scripts/imports.ts: nothing needs "${rule}"`),
+  ]
 }
 
 /** Every file that belongs to the project, by git, so that what it ignores is left out. */

@@ -8,25 +8,9 @@ import { Glob } from 'bun'
 
 const ground = ['lib', 'errors', 'data-directory', 'version']
 const seams = [...ground, 'spec']
-const nouns = [
-  'access',
-  'workspaces',
-  'deployments',
-  'sandboxes',
-  'jobs',
-  'triggers',
-  'models',
-  'policies',
-  'volumes',
-  'drives',
-  'images',
-  'network',
-  'codegen',
-  'telemetry',
-  'integrations',
-]
+const nouns = ['access', 'workspaces', 'sandboxes', 'images', 'network', 'codegen']
 const domain = [...seams, 'instances', 'config', ...nouns]
-const everything = [...domain, 'http', 'guest', 'runtimes', 'stores', 'platform', 'plugin']
+const everything = [...domain, 'http', 'guest', 'runtimes', 'stores', 'platform']
 
 const mayImport: Record<string, string[]> = {
   errors: [],
@@ -41,13 +25,11 @@ const mayImport: Record<string, string[]> = {
   instances: seams,
   ...Object.fromEntries(nouns.map((noun) => [noun, domain])),
   http: domain,
-  plugin: everything,
   platform: everything,
   client: ground,
   cli: [...ground, 'client', 'config'],
   main: [...ground, 'cli'],
   index: everything,
-  testing: everything,
 }
 
 /** Single edges that the table would refuse, each with its reason. */
@@ -63,7 +45,6 @@ const openFolders = new Set(['lib', 'spec', 'cli'])
 const doors: Record<string, string> = {
   'http/route.ts': 'the shape of a route, which every noun with routes builds on',
   'sandboxes/processes.ts': 'processes of a sandbox, a noun of their own',
-  'sandboxes/previews.ts': 'previews of a sandbox, a noun of their own',
   'runtimes/helper-binary.ts': 'the helper belongs to every driver',
   'runtimes/embedded-helper.ts': 'the helper belongs to every driver',
 }
@@ -72,9 +53,6 @@ const doors: Record<string, string> = {
 const composers: Record<string, string> = {
   'platform.ts -> http': 'names every route group, so that all of them stand on one screen',
 }
-
-/** What only tests use, without a name that says so. */
-const testSupport = new Set(['http/run/host-machine.ts', 'sandboxes/processes/scripted-guest.ts'])
 
 export interface Import {
   /** Relative to src. */
@@ -133,12 +111,27 @@ export function importProblems(imports: Import[]): Problem[] {
   return problems
 }
 
-function isTest(file: string): boolean {
-  return (
-    /\.(test|contract)\.ts$|(^|\/)test-[^/]+\.ts$/.test(file) ||
-    file === 'testing.ts' ||
-    testSupport.has(file)
+/** What the rules above name and no import bears out: a permission nobody needs is one that nobody looked at. */
+export function unusedRules(imports: Import[]): string[] {
+  const folders = new Set(imports.flatMap(({ from, to }) => [folderOf(from), folderOf(to)]))
+  const edges = new Set(
+    imports.flatMap(({ from, to }) => [
+      `${from} -> ${to.replace(/\.ts$/, '')}`,
+      `${from} -> ${folderOf(to)}`,
+    ]),
   )
+  const entered = new Set(
+    imports.filter(({ from, to }) => folderOf(from) !== folderOf(to)).map(({ to }) => to),
+  )
+  return [
+    ...Object.keys(mayImport).filter((folder) => !folders.has(folder)),
+    ...[...Object.keys(exceptions), ...Object.keys(composers)].filter((edge) => !edges.has(edge)),
+    ...Object.keys(doors).filter((door) => !entered.has(door)),
+  ]
+}
+
+function isTest(file: string): boolean {
+  return /\.(test|contract)\.ts$|(^|\/)test-[^/]+\.ts$|(^|\/)testing\//.test(file) || file === 'testing.ts'
 }
 
 /** First part of the path, without the extension of a file that stands by itself. */

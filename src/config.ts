@@ -138,7 +138,7 @@ const keys = {
       'registry hosts, such as docker.io, localhost:5000 or *.pkg.dev (without encryption on loopback only)',
     schema: z.array(z.string().toLowerCase().regex(registryHost)).max(256),
   },
-  registryAuthFile: { kind: 'text', allowed: 'a file of Docker’s config.json format', schema: path },
+  registryAuthFile: { kind: 'text', allowed: "a file of Docker's config.json format", schema: path },
   imageMbMax: {
     kind: 'number',
     allowed: 'MiB, a whole number 1 to 1048576',

@@ -1,10 +1,15 @@
 import { expect, test } from 'bun:test'
-import { importProblems, readImports } from '../scripts/imports.ts'
+import { importProblems, readImports, unusedRules } from '../scripts/imports.ts'
 
 test('imports of the sources run one way, and enter a folder by its door', async () => {
   const imports = await readImports(import.meta.dir)
   expect(imports.length).toBeGreaterThan(20)
   expect(importProblems(imports).map(({ from, to, reason }) => `${from} -> ${to}: ${reason}`)).toEqual([])
+  expect(unusedRules(imports)).toEqual([])
+})
+
+test('a rule that no import needs any more is told of', () => {
+  expect(unusedRules([{ from: 'http/app.ts', to: 'errors.ts' }])).toContain('cli/up.ts -> platform')
 })
 
 test.each([

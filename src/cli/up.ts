@@ -49,7 +49,7 @@ export const up = command({
     'registry-auth-file': {
       kind: 'text',
       value: 'FILE',
-      about: 'credentials for registries, as in Docker’s config.json',
+      about: "credentials for registries, as in Docker's config.json",
     },
     'image-mb-max': { kind: 'text', value: 'MB', about: 'what one image may have, unpacked (16384)' },
     'trusted-proxies': {

@@ -226,6 +226,7 @@ static void dial_begin(struct dial *dial, const struct dial_request *request) {
     if (dial->fd < 0) error = errno;
   }
   if (error) {
+    if (place >= 0) close(place);
     dial_end(dial, error);
     return;
   }
@@ -245,7 +246,7 @@ static void dial_begin(struct dial *dial, const struct dial_request *request) {
   }
   struct epoll_event event = {.events = EPOLLOUT | EPOLLONESHOT, .data.ptr = dial};
   if (error != EINPROGRESS) dial_end(dial, error);
-  else if ( epoll_ctl(dialler.epoll_fd, EPOLL_CTL_ADD, dial->fd, &event) < 0) dial_end(dial, errno);
+  else if (epoll_ctl(dialler.epoll_fd, EPOLL_CTL_ADD, dial->fd, &event) < 0) dial_end(dial, errno);
 }
 
 /* The strings are copied: the frame's buffer is used again. */

@@ -23,7 +23,6 @@ enum {
   EVENTS_PER_TURN = 32,
   ANSWERS_BYTES_MAX = 256 * 1024, /* a peer that reads none of its answers loses its connection */
   DESCRIPTORS_WANTED = 16384,
-  IDLE_CHECK_MS = 60 * 1000,
 };
 
 enum guest_state { GUEST_RUNNING = 1, GUEST_EXITED = 2, GUEST_SIGNALED = 3 };
@@ -248,15 +247,15 @@ void keeper_run(const struct keeper_start *start) {
   int more = 0;
   while (keeper.state == GUEST_RUNNING) {
     int timeout_ms = egress_timeout_ms();
-    if (timeout_ms < 0 && relays_joined() > 0) timeout_ms = IDLE_CHECK_MS;
+    if (timeout_ms < 0) timeout_ms = relays_idle_timeout_ms();
     int count = epoll_wait(keeper.epoll_fd, events, EVENTS_PER_TURN, more ? 0 : timeout_ms);
     if (count < 0 && errno != EINTR) _exit(1);
-    if (count == 0 && !more) relays_end_idle();
     for (int i = 0; i < count; i++) {
       struct source *source = events[i].data.ptr;
       source->handle(source, events[i].events);
     }
     more = relays_continue();
+    relays_end_idle();
     relays_sweep();
     ports_sweep();
     egress_sweep();

@@ -61,8 +61,10 @@ size_t relays_limit(size_t descriptors);
 /* Takes both descriptors, which are connected, and relays between them. */
 void relay_join(int client, int server);
 size_t relays_joined(void);
-/* Ends those to the outside that have been idle for too long. */
+/* Ends those to the outside that have been idle for too long: called in every turn of the loop. */
 void relays_end_idle(void);
+/* After which the loop shall turn, to that end; -1: none is to be ended. */
+int relays_idle_timeout_ms(void);
 /* Closes with a reset, where the socket knows that. */
 void reset_connection(int fd);
 

@@ -21,6 +21,7 @@ enum {
   PIPES_SPARE_MAX = 4,
   TURN_ROUNDS_MAX = 8,           /* then other connections get their turn */
   JOINED_IDLE_S_MAX = 2 * 3600,  /* to the outside: a connection without a byte for so long is over */
+  IDLE_CHECK_S = 60,
 };
 
 /* Dials 127.0.0.1 and then ::1. `done` gets a connected descriptor, or -1 and an error; it may be called at once. */
@@ -220,7 +221,7 @@ static int pump(struct direction *way) {
     if (way->held == 0 && !way->ended) {
       if (!way->from->readable) break;
       if (way->pipe.read < 0 && pipe_take(&way->pipe) < 0) {
-        way->ended = 1;
+        way->ended = way->broken = 1;
         continue;
       }
       ssize_t got = splice(way->from->fd, NULL, way->pipe.write, NULL, PIPE_BYTES, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
@@ -345,8 +346,14 @@ void relay_join(int client, int server) {
   relay_connected(relay, server);
 }
 
+int relays_idle_timeout_ms(void) { return joined_count > 0 ? IDLE_CHECK_S * 1000 : -1; }
+
+/* By the clock: in a busy sandbox the loop never runs into a timeout. */
 void relays_end_idle(void) {
+  static time_t checked_s;
   time_t now = now_s();
+  if (joined_count == 0 || now - checked_s < IDLE_CHECK_S) return;
+  checked_s = now;
   struct relay *next;
   for (struct relay *relay = joined; relay; relay = next) {
     next = relay->next_joined;

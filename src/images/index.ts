@@ -379,7 +379,6 @@ export class Images {
     return new PlatformError('bad_request', `${field} ${shown} is unknown here. Known: ${known}${hint}`)
   }
 
-  /** Digests of images that instances of a workspace stand on. */
   /** One sandbox for each image that any stands on. */
   #usersByDigest(workspace: string): Map<string, string> {
     const used = new Map<string, string>()

@@ -224,7 +224,7 @@ export class LayerStore {
 export function cannotUnpack(): PlatformError {
   return new PlatformError(
     'not_implemented',
-    'images of one’s own need the namespace runtime; this platform runs another',
+    "images of one's own need the namespace runtime; this platform runs another",
   )
 }
 

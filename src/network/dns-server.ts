@@ -8,6 +8,7 @@ const instanceIdBytesMax = 40
 const queryBytesMax = 1500
 const connectionsMax = 1024
 const connectionsPerInstanceMax = 64
+/** Queries that are not answered yet, and answers that are not taken yet. */
 const pipelinedMax = 32
 const idleSeconds = 15
 
@@ -109,7 +110,8 @@ export class DnsServer {
     }
     while (conversation.held.length >= 2) {
       const length = (conversation.held[0]! << 8) | conversation.held[1]!
-      if (length > queryBytesMax || conversation.pending >= pipelinedMax) return void socket.terminate()
+      const waiting = conversation.pending + conversation.outgoing.length
+      if (length > queryBytesMax || waiting >= pipelinedMax) return void socket.terminate()
       if (conversation.held.length < 2 + length) return
       const query = conversation.held.slice(2, 2 + length)
       conversation.held = conversation.held.subarray(2 + length)

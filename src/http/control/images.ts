@@ -245,7 +245,7 @@ function registryRoutes(images: Images): Route[] {
         if (!registryHost.test(params.host)) {
           throw new PlatformError(
             'bad_request',
-            'host: write the registry’s host, such as ghcr.io or localhost:5000',
+            "host: write the registry's host, such as ghcr.io or localhost:5000",
           )
         }
         if (body.username.includes(':')) {

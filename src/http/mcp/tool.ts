@@ -22,7 +22,7 @@ export interface ToolProgress {
 export interface ToolCall {
   /** Aborts when the client cancelled the call (`reason` is a CallCancelled) or went away. */
   readonly signal: AbortSignal
-  /** Present when the client asked for it. The last one counts; more than a few a second are dropped. */
+  /** Present when the client asked for it. A report that comes soon after another is dropped. */
   readonly progress: ((progress: ToolProgress) => void) | null
 }
 
