@@ -1,5 +1,6 @@
 /** Images: what sandboxes and deployments start from. This door resolves references, brings images here and lets them go. */
 import { PlatformError } from '../errors.ts'
+import { Background } from '../lib/background.ts'
 import type { Clock } from '../lib/clock.ts'
 import type { Dialer } from '../lib/dialer.ts'
 import type { Logger } from '../lib/log.ts'
@@ -95,12 +96,15 @@ export class Images {
   readonly #layers: LayerStore
   readonly #collector: LayerCollector
   readonly #transfers: Transfers
-  readonly #closed = new AbortController()
-  readonly #background = new Set<Promise<unknown>>()
+  readonly #background: Background
   #frame: Promise<Frame> | null = null
 
   constructor(options: ImagesOptions) {
     this.#options = options
+    const background = new Background((error) => {
+      if (!background.closing.aborted) options.log.warn('work on images failed', { error: String(error) })
+    })
+    this.#background = background
     this.#records = new ImageRecords(options.store)
     this.#layers = new LayerStore({
       dir: options.dir,
@@ -132,14 +136,13 @@ export class Images {
 
   /** At start, once the instances are known: removes leftovers, and from then on what nothing needs any more. */
   start(): void {
-    this.#inBackground(this.#layers.open().then(() => this.#collectNowAndThen()))
+    this.#background.run(this.#layers.open().then(() => this.#collectNowAndThen()))
   }
 
   async close(): Promise<void> {
-    const reason = new PlatformError('unavailable', 'the platform is stopping', { retryAfterSeconds: 5 })
-    this.#closed.abort(reason)
-    await this.#transfers.close(reason)
-    await Promise.allSettled(this.#background)
+    this.#background.close()
+    await this.#transfers.close(this.#background.closing.reason)
+    await this.#background.settled()
   }
 
   /** For a data directory that is removed: what is in its layers can be taken away by their driver only. */
@@ -388,26 +391,17 @@ export class Images {
   }
 
   async #collectNowAndThen(): Promise<void> {
-    while (!this.#closed.signal.aborted) {
+    while (!this.#background.closing.aborted) {
       await this.#collector
         .collect()
         .catch((error) => this.#options.log.warn('image layers were not collected', { error }))
-      await this.#options.clock.sleep(collectEveryMs, this.#closed.signal)
+      await this.#options.clock.sleep(collectEveryMs, this.#background.closing)
     }
   }
 
   #collectSoon(): void {
-    if (this.#closed.signal.aborted) return
-    this.#inBackground(this.#collector.collect())
-  }
-
-  #inBackground(work: Promise<unknown>): void {
-    const logged = work.catch((error) => {
-      if (!this.#closed.signal.aborted)
-        this.#options.log.warn('work on images failed', { error: String(error) })
-    })
-    this.#background.add(logged)
-    void logged.finally(() => this.#background.delete(logged))
+    if (this.#background.closing.aborted) return
+    this.#background.run(this.#collector.collect())
   }
 }
 

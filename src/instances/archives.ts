@@ -1,9 +1,12 @@
 import { PlatformError } from '../errors.ts'
+import type { Background } from '../lib/background.ts'
 import type { Logger } from '../lib/log.ts'
-import type { Instance, InstanceHandle, InstanceSpec, Runtime } from '../spec/runtime.ts'
+import type { Semaphore } from '../lib/semaphore.ts'
+import type { Instance, Runtime } from '../spec/runtime.ts'
 import type { BatchStep } from '../spec/store.ts'
 import type { Commit, Entry } from './entry.ts'
-import { type InstanceRecord, instanceKey } from './record.ts'
+import { type InstanceRecord, instanceKey, runningRecord, runtimeSpec } from './record.ts'
+import type { InstanceRestarts } from './restarts.ts'
 
 /** How packing or unpacking went; `bytes` is the archive's size. */
 export type ArchiveOutcome =
@@ -23,30 +26,29 @@ export type ArchiveOutcome =
  */
 export type CommitOutcome = (step: BatchStep | null, outcome: ArchiveOutcome) => Promise<boolean>
 
-/** What packing needs of those who keep the entries. */
-export interface ArchivesHost {
-  readonly runtime: Runtime
-  readonly log: Logger
-  readonly closing: AbortSignal
-  /** Runs when there is room for such work. */
-  upkeep<Result>(work: () => Promise<Result>): Promise<Result>
-  /** `close` waits for it. */
-  track<Result>(work: Promise<Result>): Promise<Result>
-  spec(entry: Entry): InstanceSpec
-  runningRecord(entry: Entry, handle: InstanceHandle): InstanceRecord
-  /** It runs on this machine from now on. */
-  settle(entry: Entry, instance: Instance): void
-}
-
 /**
  * Instances whose files are packed: nothing of them runs. Each change is recorded before it begins and once it is done,
  * so that the next start goes on where a crash cut it off.
  */
 export class InstanceArchives {
-  readonly #host: ArchivesHost
+  readonly #runtime: Runtime
+  readonly #restarts: InstanceRestarts
+  readonly #upkeep: Semaphore
+  readonly #background: Background
+  readonly #log: Logger
 
-  constructor(host: ArchivesHost) {
-    this.#host = host
+  constructor(options: {
+    runtime: Runtime
+    restarts: InstanceRestarts
+    upkeep: Semaphore
+    background: Background
+    log: Logger
+  }) {
+    this.#runtime = options.runtime
+    this.#restarts = options.restarts
+    this.#upkeep = options.upkeep
+    this.#background = options.background
+    this.#log = options.log
   }
 
   /**
@@ -54,11 +56,10 @@ export class InstanceArchives {
    * `begin`, goes on with what an earlier life of the platform began. @throws conflict, not_implemented, what `begin` throws
    */
   async archive(entry: Entry, begin: Commit | null, end: CommitOutcome): Promise<{ done: Promise<void> }> {
-    const { runtime, track } = this.#host
-    const pack = runtime.pack?.bind(runtime)
+    const pack = this.#runtime.pack?.bind(this.#runtime)
     if (!pack) throw notHere()
     if (begin !== null) await this.#begin(entry, 'running', 'archiving', begin)
-    const done = track(this.#pack(entry, pack, end))
+    const done = this.#background.track(this.#pack(entry, pack, end))
     entry.ready = done.then(() => {
       throw new PlatformError('workload_unavailable', 'the instance is archived')
     })
@@ -68,12 +69,11 @@ export class InstanceArchives {
 
   /** As `archive`; before `end` is called, the instance can be acquired again. */
   async unarchive(entry: Entry, begin: Commit | null, end: CommitOutcome): Promise<{ done: Promise<void> }> {
-    const { runtime, track } = this.#host
-    const unpack = runtime.unpack?.bind(runtime)
-    const pack = runtime.pack?.bind(runtime)
+    const unpack = this.#runtime.unpack?.bind(this.#runtime)
+    const pack = this.#runtime.pack?.bind(this.#runtime)
     if (!unpack || !pack) throw notHere()
     if (begin !== null) await this.#begin(entry, 'archived', 'unarchiving', begin)
-    const done = track(this.#unpack(entry, { pack, unpack }, end))
+    const done = this.#background.track(this.#unpack(entry, { pack, unpack }, end))
     entry.ready = done.then(() => {
       if (entry.instance !== null) return entry.instance
       throw new PlatformError('workload_unavailable', 'the instance is archived')
@@ -108,7 +108,6 @@ export class InstanceArchives {
   }
 
   async #pack(entry: Entry, pack: NonNullable<Runtime['pack']>, end: CommitOutcome): Promise<void> {
-    const { upkeep, log } = this.#host
     const signal = this.#signal(entry)
     let bytes: number
     try {
@@ -118,11 +117,11 @@ export class InstanceArchives {
         entry.instance = null
         await instance[Symbol.asyncDispose]()
       }
-      bytes = await upkeep(() => pack(entry.id, signal))
+      bytes = await this.#upkeep.run(() => pack(entry.id, signal))
     } catch (error) {
       // Whoever ends it takes it from here, or the next start.
       if (signal.aborted) throw error
-      log.error('an instance could not be archived', { instance: entry.id, error })
+      this.#log.error('an instance could not be archived', { instance: entry.id, error })
       return await this.#handBack(entry, reasonOf(error), end)
     }
     signal.throwIfAborted()
@@ -131,13 +130,12 @@ export class InstanceArchives {
   }
 
   async #handBack(entry: Entry, reason: string, end: CommitOutcome): Promise<void> {
-    const { runtime, upkeep, log, spec, settle } = this.#host
     const signal = this.#signal(entry)
     let instance: Instance
     try {
-      instance = await upkeep(() => runtime.restart(spec(entry)))
+      instance = await this.#upkeep.run(() => this.#runtime.restart(runtimeSpec(entry.id, entry.spec)))
     } catch (error) {
-      log.error('an instance could not be started again', { instance: entry.id, error })
+      this.#log.error('an instance could not be started again', { instance: entry.id, error })
       signal.throwIfAborted()
       entry.state = 'failed'
       await end(null, { type: 'lost', reason: reasonOf(error) })
@@ -148,7 +146,7 @@ export class InstanceArchives {
       throw signal.reason
     }
     entry.state = 'running'
-    settle(entry, instance)
+    this.#restarts.settle(entry, instance)
     await this.#end(entry, this.#running(entry, instance), { type: 'not archived', reason }, end)
   }
 
@@ -157,16 +155,15 @@ export class InstanceArchives {
     { pack, unpack }: { pack: NonNullable<Runtime['pack']>; unpack: NonNullable<Runtime['unpack']> },
     end: CommitOutcome,
   ): Promise<void> {
-    const { runtime, upkeep, log, spec, settle } = this.#host
     const signal = this.#signal(entry)
     let instance: Instance
     try {
-      await upkeep(() => unpack(entry.id, signal))
-      instance = await upkeep(() => runtime.restart(spec(entry)))
+      await this.#upkeep.run(() => unpack(entry.id, signal))
+      instance = await this.#upkeep.run(() => this.#runtime.restart(runtimeSpec(entry.id, entry.spec)))
     } catch (error) {
       if (signal.aborted) throw error
-      log.error('an instance could not be unarchived', { instance: entry.id, error })
-      await upkeep(() => pack(entry.id, signal))
+      this.#log.error('an instance could not be unarchived', { instance: entry.id, error })
+      await this.#upkeep.run(() => pack(entry.id, signal))
       signal.throwIfAborted()
       entry.state = 'archived'
       const outcome = { type: 'not unarchived', reason: reasonOf(error) } as const
@@ -177,7 +174,7 @@ export class InstanceArchives {
       throw signal.reason
     }
     entry.state = 'running'
-    settle(entry, instance)
+    this.#restarts.settle(entry, instance)
     await this.#end(entry, this.#running(entry, instance), { type: 'unarchived', instance }, end)
   }
 
@@ -197,11 +194,11 @@ export class InstanceArchives {
   }
 
   #signal(entry: Entry): AbortSignal {
-    return AbortSignal.any([this.#host.closing, entry.ending.signal])
+    return AbortSignal.any([this.#background.closing, entry.ending.signal])
   }
 
   #running(entry: Entry, instance: Instance): BatchStep {
-    return this.#update(entry, this.#host.runningRecord(entry, instance.handle))
+    return this.#update(entry, runningRecord(entry, instance.handle))
   }
 
   #step(entry: Entry, state: 'archiving' | 'archived' | 'unarchiving'): BatchStep {

@@ -3,52 +3,35 @@
  * that an instance lives; this folder sees to it that it does, over crashes of the platform and of the instance.
  */
 import { PlatformError } from '../errors.ts'
+import { Background } from '../lib/background.ts'
 import type { Clock } from '../lib/clock.ts'
-import { sortableId } from '../lib/ids.ts'
 import type { Logger } from '../lib/log.ts'
 import type { SecretBox } from '../lib/secret-box.ts'
 import { Semaphore } from '../lib/semaphore.ts'
-import type {
-  Instance,
-  InstanceExit,
-  InstanceHandle,
-  InstanceSpec,
-  RootFilesystem,
-  Runtime,
-} from '../spec/runtime.ts'
-import type { Resource, Store } from '../spec/store.ts'
-import { Activity } from './activity.ts'
+import type { Instance, RootFilesystem, Runtime } from '../spec/runtime.ts'
+import type { Store } from '../spec/store.ts'
 import { type CommitOutcome, InstanceArchives } from './archives.ts'
+import { InstanceChanges, type InstanceListener } from './changes.ts'
+import { InstanceCreation, launchConcurrencyMax } from './creation.ts'
 import type { Commit, Entry, InstanceState } from './entry.ts'
-import {
-  everyInstanceRecord,
-  type InstanceOwner,
-  type InstanceRecord,
-  instanceKey,
-  type NewInstance,
-} from './record.ts'
+import type { InstanceOwner, NewInstance } from './record.ts'
+import { InstanceRecovery } from './recovery.ts'
+import { InstanceRemoval } from './removal.ts'
 import { RestRecords } from './rest.ts'
+import { InstanceRestarts, restartsMax } from './restarts.ts'
+import { InstanceSealing } from './sealing.ts'
 import { Standby, type StandbyTimes } from './standby.ts'
+import { InstanceTable } from './table.ts'
 
 export type { ArchiveOutcome } from './archives.ts'
+export type { InstanceChange, InstanceListener } from './changes.ts'
+export { launchConcurrencyMax, launchQueueMax } from './creation.ts'
 export type { Commit, InstanceState } from './entry.ts'
-export type { InstanceOwner, NewInstance } from './record.ts'
+export { type InstanceOwner, launchTimeoutMsMax, type NewInstance } from './record.ts'
+export { recoveryWaitMsMax } from './recovery.ts'
+export { destroyAttemptsMax } from './removal.ts'
+export { restartBackoffMsMax, restartBackoffMsMin, restartsMax, restartWindowMs } from './restarts.ts'
 export type { StandbyTimes } from './standby.ts'
-
-/** Launches under way at once: more only makes each of them slower. */
-export const launchConcurrencyMax = 16
-export const launchQueueMax = 1024
-export const launchTimeoutMsMax = 60_000
-const adoptionConcurrencyMax = 256
-/** How long a start of the platform waits for instances that do not answer at once. */
-export const recoveryWaitMsMax = 250
-/** Unexpected ends within `restartWindowMs` before an instance is given up. */
-export const restartsMax = 5
-export const restartWindowMs = 60_000
-export const restartBackoffMsMin = 200
-export const restartBackoffMsMax = 10_000
-export const destroyAttemptsMax = 6
-const destroyBackoffMsMin = 100
 
 /** Held while something uses the instance: it is awake, and counts as active, until every lease is disposed. */
 export interface InstanceLease extends Disposable {
@@ -60,14 +43,6 @@ export interface InstanceLease extends Disposable {
    */
   asConnection(): { touch(): void }
 }
-
-/** What happened to an instance without its owner asking. */
-export type InstanceChange =
-  | { type: 'exited'; exit: InstanceExit }
-  | { type: 'restarted' }
-  | { type: 'failed'; reason: string }
-
-export type InstanceListener = (owner: InstanceOwner, instanceId: string, change: InstanceChange) => void
 
 export interface InstanceActivity {
   /** Who holds it now. */
@@ -89,77 +64,77 @@ export interface InstancesOptions {
 }
 
 export class Instances {
-  readonly #store: Store
-  readonly #runtime: Runtime
-  readonly #secrets: SecretBox
-  readonly #clock: Clock
-  readonly #log: Logger
+  readonly #table: InstanceTable
+  readonly #changes = new InstanceChanges()
+  readonly #creation: InstanceCreation
+  readonly #restarts: InstanceRestarts
+  readonly #archives: InstanceArchives
+  readonly #removal: InstanceRemoval
+  readonly #recovery: InstanceRecovery
   readonly #standby: Standby
   readonly #rests: RestRecords
-  readonly #archives: InstanceArchives
-  readonly #entries = new Map<string, Entry>()
-  readonly #listeners = new Set<InstanceListener>()
-  readonly #launches = new Semaphore({
-    concurrencyMax: launchConcurrencyMax,
-    waitingMax: launchQueueMax,
-    what: 'instances are being started',
-  })
-  /** For what is owed already: restarts and removals wait as long as it takes. */
-  readonly #upkeep = new Semaphore({
-    concurrencyMax: launchConcurrencyMax,
-    waitingMax: Number.POSITIVE_INFINITY,
-    what: 'instances are being restarted or removed',
-  })
-  /** Apart from the others: those that do not answer must not hold up those that do. */
-  readonly #adoptions = new Semaphore({
-    concurrencyMax: adoptionConcurrencyMax,
-    waitingMax: Number.POSITIVE_INFINITY,
-    what: 'instances are being looked for',
-  })
-  /** Work that `close` waits for: launches, restarts, removals. */
-  readonly #pending = new Set<Promise<unknown>>()
-  readonly #closing = new AbortController()
+  readonly #log: Logger
+  /** Launches, restarts, removals. */
+  readonly #background: Background
 
   constructor(options: InstancesOptions) {
-    this.#store = options.store
-    this.#runtime = options.runtime
-    this.#secrets = options.secrets
-    this.#clock = options.clock
-    this.#log = options.log
-    const { standby = { freezeAfterMs: null, reclaimAfterMs: null }, clock, log } = options
-    this.#standby = new Standby({ ...standby, clock, log })
-    this.#rests = new RestRecords(options.store, log)
-    this.#archives = new InstanceArchives({
-      runtime: options.runtime,
-      log,
-      closing: this.#closing.signal,
-      upkeep: (work) => this.#upkeep.run(work),
-      track: (work) => this.#track(work),
-      spec: (entry) => this.#runtimeSpec(entry.id, entry.spec),
-      runningRecord: (entry, handle) => this.#runningRecord(entry, handle),
-      settle: (entry, instance) => this.#settle(entry, instance),
+    const { store, runtime, clock, log } = options
+    const { standby: times = { freezeAfterMs: null, reclaimAfterMs: null } } = options
+    const standby = new Standby({ ...times, clock, log })
+    const rests = new RestRecords(store, log)
+    const table = new InstanceTable({ standby, rests, clock, log })
+    const sealing = new InstanceSealing(options.secrets)
+    const background = new Background((error) => log.error('work on an instance failed', { error }))
+    // For what is owed already: it waits as long as it takes.
+    const upkeep = new Semaphore({
+      concurrencyMax: launchConcurrencyMax,
+      waitingMax: Number.POSITIVE_INFINITY,
+      what: 'instances are being restarted or removed',
     })
+    const all = {
+      store,
+      runtime,
+      table,
+      rests,
+      sealing,
+      changes: this.#changes,
+      background,
+      upkeep,
+      clock,
+      log,
+    }
+    const restarts = new InstanceRestarts(all)
+    const removal = new InstanceRemoval({ ...all, restarts })
+    this.#creation = new InstanceCreation({ ...all, restarts })
+    this.#archives = new InstanceArchives({ ...all, restarts })
+    this.#recovery = new InstanceRecovery({ ...all, restarts, removal })
+    this.#restarts = restarts
+    this.#removal = removal
+    this.#table = table
+    this.#standby = standby
+    this.#rests = rests
+    this.#background = background
+    this.#log = log
   }
 
   /** Every instance of one kind of owner. */
   owned(kind: string): { id: string; owner: InstanceOwner; state: InstanceState }[] {
-    return [...this.#entries.values()].filter((entry) => entry.owner.kind === kind)
+    return this.#table.every().filter((entry) => entry.owner.kind === kind)
   }
 
   /** The root file systems that instances stand on, whatever state they are in. */
   *roots(): Iterable<{ workspace: string; name: string; root: RootFilesystem }> {
-    for (const { owner, spec } of this.#entries.values())
+    for (const { owner, spec } of this.#table.every())
       yield { workspace: owner.workspace, name: owner.name, root: spec.image }
   }
 
   /** Null for an instance that is not known here. */
   ownerOf(id: string): InstanceOwner | null {
-    return this.#entries.get(id)?.owner ?? null
+    return this.#table.get(id)?.owner ?? null
   }
 
   onChange(listener: InstanceListener): () => void {
-    this.#listeners.add(listener)
-    return () => this.#listeners.delete(listener)
+    return this.#changes.listen(listener)
   }
 
   /**
@@ -173,67 +148,8 @@ export class Instances {
     commit: Commit,
     check?: (instance: Instance, spec: NewInstance) => Promise<void>,
   ): Promise<Instance> {
-    return await this.#track(this.#create(sortableId(this.#clock.now()), owner, spec, commit, check))
-  }
-
-  async #create(
-    id: string,
-    owner: InstanceOwner,
-    wanted: NewInstance | Promise<NewInstance>,
-    commit: Commit,
-    check: ((instance: Instance, spec: NewInstance) => Promise<void>) | undefined,
-  ): Promise<Instance> {
-    if (wanted instanceof Promise) wanted.catch(() => {})
-    this.#refuseWhenClosing()
-    // Not recorded until it runs: what a crash leaves of it has no record, and the next start removes that.
-    let instance: Instance | null = null
-    try {
-      const spec = await wanted
-      const sealedEnv = this.#sealEnv(id, spec.env)
-      instance = await this.#launches.run(() => {
-        this.#refuseWhenClosing()
-        return this.#runtime.create(this.#runtimeSpec(id, spec))
-      })
-      const entry: Entry = {
-        id,
-        owner,
-        spec,
-        sealedEnv,
-        version: 1,
-        instance,
-        ready: Promise.resolve(instance),
-        state: 'running',
-        ...this.#fresh(id, owner),
-      }
-      await check?.(instance, spec)
-      // Known before it is recorded, so that whoever reads the record finds it.
-      this.#entries.set(id, entry)
-      await commit(
-        {
-          op: 'create',
-          input: { ...instanceKey(owner, id), body: this.#runningRecord(entry, instance.handle) },
-        },
-        id,
-      )
-      this.#watch(entry, instance)
-      return instance
-    } catch (error) {
-      this.#entries.get(id)?.activity.runsOn(null)
-      this.#entries.delete(id)
-      await this.#undo(id, instance)
-      throw error
-    }
-  }
-
-  async #undo(id: string, instance: Instance | null): Promise<void> {
-    if (instance === null) return
-    try {
-      await instance[Symbol.asyncDispose]().catch(() => {})
-      await this.#runtime.destroy(id)
-    } catch (error) {
-      // No record knows it: the next start removes what is left.
-      this.#log.error('could not take back a failed launch', { instance: id, error })
-    }
+    const creation = { owner, spec, commit, ...(check ? { check } : {}) }
+    return await this.#background.track(this.#creation.create(creation))
   }
 
   /**
@@ -241,7 +157,7 @@ export class Instances {
    * @throws workload_not_found for an id that is none (any more), workload_unavailable when it was given up
    */
   async acquire(id: string, signal?: AbortSignal): Promise<InstanceLease> {
-    const entry = this.#entries.get(id)
+    const entry = this.#table.get(id)
     if (entry === undefined || entry.state === 'ending') {
       throw new PlatformError('workload_not_found', 'this instance does not exist any more')
     }
@@ -267,7 +183,7 @@ export class Instances {
 
   /** The instance as it is, frozen or not, and no use of it. @throws as `acquire` */
   async acquireAsIs(id: string, signal?: AbortSignal): Promise<InstanceLease> {
-    const entry = this.#entries.get(id)
+    const entry = this.#table.get(id)
     if (entry === undefined || entry.state === 'ending') {
       throw new PlatformError('workload_not_found', 'this instance does not exist any more')
     }
@@ -280,7 +196,7 @@ export class Instances {
    * unknown id.
    */
   hold(id: string, options: { quiet?: boolean } = {}): Disposable {
-    return this.#entries.get(id)?.activity.hold(options) ?? { [Symbol.dispose]: () => {} }
+    return this.#table.get(id)?.activity.hold(options) ?? { [Symbol.dispose]: () => {} }
   }
 
   async #awake(entry: Entry, signal: AbortSignal | undefined): Promise<Instance> {
@@ -307,7 +223,7 @@ export class Instances {
 
   /** Null when it is not known here. */
   activity(id: string): InstanceActivity | null {
-    const entry = this.#entries.get(id)
+    const entry = this.#table.get(id)
     if (!entry) return null
     const { holders, lastUsedAt, asleep } = entry.activity
     return { leases: holders, lastUsedAt, standby: asleep }
@@ -320,23 +236,17 @@ export class Instances {
    * @throws not_found, conflict unless it runs, not_implemented, and what `begin` throws: then it runs on
    */
   async archive(id: string, begin: Commit | null, end: CommitOutcome): Promise<{ done: Promise<void> }> {
-    return await this.#archives.archive(this.#entry(id), begin, end)
+    return await this.#archives.archive(this.#table.require(id), begin, end)
   }
 
   /** Unpacks the files of an archived instance and starts it. As `archive`. */
   async unarchive(id: string, begin: Commit | null, end: CommitOutcome): Promise<{ done: Promise<void> }> {
-    return await this.#archives.unarchive(this.#entry(id), begin, end)
+    return await this.#archives.unarchive(this.#table.require(id), begin, end)
   }
 
   /** Starts one again that a crash left between two states; `onChange` tells what came of it. @throws not_found */
   revive(id: string): void {
-    this.#startAgain(this.#entry(id), 0)
-  }
-
-  #entry(id: string): Entry {
-    const entry = this.#entries.get(id)
-    if (entry === undefined) throw new PlatformError('not_found', `there is no instance ${id}`)
-    return entry
+    this.#restarts.begin(this.#table.require(id), 0)
   }
 
   /**
@@ -346,64 +256,7 @@ export class Instances {
    * @throws not_found, and what `commit` throws: then the instance lives on
    */
   async destroy(id: string, commit: Commit): Promise<{ gone: Promise<void> }> {
-    const entry = this.#entry(id)
-    if (entry.state !== 'ending') {
-      const before = entry.state
-      entry.state = 'ending'
-      entry.activity.runsOn(null)
-      entry.ending.abort()
-      await entry.ready.catch(() => {})
-      try {
-        await commit(
-          {
-            op: 'update',
-            key: instanceKey(entry.owner, id),
-            expectedVersion: entry.version,
-            change: { body: { state: 'destroying', owner: entry.owner } satisfies InstanceRecord },
-          },
-          id,
-        )
-      } catch (error) {
-        entry.ending = new AbortController()
-        if (before === 'archived') entry.state = before
-        else if (entry.instance === null) this.#startAgain(entry, 0)
-        else {
-          entry.state = 'running'
-          entry.activity.runsOn(entry.instance)
-        }
-        throw error
-      }
-    }
-    if (entry.gone === null) {
-      entry.gone = this.#track(this.#finishDestroy(id, entry.owner, entry))
-      entry.gone.catch(() => {
-        entry.gone = null
-      })
-    }
-    return { gone: entry.gone }
-  }
-
-  async #finishDestroy(id: string, owner: InstanceOwner, entry?: Entry): Promise<void> {
-    for (let attempt = 1; ; attempt++) {
-      try {
-        await this.#upkeep.run(() => this.#runtime.destroy(id))
-        break
-      } catch (error) {
-        if (attempt >= destroyAttemptsMax || this.#closing.signal.aborted) {
-          // The record stays `destroying`: the next start goes on.
-          this.#log.error('an instance could not be removed', { instance: id, attempt, error })
-          throw error
-        }
-        await this.#clock
-          .sleep(destroyBackoffMsMin * 2 ** (attempt - 1), this.#closing.signal)
-          .catch(() => {})
-      }
-    }
-    // Only now: a driver learns of the end through the instance's own channels.
-    await entry?.instance?.[Symbol.asyncDispose]().catch(() => {})
-    await this.#store.remove(instanceKey(owner, id))
-    this.#rests.remove(id)
-    this.#entries.delete(id)
+    return await this.#removal.destroy(this.#table.require(id), commit)
   }
 
   /**
@@ -413,163 +266,12 @@ export class Instances {
    * for it. Removals that take longer go on.
    */
   async recover(): Promise<void> {
-    await this.#rests.load()
-    const recorded = new Set<string>()
-    const underway: Promise<unknown>[] = []
-    for await (const resource of everyInstanceRecord(this.#store)) {
-      recorded.add(resource.name)
-      underway.push(this.#recoverOne(resource))
-    }
-    this.#rests.removeExcept(recorded)
-    const orphans = (await this.#runtime.list()).filter((id) => !recorded.has(id))
-    for (const id of orphans) {
-      this.#log.warn('removing an instance that no record knows', { instance: id })
-      underway.push(
-        this.#track(this.#upkeep.run(() => this.#runtime.destroy(id))).catch((error) =>
-          this.#log.error('an orphan could not be removed', { instance: id, error }),
-        ),
-      )
-    }
-    const done = new AbortController()
-    await Promise.race([
-      Promise.all(underway),
-      this.#clock.sleep(recoveryWaitMsMax, done.signal).catch(() => {}),
-    ])
-    done.abort()
-  }
-
-  async #recoverOne(resource: Resource<InstanceRecord>): Promise<void> {
-    const { name: id, body: record } = resource
-    if (record.state === 'creating' || record.state === 'destroying') {
-      await this.#track(this.#finishDestroy(id, record.owner)).catch(() => {})
-      return
-    }
-    const entry: Entry = {
-      id,
-      owner: record.owner,
-      spec: { ...record.spec, env: {} },
-      sealedEnv: record.env,
-      version: resource.version,
-      instance: null,
-      ready: notStarted,
-      state: record.state === 'running' ? 'starting' : record.state,
-      ...this.#fresh(id, record.owner),
-    }
-    this.#entries.set(id, entry)
-    try {
-      entry.spec.env = this.#openEnv(id, record.env)
-    } catch (error) {
-      this.#log.error('the environment of an instance cannot be decrypted', { instance: id, error })
-      entry.state = 'failed'
-      this.#emit(entry, {
-        type: 'failed',
-        reason: 'its environment cannot be decrypted with this secret.key',
-      })
-      return
-    }
-    // Its owner knows what is to be done about it.
-    if (record.state !== 'running') return
-    const adoption = this.#adopt(entry, record.handle)
-    entry.ready = this.#track(adoption.then((adopted) => adopted ?? this.#restart(entry, 0)))
-    entry.ready.catch(() => {})
-    await adoption
-  }
-
-  /** Null when it does not run any more, or cannot be reached. */
-  async #adopt(entry: Entry, handle: InstanceHandle): Promise<Instance | null> {
-    let instance: Instance | null = null
-    try {
-      instance = await this.#adoptions.run(() => this.#runtime.recover(handle))
-    } catch (error) {
-      this.#log.warn('an instance could not be adopted, it is started again', { instance: entry.id, error })
-      await instance?.[Symbol.asyncDispose]().catch(() => {})
-      return null
-    }
-    if (instance !== null) this.#settle(entry, instance)
-    return instance
-  }
-
-  #settle(entry: Entry, instance: Instance): void {
-    entry.instance = instance
-    entry.ready = Promise.resolve(instance)
-    if (entry.state === 'starting') entry.state = 'running'
-    // One that goes on resting keeps what is recorded of its last use.
-    if (!instance.frozen) this.#rests.remove(entry.id)
-    this.#watch(entry, instance)
-  }
-
-  #watch(entry: Entry, instance: Instance): void {
-    if (entry.state === 'running') entry.activity.runsOn(instance)
-    void instance.exited.then((exit) => {
-      if (entry.instance !== instance || entry.state !== 'running' || this.#closing.signal.aborted) return
-      this.#log.warn('an instance ended by itself', { instance: entry.id, owner: entry.owner.name, ...exit })
-      this.#emit(entry, { type: 'exited', exit })
-      entry.instance = null
-      entry.activity.runsOn(null)
-      const now = this.#clock.monotonic()
-      entry.exits = entry.exits.filter((at) => now - at < restartWindowMs)
-      entry.exits.push(now)
-      void instance[Symbol.asyncDispose]().catch(() => {})
-      this.#startAgain(entry, entry.exits.length - 1)
-    })
-  }
-
-  /** `attempt` 0 starts at once. */
-  #startAgain(entry: Entry, attempt: number): void {
-    entry.state = 'starting'
-    const ready = this.#track(this.#restart(entry, attempt))
-    entry.ready = ready
-    ready.catch(() => {})
-  }
-
-  async #restart(entry: Entry, firstAttempt: number): Promise<Instance> {
-    let reason = 'it ended too often'
-    for (let attempt = firstAttempt; attempt < restartsMax; attempt++) {
-      if (attempt > 0) {
-        const ms = Math.min(restartBackoffMsMin * 2 ** (attempt - 1), restartBackoffMsMax)
-        const cut = AbortSignal.any([this.#closing.signal, entry.ending.signal])
-        await this.#clock.sleep(ms, cut).catch(() => {})
-      }
-      this.#refuseWhenClosing()
-      if (entry.state === 'ending')
-        throw new PlatformError('workload_not_found', 'this instance is being removed')
-      try {
-        const instance = await this.#upkeep.run(() =>
-          this.#runtime.restart(this.#runtimeSpec(entry.id, entry.spec)),
-        )
-        await this.#recordRestart(entry, instance)
-        this.#settle(entry, instance)
-        this.#emit(entry, { type: 'restarted' })
-        return instance
-      } catch (error) {
-        this.#log.error('an instance could not be started again', { instance: entry.id, attempt, error })
-        reason = PlatformError.is(error) ? error.message : 'it could not be started again'
-        if (PlatformError.is(error) && error.code === 'not_found') break
-      }
-    }
-    if (entry.state === 'starting') entry.state = 'failed'
-    this.#emit(entry, { type: 'failed', reason })
-    throw new PlatformError('workload_unavailable', `the instance does not run: ${reason}`)
-  }
-
-  async #recordRestart(entry: Entry, instance: Instance): Promise<void> {
-    try {
-      const updated = await this.#store.update<InstanceRecord>(
-        instanceKey(entry.owner, entry.id),
-        entry.version,
-        { body: this.#runningRecord(entry, instance.handle) },
-      )
-      entry.version = updated.version
-    } catch (error) {
-      await instance.stop().catch(() => {})
-      await instance[Symbol.asyncDispose]().catch(() => {})
-      throw error
-    }
+    await this.#recovery.run()
   }
 
   /** Resolves when no launch, restart or removal is under way. */
-  async settled(): Promise<void> {
-    while (this.#pending.size > 0) await Promise.allSettled(this.#pending)
+  settled(): Promise<void> {
+    return this.#background.settled()
   }
 
   /**
@@ -577,14 +279,12 @@ export class Instances {
    * they are stopped, their files stay, and the next start starts them again. Idempotent.
    */
   async close(options: { keepInstances: boolean }): Promise<void> {
-    this.#closing.abort(
-      new PlatformError('unavailable', 'the platform is stopping', { retryAfterSeconds: 5 }),
-    )
+    this.#background.close()
     this.#standby[Symbol.dispose]()
     await this.settled()
     await this.#rests.addAll(this.#rested(options))
     await Promise.all(
-      [...this.#entries.values()].map(async (entry) => {
+      this.#table.every().map(async (entry) => {
         const { instance } = entry
         if (instance === null) return
         entry.instance = null
@@ -598,8 +298,8 @@ export class Instances {
         }
       }),
     )
-    this.#entries.clear()
-    this.#listeners.clear()
+    this.#table.clear()
+    this.#changes.clear()
   }
 
   /** Those whose last use is told to the next start: with machines that go on running, only those that rest. */
@@ -609,58 +309,10 @@ export class Instances {
     lastUsedAt: number
   }[] {
     if (keepInstances) return []
-    const stopped = [...this.#entries.values()].filter(({ state }) => state !== 'ending')
+    const stopped = this.#table.every().filter(({ state }) => state !== 'ending')
     return stopped.map(({ owner, id, activity }) => ({ owner, id, lastUsedAt: activity.lastUsedAt }))
   }
-
-  #fresh(id: string, owner: InstanceOwner): Pick<Entry, 'ending' | 'gone' | 'activity' | 'exits'> {
-    const activity = new Activity({
-      instanceId: id,
-      standby: this.#standby,
-      clock: this.#clock,
-      log: this.#log,
-      lastUsedAt: this.#rests.lastUsedAt(id) ?? this.#clock.now(),
-      onRest: (lastUsedAt) => this.#rests.add(owner, id, lastUsedAt),
-      onWake: () => this.#rests.remove(id),
-    })
-    return { ending: new AbortController(), gone: null, activity, exits: [] }
-  }
-
-  #refuseWhenClosing(): void {
-    if (this.#closing.signal.aborted) throw this.#closing.signal.reason
-  }
-
-  #track<Result>(work: Promise<Result>): Promise<Result> {
-    this.#pending.add(work)
-    const done = () => this.#pending.delete(work)
-    work.then(done, done)
-    return work
-  }
-
-  #emit(entry: Entry, change: InstanceChange): void {
-    for (const listener of this.#listeners) listener(entry.owner, entry.id, change)
-  }
-
-  #runtimeSpec(id: string, spec: NewInstance): InstanceSpec {
-    return { ...spec, id, signal: AbortSignal.timeout(launchTimeoutMsMax) }
-  }
-
-  #runningRecord(entry: Entry, handle: InstanceHandle): InstanceRecord {
-    const { env: _, ...spec } = entry.spec
-    return { state: 'running', owner: entry.owner, handle, spec, env: entry.sealedEnv }
-  }
-
-  #sealEnv(id: string, env: Record<string, string>): string {
-    return this.#secrets.seal(JSON.stringify(env), `instance:${id}`)
-  }
-
-  #openEnv(id: string, sealed: string): Record<string, string> {
-    return JSON.parse(this.#secrets.open(sealed, `instance:${id}`)) as Record<string, string>
-  }
 }
-
-const notStarted = Promise.reject(new PlatformError('workload_unavailable', 'the instance does not run'))
-notStarted.catch(() => {})
 
 async function abortable<Result>(work: Promise<Result>, signal: AbortSignal | undefined): Promise<Result> {
   if (!signal) return await work

@@ -1,6 +1,7 @@
 import type { InstanceHandle, InstanceSpec } from '../spec/runtime.ts'
 import type { Resource, Store } from '../spec/store.ts'
 import { pageLimitMax } from '../spec/store.ts'
+import type { Entry } from './entry.ts'
 
 /** Whose machine it is. */
 export interface InstanceOwner {
@@ -40,10 +41,23 @@ export type InstanceRecord =
     }
   | { state: 'destroying'; owner: InstanceOwner }
 
+export const launchTimeoutMsMax = 60_000
 export const instanceKind = 'instance'
 
 export function instanceKey(owner: InstanceOwner, id: string) {
   return { kind: instanceKind, workspace: owner.workspace, name: id }
+}
+
+/** As a runtime is asked for it; whoever asks waits no longer than `launchTimeoutMsMax`. */
+export function runtimeSpec(id: string, spec: NewInstance): InstanceSpec {
+  return { ...spec, id, signal: AbortSignal.timeout(launchTimeoutMsMax) }
+}
+
+export function runningRecord(
+  { owner, spec: { env: _, ...spec }, sealedEnv }: Pick<Entry, 'owner' | 'spec' | 'sealedEnv'>,
+  handle: InstanceHandle,
+): InstanceRecord {
+  return { state: 'running', owner, handle, spec, env: sealedEnv }
 }
 
 export async function* everyInstanceRecord(store: Store): AsyncIterable<Resource<InstanceRecord>> {

@@ -1,5 +1,6 @@
 /** Schedules: commands that run in a sandbox at their times, and the record of each run. */
 import { PlatformError } from '../errors.ts'
+import { Background } from '../lib/background.ts'
 import type { Clock } from '../lib/clock.ts'
 import { Deadlines } from '../lib/deadlines.ts'
 import { sortableId } from '../lib/ids.ts'
@@ -68,7 +69,6 @@ export class Schedules {
   readonly #sandboxes: Sandboxes
   readonly #secrets: SchedulesOptions['secrets']
   readonly #clock: Clock
-  readonly #log: Logger
   readonly #deadlines: Deadlines
   readonly #lock = new KeyedLock()
   readonly #runs: ScheduleRuns
@@ -77,26 +77,28 @@ export class Schedules {
     waitingMax: Number.POSITIVE_INFINITY,
     what: 'scheduled commands are being submitted',
   })
-  readonly #background = new Set<Promise<unknown>>()
-  readonly #closing = new AbortController()
+  readonly #background: Background
 
   constructor(options: SchedulesOptions) {
     this.#store = options.store
     this.#sandboxes = options.sandboxes
     this.#secrets = options.secrets
     this.#clock = options.clock
-    this.#log = options.log
+    const background = new Background((error) => {
+      if (!background.closing.aborted) options.log.error('a scheduled run failed', { error })
+    })
+    this.#background = background
     this.#runs = new ScheduleRuns({
       store: options.store,
       sandboxes: options.sandboxes,
       log: options.log,
-      closing: this.#closing.signal,
+      closing: this.#background.closing,
       openEnv: (uid, sealed) => this.#openEnv(uid, sealed),
     })
     this.#deadlines = new Deadlines({ clock: options.clock, log: options.log, due: (key) => this.#due(key) })
     this.#sandboxes.addDependent({
       removal: (workspace, _, uid) => this.#removal(workspace, uid),
-      removed: () => this.#inBackground(this.#purge()),
+      removed: () => this.#background.run(this.#purge()),
     })
   }
 
@@ -108,21 +110,19 @@ export class Schedules {
       kind: executionKind,
       where: { status: 'pending' },
     })) {
-      this.#inBackground(this.#turns.run(() => this.#runs.resume(execution)))
+      this.#background.run(this.#turns.run(() => this.#runs.resume(execution)))
     }
   }
 
   async close(): Promise<void> {
-    this.#closing.abort(
-      new PlatformError('unavailable', 'the platform is stopping', { retryAfterSeconds: 5 }),
-    )
+    this.#background.close()
     this.#deadlines[Symbol.dispose]()
     await this.settled()
   }
 
   /** Resolves when no run is being submitted. */
-  async settled(): Promise<void> {
-    while (this.#background.size > 0) await Promise.allSettled(this.#background)
+  settled(): Promise<void> {
+    return this.#background.settled()
   }
 
   /** @throws not_found (sandbox), already_exists, bad_request, also for more than `schedulesPerSandboxMax` */
@@ -277,15 +277,15 @@ export class Schedules {
   }
 
   async #due(deadline: string): Promise<void> {
-    if (this.#closing.signal.aborted) return
+    if (this.#background.closing.aborted) return
     const [workspace = '', name = ''] = deadline.split('\n')
-    await this.#track(
+    await this.#background.track(
       this.#lock.run(deadline, async () => {
         const schedule = await this.#store.get<ScheduleBody>({ kind: scheduleKind, workspace, name })
         if (!schedule) return
         if (schedule.body.nextAt > this.#clock.now()) return this.#watch(schedule)
         const execution = await this.#begin(schedule)
-        if (execution) this.#inBackground(this.#turns.run(() => this.#runs.submit(execution)))
+        if (execution) this.#background.run(this.#turns.run(() => this.#runs.submit(execution)))
       }),
     )
   }
@@ -434,21 +434,6 @@ export class Schedules {
 
   async #uidOf(workspace: string, sandbox: string): Promise<string> {
     return (await this.#sandboxes.get(workspace, sandbox)).body.uid
-  }
-
-  #inBackground(work: Promise<unknown>): void {
-    void this.#track(
-      work.catch((error) => {
-        if (!this.#closing.signal.aborted) this.#log.error('a scheduled run failed', { error })
-      }),
-    )
-  }
-
-  #track<Result>(work: Promise<Result>): Promise<Result> {
-    this.#background.add(work)
-    const done = () => this.#background.delete(work)
-    work.then(done, done)
-    return work
   }
 }
 
