@@ -1,5 +1,6 @@
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
 import type { Browser, Page } from 'playwright-core'
+import { unusedPorts } from '../src/lib/test-ports.ts'
 import { temporaryDataDir } from '../src/platform.ts'
 import { openTestClient, type TestClient } from '../src/test-client.ts'
 import { findBrowser, openBrowser } from './browser.ts'
@@ -96,7 +97,7 @@ describe.skipIf(browserPath === null)('pages', () => {
   }, 60_000)
 
   describe('previews', () => {
-    const port = 40_000 + (process.pid % 10_000)
+    const port = unusedPorts()
     /** A page whose script and socket bring no token of their own. */
     const program = `Bun.serve({ port: ${port}, hostname: '127.0.0.1',
       fetch(request, server) {

@@ -39,6 +39,7 @@ describe.skipIf(why !== '')('what leaves a sandbox', () => {
   let rawPort = 0
   let closedPort = 0
   const sockets = new Set<Socket>()
+  const called = Promise.withResolvers<void>()
   const dataDir = join(directory, 'data')
 
   const open = (more: { platformDoor?: boolean } = {}) =>
@@ -80,6 +81,7 @@ describe.skipIf(why !== '')('what leaves a sandbox', () => {
       let text = ''
       socket.on('data', (chunk) => {
         text += chunk
+        if (text.includes('/called')) called.resolve()
         if (text === 'begin') socket.write('a part')
         // Once the other side has what came before it: a reset may overtake bytes that nobody has read.
         if (text === 'begin, break') socket.resetAndDestroy()
@@ -237,17 +239,24 @@ describe.skipIf(why !== '')('what leaves a sandbox', () => {
     })
 
     test('is no use of the sandbox', async () => {
-      const before = (await client.SandboxInstance.get('reaching')).lastUsedAt
+      const lastUse = async () => Date.parse((await client.SandboxInstance.get('reaching')).lastUsedAt ?? '')
+      const before = await lastUse()
+      const own = 'for i in 1 2 3 4 5; do curl -sS -o /dev/null http://127.0.0.1:8080/process || exit; done'
       await sandbox.process.exec({
         name: 'caller',
-        command:
-          'for i in 1 2 3 4 5; do curl -sS http://127.0.0.1:8080/process >/dev/null; done; echo called > /tmp/called; sleep 0.5',
+        command: `while [ ! -e /tmp/may-call ]; do sleep 0.02; done; ${own}; curl -sS http://host.hutch.internal:${rawPort}/called`,
       })
-      const after = await client.SandboxInstance.get('reaching').then(({ lastUsedAt }) => lastUsedAt)
-      expect(Date.parse(after ?? '')).toBeGreaterThanOrEqual(Date.parse(before ?? ''))
-      await new Promise((resolve) => setTimeout(resolve, 400))
-      expect((await client.SandboxInstance.get('reaching')).lastUsedAt).toBe(after)
-      expect((await sandbox.fs.read('/tmp/called')).trim()).toBe('called')
+      await sandbox.fs.write('/tmp/may-call', '')
+      // While a request is under way its use is now.
+      let after = before
+      await eventually('the end of the last request', async () => {
+        const sooner = after
+        after = await lastUse()
+        return after === sooner && after > before
+      })
+      expect(after).toBeGreaterThan(before)
+      await called.promise
+      expect(await lastUse()).toBe(after)
     })
   })
 

@@ -1,5 +1,7 @@
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
 import type { SandboxInstance } from '@blaxel/core'
+import { HurriedClock } from './lib/test-clock.ts'
+import { unusedPorts } from './lib/test-ports.ts'
 import { temporaryDataDir } from './platform.ts'
 import { eventually, openTestClient, type TestClient } from './test-client.ts'
 
@@ -7,11 +9,13 @@ import { eventually, openTestClient, type TestClient } from './test-client.ts'
 
 let client: TestClient
 let sandbox: SandboxInstance
-const port = 20_000 + (process.pid % 10_000)
-const inAnHour = () => new Date(Date.now() + 3_600_000)
+const port = unusedPorts(2)
+const clock = new HurriedClock()
+const hourMs = 3_600_000
+const inAnHour = () => new Date(clock.now() + hourMs)
 
 beforeAll(async () => {
-  client = await openTestClient({ dataDir: temporaryDataDir, runtime: 'process' })
+  client = await openTestClient({ dataDir: temporaryDataDir, runtime: 'process', clock })
   sandbox = await client.SandboxInstance.create({ name: 'previews' })
   const server = `
     Bun.serve({ port: ${port}, hostname: '127.0.0.1', idleTimeout: 0,
@@ -55,10 +59,10 @@ describe('previews', () => {
 
     expect((await sandbox.previews.get('app')).spec.url).toBe(url)
     expect((await sandbox.previews.list()).map(({ name }) => name)).toContain('app')
-    const again = { metadata: { name: 'app' }, spec: { port: 3999, public: true } }
+    const again = { metadata: { name: 'app' }, spec: { port: port + 1, public: true } }
     await expect(sandbox.previews.create(again)).rejects.toMatchObject({ code: 409 })
     expect((await sandbox.previews.createIfNotExists(again)).spec.port).toBe(port)
-    expect((await sandbox.previews.create(again, true)).spec).toMatchObject({ port: 3999, url })
+    expect((await sandbox.previews.create(again, true)).spec).toMatchObject({ port: port + 1, url })
     expect((await visit(url)).status).toBe(502)
 
     await sandbox.previews.delete('app')
@@ -137,9 +141,10 @@ describe('previews', () => {
   test('one that expires answers nobody any more, and is gone', async () => {
     const { spec } = await sandbox.previews.create({
       metadata: { name: 'short' },
-      spec: { port, public: true, expires: new Date(Date.now() + 1500).toISOString() },
+      spec: { port, public: true, expires: inAnHour().toISOString() },
     })
     expect((await visit(spec.url ?? '')).status).toBe(200)
+    clock.advance(hourMs)
     await eventually('it expired', async () => (await visit(spec.url ?? '')).status === 404)
     await expect(sandbox.previews.get('short')).rejects.toMatchObject({ code: 404 })
   })
@@ -189,10 +194,11 @@ describe('tokens', () => {
       metadata: { name: 'ending' },
       spec: { port, public: false },
     })
-    const token = await preview.tokens.create(new Date(Date.now() + 1200))
+    const token = await preview.tokens.create(inAnHour())
     const status = async () =>
       (await visit(preview.spec.url ?? '', `/?bl_preview_token=${token.value}`)).status
     expect(await status()).toBe(200)
+    clock.advance(hourMs)
     await eventually('it expired', async () => (await status()) === 401)
     expect((await preview.tokens.list()).map(({ expired }) => expired)).toEqual([true])
   })
@@ -270,10 +276,12 @@ describe('sessions', () => {
   })
 
   test('createIfExpired keeps one that has time left and replaces one that has not', async () => {
-    const first = await sandbox.sessions.createIfExpired({ expiresAt: new Date(Date.now() + 7_200_000) })
-    const kept = await sandbox.sessions.createIfExpired({ expiresAt: new Date(Date.now() + 7_200_000) })
+    const first = await sandbox.sessions.createIfExpired({ expiresAt: new Date(clock.now() + 2 * hourMs) })
+    const kept = await sandbox.sessions.createIfExpired({ expiresAt: new Date(clock.now() + 2 * hourMs) })
     expect(kept.token).toBe(first.token)
-    const replaced = await sandbox.sessions.createIfExpired({ expiresAt: inAnHour() }, 8_000_000)
+    // The client looks at the clock of the machine.
+    const aheadMs = clock.now() - Date.now()
+    const replaced = await sandbox.sessions.createIfExpired({ expiresAt: inAnHour() }, aheadMs + 3 * hourMs)
     expect(replaced.token).not.toBe(first.token)
     expect(await sandbox.sessions.list()).toHaveLength(1)
     await sandbox.sessions.delete(replaced.name)

@@ -3,14 +3,16 @@ import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync } from 'node:f
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { SandboxInstance as Sandbox } from '@blaxel/core'
-import { createPlatform, temporaryDataDir } from './platform.ts'
+import { HurriedClock } from './lib/test-clock.ts'
+import { createPlatform, type PlatformOptions, temporaryDataDir } from './platform.ts'
 import { eventually, openTestClient, type TestClient } from './test-client.ts'
 
-/** Standby as the client of the cloud sees it: real machines, real freezing, moments instead of seconds. */
+/** Standby as the client of the cloud sees it: real machines, real freezing, and a clock that is moved on. */
 
 setDefaultTimeout(60_000)
-const standbyAfterSeconds = 0.3
-const longerMs = 3 * standbyAfterSeconds * 1000
+// Nothing of what a test does between two steps takes as long.
+const standbyAfterSeconds = 60
+const clock = new HurriedClock()
 
 const directory = mkdtempSync(join(tmpdir(), 'hutch-standby-'))
 afterAll(() => rmSync(directory, { recursive: true, force: true }))
@@ -30,18 +32,43 @@ async function whyNot(): Promise<string> {
 describe.skipIf(why !== '')('standby', () => {
   let client: TestClient
   let sandbox: Sandbox
+  const idleConnectionSeconds = 5 * standbyAfterSeconds
+  const open = (options: PlatformOptions) => openTestClient({ standbyAfterSeconds, clock, ...options })
 
   beforeAll(async () => {
     const dataDir = join(directory, 'data')
     mkdirSync(dataDir)
-    client = await openTestClient({ dataDir, standbyAfterSeconds, idleConnectionSeconds: 1.5 })
+    client = await open({ dataDir, idleConnectionSeconds })
     sandbox = await client.SandboxInstance.create({ name: 'sleeper', memory: 512 })
   })
   afterAll(() => client?.[Symbol.asyncDispose]())
 
-  const stateOf = async () =>
-    ((await (await client.request('/v0/sandboxes/sleeper')).json()) as { state?: string }).state
-  const asleep = () => eventually('standby', async () => (await stateOf()) === 'STANDBY')
+  const stateOf = async (name = 'sleeper') =>
+    ((await (await client.request(`/v0/sandboxes/${name}`)).json()) as { state?: string }).state
+  const asleep = (name = 'sleeper') => meanwhile('standby', async () => (await stateOf(name)) === 'STANDBY')
+  /**
+   * Lets time pass until `holds`. More than once, for the end of a request may reach the platform after its answer
+   * reached us; and ever less often, for what begins then has a time of its own that must not run out.
+   */
+  const meanwhile = (what: string, holds: () => Promise<boolean> | boolean) => {
+    let nextAt = 0
+    let waitMs = 50
+    return eventually(what, async () => {
+      if (await holds()) return true
+      if (performance.now() < nextAt) return false
+      clock.advance(standbyAfterSeconds * 1000)
+      nextAt = performance.now() + waitMs
+      waitMs *= 2
+      return false
+    })
+  }
+  /** Several times as long as it takes to fall asleep, with a turn for whoever is due in between. */
+  const staysAwake = async () => {
+    for (let turn = 0; turn < 12; turn++) {
+      clock.advance((standbyAfterSeconds * 1000) / 3)
+      expect(await stateOf()).toBe('RUNNING')
+    }
+  }
   const lastUse = async () => Date.parse((await client.SandboxInstance.get('sleeper')).lastUsedAt ?? '')
 
   /** Counts as long as it runs, without asking to be kept awake. */
@@ -115,18 +142,16 @@ describe.skipIf(why !== '')('standby', () => {
   test('many files read at once while it wakes are all answered, though nothing was read there before', async () => {
     const fresh = await client.SandboxInstance.create({ name: 'fresh', memory: 512 })
     await fresh.fs.write('/tmp/many', 'once')
-    await eventually('standby', async () => {
-      const { state } = (await (await client.request('/v0/sandboxes/fresh')).json()) as { state?: string }
-      return state === 'STANDBY'
-    })
+    await asleep('fresh')
     const reads = Array.from({ length: 40 }, () => fresh.fs.read('/tmp/many'))
     expect(new Set(await Promise.all(reads))).toEqual(new Set(['once']))
     await fresh.delete()
-  }, 20_000)
+  })
 
   test('many requests that come at once, around the moment of falling asleep, are all answered', async () => {
     for (let round = 0; round < 6; round++) {
-      await new Promise((resolve) => setTimeout(resolve, standbyAfterSeconds * 1000 - 2 + round))
+      clock.advance(standbyAfterSeconds * 1000 - 2)
+      await new Promise((resolve) => setTimeout(resolve, round))
       const answers = await Promise.all(
         Array.from({ length: 8 }, (_, at) =>
           sandbox.process.exec({ command: `echo ${at}`, waitForCompletion: true }),
@@ -137,21 +162,20 @@ describe.skipIf(why !== '')('standby', () => {
   })
 
   test('waits for a process that asks to be kept alive, and comes when that ends', async () => {
-    await sandbox.process.exec({ name: 'keeper', command: 'sleep 1', keepAlive: true, timeout: 60 })
-    const until = performance.now() + 900
-    while (performance.now() < until) {
-      expect(await stateOf()).toBe('RUNNING')
-      await new Promise((resolve) => setTimeout(resolve, 100))
-    }
+    const command = 'while [ ! -e /tmp/enough ]; do sleep 0.02; done'
+    await sandbox.process.exec({ name: 'keeper', command, keepAlive: true, timeout: 0 })
+    await staysAwake()
+    await sandbox.fs.write('/tmp/enough', '')
     await asleep()
     expect((await sandbox.process.get('keeper')).status).toBe('completed')
   })
 
   test('waits for an open stream', async () => {
-    await sandbox.process.exec({ name: 'quiet', command: 'sleep 30' })
-    const stream = sandbox.process.streamLogs('quiet', { onLog: () => {} })
-    await new Promise((resolve) => setTimeout(resolve, longerMs))
-    expect(await stateOf()).toBe('RUNNING')
+    await sandbox.process.exec({ name: 'quiet', command: 'echo begun; sleep 1000' })
+    const begun = Promise.withResolvers<void>()
+    const stream = sandbox.process.streamLogs('quiet', { onLog: () => begun.resolve() })
+    await begun.promise
+    await staysAwake()
     stream.close()
     await asleep()
   })
@@ -168,8 +192,7 @@ describe.skipIf(why !== '')('standby', () => {
       socket.addEventListener('open', resolve)
       socket.addEventListener('error', reject)
     })
-    await new Promise((resolve) => setTimeout(resolve, longerMs))
-    expect(await stateOf()).toBe('RUNNING')
+    await staysAwake()
     socket.close(1000)
     // The client's pooled connections to the platform, and ours to the server inside, stay open meanwhile.
     await asleep()
@@ -205,7 +228,7 @@ describe.skipIf(why !== '')('standby', () => {
     const { dataDir } = client.platform.config
     await client.platform.close({ keepInstances: true })
     await client[Symbol.asyncDispose]()
-    client = await openTestClient({ dataDir, standbyAfterSeconds })
+    client = await open({ dataDir })
     expect(await stateOf()).toBe('STANDBY')
     expect(await lastUse()).toBe(used)
     sandbox = await client.SandboxInstance.get('sleeper')
@@ -220,7 +243,7 @@ describe.skipIf(why !== '')('standby', () => {
     const { dataDir } = client.platform.config
     await client.platform.close({ keepInstances: false })
     await client[Symbol.asyncDispose]()
-    client = await openTestClient({ dataDir, standbyAfterSeconds })
+    client = await open({ dataDir })
     sandbox = await client.SandboxInstance.get('sleeper')
     expect(await lastUse()).toBe(used)
     expect((await sandbox.process.get('counter')).status).toBe('killed')
@@ -239,8 +262,8 @@ describe.skipIf(why !== '')('standby', () => {
     const told: string[] = []
     const tell = (message: string) => void told.push(message)
     const log = { debug: tell, info: tell, warn: tell, error: tell }
-    client = await openTestClient({ dataDir, standbyAfterSeconds, reclaimAfterSeconds: 0.2, log })
-    await eventually('memory given back', () => told.includes('memory of an instance was given back'))
+    client = await open({ dataDir, reclaimAfterSeconds: 60, log })
+    await meanwhile('memory given back', () => told.includes('memory of an instance was given back'))
     expect(await stateOf()).toBe('STANDBY')
     sandbox = await client.SandboxInstance.get('sleeper')
     expect(await sandbox.fs.read('/tmp/server.js')).toContain('createServer')

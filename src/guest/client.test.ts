@@ -84,7 +84,7 @@ afterEach(async () => {
 
 function open(more: Partial<ConstructorParameters<typeof GuestClient>[0]> = {}) {
   const options = { socketPath: `${dir}/guest.sock`, logDir: `${dir}/log`, log: silentLogger }
-  return new GuestClient({ ...options, requestTimeoutMs: 100, stallMsMax: 100, ...more })
+  return new GuestClient({ ...options, requestTimeoutMs: 60_000, stallMsMax: 60_000, ...more })
 }
 
 /** Answers LIST with nothing, everything else by `serve`. */
@@ -112,7 +112,7 @@ async function codeOf(promise: Promise<unknown>): Promise<string> {
 }
 
 async function eventually(holds: () => boolean): Promise<void> {
-  const deadline = performance.now() + 10_000
+  const deadline = performance.now() + 20_000
   while (!holds()) {
     if (performance.now() > deadline) throw new Error('did not come true in time')
     await new Promise((resolve) => setTimeout(resolve, 2))
@@ -121,6 +121,7 @@ async function eventually(holds: () => boolean): Promise<void> {
 
 describe('a guest that does not do its part', () => {
   test('and answers nothing: the request fails in time, the next one gets a new connection', async () => {
+    client = open({ requestTimeoutMs: 2_000 })
     let silent = true
     play((frame, socket) => {
       if (frame.type === FrameType.signal && !silent) socket.write(ok(frame.id))
@@ -141,16 +142,13 @@ describe('a guest that does not do its part', () => {
   })
 
   test('while it is frozen: nothing times out, and it answers afterwards', async () => {
-    let held: (() => void) | null = null
-    play((frame, socket) => {
-      held = () => socket.write(ok(frame.id))
-    })
+    client = open({ requestTimeoutMs: 2_000 })
+    play((frame, socket) => void socket.write(ok(frame.id)))
     await client.open()
     client.suspend()
     const signalling = codeOf(client.processes.signal(1, 15, 'process'))
-    await new Promise((resolve) => setTimeout(resolve, 300))
+    await new Promise((resolve) => setTimeout(resolve, 2_200))
     client.resume()
-    ;(held as (() => void) | null)?.()
     expect(await signalling).toBe('')
   })
 
@@ -206,6 +204,7 @@ describe('a guest that does not do its part', () => {
   })
 
   test('and stops in the middle of a file: the read fails in time', async () => {
+    client = open({ stallMsMax: 100 })
     const entry = writer(FrameType.entryOk)
     entry.u8('f'.charCodeAt(0)).u32(0o644).u32(0).u32(0).u64(10).u64(0).u32(1).str('x').str('')
     play((frame, socket) => {
@@ -355,13 +354,16 @@ describe('files', () => {
   test('no more than the pool are open at once, and all get their turn', async () => {
     let most = 0
     let now = 0
+    const full = Promise.withResolvers<void>()
     play((frame, socket) => {
       if (frame.type !== FrameType.chmod) return
       most = Math.max(most, ++now)
-      setTimeout(() => {
+      // Those that may be open at once wait for each other, and for any that would be one too many.
+      if (most === 16) setTimeout(full.resolve, 50)
+      void full.promise.then(() => {
         now--
         socket.write(ok(frame.id))
-      }, 2)
+      })
     })
     await Promise.all(Array.from({ length: 100 }, () => client.files.setMode('/x', 0o600)))
     expect(most).toBe(16)
@@ -444,6 +446,7 @@ describe('files', () => {
   })
 
   test('a guest that takes nothing of a write is not sent more than its socket holds', async () => {
+    client = open({ stallMsMax: 100 })
     play((frame, socket) => {
       if (frame.type === FrameType.write) socket.pause()
     })

@@ -1,7 +1,7 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test'
 import { execFileSync } from 'node:child_process'
 import { mkdirSync } from 'node:fs'
-import { readdir, readFile } from 'node:fs/promises'
+import { readdir, readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { type Frame, FrameType, FrameWriter, readOutputNotice } from './codec.ts'
 import { eventually, type TestConnection, TestGuest } from './test-guest.ts'
@@ -25,22 +25,27 @@ afterAll(() => guest[Symbol.asyncDispose]())
 const isOutput = (id: number) => (frame: Frame) => frame.type === FrameType.output && frame.id === id
 const attach = (id: number, consumed: number) => new FrameWriter(FrameType.attach, id).u64(consumed)
 const forget = (id: number) => new FrameWriter(FrameType.forget, id)
+/** What a program waits with, and what lets it go on. */
+const until = (name: string) => `while [ ! -e ${guest.dir}/inside/${name} ]; do sleep 0.02; done`
+const allow = (name: string) => writeFile(join(guest.dir, 'inside', name), '')
 
 describe('background children that keep the pipes', () => {
   test('EXIT does not wait for them, and their output is kept', async () => {
     const id = nextId()
-    await control.shell(id, '(sleep 0.3; echo later) & echo now')
+    await control.shell(id, `(${until('ended')}; echo later) & echo now`)
     const exit = await control.exit(id)
     expect(exit.endOffset).toBe(16 + 4)
+    await allow('ended')
     await eventually(async () => (await guest.text(id)) === 'now\nlater\n')
   })
 
   test('they outlive FORGET and do not get SIGPIPE', async () => {
     const id = nextId()
-    const script = `(sleep 0.3; echo one; echo two; echo fine > ${guest.dir}/inside/fine) & echo now`
+    const script = `(${until('forgotten')}; echo one; echo two; echo fine > ${guest.dir}/inside/fine) & echo now`
     await control.shell(id, script)
     await control.exit(id)
     expect(await control.request(forget(id), id)).toBe('OK')
+    await allow('forgotten')
     await eventually(() => Bun.file(join(guest.dir, 'inside/fine')).exists())
     expect(await readdir(guest.logDir)).not.toContain(String(id))
   })
@@ -65,8 +70,11 @@ describe('output logs', () => {
     const id = nextId()
     const follower = await guest.control()
     const count = 100_000
-    await control.shell(id, `sleep 0.05; seq 1 ${count}; sleep 0.05`, { outputBytesMax: 128 * 1024 })
+    // Nobody waits for a follower that is not there yet.
+    const options = { outputBytesMax: 128 * 1024, flags: flag.stdin }
+    await control.shell(id, `read attached; seq 1 ${count}`, options)
     expect(await follower.request(attach(id, 0), id)).toBe('OK')
+    await control.request(new FrameWriter(FrameType.stdin, id).raw(Buffer.from('yes\n')), id)
     let consumed = 0
     let text = ''
     for (;;) {
@@ -86,8 +94,10 @@ describe('output logs', () => {
   test('a follower that stalls holds the program, and closing it lets go', async () => {
     const id = nextId()
     const follower = await guest.control()
-    await control.shell(id, 'sleep 0.05; seq 1 500000; echo end', { outputBytesMax: 128 * 1024 })
+    const options = { outputBytesMax: 128 * 1024, flags: flag.stdin }
+    await control.shell(id, 'read attached; seq 1 500000; echo end', options)
     await follower.request(attach(id, 0), id)
+    await control.request(new FrameWriter(FrameType.stdin, id).raw(Buffer.from('yes\n')), id)
     await follower.next(isOutput(id))
     let last = -1
     await eventually(async () => {

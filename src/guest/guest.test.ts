@@ -1,5 +1,5 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test'
-import { readdir, readFile, stat } from 'node:fs/promises'
+import { readdir, readFile, stat, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { FrameType, FrameWriter, PayloadReader, readProcess } from './codec.ts'
 import { eventually, TestConnection, TestGuest } from './test-guest.ts'
@@ -146,10 +146,13 @@ describe('stdin', () => {
 
   test('pending bytes are refused when the program ends without reading them', async () => {
     const id = nextId()
-    await control.shell(id, 'sleep 0.2', { flags: flag.stdin })
+    const mayEnd = join(guest.dir, 'inside/may-end')
+    await control.shell(id, `while [ ! -e ${mayEnd} ]; do sleep 0.02; done`, { flags: flag.stdin })
     const chunk = new FrameWriter(FrameType.stdin, id).raw(new Uint8Array(65_536)).finish()
     expect(await control.send(chunk).answer(id)).toBe('OK')
-    expect(await control.send(chunk).answer(id)).toStartWith('errno 32 ')
+    const pending = control.send(chunk)
+    await writeFile(mayEnd, '')
+    expect(await pending.answer(id)).toStartWith('errno 32 ')
   })
 
   test('a megabyte goes through unchanged', async () => {
@@ -441,9 +444,9 @@ describe('the end', () => {
     await connection.shell(1, 'trap "echo bye; exit 4" TERM; echo up; while :; do sleep 0.02; done')
     await connection.shell(2, 'trap "" TERM; echo up; while :; do sleep 0.02; done')
     await eventually(async () => (await ending.text(1)) === 'up\n' && (await ending.text(2)) === 'up\n')
-    connection.send(new FrameWriter(FrameType.shutdown, 0).u32(500))
-    expect(await connection.exit(1)).toMatchObject({ state: 'exited', code: 4 })
+    connection.send(new FrameWriter(FrameType.shutdown, 0).u32(3_000))
     expect(await connection.spawn(3, ['true'])).toStartWith('errno 108 ')
+    expect(await connection.exit(1)).toMatchObject({ state: 'exited', code: 4 })
     expect(await connection.exit(2)).toMatchObject({ state: 'signaled', code: sigkill })
     await connection.closed
     expect(await ending.exited).toBe(0)

@@ -81,7 +81,7 @@ function openFiles(): number {
 }
 
 async function eventually(holds: () => boolean): Promise<void> {
-  const deadline = performance.now() + 10_000
+  const deadline = performance.now() + 20_000
   while (!holds()) {
     if (performance.now() > deadline) throw new Error('did not come true in time')
     await Bun.sleep(2)
@@ -121,7 +121,7 @@ test('a file is sent whole, with its length and the headers of the answer, and c
     expect(response.status).toBe(200)
     expect(response.headers.get('content-type')).toBe('text/x-sent')
     expect(response.headers.get('content-length')).toBe(String(bytes))
-    expect(Math.abs(Date.parse(response.headers.get('date')!) - Date.now())).toBeLessThan(5_000)
+    expect(Math.abs(Date.parse(response.headers.get('date')!) - Date.now())).toBeLessThan(60_000)
     expect(Buffer.from(await response.arrayBuffer()).equals(content)).toBe(true)
     await eventually(() => openFiles() === 0)
     expect(ended).toBe(begun)

@@ -142,10 +142,14 @@ describe('redact', () => {
       ...patterns.map((one, index) => one + patterns[(index * 7 + 3) % patterns.length]!),
     ]) {
       const text = pattern.repeat(Math.ceil(redactTextCharsMax / pattern.length)).slice(0, redactTextCharsMax)
-      const started = performance.now()
-      for (let round = 0; round < 5; round++) redact(text)
-      // Linear cost is well below 5 ms each; quadratic cost on 8 Ki characters is far above.
-      expect(performance.now() - started).toBeLessThan(250)
+      // Linear cost is well below 5 ms each; quadratic cost on 8 Ki characters is far above, whenever it is measured.
+      let ms = Number.POSITIVE_INFINITY
+      for (let attempt = 0; attempt < 20 && ms >= 250; attempt++) {
+        const started = performance.now()
+        for (let round = 0; round < 5; round++) redact(text)
+        ms = performance.now() - started
+      }
+      expect(ms).toBeLessThan(250)
     }
   })
 

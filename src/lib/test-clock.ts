@@ -72,6 +72,54 @@ export class FakeClock implements Clock {
   }
 }
 
+/**
+ * The time of the machine, for tests of real things, that can be moved ahead: what comes after a while is given minutes,
+ * which no slow machine uses up, and comes at once when a test says so.
+ */
+export class HurriedClock implements Clock {
+  #aheadMs = 0
+  readonly #sleepers = new Set<{ at: number; wake: () => void; timer: Timer }>()
+
+  now(): number {
+    return Date.now() + this.#aheadMs
+  }
+
+  monotonic(): number {
+    return performance.now() + this.#aheadMs
+  }
+
+  sleep(ms: number, signal?: AbortSignal): Promise<void> {
+    return new Promise((resolve, reject) => {
+      if (signal?.aborted) return reject(signal.reason)
+      const end = () => {
+        clearTimeout(sleeper.timer)
+        this.#sleepers.delete(sleeper)
+        signal?.removeEventListener('abort', onAbort)
+      }
+      const wake = () => {
+        end()
+        resolve()
+      }
+      const onAbort = () => {
+        end()
+        reject(signal?.reason)
+      }
+      const sleeper = { at: this.monotonic() + ms, wake, timer: setTimeout(wake, ms) }
+      this.#sleepers.add(sleeper)
+      signal?.addEventListener('abort', onAbort, { once: true })
+    })
+  }
+
+  /** Time passes; whoever is due wakes. */
+  advance(ms: number): void {
+    this.#aheadMs += ms
+    for (const sleeper of this.#sleepers) {
+      clearTimeout(sleeper.timer)
+      sleeper.timer = setTimeout(sleeper.wake, Math.max(0, sleeper.at - this.monotonic()))
+    }
+  }
+}
+
 async function settle(): Promise<void> {
   for (let round = 0; round < settleRounds; round++) await new Promise((resolve) => setImmediate(resolve))
 }

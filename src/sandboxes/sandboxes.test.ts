@@ -203,7 +203,13 @@ test('a store that refuses the record takes the machine back', async () => {
 })
 
 test('no more machines are made at once than the limit says', async () => {
-  site.host.faults.create = () => new Promise((resolve) => setTimeout(resolve, 5))
+  // All that may be made at once wait for each other, and for any that would be one too many.
+  const full = Promise.withResolvers<void>()
+  let begun = 0
+  site.host.faults.create = () => {
+    if (++begun === launchConcurrencyMax) setTimeout(full.resolve, 50)
+    return full.promise
+  }
   await Promise.all(Array.from({ length: launchConcurrencyMax * 3 }, (_, index) => create(`box-${index}`)))
   expect(site.host.concurrentCreatesMax).toBe(launchConcurrencyMax)
 })

@@ -3,6 +3,7 @@ import { mkdirSync, mkdtempSync, realpathSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { systemClock } from '../../lib/clock.ts'
 import { silentLogger } from '../../lib/log.ts'
+import { unusedPorts } from '../../lib/test-ports.ts'
 import { runtimeContract } from '../../spec/runtime.contract.ts'
 import { identify, startGuest } from '../helper-process.ts'
 import { testHelperPath } from '../test-host.ts'
@@ -26,7 +27,7 @@ await runtimeContract(
       image: { digest: 'sha256:host', layers: ['/'], mounts: [] },
       scratchDir: dir,
       workingDir: `${dir}/work`,
-      port: 20_000 + (process.pid % 20_000),
+      port: unusedPorts(),
       reopen: async () => {
         runtime = await openProcessRuntime(options)
         return runtime

@@ -297,9 +297,9 @@ describe('arguments', () => {
 })
 
 async function until(condition: () => Promise<boolean>): Promise<void> {
-  const deadline = Date.now() + 10_000
+  const deadline = Date.now() + 20_000
   while (!(await condition())) {
-    if (Date.now() > deadline) throw new Error('did not come to be within 10 s')
+    if (Date.now() > deadline) throw new Error('did not come to be within 20 s')
     await Bun.sleep(10)
   }
 }
