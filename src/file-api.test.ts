@@ -1,5 +1,5 @@
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
-import { closeSync, existsSync, openSync } from 'node:fs'
+import { closeSync, existsSync, openSync, symlinkSync } from 'node:fs'
 import { mkdtemp, readFile, rm, stat } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -112,6 +112,30 @@ describe('write, read and list', () => {
     await sandbox.fs.download(`${dir}/large.bin`, local, { mode: 0o600 })
     expect((await readFile(local)).equals(large)).toBe(true)
     expect((await stat(local)).size).toBe(large.length)
+  })
+
+  test('an upload in parts is begun, fed in any order, finished and called off by methods of their own', async () => {
+    // The declarations of the package call them private; programs written in JavaScript do not know.
+    const parts = sandbox.fs as unknown as {
+      initiateMultipartUpload(path: string, permissions?: string): Promise<{ uploadId: string; path: string }>
+      uploadPart(id: string, part: number, data: Blob): Promise<{ partNumber: number; etag: string }>
+      completeMultipartUpload(id: string, parts: object[]): Promise<{ path: string }>
+      abortMultipartUpload(id: string): Promise<object>
+    }
+    const path = `${await project()}/in-parts`
+    const { uploadId } = await parts.initiateMultipartUpload(path, '0600')
+    const second = await parts.uploadPart(uploadId, 2, new Blob(['second']))
+    const first = await parts.uploadPart(uploadId, 1, new Blob(['first ']))
+    expect((await parts.completeMultipartUpload(uploadId, [second, first])).path).toBe(path)
+    expect(await sandbox.fs.read(path)).toBe('first second')
+    expect((await stat(path)).mode & 0o777).toBe(0o600)
+    const another = await parts.initiateMultipartUpload(`${path}-not`)
+    await parts.uploadPart(another.uploadId, 1, new Blob(['lost']))
+    await parts.abortMultipartUpload(another.uploadId)
+    expect(existsSync(`${path}-not`)).toBe(false)
+    await expect(parts.uploadPart(another.uploadId, 1, new Blob(['late']))).rejects.toMatchObject({
+      error: expect.stringContaining('not found'),
+    })
   })
 
   test('writeTree writes many files at once, and says which one it could not', async () => {
@@ -326,6 +350,43 @@ describe('tree', () => {
     const shallow = await tree('excludeHidden=true&excludeDirs=node_modules&depth=2')
     expect(shallow.body.subdirectories).toMatchObject([{ name: 'src', subdirectories: [{ files: [] }] }])
     expect((await call(`/filesystem/tree/${encoded(`${dir}/README.md`)}`)).status).toBe(400)
+  })
+
+  test('as newer clients read it: one list of all files with their text, refused beyond its limits', async () => {
+    const dir = await project({ ...sources, 'src/empty': '' })
+    symlinkSync('main.ts', join(dir, 'src/link.ts'))
+    symlinkSync('lib', join(dir, 'src/link-to-directory'))
+    const tree = (options: string) => call(`/filesystem/tree/${encoded(dir)}?recursive=true&${options}`)
+    const whole = (await tree('content=true&excludeDirs=node_modules&excludeHidden=true')).body
+    expect(whole).toMatchObject({ path: dir, recursive: true })
+    const files = whole.files as { path: string; content?: string }[]
+    const texts = Object.fromEntries(files.map(({ path, content }) => [path.slice(dir.length + 1), content]))
+    expect(texts).toEqual({
+      'README.md': sources['README.md'],
+      'src/main.ts': sources['src/main.ts'],
+      'src/link.ts': sources['src/main.ts'],
+      'src/link-to-directory': undefined,
+      'src/lib/deep.go': sources['src/lib/deep.go'],
+      'src/empty': '',
+    })
+    expect(whole.subdirectories).toEqual([
+      { path: `${dir}/src`, name: 'src' },
+      { path: `${dir}/src/lib`, name: 'lib' },
+    ])
+    const found = (await tree('patterns=*.go')).body
+    expect(found.files).toMatchObject([{ path: `${dir}/src/lib/deep.go`, name: 'deep.go', size: 15 }])
+    expect(JSON.stringify(found)).not.toContain('content')
+    expect((await tree('maxFiles=8')).status).toBe(200)
+    expect(await tree('maxFiles=7')).toMatchObject({
+      status: 422,
+      body: { error: expect.stringContaining('limit exceeded') },
+    })
+    const bytes = sources['README.md'].length
+    expect((await tree(`content=true&patterns=*.md&excludeHidden=true&maxBytes=${bytes}`)).status).toBe(200)
+    const over = await tree(`content=true&patterns=*.md&excludeHidden=true&maxBytes=${bytes - 1}`)
+    expect(over).toMatchObject({ status: 422, body: { error: expect.stringContaining('limit exceeded') } })
+    for (const wrong of ['maxFiles=0', 'maxFiles=100001', 'maxBytes=-1', 'maxBytes=268435457', 'content=1x'])
+      expect((await tree(wrong)).status).toBe(400)
   })
 })
 

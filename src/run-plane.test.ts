@@ -239,6 +239,34 @@ describe('ports', () => {
   })
 })
 
+describe('drives', () => {
+  test('there are none: the list is empty, and mounting says so after what is wrong with the request', async () => {
+    expect(await sandbox.drives.list()).toEqual([])
+    const refused = (request: object) =>
+      sandbox.drives
+        .mount({ driveName: 'shared', mountPath: '/mnt/shared', ...request })
+        .catch((error: { status: number; message: string }) => `${error.status}: ${error.message}`)
+    expect(await refused({})).toContain('there is no drive "shared": this platform has no drives yet')
+    expect(await refused({ driveName: '../etc' })).toContain('drive name must be letters, digits')
+    expect(await refused({ mountPath: '/mnt/../etc' })).toContain('mount path must not contain ".."')
+    expect(await refused({ drivePath: 'logs' })).toContain('drive path must be absolute')
+    expect(await refused({})).toStartWith('400: ')
+    await expect(sandbox.drives.unmount('/mnt/shared')).rejects.toMatchObject({
+      status: 400,
+      message: expect.stringContaining('no drive is mounted at /mnt/shared'),
+    })
+  })
+})
+
+test('an environment is not read again while a sandbox runs, and asking says how it changes', async () => {
+  const path = new URL(sandbox.metadata.url ?? '').pathname
+  const response = await client.request(`${path}/environment/reload`, { method: 'POST' })
+  expect([response.status, await response.json()]).toEqual([
+    404,
+    { error: expect.stringContaining('changes by an update of the sandbox') },
+  ])
+})
+
 describe('tools', () => {
   test('the client finds the tools of a sandbox by its name, and calls them', async () => {
     const { getTool } = await import('@blaxel/core')

@@ -9,9 +9,10 @@ import { spoken } from '../spoken.ts'
 import { apiHeaders, decodePath, json, pageNotFound, type SandboxAnswer, type SandboxCall } from './call.ts'
 import { fastApply, rerank } from './codegen.ts'
 import { changeAttributes, copyFiles, moveFiles } from './copy.ts'
+import { listDrives, mountDrive, unmountDrive } from './drives.ts'
 import { readFileOrDirectory, removeFileOrDirectory, writeFileOrDirectory } from './files.ts'
 import { findFiles, searchContent, searchFiles } from './find.ts'
-import { type Build, health, upgrade } from './health.ts'
+import { type Build, health, reloadEnvironment, upgrade } from './health.ts'
 import { type SandboxMcp, serveMcp } from './mcp.ts'
 import { listPorts, monitorPorts, noTunnel, refuseTunnel, stopMonitoring } from './network.ts'
 import {
@@ -113,6 +114,9 @@ const routes: { path: RegExp; raw?: boolean; verbs: Verbs }[] = [
     raw: true,
     verbs: { GET: (call, path, { codegen }) => rerank(call, codegen, path) },
   },
+  { path: /^\/drives\/mount$/, verbs: { GET: listDrives, POST: mountDrive } },
+  { path: /^\/drives\/mount\/(.+)$/s, verbs: { DELETE: unmountDrive } },
+  { path: /^\/environment\/reload$/, verbs: { POST: reloadEnvironment } },
   { path: /^\/terminal\/?$/, verbs: { GET: showTerminal } },
   { path: /^\/(?:terminal\/ws|ws\/terminal)$/, verbs: { GET: connectTerminal } },
 ]

@@ -1,4 +1,5 @@
 import { z } from 'zod'
+import { PlatformError } from '../../../errors.ts'
 import { json, readJsonBody, type SandboxAnswer, type SandboxCall } from './call.ts'
 
 export interface Build {
@@ -68,6 +69,14 @@ export async function upgrade(call: SandboxCall, build: Build): Promise<SandboxA
     version: version || 'latest',
     baseUrl: baseUrl ?? '',
   })
+}
+
+/** In the cloud a guest reads its environment again from metadata; here a changed one is a new machine. @throws not_found */
+export function reloadEnvironment(): SandboxAnswer {
+  throw new PlatformError(
+    'not_found',
+    'there is no /bl/metadata here: the environment of a sandbox changes by an update of the sandbox, which starts it anew',
+  )
 }
 
 function durationText(seconds: number): string {

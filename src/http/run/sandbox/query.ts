@@ -73,6 +73,22 @@ export function countParameter(
   return Math.min(Number(value), max)
 }
 
+/** A count from 1 to `max`; anything else is refused rather than bent. */
+export function boundedParameter(
+  query: URLSearchParams,
+  name: string,
+  { fallback, max }: { fallback: number; max: number },
+): number {
+  const value = query.get(name)
+  if (value === null || value === '') return fallback
+  const count = Number(value)
+  if (/^\d{1,15}$/.test(value) && count >= 1 && count <= max) return count
+  throw new PlatformError(
+    'bad_request',
+    `${name}: '${value.slice(0, 20)}' is not a whole number from 1 to ${max}`,
+  )
+}
+
 /** A count of which 0 means all. */
 export function limitParameter(
   query: URLSearchParams,

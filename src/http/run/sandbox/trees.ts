@@ -6,6 +6,7 @@ import { collect } from '../bodies.ts'
 import { json, readJsonBody, type SandboxAnswer, type SandboxCall } from './call.ts'
 import { asCode, type FileView, fileError, fileOperation, fileView, namesIn } from './entries.ts'
 import { directoryMode, fileJsonBytesMax, removePath } from './files.ts'
+import { readFlatTree } from './flat-tree.ts'
 import { listing } from './listing.ts'
 import { absolutePath, type FilePath, joined } from './paths.ts'
 import { countParameter, flagParameter, limitParameter, listParameter } from './query.ts'
@@ -27,12 +28,13 @@ interface TreeView {
 
 /**
  * A whole tree, level by level up to `limit` entries; `truncated` says that there is more. Directories come with what is
- * in them, even nothing; `recursive=false` is the directory alone.
+ * in them, even nothing; `recursive=false` is the directory alone, `recursive=true` a list of all files.
  */
 export async function readTree(call: SandboxCall, rest: string): Promise<SandboxAnswer> {
   const { query } = call
   const root = absolutePath(rest)
   const recursive = flagParameter(query, 'recursive', true)
+  if (recursive && query.get('recursive')) return await readFlatTree(call, root)
   const options = {
     depthMax: recursive ? countParameter(query, 'depth', { fallback: 0, max: depthMax }) : 1,
     resultsMax: limitParameter(query, 'limit', { fallback: entriesDefault, max: entriesMax }),
