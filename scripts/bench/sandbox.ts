@@ -5,6 +5,7 @@ import { RunningHutch, temporaryDataDir } from '../platform.ts'
 export interface BenchSandbox extends AsyncDisposable {
   /** Of the platform. */
   readonly pid: number
+  readonly dataDir: string
   call(path: string, init?: RequestInit): Promise<Response>
 }
 
@@ -17,6 +18,7 @@ export async function benchSandbox(memoryMb = 1024, args: string[] = []): Promis
   const { BL_API_KEY, BL_RUN_URL, BL_WORKSPACE } = await platform.env()
   return {
     pid: platform.child.pid,
+    dataDir: dataDir.path,
     async call(path, init = {}) {
       const response = await fetch(`${BL_RUN_URL}/${BL_WORKSPACE}/sandboxes/bench${path}`, {
         ...init,

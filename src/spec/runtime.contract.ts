@@ -284,6 +284,33 @@ function suite(under: RuntimeUnderTest, options: { isolation: string }) {
     expect(Buffer.from(back.subarray(4_900_000)).equals(chunk)).toBe(true)
   })
 
+  test("a body may use its memory again for each chunk, and what is read is its reader's", async () => {
+    const file = path()
+    const expected = Buffer.alloc(20 * 70_000)
+    const memory = new Uint8Array(70_000)
+    let chunks = 0
+    const body = new ReadableStream<Uint8Array>(
+      {
+        pull(controller) {
+          if (chunks === 20) return controller.close()
+          expected.set(memory.fill(++chunks), (chunks - 1) * memory.length)
+          controller.enqueue(memory)
+        },
+      },
+      { highWaterMark: 0 },
+    )
+    await instance.guest.files.write(file, body)
+    for (let round = 0; round < 2; round++) {
+      const { body: back } = await instance.guest.files.read(file)
+      const hash = new Bun.CryptoHasher('sha1')
+      for await (const chunk of back) {
+        hash.update(chunk)
+        chunk.fill(0)
+      }
+      expect(hash.digest('hex')).toBe(new Bun.CryptoHasher('sha1').update(expected).digest('hex'))
+    }
+  })
+
   test('a file that is opened to be sent is the one that was there then, until it is let go of', async () => {
     const { files } = instance.guest
     const file = path()

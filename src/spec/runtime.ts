@@ -352,7 +352,10 @@ export interface GuestFiles {
   stat(path: string, options?: { follow?: boolean }): Promise<FileEntry>
   /** In the directory's order, in batches. */
   list(path: string): AsyncIterable<FileEntry[]>
-  /** A regular file's bytes. The stream's backpressure reaches the guest; cancelling it stops the read. */
+  /**
+   * A regular file's bytes. The stream's backpressure reaches the guest; cancelling it stops the read. Nobody else
+   * holds its chunks: whoever reads them may free them, in their order.
+   */
   read(
     path: string,
     range?: { offset?: number; length?: number },
@@ -367,7 +370,8 @@ export interface GuestFiles {
   /**
    * Writes a whole file: readers see the old content or the new, never a part; on any failure (also a full disk or
    * an aborted body) the old file stays. Parents are made (0755). An existing file keeps its mode and owner unless
-   * `mode` is given; `newFileMode` is for a new file only. Writes through symbolic links.
+   * `mode` is given; `newFileMode` is for a new file only. Writes through symbolic links. A stream is asked for more
+   * only once what it gave is not needed any longer.
    */
   write(
     path: string,

@@ -1,3 +1,5 @@
+import { free } from '../../lib/spent.ts'
+
 /** All of a stream of known, small size. */
 export async function collect(body: ReadableStream<Uint8Array>): Promise<Uint8Array<ArrayBuffer>> {
   const chunks: Uint8Array[] = []
@@ -28,19 +30,31 @@ export function untyped(bytes: Uint8Array): ReadableStream<Uint8Array> {
  * print that on stderr, addresses and all.
  */
 export function onceEnded(body: ReadableStream<Uint8Array>, onEnd: () => void): ReadableStream<Uint8Array> {
-  return relay(body.getReader(), onEnd, null)
+  return relay(body.getReader(), onEnd, null, false)
 }
 
 /**
  * `onceEnded`, with the first bytes at hand: what fails before them still gets an answer of its own, and the headers
- * of the answer leave in one piece.
+ * of the answer leave in one piece. `freeing`: as of `freeing()`.
  */
 export async function begunAndOnceEnded(
   body: ReadableStream<Uint8Array>,
   onEnd: () => void,
+  options: { freeing: boolean },
 ): Promise<ReadableStream<Uint8Array>> {
   const reader = body.getReader()
-  return relay(reader, onEnd, await reader.read())
+  return relay(reader, onEnd, await reader.read(), options.freeing)
+}
+
+/**
+ * The same chunks, each freed when the next one is asked for: for chunks that nobody else holds, and a reader that is
+ * done with what it got before it asks for more, as the server is and a `write` of files.
+ */
+export async function* freeing(chunks: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
+  for await (const chunk of chunks) {
+    yield chunk
+    free(chunk)
+  }
 }
 
 type Read = Awaited<ReturnType<ReadableStreamDefaultReader<Uint8Array>['read']>>
@@ -49,22 +63,26 @@ function relay(
   reader: ReadableStreamDefaultReader<Uint8Array>,
   onEnd: () => void,
   first: Read | null,
+  freesChunks: boolean,
 ): ReadableStream<Uint8Array> {
   let ended = false
+  let given: Uint8Array | undefined
   const end = () => {
     if (!ended) onEnd()
     ended = true
   }
   const pass = (controller: ReadableStreamDefaultController<Uint8Array>, { done, value }: Read) => {
+    given = value
     if (!done) return controller.enqueue(value)
     end()
     controller.close()
   }
-  return new ReadableStream<Uint8Array>({
+  const source: UnderlyingDefaultSource<Uint8Array> = {
     start(controller) {
       if (first !== null) pass(controller, first)
     },
     async pull(controller) {
+      if (freesChunks && given !== undefined) free(given)
       try {
         pass(controller, await reader.read())
       } catch {
@@ -76,13 +94,17 @@ function relay(
       end()
       await reader.cancel(reason).catch(() => {})
     },
-  })
+  }
+  return new ReadableStream(source, freesChunks ? onDemand : undefined)
 }
 
-/** A stream of what an iterable gives, as fast as it is read. Cancelling it returns the iterable. */
+/** Nothing is taken ahead: what is asked for is what is read. */
+const onDemand = { highWaterMark: 0 }
+
+/** A stream of what an iterable gives, as it is read. Cancelling it returns the iterable. */
 export function streamOf(chunks: AsyncIterable<Uint8Array>): ReadableStream<Uint8Array> {
   const iterator = chunks[Symbol.asyncIterator]()
-  return new ReadableStream<Uint8Array>({
+  const source: UnderlyingDefaultSource<Uint8Array> = {
     async pull(controller) {
       try {
         const { done, value } = await iterator.next()
@@ -95,7 +117,8 @@ export function streamOf(chunks: AsyncIterable<Uint8Array>): ReadableStream<Uint
     async cancel() {
       await iterator.return?.()
     },
-  })
+  }
+  return new ReadableStream(source, onDemand)
 }
 
 export interface Keepalive {

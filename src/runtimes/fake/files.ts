@@ -67,8 +67,7 @@ export class FakeFiles implements GuestFiles {
     options: { mode?: number; newFileMode?: number } = {},
   ): Promise<FileEntry> {
     checkPath(path)
-    const data =
-      body instanceof Uint8Array ? body.slice() : new Uint8Array(await new Response(body).arrayBuffer())
+    const data = body instanceof Uint8Array ? body.slice() : await bytesOf(body)
     if (this.usedBytes() + data.length > this.bytesMax) throw failed('ENOSPC', path)
     const { parent, name, node } = this.#resolve(path, true, true)
     if (!parent || node?.type === 'directory') throw failed('EISDIR', path)
@@ -251,4 +250,11 @@ function failed(name: keyof typeof constants.errno, path: string): PlatformError
 function copyOf(node: Node): Node {
   if (node.type !== 'directory') return { ...node }
   return { ...node, children: new Map([...node.children].map(([name, child]) => [name, copyOf(child)])) }
+}
+
+/** Copied as it comes: whose chunks these are may free each before the next. */
+async function bytesOf(body: ReadableStream<Uint8Array>): Promise<Uint8Array<ArrayBuffer>> {
+  const chunks: Uint8Array[] = []
+  for await (const chunk of body) chunks.push(chunk.slice())
+  return new Uint8Array(Buffer.concat(chunks))
 }

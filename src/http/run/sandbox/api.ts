@@ -233,7 +233,9 @@ async function serveApi(
     return response
   }
   if (answer.endsItself || !response.body) return response
-  return new Response(await begunAndOnceEnded(response.body, release), response)
+  // A server copies what it is given before it asks for more; whoever else reads an answer may hold all of it.
+  const freeing = answer.handsOver === true && upgrade !== null
+  return new Response(await begunAndOnceEnded(response.body, release, { freeing }), response)
 }
 
 async function handle(call: SandboxCall, api: SandboxApi): Promise<SandboxAnswer> {

@@ -24,6 +24,8 @@ export interface StreamingAnswer {
   streaming: Response
   /** The body calls `onEnd` itself. */
   endsItself?: boolean
+  /** Nobody else holds the chunks of the body. */
+  handsOver?: boolean
 }
 
 export type SandboxAnswer = Response | StreamingAnswer

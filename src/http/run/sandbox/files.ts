@@ -3,7 +3,7 @@ import { z } from 'zod'
 import { PlatformError } from '../../../errors.ts'
 import type { FileEntry, GuestFiles, OpenFile } from '../../../spec/runtime.ts'
 import type { SendFile } from '../../route.ts'
-import { collect, streamOf } from '../bodies.ts'
+import { collect, freeing, streamOf } from '../bodies.ts'
 import { json, readJsonBody, type SandboxAnswer, type SandboxCall } from './call.ts'
 import { downloadHeaders, rangeOf, wantsDownload } from './download.ts'
 import {
@@ -95,7 +95,7 @@ function sent(
 
 async function whole(path: FilePath, { entry, body }: OpenedFile): Promise<SandboxAnswer> {
   const headers = downloadHeaders(path.absolute, entry)
-  if (entry.size > wholeFileBytesMax) return { streaming: new Response(body, { headers }) }
+  if (entry.size > wholeFileBytesMax) return { streaming: new Response(body, { headers }), handsOver: true }
   return new Response(await fileOperation(collect(body), 'read', path.absolute), { headers })
 }
 
@@ -128,7 +128,7 @@ async function download(call: SandboxCall, path: FilePath, found: FileEntry): Pr
     headers.set('content-length', String(bytes.length))
     return new Response(bytes, { status, headers })
   }
-  return { streaming: new Response(body, { status, headers }) }
+  return { streaming: new Response(body, { status, headers }), handsOver: true }
 }
 
 /** The content is text: what is not UTF-8 comes out as U+FFFD. A file of any size passes without being held. */
@@ -138,7 +138,8 @@ async function fileJson(path: FilePath, { entry, body }: OpenedFile, names: Name
     const bytes = await fileOperation(collect(body), 'read', path.absolute)
     return json({ ...view, content: new TextDecoder('utf-8', { ignoreBOM: true }).decode(bytes) })
   }
-  return { streaming: new Response(streamOf(jsonChunks(view, body)), { headers: json({}).headers }) }
+  const streaming = new Response(streamOf(jsonChunks(view, body)), { headers: json({}).headers })
+  return { streaming, handsOver: true }
 }
 
 async function* jsonChunks(view: FileView, body: ReadableStream<Uint8Array>): AsyncGenerator<Uint8Array> {
@@ -146,7 +147,7 @@ async function* jsonChunks(view: FileView, body: ReadableStream<Uint8Array>): As
   const decoder = new TextDecoder('utf-8', { ignoreBOM: true })
   const escaped = (text: string) => encoder.encode(JSON.stringify(text).slice(1, -1))
   yield encoder.encode(`${JSON.stringify(view).slice(0, -1)},"content":"`)
-  for await (const chunk of body) {
+  for await (const chunk of freeing(body)) {
     const text = decoder.decode(chunk, { stream: true })
     if (text !== '') yield escaped(text)
   }
@@ -241,7 +242,7 @@ async function upload(call: SandboxCall, urlPath: FilePath, boundary: string): P
           )
         }
       }
-      await written(files.write(path.absolute, streamOf(body())), 'open', path.absolute)
+      await written(files.write(path.absolute, streamOf(freeing(body()))), 'open', path.absolute)
       const mode = parsePermissions(fields.permissions)
       if (isNew && mode !== undefined)
         await fileOperation(files.setMode(path.absolute, mode), 'chmod', path.absolute)

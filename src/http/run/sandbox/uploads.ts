@@ -3,7 +3,7 @@ import { z } from 'zod'
 import { PlatformError } from '../../../errors.ts'
 import { Semaphore } from '../../../lib/semaphore.ts'
 import type { FileEntry, GuestFiles } from '../../../spec/runtime.ts'
-import { collect, streamOf } from '../bodies.ts'
+import { collect, freeing, streamOf } from '../bodies.ts'
 import { json, readJsonBody, type SandboxAnswer, type SandboxCall } from './call.ts'
 import { fileOperation, parsePermissions } from './entries.ts'
 import { requestedPath } from './files.ts'
@@ -87,7 +87,7 @@ export async function writePart(call: SandboxCall, uploadId: string): Promise<Sa
           yield chunk
         }
       }
-      await fileOperation(files.write(incoming, streamOf(body()), { mode: 0o600 }), 'open', incoming)
+      await fileOperation(files.write(incoming, streamOf(freeing(body())), { mode: 0o600 }), 'open', incoming)
       const etag = hash.digest('hex')
       const name = `part-${String(partNumber).padStart(5, '0')}-${etag}`
       const older = (await partsOf(call, uploadId)).filter(
@@ -151,7 +151,7 @@ export async function completeUpload(call: SandboxCall, uploadId: string): Promi
   )
   const options = exists ? undefined : { mode: permissions }
   await completionsOf(files).run(() =>
-    fileOperation(files.write(path, streamOf(whole()), options), 'open', path),
+    fileOperation(files.write(path, streamOf(freeing(whole())), options), 'open', path),
   )
   await files.remove(dirOf(uploadId), { recursive: true }).catch(() => {})
   return json({ path, message: 'Multipart upload completed successfully' })
