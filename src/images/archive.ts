@@ -1,5 +1,4 @@
 /** Images in one file: a tar archive of an OCI layout, or what `docker save` writes. */
-import { createWriteStream } from 'node:fs'
 import { readFile } from 'node:fs/promises'
 import { join, posix } from 'node:path'
 import { Readable } from 'node:stream'
@@ -19,6 +18,7 @@ import {
   parseIndex,
   parseManifest,
 } from './manifest.ts'
+import { ReceivedFile } from './received-file.ts'
 import { TarReader } from './tar.ts'
 
 const filesMax = 10_000
@@ -114,45 +114,9 @@ async function store(
 }
 
 async function storeFile(tar: TarReader, path: string, limits: ArchiveLimits): Promise<StoredFile> {
-  const hash = new Bun.CryptoHasher('sha256')
-  const file = createWriteStream(path, { flags: 'wx', mode: 0o600, highWaterMark: 1024 * 1024 })
-  let failure: Error | null = null
-  file.on('error', (error) => {
-    failure = error
-  })
-  let size = 0
-  let checkedAt = 0
-  for (let part = await tar.data(); part !== null; part = await tar.data()) {
-    hash.update(part.bytes)
-    size += part.bytes.length
-    if (size - checkedAt >= bytesPerSpaceCheck) {
-      checkedAt = size
-      await limits.checkSpace()
-    }
-    // The bytes are a view of what the next read may replace.
-    if (!file.write(part.bytes.slice())) await new Promise<void>((resolve) => settle(file, 'drain', resolve))
-    if (failure) throw diskError(failure)
-  }
-  await new Promise<void>((resolve) => file.end(resolve))
-  if (failure) throw diskError(failure)
-  return { path, size, sha256: `sha256:${hash.digest('hex')}` }
-}
-
-function settle(file: NodeJS.EventEmitter, event: string, resolve: () => void): void {
-  const done = () => {
-    file.off(event, done)
-    file.off('error', done)
-    resolve()
-  }
-  file.on(event, done)
-  file.on('error', done)
-}
-
-function diskError(cause: Error): PlatformError {
-  const { code } = cause as NodeJS.ErrnoException
-  return code === 'ENOSPC' || code === 'EDQUOT'
-    ? new PlatformError('insufficient_storage', 'the host has no room for the image', { cause })
-    : new PlatformError('unavailable', 'the image cannot be stored on this host', { cause })
+  await using file = await ReceivedFile.open(path, () => limits.checkSpace())
+  for (let part = await tar.data(); part !== null; part = await tar.data()) await file.write(part.bytes)
+  return { path, size: file.size, sha256: file.digest() }
 }
 
 /** The body as a tar archive, whether it was compressed or not. */

@@ -114,6 +114,8 @@ describe('credentials', () => {
   test('and requests go nowhere that is neither encrypted nor loopback', async () => {
     server.behaviour.redirectTo = 'http://169.254.169.254/latest/meta-data'
     await expect(pull()).rejects.toThrow('does not go')
+    server.behaviour.redirectTo = 'http://['
+    await expect(pull()).rejects.toThrow('no address')
   })
 })
 

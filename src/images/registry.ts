@@ -1,6 +1,5 @@
 /** Client of OCI distribution registries: tokens, manifests by platform, blobs that are checked and taken up again. */
 
-import { createWriteStream, type WriteStream } from 'node:fs'
 import { z } from 'zod'
 import { PlatformError } from '../errors.ts'
 import type { Clock } from '../lib/clock.ts'
@@ -19,6 +18,7 @@ import {
   parseIndex,
   parseManifest,
 } from './manifest.ts'
+import { ReceivedFile } from './received-file.ts'
 import { isLoopback, type RegistryReference, referenceText } from './reference.ts'
 
 const redirectsMax = 5
@@ -119,60 +119,40 @@ export class Registry {
   }
 
   /** Answers the path of the complete, checked file. */
-  async #download({ digest, size }: Descriptor, path: string, signal: AbortSignal): Promise<string> {
+  async #download(blob: Descriptor, path: string, signal: AbortSignal): Promise<string> {
+    const { digest, size } = blob
     if (size > this.#options.blobBytesMax) {
       throw new PlatformError(
         'unprocessable',
         `a layer of the image has ${size} bytes, at most ${this.#options.blobBytesMax} are allowed (imageMbMax)`,
       )
     }
-    const file = createWriteStream(path, { flags: 'w', mode: 0o600, highWaterMark: 1024 * 1024 })
-    const blob: Blob = {
-      digest,
-      size,
-      file,
-      received: 0,
-      checkedAt: 0,
-      hash: new Bun.CryptoHasher('sha256'),
-      failure: null,
-    }
-    file.on('error', (error) => {
-      blob.failure = error
-    })
-    try {
-      let inAll = 0
-      for (let attempt = 1; blob.received < size; attempt++) {
-        const before = blob.received
-        try {
-          await this.#receive(blob, signal)
-        } catch (error) {
-          signal.throwIfAborted()
-          if (blob.failure) throw diskError(blob.failure)
-          // What the registry refused it would refuse again; what broke off goes on where it was.
-          if (PlatformError.is(error) && !error.retryable) throw error
-          if (blob.received > before) attempt = 1
-          if (attempt >= attemptsMax || ++inAll >= attemptsInAllMax) throw error
-          const waitMs = Math.min(backoffMsMin * 2 ** (attempt - 1), backoffMsMax)
-          this.#options.log.debug('a download is taken up again', { attempt, received: blob.received, size })
-          await this.#options.clock.sleep(waitMs, signal)
-        }
+    await using file = await ReceivedFile.open(path, this.#options.checkSpace)
+    let inAll = 0
+    for (let attempt = 1; file.size < size; attempt++) {
+      const before = file.size
+      try {
+        await this.#receive(blob, file, signal)
+      } catch (error) {
+        signal.throwIfAborted()
+        // What the registry or the disk refused would be refused again; what broke off goes on where it was.
+        if (PlatformError.is(error) && (!error.retryable || error.code === 'insufficient_storage'))
+          throw error
+        if (file.size > before) attempt = 1
+        if (attempt >= attemptsMax || ++inAll >= attemptsInAllMax) throw error
+        const waitMs = Math.min(backoffMsMin * 2 ** (attempt - 1), backoffMsMax)
+        this.#options.log.debug('a download is taken up again', { attempt, received: file.size, size })
+        await this.#options.clock.sleep(waitMs, signal)
       }
-    } finally {
-      await new Promise<void>((resolve) => file.end(resolve))
     }
-    if (blob.failure) throw diskError(blob.failure)
-    const found = `sha256:${blob.hash.digest('hex')}`
+    const found = file.digest()
     if (found !== digest) throw damaged(digest, found)
     return path
   }
 
-  async #receive(blob: Blob, signal: AbortSignal): Promise<void> {
-    const from = blob.received
-    const answer = await this.#get(
-      `blobs/${blob.digest}`,
-      signal,
-      from > 0 ? { range: `bytes=${from}-` } : {},
-    )
+  async #receive({ digest, size }: Descriptor, file: ReceivedFile, signal: AbortSignal): Promise<void> {
+    const from = file.size
+    const answer = await this.#get(`blobs/${digest}`, signal, from > 0 ? { range: `bytes=${from}-` } : {})
     const resumed =
       answer.status === 206 && (answer.headers.get('content-range') ?? '').startsWith(`bytes ${from}-`)
     // Without ranges it begins again; what is there already is read past, so that nothing is written twice.
@@ -182,22 +162,15 @@ export class Registry {
       const bytes = past >= chunk.length ? null : chunk.subarray(past)
       past = Math.max(0, past - chunk.length)
       if (bytes === null) continue
-      if (blob.received + bytes.length > blob.size) {
+      if (file.size + bytes.length > size) {
         throw new PlatformError(
           'unprocessable',
-          `the registry sends more than the ${blob.size} bytes of ${blob.digest}`,
+          `the registry sends more than the ${size} bytes of ${digest}`,
         )
       }
-      blob.received += bytes.length
-      blob.hash.update(bytes)
-      if (!blob.file.write(bytes)) await drained(blob.file)
-      if (blob.failure) throw diskError(blob.failure)
-      if (blob.received - blob.checkedAt >= 64 * 1024 * 1024) {
-        blob.checkedAt = blob.received
-        await this.#options.checkSpace()
-      }
+      await file.write(bytes)
     }
-    if (blob.received < blob.size) throw broke(this.#reference.host, 'the answer ended early')
+    if (file.size < size) throw broke(this.#reference.host, 'the answer ended early')
   }
 
   async #get(path: string, signal: AbortSignal, headers: Record<string, string> = {}): Promise<Response> {
@@ -232,6 +205,7 @@ export class Registry {
       if (answer.status < 300 || answer.status >= 400 || answer.status === 304 || location === null)
         return answer
       await answer.body?.cancel()
+      if (!URL.canParse(location, at)) throw broke(this.#reference.host, 'it redirects to no address')
       at = new URL(location, at).href
       this.#checkAddress(at)
     }
@@ -335,16 +309,6 @@ export class Registry {
   }
 }
 
-interface Blob {
-  digest: string
-  size: number
-  file: WriteStream
-  received: number
-  checkedAt: number
-  hash: Bun.CryptoHasher
-  failure: Error | null
-}
-
 function basic({ username, password }: RegistryCredentials): string {
   return `Basic ${Buffer.from(`${username}:${password}`).toString('base64')}`
 }
@@ -418,18 +382,6 @@ async function readAll(
   return Buffer.concat(chunks)
 }
 
-function drained(file: WriteStream): Promise<void> {
-  return new Promise((resolve) => {
-    const done = () => {
-      file.off('drain', done)
-      file.off('error', done)
-      resolve()
-    }
-    file.on('drain', done)
-    file.on('error', done)
-  })
-}
-
 function check(bytes: Uint8Array, digest: string): void {
   const found = `sha256:${new Bun.CryptoHasher('sha256').update(bytes).digest('hex')}`
   if (found !== digest) throw damaged(digest, found)
@@ -440,13 +392,6 @@ function damaged(digest: string, found: string): PlatformError {
     'unprocessable',
     `the registry sent something else than ${digest}: its digest is ${found}`,
   )
-}
-
-function diskError(cause: Error): PlatformError {
-  const { code } = cause as NodeJS.ErrnoException
-  return code === 'ENOSPC' || code === 'EDQUOT'
-    ? new PlatformError('insufficient_storage', 'the host has no room for the image', { cause })
-    : new PlatformError('internal', 'the image cannot be stored on this host', { cause })
 }
 
 function broke(host: string, what: string, cause?: unknown): PlatformError {
