@@ -13,7 +13,7 @@ import { seededChoices } from './seeded-choices.ts'
 const rounds = 8
 /** Longer than any of what is cut short takes. */
 const killAfterMsMax = 400
-const settleMsMax = 20_000
+const settleMsMax = 60_000
 
 setDefaultTimeout(180_000)
 await buildIfStale()

@@ -28,12 +28,12 @@ describe.skipIf(browserPath === null)('pages', () => {
     address = (sandbox.metadata as { url?: string }).url ?? ''
     token = client.platform.credentials.apiKey
     browser = await openBrowser(browserPath ?? '')
-  }, 60_000)
+  }, 120_000)
 
   afterAll(async () => {
     await browser?.close()
     await client?.[Symbol.asyncDispose]()
-  }, 60_000)
+  }, 120_000)
 
   /** A page, and what went wrong in it. */
   async function visit(
@@ -83,7 +83,7 @@ describe.skipIf(browserPath === null)('pages', () => {
     await screen(page).getByText('new-4', { exact: true }).waitFor()
     expect(problems).toEqual([])
     await page.close()
-  }, 60_000)
+  }, 120_000)
 
   test('in light and in dark it has colours of its own', async () => {
     const grounds = []
@@ -94,7 +94,7 @@ describe.skipIf(browserPath === null)('pages', () => {
       await page.close()
     }
     expect(grounds).toEqual(['rgb(251, 250, 248)', 'rgb(20, 22, 26)'])
-  }, 60_000)
+  }, 120_000)
 
   describe('previews', () => {
     const port = unusedPorts()
@@ -136,7 +136,7 @@ describe.skipIf(browserPath === null)('pages', () => {
       // The page that waits is a 502, which the browser notes.
       expect(problems.filter((problem) => !problem.includes('502'))).toEqual([])
       await page.close()
-    }, 60_000)
+    }, 120_000)
 
     test('in a frame of somebody else the private page works as well', async () => {
       const sandbox = await client.SandboxInstance.get('pages')
@@ -147,7 +147,7 @@ describe.skipIf(browserPath === null)('pages', () => {
       await page.goto(`http://localhost:${other.port}/`)
       await page.frameLocator('iframe').getByText('hot', { exact: true }).waitFor()
       await page.close()
-    }, 60_000)
+    }, 120_000)
   })
 })
 

@@ -6,7 +6,7 @@ import { addCounts, type Counts, countsLine, Failures, readSummary } from './tes
  * often only the end is kept. Arguments go to `bun test` in place of the folders. A run without a summary (a crash, a `process.exit` in a test) counts as a failure.
  */
 
-const testTimeoutMs = 30_000
+const testTimeoutMs = 120_000
 const outputEndCharsMax = 64 * 1024
 const cutOffLinesMax = 100
 const only = process.argv.slice(2)

@@ -24,12 +24,12 @@ beforeAll(async () => {
   const envs = Object.entries(providers.env('Relace')).map(([name, value]) => ({ name, value }))
   configured = await SandboxInstance.create({ name: 'configured', envs })
   plain = await SandboxInstance.create({ name: 'plain' })
-}, 60_000)
+}, 120_000)
 
 afterAll(async () => {
   await cloud?.[Symbol.asyncDispose]()
   await providers?.[Symbol.asyncDispose]()
-}, 30_000)
+}, 120_000)
 
 async function homeOf(sandbox: Sandbox): Promise<string> {
   return (await sandbox.process.exec({ command: 'pwd', waitForCompletion: true })).stdout!.trim()

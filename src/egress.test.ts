@@ -9,7 +9,7 @@ import { eventually, openTestClient, type TestClient } from './test-client.ts'
 
 /** What programs in sandboxes reach: servers of this test on the host's loopback, which the platform is told to allow. */
 
-setDefaultTimeout(60_000)
+setDefaultTimeout(120_000)
 const directory = mkdtempSync(join(tmpdir(), 'hutch-egress-'))
 afterAll(() => rmSync(directory, { recursive: true, force: true }))
 const why = await whyNot()

@@ -19,12 +19,12 @@ beforeAll(async () => {
   sandbox = await client.SandboxInstance.create({ name: 'files' })
   // This runtime's files are the host's.
   home = await mkdtemp(join(tmpdir(), 'hutch-file-api-'))
-}, 60_000)
+}, 120_000)
 
 afterAll(async () => {
   await client?.[Symbol.asyncDispose]()
   await rm(home, { recursive: true, force: true })
-}, 30_000)
+}, 120_000)
 
 /** A directory of its own with these files. */
 async function project(files: Record<string, string> = {}): Promise<string> {
@@ -176,7 +176,7 @@ describe('write, read and list', () => {
     } finally {
       await rm(dir, { recursive: true, force: true })
     }
-  }, 60_000)
+  }, 120_000)
 })
 
 describe('cp', () => {

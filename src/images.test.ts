@@ -11,7 +11,7 @@ import { eventually, openTestClient, type TestClient } from './test-client.ts'
 
 /** Images of one's own, from the archive to the program inside, through the client of the cloud. */
 
-setDefaultTimeout(60_000)
+setDefaultTimeout(120_000)
 const directory = mkdtempSync(join(tmpdir(), 'hutch-own-images-'))
 afterAll(() => rmSync(directory, { recursive: true, force: true }))
 const isRoot = process.getuid?.() === 0

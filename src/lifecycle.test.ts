@@ -10,7 +10,7 @@ import { eventually, openTestClient, type TestClient } from './test-client.ts'
 
 /** What becomes of a sandbox in time, through the client of the cloud. */
 
-setDefaultTimeout(60_000)
+setDefaultTimeout(120_000)
 const minuteMs = 60_000
 const hourMs = 60 * minuteMs
 const dayMs = 24 * hourMs

@@ -37,9 +37,9 @@ beforeAll(async () => {
     name: 'server',
     waitForPorts: [port],
   })
-}, 60_000)
+}, 120_000)
 
-afterAll(() => client?.[Symbol.asyncDispose](), 30_000)
+afterAll(() => client?.[Symbol.asyncDispose](), 120_000)
 
 /** As a browser that resolves the name would. */
 function visit(url: string, path = '', init: RequestInit = {}): Promise<Response> {

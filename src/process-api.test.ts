@@ -12,9 +12,9 @@ let sandbox: SandboxInstance
 beforeAll(async () => {
   client = await openTestClient({ dataDir: temporaryDataDir, runtime: 'process' })
   sandbox = await client.SandboxInstance.create({ name: 'processes' })
-}, 60_000)
+}, 120_000)
 
-afterAll(() => client?.[Symbol.asyncDispose](), 30_000)
+afterAll(() => client?.[Symbol.asyncDispose](), 120_000)
 
 /** A line of 200 bytes for each number. */
 const numbered = (count: number) => `seq -f '%0199g' 1 ${count}`

@@ -10,7 +10,7 @@ import { eventually, openTestClient, type TestClient } from './test-client.ts'
  * standby, files, streams and previews promise is tested in the files of those names.
  */
 
-setDefaultTimeout(60_000)
+setDefaultTimeout(120_000)
 const directory = mkdtempSync(join(tmpdir(), 'hutch-promises-'))
 afterAll(() => rmSync(directory, { recursive: true, force: true }))
 const why = await createPlatform({ dataDir: temporaryDataDir, logLevel: 'error' }).then(

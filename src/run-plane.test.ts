@@ -18,11 +18,11 @@ beforeAll(async () => {
   client = await openTestClient({ dataDir: temporaryDataDir, runtime: 'process' })
   ;({ platform, SandboxInstance } = client)
   sandbox = await SandboxInstance.create({ name: 'run-plane' })
-}, 60_000)
+}, 120_000)
 
 afterAll(async () => {
   await client?.[Symbol.asyncDispose]()
-}, 30_000)
+}, 120_000)
 
 describe('files', () => {
   test('are written, read, listed, copied and removed', async () => {
@@ -101,7 +101,7 @@ test('a download in progress ends with its sandbox, and lets go of its file', as
   socket.resume()
   await closed
   expect(bytes).toBeLessThan(doomedBytes)
-  for (const deadline = performance.now() + 20_000; openFiles() > 0; await Bun.sleep(5)) {
+  for (const deadline = performance.now() + 60_000; openFiles() > 0; await Bun.sleep(5)) {
     if (performance.now() > deadline) throw new Error('the file is still open')
   }
   await rm('/tmp/run-plane-doomed', { force: true })
@@ -194,7 +194,7 @@ describe('ports', () => {
       waitForPorts: [port],
     })
     expect(started.status).toBe('running')
-  }, 30_000)
+  }, 120_000)
 
   test('are reached through the client, without its credentials', async () => {
     const answer = await sandbox.network.fetch(port, '/hello?x=1', { method: 'POST', body: 'data' })

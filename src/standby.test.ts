@@ -9,7 +9,7 @@ import { eventually, openTestClient, type TestClient } from './test-client.ts'
 
 /** Standby as the client of the cloud sees it: real machines, real freezing, and a clock that is moved on. */
 
-setDefaultTimeout(60_000)
+setDefaultTimeout(120_000)
 // Nothing of what a test does between two steps takes as long.
 const standbyAfterSeconds = 60
 const clock = new HurriedClock()

@@ -14,9 +14,9 @@ beforeAll(async () => {
     envs: [{ name: 'SHELL', value: '/bin/sh' }],
   })
   address = (sandbox.metadata as { url?: string }).url ?? ''
-}, 60_000)
+}, 120_000)
 
-afterAll(() => client?.[Symbol.asyncDispose](), 30_000)
+afterAll(() => client?.[Symbol.asyncDispose](), 120_000)
 
 class Connection {
   text = ''

@@ -49,7 +49,7 @@ export async function openTestClient(options: PlatformOptions): Promise<TestClie
 export async function eventually<Result>(
   what: string,
   holds: () => Promise<Result> | Result,
-  waitMs = 20_000,
+  waitMs = 60_000,
 ): Promise<NonNullable<Result>> {
   const deadline = performance.now() + waitMs
   for (;;) {

@@ -6,7 +6,7 @@ import { join } from 'node:path'
 import { FrameType, FrameWriter, PayloadReader, readEntries, readEntry } from './codec.ts'
 import { describeError, eventually, TestConnection, TestGuest } from './test-guest.ts'
 
-setDefaultTimeout(60_000)
+setDefaultTimeout(120_000)
 
 const allOnes32 = 0xffffffff
 const allOnes64 = 0xffffffffffffffffn

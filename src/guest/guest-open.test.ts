@@ -7,7 +7,7 @@ import { messageSockets, receiveDescriptor, sendWithDescriptor } from '../lib/de
 import { FrameType, FrameWriter, readEntry } from './codec.ts'
 import { describeError, eventually, type TestConnection, TestGuest } from './test-guest.ts'
 
-setDefaultTimeout(60_000)
+setDefaultTimeout(120_000)
 
 const openMin = 10
 const openMax = 3 * 1024 * 1024

@@ -6,7 +6,7 @@ import { join } from 'node:path'
 import { type Frame, FrameType, FrameWriter, readOutputNotice } from './codec.ts'
 import { eventually, type TestConnection, TestGuest } from './test-guest.ts'
 
-setDefaultTimeout(60_000)
+setDefaultTimeout(120_000)
 
 const flag = { stdin: 1 }
 const esrch = 'errno 3 '

@@ -10,7 +10,7 @@ const sigterm = 15
 const sigkill = 9
 const esrch = 'errno 3 '
 
-setDefaultTimeout(60_000)
+setDefaultTimeout(120_000)
 
 let guest: TestGuest
 let control: TestConnection

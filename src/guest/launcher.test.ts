@@ -4,7 +4,7 @@ import { buildHelper } from '../../scripts/build-helper.ts'
 import { HelperError, Launcher } from './launcher.ts'
 import { read, until } from './test-launch.ts'
 
-setDefaultTimeout(60_000)
+setDefaultTimeout(120_000)
 
 let helperPath: string
 let launcher: Launcher

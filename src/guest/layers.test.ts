@@ -16,7 +16,7 @@ import { buildHelper } from '../../scripts/build-helper.ts'
 import type { LayerAttributes, LayerEntry, LayerSink } from '../spec/layers.ts'
 import { HelperLayers } from './layers.ts'
 
-setDefaultTimeout(60_000)
+setDefaultTimeout(120_000)
 const isRoot = process.getuid?.() === 0
 const attributes: LayerAttributes = { mode: 0o644, uid: 0, gid: 0, modifiedNs: 1_700_000_000_123_000_000n }
 let base: string

@@ -250,7 +250,7 @@ export function describeError(frame: Frame): string {
 }
 
 /** Polls until it holds. */
-export async function eventually(holds: () => Promise<boolean> | boolean, timeoutMs = 10_000): Promise<void> {
+export async function eventually(holds: () => Promise<boolean> | boolean, timeoutMs = 60_000): Promise<void> {
   const deadline = performance.now() + timeoutMs
   while (!(await holds())) {
     if (performance.now() > deadline) throw new Error('did not come true in time')

@@ -20,7 +20,7 @@ import { type GuestState, KeeperChannel } from './keeper.ts'
 
 /** For tests of the launcher: throwaway instances whose root is empty but for the host's /usr. */
 
-const deadlineMs = 15_000
+const deadlineMs = 60_000
 export const uidRange = 65_536
 /** Away from those that a platform on this host gives, and from those of tests that run at the same time. */
 const newUidBase = () => 0x1000_0000 + Math.floor(Math.random() * 0x1000) * 2 * uidRange

@@ -11,7 +11,7 @@ import { FilesChannel } from './files.ts'
 import { eventually, TestGuest } from './test-guest.ts'
 import { readChanges, readFound, readMatches, readSummary } from './tree-codec.ts'
 
-setDefaultTimeout(60_000)
+setDefaultTimeout(120_000)
 
 let guest: TestGuest
 let files: FilesChannel
@@ -201,7 +201,7 @@ describe('WATCH', () => {
       for await (const batch of changes)
         for (const change of batch as FileChange[]) seen.add(`${change.kind} ${change.path}`)
     })().catch(() => {})
-    await eventually(() => seen.has('lost ') && seen.has('created unseen/inner'), 30_000)
+    await eventually(() => seen.has('lost ') && seen.has('created unseen/inner'), 60_000)
     writeFileSync(join(dir, 'unseen', 'later'), '1')
     await eventually(() => seen.has('created unseen/later'))
     controller.abort()

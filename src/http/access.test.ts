@@ -160,7 +160,7 @@ describe('credentials', () => {
     expect(await status()).toBe(200)
     const own = (await (await platform.request('/-/api_keys', { key })).json()) as { id: string }[]
     await platform.store.remove({ kind: 'api_key', workspace: '', name: own[0]!.id })
-    const deadlineMs = performance.now() + 20_000
+    const deadlineMs = performance.now() + 60_000
     while ((await status()) === 200 && performance.now() < deadlineMs) await Bun.sleep(1)
     expect(await status()).toBe(401)
   })

@@ -14,7 +14,7 @@ import { HostImage, type HostImageSource, Images } from './index.ts'
 import { makeSkeleton } from './skeleton.ts'
 
 // Thousands of the host's own small files are copied.
-setDefaultTimeout(60_000)
+setDefaultTimeout(120_000)
 const temporary: string[] = []
 function temporaryDirectory(): string {
   const path = mkdtempSync(join(tmpdir(), 'hutch-images-'))
@@ -81,7 +81,7 @@ function hostImage(
 
 /** Files are copied by a program meanwhile. */
 async function until(holds: () => boolean): Promise<void> {
-  const deadline = performance.now() + 30_000
+  const deadline = performance.now() + 60_000
   while (!holds()) {
     if (performance.now() > deadline) throw new Error('never happened')
     await new Promise((resolve) => setTimeout(resolve, 5))

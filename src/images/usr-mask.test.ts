@@ -15,7 +15,7 @@ import { buildHelper } from '../../scripts/build-helper.ts'
 import { HelperLayers } from '../guest/index.ts'
 import { UsrMask } from './usr-mask.ts'
 
-setDefaultTimeout(60_000)
+setDefaultTimeout(120_000)
 const possible = process.getuid?.() === 0
 if (!possible) console.log('skipped: masks of /usr: only root makes them')
 

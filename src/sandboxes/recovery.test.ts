@@ -235,7 +235,7 @@ for (const [what, run] of Object.entries(scenarios)) {
       await after.close({ keepInstances: true })
     }
     expect(points).toBeGreaterThan(3)
-  }, 30_000)
+  }, 120_000)
 }
 
 test('a machine that ends by itself is started again from its files, and the sandbox says so', async () => {

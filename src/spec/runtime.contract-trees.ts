@@ -3,7 +3,7 @@ import { PlatformError } from '../errors.ts'
 import { randomText } from '../lib/ids.ts'
 import type { FileChange, FileEntry, GuestFiles, LineMatch, SearchOptions, WalkOptions } from './runtime.ts'
 
-const eventMs = 10_000
+const eventMs = 60_000
 
 /** What every driver can do with whole directory trees. */
 export function treeContract(filesOf: () => GuestFiles, scratchDir: string): void {

@@ -31,8 +31,8 @@ export interface RuntimeSkip {
   skip: string
 }
 
-const waitMs = 20_000
-const testTimeoutMs = 60_000
+const waitMs = 60_000
+const testTimeoutMs = 120_000
 const env = { PATH: '/usr/local/bin:/usr/bin:/bin' }
 
 /** Every runtime driver passes this suite. */

@@ -213,4 +213,4 @@ test('@blaxel/core signs in with client credentials', async () => {
     output: '["main"]',
     errors: '',
   })
-}, 30_000)
+}, 120_000)

@@ -12,11 +12,11 @@ let platform: Platform
 beforeAll(async () => {
   client = await openTestClient({ dataDir: temporaryDataDir, runtime: fakeRuntime() })
   ;({ platform } = client)
-}, 60_000)
+}, 120_000)
 
 afterAll(async () => {
   await client?.[Symbol.asyncDispose]()
-}, 30_000)
+}, 120_000)
 
 function api(path: string, init: RequestInit = {}): Promise<Response> {
   const headers = new Headers(init.headers)

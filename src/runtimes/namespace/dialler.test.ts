@@ -9,7 +9,7 @@ import { Dialler } from './dialler.ts'
 
 /** The one process that dials for all instances: what one of them does to it no other may feel. */
 
-setDefaultTimeout(60_000)
+setDefaultTimeout(120_000)
 const helperPath = await testHelperPath()
 const calls = open()
 const why = calls === null ? 'the C library is not to be had' : ''

@@ -20,7 +20,7 @@ import { openNamespaceRuntime, probeNamespace } from './index.ts'
 import { readRecord } from './record.ts'
 
 // The memory and process limits of an instance are slow to reach on a busy host.
-setDefaultTimeout(60_000)
+setDefaultTimeout(120_000)
 
 const dir = realpathSync(mkdtempSync(`${tmpdir()}/hutch-namespace-`))
 mkdirSync(`${dir}/image`)
@@ -289,7 +289,7 @@ describeRoot(`namespace, as root${why === '' ? '' : ` (skipped: ${why})`}`, () =
       'written\n',
     )
     // Those that were killed count until they have ended.
-    const deadline = Date.now() + 20_000
+    const deadline = Date.now() + 60_000
     let counted = await shell('ls / | wc -l', crowded)
     while (counted.exitCode !== 0 && Date.now() < deadline) counted = await shell('ls / | wc -l', crowded)
     expect(counted.exitCode).toBe(0)
@@ -379,7 +379,7 @@ function isRunning(pid: number): boolean {
 }
 
 async function eventually(holds: () => boolean): Promise<void> {
-  const deadline = performance.now() + 20_000
+  const deadline = performance.now() + 60_000
   while (!holds()) {
     if (performance.now() > deadline) throw new Error('did not come true in time')
     await new Promise((resolve) => setTimeout(resolve, 5))

@@ -67,7 +67,7 @@ test('what was acknowledged is there after kill -9 at any moment, and batches ar
     }
   }
   expect(acknowledged.length).toBeGreaterThan(100)
-}, 60_000)
+}, 120_000)
 
 test('the writer thread works in a compiled executable, from any directory', async () => {
   const executable = join(root, 'program')
@@ -97,7 +97,7 @@ test('the writer thread works in a compiled executable, from any directory', asy
   expect(text.trim().split('\n')).toHaveLength(40)
   await using store = await openSqliteStore({ path, clock: systemClock, log: silentLogger })
   expect((await store.page({ kind: 'pair', workspace: 'main', limit: 1 })).total).toBe(40)
-}, 60_000)
+}, 120_000)
 
 const mounts =
   Bun.which('unshare') !== null &&
@@ -131,5 +131,5 @@ test.skipIf(!mounts)(
       after: true,
     })
   },
-  30_000,
+  120_000,
 )

@@ -157,7 +157,7 @@ afterAll(async () => {
   }
   network.close()
   rmSync(work, { recursive: true, force: true })
-}, 60_000)
+}, 120_000)
 
 /** Host pid of process 1 of an instance. */
 function hostPidOf(instance: Instance): number {
@@ -565,7 +565,7 @@ describe.skipIf(!possible)('greed stays inside while a neighbour and the platfor
     expect((await sandbox.stats()).processes).toBeLessThanOrEqual(128)
     await neighbourWorks()
     await killAllInside()
-  }, 60_000)
+  }, 120_000)
 
   test('a memory bomb', async () => {
     const bomb = shell(
@@ -577,7 +577,7 @@ describe.skipIf(!possible)('greed stays inside while a neighbour and the platfor
     expect(outcome.signal === constants.signals.SIGKILL || (outcome.exitCode ?? 0) !== 0).toBe(true)
     await neighbourWorks()
     expect((await shell(sandbox, 'echo back')).output).toBe('back\n')
-  }, 60_000)
+  }, 120_000)
 
   test('a full disk', async () => {
     const fill = shell(sandbox, 'dd if=/dev/zero of=/tmp/fill bs=1M count=4096 2>&1; sync')
@@ -587,7 +587,7 @@ describe.skipIf(!possible)('greed stays inside while a neighbour and the platfor
     await neighbourWorks()
     await shell(sandbox, 'rm -f /tmp/fill')
     expect((await shell(sandbox, 'echo back > /tmp/after && cat /tmp/after')).output).toBe('back\n')
-  }, 60_000)
+  }, 120_000)
 })
 
 async function killAllInside(): Promise<void> {

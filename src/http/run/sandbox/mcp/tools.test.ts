@@ -107,7 +107,9 @@ describe('processes', () => {
       waitForCompletion: true,
       timeout: 0.2,
     })
-    expect(result).toMatchObject({ name: 'slow', status: 'running', pollRequired: true, stdout: 'begun\n' })
+    expect(result).toMatchObject({ name: 'slow', status: 'running', pollRequired: true })
+    // As far as it came in that time.
+    expect(result.stdout).toBeOneOf(['', 'begun\n'])
     expect(result.message).toContain('processGet')
     await called(client, 'processKill', { identifier: 'slow' })
   })
@@ -297,9 +299,9 @@ describe('arguments', () => {
 })
 
 async function until(condition: () => Promise<boolean>): Promise<void> {
-  const deadline = Date.now() + 20_000
+  const deadline = Date.now() + 60_000
   while (!(await condition())) {
-    if (Date.now() > deadline) throw new Error('did not come to be within 20 s')
+    if (Date.now() > deadline) throw new Error('did not come to be within a minute')
     await Bun.sleep(10)
   }
 }
