@@ -189,6 +189,18 @@ describe('tokens', () => {
     expect(await preview.tokens.list()).toEqual([])
   })
 
+  test('made, and deleted, many at once are each there, and gone', async () => {
+    const preview = await sandbox.previews.create({
+      metadata: { name: 'many' },
+      spec: { port, public: false },
+    })
+    const values = async () => (await preview.tokens.list()).map(({ value }) => value).sort()
+    const made = await Promise.all(Array.from({ length: 40 }, () => preview.tokens.create(inAnHour())))
+    expect(await values()).toEqual(made.map(({ value }) => value).sort())
+    await Promise.all(made.slice(1).map(({ value }) => preview.tokens.delete(value)))
+    expect(await values()).toEqual([made[0]?.value ?? ''])
+  })
+
   test('end at their time', async () => {
     const preview = await sandbox.previews.create({
       metadata: { name: 'ending' },

@@ -158,6 +158,19 @@ test('a custom domain has one holder; force takes it, but never from another wor
   expect(await failure(steal)).toMatchObject({ code: 'conflict' })
 })
 
+test('of previews of several sandboxes that ask for one custom domain at once, one gets it', async () => {
+  const boxes = ['box', ...Array.from({ length: 4 }, (_, at) => `box-${at}`)]
+  for (const name of boxes.slice(1)) {
+    await platform.sandboxes.create('main', { metadata: { name } }, { actor })
+  }
+  const asked = await Promise.allSettled(
+    boxes.map((box) => create('shop', { customDomain: 'shop.example.com' }, box)),
+  )
+  expect(asked.filter(({ status }) => status === 'fulfilled')).toHaveLength(1)
+  for (const answer of asked)
+    if (answer.status === 'rejected') expect(answer.reason).toMatchObject({ code: 'conflict' })
+})
+
 test('a token opens its preview until it ends or is deleted by its value', async () => {
   const view = await create('app')
   const target = (await platform.previews.resolve(label(view.spec.url)))!

@@ -5,6 +5,7 @@ import type { Clock } from '../lib/clock.ts'
 import { parseDateMs } from '../lib/date.ts'
 import { Deadlines } from '../lib/deadlines.ts'
 import { randomSecret } from '../lib/ids.ts'
+import { KeyedLock } from '../lib/keyed-lock.ts'
 import type { Logger } from '../lib/log.ts'
 import type { SecretBox } from '../lib/secret-box.ts'
 import type { BatchStep, Store } from '../spec/store.ts'
@@ -66,6 +67,8 @@ export class Previews {
   readonly #domain: string
   readonly #deadlines: Deadlines
   readonly #targets: PreviewTargets
+  /** By preview, for its changes; by custom domain, for who holds it. The second is taken before the first. */
+  readonly #lock = new KeyedLock()
 
   constructor(options: PreviewsOptions) {
     this.#store = options.store
@@ -117,7 +120,9 @@ export class Previews {
     const { name } = draft
     if (name === undefined) throw new PlatformError('bad_request', 'metadata.name: a preview needs a name')
     return await this.#sandboxes.whileExists(workspace, sandbox, () =>
-      this.#create(workspace, sandbox, { ...draft, name }, options),
+      this.#holdingDomain(draft.customDomain, () =>
+        this.#create(workspace, sandbox, { ...draft, name }, options),
+      ),
     )
   }
 
@@ -203,19 +208,21 @@ export class Previews {
         `metadata.name: a preview cannot be renamed; send "${name.slice(0, 64)}" or leave it out`,
       )
     }
-    const existing = await this.get(workspace, sandbox, name)
-    await this.#customDomainHolders(workspace, draft.customDomain, existing.name, false)
     const { name: _, requestHeaders, ...rest } = draft
-    const updated = await this.#change(existing, ({ id, tokens, createdBy }) => ({
-      id,
-      sandbox,
-      name,
-      createdBy,
-      updatedBy: options.actor,
-      ...rest,
-      sealedRequestHeaders: this.#secrets.seal(JSON.stringify(requestHeaders), `preview:${id}:headers`),
-      tokens,
-    }))
+    const existing = await this.get(workspace, sandbox, name)
+    const updated = await this.#holdingDomain(draft.customDomain, async () => {
+      await this.#customDomainHolders(workspace, draft.customDomain, existing.name, false)
+      return await this.#change(existing, ({ id, tokens, createdBy }) => ({
+        id,
+        sandbox,
+        name,
+        createdBy,
+        updatedBy: options.actor,
+        ...rest,
+        sealedRequestHeaders: this.#secrets.seal(JSON.stringify(requestHeaders), `preview:${id}:headers`),
+        tokens,
+      }))
+    })
     this.#watchDeadline(updated)
     return updated
   }
@@ -388,23 +395,36 @@ export class Previews {
     return others.map((holder) => ({ op: 'remove', key: keyOf(holder) }))
   }
 
-  async #change(preview: StoredPreview, change: (body: PreviewBody) => PreviewBody): Promise<StoredPreview> {
-    let current = preview
-    for (let attempt = 1; ; attempt++) {
-      const body = change(current.body)
-      try {
-        const updated = await this.#store.update<PreviewBody>(keyOf(current), current.version, {
-          body,
-          indexes: indexesOf(body),
-        })
-        this.#targets.forget()
-        return updated
-      } catch (error) {
-        if (!PlatformError.is(error) || error.code !== 'version_mismatch' || attempt >= changeAttemptsMax)
-          throw error
-        current = await this.get(current.workspace, current.body.sandbox, current.body.name)
+  async #holdingDomain<Result>(
+    customDomain: string | undefined,
+    work: () => Promise<Result>,
+  ): Promise<Result> {
+    return customDomain === undefined ? await work() : await this.#lock.run(`domain ${customDomain}`, work)
+  }
+
+  /** One after the other, however many come at once. @throws not_found, and what `change` throws */
+  async #change(
+    { workspace, name, body: { sandbox, name: shown } }: StoredPreview,
+    change: (body: PreviewBody) => PreviewBody,
+  ): Promise<StoredPreview> {
+    return await this.#lock.run(`preview ${workspace}/${name}`, async () => {
+      for (let attempt = 1; ; attempt++) {
+        const current = await this.get(workspace, sandbox, shown)
+        const body = change(current.body)
+        try {
+          const updated = await this.#store.update<PreviewBody>(keyOf(current), current.version, {
+            body,
+            indexes: indexesOf(body),
+          })
+          this.#targets.forget()
+          return updated
+        } catch (error) {
+          // It was replaced meanwhile, by a creation that was told to.
+          const raced = PlatformError.is(error) && error.code === 'version_mismatch'
+          if (!raced || attempt >= changeAttemptsMax) throw error
+        }
       }
-    }
+    })
   }
 
   #isOver(preview: StoredPreview): boolean {
