@@ -3,6 +3,7 @@ import { PlatformError } from '../errors.ts'
 import type { Clock } from '../lib/clock.ts'
 import { parseDuration } from '../lib/duration.ts'
 import { randomText } from '../lib/ids.ts'
+import { KeyedLock } from '../lib/keyed-lock.ts'
 import type { Logger } from '../lib/log.ts'
 import type { BatchStep, Resource, Store } from '../spec/store.ts'
 
@@ -46,6 +47,15 @@ interface ApiKeyBody {
   sealed?: string
 }
 
+interface NewApiKey {
+  sub: string
+  subType: AccountKind
+  workspace: string
+  name?: string
+  expiresIn?: string
+  createdBy: string
+}
+
 const keyPattern = /^bl_[0-9a-z]{48}$/
 export const apiKeysPerAccountMax = 100
 const lastUsedWriteIntervalMs = 60 * 60 * 1000
@@ -63,6 +73,8 @@ export class ApiKeys {
   readonly #log: Logger
   readonly #changed: () => void
   readonly #lastUsedWrites = new Map<string, Promise<void>>()
+  /** By owner: what goes with an owner is all there is, so a limit must not be passed by two at once. */
+  readonly #creating = new KeyedLock()
 
   constructor(options: { store: Store; secrets: Secrets; clock: Clock; log: Logger; changed: () => void }) {
     this.#store = options.store
@@ -72,14 +84,12 @@ export class ApiKeys {
     this.#changed = options.changed
   }
 
-  async create(input: {
-    sub: string
-    subType: AccountKind
-    workspace: string
-    name?: string
-    expiresIn?: string
-    createdBy: string
-  }): Promise<{ apiKey: ApiKey; key: string }> {
+  /** @throws conflict for more than an account may have */
+  async create(input: NewApiKey): Promise<{ apiKey: ApiKey; key: string }> {
+    return await this.#creating.run(input.sub, () => this.#create(input))
+  }
+
+  async #create(input: NewApiKey): Promise<{ apiKey: ApiKey; key: string }> {
     const held = await this.list(input)
     if (held.length >= apiKeysPerAccountMax) {
       throw new PlatformError(

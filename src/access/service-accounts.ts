@@ -1,5 +1,6 @@
 import { PlatformError } from '../errors.ts'
 import { randomText } from '../lib/ids.ts'
+import { KeyedLock } from '../lib/keyed-lock.ts'
 import type { BatchStep, Resource, Store } from '../spec/store.ts'
 import { type ApiKeys, type Secrets, sameText } from './keys.ts'
 import type { Role } from './principals.ts'
@@ -12,6 +13,17 @@ export interface ServiceAccount {
   role: Role
   createdAt: number
   updatedAt: number
+}
+
+interface NewServiceAccount {
+  name: string
+  description?: string
+  role?: Role
+}
+
+interface CreatedServiceAccount {
+  account: ServiceAccount
+  clientSecret: string
 }
 
 interface ServiceAccountBody {
@@ -31,6 +43,9 @@ export class ServiceAccounts {
   readonly #changed: () => void
   readonly #ownedSteps: ((owner: { sub: string; workspace: string }) => Promise<BatchStep[]>)[] = []
 
+  /** By workspace: as with keys. */
+  readonly #creating = new KeyedLock()
+
   constructor(options: { store: Store; secrets: Secrets; keys: ApiKeys; changed: () => void }) {
     this.#store = options.store
     this.#secrets = options.secrets
@@ -43,11 +58,12 @@ export class ServiceAccounts {
     this.#ownedSteps.push(steps)
   }
 
-  /** The secret is in this answer only. */
-  async create(
-    workspace: string,
-    input: { name: string; description?: string; role?: Role },
-  ): Promise<{ account: ServiceAccount; clientSecret: string }> {
+  /** The secret is in this answer only. @throws conflict for more than a workspace may have */
+  async create(workspace: string, input: NewServiceAccount): Promise<CreatedServiceAccount> {
+    return await this.#creating.run(workspace, () => this.#create(workspace, input))
+  }
+
+  async #create(workspace: string, input: NewServiceAccount): Promise<CreatedServiceAccount> {
     if ((await this.list(workspace)).length >= serviceAccountsPerWorkspaceMax) {
       throw new PlatformError(
         'conflict',

@@ -61,6 +61,17 @@ test('a launcher that dies fails what it was at, and the next launch has another
   expect(launchers()).not.toContain(first)
 })
 
+test('a launcher that dies with a full pipe harms nobody but those who wait for it', async () => {
+  await refusal('a')
+  const [first] = launchers()
+  process.kill(first!, 'SIGSTOP')
+  const large = Array.from({ length: 20 }, () => launcher.launch([['id', 'x'.repeat(60_000)]]))
+  const answers = large.map((one) => one.catch((error) => error))
+  process.kill(first!, 'SIGKILL')
+  for (const { message } of await Promise.all(answers)) expect(message).toBe('start: the launcher ended')
+  expect((await refusal('c')).stage).toBe('spec')
+})
+
 test('a specification that is too long is refused, and the launcher goes on', async () => {
   const answer = await launcher.launch([['id', 'x'.repeat(70_000)]]).catch((error) => error)
   expect([answer.stage, answer.said]).toEqual(['spec', 'more than 65536 bytes: Argument list too long'])

@@ -95,8 +95,10 @@ export class Launcher implements AsyncDisposable {
 
   #send(frame: Uint8Array): void {
     this.#running ??= this.#start()
-    this.#running.stdin.write(frame)
-    this.#running.stdin.flush()
+    const { stdin } = this.#running
+    stdin.write(frame)
+    // Where the pipe is full this waits, and fails with the launcher's end, which is told to every launch anyway.
+    void Promise.resolve(stdin.flush()).catch(() => {})
   }
 
   #giveUp(id: number): void {

@@ -56,7 +56,6 @@ export class Workspaces {
     ownerSub: string
   }): Promise<Workspace> {
     requireWorkspaceName(input.name)
-    await this.users.requireRoom(input.ownerSub)
     const body: WorkspaceBody = {
       displayName: input.displayName ?? input.name,
       labels: input.labels ?? {},
@@ -65,10 +64,12 @@ export class Workspaces {
       updatedBy: input.ownerSub,
     }
     try {
-      const [created] = await this.#store.batch([
-        { op: 'create', input: { kind: 'workspace', workspace: '', name: input.name, body } },
-        memberCreation(input.name, input.ownerSub, 'admin'),
-      ])
+      const [created] = await this.users.whileRoom(input.ownerSub, () =>
+        this.#store.batch([
+          { op: 'create', input: { kind: 'workspace', workspace: '', name: input.name, body } },
+          memberCreation(input.name, input.ownerSub, 'admin'),
+        ]),
+      )
       return workspaceOf(created as Resource<WorkspaceBody>)
     } catch (error) {
       if (PlatformError.is(error) && error.code === 'already_exists') {
@@ -119,6 +120,12 @@ export class Workspaces {
 
   /** @throws workspace_not_found, conflict while it still holds resources */
   async delete(name: string): Promise<Workspace> {
+    const deleted = await this.users.whileUnchanged(name, () => this.#delete(name))
+    this.users.changedElsewhere()
+    return deleted
+  }
+
+  async #delete(name: string): Promise<Workspace> {
     const found = await this.#read(name)
     const counts = await this.counts(name)
     const held = Object.entries(counts).filter(([, count]) => count > 0)
@@ -131,12 +138,9 @@ export class Workspaces {
     for (let at = 0; at < steps.length; at += batchStepsMax) {
       await this.#store.batch(steps.slice(at, at + batchStepsMax))
     }
-    // Roles go together with the name: a new workspace of this name must not find them.
-    await this.#store.batch([
-      { op: 'remove', key: keyOf(name), expectedVersion: found.version },
-      ...(await this.users.removalSteps(name)),
-    ])
-    this.users.changedElsewhere()
+    // Roles go together with the name: a new workspace of this name must not find them. Whatever its version is by
+    // now: what it owned is gone.
+    await this.#store.batch([{ op: 'remove', key: keyOf(name) }, ...(await this.users.removalSteps(name))])
     return workspaceOf(found)
   }
 

@@ -1,6 +1,7 @@
 import { PlatformError } from '../errors.ts'
 import type { Clock } from '../lib/clock.ts'
 import { randomText } from '../lib/ids.ts'
+import { KeyedLock } from '../lib/keyed-lock.ts'
 import type { BatchStep, Resource, Store } from '../spec/store.ts'
 
 export type MemberRole = 'admin' | 'member'
@@ -20,6 +21,12 @@ export interface Member extends User {
   updatedAt: number
 }
 
+interface NewUser {
+  email: string
+  givenName?: string
+  familyName?: string
+}
+
 type UserBody = Omit<User, 'sub'>
 interface MemberBody {
   role: MemberRole
@@ -35,6 +42,10 @@ export class Users {
   readonly #store: Store
   readonly #clock: Clock
   readonly #listeners = new Set<() => void>()
+  /** By workspace: whether somebody is the last admin, and how many there are, holds until it is acted on. */
+  readonly #membership = new KeyedLock()
+  /** By user: in how many workspaces they are. */
+  readonly #joining = new KeyedLock()
 
   constructor(options: { store: Store; clock: Clock }) {
     this.#store = options.store
@@ -47,16 +58,17 @@ export class Users {
   }
 
   /** @throws already_exists when the address is taken */
-  async create(input: { email: string; givenName?: string; familyName?: string }): Promise<User> {
-    const email = normalEmail(input.email)
-    const body = { email, givenName: input.givenName ?? '', familyName: input.familyName ?? '' }
-    const sub = `usr_${randomText(16)}`
-    // The second record makes the address unique: the store promises uniqueness of names only.
-    await this.#store.batch([
-      { op: 'create', input: { kind: 'user_email', workspace: '', name: email, body: { sub } } },
-      { op: 'create', input: { kind: 'user', workspace: '', name: sub, body } },
-    ])
-    return { sub, ...body }
+  async create(input: NewUser): Promise<User> {
+    const { user, steps } = userCreation(input)
+    await this.#store.batch(steps)
+    return user
+  }
+
+  /** Creates a user in their first workspace. @throws as `create` and `add` */
+  async createIn(workspace: string, input: NewUser, role: MemberRole): Promise<User> {
+    const { user, steps } = userCreation(input)
+    await this.#add(workspace, user.sub, role, steps)
+    return user
   }
 
   async get(sub: string): Promise<User | null> {
@@ -111,48 +123,72 @@ export class Users {
     return member
   }
 
-  /** @throws already_exists when the user is in the workspace already, conflict when it is full */
+  /**
+   * @throws already_exists when the user is in the workspace already, conflict when it is full or they are in as many
+   *   as allowed, workspace_not_found
+   */
   async add(workspace: string, sub: string, role: MemberRole): Promise<void> {
-    if ((await this.members(workspace)).length >= membersPerWorkspaceMax) {
-      throw new PlatformError(
-        'conflict',
-        `Workspace "${workspace}" has ${membersPerWorkspaceMax} users, the most`,
-      )
-    }
-    await this.requireRoom(sub)
-    await this.#store.batch([memberCreation(workspace, sub, role)])
+    await this.#add(workspace, sub, role, [])
+  }
+
+  async #add(workspace: string, sub: string, role: MemberRole, before: BatchStep[]): Promise<void> {
+    await this.whileUnchanged(workspace, async () => {
+      // Deleted meanwhile: a new one of its name must not find somebody in it.
+      if ((await this.#store.get({ kind: 'workspace', workspace: '', name: workspace })) === null) {
+        throw new PlatformError('workspace_not_found', `Workspace "${workspace}" not found`)
+      }
+      if ((await this.members(workspace)).length >= membersPerWorkspaceMax) {
+        throw new PlatformError(
+          'conflict',
+          `Workspace "${workspace}" has ${membersPerWorkspaceMax} users, the most`,
+        )
+      }
+      await this.whileRoom(sub, () => this.#store.batch([...before, memberCreation(workspace, sub, role)]))
+    })
     this.#changed()
   }
 
-  /** @throws conflict when the user is in as many workspaces as allowed */
-  async requireRoom(sub: string): Promise<void> {
-    if ((await this.rolesOf(sub)).size < workspacesPerUserMax) return
-    throw new PlatformError(
-      'conflict',
-      `User ${sub} is in ${workspacesPerUserMax} workspaces, the most allowed`,
-    )
+  /** Runs `work` while nobody joins or leaves the workspace and no role in it changes. */
+  async whileUnchanged<Result>(workspace: string, work: () => Promise<Result>): Promise<Result> {
+    return await this.#membership.run(workspace, work)
+  }
+
+  /** Runs `work`, which puts a user into one more workspace. @throws conflict when they are in as many as allowed */
+  async whileRoom<Result>(sub: string, work: () => Promise<Result>): Promise<Result> {
+    return await this.#joining.run(sub, async () => {
+      if ((await this.rolesOf(sub)).size < workspacesPerUserMax) return await work()
+      throw new PlatformError(
+        'conflict',
+        `User ${sub} is in ${workspacesPerUserMax} workspaces, the most allowed`,
+      )
+    })
   }
 
   /** @throws not_found, conflict for the last admin of the workspace */
   async setRole(workspace: string, subOrEmail: string, role: MemberRole): Promise<Member> {
-    const member = await this.member(workspace, subOrEmail)
-    if (member.role === role) return member
-    if (member.role === 'admin') await this.#refuseLastAdmin(workspace, member)
-    const key = { kind: 'member', workspace, name: member.sub }
-    const found = await this.#store.get<MemberBody>(key)
-    if (found === null) throw new PlatformError('not_found', `User "${member.email}" has left "${workspace}"`)
-    await this.#store.update<MemberBody>(key, found.version, { body: { role } })
-    this.#changed()
-    return { ...member, role, updatedAt: this.#clock.now() }
+    return await this.whileUnchanged(workspace, async () => {
+      const member = await this.member(workspace, subOrEmail)
+      if (member.role === role) return member
+      if (member.role === 'admin') await this.#refuseLastAdmin(workspace, member)
+      const key = { kind: 'member', workspace, name: member.sub }
+      const found = await this.#store.get<MemberBody>(key)
+      if (found === null)
+        throw new PlatformError('not_found', `User "${member.email}" has left "${workspace}"`)
+      await this.#store.update<MemberBody>(key, found.version, { body: { role } })
+      this.#changed()
+      return { ...member, role, updatedAt: this.#clock.now() }
+    })
   }
 
   /** @throws not_found, conflict for the last admin of the workspace */
   async remove(workspace: string, subOrEmail: string): Promise<Member> {
-    const member = await this.member(workspace, subOrEmail)
-    if (member.role === 'admin') await this.#refuseLastAdmin(workspace, member)
-    await this.#store.remove({ kind: 'member', workspace, name: member.sub })
-    this.#changed()
-    return member
+    return await this.whileUnchanged(workspace, async () => {
+      const member = await this.member(workspace, subOrEmail)
+      if (member.role === 'admin') await this.#refuseLastAdmin(workspace, member)
+      await this.#store.remove({ kind: 'member', workspace, name: member.sub })
+      this.#changed()
+      return member
+    })
   }
 
   /** Steps that take everybody out of a workspace, to go with the workspace in one batch. */
@@ -184,6 +220,20 @@ export class Users {
     if (user === null) return null
     const { workspace, createdAt, updatedAt } = resource
     return { ...user, workspace, role: resource.body.role, createdAt, updatedAt }
+  }
+}
+
+function userCreation(input: NewUser): { user: User; steps: BatchStep[] } {
+  const email = normalEmail(input.email)
+  const body: UserBody = { email, givenName: input.givenName ?? '', familyName: input.familyName ?? '' }
+  const sub = `usr_${randomText(16)}`
+  return {
+    user: { sub, ...body },
+    // The first record makes the address unique: the store promises uniqueness of names only.
+    steps: [
+      { op: 'create', input: { kind: 'user_email', workspace: '', name: email, body: { sub } } },
+      { op: 'create', input: { kind: 'user', workspace: '', name: sub, body } },
+    ],
   }
 }
 

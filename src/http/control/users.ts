@@ -1,6 +1,6 @@
 import { z } from 'zod'
 import type { ApiKeys } from '../../access/index.ts'
-import type { Member, Users } from '../../workspaces/index.ts'
+import type { Member, User, Users } from '../../workspaces/index.ts'
 import { type Route, route } from '../route.ts'
 
 const role = z.enum(['admin', 'member'])
@@ -29,6 +29,8 @@ const invitationAnswer = z.object({
  */
 export function userRoutes(users: Users, keys: ApiKeys): Route[] {
   const shared = { errors: 'control', tag: 'users' } as const
+  const isBlank = async ({ sub }: User) =>
+    (await users.rolesOf(sub)).size === 0 && (await keys.list({ sub, workspace: '' })).length === 0
   return [
     route({
       ...shared,
@@ -53,26 +55,32 @@ export function userRoutes(users: Users, keys: ApiKeys): Route[] {
       }),
       answer: invitationAnswer,
       async handle({ workspace, body, principal }) {
+        const joined = body.role ?? 'member'
         const known = await users.getByEmail(body.email)
+        // Nobody has a key of theirs yet, and nothing is theirs: an invitation that was cut short is made anew.
+        const isNew = known === null || (await isBlank(known))
+        if (known !== null) await users.add(workspace, known.sub, joined)
         const user =
           known ??
-          (await users.create({
-            email: body.email,
-            givenName: body.given_name,
-            familyName: body.family_name,
-          }))
-        await users.add(workspace, user.sub, body.role ?? 'member')
+          (await users.createIn(
+            workspace,
+            {
+              email: body.email,
+              givenName: body.given_name,
+              familyName: body.family_name,
+            },
+            joined,
+          ))
         const member = await users.member(workspace, user.sub)
-        const first =
-          known === null
-            ? await keys.create({
-                sub: user.sub,
-                subType: 'user',
-                workspace: '',
-                name: 'invitation',
-                createdBy: principal!.id,
-              })
-            : null
+        const first = isNew
+          ? await keys.create({
+              sub: user.sub,
+              subType: 'user',
+              workspace: '',
+              name: 'invitation',
+              createdBy: principal!.id,
+            })
+          : null
         const at = new Date(member.createdAt).toISOString()
         const invitation = { email: user.email, role: member.role, workspace, invitedBy: principal!.id }
         return {
