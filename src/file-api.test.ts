@@ -427,7 +427,7 @@ describe('watch', () => {
       },
       { withContent: false, ...options, onError: all.reject },
     )
-    const timer = setTimeout(() => all.reject(new Error(`only ${events}`)), 20_000)
+    const timer = setTimeout(() => all.reject(new Error(`only ${events}`)), 60_000)
     try {
       await begun(path.replace(/\/\*\*$/, ''), events)
       await act()

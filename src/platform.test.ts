@@ -78,13 +78,14 @@ describe('as a library', () => {
   })
 
   test('a stranger’s settings file in the temporary directory of the host is not read', async () => {
-    const stray = join(tmpdir(), 'hutch.toml')
-    if (existsSync(stray)) throw new Error(`${stray} exists: remove it and run again`)
-    writeFileSync(stray, 'port = 1\n')
+    const { TMPDIR } = process.env
+    process.env.TMPDIR = directory()
+    writeFileSync(join(process.env.TMPDIR, 'hutch.toml'), 'whoever = reads this [fails')
     try {
-      expect((await platform({ port: 0 })).config.port).toBe(0)
+      expect((await platform()).config.dataDir).toStartWith(process.env.TMPDIR)
     } finally {
-      rmSync(stray)
+      if (TMPDIR === undefined) delete process.env.TMPDIR
+      else process.env.TMPDIR = TMPDIR
     }
   })
 })
