@@ -78,8 +78,8 @@ async function checkFiles(problemsOf: (path: string, lines: string[]) => string[
 
 /** Where the project happens to stand, and whoever's home that is, mean nothing elsewhere. */
 function pathsOfThisMachine(path: string, lines: string[]): string[] {
-  // A root such as /app or /root is an ordinary word in a sandbox's world.
-  const places = [root, homedir()].filter((place) => place.split('/').length > 2)
+  // A root such as /app or /root is an ordinary word in a sandbox's world, and so is a home such as /home/user.
+  const places = [root, `${homedir()}/`].filter((place) => place.split('/').filter(Boolean).length > 1)
   return lines.flatMap((line, index) =>
     places.some((place) => line.includes(place)) ? [`${path}:${index + 1} names a path of this machine`] : [],
   )

@@ -680,12 +680,12 @@ function suite(under: RuntimeUnderTest, options: { isolation: string }) {
     const target = path()
     await source.guest.processes.spawn({
       id: 1,
-      argv: ['sh', '-c', `i=0; while :; do i=$((i+1)); echo $i > ${target}-$i; done`],
+      argv: ['sh', '-c', `i=0; while [ $i -lt 20000 ]; do i=$((i+1)); echo $i > ${target}-$i; done`],
       env,
       workingDir,
       stdin: 'null',
     })
-    while (!(await exists(source, `${target}-50`))) await Bun.sleep(1)
+    await eventually(() => exists(source, `${target}-50`))
     const id = `snapshot${randomText(12)}`
     await source.freeze?.()
     await snapshots.capture(own.id, id)
@@ -693,7 +693,7 @@ function suite(under: RuntimeUnderTest, options: { isolation: string }) {
     await snapshots.complete(id)
     await runtime.destroy(own.id)
     const copy = await runtime.create({ ...specOf(), snapshotId: id })
-    const command = `n=$(ls ${target}-* | wc -l); for i in $(seq $((n-1))); do [ "$(cat ${target}-$i)" = $i ] || exit 1; done; [ $n -ge 50 ]`
+    const command = `set -- ${target}-*; i=0; while [ $((i+=1)) -lt $# ]; do read -r n < ${target}-$i; [ "$n" = $i ] || exit 1; done; [ $# -ge 50 ]`
     await copy.guest.processes.spawn({ id: 1, argv: ['sh', '-c', command], env, workingDir, stdin: 'null' })
     expect((await copy.guest.processes.wait(1, AbortSignal.timeout(waitMs))).exitCode).toBe(0)
     await runtime.destroy(copy.id)

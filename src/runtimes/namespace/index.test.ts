@@ -89,7 +89,7 @@ describeRoot(`namespace, as root${why === '' ? '' : ` (skipped: ${why})`}`, () =
     const id = nextProcessId++
     const argv = ['sh', '-c', script]
     await on.guest.processes.spawn({ id, argv, env, workingDir: '/blaxel', stdin: 'null' })
-    const ended = await on.guest.processes.wait(id, AbortSignal.timeout(30_000))
+    const ended = await on.guest.processes.wait(id, AbortSignal.timeout(100_000))
     let text = ''
     for await (const records of readOutput ? on.guest.processes.output(id) : []) {
       for (const { data } of records) text += Buffer.from(data).toString()
@@ -163,7 +163,9 @@ describeRoot(`namespace, as root${why === '' ? '' : ` (skipped: ${why})`}`, () =
   })
 
   test('processes are bounded', async () => {
-    const { text } = await shell('for i in $(seq 200); do sleep 5 & done 2>&1; jobs | wc -l; kill $(jobs -p)')
+    const { text } = await shell(
+      'for i in $(seq 200); do sleep 100 & done 2>&1; jobs | wc -l; kill $(jobs -p)',
+    )
     expect(text).toMatch(/fork|temporarily unavailable/i)
   })
 
@@ -281,7 +283,7 @@ describeRoot(`namespace, as root${why === '' ? '' : ` (skipped: ${why})`}`, () =
     const argv = ['python3', '-c', 'import os, time\nwhile True:\n  if os.fork() == 0: time.sleep(100)']
     const id = nextProcessId++
     await crowded.guest.processes.spawn({ id, argv, env, workingDir: '/', stdin: 'null' })
-    const { exitCode } = await crowded.guest.processes.wait(id, AbortSignal.timeout(30_000))
+    const { exitCode } = await crowded.guest.processes.wait(id, AbortSignal.timeout(100_000))
     expect(exitCode).toBe(1)
     expect((await crowded.stats()).processes).toBeLessThanOrEqual(48)
     await crowded.guest.files.write('/blaxel/note', Buffer.from('written'))
