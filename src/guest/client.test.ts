@@ -11,7 +11,7 @@ import {
   FrameWriter,
   framePayloadBytesMax,
   protocolVersion,
-} from './codec.ts'
+} from './frame.ts'
 import { GuestClient, KeeperChannel } from './index.ts'
 
 /** The client against a guest that is played by the test, and that lies. */

@@ -1,5 +1,6 @@
 import { describe, expect, test } from 'bun:test'
 import fc from 'fast-check'
+import { readEntries, readEntry, readError, readGuestState, readOutputNotice, readProcess } from './codec.ts'
 import {
   type Frame,
   FrameReader,
@@ -9,16 +10,10 @@ import {
   frameHeader,
   frameHeaderBytes,
   framePayloadBytesMax,
-  PayloadReader,
   ProtocolError,
-  readEntries,
-  readEntry,
-  readError,
-  readGuestState,
-  readOutputNotice,
-  readProcess,
   receivedLimits,
-} from './codec.ts'
+} from './frame.ts'
+import { PayloadReader } from './payload.ts'
 
 const anyFrames = Object.fromEntries(Object.values(FrameType).map((type) => [type, framePayloadBytesMax]))
 const anyType = fc.constantFrom(...Object.values(FrameType))

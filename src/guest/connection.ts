@@ -1,18 +1,18 @@
 import type { Socket } from 'bun'
 import { PlatformError } from '../errors.ts'
 import { sendWithDescriptor } from '../lib/descriptors.ts'
+import { readError } from './codec.ts'
+import { errnoName, printable } from './errno.ts'
 import {
   type Frame,
   FrameReader,
   FrameType,
   FrameWriter,
-  PayloadReader,
   ProtocolError,
   protocolVersion,
-  readError,
   receivedLimits,
-} from './codec.ts'
-import { errnoName, printable } from './errno.ts'
+} from './frame.ts'
+import { PayloadReader } from './payload.ts'
 
 /** Of whose properties the types of Bun leave one out: -1 once it is closed. */
 type DescribedSocket = Socket & { readonly fd: number }

@@ -9,24 +9,16 @@ import type {
   ProcessDescent,
   SpawnSpec,
 } from '../spec/runtime.ts'
-import {
-  type Frame,
-  FrameType,
-  FrameWriter,
-  type OutputNotice,
-  PayloadReader,
-  ProtocolError,
-  processIdMax,
-  readError,
-  readOutputNotice,
-  readProcess,
-  stdinBytesMax,
-} from './codec.ts'
+import { processIdMax, readError, readOutputNotice, readProcess } from './codec.ts'
 import { errnoName, printable } from './errno.ts'
+import { OutputFollowers } from './followers.ts'
+import { type Frame, FrameType, FrameWriter, ProtocolError } from './frame.ts'
 import { OutputLog } from './output.ts'
+import { PayloadReader } from './payload.ts'
 import { Requests } from './requests.ts'
 import { surveyDescent } from './sockets.ts'
 import { checkTerminal, quoted, spawnFrame } from './spawn.ts'
+import { GuestStdin } from './stdin.ts'
 import { type Tracked, tracked, unknownProcess } from './tracked.ts'
 
 const processesMax = 4096
@@ -44,35 +36,18 @@ export interface ControlOptions {
   onLost?: () => void
 }
 
-/** All local readers of one process's output are one follower to the guest. */
-interface Follower {
-  readers: Set<FollowReader>
-  endOffset: number
-  eof: boolean
-  /** An ATTACH was sent and not yet answered by OUTPUT: the guest may announce once. */
-  armed: boolean
-  acknowledged: number
-}
-
-interface FollowReader {
-  position: number
-  wake: () => void
-}
-
 /**
- * Processes inside, over control connections: one for requests and events, one more while stdin is written (where an
- * answer may take as long as the program likes). Survives lost connections; every exit is told once to every listener.
+ * Processes inside, as the guest tells of them. Survives lost connections; every exit is told once to every listener.
  */
 export class ControlChannel implements GuestProcesses {
   #identity: Identity | null = null
   #requests: Requests
-  #stdin: Requests
+  #stdin: GuestStdin
   #socketPath: string
   #tracked = new Map<number, Tracked>()
   #waiters = new Map<number, Set<PromiseWithResolvers<GuestProcess>>>()
   #listeners = new Map<(process: GuestProcess) => void, Set<number>>()
-  #followers = new Map<number, Follower>()
-  #stdinTurns = new Map<number, Promise<void>>()
+  #followers: OutputFollowers
   #listing: Promise<Map<number, Tracked>> | null = null
   /** Lists that are being answered, the oldest first: items carry no request. */
   #lists: Map<number, Tracked>[] = []
@@ -95,12 +70,12 @@ export class ControlChannel implements GuestProcesses {
       onGivenUp: (error) => this.#failAll(error),
       onLost: options.onLost,
     })
-    // Exits are told on this connection as well; the first one has them already.
-    this.#stdin = new Requests({
-      ...shared,
-      role: 'control',
-      onEvent: (frame) => frame.type === FrameType.exit,
+    this.#followers = new OutputFollowers({
+      requests: this.#requests,
+      isEnded: (id) => this.#tracked.get(id)?.process.running !== true,
+      log: options.log,
     })
+    this.#stdin = new GuestStdin(shared)
   }
 
   /** Connects now rather than at the first request. */
@@ -242,19 +217,12 @@ export class ControlChannel implements GuestProcesses {
     return () => this.#listeners.delete(entry)
   }
 
-  async writeStdin(id: number, data: Uint8Array): Promise<void> {
-    // One turn after the other: bytes of two writers never mix, and answers cannot be confused.
-    await this.#inTurn(id, async () => {
-      for (let at = 0; at < data.length; at += stdinBytesMax) {
-        const part = data.subarray(at, at + stdinBytesMax)
-        const frame = new FrameWriter(FrameType.stdin, id, part.length).raw(part).finish()
-        await this.#stdinRequest(id, frame)
-      }
-    })
+  writeStdin(id: number, data: Uint8Array): Promise<void> {
+    return this.#stdin.write(id, data)
   }
 
-  async closeStdin(id: number): Promise<void> {
-    await this.#inTurn(id, () => this.#stdinRequest(id, new FrameWriter(FrameType.closeStdin, id).finish()))
+  closeStdin(id: number): Promise<void> {
+    return this.#stdin.end(id)
   }
 
   async resize(id: number, cols: number, rows: number): Promise<void> {
@@ -296,80 +264,14 @@ export class ControlChannel implements GuestProcesses {
       if (fromOffset < tracked.endOffset) yield* abortable(log.read(), signal)
       return
     }
-    if (follow) yield* this.#follow(id, log, signal)
+    if (follow) yield* this.#followers.follow(id, log, signal)
     else yield* abortable(log.read(), signal)
-  }
-
-  async *#follow(id: number, log: OutputLog, signal?: AbortSignal): AsyncGenerator<OutputRecord[]> {
-    let announced = Promise.withResolvers<void>()
-    const reader: FollowReader = { position: log.position, wake: () => announced.resolve() }
-    const follower = this.#followers.get(id) ?? {
-      readers: new Set(),
-      endOffset: 0,
-      eof: false,
-      armed: false,
-      acknowledged: -1,
-    }
-    this.#followers.set(id, follower)
-    follower.readers.add(reader)
-    signal?.addEventListener('abort', reader.wake, { once: true })
-    try {
-      await this.#attach(id, follower)
-      for (;;) {
-        announced = Promise.withResolvers<void>()
-        const roundStart = log.position
-        // Asked before reading, so that what is written in between is announced and read in the next round.
-        const ended = this.#isEnded(id) || follower.eof
-        for await (const records of log.read()) {
-          signal?.throwIfAborted()
-          yield records
-          reader.position = log.position
-          if (reader.position - follower.acknowledged >= acknowledgeBytes) await this.#attach(id, follower)
-        }
-        signal?.throwIfAborted()
-        reader.position = log.position
-        if (ended) return
-        // A flood is taken in larger pieces: asking for each small one costs more than the bytes do.
-        if (log.position - roundStart >= floodBytes) await Bun.sleep(floodPauseMs)
-        if (!follower.armed) await this.#attach(id, follower)
-        if (this.#isEnded(id) || follower.eof || follower.endOffset > log.position) continue
-        if (this.#requests.failure) throw this.#requests.failure
-        await announced.promise
-        signal?.throwIfAborted()
-        if (this.#requests.failure) throw this.#requests.failure
-      }
-    } finally {
-      signal?.removeEventListener('abort', reader.wake)
-      follower.readers.delete(reader)
-      if (follower.readers.size === 0 && this.#followers.get(id) === follower) {
-        this.#followers.delete(id)
-        this.#requests
-          .request(id, new FrameWriter(FrameType.detach, id).finish(), FrameType.ok)
-          .catch((error) => this.#log.debug('detach failed', { error: String(error) }))
-      }
-    }
-  }
-
-  /** Tells the guest what the slowest reader has, and lets it announce once more. */
-  async #attach(id: number, follower: Follower): Promise<void> {
-    let consumed = Number.MAX_SAFE_INTEGER
-    for (const reader of follower.readers) consumed = Math.min(consumed, reader.position)
-    follower.acknowledged = consumed
-    follower.armed = true
-    const frame = new FrameWriter(FrameType.attach, id).u64(consumed).finish()
-    const answer = await this.#requests.request(id, frame, FrameType.ok)
-    // Already gone (ESRCH): it ended, and what it wrote is read without the guest.
-    if (answer.type === FrameType.error) follower.eof = true
   }
 
   #workingDir(wanted: string): string {
     if (this.#replacedDir === null) return wanted
     const { from, to } = this.#replacedDir
     return wanted === from || wanted.startsWith(`${from}/`) ? to + wanted.slice(from.length) : wanted
-  }
-
-  #isEnded(id: number): boolean {
-    return this.#tracked.get(id)?.process.running !== true
   }
 
   async #track(id: number): Promise<Tracked> {
@@ -380,26 +282,6 @@ export class ControlChannel implements GuestProcesses {
 
   async #find(id: number): Promise<Tracked | undefined> {
     return this.#tracked.get(id) ?? (await this.#list()).get(id)
-  }
-
-  async #stdinRequest(id: number, frame: Uint8Array): Promise<void> {
-    const answer = await this.#stdin.request(id, frame, FrameType.ok, { timeout: false })
-    if (answer.type !== FrameType.error) return
-    const name = errnoName(readError(answer.payload).errno)
-    if (name === 'ESRCH') throw new PlatformError('not_found', `process ${id} does not run`)
-    const why = name === 'EPIPE' ? 'is closed' : 'was not opened'
-    throw new PlatformError('conflict', `stdin of process ${id} ${why}`, { details: { errno: name } })
-  }
-
-  async #inTurn(id: number, work: () => Promise<void>): Promise<void> {
-    const before = this.#stdinTurns.get(id) ?? Promise.resolve()
-    const turn = before.then(work, work)
-    this.#stdinTurns.set(id, turn)
-    try {
-      await turn
-    } finally {
-      if (this.#stdinTurns.get(id) === turn) this.#stdinTurns.delete(id)
-    }
   }
 
   #list(): Promise<Map<number, Tracked>> {
@@ -445,11 +327,7 @@ export class ControlChannel implements GuestProcesses {
       this.#tracked.delete(id)
       this.#rejectWaiters(id, new PlatformError('not_found', `process ${id} is gone from this sandbox`))
     }
-    for (const [id, follower] of this.#followers) {
-      follower.armed = false
-      for (const reader of follower.readers) reader.wake()
-      if (!items.has(id)) follower.eof = true
-    }
+    this.#followers.reconnected((id) => items.has(id))
   }
 
   #learn(next: Tracked) {
@@ -459,9 +337,8 @@ export class ControlChannel implements GuestProcesses {
     this.#tracked.set(id, next)
     if (next.process.running) return
     for (const waiter of this.#waiters.get(id) ?? []) waiter.resolve(next.process)
-    // Nobody reads its stdin any more, so answers that wait for that are due.
-    this.#stdin.expect(id)
-    for (const reader of this.#followers.get(id)?.readers ?? []) reader.wake()
+    this.#stdin.ended(id)
+    this.#followers.wake(id)
     for (const [listener, told] of [...this.#listeners]) this.#tell(listener, told, next.process)
   }
 
@@ -487,8 +364,7 @@ export class ControlChannel implements GuestProcesses {
       return true
     }
     if (frame.type === FrameType.output) {
-      const notice = readOutputNotice(frame.payload)
-      return this.#onOutput(frame.id, notice)
+      return this.#followers.announced(frame.id, readOutputNotice(frame.payload))
     }
     const items = this.#lists[0]
     if (frame.type === FrameType.item && items) {
@@ -502,32 +378,15 @@ export class ControlChannel implements GuestProcesses {
     return false
   }
 
-  #onOutput(id: number, notice: OutputNotice): boolean {
-    const follower = this.#followers.get(id)
-    if (!follower?.armed) return false
-    follower.armed = false
-    follower.endOffset = notice.endOffset
-    follower.eof ||= notice.eof
-    for (const reader of follower.readers) reader.wake()
-    return true
-  }
-
   #rejectWaiters(id: number, error: PlatformError) {
     for (const waiter of this.#waiters.get(id) ?? []) waiter.reject(error)
   }
 
   #failAll(error: PlatformError) {
     for (const id of [...this.#waiters.keys()]) this.#rejectWaiters(id, error)
-    for (const follower of this.#followers.values()) {
-      for (const reader of follower.readers) reader.wake()
-    }
+    this.#followers.wakeAll()
   }
 }
-
-/** A reader says how far it is after this many bytes, so that the process need not wait for the next round. */
-const acknowledgeBytes = 1024 * 1024
-const floodBytes = 64 * 1024
-const floodPauseMs = 1
 
 async function* abortable<Item>(items: AsyncIterable<Item>, signal?: AbortSignal): AsyncGenerator<Item> {
   for await (const item of items) {

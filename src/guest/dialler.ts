@@ -1,7 +1,8 @@
 import { PlatformError } from '../errors.ts'
 import type { Logger } from '../lib/log.ts'
-import { FrameType, FrameWriter, readError } from './codec.ts'
+import { readError } from './codec.ts'
 import { errnoName } from './errno.ts'
+import { FrameType, FrameWriter } from './frame.ts'
 import { Requests } from './requests.ts'
 
 /** The dialler gives a connection up after about 31 s, and a mailbox that stays full after 20 s. */

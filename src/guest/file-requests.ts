@@ -1,6 +1,7 @@
 import { PlatformError } from '../errors.ts'
 import type { FileEntry, FileType } from '../spec/runtime.ts'
-import { type EntryRecord, FrameTooLargeError, type FrameType, FrameWriter } from './codec.ts'
+import type { EntryRecord } from './codec.ts'
+import { FrameTooLargeError, type FrameType, FrameWriter } from './frame.ts'
 
 /** What requests about files are made of, checked before they are sent. */
 

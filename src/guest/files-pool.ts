@@ -3,9 +3,10 @@ import { PlatformError } from '../errors.ts'
 import { messageSockets, receiveDescriptor } from '../lib/descriptors.ts'
 import type { Logger } from '../lib/log.ts'
 import type { Identity } from '../spec/runtime.ts'
-import { type Frame, FrameType, ProtocolError, readError } from './codec.ts'
+import { readError } from './codec.ts'
 import { Connection } from './connection.ts'
 import { fileError } from './errno.ts'
+import { type Frame, FrameType, ProtocolError } from './frame.ts'
 
 /** Each connection is a worker process inside the sandbox. */
 export const filesConnectionsMax = 16

@@ -1,9 +1,10 @@
 import { PlatformError } from '../errors.ts'
 import type { FileToWrite } from '../spec/runtime.ts'
-import { FrameType, frameHeader, readError } from './codec.ts'
+import { readError } from './codec.ts'
 import { fileError } from './errno.ts'
 import { checkPath, frame, modeBits } from './file-requests.ts'
 import type { FilesPool, Operation } from './files-pool.ts'
+import { FrameType, frameHeader } from './frame.ts'
 
 /** Sent and not answered yet. */
 const aheadFilesMax = 256

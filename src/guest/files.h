@@ -1,4 +1,5 @@
-/* What the parts of the files worker share: files.c (requests), files-write.c, files-remove.c, files-open.c. */
+/* What the parts of the files worker share: files.c (requests), files-read.c, files-write.c, files-remove.c,
+   files-open.c. */
 #ifndef HUTCH_FILES_H
 #define HUTCH_FILES_H
 
@@ -44,6 +45,8 @@ int worker_cancelled(void);
 void put_entry(const struct stat *stat, const char *name, const char *link_target);
 /* '' unless the mode is a link's. */
 void read_link(int dir_fd, const char *name, mode_t mode, char target[PATH_MAX]);
+/* ENTRY_OK to a request, with the last name of `path`. */
+void files_answer_entry(uint32_t id, const struct stat *stat, const char *path, const char *link_target);
 /* Files that say size 0 and have content all the same, as those of /proc. */
 int is_synthetic(int fd);
 
@@ -56,6 +59,9 @@ struct files_request {
 
 /* 0, or -1: close the connection. */
 int files_decode(const struct frame *frame, struct files_request *request);
+
+/* READ, and OPEN; 0, or -1: close the connection. */
+int files_serve_read(const struct files_request *request);
 
 /* Names of temporary files: this, one of the two letters, 16 hexadecimal digits. They are nobody's business. */
 #define FILES_TEMPORARY ".hutch-"

@@ -13,20 +13,14 @@ import type {
   WalkOptions,
   WatchOptions,
 } from '../spec/runtime.ts'
-import {
-  type Frame,
-  FrameType,
-  frameHeader,
-  framePayloadBytesMax,
-  PayloadReader,
-  readEntries,
-  readEntry,
-} from './codec.ts'
+import { readEntries, readEntry } from './codec.ts'
 import { fileError } from './errno.ts'
 import { checkMode, checkPath, checkRange, fileEntry, frame, invalid, modeBits } from './file-requests.ts'
 import { FilesPool, type FilesPoolOptions, type Operation } from './files-pool.ts'
 import { writeAll } from './files-write-all.ts'
+import { type Frame, FrameType, frameHeader, framePayloadBytesMax } from './frame.ts'
 import { OpenFiles } from './open-files.ts'
+import { PayloadReader } from './payload.ts'
 import { Trees } from './trees.ts'
 
 const dataBytesMax = framePayloadBytesMax

@@ -3,7 +3,8 @@ import { execFileSync } from 'node:child_process'
 import { mkdirSync } from 'node:fs'
 import { readdir, readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { type Frame, FrameType, FrameWriter, readOutputNotice } from './codec.ts'
+import { readOutputNotice } from './codec.ts'
+import { type Frame, FrameType, FrameWriter } from './frame.ts'
 import { eventually, type TestConnection, TestGuest } from './test-guest.ts'
 
 setDefaultTimeout(120_000)

@@ -1,7 +1,9 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test'
 import { readdir, readFile, stat, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
-import { FrameType, FrameWriter, PayloadReader, readProcess } from './codec.ts'
+import { readProcess } from './codec.ts'
+import { FrameType, FrameWriter } from './frame.ts'
+import { PayloadReader } from './payload.ts'
 import { eventually, TestConnection, TestGuest } from './test-guest.ts'
 
 const running = 1

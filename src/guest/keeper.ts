@@ -1,14 +1,8 @@
 import { PlatformError } from '../errors.ts'
 import type { Logger } from '../lib/log.ts'
-import {
-  type ConnectRecord,
-  FrameType,
-  FrameWriter,
-  readConnect,
-  readError,
-  readGuestState,
-} from './codec.ts'
+import { type ConnectRecord, readConnect, readError, readGuestState } from './codec.ts'
 import { errnoName } from './errno.ts'
+import { FrameType, FrameWriter } from './frame.ts'
 import { Requests } from './requests.ts'
 
 /** The keeper keeps 256 ports open, the least recently used go first; these are surely still open. */

@@ -1,5 +1,7 @@
 import type { FileSink } from 'bun'
-import { FrameReader, FrameType, FrameWriter, PayloadReader, readError, receivedLimits } from './codec.ts'
+import { readError } from './codec.ts'
+import { FrameReader, FrameType, FrameWriter, receivedLimits } from './frame.ts'
+import { PayloadReader } from './payload.ts'
 
 /** A launch answers sooner by itself, with what it waited for. */
 const launchTimeoutMs = 25_000

@@ -1,6 +1,6 @@
 import { PlatformError } from '../errors.ts'
 import type { LayerAttributes, LayerEntry, LayerSink, Layers } from '../spec/layers.ts'
-import { FrameType, FrameWriter, framePayloadBytesMax } from './codec.ts'
+import { FrameType, FrameWriter, framePayloadBytesMax } from './frame.ts'
 
 /** Small frames travel together. */
 const batchBytesMax = 256 * 1024

@@ -1,7 +1,7 @@
 import { PlatformError } from '../errors.ts'
 import type { Logger } from '../lib/log.ts'
-import { type Frame, FrameType, ProtocolError } from './codec.ts'
 import { Connection, type ConnectionRole } from './connection.ts'
+import { type Frame, FrameType, ProtocolError } from './frame.ts'
 
 /** Every answer but that of a stdin write comes from an event loop that never blocks. */
 export const requestTimeoutMsDefault = 15_000

@@ -1,8 +1,9 @@
 import { PlatformError } from '../errors.ts'
 import type { ProcessDescent, ProcessSocket } from '../spec/runtime.ts'
-import { type Frame, FrameType, FrameWriter, PayloadReader, ProtocolError } from './codec.ts'
 import { Connection } from './connection.ts'
 import { printable } from './errno.ts'
+import { type Frame, FrameType, FrameWriter, ProtocolError } from './frame.ts'
+import { PayloadReader } from './payload.ts'
 
 const answerTimeoutMs = 10_000
 const socketsMax = 4096

@@ -1,7 +1,8 @@
 import { PlatformError } from '../errors.ts'
 import { outputBytesMaxDefault, type SpawnSpec } from '../spec/runtime.ts'
-import { FrameTooLargeError, FrameType, FrameWriter, processIdMax } from './codec.ts'
+import { processIdMax } from './codec.ts'
 import { printable } from './errno.ts'
+import { FrameTooLargeError, FrameType, FrameWriter } from './frame.ts'
 
 const spawnFlags = { stdin: 1, pty: 2 }
 

@@ -3,16 +3,16 @@ import { connect, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { buildHelper } from '../../scripts/build-helper.ts'
+import { readProcess } from './codec.ts'
 import {
   type Frame,
   FrameReader,
   FrameType,
   FrameWriter,
   framePayloadBytesMax,
-  PayloadReader,
   protocolVersion,
-  readProcess,
-} from './codec.ts'
+} from './frame.ts'
+import { PayloadReader } from './payload.ts'
 
 /** For tests of the native guest: the role `guest` in a temporary directory, and frames sent to it by hand. */
 

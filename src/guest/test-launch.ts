@@ -15,8 +15,10 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { buildHelper } from '../../scripts/build-helper.ts'
 import { silentLogger } from '../lib/log.ts'
-import { FrameReader, FrameType, FrameWriter, PayloadReader, readError, receivedLimits } from './codec.ts'
+import { readError } from './codec.ts'
+import { FrameReader, FrameType, FrameWriter, receivedLimits } from './frame.ts'
 import { type GuestState, KeeperChannel } from './keeper.ts'
+import { PayloadReader } from './payload.ts'
 
 /** For tests of the launcher: throwaway instances whose root is empty but for the host's /usr. */
 

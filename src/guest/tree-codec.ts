@@ -1,6 +1,8 @@
 import { encodeCode, type LinePattern, type Program } from '../lib/patterns/index.ts'
 import type { FileChange, LineMatch, TreeSummary } from '../spec/runtime.ts'
-import { type EntryRecord, type FrameWriter, PayloadReader, ProtocolError, readEntryFields } from './codec.ts'
+import { type EntryRecord, readEntryFields } from './codec.ts'
+import { type FrameWriter, ProtocolError } from './frame.ts'
+import { PayloadReader } from './payload.ts'
 
 /** The frames about whole directory trees (docs/guest-protocol.md), as suspicious of what comes in as codec.ts. */
 

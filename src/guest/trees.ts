@@ -11,9 +11,9 @@ import {
   type WatchOptions,
   watchesMax,
 } from '../spec/runtime.ts'
-import { FrameType, type FrameWriter } from './codec.ts'
 import { checkPath, fileEntry, frame } from './file-requests.ts'
 import type { FilesPool, Operation } from './files-pool.ts'
+import { FrameType, type FrameWriter } from './frame.ts'
 import { putLinePattern, putProgram, readChanges, readFound, readMatches, readSummary } from './tree-codec.ts'
 
 /** Of a tree may come nothing for long, when nothing in it belongs to the result. */

@@ -4,15 +4,10 @@ import { PlatformError } from '../../errors.ts'
 import type { Clock } from '../../lib/clock.ts'
 import type { Logger } from '../../lib/log.ts'
 import type { Guest, GuestProcess, ProcessDescent } from '../../spec/runtime.ts'
-import {
-  fullOutputBytesMax,
-  inlineOutputBytesMax,
-  type OutputChunk,
-  type OutputSummary,
-  OutputTail,
-} from './output.ts'
+import { fullOutputBytesMax, type OutputChunk, type OutputSummary, type OutputTail } from './output.ts'
+import { ProcessOutput } from './process-output.ts'
 import type { ProcessRecord } from './records.ts'
-import { newRun, type Run, readRestartNote, restartNote, statusOf, until } from './run.ts'
+import { newRun, type Run, restartNote, statusOf } from './run.ts'
 import type { ProcessStatus, ProcessView } from './views.ts'
 import { plainWords } from './words.ts'
 
@@ -48,8 +43,7 @@ export class SandboxProcess {
   private readonly finished = Promise.withResolvers<void>()
   private readonly runs: Run[] = []
   private readonly timers = new AbortController()
-  private inline: { tail: OutputTail; runId: number; offset: number } | null = null
-  private inlineReading: Promise<unknown> = Promise.resolve()
+  private readonly written: ProcessOutput
   private starting = true
   private restarting = false
   private awake: Disposable | null = null
@@ -61,6 +55,7 @@ export class SandboxProcess {
     this.record = record
     this.done = this.finished.promise
     for (const run of record.runs) this.runs.push(newRun(run.id))
+    this.written = new ProcessOutput(host.guest.processes, record, this.runs)
   }
 
   get id(): number {
@@ -209,47 +204,13 @@ export class SandboxProcess {
   }
 
   /** The last `bytesMax` bytes of each stream. */
-  async output(bytesMax: number): Promise<OutputSummary> {
-    const tail = new OutputTail(bytesMax)
-    for (const { id } of [...this.record.runs]) {
-      await this.read(tail, id, 0)
-      this.readNote(tail, id)
-    }
-    if (!this.running) tail.end()
-    return tail.summary()
+  output(bytesMax: number): Promise<OutputSummary> {
+    return this.written.last(bytesMax)
   }
 
-  /**
-   * Everything that is kept of the output and, while the process runs, what it goes on to write, in batches. Ends with
-   * it. A follower that is slow slows the process down; one that came late is told of what is gone. What it was given
-   * is added to `tail`, which saves reading it again at the end. A batch holds no longer than until the next is asked for.
-   */
-  async *follow(signal: AbortSignal, tail?: OutputTail): AsyncIterable<OutputChunk[]> {
-    let lastRunId = 0
-    while (!signal.aborted) {
-      const run = this.runs.find(({ id }) => id > lastRunId)
-      if (!run) return
-      lastRunId = run.id
-      try {
-        for await (const batch of this.host.guest.processes.output(run.id, {
-          follow: true,
-          reuseMemory: true,
-          signal,
-        })) {
-          if (tail) for (const record of batch) tail.push(record)
-          yield batch
-        }
-      } catch (error) {
-        if (signal.aborted) return
-        if (!(PlatformError.is(error) && error.code === 'not_found')) throw error
-      }
-      await until(run.settled, signal)
-      const note = this.record.runs.find(({ id }) => id === run.id)?.note
-      if (note) {
-        tail?.pushText('stdout', note)
-        yield [{ kind: 'restart', note, ...readRestartNote(note) }]
-      }
-    }
+  /** What is kept of its output and what it goes on to write, until it ends; as `ProcessOutput.follow`. */
+  follow(signal: AbortSignal, tail?: OutputTail): AsyncIterable<OutputChunk[]> {
+    return this.written.follow(signal, tail)
   }
 
   /** `fresh`: without output, as just started. `inline` and `full`: with the last 64 KiB or 4 MiB of it. */
@@ -258,8 +219,8 @@ export class SandboxProcess {
       output === 'fresh'
         ? null
         : output === 'full'
-          ? await this.output(fullOutputBytesMax)
-          : await this.inlineOutput()
+          ? await this.written.last(fullOutputBytesMax)
+          : await this.written.inline()
     const { record } = this
     return {
       pid: String(record.pid ?? 0),
@@ -285,61 +246,11 @@ export class SandboxProcess {
   release(): void {
     this.timers.abort()
     this.letRest()
-    this.inline = null
+    this.written.release()
   }
 
   private get current(): Run {
     return this.runs[this.runs.length - 1]!
-  }
-
-  /** Kept from one look to the next, so that polling a chatty process does not read all of its output each time. */
-  private inlineOutput(): Promise<OutputSummary> {
-    const reading = this.inlineReading.then(async () => {
-      const state = this.inline ?? { tail: new OutputTail(inlineOutputBytesMax), runId: 0, offset: 0 }
-      this.inline = state
-      const complete = !this.running
-      for (const { id } of [...this.record.runs]) {
-        if (id < state.runId) continue
-        if (id > state.runId) {
-          state.runId = id
-          state.offset = 0
-        }
-        if (state.offset !== Number.POSITIVE_INFINITY)
-          state.offset = await this.read(state.tail, id, state.offset)
-        const closed = id !== this.current.id || complete
-        if (closed && state.offset !== Number.POSITIVE_INFINITY) {
-          state.offset = Number.POSITIVE_INFINITY
-          this.readNote(state.tail, id)
-          if (complete && id === this.current.id) state.tail.end()
-        }
-      }
-      return state.tail.summary()
-    })
-    this.inlineReading = reading.catch(() => {
-      this.inline = null
-    })
-    return reading
-  }
-
-  private async read(tail: OutputTail, runId: number, fromOffset: number): Promise<number> {
-    let offset = fromOffset
-    try {
-      for await (const batch of this.host.guest.processes.output(runId, { fromOffset, reuseMemory: true })) {
-        for (const record of batch) {
-          tail.push(record)
-          offset = record.endOffset
-        }
-      }
-    } catch (error) {
-      // Output of a machine that was started again is gone; the record of the process stays.
-      if (!(PlatformError.is(error) && error.code === 'not_found')) throw error
-    }
-    return offset
-  }
-
-  private readNote(tail: OutputTail, runId: number): void {
-    const note = this.record.runs.find(({ id }) => id === runId)?.note
-    if (note) tail.pushText('stdout', note)
   }
 
   private async spawn(requestEnv: Record<string, string>): Promise<void> {
