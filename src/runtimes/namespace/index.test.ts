@@ -137,6 +137,11 @@ describeRoot(`namespace, as root${why === '' ? '' : ` (skipped: ${why})`}`, () =
     expect(Number(processes)).toBeLessThan(10)
   })
 
+  test('what is sent inside is not paced for a wire that is not there, whatever the host is set to', async () => {
+    const { text } = await shell('cat /proc/sys/net/ipv4/tcp_congestion_control')
+    expect(text).toBe('reno\n')
+  })
+
   test('the disk is as large as asked for, and full is said without a part of a file', async () => {
     const path = '/blaxel/large'
     await instance.guest.files.write(path, Buffer.from('old'))
