@@ -1,4 +1,4 @@
-import { readFileSync } from 'node:fs'
+import { mkdirSync, readFileSync, renameSync, writeFileSync } from 'node:fs'
 import { homedir } from 'node:os'
 import { join } from 'node:path'
 
@@ -22,7 +22,7 @@ export interface RunningPlatform {
   isolation?: string
 }
 
-/** The first admin's credentials, written once by the first `up`. */
+/** The first admin's credentials, written by `up`. */
 export interface Credentials {
   workspace: string
   apiKey: string
@@ -73,6 +73,14 @@ export function readCredentials(dataDir: string): Credentials | null {
   const credentials = readJson(join(dataDir, 'credentials.json')) as Partial<Credentials> | null
   if (typeof credentials?.workspace !== 'string' || typeof credentials.apiKey !== 'string') return null
   return { workspace: credentials.workspace, apiKey: credentials.apiKey }
+}
+
+/** Whole or not at all, for the eyes of the platform's own user. */
+export function writeCredentials(dataDir: string, credentials: Credentials): void {
+  mkdirSync(dataDir, { recursive: true })
+  const path = join(dataDir, 'credentials.json')
+  writeFileSync(`${path}.draft`, `${JSON.stringify(credentials)}\n`, { mode: 0o600 })
+  renameSync(`${path}.draft`, path)
 }
 
 function readJson(path: string): unknown {

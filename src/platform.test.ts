@@ -3,6 +3,7 @@ import { afterEach, describe, expect, test } from 'bun:test'
 import { existsSync, mkdtempSync, readdirSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { readCredentials } from './data-directory.ts'
 import { publicPaths, routeTableRefusals } from './http/testing/route-table-refusals.ts'
 import { systemClock } from './lib/clock.ts'
 import { createLogger } from './lib/log.ts'
@@ -134,6 +135,27 @@ describe('the data directory', () => {
     await second.close()
 
     expect((await platform({ dataDir })).credentials).toEqual(second.credentials)
+  })
+
+  test('names a workspace that is there, whatever became of the first', async () => {
+    const dataDir = directory()
+    const first = await platform({ dataDir })
+    const change = (method: string, path: string, json?: object) =>
+      first.request(path, authorised(first, { method, ...(json ? { body: JSON.stringify(json) } : {}) }))
+    expect((await change('DELETE', '/v0/workspaces/main')).status).toBe(409)
+    expect((await change('POST', '/v0/workspaces', { name: 'lab' })).status).toBe(200)
+    expect((await change('DELETE', '/v0/workspaces/main')).status).toBe(200)
+    await eventually(async () => readCredentials(dataDir)?.workspace === 'lab')
+    expect((await first.request('/v0/sandboxes', authorised(first))).status).toBe(200)
+    expect((await change('DELETE', '/v0/workspaces/lab?force=true')).status).toBe(200)
+
+    // The name of the first may be somebody else's by then.
+    const { sub } = await first.users.create({ email: 'other@example.com' })
+    await first.workspaces.create({ name: 'main', ownerSub: sub })
+    await first.close()
+    const second = await platform({ dataDir })
+    expect(second.credentials).toEqual({ workspace: 'main-2', apiKey: first.credentials.apiKey })
+    expect((await second.request('/v0/sandboxes', authorised(second))).status).toBe(200)
   })
 
   test('admits one platform at a time', async () => {

@@ -2,13 +2,13 @@
  * The composition root: the one file that names concrete drivers. Opens in order, closes in reverse. The executable is
  * its first user (`cli/up.ts`), tests are the second.
  */
-import { mkdirSync, mkdtempSync, renameSync, rmSync, writeFileSync } from 'node:fs'
+import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { Access } from './access/index.ts'
+import { Access, FirstCredentials } from './access/index.ts'
 import { Codegen } from './codegen/index.ts'
 import { type Config, configDefaults, type RuntimeName } from './config.ts'
-import { dataDirDefault, readCredentials } from './data-directory.ts'
+import { dataDirDefault } from './data-directory.ts'
 import { PlatformError } from './errors.ts'
 import { HelperLayers } from './guest/index.ts'
 import { createApp } from './http/app.ts'
@@ -78,9 +78,6 @@ export interface Platform extends AsyncDisposable {
 /** A data directory that is made for this platform and removed with it. */
 export const temporaryDataDir = ':memory:'
 
-const firstWorkspace = 'main'
-const firstAdminEmail = 'admin@hutch.localhost'
-const firstKeyName = 'hutch env'
 const requestGraceMs = 2_000
 
 /**
@@ -140,7 +137,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   const users = new Users({ store, clock })
   const workspaces = new Workspaces({ store, users, heldKinds: ['sandbox'] })
   const access = opened.use(await Access.open({ store, secrets, users, workspaces, clock, log }))
-  const credentials = await firstCredentials(dataDir, { users, workspaces, access })
+  const credentials = opened.use(await FirstCredentials.open({ dataDir, users, workspaces, access, log }))
 
   const helperPath = await helper
   // The other runtimes start programs of the host.
@@ -283,7 +280,9 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
     users,
     sandboxes,
     runtime,
-    credentials,
+    get credentials() {
+      return credentials.current
+    },
     close,
     [Symbol.asyncDispose]: () => close(),
 
@@ -331,42 +330,4 @@ async function openRuntime(
   return driver === 'process'
     ? await openProcessRuntime(options)
     : await openNamespaceRuntime({ ...options, egress })
-}
-
-/** The workspace, the admin and the key that `hutch env` prints; made by the first `up`, the key again once revoked. */
-async function firstCredentials(
-  dataDir: string,
-  { users, workspaces, access }: { users: Users; workspaces: Workspaces; access: Access },
-): Promise<{ workspace: string; apiKey: string }> {
-  const known = readCredentials(dataDir)
-  if (known !== null && (await isAccepted(access, known.apiKey))) return known
-  const admin =
-    (await users.getByEmail(firstAdminEmail)) ??
-    (await users.create({ email: firstAdminEmail, givenName: 'Admin' }))
-  if (!(await workspaces.namesOf(admin.sub)).includes(firstWorkspace)) {
-    await workspaces.create({ name: firstWorkspace, displayName: 'Main', ownerSub: admin.sub })
-  }
-  const { key } = await access.keys.create({
-    sub: admin.sub,
-    subType: 'user',
-    workspace: '',
-    name: firstKeyName,
-    createdBy: admin.sub,
-  })
-  const credentials = { workspace: firstWorkspace, apiKey: key }
-  mkdirSync(dataDir, { recursive: true })
-  const path = join(dataDir, 'credentials.json')
-  writeFileSync(`${path}.draft`, `${JSON.stringify(credentials)}\n`, { mode: 0o600 })
-  renameSync(`${path}.draft`, path)
-  return credentials
-}
-
-async function isAccepted(access: Access, apiKey: string): Promise<boolean> {
-  try {
-    await access.authenticate(apiKey)
-    return true
-  } catch (error) {
-    if (PlatformError.is(error) && error.code === 'authentication_failed') return false
-    throw error
-  }
 }

@@ -11,6 +11,7 @@ import { ServiceAccounts } from './service-accounts.ts'
 import { Tokens } from './tokens.ts'
 import { Workloads, type WorkloadToken } from './workloads.ts'
 
+export { FirstCredentials } from './first-credentials.ts'
 export {
   type AccountKind,
   type ApiKey,

@@ -2,6 +2,7 @@ import { PlatformError } from '../errors.ts'
 import { randomText } from '../lib/ids.ts'
 import { KeyedLock } from '../lib/keyed-lock.ts'
 import type { BatchStep, Resource, Store } from '../spec/store.ts'
+import { inWorkspace } from '../workspaces/index.ts'
 import { type ApiKeys, type Secrets, sameText } from './keys.ts'
 import type { Role } from './principals.ts'
 
@@ -79,14 +80,11 @@ export class ServiceAccounts {
       sealedSecret: this.#secrets.seal(clientSecret, `service_account:${clientId}`),
     }
     const indexes = { clientId, workspace, secretHash: this.#secrets.lookupHash(clientSecret) }
-    const resource = await this.#store.create({
-      kind: 'service_account',
-      workspace,
-      name: clientId,
-      body,
-      indexes,
-    })
-    return { account: serviceAccountOf(resource), clientSecret }
+    const [created] = await this.#store.batch([
+      { op: 'create', input: { ...keyOf(workspace, clientId), body, indexes } },
+      inWorkspace(workspace),
+    ])
+    return { account: serviceAccountOf(created as Resource<ServiceAccountBody>), clientSecret }
   }
 
   /** Newest first. */

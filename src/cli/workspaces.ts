@@ -1,5 +1,5 @@
 import { clientFor, withHints } from './client.ts'
-import { CommandError, command, connectionFlags, sameTarget } from './command.ts'
+import { command, connectionFlags, sameTarget } from './command.ts'
 import { age, note, print, printJson, table } from './output.ts'
 import { spelled } from './shell.ts'
 
@@ -55,22 +55,12 @@ export const remove = command({
   flags: { ...connectionFlags, force: { kind: 'boolean', about: 'even when it is the last one you reach' } },
   positionals: [1, 1],
   async run({ flags, positionals }) {
-    const client = clientFor(flags)
-    if (!flags.force) {
-      const reached = await withHints(flags, () => Array.fromAsync(client.workspaces.list()))
-      if (reached.length === 1 && reached[0]?.name === positionals[0]) {
-        throw new CommandError(
-          `${positionals[0]} is the only workspace your key reaches: without it nothing can be made, not even keys ` +
-            '(--force deletes it all the same)',
-          sameTarget('hutch workspaces create NAME', { 'data-dir': flags['data-dir'] }),
-        )
-      }
-    }
-    await withHints(flags, () => client.workspaces.remove(positionals[0]!), {
+    const name = positionals[0]!
+    await withHints(flags, () => clientFor(flags).workspaces.remove(name, { force: flags.force === true }), {
       404: 'hutch workspaces list',
     })
-    if (flags.json) printJson({ removed: positionals[0] })
-    else print(positionals[0]!)
+    if (flags.json) printJson({ removed: name })
+    else print(name)
     return 0
   },
 })

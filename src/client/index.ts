@@ -204,8 +204,9 @@ class Workspaces {
     return await this.transport.json('POST', '/workspaces', workspace)
   }
 
-  async remove(name: string): Promise<void> {
-    await this.transport.json('DELETE', `/workspaces/${encodeURIComponent(name)}`)
+  async remove(name: string, { force = false }: { force?: boolean } = {}): Promise<void> {
+    const query = force ? '?force=true' : ''
+    await this.transport.json('DELETE', `/workspaces/${encodeURIComponent(name)}${query}`)
   }
 }
 

@@ -3,6 +3,7 @@ import { z } from 'zod'
 import { PlatformError } from '../errors.ts'
 import type { SecretBox } from '../lib/secret-box.ts'
 import { type BatchStep, pageLimitMax, type Store } from '../spec/store.ts'
+import { inWorkspace } from '../workspaces/index.ts'
 import { normalHost } from './reference.ts'
 
 export interface RegistryCredentials {
@@ -66,7 +67,7 @@ export class Credentials {
     }
     const present = await this.#store.get(key)
     if (present) await this.#store.update(key, present.version, { body })
-    else await this.#store.create({ ...key, body })
+    else await this.#store.batch([{ op: 'create', input: { ...key, body } }, inWorkspace(workspace)])
   }
 
   /** @throws not_found */

@@ -1,6 +1,7 @@
 import { PlatformError } from '../errors.ts'
 import { KeyedLock } from '../lib/keyed-lock.ts'
 import { pageLimitMax, type Resource, type Store } from '../spec/store.ts'
+import { inWorkspace } from '../workspaces/index.ts'
 import type { InstalledImage } from './install.ts'
 import type { ImageSettings } from './manifest.ts'
 import type { ResourceType } from './reference.ts'
@@ -107,9 +108,12 @@ export class ImageRecords {
         )
       }
       const body: ImageBody = { resourceType: target.type, name: target.name, tags: [...others, tag] }
-      return present
-        ? await this.#store.update<ImageBody>(key, present.version, { body })
-        : await this.#store.create<ImageBody>({ ...key, body })
+      if (present) return await this.#store.update<ImageBody>(key, present.version, { body })
+      const [created] = await this.#store.batch([
+        { op: 'create', input: { ...key, body } },
+        inWorkspace(workspace),
+      ])
+      return created as StoredImage
     })
   }
 

@@ -2,6 +2,7 @@ import { PlatformError } from '../errors.ts'
 import type { Clock } from '../lib/clock.ts'
 import { randomText } from '../lib/ids.ts'
 import type { BatchStep, Store } from '../spec/store.ts'
+import { inWorkspace } from '../workspaces/index.ts'
 import type { SandboxDraft } from './draft.ts'
 import type { SandboxExpiry } from './expiry.ts'
 import type { SandboxLeases } from './leases.ts'
@@ -169,7 +170,7 @@ export class SandboxDeployments {
       input: { kind: sandboxKind, workspace, name, body, indexes: indexesOf(body), createdAt },
     }
     const results = await this.#machines.endAlong(replaced?.body.instanceId ?? null, (more) =>
-      this.#store.batch([...gone, creation, ...along, ...more]),
+      this.#store.batch([...gone, creation, ...along, inWorkspace(workspace), ...more]),
     )
     return results[gone.length] as StoredSandbox
   }

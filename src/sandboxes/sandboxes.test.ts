@@ -3,6 +3,7 @@ import { existsSync } from 'node:fs'
 import { join } from 'node:path'
 import { PlatformError } from '../errors.ts'
 import { launchConcurrencyMax } from '../instances/index.ts'
+import { Users, Workspaces } from '../workspaces/index.ts'
 import { maskedValue, type SandboxInput, type SandboxView } from './index.ts'
 import { type TestPlatform, TestSite, until } from './test-host.ts'
 
@@ -200,6 +201,25 @@ test('a store that refuses the record takes the machine back', async () => {
   expect(await failure(platform.sandboxes.acquire('main', 'box'))).toMatchObject({
     code: 'workload_not_found',
   })
+})
+
+test('a workspace that is deleted meanwhile leaves no sandbox and no machine behind', async () => {
+  const users = new Users({ store: site.store, clock: site.clock })
+  const workspaces = new Workspaces({ store: site.store, users, heldKinds: ['sandbox'] })
+  // Between the machine and its record: the workspace looks empty.
+  site.host.faults.created = async () => void (await workspaces.delete('other', null))
+  const refused = await failure(platform.sandboxes.create('other', input('late'), { actor }))
+  expect(refused).toMatchObject({ code: 'not_found', message: 'workspace "other" does not exist' })
+  expect(site.host.machines.size).toBe(0)
+  delete site.host.faults.created
+
+  // The record was first: then it is the deletion that is refused.
+  await workspaces.create({ name: 'other', ownerSub: 'usr_test' })
+  const deleting = platform.sandboxes
+    .create('other', input('early'), { actor })
+    .then(() => failure(workspaces.delete('other', null)))
+  expect(await deleting).toMatchObject({ code: 'conflict' })
+  expect((await platform.sandboxes.list('other', {})).data.map(({ name }) => name)).toEqual(['early'])
 })
 
 test('no more machines are made at once than the limit says', async () => {

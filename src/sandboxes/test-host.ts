@@ -18,6 +18,7 @@ import type {
 } from '../spec/runtime.ts'
 import type { Store } from '../spec/store.ts'
 import { openSqliteStore } from '../stores/sqlite/index.ts'
+import { Users, Workspaces } from '../workspaces/index.ts'
 import { Previews, Sandboxes } from './index.ts'
 
 interface Machine {
@@ -300,6 +301,8 @@ export class TestSite implements AsyncDisposable {
       sleep: () => Promise.resolve(),
     }
     const store = await openSqliteStore({ path, clock, log: silentLogger, durability: 'process' })
+    const workspaces = new Workspaces({ store, users: new Users({ store, clock }), heldKinds: ['sandbox'] })
+    for (const name of ['main', 'other']) await workspaces.create({ name, ownerSub: 'usr_test' })
     return new TestSite(dataDir, store)
   }
 

@@ -76,6 +76,27 @@ export function batchesContract(context: StoreContext): void {
       ])
     })
 
+    test('can require that a resource is there, or that a workspace has none of a kind', async () => {
+      await add('here')
+      await add('elsewhere', { workspace: 'other' })
+      const refused = (step: Parameters<Store['batch']>[0][number]) =>
+        codeOf(context.store.batch([{ op: 'create', input: { ...sandbox('new'), body: {} } }, step]))
+      expect(await refused({ op: 'require', key: sandbox('gone') })).toBe('not_found')
+      expect(await refused({ op: 'requireNone', kind: 'sandbox', workspace: 'other' })).toBe('conflict')
+      // What the batch itself did counts.
+      expect(await refused({ op: 'requireNone', kind: 'sandbox', workspace: 'main' })).toBe('conflict')
+      expect(await context.store.get(sandbox('new'))).toBeNull()
+      const events = context.store.watch({}, new AbortController().signal)[Symbol.asyncIterator]()
+      const answers = await context.store.batch([
+        { op: 'require', key: sandbox('here') },
+        { op: 'requireNone', kind: 'preview', workspace: 'main' },
+        { op: 'remove', key: sandbox('here') },
+        { op: 'requireNone', kind: 'sandbox', workspace: 'main' },
+      ])
+      expect(answers).toEqual([true, true, true, true])
+      expect((await events.next()).value).toMatchObject({ type: 'removed', key: sandbox('here') })
+    })
+
     test('is bounded, and may be empty', async () => {
       const steps = Array.from(
         { length: batchStepsMax + 1 },

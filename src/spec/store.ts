@@ -40,7 +40,10 @@ export interface Store extends AsyncDisposable {
    */
   remove(key: ResourceKey, expectedVersion?: number): Promise<boolean>
 
-  /** All or nothing, in order, at most `batchStepsMax` steps. @throws what the first failing step throws */
+  /**
+   * All or nothing, in order, at most `batchStepsMax` steps. Answers what each made of its resource, whether a removal
+   * found one, and true for a requirement. @throws what the first failing step throws
+   */
   batch(steps: BatchStep[]): Promise<(Resource | boolean)[]>
 
   /**
@@ -140,6 +143,10 @@ export type BatchStep =
   | { op: 'create'; input: NewResource }
   | { op: 'update'; key: ResourceKey; expectedVersion: number; change: ResourceChange }
   | { op: 'remove'; key: ResourceKey; expectedVersion?: number }
+  /** Changes nothing; the batch fails with not_found unless the resource is there. */
+  | { op: 'require'; key: ResourceKey }
+  /** Changes nothing; the batch fails with conflict when the workspace has a resource of the kind. */
+  | { op: 'requireNone'; kind: string; workspace: string }
 
 export type ResourceEvent =
   | { type: 'created' | 'updated'; resource: Resource }

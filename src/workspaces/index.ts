@@ -1,8 +1,11 @@
 import { PlatformError } from '../errors.ts'
+import { KeyedLock } from '../lib/keyed-lock.ts'
 import { type BatchStep, batchStepsMax, type Resource, type Store } from '../spec/store.ts'
+import { workspaceKey } from './key.ts'
 import { requireWorkspaceName, workspaceNameRefusal } from './names.ts'
 import { memberCreation, type Users } from './users.ts'
 
+export { inWorkspace } from './key.ts'
 export { isReservedWorkspaceName, workspaceNameLengthMax } from './names.ts'
 export { type Member, type MemberRole, type User, Users } from './users.ts'
 
@@ -34,6 +37,8 @@ export class Workspaces {
   readonly #store: Store
   readonly #heldKinds: string[]
   readonly #ownedSteps: ((workspace: string) => Promise<BatchStep[]>)[] = []
+  /** By who asks: two deletions at once do not take the last two workspaces. */
+  readonly #deletions = new KeyedLock()
 
   /** `heldKinds`: kinds of resources that keep their workspace from being deleted while any is left. */
   constructor(options: { store: Store; users: Users; heldKinds: string[] }) {
@@ -64,11 +69,14 @@ export class Workspaces {
       updatedBy: input.ownerSub,
     }
     try {
-      const [created] = await this.users.whileRoom(input.ownerSub, () =>
-        this.#store.batch([
-          { op: 'create', input: { kind: 'workspace', workspace: '', name: input.name, body } },
-          memberCreation(input.name, input.ownerSub, 'admin'),
-        ]),
+      // Not while one of this name is deleted, whose leftovers are cleared away.
+      const [created] = await this.users.whileUnchanged(input.name, () =>
+        this.users.whileRoom(input.ownerSub, () =>
+          this.#store.batch([
+            { op: 'create', input: { ...workspaceKey(input.name), body } },
+            memberCreation(input.name, input.ownerSub, 'admin'),
+          ]),
+        ),
       )
       return workspaceOf(created as Resource<WorkspaceBody>)
     } catch (error) {
@@ -96,9 +104,7 @@ export class Workspaces {
   /** Those of `names` that exist, in the order of the names. */
   async list(names: Iterable<string>): Promise<Workspace[]> {
     const found = await Promise.all(
-      [...names]
-        .sort()
-        .map((name) => this.#store.get<WorkspaceBody>({ kind: 'workspace', workspace: '', name })),
+      [...names].sort().map((name) => this.#store.get<WorkspaceBody>(workspaceKey(name))),
     )
     return found.filter((resource) => resource !== null).map(workspaceOf)
   }
@@ -115,14 +121,35 @@ export class Workspaces {
       ...(change.labels !== undefined && { labels: change.labels }),
       updatedBy: change.updatedBy,
     }
-    return workspaceOf(await this.#store.update(keyOf(name), found.version, { body }))
+    return workspaceOf(await this.#store.update(workspaceKey(name), found.version, { body }))
   }
 
-  /** @throws workspace_not_found, conflict while it still holds resources */
-  async delete(name: string): Promise<Workspace> {
-    const deleted = await this.users.whileUnchanged(name, () => this.#delete(name))
+  /**
+   * With all that belongs to it. `askedBy`: the user or service account that must be left with another workspace; null
+   * when nobody has to.
+   * @throws workspace_not_found, conflict while it still holds resources and for the only one of who asks
+   */
+  async delete(name: string, askedBy: string | null): Promise<Workspace> {
+    const remove = () => this.users.whileUnchanged(name, () => this.#delete(name))
+    const deleted =
+      askedBy === null
+        ? await remove()
+        : await this.#deletions.run(askedBy, async () => {
+            await this.#requireAnother(name, askedBy)
+            return await remove()
+          })
     this.users.changedElsewhere()
     return deleted
+  }
+
+  async #requireAnother(name: string, sub: string): Promise<void> {
+    const reached = await this.namesOf(sub)
+    if (reached.some((other) => other !== name)) return
+    throw new PlatformError(
+      'conflict',
+      `Workspace "${name}" is the only one that this credential reaches: without it nothing can be made, not even ` +
+        'keys. Create another first; ?force=true deletes it all the same',
+    )
   }
 
   async #delete(name: string): Promise<Workspace> {
@@ -133,15 +160,25 @@ export class Workspaces {
       const what = held.map(([kind, count]) => `${count} ${kind}`).join(', ')
       throw new PlatformError('conflict', `Workspace "${name}" still holds ${what}: delete them first`)
     }
+    await this.#removeOwned(name)
+    // Roles go together with the name: a new workspace of this name must not find them. Whatever its version is by
+    // now: what it owned is gone.
+    await this.#store.batch([
+      ...this.#heldKinds.map((kind) => ({ op: 'requireNone', kind, workspace: name }) as const),
+      { op: 'remove', key: workspaceKey(name) },
+      ...(await this.users.removalSteps(name)),
+    ])
+    // What came in between. Nothing can come any more, since it would require the workspace.
+    await this.#removeOwned(name)
+    return workspaceOf(found)
+  }
+
+  async #removeOwned(name: string): Promise<void> {
     const owned = await Promise.all(this.#ownedSteps.map((steps) => steps(name)))
     const steps = owned.flat()
     for (let at = 0; at < steps.length; at += batchStepsMax) {
       await this.#store.batch(steps.slice(at, at + batchStepsMax))
     }
-    // Roles go together with the name: a new workspace of this name must not find them. Whatever its version is by
-    // now: what it owned is gone.
-    await this.#store.batch([{ op: 'remove', key: keyOf(name) }, ...(await this.users.removalSteps(name))])
-    return workspaceOf(found)
   }
 
   /** How many resources of each held kind the workspace has; the keys are plural, as in the API. */
@@ -155,21 +192,17 @@ export class Workspaces {
   async availability(name: string): Promise<Availability> {
     const refusal = workspaceNameRefusal(name)
     if (refusal !== null) return { available: false, ...refusal }
-    if ((await this.#store.get(keyOf(name))) !== null) {
+    if ((await this.#store.get(workspaceKey(name))) !== null) {
       return { available: false, reason: 'taken', message: `name: "${name}" is taken` }
     }
     return { available: true, reason: '', message: '' }
   }
 
   async #read(name: string): Promise<Resource<WorkspaceBody>> {
-    const found = await this.#store.get<WorkspaceBody>(keyOf(name))
+    const found = await this.#store.get<WorkspaceBody>(workspaceKey(name))
     if (found === null) throw new PlatformError('workspace_not_found', `Workspace "${name}" not found`)
     return found
   }
-}
-
-function keyOf(name: string) {
-  return { kind: 'workspace', workspace: '', name }
 }
 
 function plural(kind: string): string {

@@ -3,6 +3,7 @@ import type { Clock } from '../lib/clock.ts'
 import { randomText } from '../lib/ids.ts'
 import { KeyedLock } from '../lib/keyed-lock.ts'
 import type { BatchStep, Resource, Store } from '../spec/store.ts'
+import { workspaceKey } from './key.ts'
 
 export type MemberRole = 'admin' | 'member'
 
@@ -97,15 +98,19 @@ export class Users {
   }
 
   async members(workspace: string): Promise<Member[]> {
-    const found = await this.#store.find<MemberBody>({
+    const found = await this.#membersOf(workspace)
+    const members = await Promise.all(found.map((resource) => this.#memberOf(resource)))
+    return members.filter((member) => member !== null)
+  }
+
+  #membersOf(workspace: string): Promise<Resource<MemberBody>[]> {
+    return this.#store.find<MemberBody>({
       kind: 'member',
       workspace,
       index: 'workspace',
       value: workspace,
       limit: membersPerWorkspaceMax,
     })
-    const members = await Promise.all(found.map((resource) => this.#memberOf(resource)))
-    return members.filter((member) => member !== null)
   }
 
   /** By sub or e-mail address. @throws not_found */
@@ -134,7 +139,7 @@ export class Users {
   async #add(workspace: string, sub: string, role: MemberRole, before: BatchStep[]): Promise<void> {
     await this.whileUnchanged(workspace, async () => {
       // Deleted meanwhile: a new one of its name must not find somebody in it.
-      if ((await this.#store.get({ kind: 'workspace', workspace: '', name: workspace })) === null) {
+      if ((await this.#store.get(workspaceKey(workspace))) === null) {
         throw new PlatformError('workspace_not_found', `Workspace "${workspace}" not found`)
       }
       if ((await this.members(workspace)).length >= membersPerWorkspaceMax) {
@@ -193,8 +198,8 @@ export class Users {
 
   /** Steps that take everybody out of a workspace, to go with the workspace in one batch. */
   async removalSteps(workspace: string): Promise<BatchStep[]> {
-    const members = await this.members(workspace)
-    return members.map(({ sub }) => ({ op: 'remove', key: { kind: 'member', workspace, name: sub } }))
+    const members = await this.#membersOf(workspace)
+    return members.map(({ name }) => ({ op: 'remove', key: { kind: 'member', workspace, name } }))
   }
 
   /** To be called by whoever ran `removalSteps` or `memberCreation` in a batch. */

@@ -47,6 +47,51 @@ describe('workspaces', () => {
     expect((await call('DELETE', '/v0/workspaces/lab')).status).toBe(200)
   })
 
+  test('the only one that somebody has stays, unless it is forced', async () => {
+    await using own = await TestPlatform.open()
+    const remove = async (name: string, key = own.adminKey) => {
+      const response = await own.request(`/v0/workspaces/${name}`, { method: 'DELETE', key })
+      return { status: response.status, body: (await response.json()) as { message?: string } }
+    }
+    const make = (name: string) => own.request('/v0/workspaces', { method: 'POST', json: { name } })
+    const { status, body } = await remove('main')
+    expect(status).toBe(409)
+    expect(body.message).toContain('"main" is the only one that this credential reaches')
+
+    // Two at once may not take the last two.
+    expect((await make('spare')).status).toBe(200)
+    const both = await Promise.all([remove('main'), remove('spare')])
+    expect(both.map(({ status }) => status).sort()).toEqual([200, 409])
+
+    const [left] = await own.workspaces.namesOf(own.adminSub)
+    const { account } = await own.access.serviceAccounts.create(left!, { name: 'ci', role: 'admin' })
+    const owner = { sub: account.clientId, subType: 'service_account', workspace: left! } as const
+    const { key } = await own.access.keys.create({ ...owner, createdBy: own.adminSub })
+    expect((await remove(left!, key)).status).toBe(409)
+    expect((await remove(`${left}?force=true`)).status).toBe(200)
+    expect(await own.workspaces.namesOf(own.adminSub)).toEqual([])
+    // Nobody is shut out by it.
+    expect((await make('again')).status).toBe(200)
+  })
+
+  test('takes everybody and everything along that came while it was deleted', async () => {
+    const sub = (await platform.users.create({ email: 'tardy@example.com' })).sub
+    for (let round = 0; round < 5; round++) {
+      expect((await call('POST', '/v0/workspaces', { name: 'short' })).status).toBe(200)
+      const deleting = call('DELETE', '/v0/workspaces/short')
+      const late = await Promise.allSettled([
+        platform.users.add('short', sub, 'admin'),
+        platform.access.serviceAccounts.create('short', { name: 'late' }),
+      ])
+      expect((await deleting).status).toBe(200)
+      for (const { status, ...rest } of late) {
+        if (status === 'rejected') expect(rest).toMatchObject({ reason: { code: 'not_found' } })
+      }
+      expect(await platform.workspaces.namesOf(sub)).toEqual([])
+      expect(await platform.access.serviceAccounts.list('short')).toEqual([])
+    }
+  })
+
   test.each([
     ...[
       'v0',
@@ -206,7 +251,7 @@ describe('users', () => {
     const late = await users.create({ email: 'late@example.com' })
     await workspaces.create({ name: 'brief', ownerSub: platform.adminSub })
     const [, joined] = await Promise.allSettled([
-      workspaces.delete('brief'),
+      workspaces.delete('brief', null),
       users.add('brief', late.sub, 'admin'),
     ])
     expect(joined).toMatchObject({ status: 'rejected', reason: { code: 'workspace_not_found' } })

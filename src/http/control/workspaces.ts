@@ -113,8 +113,10 @@ export function workspaceRoutes(workspaces: Workspaces): Route[] {
       path: '/v0/workspaces/{workspaceName}',
       access: 'admin',
       summary: 'Delete a workspace that holds no resources any more',
+      query: z.object({ force: flag.optional() }),
       answer: workspaceAnswer,
-      handle: async ({ workspace }) => toBody(await workspaces.delete(workspace)),
+      handle: async ({ workspace, principal, query }) =>
+        toBody(await workspaces.delete(workspace, query.force === true ? null : principal!.id)),
     }),
     route({
       ...shared,

@@ -37,6 +37,9 @@ export function openWriter(path: string, synchronous: 'FULL' | 'NORMAL') {
     stored: database.prepare<{ version: number }, [string, string, string]>(
       'SELECT version FROM resources WHERE kind = ? AND workspace = ? AND name = ?',
     ),
+    first: database.prepare<{ name: string }, [string, string]>(
+      'SELECT name FROM resources WHERE kind = ? AND workspace = ? LIMIT 1',
+    ),
   }
   return {
     ...statements,
@@ -98,7 +101,7 @@ function apply(writer: WriterConnection, mutation: Mutation): Outcome {
 }
 
 type Refusal =
-  | { reason: 'already_exists' | 'not_found' }
+  | { reason: 'already_exists' | 'not_found' | 'held' }
   | { reason: 'version_mismatch'; storedVersion: number }
 
 function applyStep(writer: WriterConnection, step: WriteStep): StepResult | Refusal {
@@ -129,6 +132,10 @@ function applyStep(writer: WriterConnection, step: WriteStep): StepResult | Refu
       if (row) return { op: 'remove', id: row.id }
       return mismatch(writer, step) ?? { op: 'remove', id: null }
     }
+    case 'require':
+      return writer.stored.get(kind, workspace, name) ? { op: 'require' } : { reason: 'not_found' }
+    case 'requireNone':
+      return writer.first.get(kind, workspace) ? { reason: 'held' } : { op: 'requireNone' }
   }
 }
 

@@ -179,7 +179,7 @@ class SqliteStore implements Store {
     const results = await this.#writer.submit(mutation)
     return results.map((result, index) => {
       const row = rowAfter(mutation[index]!, result)
-      return row ? decodeRow(row) : result.op === 'remove' && result.id !== null
+      return row ? decodeRow(row) : result.op !== 'remove' || result.id !== null
     })
   }
 
@@ -222,6 +222,16 @@ class SqliteStore implements Store {
         checkKey(step.key)
         const expectedVersion = step.expectedVersion === undefined ? null : checkVersion(step.expectedVersion)
         return { op: 'remove', kind, workspace, name, expectedVersion }
+      }
+      case 'require': {
+        const { kind, workspace, name } = step.key
+        checkKey(step.key)
+        return { op: 'require', kind, workspace, name }
+      }
+      case 'requireNone': {
+        const { kind, workspace } = step
+        checkKey({ kind, workspace })
+        return { op: 'requireNone', kind, workspace, name: '' }
       }
     }
   }

@@ -27,6 +27,9 @@ export type WriteStep =
     }
   /** Null: whatever the version. */
   | { op: 'remove'; kind: string; workspace: string; name: string; expectedVersion: number | null }
+  | { op: 'require'; kind: string; workspace: string; name: string }
+  /** `name` is ''. */
+  | { op: 'requireNone'; kind: string; workspace: string; name: string }
 
 /** All of its steps or none. */
 export type Mutation = WriteStep[]
@@ -36,10 +39,11 @@ export type StepResult =
   | { op: 'update'; id: string; version: number; createdAt: number; indexes: string }
   /** Null: there was nothing to remove. */
   | { op: 'remove'; id: string | null }
+  | { op: 'require' | 'requireNone' }
 
 export type Outcome =
   | { ok: true; results: StepResult[] }
-  | { ok: false; step: number; reason: 'already_exists' | 'not_found' }
+  | { ok: false; step: number; reason: 'already_exists' | 'not_found' | 'held' }
   | { ok: false; step: number; reason: 'version_mismatch'; storedVersion: number }
   /** `detail` is private: for the log. */
   | { ok: false; step: number; reason: 'disk_full' | 'failed'; detail: string }

@@ -178,8 +178,10 @@ export class Writer {
         return new PlatformError('already_exists', `${which} already exists`)
       case 'not_found':
         return new PlatformError('not_found', `${which} does not exist`)
+      case 'held':
+        return new PlatformError('conflict', `the workspace "${step.workspace}" has a ${step.kind}`)
       case 'version_mismatch': {
-        const expected = step.op === 'create' ? null : step.expectedVersion
+        const expected = 'expectedVersion' in step ? step.expectedVersion : null
         return new PlatformError(
           'version_mismatch',
           `${which} was changed meanwhile: it is at version ${outcome.storedVersion}, not ${expected}. Read it again`,
@@ -204,5 +206,5 @@ export class Writer {
 
 function bytesOf(step: WriteStep): number {
   const overhead = 256
-  return step.op === 'remove' ? overhead : overhead + step.body.length + (step.indexes?.length ?? 0)
+  return 'body' in step ? overhead + step.body.length + (step.indexes?.length ?? 0) : overhead
 }
