@@ -25,7 +25,8 @@ import { PayloadReader } from './payload.ts'
 const deadlineMs = 60_000
 export const uidRange = 65_536
 /** Away from those that a platform on this host gives, and from those of tests that run at the same time. */
-const newUidBase = () => 0x1000_0000 + Math.floor(Math.random() * 0x1000) * 2 * uidRange
+let uidSlot = Math.floor(Math.random() * 0x1000)
+const newUidBase = () => 0x1000_0000 + (uidSlot++ % 0x1000) * 2 * uidRange
 const helperPath = process.env.HUTCH_TEST_HELPER ?? (await buildHelper()).path
 
 export async function until<T>(what: string, probe: () => T | Promise<T>): Promise<NonNullable<T>> {
