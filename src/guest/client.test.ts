@@ -2,6 +2,7 @@ import { afterEach, beforeEach, describe, expect, test } from 'bun:test'
 import { mkdirSync, mkdtempSync, readdirSync, rmSync } from 'node:fs'
 import { createServer, type Server, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
+import { PlatformError } from '../errors.ts'
 import { silentLogger } from '../lib/log.ts'
 import type { SpawnSpec } from '../spec/runtime.ts'
 import {
@@ -479,6 +480,7 @@ describe('the keeper', () => {
 
   test('is asked for a port once', async () => {
     played.onFrame = (frame, socket) => {
+      if (frame.type === FrameType.status) socket.write(guestState(frame.id, 1, 0))
       if (frame.type === FrameType.listen) socket.write(ok(frame.id))
     }
     const keeper = keeperOf(() => {})
@@ -487,13 +489,40 @@ describe('the keeper', () => {
     expect(played.received.filter(({ type }) => type === FrameType.listen).length).toBe(2)
   })
 
+  test('is asked what process 1 does right behind the greeting, at every connect', async () => {
+    played.onFrame = (frame, socket) => {
+      if (frame.type === FrameType.status) socket.write(guestState(frame.id, 1, 0))
+      if (frame.type === FrameType.listen) socket.write(ok(frame.id))
+    }
+    const keeper = keeperOf(() => {})
+    await keeper.open()
+    played.sockets[0]?.destroy()
+    await eventually(() => played.sockets.length === 2 && played.received.length === 4)
+    const { hello, status } = FrameType
+    expect(played.received.map(({ type }) => type)).toEqual([hello, status, hello, status])
+    keeper.close(new PlatformError('unavailable', 'over'))
+  })
+
+  test('an end that came while nobody was connected is told at the next connect', async () => {
+    let state = 1
+    played.onFrame = (frame, socket) => {
+      if (frame.type === FrameType.status) socket.write(guestState(frame.id, state, 7))
+    }
+    const ends: unknown[] = []
+    await keeperOf((end) => ends.push(end)).open()
+    state = 2
+    played.sockets[0]?.destroy()
+    await eventually(() => ends.length > 0)
+    expect(ends).toEqual([{ state: 'exited', code: 7 }])
+  })
+
   test('tells the end of process 1 once', async () => {
     played.onFrame = (frame, socket) => {
       if (frame.type === FrameType.status) socket.write(guestState(frame.id, 1, 0))
     }
     const ends: unknown[] = []
     const keeper = keeperOf((state) => ends.push(state))
-    expect(await keeper.status()).toEqual({ state: 'running', code: 0 })
+    expect(await keeper.open()).toEqual({ state: 'running', code: 0 })
     played.sockets[0]?.write(guestState(0, 3, 9))
     played.sockets[0]?.end(guestState(0, 3, 9))
     await eventually(() => ends.length > 0)
@@ -506,7 +535,7 @@ describe('the keeper', () => {
       if (frame.type === FrameType.status) socket.write(guestState(frame.id, 1, 0))
     }
     const ends: unknown[] = []
-    await keeperOf((state) => ends.push(state)).status()
+    await keeperOf((state) => ends.push(state)).open()
     server.close()
     rmSync(`${dir}/guest.sock`, { force: true })
     played.sockets[0]?.destroy()

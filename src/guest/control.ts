@@ -15,7 +15,7 @@ import { OutputFollowers } from './followers.ts'
 import { type Frame, FrameType, FrameWriter, ProtocolError } from './frame.ts'
 import { OutputLog } from './output.ts'
 import { PayloadReader } from './payload.ts'
-import { Requests } from './requests.ts'
+import { type Ask, Requests } from './requests.ts'
 import { surveyDescent } from './sockets.ts'
 import { checkTerminal, quoted, spawnFrame } from './spawn.ts'
 import { GuestStdin } from './stdin.ts'
@@ -65,7 +65,7 @@ export class ControlChannel implements GuestProcesses {
       ...shared,
       role: 'control',
       onEvent: (frame) => this.#onEvent(frame),
-      onOpen: () => this.#reconcile(),
+      onOpen: (ask) => this.#reconcile(ask),
       wanted: () => this.#waiters.size > 0 || this.#listeners.size > 0 || this.#followers.size > 0,
       onGivenUp: (error) => this.#failAll(error),
       onLost: options.onLost,
@@ -285,28 +285,23 @@ export class ControlChannel implements GuestProcesses {
   }
 
   #list(): Promise<Map<number, Tracked>> {
-    this.#listing ??= this.#runList().finally(() => {
+    this.#listing ??= this.#runList(this.#requests.request).finally(() => {
       this.#listing = null
     })
     return this.#listing
   }
 
-  async #runList(): Promise<Map<number, Tracked>> {
+  async #runList(ask: Ask): Promise<Map<number, Tracked>> {
     const items = new Map<number, Tracked>()
     const drop = () => {
       this.#lists = this.#lists.filter((list) => list !== items)
     }
     const before = [...this.#tracked.keys()]
     try {
-      const answer = await this.#requests.request(
-        0,
-        new FrameWriter(FrameType.list, 0).finish(),
-        FrameType.end,
-        {
-          onSent: () => this.#lists.push(items),
-          onAnswer: drop,
-        },
-      )
+      const answer = await ask(0, new FrameWriter(FrameType.list, 0).finish(), FrameType.end, {
+        onSent: () => this.#lists.push(items),
+        onAnswer: drop,
+      })
       if (answer.type === FrameType.error)
         throw new PlatformError('unavailable', 'The sandbox cannot list processes')
     } finally {
@@ -320,8 +315,8 @@ export class ControlChannel implements GuestProcesses {
   }
 
   /** After every connect: what happened meanwhile. */
-  async #reconcile(): Promise<void> {
-    const items = await this.#runList()
+  async #reconcile(ask: Ask): Promise<void> {
+    const items = await this.#runList(ask)
     for (const id of [...this.#tracked.keys(), ...this.#waiters.keys()]) {
       if (items.has(id) || this.#requests.pending(id)) continue
       this.#tracked.delete(id)

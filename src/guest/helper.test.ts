@@ -247,7 +247,7 @@ suite(`an instance launched by root${reason}`, () => {
   test('tells of its end, writes it down and removes its sockets', async () => {
     const instance = await host.launch()
     await instance.keeper.listen(80)
-    expect(await instance.keeper.status()).toMatchObject({ state: 'running' })
+    expect(await instance.keeper.open()).toMatchObject({ state: 'running' })
     await instance.keeper.kill()
     expect(await instance.ended).toEqual({ state: 'signaled', code: 9 })
     await until('the keeper to end', () => !isRunning(instance.keeperPid))
@@ -385,7 +385,7 @@ suite(`an instance launched by root${reason}`, () => {
   test('cannot be started twice', async () => {
     const instance = await host.launch()
     expect(await host.tryLaunch(instance.dir)).toMatch(/^error stage=dir errno=16 the instance runs already/)
-    expect(await instance.keeper.status()).toMatchObject({ state: 'running' })
+    expect(await instance.keeper.open()).toMatchObject({ state: 'running' })
   })
 
   test('is not given to an ordinary user with a range of ids, nor to root without', async () => {
@@ -415,7 +415,7 @@ suite(`an instance launched by root${reason}`, () => {
     newer.end(hello(2))
     expect((await drain(newer))[4]).toBe(3)
     await expect(instance.keeper.listen(0)).rejects.toBeInstanceOf(PlatformError)
-    expect(await instance.keeper.status()).toMatchObject({ state: 'running' })
+    expect(await instance.keeper.open()).toMatchObject({ state: 'running' })
   })
 })
 

@@ -3,7 +3,7 @@ import type { Logger } from '../lib/log.ts'
 import { type ConnectRecord, readConnect, readError, readGuestState } from './codec.ts'
 import { errnoName } from './errno.ts'
 import { FrameType, FrameWriter } from './frame.ts'
-import { Requests } from './requests.ts'
+import { type Ask, Requests } from './requests.ts'
 
 /** The keeper keeps 256 ports open, the least recently used go first; these are surely still open. */
 const knownPortsMax = 128
@@ -41,6 +41,8 @@ export class KeeperChannel {
   #nextId = 1
   #listening = new Map<number, Promise<void>>()
   #ended = false
+  /** As it was told last. */
+  #state: GuestState = { state: 'running', code: 0 }
   #onEnd: KeeperOptions['onEnd']
 
   constructor(options: KeeperOptions) {
@@ -59,11 +61,13 @@ export class KeeperChannel {
           return true
         }
         if (frame.type !== FrameType.guest) return false
-        const state = readGuestState(frame.payload)
-        if (state.state !== 'running') this.#end(state)
+        this.#learn(readGuestState(frame.payload))
         return true
       },
-      ...(options.egress ? { onOpen: () => this.#takeEgress() } : {}),
+      onOpen: async (ask) => {
+        const egress = options.egress ? this.#takeEgress(ask) : null
+        await Promise.all([egress, this.#status(ask)])
+      },
       // Its ports may be dropped while nobody is there to ask for them.
       onLost: () => this.#listening.clear(),
       wanted: () => !this.#ended,
@@ -72,18 +76,22 @@ export class KeeperChannel {
     })
   }
 
-  /** @throws unavailable when there is no keeper */
-  async status(): Promise<GuestState> {
+  /** Connects, and says what process 1 does then. @throws unavailable when there is no keeper */
+  async open(): Promise<GuestState> {
+    await this.#requests.open()
+    return this.#state
+  }
+
+  async #status(ask: Ask): Promise<void> {
     const id = this.#id()
-    const answer = await this.#requests.request(
-      id,
-      new FrameWriter(FrameType.status, id).finish(),
-      FrameType.guest,
-    )
+    const answer = await ask(id, new FrameWriter(FrameType.status, id).finish(), FrameType.guest)
     if (answer.type === FrameType.error) throw refused(answer.payload, 'status')
-    const state = readGuestState(answer.payload)
+    this.#learn(readGuestState(answer.payload))
+  }
+
+  #learn(state: GuestState) {
+    this.#state = state
     if (state.state !== 'running') this.#end(state)
-    return state
   }
 
   /** From then on `p<port>` beside the keeper's socket leads to the port inside. */
@@ -124,13 +132,9 @@ export class KeeperChannel {
     return answer.type === FrameType.ok
   }
 
-  async #takeEgress(): Promise<void> {
+  async #takeEgress(ask: Ask): Promise<void> {
     const id = this.#id()
-    const answer = await this.#requests.request(
-      id,
-      new FrameWriter(FrameType.egress, id, 0).finish(),
-      FrameType.ok,
-    )
+    const answer = await ask(id, new FrameWriter(FrameType.egress, id, 0).finish(), FrameType.ok)
     if (answer.type === FrameType.error) throw refused(answer.payload, 'network')
   }
 

@@ -12,6 +12,7 @@ const reconnectMsMax = 5_000
 /** Frames that nobody asked for, in one window; a few are races, many are a flood. */
 const unexpectedFramesMax = 1024
 const unexpectedWindowMs = 10_000
+const neverSent = new PlatformError('unavailable', 'The sandbox does not answer')
 
 interface Pending {
   expected: number
@@ -21,6 +22,21 @@ interface Pending {
   reject: (error: Error) => void
 }
 
+export interface RequestOptions {
+  timeout?: boolean
+  onSent?: () => void
+  /** Sees the answer first, before the frame that follows it on the wire. */
+  onAnswer?: (frame: Frame) => void
+}
+
+/** Resolves with the answer: a frame of type `expected`, or ERROR. */
+export type Ask = (
+  id: number,
+  bytes: Uint8Array,
+  expected: number,
+  options?: RequestOptions,
+) => Promise<Frame>
+
 export interface RequestsOptions {
   path: string
   role: ConnectionRole
@@ -28,8 +44,8 @@ export interface RequestsOptions {
   timeoutMs?: number | undefined
   /** Every frame that answers no request. False: it was not expected. */
   onEvent: (frame: Frame) => boolean
-  /** After every connect; requests made in it go out first. */
-  onOpen?: () => Promise<void>
+  /** At every connect, and at each attempt to: what is asked by `ask` goes out with the greeting, before all else. */
+  onOpen?: (ask: Ask) => Promise<void>
   /** Whether somebody waits for events, so that a lost connection is made again at once. */
   wanted?: () => boolean
   /** The other end closed, or broke the protocol. */
@@ -68,17 +84,12 @@ export class Requests {
     return this.#pending.has(id)
   }
 
-  /**
-   * Resolves with the answer: a frame of type `expected`, or ERROR. `onAnswer` sees it first, before the frame that
-   * follows it on the wire.
-   */
-  async request(
-    id: number,
-    bytes: Uint8Array,
-    expected: number,
-    options: { timeout?: boolean; onSent?: () => void; onAnswer?: (frame: Frame) => void } = {},
-  ): Promise<Frame> {
+  readonly request: Ask = async (id, bytes, expected, options) => {
     const connection = this.#connection ?? (await this.#connect())
+    return await this.#ask(connection, id, bytes, expected, options)
+  }
+
+  #ask(connection: Connection, ...[id, bytes, expected, options = {}]: Parameters<Ask>): Promise<Frame> {
     if (this.#pendingCount >= pendingMax) {
       throw new PlatformError(
         'too_many_requests',
@@ -149,22 +160,34 @@ export class Requests {
 
   async #open(): Promise<Connection> {
     const { path, role } = this.options
-    const connection: Connection = await Connection.open(
-      { path, role },
-      {
-        onFrame: (frame) => this.#onFrame(frame),
-        onClose: (error) => {
-          if (this.#connection === connection) this.#onClose(error)
+    let opened: Promise<void> | undefined
+    let connection: Connection
+    try {
+      connection = await Connection.open(
+        { path, role },
+        {
+          onFrame: (frame) => this.#onFrame(frame),
+          onClose: (error) => {
+            if (this.#connection === connection) this.#onClose(error)
+          },
         },
-      },
-    )
+        (attempt) => {
+          this.#lost(neverSent)
+          opened = this.options.onOpen?.(async (...request) => await this.#ask(attempt, ...request))
+          opened?.catch(() => {})
+        },
+      )
+    } catch (error) {
+      this.#lost(neverSent)
+      throw error
+    }
     if (this.failure) {
       connection.close(this.failure)
       throw this.failure
     }
     this.#connection = connection
     try {
-      await this.options.onOpen?.()
+      await opened
     } catch (error) {
       connection.close(error instanceof Error ? error : new Error(String(error)))
       throw error

@@ -94,7 +94,7 @@ export class NamespaceInstance implements Instance {
   /** Connects to both; when it rejects, the instance is let go of. */
   async open(): Promise<void> {
     try {
-      const [state] = await Promise.all([this.#keeper.status(), this.guest.open()])
+      const [state] = await Promise.all([this.#keeper.open(), this.guest.open()])
       if (state.state !== 'running')
         throw new PlatformError('unavailable', 'The sandbox ended while it started')
     } catch (error) {
@@ -107,7 +107,7 @@ export class NamespaceInstance implements Instance {
   async openFrozen(): Promise<void> {
     this.#standby.adopt()
     try {
-      const state = await this.#keeper.status()
+      const state = await this.#keeper.open()
       if (state.state !== 'running') throw new PlatformError('unavailable', 'The sandbox ended')
     } catch (error) {
       await this[Symbol.asyncDispose]()
