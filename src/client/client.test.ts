@@ -1,4 +1,5 @@
 import { afterAll, beforeEach, expect, test } from 'bun:test'
+import { TestProxy } from '../lib/test-proxy.ts'
 import { Client, ClientError } from './index.ts'
 
 interface Seen {
@@ -45,6 +46,17 @@ test('a request carries the key, the workspace and the version', async () => {
   expect(seen[0]?.headers.get('x-blaxel-authorization')).toBe('Bearer secret')
   expect(seen[0]?.headers.get('x-blaxel-workspace')).toBe('main')
   expect(seen[0]?.headers.get('blaxel-version')).toBe('2026-04-28')
+})
+
+test('a proxy of the environment sees nothing of a platform on this machine, and everything of another', async () => {
+  using proxy = new TestProxy()
+  answer = () => sandboxAt(`${origin}/main/sandboxes/box`)
+  await client.sandboxes.get('box')
+  expect(seen).toHaveLength(1)
+  expect(proxy.asked).toEqual([])
+  const elsewhere = new Client({ apiUrl: 'http://hutch.example/v0', workspace: 'main', apiKey: 'secret' })
+  await elsewhere.sandboxes.get('box').catch(() => {})
+  expect(proxy.asked).toEqual(['http://hutch.example/v0/sandboxes/box'])
 })
 
 test('pages are followed to the last one, and a bare array is a list too', async () => {

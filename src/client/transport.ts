@@ -1,3 +1,4 @@
+import { isLoopbackHost } from '../lib/loopback.ts'
 import type { ClientOptions } from './index.ts'
 
 /** What the platform refused, in words for people. `status` 0: it did not answer at all. */
@@ -19,7 +20,8 @@ const errorBodyBytesMax = 64 * 1024
 export class Transport {
   readonly apiUrl: string
   private readonly headers: Record<string, string>
-  private readonly fetch: (url: string, init: RequestInit) => Promise<Response>
+  private readonly fetch: NonNullable<ClientOptions['fetch']>
+  private readonly way: BunFetchRequestInit
 
   constructor(options: ClientOptions) {
     this.apiUrl = options.apiUrl.replace(/\/+$/, '')
@@ -29,6 +31,8 @@ export class Transport {
       'blaxel-version': apiVersion,
     }
     this.fetch = options.fetch ?? fetch
+    // A proxy that the environment names cannot reach this machine's own platform, and must not see the key to it.
+    this.way = isLoopbackHost(new URL(this.apiUrl).host) ? { proxy: false } : {}
   }
 
   /** `path` below the control plane, or a whole address. Any answer that is not a success is thrown. */
@@ -54,6 +58,7 @@ export class Transport {
     try {
       return await this.fetch(url, {
         ...init,
+        ...this.way,
         headers: { ...this.headers, ...(init.headers as Record<string, string> | undefined) },
         // A redirect would carry the key somewhere else.
         redirect: 'manual',

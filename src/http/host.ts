@@ -1,6 +1,7 @@
 import { BlockList, isIP } from 'node:net'
 import { PlatformError } from '../errors.ts'
 import { BoundedMap } from '../lib/bounded-map.ts'
+import { isLoopbackAddress } from '../lib/loopback.ts'
 
 export interface HostOptions {
   /** Addresses listened on, as given with --host; loopback is always allowed. */
@@ -91,7 +92,7 @@ export class Hosts {
     if (this.#publicUrl !== null && host === bare(this.#publicUrl.hostname)) return 'base'
     const family = isIP(host)
     // A page cannot make a browser send a numeric Host for a name of its own.
-    if (family !== 0) return this.#anyAddress || isLoopback(host) ? 'base' : 'foreign'
+    if (family !== 0) return this.#anyAddress || isLoopbackAddress(host) ? 'base' : 'foreign'
     for (const domain of this.#domains) {
       if (host === domain) return 'base'
       if (host.endsWith(`.${domain}`)) return 'subdomain'
@@ -117,10 +118,6 @@ export function refuseForeign(authority: Authority): void {
     'misdirected',
     `Host: "${authority.host.slice(0, 100)}" is not a name of this platform: use localhost, or start it with --url or --domain`,
   )
-}
-
-export function isLoopback(address: string): boolean {
-  return address === '::1' || (isIP(address) === 4 && address.startsWith('127.'))
 }
 
 function bare(host: string): string {

@@ -1,9 +1,9 @@
 import type { Server, ServerWebSocket } from 'bun'
 import { PlatformError } from '../errors.ts'
 import type { Logger } from '../lib/log.ts'
+import { isLoopbackAddress } from '../lib/loopback.ts'
 import { unpaceListener } from '../lib/tcp-connections.ts'
 import type { App, Connection } from './app.ts'
-import { isLoopback } from './host.ts'
 import type { SendFile, Socket, SocketHandler } from './route.ts'
 import { SentFiles } from './sent-files.ts'
 
@@ -50,7 +50,7 @@ export function startServer(options: ServerOptions): HttpServer {
   const servers = listen(options, hosts, files)
   const port = servers[0]!.port!
   for (const { hostname } of servers) {
-    if (hostname !== undefined && isLoopback(hostname)) unpaceListener({ address: hostname, port })
+    if (hostname !== undefined && isLoopbackAddress(hostname)) unpaceListener({ address: hostname, port })
   }
   let stopped: Promise<void> | null = null
   const stop = (graceMs = 0) => (stopped ??= stopAll(servers, graceMs).finally(() => files[Symbol.dispose]()))

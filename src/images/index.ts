@@ -33,7 +33,7 @@ export { type Credentials, passwordCharsMax, usernameCharsMax } from './credenti
 export { HostImage, type HostImageOptions, type HostImageSource, hostImageSources } from './host-image.ts'
 export { freeBytesMin } from './layer-store.ts'
 export type { ImageTag, StoredImage } from './records.ts'
-export { isLoopback, resourceTypes } from './reference.ts'
+export { resourceTypes } from './reference.ts'
 export type { ImportOptions, PullOptions } from './transfers.ts'
 export { type ImageView, imageViewSchema } from './view.ts'
 

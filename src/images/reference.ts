@@ -1,4 +1,3 @@
-import { isIP } from 'node:net'
 import { PlatformError } from '../errors.ts'
 
 export const referenceCharsMax = 512
@@ -68,21 +67,6 @@ export function referenceText({ host, repository, tag, digest }: RegistryReferen
 export function normalHost(host: string): string {
   const lower = host.toLowerCase()
   return dockerHubNames.has(lower) ? 'docker.io' : lower
-}
-
-/** Whether a host, with or without a port, is this machine itself. */
-export function isLoopback(host: string): boolean {
-  const name = hostName(host)
-  return (
-    name === 'localhost' ||
-    name.endsWith('.localhost') ||
-    name === '::1' ||
-    (isIP(name) === 4 && name.startsWith('127.'))
-  )
-}
-
-export function hostName(host: string): string {
-  return host.startsWith('[') ? host.slice(1, host.indexOf(']')) : host.replace(/:\d+$/, '')
 }
 
 /** The name that a registry's image gets here: of `docker.io/library/alpine` it is `alpine`. */

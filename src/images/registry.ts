@@ -5,6 +5,7 @@ import { PlatformError } from '../errors.ts'
 import type { Clock } from '../lib/clock.ts'
 import type { Dialer } from '../lib/dialer.ts'
 import type { Logger } from '../lib/log.ts'
+import { isLoopbackHost } from '../lib/loopback.ts'
 import type { RegistryCredentials } from './credentials.ts'
 import type { ImageSource } from './install.ts'
 import {
@@ -19,7 +20,7 @@ import {
   parseManifest,
 } from './manifest.ts'
 import { ReceivedFile } from './received-file.ts'
-import { isLoopback, type RegistryReference, referenceText } from './reference.ts'
+import { type RegistryReference, referenceText } from './reference.ts'
 
 const redirectsMax = 5
 const tokenBytesMax = 1024 * 1024
@@ -61,7 +62,7 @@ export class Registry {
     this.#origin =
       host === 'docker.io'
         ? 'https://registry-1.docker.io'
-        : `${isLoopback(host) ? 'http' : 'https'}://${host}`
+        : `${isLoopbackHost(host) ? 'http' : 'https'}://${host}`
   }
 
   /**
@@ -223,7 +224,7 @@ export class Registry {
         headers,
         signal: AbortSignal.any([signal, late.signal]),
         what: `the registry ${host}`,
-        trusted: new URL(url).origin === this.#origin || isLoopback(host),
+        trusted: new URL(url).origin === this.#origin || isLoopbackHost(host),
         raw: true,
       })
     } catch (error) {
@@ -276,7 +277,7 @@ export class Registry {
     const url = URL.canParse(address) ? new URL(address) : null
     const { host } = this.#reference
     if (url?.origin === this.#origin || url?.protocol === 'https:') return
-    if (url?.protocol === 'http:' && isLoopback(host) && isLoopback(url.host)) return
+    if (url?.protocol === 'http:' && isLoopbackHost(host) && isLoopbackHost(url.host)) return
     throw new PlatformError(
       'bad_gateway',
       `the registry ${host} sends us to ${(url?.origin ?? address).slice(0, 200)}, where this platform does not go`,

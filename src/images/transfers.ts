@@ -4,6 +4,7 @@ import { PlatformError } from '../errors.ts'
 import type { Clock } from '../lib/clock.ts'
 import type { Dialer } from '../lib/dialer.ts'
 import type { Logger } from '../lib/log.ts'
+import { withoutPort } from '../lib/loopback.ts'
 import { openArchive } from './archive.ts'
 import type { LayerCollector } from './collector.ts'
 import { type Credentials, fromDockerConfig, type RegistryCredentials } from './credentials.ts'
@@ -14,7 +15,6 @@ import {
   checkImageName,
   checkResourceType,
   checkTag,
-  hostName,
   localName,
   type RegistryReference,
   type ResourceType,
@@ -254,7 +254,7 @@ export class Transfers {
 
   #isAllowed(host: string): boolean {
     return this.#options.registries.some((allowed) =>
-      allowed.startsWith('*.') ? hostName(host).endsWith(allowed.slice(1)) : allowed === host,
+      allowed.startsWith('*.') ? withoutPort(host).endsWith(allowed.slice(1)) : allowed === host,
     )
   }
 

@@ -1,5 +1,6 @@
 import { afterAll, beforeAll, expect, test } from 'bun:test'
 import { Dialer, type DialerRequest } from './dialer.ts'
+import { TestProxy } from './test-proxy.ts'
 
 let server: ReturnType<typeof Bun.serve>
 let port: number
@@ -55,6 +56,15 @@ test('an address that is not public is dialled only when it is listed', async ()
   expect(asked).toBe(before)
   const answer = await dialer([`127.0.0.1:${port}`]).request(url, request)
   expect(JSON.parse(answer.body)).toEqual({ host: `127.0.0.1:${port}`, body: 'hello' })
+})
+
+test('a proxy of the environment has no part in requests to this machine', async () => {
+  using proxy = new TestProxy()
+  const answer = await dialer([`127.0.0.1:${port}`]).request(`http://127.0.0.1:${port}/`, request)
+  expect(JSON.parse(answer.body).body).toBe('hello')
+  expect(proxy.asked).toEqual([])
+  await dialer([], ['93.184.216.34']).request('http://outside.test/', request)
+  expect(proxy.asked).toEqual(['http://outside.test/'])
 })
 
 test('a name is dialled at an address that was looked at, and keeps its own name', async () => {

@@ -51,7 +51,7 @@ const notConnected = new Set([
 /**
  * Makes the platform's own requests to the outside. A name is resolved once and the request goes to an address that was
  * looked at, so that a name cannot point elsewhere a moment later; redirects are answers like any other. Where the
- * environment names a proxy (HTTPS_PROXY) the way leads through that, to the same address.
+ * environment names a proxy (HTTPS_PROXY) the way leads through that, to the same address, unless that is this machine.
  */
 export class Dialer {
   readonly #options: DialerOptions
@@ -162,6 +162,8 @@ export class Dialer {
       // A connection that is kept would be shared by all names at this address, whatever certificate was checked.
       keepalive: false,
       ...(request.body === undefined ? {} : { body: request.body }),
+      // Only this machine reaches itself.
+      ...(isOfThisHost(target) ? { proxy: false } : {}),
       ...(url.protocol === 'https:' && !isIP(name) ? { tls: { serverName: name } } : {}),
     }
     return fetch(dialled, init)

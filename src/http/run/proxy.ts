@@ -72,7 +72,7 @@ export async function proxyHttp(
   const method = request.method
   const replayable = request.body === null && (method === 'GET' || method === 'HEAD' || method === 'OPTIONS')
   const send = () =>
-    fetch(`${target.origin}${options.path}`, {
+    fetchPort(target, options.path, {
       method,
       headers: upstreamHeaders(request.headers, options),
       body: request.body,
@@ -80,8 +80,7 @@ export async function proxyHttp(
       decompress: false,
       signal: request.signal,
       timeout: false,
-      ...(target.unix === undefined ? {} : { unix: target.unix }),
-    } as RequestInit)
+    })
   try {
     let upstream: Response
     try {
@@ -99,6 +98,15 @@ export async function proxyHttp(
     options.onEnd()
     throw error
   }
+}
+
+/** A request to a port, which is on this host: a proxy that the environment names has no part in it. */
+export function fetchPort(
+  { origin, unix }: PortAddress,
+  path: string,
+  init: BunFetchRequestInit,
+): Promise<Response> {
+  return fetch(`${origin}${path}`, { ...init, proxy: false, ...(unix === undefined ? {} : { unix }) })
 }
 
 async function answerOf(upstream: Response, request: Request, options: ProxyOptions): Promise<Response> {

@@ -1,13 +1,14 @@
 import { z } from 'zod'
 import { PlatformError } from '../../../errors.ts'
 import type { Dialer } from '../../../lib/dialer.ts'
+import { isLoopbackHost } from '../../../lib/loopback.ts'
 import { isListener, type SandboxProcess } from '../../../sandboxes/processes.ts'
+import { fetchPort } from '../proxy.ts'
 import { json, readJsonBody, type SandboxAnswer, type SandboxCall } from './call.ts'
 
 const monitorBody = z.object({ callback: z.string().min(1).max(2048) })
 const callbackTimeoutMs = 10_000
 const callbackAnswerBytesMax = 64 * 1024
-const loopback = /^(?:localhost|127(?:\.\d{1,3}){3}|\[::1\])$/
 
 /** Ports that a process, or anything it started, has open. An unknown process has none. */
 export async function listPorts(call: SandboxCall, text: string): Promise<SandboxAnswer> {
@@ -43,7 +44,7 @@ export async function monitorPorts(call: SandboxCall, text: string, dialer: Dial
   processes.monitors.start(process, async (port, signal) => {
     const body = JSON.stringify({ pid, port })
     const headers = { 'content-type': 'application/json' }
-    if (!loopback.test(url.hostname)) {
+    if (!isLoopbackHost(url.host)) {
       const limits = { timeoutMs: callbackTimeoutMs, bodyBytesMax: callbackAnswerBytesMax }
       await dialer.request(callback, {
         method: 'POST',
@@ -57,14 +58,13 @@ export async function monitorPorts(call: SandboxCall, text: string, dialer: Dial
     }
     // As whoever runs in the sandbox means it: a port of the sandbox's own.
     const target = await instance.address(Number(url.port) || 80)
-    const answer = await fetch(`${target.origin}${url.pathname}${url.search}`, {
+    const answer = await fetchPort(target, `${url.pathname}${url.search}`, {
       method: 'POST',
       headers: { ...headers, host: url.host },
       body,
       redirect: 'manual',
       signal: AbortSignal.any([signal, AbortSignal.timeout(callbackTimeoutMs)]),
-      ...(target.unix === undefined ? {} : { unix: target.unix }),
-    } as RequestInit)
+    })
     await answer.body?.cancel()
   })
   return json({ pid, message: 'Port monitoring started' })
