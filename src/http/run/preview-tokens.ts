@@ -1,4 +1,5 @@
 import type { PreviewTarget } from '../../sandboxes/index.ts'
+import { withoutParameters } from './proxy.ts'
 
 /** How a visitor of a private preview shows that he may, and keeps showing it. */
 
@@ -7,6 +8,8 @@ const tokenParameter = 'bl_preview_token'
 /** Also a name that programs use for themselves: it counts as ours only where it opens the preview. */
 const plainTokenParameter = 'token'
 const cookieName = 'hutch_preview_token'
+/** Pages of a parent domain, or of its other hosts, may give the browser more cookies of this name. */
+const cookiesMax = 8
 
 export interface Admission {
   admitted: boolean
@@ -14,8 +17,8 @@ export interface Admission {
   presented: boolean
   /** What must not reach the program: names of headers and query parameters. */
   consumed: { headers: string[]; query: string[] }
-  /** The program's own cookies, where ours was among them. */
-  cookies: string | null
+  /** What reaches it in another form: its own cookies, where ours was among them, and where it was come from. */
+  headers: Record<string, string>
   /** To be kept by the browser: the page that was asked for has scripts, images and sockets that bring no token. */
   setCookie: string | null
 }
@@ -30,7 +33,7 @@ export const publicAdmission: Admission = {
   admitted: true,
   presented: false,
   consumed: { headers: [tokenHeader], query: [tokenParameter] },
-  cookies: null,
+  headers: {},
   setCookie: null,
 }
 
@@ -46,43 +49,69 @@ export async function admission(
   const query = new URLSearchParams(search)
   const cookies = cookiesOf(request)
   const ownSite = place.publicPrefix === ''
+  const kept = ownSite && !isCrossSite(request, place) ? cookies.tokens : []
   const candidates = [
     { token: request.headers.get(tokenHeader), from: 'header' },
     { token: query.get(tokenParameter), from: 'query' },
-    { token: ownSite && !isCrossSite(request, place) ? cookies.token : null, from: 'cookie' },
+    ...kept.map((token) => ({ token, from: 'cookie' }) as const),
     { token: query.get(plainTokenParameter), from: 'plain' },
   ] as const
   const consumed = {
     headers: [...publicAdmission.consumed.headers],
     query: [...publicAdmission.consumed.query],
   }
-  if (cookies.token !== null && cookies.rest === '') consumed.headers.push('cookie')
-  const kept = cookies.token !== null && cookies.rest !== '' ? cookies.rest : null
+  const headers: Record<string, string> = {}
+  if (cookies.tokens.length > 0) {
+    if (cookies.rest === '') consumed.headers.push('cookie')
+    else headers.cookie = cookies.rest
+  }
+  const referer = request.headers.get('referer')
+  if (referer !== null) headers.referer = await withoutTokens(referer, admits)
   for (const { token, from } of candidates) {
     if (token === null || token === '' || !(await admits(token))) continue
     const inQuery = from === 'query' || from === 'plain'
     if (from === 'plain') consumed.query.push(plainTokenParameter)
     const setCookie = inQuery && ownSite && isNavigation(request) ? cookieFor(token, place) : null
-    return { admitted: true, presented: true, consumed, cookies: kept, setCookie }
+    return { admitted: true, presented: true, consumed, headers, setCookie }
   }
   const presented = candidates.some(({ token, from }) => token !== null && from !== 'plain')
-  return { admitted: false, presented, consumed, cookies: kept, setCookie: null }
+  return { admitted: false, presented, consumed, headers, setCookie: null }
 }
 
-function cookiesOf(request: Request): { token: string | null; rest: string } {
-  let token: string | null = null
+function cookiesOf(request: Request): { tokens: string[]; rest: string } {
+  const tokens: string[] = []
   const rest = (request.headers.get('cookie') ?? '').split(';').filter((part) => {
     const [name = '', value = ''] = part.trim().split('=', 2)
-    if (name === cookieName) token ??= value
+    if (name === cookieName && tokens.length < cookiesMax) tokens.push(value)
     return name !== cookieName && name !== ''
   })
-  return { token, rest: rest.join(';').trim() }
+  return { tokens, rest: rest.join(';').trim() }
 }
 
-/** A page of another origin that uses the visitor's cookie. Browsers tell with whatever could change or read anything. */
+/** Pages tell what they load where they are, and the token that opened them is part of their address. */
+async function withoutTokens(
+  address: string,
+  admits: (token: string | null) => Promise<boolean>,
+): Promise<string> {
+  const question = address.indexOf('?')
+  if (question === -1) return address
+  const search = address.slice(question)
+  const names = [tokenParameter]
+  if (await admits(new URLSearchParams(search).get(plainTokenParameter))) names.push(plainTokenParameter)
+  return address.slice(0, question) + withoutParameters(search, names)
+}
+
+/**
+ * A page of another origin that uses the visitor's cookie, were it only to run what it finds here as a script of its own.
+ * It may lead the visitor here, or show the preview in a frame. Browsers tell the origin with whatever could change
+ * something or be read; the rest they tell apart where they trust the address.
+ */
 function isCrossSite(request: Request, { publicOrigin }: VisitedPlace): boolean {
   const origin = request.headers.get('origin')
-  return origin !== null && origin !== publicOrigin
+  if (origin !== null && origin !== publicOrigin) return true
+  const site = request.headers.get('sec-fetch-site')
+  const foreign = site === 'cross-site' || site === 'same-site'
+  return foreign && request.headers.get('sec-fetch-mode') !== 'navigate'
 }
 
 function isNavigation(request: Request): boolean {

@@ -150,7 +150,7 @@ export class PreviewGateway {
       },
       credentialed: !preview.public,
       requestHeaders: {
-        ...(visit.cookies === null ? {} : { cookie: visit.cookies }),
+        ...visit.headers,
         ...preview.requestHeaders,
       },
       upgrade: connection.upgrade,

@@ -445,6 +445,44 @@ describe('previews', () => {
     expect(script.headers.getSetCookie()).toEqual(['a=1'])
   })
 
+  test('a cookie that another host gave the browser does not shut the visitor out', async () => {
+    preview = previewOf({ public: false })
+    serve((request) => Response.json({ cookie: request.headers.get('cookie') }))
+    const cookie = 'hutch_preview_token=planted; hutch_preview_token=right'
+    expect(await (await ask('/app.js', { headers: { cookie } }))!.json()).toEqual({ cookie: null })
+  })
+
+  test('a page of elsewhere may lead a visitor there, and run nothing from there as its own', async () => {
+    preview = previewOf({ public: false })
+    serve(() => new Response('secret()'))
+    const status = async (site: string, mode: string) => {
+      const headers = {
+        cookie: 'hutch_preview_token=right',
+        'sec-fetch-site': site,
+        'sec-fetch-mode': mode,
+      }
+      return (await ask('/app.js', { headers }))!.status
+    }
+    expect(await status('same-origin', 'no-cors')).toBe(200)
+    expect(await status('none', 'navigate')).toBe(200)
+    expect(await status('cross-site', 'navigate')).toBe(200)
+    expect(await status('cross-site', 'no-cors')).toBe(401)
+    expect(await status('same-site', 'no-cors')).toBe(401)
+  })
+
+  test('where a visitor comes from is told without the token', async () => {
+    preview = previewOf({ public: false })
+    serve((request) => Response.json({ referer: request.headers.get('referer') }))
+    const from = async (referer: string) => {
+      const headers = { 'x-blaxel-preview-token': 'right', referer }
+      return ((await (await ask('/app.js', { headers }))!.json()) as { referer: string }).referer
+    }
+    expect(await from('http://x/?a=1&bl_preview_token=right')).toBe('http://x/?a=1')
+    expect(await from('http://x/?token=right')).toBe('http://x/')
+    expect(await from('http://x/?token=of-the-program')).toBe('http://x/?token=of-the-program')
+    expect(await from('http://x/')).toBe('http://x/')
+  })
+
   test('where the origin is shared there is no cookie', async () => {
     preview = previewOf({ public: false })
     serve(() => new Response('ok'))
