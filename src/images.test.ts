@@ -160,6 +160,25 @@ describe.skipIf(why !== '')('images of one’s own', () => {
     )
   })
 
+  test('with something else where their directories have to be start if they can, and say so if not', async () => {
+    const layers = [shell, tar([...programs('mv'), { path: 'place', content: 'a file' }])]
+    const image = await imported(layers, { WorkingDir: '/place' })
+    const sandbox = await create(image)
+    const refused = sandbox.process.exec({ command: 'pwd', waitForCompletion: true })
+    await expect(refused).rejects.toThrow("folder '/place' does not exist")
+    await sandbox.fs.rm('/place')
+    await sandbox.fs.mkdir('/place')
+    expect(await run(sandbox, 'pwd')).toBe('/place\n')
+    const runsAnywhere = { command: 'cd / && ls -d place', workingDir: '/', waitForCompletion: true }
+    await sandbox.process.exec({ ...runsAnywhere, command: 'mv /place /moved; echo x > /place' })
+    await endMachine(sandbox)
+    const answer = await eventually('it is back', () => sandbox.process.exec(runsAnywhere).catch(() => null))
+    expect(answer?.logs).toBe('place\n')
+
+    const odd = create(await imported([shell, tar([{ path: 'proc', content: 'a file' }])]))
+    await expect(odd).rejects.toMatchObject({ code: 422, message: expect.stringContaining('/proc') })
+  })
+
   test.skipIf(!isRoot)(
     'run as root unless their user is asked for; then processes and files are that user’s',
     async () => {

@@ -5,7 +5,7 @@ import { ControlChannel } from './control.ts'
 import { FilesChannel } from './files.ts'
 
 export { DiallerChannel, type DialTarget } from './dialler.ts'
-export { fileError } from './errno.ts'
+export { fileError, printable } from './errno.ts'
 export { ProtocolError } from './frame.ts'
 export { type GuestState, KeeperChannel, type KeeperEgress, type LeavingConnection } from './keeper.ts'
 export { HelperError, type LaunchedInstance, Launcher, type ProcessIdentity } from './launcher.ts'

@@ -303,13 +303,15 @@ static void attach_inside(int mount, const char *target) {
   char path[PATH_MAX];
   if (strlen(target) >= sizeof path) fail_with(ENAMETOOLONG, "mounts", "%.100s", target);
   strcpy(path, target);
-  struct stat status;
+  struct stat status, wanted;
+  if (fstat(mount, &wanted) < 0) fail("mounts", "%s", path);
   if (stat(path, &status) < 0) {
     if (errno != ENOENT) fail("mounts", "%s", path);
     make_parents("mounts", path);
-    if (fstat(mount, &status) < 0) fail("mounts", "%s", path);
-    int made = S_ISDIR(status.st_mode) ? mkdir(path, 0755) : mknod(path, S_IFREG | 0644, 0);
+    int made = S_ISDIR(wanted.st_mode) ? mkdir(path, 0755) : mknod(path, S_IFREG | 0644, 0);
     if (made < 0 && errno != EEXIST) fail("mounts", "%s", path);
+  } else if (S_ISDIR(status.st_mode) != S_ISDIR(wanted.st_mode)) {
+    fail_with(S_ISDIR(wanted.st_mode) ? ENOTDIR : EISDIR, "mounts", "%s", path);
   }
   attach("mounts", mount, AT_FDCWD, path);
   close(mount);

@@ -1,5 +1,5 @@
 import { PlatformError } from '../../errors.ts'
-import { HelperError, type LaunchedInstance, type Launcher } from '../../guest/index.ts'
+import { HelperError, type LaunchedInstance, type Launcher, printable } from '../../guest/index.ts'
 import type { InstanceSpec } from '../../spec/runtime.ts'
 import type { InstanceCgroup } from './cgroups.ts'
 import { storageMbMin } from './disk.ts'
@@ -19,6 +19,8 @@ export interface LaunchOptions {
   transient: boolean
 }
 
+/** ENOTDIR, EISDIR and ELOOP, of paths inside the root: they are as the image or programs made them. */
+const misplacedErrnos = new Set([20, 21, 40])
 const memoryMbMin = 16
 const memoryMbMax = 1024 * 1024
 const storageMbMax = 16 * 1024 * 1024
@@ -96,10 +98,23 @@ export async function launch(spec: InstanceSpec, options: LaunchOptions): Promis
     return await options.launcher.launch(entries)
   } catch (error) {
     if (!(error instanceof HelperError)) throw error
-    const [code, message] =
-      error.stage === 'disk'
-        ? (['insufficient_storage', "The sandbox's disk cannot be mounted"] as const)
-        : (['unavailable', `The sandbox cannot be started on this host (${error.stage})`] as const)
-    throw new PlatformError(code, message, { cause: error })
+    throw launchFailure(error)
   }
+}
+
+function launchFailure(error: HelperError): PlatformError {
+  const { stage, errno, said } = error
+  if (stage === 'disk') {
+    return new PlatformError('insufficient_storage', "The sandbox's disk cannot be mounted", { cause: error })
+  }
+  if (stage === 'mounts' && misplacedErrnos.has(errno)) {
+    return new PlatformError(
+      'unprocessable',
+      `The image, or what is in the sandbox, has something else where the system has its own: ${printable(said)}`,
+      { cause: error },
+    )
+  }
+  return new PlatformError('unavailable', `The sandbox cannot be started on this host (${stage})`, {
+    cause: error,
+  })
 }
