@@ -160,6 +160,32 @@ describeRoot(`namespace, as root${why === '' ? '' : ` (skipped: ${why})`}`, () =
     expect(left.text.trim()).toBe('large')
   })
 
+  test('where little is left of the disk of the host nothing new begins, and what there is is started again', async () => {
+    const small = `${dir}/small`
+    mkdirSync(small)
+    const mount = (sizeMb: number, how: string[] = []) =>
+      Bun.spawnSync(['mount', '-t', 'tmpfs', '-o', [`size=${sizeMb}m`, ...how].join(), 'none', small])
+    expect(mount(600).exitCode).toBe(0)
+    try {
+      const there = { ...options, instancesDir: `${small}/instances` }
+      const spec = specOf()
+      const before = await openNamespaceRuntime(there)
+      await before.create(spec)
+      await before[Symbol.asyncDispose]()
+      expect(mount(80, ['remount']).exitCode).toBe(0)
+      expect((await probeNamespace(there)).usable).toBe(true)
+      const after = await openNamespaceRuntime(there)
+      const code = await after.create(specOf()).catch((error) => error.code)
+      expect(code).toBe('insufficient_storage')
+      const restarted = await after.restart(spec)
+      expect((await shell('echo there', restarted)).text).toBe('there\n')
+      await after.destroy(spec.id)
+      await after[Symbol.asyncDispose]()
+    } finally {
+      Bun.spawnSync(['umount', '-l', small])
+    }
+  })
+
   test('memory is bounded, and process 1 survives who takes too much', async () => {
     const bomb = await shell("python3 -c 'x = bytearray(400 << 20); print(len(x))'")
     expect(bomb.exitCode).not.toBe(0)

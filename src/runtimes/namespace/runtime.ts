@@ -36,6 +36,8 @@ import type { UidRanges } from './uid-ranges.ts'
 
 /** Disk of the host that instances never get: the platform itself must be able to go on writing. */
 export const hostFreeMbMin = 512
+/** Those that exist are started again with less: what is in them may be what somebody wants to make room with. */
+const hostFreeMbMinToRestart = 32
 const keeperEndTimeoutMs = 5_000
 
 export interface NamespaceRuntimeOptions {
@@ -141,7 +143,7 @@ export class NamespaceRuntime implements Runtime {
     const before = readRecord(dir)
     const kept = before && existsSync(before.disk === 'loop' ? `${dir}/disk.img` : `${dir}/disk`)
     if (!before || !kept) throw new PlatformError('not_found', `instance ${spec.id} has left no files`)
-    this.#checkFreeSpace()
+    this.#checkFreeSpace(hostFreeMbMinToRestart)
     await this.#end(spec.id)
     // Nobody inside lives that could put a link in the way. Output of the processes that were is kept.
     rmSync(`${dir}/run`, { recursive: true, force: true })
@@ -411,13 +413,12 @@ export class NamespaceRuntime implements Runtime {
     if (this.#disposed) throw new PlatformError('unavailable', 'The runtime is closed')
   }
 
-  #checkFreeSpace() {
+  #checkFreeSpace(freeMbMin = hostFreeMbMin) {
+    // Tells what a host can do, whatever is left of its disk.
+    if (this.#options.transient) return
     const { bavail, bsize } = statfsSync(this.#options.instancesDir)
-    if (bavail * bsize >= hostFreeMbMin * 1024 * 1024) return
-    throw new PlatformError(
-      'insufficient_storage',
-      `The host has less than ${hostFreeMbMin} MiB of disk left`,
-    )
+    if (bavail * bsize >= freeMbMin * 1024 * 1024) return
+    throw new PlatformError('insufficient_storage', `The host has less than ${freeMbMin} MiB of disk left`)
   }
 }
 
