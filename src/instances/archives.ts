@@ -52,14 +52,15 @@ export class InstanceArchives {
   }
 
   /**
-   * Resolves once `begin` did: from then on the instance cannot be acquired. `done` resolves after `end`. Without
-   * `begin`, goes on with what an earlier life of the platform began. @throws conflict, not_implemented, what `begin` throws
+   * Resolves once `begin` did: from then on the instance cannot be acquired. `done` resolves after `end`, or without it
+   * where the instance is to go meanwhile, or the platform stops. Without `begin`, goes on with what an earlier life of the
+   * platform began. @throws conflict, not_implemented, what `begin` throws
    */
   async archive(entry: Entry, begin: Commit | null, end: CommitOutcome): Promise<{ done: Promise<void> }> {
     const pack = this.#runtime.pack?.bind(this.#runtime)
     if (!pack) throw notHere()
     if (begin !== null) await this.#begin(entry, 'running', 'archiving', begin)
-    const done = this.#background.track(this.#pack(entry, pack, end))
+    const done = this.#background.track(this.#unlessCalledOff(entry, this.#pack(entry, pack, end)))
     entry.ready = done.then(() => {
       throw new PlatformError('workload_unavailable', 'the instance is archived')
     })
@@ -73,7 +74,9 @@ export class InstanceArchives {
     const pack = this.#runtime.pack?.bind(this.#runtime)
     if (!unpack || !pack) throw notHere()
     if (begin !== null) await this.#begin(entry, 'archived', 'unarchiving', begin)
-    const done = this.#background.track(this.#unpack(entry, { pack, unpack }, end))
+    const done = this.#background.track(
+      this.#unlessCalledOff(entry, this.#unpack(entry, { pack, unpack }, end)),
+    )
     entry.ready = done.then(() => {
       if (entry.instance !== null) return entry.instance
       throw new PlatformError('workload_unavailable', 'the instance is archived')
@@ -107,6 +110,14 @@ export class InstanceArchives {
     }
   }
 
+  /** Whoever ends it takes it from there, or the next start. */
+  async #unlessCalledOff(entry: Entry, work: Promise<void>): Promise<void> {
+    const signal = this.#signal(entry)
+    await work.catch((error) => {
+      if (!signal.aborted) throw error
+    })
+  }
+
   async #pack(entry: Entry, pack: NonNullable<Runtime['pack']>, end: CommitOutcome): Promise<void> {
     const signal = this.#signal(entry)
     let bytes: number
@@ -119,7 +130,6 @@ export class InstanceArchives {
       }
       bytes = await this.#upkeep.run(() => pack(entry.id, signal))
     } catch (error) {
-      // Whoever ends it takes it from here, or the next start.
       if (signal.aborted) throw error
       this.#log.error('an instance could not be archived', { instance: entry.id, error })
       return await this.#handBack(entry, reasonOf(error), end)

@@ -117,9 +117,7 @@ export class SandboxArchives {
     try {
       await done
     } catch (error) {
-      if (!this.#background.closing.aborted) {
-        this.#log.warn('an archive was not finished', { workspace, sandbox: name, error })
-      }
+      this.#log.warn('an archive was not finished', { workspace, sandbox: name, error })
     }
     const found = await this.#records.get(workspace, name)
     if (found && mayExpire(found.body.status)) this.#expiry.watch(found)

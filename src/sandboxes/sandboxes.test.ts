@@ -3,6 +3,7 @@ import { existsSync } from 'node:fs'
 import { join } from 'node:path'
 import { PlatformError } from '../errors.ts'
 import { launchConcurrencyMax } from '../instances/index.ts'
+import { createLogger } from '../lib/log.ts'
 import { Users, Workspaces } from '../workspaces/index.ts'
 import { maskedValue, type SandboxInput, type SandboxView } from './index.ts'
 import { type TestPlatform, TestSite, until } from './test-host.ts'
@@ -415,6 +416,33 @@ test('deletion takes files, records and the name, and whoever still asks is told
     code: 'workload_not_found',
   })
   expect((await platform.store.page({ kind: 'instance' })).data).toEqual([])
+})
+
+test('an archive that a deletion cuts short is no failure that anybody is warned of', async () => {
+  const lines: string[] = []
+  const log = createLogger({ clock: site.clock, level: 'warn', write: (line) => void lines.push(line) })
+  await platform.close()
+  platform = await site.start({ log })
+  await create('box')
+  const packing = Promise.withResolvers<void>()
+  site.host.faults.pack = (_, signal) => {
+    packing.resolve()
+    return new Promise((_, reject) => signal?.addEventListener('abort', () => reject(signal.reason)))
+  }
+  await platform.sandboxes.archive('main', 'box')
+  await packing.promise
+  await platform.sandboxes.remove('main', 'box')
+  await platform.close()
+  platform = await site.start({ log })
+  expect(lines).toEqual([])
+  // One that fails by itself is told, so that there is something to be silent about.
+  await create('box')
+  site.host.faults.pack = () => {
+    throw new Error('no room')
+  }
+  await platform.sandboxes.archive('main', 'box')
+  await until('it is handed back', async () => (await get('box')).status === 'DEPLOYED')
+  expect(lines.map((line) => JSON.parse(line).message)).toEqual(['an instance could not be archived'])
 })
 
 test('a slow deletion is answered in time and shows as DELETING until it is done', async () => {

@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import { PlatformError } from '../errors.ts'
 import type { ResolvedImage } from '../images/index.ts'
 import { Instances, type StandbyTimes } from '../instances/index.ts'
-import { silentLogger } from '../lib/log.ts'
+import { type Logger, silentLogger } from '../lib/log.ts'
 import { createSecretBox } from '../lib/secret-box.ts'
 import { FakeClock } from '../lib/test-clock.ts'
 import type {
@@ -31,7 +31,7 @@ interface Machine {
   exit: PromiseWithResolvers<InstanceExit>
 }
 
-type Fault = (id: string) => Promise<void> | void
+type Fault = (id: string, signal?: AbortSignal) => Promise<void> | void
 
 /** What outlives the platform: machines by id. */
 export class TestHost {
@@ -112,7 +112,7 @@ export class TestHost {
         host.machines.delete(id)
       },
       async pack(id, signal) {
-        await host.faults.pack?.(id)
+        await host.faults.pack?.(id, signal)
         signal?.throwIfAborted()
         const machine = host.#known(id)
         if (machine.running) host.crash(id)
@@ -120,7 +120,7 @@ export class TestHost {
         return 1234
       },
       async unpack(id, signal) {
-        await host.faults.unpack?.(id)
+        await host.faults.unpack?.(id, signal)
         signal?.throwIfAborted()
         host.#known(id).packed = false
       },
@@ -307,14 +307,14 @@ export class TestSite implements AsyncDisposable {
   }
 
   async start(
-    options: { mortal?: Mortal; standby?: StandbyTimes; region?: string } = {},
+    options: { mortal?: Mortal; standby?: StandbyTimes; region?: string; log?: Logger } = {},
   ): Promise<TestPlatform> {
     const { clock, secrets, dataDir } = this
     const mortal = options.mortal ?? new Mortal()
     const store = mortal.bind(this.store, ['create', 'update', 'remove', 'batch'])
     const runtime = mortal.bind(this.host.runtime(), ['create', 'restart', 'destroy', 'pack', 'unpack'])
-    const shared = { store, secrets, clock, log: silentLogger }
-    const { standby, region } = options
+    const { standby, region, log = silentLogger } = options
+    const shared = { store, secrets, clock, log }
     const instances = new Instances({ ...shared, runtime, ...(standby ? { standby } : {}) })
     const sandboxes = new Sandboxes({
       ...{ ...shared, instances, images, dataDir },

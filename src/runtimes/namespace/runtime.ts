@@ -427,8 +427,9 @@ function noSnapshots(): PlatformError {
 }
 
 function hostError(error: unknown): unknown {
-  const code = (error as NodeJS.ErrnoException)?.code
-  if (PlatformError.is(error) || code === undefined) return error
+  const code: unknown = (error as NodeJS.ErrnoException)?.code
+  // That of something that was called off is a number, and no failure of the host.
+  if (PlatformError.is(error) || typeof code !== 'string') return error
   const full = code === 'ENOSPC' || code === 'EDQUOT'
   return new PlatformError(
     full ? 'insufficient_storage' : 'unavailable',
