@@ -49,6 +49,21 @@ test('a flag that was not given says nothing', () => {
   expect(loadConfig({ env: { HUTCH_PORT: '2000' }, flags: { port: undefined } }).port).toBe(2000)
 })
 
+test('a word is no number and no truth in a file, where both can be written', () => {
+  for (const [line, allowed] of [
+    ['port = "5001"', 'allowed: a whole number 0 to 65535'],
+    ['keepInstances = "true"', 'allowed: true or false'],
+    ['keepInstances = 1', 'allowed: true or false'],
+    ['region = 5', 'allowed: a name'],
+    ['domains = 5', 'allowed: host names'],
+  ] as const) {
+    expect(refusal({ file: file(line) })).toContain(allowed)
+  }
+  expect(loadConfig({ env: {}, file: file('domains = "hutch.example.com"') }).domains).toEqual([
+    'hutch.example.com',
+  ])
+})
+
 test('hutch.toml in the data directory is read when no file is given', () => {
   file('port = 5001\n', 'hutch.toml')
   expect(loadConfig({ flags: { dataDir: directory } }).port).toBe(5001)

@@ -273,7 +273,7 @@ function complete(values: Values, dataDir: string, env: Record<string, string | 
 function readFlags(flags: NonNullable<ConfigSources['flags']>): Values {
   const values: Values = {}
   for (const [name, value] of Object.entries(flags)) {
-    if (value !== undefined) assign(values, name, value, flagName(name))
+    if (value !== undefined) assign(values, name, value, flagName(name), fromText)
   }
   return values
 }
@@ -285,7 +285,7 @@ function readEnvironment(env: Record<string, string | undefined>): Values {
     if (!variable.startsWith('HUTCH_') || value === undefined) continue
     const key = byVariable.get(variable)
     if (!key) throw unknownKey(variable, 'the environment', [...byVariable.keys()])
-    assign(values, key, value, variable)
+    assign(values, key, value, variable, fromText)
   }
   return values
 }
@@ -304,7 +304,8 @@ function readFile(given: string | undefined, fallback: string): Values {
     throw new PlatformError('bad_request', `config file ${file} is larger than ${configFileBytesMax} bytes`)
   }
   const values: Values = {}
-  for (const [name, value] of Object.entries(parseToml(content, file))) assign(values, name, value, file)
+  for (const [name, value] of Object.entries(parseToml(content, file)))
+    assign(values, name, value, file, fromToml)
   return values
 }
 
@@ -321,15 +322,26 @@ function parseToml(content: string, file: string): Record<string, unknown> {
   }
 }
 
-function assign(values: Values, name: string, value: unknown, source: string): void {
+function assign(
+  values: Values,
+  name: string,
+  value: unknown,
+  source: string,
+  read: (kind: Key['kind'], value: unknown) => unknown,
+): void {
   if (!Object.hasOwn(keys, name)) throw unknownKey(name, source, configKeys)
   const key: Key = keys[name as ConfigKey]
-  const parsed = key.schema.safeParse(fromText(key.kind, value))
+  const parsed = key.schema.safeParse(read(key.kind, value))
   if (!parsed.success) {
     const from = source === variableName(name) || source === flagName(name) ? source : `${name} in ${source}`
     throw new PlatformError('bad_request', `${from}: ${shown(value)} is not allowed; allowed: ${key.allowed}`)
   }
   Object.assign(values, { [name]: parsed.data })
+}
+
+/** TOML says itself what is a number and what is a word. A list of one may be written without brackets. */
+function fromToml(kind: Key['kind'], value: unknown): unknown {
+  return kind === 'list' && typeof value === 'string' ? [value] : value
 }
 
 /** Text of the environment and of flags as the kind that the key wants; what does not fit stays and is refused. */

@@ -108,6 +108,13 @@ describe('limits that the operator sets', () => {
     const refused = await one.request('/v0/sandboxes', authorised(one, { method: 'POST', body }))
     expect(refused.status).toBe(400)
     expect(((await refused.json()) as { message: string }).message).toContain('at most 1024')
+    for (const memory of [1, 9_999_999]) {
+      const body = JSON.stringify({ spec: { runtime: { memory } } })
+      const { message } = await (
+        await one.request('/v0/sandboxes', authorised(one, { method: 'POST', body }))
+      ).json()
+      expect(message).toContain('whole numbers from 128 to 1024')
+    }
   })
 })
 

@@ -46,6 +46,14 @@ export type PageReader<Body> = (query: {
   sort?: SortOrder
 }) => Promise<Page<Body>>
 
+/** What `listAnswer` makes, for /v0/openapi.json. */
+export function listSchema<Item extends z.ZodType>(item: Item) {
+  const meta = z.object({ hasMore: z.boolean(), nextCursor: z.string(), total: z.number() })
+  return z.union([z.object({ data: z.array(item), meta }), z.array(item)]).meta({
+    description: `A page from Blaxel-Version ${pagedListsVersion} on; before it, and without the header, a bare array`,
+  })
+}
+
 export interface PagedList {
   data: object[]
   meta: { hasMore: boolean; nextCursor: string; total: number }

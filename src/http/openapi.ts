@@ -1,4 +1,5 @@
 import { z } from 'zod'
+import { apiVersionDefault, pagedListsVersion } from './list.ts'
 import { type Route, route } from './route.ts'
 
 interface Operation {
@@ -18,6 +19,32 @@ const errorSchema = {
     error: { type: 'string', description: 'What kind of failure, for programs' },
     code: { type: 'integer', description: 'The HTTP status' },
     message: { type: 'string', description: 'What was wrong, for people' },
+  },
+}
+
+const oauthErrorSchema = {
+  type: 'object',
+  required: ['error', 'error_description'],
+  properties: {
+    error: { type: 'string', description: 'A code of RFC 6749' },
+    error_description: { type: 'string', description: 'What was wrong, for people' },
+  },
+}
+
+const headerParameters = {
+  workspace: {
+    name: 'x-blaxel-workspace',
+    in: 'header',
+    required: false,
+    description: 'The workspace to act in; not needed by a credential that has one only',
+    schema: { type: 'string' },
+  },
+  version: {
+    name: 'Blaxel-Version',
+    in: 'header',
+    required: false,
+    description: `A date. From ${pagedListsVersion} on lists are pages, before it bare arrays`,
+    schema: { type: 'string', format: 'date', default: apiVersionDefault },
   },
 }
 
@@ -55,7 +82,8 @@ export function openapiDocument(routes: Route[], version: string): object {
     security: [{ apiKey: [] }, { oauth: [] }],
     paths,
     components: {
-      schemas: { Error: errorSchema },
+      schemas: { Error: errorSchema, OauthError: oauthErrorSchema },
+      parameters: headerParameters,
       securitySchemes: {
         apiKey: { type: 'http', scheme: 'bearer', description: 'An API key' },
         oauth: {
@@ -68,20 +96,17 @@ export function openapiDocument(routes: Route[], version: string): object {
 }
 
 function operation(route: Route, path: string): Operation {
-  const parameters = [...pathParameters(path), ...queryParameters(route.query)]
   const isPublic = route.access === 'public' || route.access === 'capability'
+  const headers = isPublic ? [] : headersOf(route)
+  const parameters = [...pathParameters(path), ...queryParameters(route.query), ...headers]
+  const body = bodyOf(route)
   return {
     operationId: operationId(route.method, path),
     summary: route.summary,
     tags: [route.tag],
     ...(isPublic && { security: [] }),
     ...(parameters.length > 0 && { parameters }),
-    ...(route.body !== undefined && {
-      requestBody: {
-        required: !route.body.safeParse(undefined).success,
-        content: { 'application/json': { schema: schemaOf(route.body, 'input') } },
-      },
-    }),
+    ...(body !== null && { requestBody: body }),
     responses: {
       [String(route.successStatus ?? 200)]: {
         description: 'Success',
@@ -91,10 +116,37 @@ function operation(route: Route, path: string): Operation {
       },
       default: {
         description: 'Failure',
-        content: { 'application/json': { schema: { $ref: '#/components/schemas/Error' } } },
+        content: { 'application/json': { schema: { $ref: `#/components/schemas/${errorsOf(route)}` } } },
       },
     },
   }
+}
+
+function errorsOf(route: Route): string {
+  return route.errors === 'oauth' ? 'OauthError' : 'Error'
+}
+
+function bodyOf(route: Route): object | null {
+  if (route.body !== undefined) {
+    return {
+      required: !route.body.safeParse(undefined).success,
+      content: { 'application/json': { schema: schemaOf(route.body, 'input') } },
+    }
+  }
+  if (route.readsBody === undefined) return null
+  const content = Object.entries(route.readsBody).map(
+    ([type, schema]) => [type, { schema: schemaOf(schema, 'input') }] as const,
+  )
+  return { required: true, content: Object.fromEntries(content) }
+}
+
+/** What every route takes by header, as far as it means something to this one. */
+function headersOf(route: Route): object[] {
+  const choosesWorkspace = route.access !== 'account' && !route.path.includes('{workspaceName}')
+  return [
+    ...(choosesWorkspace ? [{ $ref: '#/components/parameters/workspace' }] : []),
+    { $ref: '#/components/parameters/version' },
+  ]
 }
 
 function pathParameters(path: string): object[] {

@@ -87,6 +87,8 @@ export interface Route<
   queryToken?: boolean
   /** JSON body. Absent: the handler reads `request.body` itself, if at all. */
   body?: Body
+  /** What a handler that reads the body itself takes, by content type; for /v0/openapi.json. */
+  readsBody?: Record<string, z.ZodType>
   /** Default jsonBodyBytesMax. */
   bodyBytesMax?: number
   /** Success answer's schema, for /v0/openapi.json. */

@@ -93,12 +93,12 @@ export function draftOf(
       image: kept(runtime.image, previous?.spec.image, (image) => image) || defaultSandboxImage,
       memoryMb:
         kept(runtime.memory, previous?.spec.memoryMb, (mb) =>
-          // Who asks for too little is told what the operator allows; who asks for more than that, by which setting.
+          // Whoever is out of range is told what the operator allows; who asks for more than that, by which setting.
           checkRange(
             'spec.runtime.memory',
             mb,
             memoryMbMin,
-            mb < memoryMbMin ? memoryMbAllowed : memoryMbMax,
+            mb >= memoryMbMin && mb <= memoryMbMax ? memoryMbMax : Math.min(memoryMbAllowed, memoryMbMax),
           ),
         ) ?? memoryMbDefault,
       envs: envs.envs,

@@ -92,6 +92,13 @@ function catalogueRoutes(images: Images): Route[] {
         image: z.string().nullish(),
         dockerConfig,
       }),
+      answer: z.object({
+        name: z.string(),
+        resourceType: z.string(),
+        image: z.string(),
+        build: z.boolean(),
+        message: z.string(),
+      }),
       async handle({ workspace, query, body }) {
         if (isSet(query.upload) || !body.image) {
           throw new PlatformError(

@@ -1,3 +1,4 @@
+import { z } from 'zod'
 import type { Access, TokenRequest } from '../../access/index.ts'
 import { PlatformError } from '../../errors.ts'
 import { parseJson, readText } from '../body.ts'
@@ -5,6 +6,30 @@ import { type Route, route } from '../route.ts'
 
 const tokenBodyBytesMax = 16 * 1024
 const noStore = { 'cache-control': 'no-store' }
+
+const tokenInput = z.object({
+  grant_type: z.enum(['client_credentials', 'refresh_token']),
+  client_id: z.string().optional().meta({ description: 'Unless it comes in a Basic Authorization header' }),
+  client_secret: z.string().optional(),
+  refresh_token: z.string().optional(),
+})
+const tokenAnswer = z.object({
+  access_token: z.string().meta({ description: 'A JWT with iat and exp' }),
+  refresh_token: z.string(),
+  token_type: z.literal('Bearer'),
+  expires_in: z.int().meta({ description: 'Seconds' }),
+})
+const discoveryAnswer = z.object({
+  issuer: z.string(),
+  token_endpoint: z.string(),
+  jwks_uri: z.string(),
+  grant_types_supported: z.array(z.string()),
+  response_types_supported: z.array(z.string()),
+  subject_types_supported: z.array(z.string()),
+  id_token_signing_alg_values_supported: z.array(z.string()),
+  token_endpoint_auth_methods_supported: z.array(z.string()),
+})
+const keysAnswer = z.object({ keys: z.array(z.looseObject({ kty: z.string(), kid: z.string() })) })
 
 /** The token endpoint, discovery and public keys; each with and without /v0, since clients resolve both. */
 export function oauthRoutes(access: Access): Route[] {
@@ -16,6 +41,8 @@ export function oauthRoutes(access: Access): Route[] {
       errors: 'oauth',
       tag: 'oauth',
       summary: 'Exchange client credentials or a refresh token for an access token',
+      readsBody: { 'application/json': tokenInput, 'application/x-www-form-urlencoded': tokenInput },
+      answer: tokenAnswer,
       async handle({ request, origin }) {
         const grant = await access.oauth.grant(await readTokenRequest(request, origin))
         return Response.json(grant, { headers: noStore })
@@ -28,6 +55,7 @@ export function oauthRoutes(access: Access): Route[] {
       errors: 'control',
       tag: 'oauth',
       summary: 'Discover the token endpoint',
+      answer: discoveryAnswer,
       handle: ({ origin }) => ({
         issuer: origin,
         token_endpoint: `${origin}/v0/oauth/token`,
@@ -46,6 +74,7 @@ export function oauthRoutes(access: Access): Route[] {
       errors: 'control',
       tag: 'oauth',
       summary: 'Get the public keys that access tokens are signed with',
+      answer: keysAnswer,
       handle: () => access.jwks(),
     }),
   ])

@@ -16,6 +16,19 @@ const locationAnswer = z.object({
   status: z.string(),
   flavors: z.array(z.object({ name: z.string(), type: z.string() })),
 })
+const configurationAnswer = z.object({
+  continents: z.array(z.object({})),
+  countries: z.array(z.object({})),
+  privateLocations: z.array(z.object({})),
+  regions: z.array(
+    z.object({
+      name: z.string(),
+      location: z.string(),
+      drivesAvailable: z.boolean(),
+      egressAvailable: z.boolean(),
+    }),
+  ),
+})
 const regionWithoutName = 'local'
 
 /** Health, and the little about regions that clients read before they create something. */
@@ -66,6 +79,7 @@ export function platformRoutes({ region, notReady }: PlatformRouteOptions): Rout
       path: '/v0/configuration',
       tag: 'configurations',
       summary: 'Get the regions of the platform',
+      answer: configurationAnswer,
       handle: () => ({
         continents: [],
         countries: [],

@@ -2,17 +2,12 @@ import { z } from 'zod'
 import { PlatformError } from '../../errors.ts'
 import type { Logger } from '../../lib/log.ts'
 import { type Sandboxes, sandboxInputSchema, sandboxSchema } from '../../sandboxes/index.ts'
-import { listAnswer, listQuery } from '../list.ts'
+import { listAnswer, listQuery, listSchema } from '../list.ts'
 import { type Route, type RouteContext, route } from '../route.ts'
 
 const tag = 'sandboxes'
 const flag = z.enum(['true', 'false', '1', '0', '']).optional()
 const isSet = (text: string | undefined) => text === 'true' || text === '1' || text === ''
-
-const pageSchema = z.object({
-  data: z.array(sandboxSchema),
-  meta: z.object({ hasMore: z.boolean(), nextCursor: z.string(), total: z.number() }),
-})
 
 /** Create, read, change and delete sandboxes. */
 export function sandboxRoutes(options: { sandboxes: Sandboxes; log: Logger }): Route[] {
@@ -30,7 +25,7 @@ export function sandboxRoutes(options: { sandboxes: Sandboxes; log: Logger }): R
         status: z.string().max(200).optional(),
         showTerminated: flag,
       }),
-      answer: pageSchema,
+      answer: listSchema(sandboxSchema),
       handle: (context) => {
         const { query, workspace, origin } = context
         const { externalId, status, showTerminated } = query

@@ -13,14 +13,13 @@ import {
   scheduleSchema,
   scheduleView,
 } from '../../sandboxes/index.ts'
-import { listAnswer, listQuery } from '../list.ts'
+import { listAnswer, listQuery, listSchema } from '../list.ts'
 import { type Route, route } from '../route.ts'
 import { mayReadSecrets } from './sandboxes.ts'
 
 const tag = 'schedules'
-const meta = z.object({ hasMore: z.boolean(), nextCursor: z.string(), total: z.number() })
-const schedulePage = z.object({ data: z.array(scheduleSchema), meta })
-const executionPage = z.object({ data: z.array(executionSchema), meta })
+const scheduleList = listSchema(scheduleSchema)
+const executionList = listSchema(executionSchema)
 const minuteMs = 60_000
 const dayMs = 24 * 60 * minuteMs
 const metricsDaysMax = 7
@@ -40,7 +39,7 @@ export function schedulesRoutes(options: { schedules: Schedules; clock: Clock; l
       summary: 'List the schedules of a sandbox',
       tag,
       query: listQuery.extend({ type }),
-      answer: schedulePage,
+      answer: scheduleList,
       handle: (context) => {
         const { workspace, params, query } = context
         const filters = { sandbox: params.sandboxName, ...(query.type ? { type: query.type } : {}) }
@@ -110,7 +109,7 @@ export function schedulesRoutes(options: { schedules: Schedules; clock: Clock; l
       summary: 'List the executions of all schedules of a sandbox, newest first',
       tag,
       query: listQuery,
-      answer: executionPage,
+      answer: executionList,
       handle: (context) =>
         listAnswer(
           context,
@@ -126,7 +125,7 @@ export function schedulesRoutes(options: { schedules: Schedules; clock: Clock; l
       summary: 'List the schedules of the workspace',
       tag,
       query: listQuery.extend({ sandbox: z.string().optional(), type }),
-      answer: schedulePage,
+      answer: scheduleList,
       handle: (context) => {
         const { workspace, query } = context
         const filters = {
@@ -173,7 +172,7 @@ export function schedulesRoutes(options: { schedules: Schedules; clock: Clock; l
         since: moment,
         until: moment,
       }),
-      answer: executionPage,
+      answer: executionList,
       handle: (context) => {
         const { workspace, query } = context
         const sinceMs = momentOf('since', query.since)

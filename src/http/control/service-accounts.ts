@@ -107,6 +107,7 @@ export function serviceAccountRoutes({
       path: '/v0/service_accounts/{clientId}/api_keys/{apiKeyId}',
       access: 'admin',
       summary: "Revoke a service account's API key",
+      answer: z.object({}),
       async handle({ workspace, params }) {
         await keys.revoke({ sub: params.clientId, workspace }, params.apiKeyId)
         return {}

@@ -71,6 +71,9 @@ export function workspaceRoutes(workspaces: Workspaces): Route[] {
       summary: 'Say whether a workspace name is free',
       query: z.object({ withReason: flag.optional() }),
       body: z.object({ name: z.string() }),
+      answer: z
+        .union([z.boolean(), z.object({ available: z.boolean(), reason: z.string(), message: z.string() })])
+        .meta({ description: 'Whether it is free; with withReason=true also why not' }),
       async handle({ body, query }) {
         const availability = await workspaces.availability(body.name)
         return query.withReason === true ? availability : Response.json(availability.available)

@@ -1,0 +1,194 @@
+import { afterAll, beforeAll, expect, test } from 'bun:test'
+import { z } from 'zod'
+import { createPlatform, type Platform, temporaryDataDir } from './platform.ts'
+import { fakeRuntime } from './runtimes/fake/index.ts'
+
+interface Operation {
+  parameters?: object[]
+  requestBody?: { required: boolean; content: Record<string, { schema: object }> }
+  responses: Record<string, { content?: Record<string, { schema: object }> }>
+}
+
+interface Document {
+  paths: Record<string, Record<string, Operation>>
+  components: { schemas: Record<string, object>; parameters: Record<string, object> }
+}
+
+/** What no platform without a registry and layers answers with success. */
+const refusedHere = new Set([
+  'POST /images',
+  'GET /images/{resourceType}/{imageName}',
+  'DELETE /images/{resourceType}/{imageName}',
+  'DELETE /images/{resourceType}/{imageName}/tags/{tagName}',
+])
+
+let platform: Platform
+let document: Document
+const called = new Map<string, number[]>()
+
+beforeAll(async () => {
+  platform = await createPlatform({
+    dataDir: temporaryDataDir,
+    runtime: fakeRuntime(),
+    port: 0,
+    logLevel: 'error',
+  })
+  document = (await (await platform.request('/v0/openapi.json')).json()) as Document
+})
+afterAll(() => platform.close())
+
+const schemaOf = (schema: object) => z.fromJSONSchema(schema as Parameters<typeof z.fromJSONSchema>[0])
+
+/** Calls an operation of the document, and holds question and answer against what it says of them. */
+async function call(
+  operation: string,
+  params: Record<string, string> = {},
+  options: { json?: object; version?: string; query?: string; basic?: string } = {},
+): Promise<{ status: number; body: unknown }> {
+  const [method = '', template = ''] = operation.split(' ')
+  const described = document.paths[template]?.[method.toLowerCase()]
+  if (!described) throw new Error(`${operation} is not in the document`)
+  const path = template.replace(/\{(\w+)\}/g, (_, name: string) => params[name] ?? `no-${name}`)
+  const { json, version, query = '', basic } = options
+  const response = await platform.request(`/v0${path}${query}`, {
+    method,
+    headers: {
+      authorization: basic ?? `Bearer ${platform.credentials.apiKey}`,
+      ...(template.startsWith('/workspaces') ? {} : { 'x-blaxel-workspace': 'main' }),
+      ...(version === undefined ? {} : { 'blaxel-version': version }),
+      ...(json === undefined ? {} : { 'content-type': 'application/json' }),
+    },
+    ...(json === undefined ? {} : { body: JSON.stringify(json) }),
+  })
+  const body: unknown = await response.json()
+  const answer = described.responses[String(response.status)] ?? described.responses.default
+  const stated = answer?.content?.['application/json']?.schema
+  if (!stated) throw new Error(`${operation} states no schema for ${response.status}`)
+  const reference = (stated as { $ref?: string }).$ref?.split('/').at(-1)
+  const schema = reference === undefined ? stated : document.components.schemas[reference]!
+  const issues = schemaOf(schema).safeParse(body).error?.issues
+  expect({ operation, version, status: response.status, issues, body }).toMatchObject({ issues: undefined })
+  if (json !== undefined && response.ok) {
+    const taken = described.requestBody?.content['application/json']?.schema
+    expect({ operation, issues: taken && schemaOf(taken).safeParse(json).error?.issues }).toEqual({
+      operation,
+      issues: undefined,
+    })
+  }
+  called.set(operation, [...(called.get(operation) ?? []), response.status])
+  return { status: response.status, body }
+}
+
+test('what the document says of each operation is what is asked for and answered', async () => {
+  const box = { sandboxName: 'box' }
+  const labels = { team: 'a' }
+  await call('GET /.well-known/openid-configuration')
+  await call('GET /.well-known/jwks.json')
+  for (const path of ['/locations', '/configuration', '/sandbox/hub', '/images', '/users', '/workspaces'])
+    await call(`GET ${path}`)
+  await call('POST /workspaces', {}, { json: { name: 'lab', displayName: 'Lab', labels } })
+  for (const query of ['', '?withReason=true'])
+    await call('POST /workspaces/availability', {}, { json: { name: 'lab' }, query })
+  for (const query of ['', '?countResources=true'])
+    await call('GET /workspaces/{workspaceName}', { workspaceName: 'lab' }, { query })
+  await call('PUT /workspaces/{workspaceName}', { workspaceName: 'lab' }, { json: { displayName: 'L' } })
+  const left = await call('DELETE /workspaces/{workspaceName}/leave', { workspaceName: 'lab' })
+  expect(left.status).toBe(409)
+
+  const email = 'ada@example.com'
+  await call('POST /users', {}, { json: { email, role: 'member' } })
+  await call('PUT /users/{subOrEmail}', { subOrEmail: email }, { json: { role: 'admin' } })
+  await call('DELETE /workspaces/{workspaceName}/leave', { workspaceName: 'main' })
+  await platform.users.add('main', (await platform.users.getByEmail('admin@hutch.localhost'))!.sub, 'admin')
+  await call('DELETE /users/{subOrEmail}', { subOrEmail: email })
+  await call('DELETE /workspaces/{workspaceName}', { workspaceName: 'lab' })
+
+  const account = await call('POST /service_accounts', {}, { json: { name: 'ci', role: 'member' } })
+  const { client_id: clientId, client_secret: secret } = account.body as Record<string, string>
+  const basic = `Basic ${btoa(`${clientId}:${secret}`)}`
+  await call('POST /oauth/token', {}, { basic, json: { grant_type: 'client_credentials' } })
+  expect((await call('POST /oauth/token', {}, { basic, json: { grant_type: 'other' } })).status).toBe(400)
+  await call('GET /service_accounts')
+  const ours = { clientId: clientId! }
+  await call('PUT /service_accounts/{clientId}', ours, { json: { description: 'for builds' } })
+  const key = await call('POST /service_accounts/{clientId}/api_keys', ours, {
+    json: { name: 'k', expires_in: '30d' },
+  })
+  await call('GET /service_accounts/{clientId}/api_keys', ours)
+  const { id } = key.body as { id: string }
+  await call('DELETE /service_accounts/{clientId}/api_keys/{apiKeyId}', { ...ours, apiKeyId: id })
+  await call('DELETE /service_accounts/{clientId}', ours)
+
+  const spec = {
+    runtime: {
+      image: 'blaxel/base-image:latest',
+      memory: 512,
+      envs: [{ name: 'A', value: '1' }],
+      ports: [{ name: 'web', target: 3000, protocol: 'HTTP' }],
+      ttl: '2d',
+    },
+    lifecycle: { expirationPolicies: [{ type: 'ttl-idle', value: '1h', action: 'delete' }] },
+    network: { allowedDomains: ['example.com'] },
+    region: 'eu-lon-1',
+  }
+  const metadata = { name: 'box', externalId: 'mine', labels, displayName: 'Box' }
+  await call('POST /sandboxes', {}, { json: { metadata, spec } })
+  expect((await call('POST /sandboxes', {}, { json: { metadata, spec } })).status).toBe(409)
+  expect((await call('POST /sandboxes', {}, { json: { metadata: 5 } })).status).toBe(400)
+  const { body: found } = await call('GET /sandboxes/{sandboxName}', box)
+  await call('PUT /sandboxes/{sandboxName}', box, { json: found as object })
+  await call('GET /sandboxes/by-external-id/{externalId}', { externalId: 'mine' })
+
+  const preview = { ...box, previewName: 'web' }
+  const page = { port: 3000, public: false, responseHeaders: { 'X-A': 'b' } }
+  await call('POST /sandboxes/{sandboxName}/previews', box, {
+    json: { metadata: { name: 'web' }, spec: page },
+  })
+  await call('GET /sandboxes/{sandboxName}/previews', box)
+  await call('GET /sandboxes/{sandboxName}/previews/{previewName}', preview)
+  await call('PUT /sandboxes/{sandboxName}/previews/{previewName}', preview, {
+    json: { metadata: { name: 'web' }, spec: page },
+  })
+  const tokens = 'sandboxes/{sandboxName}/previews/{previewName}/tokens'
+  const made = await call(`POST /${tokens}`, preview, {
+    json: { metadata: { name: 't' }, spec: { expiresAt: new Date(Date.now() + 3_600_000).toISOString() } },
+  })
+  const { token } = (made.body as { spec: { token: string } }).spec
+  await call(`GET /${tokens}`, preview)
+  await call(`DELETE /${tokens}/{token}`, { ...preview, token })
+  await call('DELETE /sandboxes/{sandboxName}/previews/{previewName}', preview)
+
+  const nightly = { ...box, scheduleId: 'nightly' }
+  const schedule = { id: 'nightly', type: 'cron', value: '0 3 * * *', input: { command: 'true' } }
+  await call('POST /sandboxes/{sandboxName}/schedules', box, { json: schedule })
+  await call('GET /sandboxes/{sandboxName}/schedules/{scheduleId}', nightly)
+  await call('PUT /sandboxes/{sandboxName}/schedules/{scheduleId}', nightly, { json: schedule })
+  await call('GET /schedules/metrics')
+  for (const version of [undefined, '2026-04-16', '2026-04-28']) {
+    for (const path of ['/sandboxes', '/schedules', '/schedule-executions'])
+      await call(`GET ${path}`, {}, { ...(version === undefined ? {} : { version }) })
+    for (const path of ['schedules', 'schedule-executions'])
+      await call(`GET /sandboxes/{sandboxName}/${path}`, box, {
+        ...(version === undefined ? {} : { version }),
+      })
+  }
+  await call('DELETE /sandboxes/{sandboxName}/schedules/{scheduleId}', nightly)
+  for (const operation of refusedHere) await call(operation, { resourceType: 'sandbox', tagName: 'latest' })
+  await call('DELETE /images')
+
+  const statusIs = async (wanted: string) => {
+    while (((await call('GET /sandboxes/{sandboxName}', box)).body as { status: string }).status !== wanted)
+      await new Promise((resolve) => setImmediate(resolve))
+  }
+  await call('POST /sandboxes/{sandboxName}/archive', box)
+  await statusIs('ARCHIVED')
+  await call('POST /sandboxes/{sandboxName}/unarchive', box)
+  await statusIs('DEPLOYED')
+  await call('DELETE /sandboxes/{sandboxName}', box)
+
+  const operations = Object.entries(document.paths).flatMap(([path, methods]) =>
+    Object.keys(methods).map((method) => `${method.toUpperCase()} ${path}`),
+  )
+  const answered = (operation: string) => called.get(operation)?.some((status) => status < 300) ?? false
+  expect(operations.filter((operation) => !answered(operation)).sort()).toEqual([...refusedHere].sort())
+})
