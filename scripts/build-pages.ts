@@ -5,7 +5,7 @@ import { join } from 'node:path'
 
 const root = join(import.meta.dir, '..')
 const source = join(root, 'src', 'http', 'run', 'sandbox', 'terminal-page')
-export const terminalPagePath = join(root, 'dist', 'terminal.html')
+const terminalPagePath = join(root, 'dist', 'terminal.html')
 
 export async function buildPages(): Promise<void> {
   const bundle = await Bun.build({

@@ -1,6 +1,7 @@
 import { homedir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { capture } from './capture.ts'
+import { readSources, unusedExports } from './exports.ts'
 import { importProblems, readImports, unusedRules } from './imports.ts'
 
 /** The one gate besides the tests, the same here and in CI: types, lint, formatting, imports, and a few promises. */
@@ -21,6 +22,7 @@ const steps: Step[] = [
     run: () => tool(join(bin, 'biome'), ['ci', '--colors=off', '--error-on-warnings', '.']),
   },
   { name: 'import directions', run: checkImports },
+  { name: 'no export that nobody imports', run: async () => unusedExports(await readSources(root)) },
   { name: 'no path of this machine', run: () => checkFiles(pathsOfThisMachine) },
   { name: 'lock file whole, and of no host', run: checkLockFile },
   { name: 'no test left alone with .only', run: () => checkFiles(lonelyTests) },

@@ -60,11 +60,11 @@ export interface Config {
   idleConnectionSeconds: number
 }
 
-export const runtimeNames = ['namespace', 'process'] as const
+const runtimeNames = ['namespace', 'process'] as const
 export type RuntimeName = (typeof runtimeNames)[number]
-export const imageSources = ['auto', 'reflink', 'link', 'copy', 'live'] as const
+const imageSources = ['auto', 'reflink', 'link', 'copy', 'live'] as const
 export type ImageSource = (typeof imageSources)[number]
-export const packageSettingsOptions = ['host', 'none'] as const
+const packageSettingsOptions = ['host', 'none'] as const
 export type PackageSettings = (typeof packageSettingsOptions)[number]
 
 const configFileBytesMax = 1024 * 1024

@@ -12,27 +12,18 @@ import { Tokens } from './tokens.ts'
 import { Workloads, type WorkloadToken } from './workloads.ts'
 
 export { FirstCredentials } from './first-credentials.ts'
-export {
-  type AccountKind,
-  type ApiKey,
-  type ApiKeys,
-  apiKeysPerAccountMax,
-  looksLikeApiKey,
-  type Secrets,
-} from './keys.ts'
-export { type Oauth, refreshTokenLifetimeMs, type TokenGrant, type TokenRequest } from './oauth.ts'
+export { type ApiKey, type ApiKeys, apiKeysPerAccountMax, looksLikeApiKey, type Secrets } from './keys.ts'
+export { refreshTokenLifetimeMs, type TokenRequest } from './oauth.ts'
 export {
   accountPrincipal,
   type Identity,
   type Principal,
   principalIn,
-  type Role,
   roles,
   workspacesOf,
 } from './principals.ts'
-export type { ServiceAccount, ServiceAccounts } from './service-accounts.ts'
+export type { ServiceAccount } from './service-accounts.ts'
 export { accessTokenLifetimeMs } from './tokens.ts'
-export type { WorkloadToken } from './workloads.ts'
 
 /** Verified credentials kept in memory. */
 const verifiedCredentialsMax = 10_000

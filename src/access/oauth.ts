@@ -8,7 +8,7 @@ import { accessTokenLifetimeMs, type Tokens } from './tokens.ts'
 
 export const refreshTokenLifetimeMs = 30 * 24 * 60 * 60 * 1000
 /** Refresh tokens kept for one account, used ones included: the oldest go first. */
-export const refreshTokensPerAccountMax = 50
+const refreshTokensPerAccountMax = 50
 
 export interface TokenRequest {
   grantType: string | undefined

@@ -34,7 +34,7 @@ interface ServiceAccountBody {
   sealedSecret: string
 }
 
-export const serviceAccountsPerWorkspaceMax = 200
+const serviceAccountsPerWorkspaceMax = 200
 
 /** Machine identities, each of exactly one workspace. */
 export class ServiceAccounts {

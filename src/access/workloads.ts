@@ -3,7 +3,7 @@ import { type BatchStep, findLimitMax, type Store } from '../spec/store.ts'
 import type { Identity } from './principals.ts'
 import type { Tokens } from './tokens.ts'
 
-export const workloadTokenLifetimeMsMax = 24 * 60 * 60 * 1000
+const workloadTokenLifetimeMsMax = 24 * 60 * 60 * 1000
 const workloadIssuer = 'http://hutch.internal'
 
 export interface WorkloadToken {

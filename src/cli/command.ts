@@ -57,7 +57,7 @@ export class CommandError extends Error {
   }
 }
 
-export const commonFlags = {
+const commonFlags = {
   json: { kind: 'boolean', about: 'print JSON, for programs' },
   help: { kind: 'boolean', about: 'print this', short: 'h' },
 } as const satisfies FlagTable

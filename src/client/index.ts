@@ -5,9 +5,8 @@ import { Processes } from './processes.ts'
 import { Terminal, type TerminalOptions } from './terminal.ts'
 import { ClientError, Transport } from './transport.ts'
 
-export type { FileInfo } from './files.ts'
-export type { ImageInfo, RegistryInfo } from './images.ts'
-export type { ExecEvent, Processes, ProcessInfo } from './processes.ts'
+export type { ImageInfo } from './images.ts'
+export type { Processes, ProcessInfo } from './processes.ts'
 export { ClientError } from './transport.ts'
 
 export interface ClientOptions {

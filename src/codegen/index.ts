@@ -1,2 +1,1 @@
-export { Codegen, type CodegenOptions, type Edited } from './codegen.ts'
-export type { CodegenProvider, RankedFile } from './providers.ts'
+export { Codegen } from './codegen.ts'

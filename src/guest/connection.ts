@@ -28,7 +28,7 @@ const roleNumbers: Record<ConnectionRole, number> = {
 }
 
 /** Connecting and the greeting together. */
-export const connectTimeoutMsDefault = 10_000
+const connectTimeoutMsDefault = 10_000
 const connectAttemptsMax = 7
 const connectRetryMs = 5
 const queuedBytesMaxForPong = 64 * 1024

@@ -9,13 +9,13 @@ import { fileError } from './errno.ts'
 import { type Frame, FrameType, ProtocolError } from './frame.ts'
 
 /** Each connection is a worker process inside the sandbox. */
-export const filesConnectionsMax = 16
+const filesConnectionsMax = 16
 const waitingMax = 1024
 const waitTimeoutMs = 30_000
 /** An idle sandbox shall cost no worker. */
 const idleMsMaxDefault = 2_000
 /** Without a single byte from the guest while it has something to do. */
-export const fileStallMsMax = 30_000
+const fileStallMsMax = 30_000
 /** Received and not yet taken; beyond it the socket is not read. */
 const queuedBytesMax = 512 * 1024
 

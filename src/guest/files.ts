@@ -344,7 +344,7 @@ function contentOf(
   })
 }
 
-export async function sendBytes(operation: Operation, bytes: Uint8Array): Promise<void> {
+async function sendBytes(operation: Operation, bytes: Uint8Array): Promise<void> {
   for (let at = 0; at < bytes.length; at += dataBytesMax) {
     const part = bytes.subarray(at, at + dataBytesMax)
     if (operation.sentBytes >= turnBytes) {

@@ -6,7 +6,6 @@ import { FilesChannel } from './files.ts'
 
 export { DiallerChannel, type DialTarget } from './dialler.ts'
 export { fileError, printable } from './errno.ts'
-export { ProtocolError } from './frame.ts'
 export { type GuestState, KeeperChannel, type KeeperEgress, type LeavingConnection } from './keeper.ts'
 export { HelperError, type LaunchedInstance, Launcher, type ProcessIdentity } from './launcher.ts'
 export { HelperLayers } from './layers.ts'

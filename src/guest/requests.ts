@@ -4,7 +4,7 @@ import { Connection, type ConnectionRole } from './connection.ts'
 import { type Frame, FrameType, ProtocolError } from './frame.ts'
 
 /** Every answer but that of a stdin write comes from an event loop that never blocks. */
-export const requestTimeoutMsDefault = 15_000
+const requestTimeoutMsDefault = 15_000
 const pendingMax = 4096
 const reconnectAttemptsMaxDefault = 12
 const reconnectMsMin = 20

@@ -126,7 +126,7 @@ function readDescent(payload: Uint8Array): { living: number; others: User[] } {
 }
 
 /** From the kernel's spelling: words of four bytes, each in the machine's order, which is little endian. */
-export function addressOf(hex: string): string {
+function addressOf(hex: string): string {
   if (!/^(?:[0-9A-F]{8}|[0-9A-F]{32})$/.test(hex)) throw new ProtocolError('an address that is none')
   const bytes = Buffer.from(hex, 'hex')
   bytes.swap32()

@@ -3,7 +3,7 @@ import { PlatformError } from '../errors.ts'
 import { jsonErrorOffset, linePosition } from './json-position.ts'
 
 /** Levels of arrays and objects in a JSON body. */
-export const jsonDepthMax = 100
+const jsonDepthMax = 100
 const shownCharactersMax = 60
 const shownIssuesMax = 5
 

@@ -24,7 +24,7 @@ export interface Authority {
 }
 
 /** The name by which workloads inside instances reach the platform. */
-export const internalHost = 'hutch.internal'
+const internalHost = 'hutch.internal'
 const loopbackNames = new Set(['localhost', 'ip6-localhost', 'ip6-loopback'])
 const wildcardAddresses = new Set(['0.0.0.0', '::', '*'])
 const authoritiesMax = 1000

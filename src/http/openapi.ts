@@ -68,7 +68,7 @@ export function openapiRoutes(routes: () => Route[], version: string): Route[] {
 }
 
 /** OpenAPI 3.1 of the control plane's routes. */
-export function openapiDocument(routes: Route[], version: string): object {
+function openapiDocument(routes: Route[], version: string): object {
   const paths: Record<string, Record<string, Operation>> = {}
   for (const route of routes) {
     if (!route.path.startsWith('/v0/') || route.method === 'ALL') continue

@@ -16,7 +16,7 @@ interface CredentialBody {
   sealedPassword: string
 }
 
-export const credentialKind = 'registry_credential'
+const credentialKind = 'registry_credential'
 export const passwordCharsMax = 16 * 1024
 export const usernameCharsMax = 256
 const dockerConfigBytesMax = 256 * 1024

@@ -22,7 +22,7 @@ import { makeSkeleton, skeletonStamp } from './skeleton.ts'
 import { makeLocal, removeUnreadable, UsrMask, usrRevision } from './usr-mask.ts'
 
 /** How /usr of the host becomes part of the image; `auto` is reflink where the file system can, else copy. */
-export const hostImageSources = ['auto', 'reflink', 'copy', 'link', 'live'] as const
+const hostImageSources = ['auto', 'reflink', 'copy', 'link', 'live'] as const
 export type HostImageSource = (typeof hostImageSources)[number]
 
 export interface HostImageOptions {

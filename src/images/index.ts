@@ -28,16 +28,12 @@ import {
 import { type ImportOptions, type PullOptions, Transfers } from './transfers.ts'
 import { type ImageView, imageView } from './view.ts'
 
-export { type CatalogueEntry, catalogue } from './catalogue.ts'
+export { catalogue } from './catalogue.ts'
 export { type Credentials, passwordCharsMax, usernameCharsMax } from './credentials.ts'
-export { HostImage, type HostImageOptions, type HostImageSource, hostImageSources } from './host-image.ts'
+export { HostImage, type HostImageSource } from './host-image.ts'
 export { freeBytesMin } from './layer-store.ts'
-export type { ImageTag, StoredImage } from './records.ts'
-export { resourceTypes } from './reference.ts'
-export type { ImportOptions, PullOptions } from './transfers.ts'
-export { type ImageView, imageViewSchema } from './view.ts'
+export { imageViewSchema } from './view.ts'
 
-export const defaultImage = 'blaxel/base-image:latest'
 /** Less than clients and proxies wait for an answer. */
 export const pullAnswerMsMax = 50_000
 const collectEveryMs = 10 * 60 * 1000

@@ -27,7 +27,7 @@ export const freeBytesMin = 1024 ** 3
 /** Written between two looks at the free space. */
 const bytesPerSpaceCheck = 64 * 1024 * 1024
 const readBytes = 256 * 1024
-export const layerEntriesMax = 1_000_000
+const layerEntriesMax = 1_000_000
 const unpackConcurrencyMax = 2
 const unpackWaitingMax = 4096
 const digestPattern = /^sha256:[0-9a-f]{64}$/

@@ -6,8 +6,8 @@ import type { InstalledImage } from './install.ts'
 import type { ImageSettings } from './manifest.ts'
 import type { ResourceType } from './reference.ts'
 
-export const imageKind = 'image'
-export const tagsMax = 200
+const imageKind = 'image'
+const tagsMax = 200
 
 export interface ImageTag {
   name: string

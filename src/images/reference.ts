@@ -1,9 +1,9 @@
 import { PlatformError } from '../errors.ts'
 
-export const referenceCharsMax = 512
+const referenceCharsMax = 512
 export const tagDefault = 'latest'
 /** Kinds of workload that images are kept for; the cloud's clients write them in the singular and in the plural. */
-export const resourceTypes = ['sandbox', 'agent', 'function', 'job'] as const
+const resourceTypes = ['sandbox', 'agent', 'function', 'job'] as const
 export type ResourceType = (typeof resourceTypes)[number]
 
 const imageName = /^[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*$/
@@ -12,7 +12,7 @@ const tagPattern = /^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$/
 const digestPattern = /^sha256:[0-9a-f]{64}$/
 const hostPattern =
   /^(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?(?:\.[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)*|\[[0-9a-fA-F:]+\])(?::\d{1,5})?$/
-export const imageNameCharsMax = 128
+const imageNameCharsMax = 128
 const dockerHubNames = new Set(['docker.io', 'index.docker.io', 'registry-1.docker.io'])
 
 /** An image of a registry. */

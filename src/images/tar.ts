@@ -7,9 +7,9 @@ import type { ByteReader } from './byte-reader.ts'
 
 const blockBytes = 512
 /** Of one pax header or GNU long name. */
-export const extendedHeaderBytesMax = 1024 * 1024
-export const paxRecordsMax = 4096
-export const sparseExtentsMax = 100_000
+const extendedHeaderBytesMax = 1024 * 1024
+const paxRecordsMax = 4096
+const sparseExtentsMax = 100_000
 const sparseMapBytesMax = 4 * 1024 * 1024
 /** Extended headers in a row before an entry. */
 const extendedHeadersMax = 16

@@ -1,7 +1,7 @@
 import { z } from 'zod'
 import type { ImageTag, StoredImage } from './records.ts'
 
-export const imageStatuses = ['BUILDING', 'BUILT', 'FAILED'] as const
+const imageStatuses = ['BUILDING', 'BUILT', 'FAILED'] as const
 export type ImageStatus = (typeof imageStatuses)[number]
 
 const tagSchema = z.object({

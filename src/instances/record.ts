@@ -42,7 +42,7 @@ export type InstanceRecord =
   | { state: 'destroying'; owner: InstanceOwner }
 
 export const launchTimeoutMsMax = 60_000
-export const instanceKind = 'instance'
+const instanceKind = 'instance'
 
 export function instanceKey(owner: InstanceOwner, id: string) {
   return { kind: instanceKind, workspace: owner.workspace, name: id }

@@ -52,7 +52,7 @@ export interface AddressRange {
 }
 
 /** `10.0.0.0/8`, `fd00::/8` or a single address; null for anything else. */
-export function parseRange(text: string): AddressRange | null {
+function parseRange(text: string): AddressRange | null {
   const [host = '', bits, ...rest] = text.split('/')
   const address = parseAddress(host)
   if (address === null || rest.length > 0) return null
@@ -62,7 +62,7 @@ export function parseRange(text: string): AddressRange | null {
   return { address, prefixBits: Number(bits) }
 }
 
-export function isWithin(address: Address, { address: base, prefixBits }: AddressRange): boolean {
+function isWithin(address: Address, { address: base, prefixBits }: AddressRange): boolean {
   if (address.length !== base.length) return false
   const whole = prefixBits >> 3
   for (let at = 0; at < whole; at++) if (address[at] !== base[at]) return false

@@ -1,7 +1,7 @@
 import type { Clock } from './clock.ts'
 import { cut, isSecretName, redact } from './redact.ts'
 
-export const logLevels = ['debug', 'info', 'warn', 'error'] as const
+const logLevels = ['debug', 'info', 'warn', 'error'] as const
 export type LogLevel = (typeof logLevels)[number]
 
 /** Structured lines on stderr. Messages and fields pass through `redact` before they are written. */

@@ -17,8 +17,8 @@ import { DnsServer } from './dns-server.ts'
 import { type HostResolver, hostAddress, Names, platformAddress } from './names.ts'
 import { VerdictLog } from './verdict-log.ts'
 
-export { type HostResolver, hostName, platformName } from './names.ts'
-export { type CarriedSettings, hostRegistries } from './registries.ts'
+export { hostName } from './names.ts'
+export { hostRegistries } from './registries.ts'
 
 /** Doors of the platform itself, each a unix socket for one instance, made when it is first knocked at. */
 export interface Doors {

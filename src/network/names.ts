@@ -16,7 +16,7 @@ import {
 } from './message.ts'
 
 /** The platform, as programs inside call it. */
-export const platformName = 'hutch.internal'
+const platformName = 'hutch.internal'
 /** The loopback of this host, of which nothing can be reached but what the operator allows. */
 export const hostName = 'host.hutch.internal'
 export const platformAddress = Uint8Array.of(10, 201, 0, 1)

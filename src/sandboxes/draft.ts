@@ -11,18 +11,18 @@ export const memoryMbMin = 128
 export const memoryMbMax = 256 * 1024
 export const storageMbMin = 64
 export const storageMbMax = 1024 * 1024
-export const labelsMax = 64
-export const labelNameCharsMax = 128
-export const labelValueCharsMax = 1024
-export const envsMax = 512
-export const envNameCharsMax = 256
+const labelsMax = 64
+const labelNameCharsMax = 128
+const labelValueCharsMax = 1024
+const envsMax = 512
+const envNameCharsMax = 256
 /** Longest single `NAME=value` that Linux lets a program start with. */
-export const envBytesMax = 128 * 1024 - 1
+const envBytesMax = 128 * 1024 - 1
 /** All of them together: they travel to the instance in one message of at most 1 MiB. */
-export const envTotalBytesMax = 512 * 1024
+const envTotalBytesMax = 512 * 1024
 export const portsMax = 100
-export const expirationPoliciesMax = 10
-export const networkBytesMax = 256 * 1024
+const expirationPoliciesMax = 10
+const networkBytesMax = 256 * 1024
 /** Ports inside a sandbox that are the platform's. */
 export const reservedPorts: readonly number[] = [80, 443, 8080]
 

@@ -45,7 +45,7 @@ function userOption(program: string[]): string | null {
  * Looks a user up in the accounts of the sandbox: `app`, `10001`, `app:app` or `10001:10001`.
  * @throws bad_request when it does not exist or is root
  */
-export async function findUser(files: GuestFiles, user: string): Promise<SandboxUser> {
+async function findUser(files: GuestFiles, user: string): Promise<SandboxUser> {
   const [wanted = '', wantedGroup] = user.split(':')
   const accounts = await readLines(files, '/etc/passwd')
   const account = accounts

@@ -4,9 +4,9 @@ import { PlatformError } from '../errors.ts'
 import { parseDateMs } from '../lib/date.ts'
 import { parseDuration } from '../lib/duration.ts'
 
-export const previewHeadersMax = 64
-export const previewHeaderBytesMax = 8 * 1024
-export const prefixUrlCharsMax = 40
+const previewHeadersMax = 64
+const previewHeaderBytesMax = 8 * 1024
+const prefixUrlCharsMax = 40
 
 const headerMap = z.record(z.string(), z.string())
 

@@ -33,20 +33,16 @@ import {
 } from './preview-targets.ts'
 
 export {
-  type PreviewInput,
-  type PreviewTokenInput,
-  type PreviewTokenView,
-  type PreviewView,
   previewInputSchema,
   previewSchema,
   previewTokenInputSchema,
   previewTokenSchema,
 } from './preview-schema.ts'
-export { type PreviewTarget, type StoredPreview, sandboxApiPort } from './preview-targets.ts'
+export type { PreviewTarget } from './preview-targets.ts'
 
-export const previewsPerSandboxMax = 500
+const previewsPerSandboxMax = 500
 export const tokensPerPreviewMax = 100
-export const tokenLifetimeMsDefault = 24 * 60 * 60_000
+const tokenLifetimeMsDefault = 24 * 60 * 60_000
 const changeAttemptsMax = 8
 
 export interface PreviewsOptions {

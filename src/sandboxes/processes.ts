@@ -49,7 +49,7 @@ export const endedProcessesMax = 128
  * On the host's disk, for each run of a process. The oldest eighth goes first, which leaves a late reader the last
  * 32 MiB of what was written in pieces of 200 bytes and more.
  */
-export const processOutputBytesMax = 40 * 1024 * 1024
+const processOutputBytesMax = 40 * 1024 * 1024
 const keepAliveSecondsDefault = 600
 const portWaitSecondsDefault = 60
 const portPollMsFirst = 5

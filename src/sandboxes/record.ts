@@ -6,8 +6,8 @@ import type { SandboxEvent, SandboxNetwork, SandboxStatus, SandboxView } from '.
 import type { Upgrades } from './upgrades.ts'
 
 export const sandboxKind = 'sandbox'
-export const eventsMax = 50
-export const terminatedRetentionMsDefault = 5 * 60_000
+const eventsMax = 50
+const terminatedRetentionMsDefault = 5 * 60_000
 /** Stands for every value of an environment variable in answers. Sent back, it leaves the value as it is. */
 export const maskedValue = '********'
 

@@ -29,7 +29,7 @@ import {
 import { ScheduleRuns } from './schedules/runs.ts'
 import { executionStatuses, type ScheduleInput, type ScheduleMetrics } from './schedules/schema.ts'
 
-export { executionView, type StoredExecution, type StoredSchedule, scheduleView } from './schedules/record.ts'
+export { executionView, scheduleView } from './schedules/record.ts'
 export {
   executionSchema,
   executionStatuses,
@@ -38,7 +38,7 @@ export {
   scheduleSchema,
 } from './schedules/schema.ts'
 
-export const schedulesPerSandboxMax = 100
+const schedulesPerSandboxMax = 100
 /** Commands that are submitted at once; the others wait for their turn. */
 export const runsMax = 32
 const changeAttemptsMax = 8

@@ -1,19 +1,19 @@
 /** The wire shapes of sandboxes. Loose: clients send back whole objects, with fields that are read-only or unknown. */
 import { z } from 'zod'
 
-export const portSchema = z.looseObject({
+const portSchema = z.looseObject({
   name: z.string().nullish(),
   target: z.number().int(),
   protocol: z.enum(['HTTP', 'TCP', 'UDP', 'TLS', 'http', 'tcp', 'udp', 'tls']).nullish(),
 })
 
-export const envSchema = z.looseObject({
+const envSchema = z.looseObject({
   name: z.string(),
   value: z.string().nullish(),
   secret: z.boolean().nullish(),
 })
 
-export const volumeAttachmentSchema = z.looseObject({
+const volumeAttachmentSchema = z.looseObject({
   name: z.string().nullish(),
   mountPath: z.string().nullish(),
   readOnly: z.boolean().nullish(),
@@ -21,13 +21,13 @@ export const volumeAttachmentSchema = z.looseObject({
   sizeMb: z.number().nullish(),
 })
 
-export const expirationPolicySchema = z.looseObject({
+const expirationPolicySchema = z.looseObject({
   type: z.enum(['ttl-idle', 'ttl-max-age', 'date']),
   value: z.string(),
   action: z.enum(['delete']).nullish(),
 })
 
-export const lifecycleSchema = z.looseObject({
+const lifecycleSchema = z.looseObject({
   expirationPolicies: z.array(expirationPolicySchema).nullish(),
   terminatedRetention: z.string().nullish(),
 })
@@ -35,7 +35,7 @@ export const lifecycleSchema = z.looseObject({
 const texts = z.array(z.string()).nullish()
 const textMap = z.record(z.string(), z.string()).nullish()
 
-export const networkSchema = z.looseObject({
+const networkSchema = z.looseObject({
   subnet: z.string().nullish(),
   allowedDomains: texts,
   forbiddenDomains: texts,
@@ -116,7 +116,7 @@ export const sandboxStatuses = [
 ] as const
 export type SandboxStatus = (typeof sandboxStatuses)[number]
 
-export const eventSchema = z.object({
+const eventSchema = z.object({
   time: z.string(),
   type: z.string(),
   status: z.string(),

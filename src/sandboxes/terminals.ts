@@ -7,7 +7,7 @@ import type { Guest } from '../spec/runtime.ts'
 import { type KnownTerminal, TerminalRecords } from './terminals/records.ts'
 import { type TerminalClient, TerminalSession, type TerminalSize } from './terminals/session.ts'
 
-export type { TerminalClient, TerminalSession, TerminalSize } from './terminals/session.ts'
+export type { TerminalClient, TerminalSession } from './terminals/session.ts'
 
 export interface SandboxTerminalsOptions {
   guest: Guest
@@ -29,8 +29,8 @@ export interface TerminalRequest extends TerminalSize {
   workingDir?: string
 }
 
-export const terminalSessionsMax = 64
-export const terminalClientsMax = 32
+const terminalSessionsMax = 64
+const terminalClientsMax = 32
 /** A shell that nobody looks at is ended after this. */
 export const terminalIdleMs = 10 * 60_000
 const outputBytesMax = 1024 * 1024

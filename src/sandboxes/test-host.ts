@@ -199,8 +199,6 @@ export class TestHost {
   }
 }
 
-export const knownImage = 'blaxel/base-image:latest'
-
 const images = {
   async prepare() {
     return null

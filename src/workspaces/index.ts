@@ -6,8 +6,8 @@ import { requireWorkspaceName, workspaceNameRefusal } from './names.ts'
 import { memberCreation, type Users } from './users.ts'
 
 export { inWorkspace } from './key.ts'
-export { isReservedWorkspaceName, workspaceNameLengthMax } from './names.ts'
-export { type Member, type MemberRole, type User, Users } from './users.ts'
+export { isReservedWorkspaceName } from './names.ts'
+export { type Member, type User, Users } from './users.ts'
 
 export interface Workspace {
   id: string

@@ -1,6 +1,6 @@
 import { PlatformError } from '../errors.ts'
 
-export const workspaceNameLengthMax = 63
+const workspaceNameLengthMax = 63
 
 /** First path segments that the platform itself answers: a workspace of such a name could not be reached. */
 const reservedNames = new Set([

@@ -33,9 +33,9 @@ interface MemberBody {
   role: MemberRole
 }
 
-export const workspacesPerUserMax = 1000
+const workspacesPerUserMax = 1000
 /** Below the store's `batchStepsMax`, so that a workspace goes with all its members at once. */
-export const membersPerWorkspaceMax = 900
+const membersPerWorkspaceMax = 900
 const emailPattern = /^[^\s@]{1,64}@[^\s@]{1,190}$/
 
 /** People, and which workspaces they belong to. */

@@ -10,7 +10,7 @@ export interface Source {
 }
 
 /** Larger ones are data, or made by programs. */
-export const sourceBytesMax = 512 * 1024
+const sourceBytesMax = 512 * 1024
 const sourcesMax = 20_000
 const entriesMax = 200_000
 const depthMax = 40

@@ -29,7 +29,7 @@ export interface VisitedPlace {
   publicPrefix: string
 }
 
-export const publicAdmission: Admission = {
+const publicAdmission: Admission = {
   admitted: true,
   presented: false,
   consumed: { headers: [tokenHeader], query: [tokenParameter] },

@@ -19,7 +19,7 @@ import { workspaceRoutes } from '../control/workspaces.ts'
 import { type Route, route } from '../route.ts'
 
 /** Keeps what was logged. */
-export class TestLogger implements Logger {
+class TestLogger implements Logger {
   readonly lines: { level: string; message: string; fields: Record<string, unknown> }[] = []
   debug = (message: string, fields = {}) => this.#add('debug', message, fields)
   info = (message: string, fields = {}) => this.#add('info', message, fields)

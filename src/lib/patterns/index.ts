@@ -6,9 +6,8 @@ import { parseExpression } from './parse.ts'
 import { compile, type Program } from './program.ts'
 
 export { PatternError } from './expression.ts'
-export type { Literal } from './literals.ts'
 export { Matcher } from './matcher.ts'
-export { encodeCode, instructionsMax, type Program } from './program.ts'
+export { encodeCode, type Program } from './program.ts'
 
 /** What to look for in lines, ready to be run. */
 export interface LinePattern {

@@ -18,7 +18,7 @@ export type Instruction =
   | { op: 'split'; out: number; alt: number }
   | { op: 'assert'; what: Assertion; out: number }
 
-export const instructionsMax = 16_000
+const instructionsMax = 16_000
 const instructionBytes = 8
 
 /** @throws PatternError when it takes too many instructions */

@@ -84,7 +84,7 @@ export function openCgroupHost(name: string, files: CgroupFiles = readCgroupFile
   return { layout, hierarchies, notes }
 }
 
-export function readCgroupFiles(): CgroupFiles {
+function readCgroupFiles(): CgroupFiles {
   return {
     mountinfo: readFileSync('/proc/self/mountinfo', 'utf8'),
     own: readFileSync('/proc/self/cgroup', 'utf8'),

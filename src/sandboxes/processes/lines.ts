@@ -1,7 +1,7 @@
 import type { OutputStream } from './output.ts'
 
 /** A line longer than this is passed on in pieces. */
-export const lineBytesMax = 1024 * 1024
+const lineBytesMax = 1024 * 1024
 
 const newline = 10
 const noBytes = Buffer.alloc(0)

@@ -4,7 +4,7 @@ import type { Logger } from '../../lib/log.ts'
 import type { ProcessSocket } from '../../spec/runtime.ts'
 import type { SandboxProcess } from './process.ts'
 
-export const portMonitorsMax = 100
+const portMonitorsMax = 100
 const pollMs = 500
 
 /** Tells somebody of a port that a process opened. */

@@ -4,12 +4,12 @@ import { z } from 'zod'
 const commandBytesMax = 128 * 1024 - 1
 /** Executions that are kept of one schedule. */
 export const executionsKeptDefault = 100
-export const executionsKeptMax = 1000
+const executionsKeptMax = 1000
 export const timeoutSecondsDefault = 600
 const timeoutSecondsMax = 365 * 24 * 3600
 const variablesMax = 1000
 
-export const scheduleTypes = ['cron', 'at', 'sleep'] as const
+const scheduleTypes = ['cron', 'at', 'sleep'] as const
 
 export const scheduleInputSchema = z.looseObject({
   id: z

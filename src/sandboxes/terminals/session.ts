@@ -32,7 +32,7 @@ export interface TerminalSessionOptions {
 }
 
 /** Of the past, for whoever joins. */
-export const replayBytesMax = 100 * 1024
+const replayBytesMax = 100 * 1024
 /** Typed, and not yet taken by the shell. */
 const typedBytesMax = 1024 * 1024
 /** A client that takes nothing for so long does not hold up the others. */

@@ -5,7 +5,7 @@ import type { SandboxCall } from './call.ts'
 import { type FileView, fileError, fileView, namesIn } from './entries.ts'
 import { type FilePath, joined } from './paths.ts'
 
-export const directoryEntriesMax = 100_000
+const directoryEntriesMax = 100_000
 
 export interface DirectoryView {
   path: string

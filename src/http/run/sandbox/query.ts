@@ -5,7 +5,7 @@ import { PlatformError } from '../../../errors.ts'
 const listItemsMax = 256
 
 /** What is left out of finds and searches unless `excludeDirs` says otherwise. */
-export const excludedDirectoriesDefault = [
+const excludedDirectoriesDefault = [
   'node_modules',
   'vendor',
   '.git',

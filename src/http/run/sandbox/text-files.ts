@@ -6,7 +6,7 @@ import { fileOperation } from './entries.ts'
 import { type FilePath, userPath } from './paths.ts'
 
 /** Of a file that is edited or read in ranges: it is held in memory. */
-export const textFileBytesMax = 16 * 1024 * 1024
+const textFileBytesMax = 16 * 1024 * 1024
 const changeAttemptsMax = 3
 
 /** A path that came in a body rather than in a URL. @throws bad_request */

@@ -8,7 +8,7 @@ import { grep, grepMatchesMax } from './grep.ts'
 import { searchCodebase } from './search.ts'
 
 /** Lines of one codegenReadFileRange. */
-export const rangeLinesMax = 250
+const rangeLinesMax = 250
 const pathMatchesMax = 10
 
 const targetFile = z.string().min(1).describe('The file, absolute or relative to the working directory')

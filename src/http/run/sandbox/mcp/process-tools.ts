@@ -6,7 +6,7 @@ import { requestedStart, startBody } from '../processes.ts'
 import type { ToolContext } from './context.ts'
 
 /** Gateways and clients give up on an answer after a minute: before that the call answers, and the process goes on. */
-export const waitSecondsMax = 58
+const waitSecondsMax = 58
 const timeoutSecondsDefault = 30
 const progressEveryMs = 1000
 const progressLineCharsMax = 200
