@@ -4,26 +4,17 @@ import { createServer, type Server, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { SandboxInstance as Sandbox } from '@blaxel/core'
-import { createPlatform, temporaryDataDir } from './platform.ts'
-import { eventually, openTestClient, type TestClient } from './test-client.ts'
+import { temporaryDataDir } from './platform.ts'
+import { eventually, openTestClient, type TestClient, whyNot } from './test-client.ts'
 
 /** What programs in sandboxes reach: servers of this test on the host's loopback, which the platform is told to allow. */
 
 setDefaultTimeout(120_000)
 const directory = mkdtempSync(join(tmpdir(), 'hutch-egress-'))
 afterAll(() => rmSync(directory, { recursive: true, force: true }))
-const why = await whyNot()
-if (why) console.warn(`skipped: ${why}`)
-
-async function whyNot(): Promise<string> {
-  try {
-    await using platform = await createPlatform({ dataDir: temporaryDataDir, logLevel: 'error' })
-    const { network } = platform.runtime.capabilities
-    return network === 'relay' ? '' : 'this kernel cannot redirect what leaves a sandbox'
-  } catch (error) {
-    return String(error)
-  }
-}
+const why = await whyNot(({ network }) =>
+  network === 'relay' ? '' : 'this kernel cannot redirect what leaves a sandbox',
+)
 
 /** What curl ends with when its connection is reset: as it is made, before it has sent its request, or after. */
 const resetCodes = [7, 55, 56]

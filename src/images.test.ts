@@ -6,8 +6,7 @@ import { gzipSync } from 'node:zlib'
 import type { SandboxInstance as Sandbox } from '@blaxel/core'
 import { dockerArchive, ociArchive, programs, type TestEntry, tar, testImage } from './images/test-image.ts'
 import { TestRegistry } from './images/test-registry.ts'
-import { createPlatform, temporaryDataDir } from './platform.ts'
-import { eventually, openTestClient, type TestClient } from './test-client.ts'
+import { eventually, openTestClient, type TestClient, whyNot } from './test-client.ts'
 
 /** Images of one's own, from the archive to the program inside, through the client of the cloud. */
 
@@ -16,16 +15,6 @@ const directory = mkdtempSync(join(tmpdir(), 'hutch-own-images-'))
 afterAll(() => rmSync(directory, { recursive: true, force: true }))
 const isRoot = process.getuid?.() === 0
 const why = await whyNot()
-if (why) console.warn(`skipped: ${why}`)
-
-async function whyNot(): Promise<string> {
-  try {
-    await using _ = await createPlatform({ dataDir: temporaryDataDir, logLevel: 'error' })
-    return ''
-  } catch (error) {
-    return String(error)
-  }
-}
 
 const shell = tar([
   ...programs('sh', 'ls', 'cat', 'id', 'env', 'stat', 'sleep'),

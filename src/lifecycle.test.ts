@@ -4,9 +4,9 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { SandboxInstance as Sandbox } from '@blaxel/core'
 import { FakeClock } from './lib/test-clock.ts'
-import { createPlatform, temporaryDataDir } from './platform.ts'
+import { temporaryDataDir } from './platform.ts'
 import { fakeRuntime } from './runtimes/fake/index.ts'
-import { eventually, openTestClient, type TestClient } from './test-client.ts'
+import { eventually, openTestClient, type TestClient, whyNot } from './test-client.ts'
 
 /** What becomes of a sandbox in time, through the client of the cloud. */
 
@@ -173,17 +173,7 @@ describe('policies, by a clock that is turned', () => {
 
 const directory = mkdtempSync(join(tmpdir(), 'hutch-lifecycle-'))
 afterAll(() => rmSync(directory, { recursive: true, force: true }))
-const why = await whyNot()
-if (why) console.warn(`skipped: ${why}`)
-
-async function whyNot(): Promise<string> {
-  try {
-    await using platform = await createPlatform({ dataDir: temporaryDataDir, logLevel: 'error' })
-    return platform.runtime.capabilities.archive ? '' : 'this host cannot archive: GNU tar was not found'
-  } catch (error) {
-    return String(error)
-  }
-}
+const why = await whyNot(({ archive }) => (archive ? '' : 'this host cannot archive: GNU tar was not found'))
 
 describe.skipIf(why !== '')('real machines', () => {
   const dataDir = join(directory, 'data')

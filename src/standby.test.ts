@@ -4,8 +4,8 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { SandboxInstance as Sandbox } from '@blaxel/core'
 import { HurriedClock } from './lib/test-clock.ts'
-import { createPlatform, type PlatformOptions, temporaryDataDir } from './platform.ts'
-import { eventually, openTestClient, type TestClient } from './test-client.ts'
+import type { PlatformOptions } from './platform.ts'
+import { eventually, openTestClient, type TestClient, whyNot } from './test-client.ts'
 
 /** Standby as the client of the cloud sees it: real machines, real freezing, and a clock that is moved on. */
 
@@ -16,18 +16,9 @@ const clock = new HurriedClock()
 
 const directory = mkdtempSync(join(tmpdir(), 'hutch-standby-'))
 afterAll(() => rmSync(directory, { recursive: true, force: true }))
-const why = await whyNot()
-if (why) console.warn(`skipped: ${why}`)
-
-async function whyNot(): Promise<string> {
-  try {
-    await using platform = await createPlatform({ dataDir: temporaryDataDir, logLevel: 'error' })
-    const { standby } = platform.runtime.capabilities
-    return standby === 'freeze' ? '' : `this host cannot freeze: standby is ${standby}`
-  } catch (error) {
-    return String(error)
-  }
-}
+const why = await whyNot(({ standby }) =>
+  standby === 'freeze' ? '' : `this host cannot freeze: standby is ${standby}`,
+)
 
 describe.skipIf(why !== '')('standby', () => {
   let client: TestClient

@@ -1,5 +1,6 @@
 import type { SandboxInstance } from '@blaxel/core'
-import { createPlatform, type Platform, type PlatformOptions } from './platform.ts'
+import { createPlatform, type Platform, type PlatformOptions, temporaryDataDir } from './platform.ts'
+import type { RuntimeCapabilities } from './spec/runtime.ts'
 
 /** For tests: a platform that listens, and the unmodified client of the cloud pointed at it by its own variables. */
 export interface TestClient extends AsyncDisposable {
@@ -43,6 +44,22 @@ export async function openTestClient(options: PlatformOptions): Promise<TestClie
       await platform.close()
     },
   }
+}
+
+/**
+ * Why tests of a platform that isolates cannot run on this host, which is said aloud; '' when they can. `lacks` answers
+ * what is missing besides.
+ */
+export async function whyNot(lacks: (able: RuntimeCapabilities) => string = () => ''): Promise<string> {
+  let why: string
+  try {
+    await using platform = await createPlatform({ dataDir: temporaryDataDir, logLevel: 'error' })
+    why = lacks(platform.runtime.capabilities)
+  } catch (error) {
+    why = String(error)
+  }
+  if (why) console.warn(`skipped: ${why}`)
+  return why
 }
 
 /** Polls until `holds` answers something true; fails with `what` after a generous while. */

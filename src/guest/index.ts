@@ -7,7 +7,13 @@ import { FilesChannel } from './files.ts'
 export { DiallerChannel, type DialTarget } from './dialler.ts'
 export { fileError, printable } from './errno.ts'
 export { type GuestState, KeeperChannel, type KeeperEgress, type LeavingConnection } from './keeper.ts'
-export { HelperError, type LaunchedInstance, Launcher, type ProcessIdentity } from './launcher.ts'
+export {
+  HelperError,
+  type LaunchedInstance,
+  Launcher,
+  outlivingHelper,
+  type ProcessIdentity,
+} from './launcher.ts'
 export { HelperLayers } from './layers.ts'
 
 export interface GuestClientOptions {

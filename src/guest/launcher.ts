@@ -34,6 +34,16 @@ export class HelperError extends Error {
   }
 }
 
+/** How a helper is started that is to live on when we end: its answers are read, and nothing of ours is left with it. */
+export const outlivingHelper = {
+  stdout: 'pipe',
+  stderr: 'ignore',
+  env: {},
+  cwd: '/',
+  // A session of its own from the first moment: what a terminal sends to our group is not for the instances.
+  detached: true,
+} as const
+
 interface Running {
   child: { kill(): void; unref(): void; exited: Promise<number> }
   stdin: FileSink
@@ -109,15 +119,7 @@ export class Launcher implements AsyncDisposable {
   }
 
   #start(): Running {
-    const child = Bun.spawn([this.#helperPath, 'launch'], {
-      stdin: 'pipe',
-      stdout: 'pipe',
-      stderr: 'ignore',
-      env: {},
-      cwd: '/',
-      // A session of its own from the first moment: what a terminal sends to our group is not for the instances.
-      detached: true,
-    })
+    const child = Bun.spawn([this.#helperPath, 'launch'], { ...outlivingHelper, stdin: 'pipe' })
     child.unref()
     const running: Running = { child, stdin: child.stdin }
     void this.#read(running, child.stdout)

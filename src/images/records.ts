@@ -1,6 +1,6 @@
 import { PlatformError } from '../errors.ts'
 import { KeyedLock } from '../lib/keyed-lock.ts'
-import { pageLimitMax, type Resource, type Store } from '../spec/store.ts'
+import { everyItem, type Resource, type Store } from '../spec/store.ts'
 import { inWorkspace } from '../workspaces/index.ts'
 import type { InstalledImage } from './install.ts'
 import type { ImageSettings } from './manifest.ts'
@@ -50,19 +50,9 @@ export class ImageRecords {
     return this.#pages()
   }
 
-  async *#pages(workspace?: string): AsyncIterable<StoredImage> {
-    let cursor: string | undefined
-    do {
-      const page = await this.#store.page<ImageBody>({
-        kind: imageKind,
-        ...(workspace === undefined ? {} : { workspace }),
-        limit: pageLimitMax,
-        sort: 'createdAt:asc',
-        ...(cursor ? { cursor } : {}),
-      })
-      yield* page.data
-      cursor = page.hasMore ? page.nextCursor : undefined
-    } while (cursor)
+  #pages(workspace?: string): AsyncIterable<StoredImage> {
+    const where = { kind: imageKind, ...(workspace === undefined ? {} : { workspace }) }
+    return everyItem((page) => this.#store.page<ImageBody>({ ...where, sort: 'createdAt:asc', ...page }))
   }
 
   get(workspace: string, type: ResourceType, name: string): Promise<StoredImage | null> {

@@ -1,6 +1,6 @@
 import type { InstanceHandle, InstanceSpec } from '../spec/runtime.ts'
 import type { Resource, Store } from '../spec/store.ts'
-import { pageLimitMax } from '../spec/store.ts'
+import { everyItem } from '../spec/store.ts'
 import type { Entry } from './entry.ts'
 
 /** Whose machine it is. */
@@ -60,16 +60,8 @@ export function runningRecord(
   return { state: 'running', owner, handle, spec, env: sealedEnv }
 }
 
-export async function* everyInstanceRecord(store: Store): AsyncIterable<Resource<InstanceRecord>> {
-  let cursor: string | undefined
-  do {
-    const page = await store.page<InstanceRecord>({
-      kind: instanceKind,
-      limit: pageLimitMax,
-      sort: 'createdAt:asc',
-      ...(cursor ? { cursor } : {}),
-    })
-    yield* page.data
-    cursor = page.hasMore ? page.nextCursor : undefined
-  } while (cursor)
+export function everyInstanceRecord(store: Store): AsyncIterable<Resource<InstanceRecord>> {
+  return everyItem((page) =>
+    store.page<InstanceRecord>({ kind: instanceKind, sort: 'createdAt:asc', ...page }),
+  )
 }

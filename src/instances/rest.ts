@@ -1,7 +1,7 @@
 import { PlatformError } from '../errors.ts'
 import type { Logger } from '../lib/log.ts'
 import type { BatchStep, Store } from '../spec/store.ts'
-import { batchStepsMax, pageLimitMax } from '../spec/store.ts'
+import { batchStepsMax, everyItem } from '../spec/store.ts'
 import type { InstanceOwner } from './record.ts'
 
 const restKind = 'instance_rest'
@@ -33,18 +33,10 @@ export class RestRecords {
 
   /** At start: what earlier lives of the platform left. */
   async load(): Promise<void> {
-    let cursor: string | undefined
-    do {
-      const page = await this.#store.page<RestBody>({
-        kind: restKind,
-        limit: pageLimitMax,
-        ...(cursor ? { cursor } : {}),
-      })
-      for (const { name, workspace, body } of page.data) {
-        this.#known.set(name, { workspace, lastUsedAt: body.lastUsedAt })
-      }
-      cursor = page.hasMore ? page.nextCursor : undefined
-    } while (cursor)
+    const recorded = everyItem((page) => this.#store.page<RestBody>({ kind: restKind, ...page }))
+    for await (const { name, workspace, body } of recorded) {
+      this.#known.set(name, { workspace, lastUsedAt: body.lastUsedAt })
+    }
   }
 
   /** Null for an instance that does not rest. */

@@ -1,6 +1,6 @@
 import { readFileSync } from 'node:fs'
 import { PlatformError } from '../errors.ts'
-import { HelperError, type ProcessIdentity } from '../guest/index.ts'
+import { HelperError, outlivingHelper, type ProcessIdentity } from '../guest/index.ts'
 
 /** From the start of the helper to its one line. */
 const startTimeoutMs = 20_000
@@ -23,15 +23,7 @@ export async function startGuest(
   for (const [key, value] of entries) {
     if (value.includes('\0')) throw new PlatformError('bad_request', `${key} contains NUL`)
   }
-  const child = Bun.spawn([helperPath, 'guest'], {
-    stdin: 'pipe',
-    stdout: 'pipe',
-    stderr: 'ignore',
-    env: {},
-    cwd: '/',
-    // A session of its own from the first moment: what a terminal sends to our group is not for the instances.
-    detached: true,
-  })
+  const child = Bun.spawn([helperPath, 'guest'], { ...outlivingHelper, stdin: 'pipe' })
   const timer = setTimeout(() => child.kill('SIGKILL'), startTimeoutMs)
   try {
     try {
@@ -57,14 +49,7 @@ export async function startGuest(
 
 /** Ends by itself when the one connection to its socket closes, at the latest with this process. */
 export async function startDialler(helperPath: string, dir: string, socketName: string): Promise<void> {
-  const child = Bun.spawn([helperPath, 'dial', socketName], {
-    stdin: 'ignore',
-    stdout: 'pipe',
-    stderr: 'ignore',
-    env: {},
-    cwd: dir,
-    detached: true,
-  })
+  const child = Bun.spawn([helperPath, 'dial', socketName], { ...outlivingHelper, stdin: 'ignore', cwd: dir })
   const timer = setTimeout(() => child.kill('SIGKILL'), startTimeoutMs)
   try {
     const line = await readLine(child.stdout)

@@ -9,7 +9,7 @@ import { KeyedLock } from '../lib/keyed-lock.ts'
 import type { Logger } from '../lib/log.ts'
 import type { SecretBox } from '../lib/secret-box.ts'
 import type { BatchStep, Store } from '../spec/store.ts'
-import { pageLimitMax } from '../spec/store.ts'
+import { everyItem } from '../spec/store.ts'
 import type { Sandboxes } from './index.ts'
 import {
   type PreviewDraft,
@@ -85,17 +85,10 @@ export class Previews {
 
   /** At start: sets the deadlines of previews that end. */
   async open(): Promise<void> {
-    let cursor: string | undefined
-    do {
-      const page = await this.#store.page<PreviewBody>({
-        kind: previewKind,
-        limit: pageLimitMax,
-        where: { ends: 'yes' },
-        ...(cursor ? { cursor } : {}),
-      })
-      for (const preview of page.data) this.#watchDeadline(preview)
-      cursor = page.hasMore ? page.nextCursor : undefined
-    } while (cursor)
+    const where = { kind: previewKind, where: { ends: 'yes' } }
+    for await (const preview of everyItem((page) => this.#store.page<PreviewBody>({ ...where, ...page }))) {
+      this.#watchDeadline(preview)
+    }
   }
 
   close(): void {

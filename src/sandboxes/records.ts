@@ -1,6 +1,6 @@
 import { PlatformError } from '../errors.ts'
 import type { BatchStep, Page, ResourceKey, SortOrder, Store } from '../spec/store.ts'
-import { pageLimitMax } from '../spec/store.ts'
+import { everyItem } from '../spec/store.ts'
 import { checkExternalId } from './draft.ts'
 import { indexesOf, type SandboxBody, type StoredSandbox, sandboxKind } from './record.ts'
 import { type SandboxStatus, sandboxStatuses } from './schema.ts'
@@ -71,18 +71,10 @@ export class SandboxRecords {
   }
 
   /** Every sandbox of the platform, oldest first. */
-  async *every(): AsyncIterable<StoredSandbox> {
-    let cursor: string | undefined
-    do {
-      const page = await this.#store.page<SandboxBody>({
-        kind: sandboxKind,
-        limit: pageLimitMax,
-        sort: 'createdAt:asc',
-        ...(cursor ? { cursor } : {}),
-      })
-      yield* page.data
-      cursor = page.hasMore ? page.nextCursor : undefined
-    } while (cursor)
+  every(): AsyncIterable<StoredSandbox> {
+    return everyItem((page) =>
+      this.#store.page<SandboxBody>({ kind: sandboxKind, sort: 'createdAt:asc', ...page }),
+    )
   }
 
   /**

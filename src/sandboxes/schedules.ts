@@ -9,7 +9,7 @@ import type { Logger } from '../lib/log.ts'
 import type { SecretBox } from '../lib/secret-box.ts'
 import { Semaphore } from '../lib/semaphore.ts'
 import type { BatchStep, Page, PageQuery, Resource, ResourceKey, SortOrder, Store } from '../spec/store.ts'
-import { batchStepsMax, pageLimitMax } from '../spec/store.ts'
+import { batchStepsMax, everyItem, pageLimitMax } from '../spec/store.ts'
 import type { Sandboxes } from './index.ts'
 import {
   draftOfSchedule,
@@ -43,7 +43,6 @@ const schedulesPerSandboxMax = 100
 export const runsMax = 32
 const changeAttemptsMax = 8
 const generatedIdsMax = 100_000
-const pagesMax = 100_000
 
 export interface SchedulesOptions {
   store: Store
@@ -248,14 +247,14 @@ export class Schedules {
   /** Counts of a workspace, of runs from `sinceMs` on and before `untilMs`. */
   async metrics(workspace: string, sinceMs: number, untilMs: number): Promise<ScheduleMetrics> {
     const counts = { succeeded: 0, failed: 0 }
-    for await (const { body, createdAt } of pages((page) =>
+    for await (const { body, createdAt } of everyItem((page) =>
       this.executions(workspace, { ...page, sinceMs }),
     )) {
       if (createdAt < untilMs) counts[body.status === 'succeeded' ? 'succeeded' : 'failed']++
     }
     let sandboxes = 0
     const deployed = { status: 'DEPLOYED' }
-    for await (const _ of pages((page) => this.#sandboxes.list(workspace, { ...page, ...deployed })))
+    for await (const _ of everyItem((page) => this.#sandboxes.list(workspace, { ...page, ...deployed })))
       sandboxes++
     return {
       executions: counts.succeeded + counts.failed,
@@ -429,21 +428,11 @@ export class Schedules {
   }
 
   #every<Body>(query: Pick<PageQuery, 'kind' | 'where'>): AsyncIterable<Resource<Body>> {
-    return pages((page) => this.#store.page<Body>({ ...query, ...page, sort: 'createdAt:asc' }))
+    return everyItem((page) => this.#store.page<Body>({ ...query, ...page, sort: 'createdAt:asc' }))
   }
 
   async #uidOf(workspace: string, sandbox: string): Promise<string> {
     return (await this.#sandboxes.get(workspace, sandbox)).body.uid
-  }
-}
-
-async function* pages<Body>(read: (page: PageRequest) => Promise<Page<Body>>): AsyncIterable<Resource<Body>> {
-  let cursor: string | undefined
-  for (let count = 0; count < pagesMax; count++) {
-    const page = await read({ limit: pageLimitMax, ...(cursor ? { cursor } : {}) })
-    yield* page.data
-    if (!page.hasMore) return
-    cursor = page.nextCursor
   }
 }
 

@@ -139,6 +139,21 @@ export interface Page<Body = unknown> {
   total: number
 }
 
+const pagesMax = 100_000
+
+/** Every item of a list, one page after the other; `read` is `store.page` with what it is to look for, or alike. */
+export async function* everyItem<Body>(
+  read: (page: { limit: number; cursor?: string }) => Promise<Page<Body>>,
+): AsyncIterable<Resource<Body>> {
+  let cursor: string | undefined
+  for (let count = 0; count < pagesMax; count++) {
+    const page = await read({ limit: pageLimitMax, ...(cursor ? { cursor } : {}) })
+    yield* page.data
+    if (!page.hasMore) return
+    cursor = page.nextCursor
+  }
+}
+
 export type BatchStep =
   | { op: 'create'; input: NewResource }
   | { op: 'update'; key: ResourceKey; expectedVersion: number; change: ResourceChange }
