@@ -3,7 +3,6 @@ import { PlatformError } from '../../errors.ts'
 import type { Logger } from '../../lib/log.ts'
 import type { FileEntry, Guest } from '../../spec/runtime.ts'
 import { CodebaseSearch } from './codebase.ts'
-import { parseIgnored } from './ignored.ts'
 import { startIndexesWorker } from './indexes-thread.ts'
 
 const logged: string[] = []
@@ -87,12 +86,4 @@ test('of too much text the rest is left out, and said to be', async () => {
   expect(answer).toMatchObject({ complete: false, files: 4 })
   expect(answer.found).toHaveLength(4)
   expect(read).toHaveLength(4)
-})
-
-test('what a .gitignore names is left out, unless it takes names back', () => {
-  expect(parseIgnored('# made\n\n/out/\ngenerated/\n*.gen.ts\nsrc/made.ts\n[\n')).toEqual({
-    exclude: ['*.gen.ts', 'src/made.ts'],
-    excludeDirectories: ['/out', 'generated'],
-  })
-  expect(parseIgnored('*.ts\n!keep.ts\nlogs/\n')).toEqual({ exclude: [], excludeDirectories: ['logs'] })
 })

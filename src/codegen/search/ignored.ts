@@ -1,70 +1,85 @@
 import { PlatformError } from '../../errors.ts'
-import { compileGlobs, PatternError } from '../../lib/patterns/index.ts'
 import type { GuestFiles } from '../../spec/runtime.ts'
+import { IgnoreRules } from './ignore-rules.ts'
 
+const ignoreFileName = '.gitignore'
 const ignoreFileBytesMax = 64 * 1024
-const patternsMax = 100
+const ignoreFilesMax = 500
+const readsAtOnce = 8
 
-/** What a project says is not its own source, as filters of a walk. */
+/** What a project says is not its own source, for a walk of one directory. */
 export interface Ignored {
-  exclude: string[]
+  /** For the walk: directories of which nothing is wanted. */
   excludeDirectories: string[]
+  /** Of a file by its path below the directory. */
+  has(path: string): boolean
+  /** Not all that the project says was looked at. */
+  readonly incomplete: boolean
 }
 
 /**
- * From the .gitignore of a project, for a walk that begins in `directory`, in the project or anywhere else; nothing when
- * there is none that can be read.
+ * From every .gitignore that counts for files below `directory`: those in it and below, and those above it up to the
+ * project where it is part of that. A directory that is asked for is searched even where it is ignored itself.
  */
-export async function ignoredIn(files: GuestFiles, project: string, directory: string): Promise<Ignored> {
-  const prefix = project === '/' ? '/' : `${project}/`
-  const below =
-    directory === project ? '' : directory.startsWith(prefix) ? directory.slice(prefix.length) : null
-  if (below === null) return ignoredIn(files, directory, directory)
-  try {
-    const { body } = await files.read(`${prefix}.gitignore`, { offset: 0, length: ignoreFileBytesMax })
-    const { exclude, excludeDirectories } = parseIgnored(await new Response(body).text())
-    const moved = (globs: string[]) => globs.flatMap((glob) => seenFrom(below, glob))
-    return { exclude: moved(exclude), excludeDirectories: moved(excludeDirectories) }
-  } catch (error) {
-    if (PlatformError.is(error) && error.retryable) throw error
-    return { exclude: [], excludeDirectories: [] }
+export async function ignoredIn(
+  files: GuestFiles,
+  { directory, project }: { directory: string; project: string },
+  walk: { excludeDirectories: string[]; depthMax: number; signal: AbortSignal },
+): Promise<Ignored> {
+  const within = directory === project || directory.startsWith(below(project))
+  const top = below(within ? project : directory)
+  /** The directory asked for, from the top. */
+  const from = directory.slice(top.length)
+  const rules = new IgnoreRules(from)
+  const steps = from === '' ? [] : from.split('/')
+  for (let count = 0; count <= steps.length; count++) await read(steps.slice(0, count).join('/'))
+  const inside: string[] = []
+  let complete = true
+  const entries = files.walk(directory, {
+    types: 'files',
+    include: [ignoreFileName],
+    excludeDirectories: ['.*', ...walk.excludeDirectories, ...rules.prunedDirectories()],
+    depthMax: walk.depthMax,
+    resultsMax: ignoreFilesMax,
+    details: false,
+    signal: walk.signal,
+  })
+  for (;;) {
+    const { done, value } = await entries.next()
+    if (done) {
+      complete = !value.truncated
+      break
+    }
+    for (const { name } of value) {
+      if (name.endsWith(`/${ignoreFileName}`)) inside.push(name.slice(0, -ignoreFileName.length - 1))
+    }
+  }
+  const prefix = from === '' ? '' : `${from}/`
+  const reader = async () => {
+    for (let next = inside.shift(); next !== undefined; next = inside.shift()) await read(prefix + next)
+  }
+  await Promise.all(Array.from({ length: readsAtOnce }, reader))
+  return {
+    excludeDirectories: rules.prunedDirectories(),
+    has: (path) => rules.ignoresFile(prefix + path),
+    get incomplete() {
+      return !complete || rules.incomplete
+    },
+  }
+
+  async function read(place: string): Promise<void> {
+    const path = `${top}${place === '' ? '' : `${place}/`}${ignoreFileName}`
+    try {
+      const { body } = await files.read(path, { offset: 0, length: ignoreFileBytesMax })
+      rules.add(place, await new Response(body).text())
+    } catch (error) {
+      walk.signal.throwIfAborted()
+      // None, or one that cannot be read, says nothing.
+      if (PlatformError.is(error) && error.retryable) throw error
+    }
   }
 }
 
-/**
- * Where some names are taken back (`!name`), only what lies in directories of their own is left out: it is better to
- * search a file too many than to miss one.
- */
-export function parseIgnored(text: string): Ignored {
-  const lines = text
-    .split('\n')
-    .map((line) => line.replace(/(?<!\\)\s+$/, ''))
-    .filter((line) => line !== '' && !line.startsWith('#'))
-  const takesBack = lines.some((line) => line.startsWith('!'))
-  const ignored: Ignored = { exclude: [], excludeDirectories: [] }
-  for (const line of lines) {
-    if (line.startsWith('!') || ignored.exclude.length + ignored.excludeDirectories.length >= patternsMax)
-      continue
-    const ofDirectory = line.endsWith('/')
-    if (takesBack && !ofDirectory) continue
-    const glob = ofDirectory ? line.replace(/\/+$/, '') : line
-    if (isGlob(glob)) (ofDirectory ? ignored.excludeDirectories : ignored.exclude).push(glob)
-  }
-  return ignored
-}
-
-/** A glob of paths below the project as one of paths below a directory in it; none when it is about others. */
-function seenFrom(below: string, glob: string): string[] {
-  const path = glob.replace(/^\//, '')
-  if (below === '' || !glob.includes('/') || path.startsWith('**/')) return [glob]
-  return path.startsWith(`${below}/`) ? [path.slice(below.length)] : []
-}
-
-function isGlob(glob: string): boolean {
-  try {
-    return compileGlobs([glob]) !== null
-  } catch (error) {
-    if (error instanceof PatternError) return false
-    throw error
-  }
+function below(directory: string): string {
+  return directory === '/' ? '/' : `${directory}/`
 }

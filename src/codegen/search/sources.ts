@@ -31,8 +31,8 @@ const binaryNames =
   /\.(?:png|jpe?g|gif|webp|avif|ico|bmp|tiff?|pdf|zip|gz|tgz|bz2|xz|zst|7z|rar|tar|jar|war|class|o|a|so|dylib|dll|exe|bin|wasm|pyc|pyo|woff2?|ttf|otf|eot|mp[34]|m4[av]|webm|mov|avi|wav|ogg|flac|sqlite3?|db|parquet|npy|npz|pt|onnx|safetensors|pkl|iso|img|deb|rpm|apk|ipa|psd)$/i
 
 /**
- * Text files below a directory that people wrote, shallow ones first. What is hidden, a link, made by tools, or named in
- * the project's .gitignore is left out. `complete`: the limits were not met.
+ * Text files below a directory that people wrote, shallow ones first. What is hidden, a link, made by tools, or ignored by
+ * a .gitignore of the project is left out. `complete`: the limits were not met.
  */
 export async function sourcesBelow(
   files: GuestFiles,
@@ -41,22 +41,25 @@ export async function sourcesBelow(
 ): Promise<{ sources: Source[]; complete: boolean }> {
   const sources: Source[] = []
   const below = root === '/' ? '/' : `${root}/`
-  const ignored = await ignoredIn(files, project, root)
   const known = root === '/' ? [...excludedDirectories, ...systemDirectories] : excludedDirectories
+  const ignored = await ignoredIn(
+    files,
+    { directory: root, project },
+    { excludeDirectories: known, depthMax, signal },
+  )
   const walk = files.walk(root, {
     types: 'files',
     depthMax,
     resultsMax: entriesMax,
     excludeHidden: true,
-    exclude: ignored.exclude,
     excludeDirectories: [...known, ...ignored.excludeDirectories],
     signal,
   })
   for (;;) {
     const { done, value } = await walk.next()
-    if (done) return { sources, complete: !value.truncated }
+    if (done) return { sources, complete: !value.truncated && !ignored.incomplete }
     for (const entry of value) {
-      if (!isSource(entry)) continue
+      if (!isSource(entry) || ignored.has(entry.name)) continue
       sources.push({ path: below + entry.name, size: entry.size, modifiedMs: entry.modifiedMs })
       if (sources.length < sourcesMax) continue
       await walk.return({ entries: 0, bytes: 0, skipped: 0, truncated: true })

@@ -25,8 +25,11 @@ beforeAll(async () => {
   write('.git/cart.js', 'export function cart() {}\n')
   write('cart.png', 'cart cart cart')
   write('.gitignore', '/web/generated/\n*.out.ts\n')
+  write('web/.gitignore', 'made.*\n!made.cart.py\n')
   write('web/generated/cart.ts', 'cart cart cart')
   write('web/cart.out.ts', 'cart cart cart')
+  write('web/made.ts', 'cart cart cart')
+  write('web/pages/made.cart.py', 'def render_made_cart(cart):\n    return template(cart)\n')
   write('cart.bin2', 'cart\0cart')
   write('cart.min.js', 'function cart(){}')
   mkdirSync(join(bench.root, 'elsewhere'))
@@ -70,18 +73,21 @@ test('a question is answered with pieces of code, and nothing that is hidden, li
     content: expect.stringContaining('What the customer has to pay.'),
   })
   expect({ files, complete, message }).toEqual({
-    files: 3,
+    files: 4,
     complete: true,
-    message: expect.stringContaining('in 3 files'),
+    message: expect.stringContaining('in 4 files'),
   })
   const cart = await search('cart')
-  expect(new Set(cart.paths)).toEqual(new Set(['web/cart.py', 'src/cart/total.ts']))
+  expect(new Set(cart.paths)).toEqual(new Set(['web/cart.py', 'web/pages/made.cart.py', 'src/cart/total.ts']))
 })
 
 test('directories narrow the search, and may lie outside of the working directory', async () => {
-  expect((await search('cart', { targetDirectories: ['web'] })).paths).toEqual(['web/cart.py'])
+  expect((await search('cart', { targetDirectories: ['web'] })).paths.toSorted()).toEqual([
+    'web/cart.py',
+    'web/pages/made.cart.py',
+  ])
   expect((await search('cart', { targetDirectories: ['/elsewhere'] })).paths).toEqual(['/elsewhere/cart.ts'])
-  expect((await search('cart', { targetDirectories: ['web', '.', 'src/cart'] })).paths).toHaveLength(2)
+  expect((await search('cart', { targetDirectories: ['web', '.', 'src/cart'] })).paths).toHaveLength(3)
   expect(await refused(client, 'codegenCodebaseSearch', { query: 'x', targetDirectories: ['none'] })).toBe(
     'open /project/none: no such file or directory',
   )
