@@ -2,7 +2,7 @@
  * The composition root: the one file that names concrete drivers. Opens in order, closes in reverse. The executable is
  * its first user (`cli/up.ts`), tests are the second.
  */
-import { mkdtempSync, rmSync } from 'node:fs'
+import { mkdtempSync, rmSync, statfsSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { Access, FirstCredentials } from './access/index.ts'
@@ -35,6 +35,7 @@ import { Instances } from './instances/index.ts'
 import { type Clock, systemClock } from './lib/clock.ts'
 import { acquireDataLock } from './lib/data-lock.ts'
 import { Dialer } from './lib/dialer.ts'
+import { DiskReserve } from './lib/disk-reserve.ts'
 import { createLogger, type Logger } from './lib/log.ts'
 import { createSecretBox, openMasterKey } from './lib/secret-box.ts'
 import { hostRegistries, Network } from './network/index.ts'
@@ -79,6 +80,9 @@ export interface Platform extends AsyncDisposable {
 export const temporaryDataDir = ':memory:'
 
 const requestGraceMs = 2_000
+/** Disk that is kept for the platform's own writing on a full one, and what else must be free for it to be taken. */
+const diskReserveMb = 64
+const diskFreeMbMin = 256
 
 /**
  * Opens a platform; nothing of it stays behind when it rejects.
@@ -101,7 +105,20 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   // Whatever opens puts its own closing here: closed in reverse, also when a later step fails.
   await using opened = new AsyncDisposableStack()
   if (temporary) opened.defer(() => rmSync(dataDir, { recursive: true, force: true }))
-  const lock = opened.use(acquireDataLock(dataDir, { pid: process.pid }))
+  const reserve = opened.use(
+    new DiskReserve({
+      path: join(dataDir, 'reserve'),
+      bytes: diskReserveMb * 1024 * 1024,
+      freeBytesMin: diskFreeMbMin * 1024 * 1024,
+      clock,
+      log,
+    }),
+  )
+  const lock = opened.use(
+    acquireDataLock(dataDir, { pid: process.pid }, () => {
+      if (freeBytesOf(dataDir) < diskReserveMb * 1024 * 1024) reserve.giveUp()
+    }),
+  )
   const secrets = createSecretBox(openMasterKey(dataDir))
 
   const carried = config.packageSettings === 'host' ? hostRegistries() : null
@@ -131,7 +148,14 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
     const runtime = await openingRuntime?.catch(() => null)
     await runtime?.[Symbol.asyncDispose]()
   })
-  const store = opened.use(await openSqliteStore({ path: join(dataDir, 'hutch.db'), clock, log }))
+  const store = opened.use(
+    await openSqliteStore({
+      path: join(dataDir, 'hutch.db'),
+      clock,
+      log,
+      makeRoom: () => reserve.giveUp(),
+    }),
+  )
   const runtime = openingRuntime ? await openingRuntime : (driver as Runtime)
 
   const users = new Users({ store, clock })
@@ -263,6 +287,9 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   )
   network.useDoors(doors)
 
+  // One that goes with its platform has nothing to be kept for.
+  if (!temporary) reserve.keep()
+
   let closing: Promise<void> | null = null
   const parts = opened.move()
   parts.defer(() => server?.stop(requestGraceMs))
@@ -311,6 +338,11 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
       return { url, port }
     },
   }
+}
+
+function freeBytesOf(directory: string): number {
+  const { bavail, bsize } = statfsSync(directory)
+  return bavail * bsize
 }
 
 async function helperPathIn(dataDir: string): Promise<string> {

@@ -39,7 +39,7 @@ export const up = command({
     },
     'keep-instances': { kind: 'boolean', about: 'leave sandboxes running when the platform stops' },
     'image-dir': { kind: 'text', value: 'DIR', about: 'where images made from this host are kept' },
-    'image-source': { kind: 'text', value: 'HOW', about: 'auto, reflink, link or copy (auto)' },
+    'image-source': { kind: 'text', value: 'HOW', about: 'auto, reflink, link, copy or live (auto)' },
     'image-local': { kind: 'boolean', about: 'default images have /usr/local of this host too' },
     registry: {
       kind: 'list',

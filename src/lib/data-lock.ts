@@ -26,9 +26,14 @@ export interface DataLock extends Disposable {
  *
  * The lock is SQLite's own on a file that nothing else opens: record locks that a child does not inherit, and that
  * know of other holders in the same process, which neither flock nor bare fcntl gives.
+ * `beforeWriting` is called once the directory is ours, before anything is written there.
  * @throws conflict, which names the holder
  */
-export function acquireDataLock(dataDir: string, owner: { pid: number; url?: string }): DataLock {
+export function acquireDataLock(
+  dataDir: string,
+  owner: { pid: number; url?: string },
+  beforeWriting: () => void = () => {},
+): DataLock {
   mkdirSync(dataDir, { recursive: true, mode: 0o700 })
   const path = join(dataDir, 'lock')
   const recordPath = join(dataDir, 'platform.json')
@@ -63,6 +68,7 @@ export function acquireDataLock(dataDir: string, owner: { pid: number; url?: str
     }
   }
   try {
+    beforeWriting()
     // In place of what a killed holder left.
     publish(owner.url === undefined ? { pid: owner.pid } : { pid: owner.pid, url: owner.url })
   } catch (error) {

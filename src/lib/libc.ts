@@ -25,6 +25,7 @@ function load() {
         getpeername: { args: ['i32', 'ptr', 'ptr'], returns: 'i32' },
         getsockname: { args: ['i32', 'ptr', 'ptr'], returns: 'i32' },
         setsockopt: { args: ['i32', 'i32', 'i32', 'ptr', 'i32'], returns: 'i32' },
+        posix_fallocate: { args: ['i32', 'i64', 'i64'], returns: 'i32' },
         shutdown: { args: ['i32', 'i32'], returns: 'i32' },
       }).symbols
     } catch {

@@ -127,8 +127,12 @@ test.skipIf(!mounts)(
       batchRefusal: 'insufficient_storage',
       readable: true,
       totalWhenFull: result.written,
-      total: result.written,
+      total: 0,
       after: true,
+      // Additions had no part in the reserve.
+      roomBefore: 0,
+      roomMade: 1,
+      removed: result.written,
     })
   },
   120_000,

@@ -45,6 +45,8 @@ export interface SqliteStoreOptions {
   log: Logger
   /** `process` survives kill -9 but may lose the last changes with the power. Default `power`. */
   durability?: 'power' | 'process'
+  /** Called when the disk is full and something is to be changed or removed: whether there is room now. */
+  makeRoom?: () => boolean
 }
 
 const setUpBusyTimeoutMs = 5000
@@ -66,13 +68,14 @@ class SqliteStore implements Store {
   readonly #feed = new ChangeFeed()
   #closed: Promise<void> | null = null
 
-  constructor({ path, clock, log, durability = 'power' }: SqliteStoreOptions) {
+  constructor({ path, clock, log, durability = 'power', makeRoom }: SqliteStoreOptions) {
     this.#clock = clock
     this.#reader = openReader(path)
     this.#writer = new Writer({
       path,
       synchronous: durability === 'power' ? 'FULL' : 'NORMAL',
       log,
+      makeRoom: makeRoom ?? (() => false),
       startWorker: () => new Worker(writerModule()) as unknown as Bun.Worker,
       onCommit: (mutation, results) => this.#publish(mutation, results),
       onLost: () => this.#feed.lose(),

@@ -10,6 +10,8 @@ const groupBytesMax = 8 * 1024 * 1024
 interface Pending {
   mutation: Mutation
   bytes: number
+  /** After the disk was full. */
+  isSecondTry: boolean
   resolve(results: StepResult[]): void
   reject(error: unknown): void
 }
@@ -19,6 +21,8 @@ export interface WriterOptions {
   synchronous: 'FULL' | 'NORMAL'
   log: Logger
   startWorker: () => Bun.Worker
+  /** The disk is full: whether there is room now. */
+  makeRoom(): boolean
   /** In commit order, after the commit and before its promise resolves. */
   onCommit(mutation: Mutation, results: StepResult[]): void
   /** Something may have been committed that `onCommit` was not called for. */
@@ -55,7 +59,7 @@ export class Writer {
     }
     this.#bytesWaiting += bytes
     return new Promise((resolve, reject) => {
-      this.#queue.push({ mutation, bytes, resolve, reject })
+      this.#queue.push({ mutation, bytes, isSecondTry: false, resolve, reject })
       if (this.#gathering || this.#inFlight) return
       this.#gathering = true
       // What one turn of the event loop submits goes into one commit.
@@ -134,8 +138,11 @@ export class Writer {
     const group = this.#inFlight
     if (!group) return
     this.#inFlight = null
+    const again = this.#againAfterRoom(group, outcomes)
+    this.#queue.unshift(...again)
     this.#pump()
     for (const [index, pending] of group.entries()) {
+      if (again.includes(pending)) continue
       const outcome = outcomes[index]!
       if (outcome.ok) {
         this.#options.onCommit(pending.mutation, outcome.results)
@@ -145,6 +152,20 @@ export class Writer {
       }
     }
     if (!this.#inFlight) this.#idle()
+  }
+
+  /** What a full disk refused and is written once more, in what was kept for it: it may be what makes room. */
+  #againAfterRoom(group: Pending[], outcomes: Outcome[]): Pending[] {
+    const refused = group.filter((pending, index) => {
+      const outcome = outcomes[index]!
+      return !outcome.ok && outcome.reason === 'disk_full' && !pending.isSecondTry && changesWhatIs(pending)
+    })
+    if (refused.length === 0 || !this.#options.makeRoom()) return []
+    return refused.map((pending) => {
+      pending.isSecondTry = true
+      this.#bytesWaiting += pending.bytes
+      return pending
+    })
   }
 
   #idle(): void {
@@ -202,6 +223,13 @@ export class Writer {
         })
     }
   }
+}
+
+/** Changes or removes something: what only adds can wait until there is room. */
+function changesWhatIs({ mutation }: Pending): boolean {
+  const keyOf = ({ kind, workspace, name }: WriteStep) => JSON.stringify([kind, workspace, name])
+  const added = new Set(mutation.filter(({ op }) => op === 'create').map(keyOf))
+  return mutation.some((step) => (step.op === 'update' || step.op === 'remove') && !added.has(keyOf(step)))
 }
 
 function bytesOf(step: WriteStep): number {
