@@ -68,34 +68,6 @@ describe('write, read and list', () => {
     expect(shown.stdout).toBe('750\n')
   })
 
-  test('many uploads in parts come together at the same moment', async () => {
-    const dir = await project()
-    const uploads = await Promise.all(
-      Array.from({ length: 24 }, async (_, at) => {
-        const path = encoded(`${dir}/whole-${at}`)
-        const { body } = await call(`/filesystem-multipart/initiate/${path}`, { method: 'POST' })
-        const data = new FormData()
-        data.append('file', new Blob([`part of ${at}`]))
-        const id = body.uploadId as string
-        const part = await call(`/filesystem-multipart/${id}/part?partNumber=1`, {
-          method: 'PUT',
-          body: data,
-        })
-        return { id, part: part.body }
-      }),
-    )
-    const completed = await Promise.all(
-      uploads.map(({ id, part }) =>
-        call(`/filesystem-multipart/${id}/complete`, {
-          method: 'POST',
-          body: JSON.stringify({ parts: [part] }),
-        }),
-      ),
-    )
-    expect(completed.map(({ status }) => status)).toEqual(uploads.map(() => 200))
-    expect(await sandbox.fs.read(`${dir}/whole-23`)).toBe('part of 23')
-  })
-
   test('writeBinary and readBinary take every kind of content, in one request and in parts', async () => {
     const dir = await project()
     const bytes = new Uint8Array(200_000).map((_, at) => (at * 31) % 256)

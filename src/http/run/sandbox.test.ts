@@ -276,6 +276,55 @@ test('an upload in parts comes together in the order of its numbers', async () =
   expect((await fetch(`${api}/..%2F..%2Fetc/parts`)).status).toBe(404)
 })
 
+test('uploads that come together at the same moment leave each other connections to read their parts by', async () => {
+  const uploads = 24
+  /** Of a sandbox, for files: each write holds one while it reads by another. */
+  const connections = 16
+  const api = `${base}/filesystem-multipart`
+  const begun = await Promise.all(
+    Array.from({ length: uploads }, async (_, at) => {
+      const { uploadId } = await json(fetch(`${api}/initiate/%2Ftogether%2F${at}`, { method: 'POST' }))
+      const data = new FormData()
+      data.append('file', new Blob([`part of ${at}`]))
+      const part = await json(fetch(`${api}/${uploadId}/part?partNumber=1`, { method: 'PUT', body: data }))
+      return { uploadId, part }
+    }),
+  )
+  const { files } = machine.guest
+  const { stat, read, write } = files
+  const all = Promise.withResolvers<void>()
+  let arrived = 0
+  let writing = 0
+  let writingAtOnce = 0
+  files.stat = (path, options) => {
+    if (path.startsWith('/together/') && ++arrived === uploads) all.resolve()
+    return stat.call(files, path, options)
+  }
+  files.read = async (path, range) => {
+    // None goes on before each of them is where it begins to write.
+    if (path.includes('/part-')) await all.promise
+    return read.call(files, path, range)
+  }
+  files.write = async (path, body, options) => {
+    writingAtOnce = Math.max(writingAtOnce, ++writing)
+    return await write.call(files, path, body, options).finally(() => writing--)
+  }
+  try {
+    const completed = await Promise.all(
+      begun.map(({ uploadId, part }) =>
+        fetch(`${api}/${uploadId}/complete`, { method: 'POST', body: JSON.stringify({ parts: [part] }) }),
+      ),
+    )
+    expect(completed.map(({ status }) => status)).toEqual(Array(uploads).fill(200))
+  } finally {
+    Object.assign(files, { stat, read, write })
+  }
+  expect(writingAtOnce).toBeLessThan(connections)
+  for (let at = 0; at < uploads; at++) {
+    expect(readFileSync(join(root, `together/${at}`), 'utf8')).toBe(`part of ${at}`)
+  }
+})
+
 describe('processes', () => {
   test('run, are awaited, and answer with what they wrote', async () => {
     const done = await json(
