@@ -2,17 +2,29 @@ import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
 import type { Browser, Page } from 'playwright-core'
 import { unusedPorts } from '../src/lib/test-ports.ts'
 import { temporaryDataDir } from '../src/platform.ts'
-import { openTestClient, type TestClient } from '../src/test-client.ts'
+import { eventually, openTestClient, type TestClient } from '../src/test-client.ts'
 import { findBrowser, openBrowser } from './browser.ts'
 import { buildPages } from './build-pages.ts'
 
 /** The pages of the platform, in a real browser. `bun scripts/install-browser.ts` gets one. */
 
+const waitMs = 60_000
 const browserPath = findBrowser()
-if (browserPath === null)
-  console.warn('skipped: no browser on this host, bun scripts/install-browser.ts installs one')
+const why = await whyNot()
+if (why) console.warn(`skipped: ${why}`)
 
-describe.skipIf(browserPath === null)('pages', () => {
+async function whyNot(): Promise<string> {
+  if (browserPath === null) return 'no browser on this host, bun scripts/install-browser.ts installs one'
+  try {
+    // One that is there may lack a library, or only say how it would be installed.
+    await (await openBrowser(browserPath)).close()
+    return ''
+  } catch (error) {
+    return `${browserPath} does not start: ${String(error).split('\n', 1)[0]}`
+  }
+}
+
+describe.skipIf(why !== '')('pages', () => {
   let client: TestClient
   let browser: Browser
   let address: string
@@ -44,6 +56,7 @@ describe.skipIf(browserPath === null)('pages', () => {
       viewport: { width: 1000, height: 600 },
       colorScheme: options.dark ? 'dark' : 'light',
     })
+    page.setDefaultTimeout(waitMs)
     const problems: string[] = []
     page.on('pageerror', (error) => problems.push(String(error)))
     page.on('console', (message) => message.type() === 'error' && problems.push(message.text()))
@@ -55,22 +68,31 @@ describe.skipIf(browserPath === null)('pages', () => {
   }
 
   const screen = (page: Page) => page.locator('.xterm-rows')
+  const sizeOf = async (page: Page) => (await page.locator('#size').textContent()) ?? ''
+  /** Until the program is told the size that the page says: it may change more than once, while a page is laid out. */
+  const agreeOnSize = (page: Page) =>
+    eventually('the size of the page inside', async () => {
+      const [cols, rows] = (await sizeOf(page)).split(' x ')
+      await page.keyboard.type('clear; stty size\n')
+      const shown = screen(page).getByText(`${rows} ${cols}`, { exact: true })
+      return await shown.waitFor({ timeout: 3_000 }).then(
+        () => true,
+        () => false,
+      )
+    })
 
   test('the terminal page is a terminal: typed, sized, reset by a reload, and told of its end', async () => {
     const { page, problems } = await visit(`${address}/terminal?token=${token}&sessionId=page`, {
       dark: true,
     })
     await page.getByRole('status').filter({ hasText: 'Connected' }).waitFor()
-    await page.keyboard.type('echo $((40+2)) kept; stty size\n')
+    await page.keyboard.type('echo $((40+2)) kept\n')
     await screen(page).getByText('42 kept', { exact: true }).waitFor()
-    const size = (await page.locator('#size').textContent()) ?? ''
-    const [cols, rows] = size.split(' x ')
-    await screen(page).getByText(`${rows} ${cols}`, { exact: true }).waitFor()
+    await agreeOnSize(page)
+    const size = await sizeOf(page)
     await page.setViewportSize({ width: 700, height: 400 })
     await page.locator('#size').filter({ hasNotText: size }).waitFor()
-    const [smallCols, smallRows] = ((await page.locator('#size').textContent()) ?? '').split(' x ')
-    await page.keyboard.type('clear; stty size\n')
-    await screen(page).getByText(`${smallRows} ${smallCols}`, { exact: true }).waitFor()
+    await agreeOnSize(page)
     await page.keyboard.type('echo over-$((1+1))\n')
     await screen(page).getByText('over-2', { exact: true }).waitFor()
     await page.reload()
@@ -144,6 +166,7 @@ describe.skipIf(browserPath === null)('pages', () => {
       const { value } = await preview.tokens.create(new Date(Date.now() + 3_600_000))
       await using other = frameServer(`${preview.spec.url}/?bl_preview_token=${value}`)
       const page = await browser.newPage()
+      page.setDefaultTimeout(waitMs)
       await page.goto(`http://localhost:${other.port}/`)
       await page.frameLocator('iframe').getByText('hot', { exact: true }).waitFor()
       await page.close()
