@@ -1,6 +1,6 @@
 import { dlopen, ptr } from 'bun:ffi'
 import { afterEach, beforeEach, expect, setDefaultTimeout, test } from 'bun:test'
-import { closeSync, mkdtempSync, rmSync } from 'node:fs'
+import { closeSync, mkdtempSync, openSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { systemClock } from '../../lib/clock.ts'
 import { silentLogger } from '../../lib/log.ts'
@@ -54,8 +54,10 @@ afterEach(() => {
 /** As a keeper has one. What comes in stays there. */
 function mailbox(name: string): string {
   const fd = calls!.socket(unixFamily, datagrams, 0)
-  descriptors.push(fd)
-  const path = `${dir}/${name}`
+  const directory = openSync(dir, 'r')
+  descriptors.push(fd, directory)
+  // However long the way to the directory is.
+  const path = `/proc/self/fd/${directory}/${name}`
   const address = Buffer.alloc(2 + path.length + 1)
   address.writeUInt16LE(unixFamily)
   address.write(path, 2)
