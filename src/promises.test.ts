@@ -2,8 +2,7 @@ import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from '
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { createPlatform, temporaryDataDir } from './platform.ts'
-import { eventually, openTestClient, type TestClient } from './test-client.ts'
+import { eventually, openTestClient, type TestClient, whyNot } from './test-client.ts'
 
 /**
  * What programs written for the cloud count on without being told, through the unmodified client. What policies,
@@ -13,11 +12,7 @@ import { eventually, openTestClient, type TestClient } from './test-client.ts'
 setDefaultTimeout(120_000)
 const directory = mkdtempSync(join(tmpdir(), 'hutch-promises-'))
 afterAll(() => rmSync(directory, { recursive: true, force: true }))
-const why = await createPlatform({ dataDir: temporaryDataDir, logLevel: 'error' }).then(
-  (platform) => platform.close().then(() => ''),
-  String,
-)
-if (why) console.warn(`skipped: ${why}`)
+const why = await whyNot()
 
 interface Stored {
   metadata: object

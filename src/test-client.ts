@@ -1,4 +1,5 @@
 import type { SandboxInstance } from '@blaxel/core'
+import { PlatformError } from './errors.ts'
 import { createPlatform, type Platform, type PlatformOptions, temporaryDataDir } from './platform.ts'
 import type { RuntimeCapabilities } from './spec/runtime.ts'
 
@@ -48,7 +49,7 @@ export async function openTestClient(options: PlatformOptions): Promise<TestClie
 
 /**
  * Why tests of a platform that isolates cannot run on this host, which is said aloud; '' when they can. `lacks` answers
- * what is missing besides.
+ * what is missing besides. What else goes wrong is thrown, since it is no reason to skip anything.
  */
 export async function whyNot(lacks: (able: RuntimeCapabilities) => string = () => ''): Promise<string> {
   let why: string
@@ -56,7 +57,8 @@ export async function whyNot(lacks: (able: RuntimeCapabilities) => string = () =
     await using platform = await createPlatform({ dataDir: temporaryDataDir, logLevel: 'error' })
     why = lacks(platform.runtime.capabilities)
   } catch (error) {
-    why = String(error)
+    if (!PlatformError.is(error) || error.code !== 'unavailable') throw error
+    why = error.message
   }
   if (why) console.warn(`skipped: ${why}`)
   return why
