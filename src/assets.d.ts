@@ -9,3 +9,21 @@ declare module '*/terminal.html' {
   const page: string
   export default page
 }
+
+/** What the interpreter in images is made of, as text. */
+declare module '*/kernel.bash' {
+  const text: string
+  export default text
+}
+declare module '*/kernel.mjs' {
+  const text: string
+  export default text
+}
+declare module '*/kernel.py' {
+  const text: string
+  export default text
+}
+declare module '*/server.py' {
+  const text: string
+  export default text
+}

@@ -1,3 +1,5 @@
+import { interpreterProgram } from './interpreter/index.ts'
+
 /** The well-known names: each stands for the host image, which carries the host's own node, python3 and git. */
 export interface CatalogueEntry {
   /** Without tag, e.g. `blaxel/base-image`. */
@@ -7,6 +9,8 @@ export interface CatalogueEntry {
   categories: string[]
   /** Ports that programs of this image usually listen on. */
   ports: { name: string; target: number; protocol: string }[]
+  /** What runs in it from its start, and the port that it is there for. */
+  program?: { argv: string[]; port: number }
 }
 
 const httpPort = (name: string, target: number) => ({ name, target, protocol: 'HTTP' })
@@ -81,6 +85,14 @@ export const catalogue: readonly CatalogueEntry[] = [
     summary: 'Expo applications, on Node.js of the host',
     categories: ['node', 'web'],
     ports: [httpPort('preview', 8081)],
+  },
+  {
+    name: 'blaxel/jupyter-server',
+    title: 'Code interpreter',
+    summary: 'Runs Python, JavaScript and bash of the host for CodeInterpreter, and keeps their variables',
+    categories: ['python', 'node'],
+    ports: [httpPort('jupyter', interpreterProgram.port)],
+    program: interpreterProgram,
   },
 ]
 

@@ -1,24 +1,13 @@
 import { createHash } from 'node:crypto'
 import { existsSync } from 'node:fs'
-import {
-  chmod,
-  lstat,
-  mkdir,
-  mkdtemp,
-  readdir,
-  readFile,
-  rename,
-  rm,
-  statfs,
-  writeFile,
-} from 'node:fs/promises'
+import { lstat, mkdir, mkdtemp, readdir, readFile, rename, rm, statfs, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { PlatformError } from '../errors.ts'
 import type { Clock } from '../lib/clock.ts'
 import type { Logger } from '../lib/log.ts'
 import type { Layers } from '../spec/layers.ts'
 import type { RootFilesystem, RootMount } from '../spec/runtime.ts'
-import { makeSkeleton, skeletonStamp } from './skeleton.ts'
+import { draftMark, makeSkeleton, skeletonStamp } from './skeleton.ts'
 import { makeLocal, removeUnreadable, UsrMask, usrRevision } from './usr-mask.ts'
 
 /** How /usr of the host becomes part of the image; `auto` is reflink where the file system can, else copy. */
@@ -53,6 +42,9 @@ const freeBytesMin = 4 * 1024 ** 3
 const lockAttemptsMax = 3
 const resolvedAgeMsMax = 1_000
 const lockAgeMsMax = 60 * 60 * 1000
+/** Nothing is made for as long. */
+const leftoverAgeMsMin = 60 * 60 * 1000
+const probeMark = 'reflink-'
 
 /**
  * The host image: the host's own /usr under a clean root directory. Until a frozen copy of /usr exists (it is made in
@@ -87,6 +79,9 @@ export class HostImage {
   start(): void {
     void this.#currentSkeleton().catch((error) =>
       this.#options.log.warn('host image: no skeleton yet', { error: String(error) }),
+    )
+    void this.#removeLeftovers().catch((error) =>
+      this.#options.log.warn('host image: leftovers stay', { error: String(error) }),
     )
     if (!asRoot()) return
     void this.#makeMask().catch((error) => {
@@ -151,13 +146,25 @@ export class HostImage {
     }
   }
 
+  /** What a platform that was killed was making. */
+  async #removeLeftovers(): Promise<void> {
+    const { imageDir, clock } = this.#options
+    for (const name of await readdir(imageDir).catch(() => [] as string[])) {
+      if (!name.startsWith(probeMark) && !name.includes(draftMark)) continue
+      const path = join(imageDir, name)
+      const stats = await lstat(path).catch(() => null)
+      if (stats && clock.now() - stats.mtimeMs > leftoverAgeMsMin)
+        await rm(path, { recursive: true, force: true })
+    }
+  }
+
   /** Whether a frozen copy takes no bytes of its own: by hard links, or where the file system shares extents. */
   async #sharesBytes(): Promise<boolean> {
     const { imageDir, source } = this.#options
     if (source === 'link') return true
     if (source === 'copy' || source === 'live') return false
     await mkdir(imageDir, { recursive: true, mode: 0o700 })
-    const probe = await mkdtemp(join(imageDir, 'reflink-'))
+    const probe = await mkdtemp(join(imageDir, probeMark))
     try {
       const from = await this.#someFile()
       if (from === null) return false
@@ -244,10 +251,7 @@ export class HostImage {
     const stamp = await skeletonStamp()
     await mkdir(this.#options.imageDir, { recursive: true, mode: 0o700 })
     const path = join(this.#options.imageDir, `host-root-${stamp}`)
-    if (!existsSync(path)) {
-      await makeSkeleton(path)
-      await writeBunLauncher(path)
-    }
+    if (!existsSync(path)) await makeSkeleton(path)
     return { path, stamp }
   }
 
@@ -255,7 +259,7 @@ export class HostImage {
   async #ownLocal(): Promise<string> {
     const path = join(this.#options.imageDir, `host-local-${usrRevision}`)
     if (existsSync(path)) return path
-    const draft = await mkdtemp(`${path}.draft-`)
+    const draft = await mkdtemp(`${path}${draftMark}`)
     await makeLocal(draft)
     await rename(draft, path).catch(async (error) => {
       await rm(draft, { recursive: true, force: true })
@@ -450,9 +454,3 @@ async function takeLock(path: string, now: number): Promise<boolean> {
 }
 
 /** The platform's own executable is the JavaScript runtime inside; this is its name there. */
-async function writeBunLauncher(root: string): Promise<void> {
-  const path = join(root, 'opt/hutch/bin')
-  await mkdir(path, { recursive: true })
-  await writeFile(join(path, 'bun'), '#!/bin/sh\nBUN_BE_BUN=1 exec /opt/hutch/bun "$@"\n')
-  await chmod(join(path, 'bun'), 0o755)
-}

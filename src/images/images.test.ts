@@ -1,6 +1,6 @@
 import { afterAll, afterEach, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test'
 import { existsSync, mkdtempSync, readdirSync, rmSync, symlinkSync } from 'node:fs'
-import { mkdir, readFile, rename, stat, writeFile } from 'node:fs/promises'
+import { mkdir, readFile, rename, stat, utimes, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { systemClock } from '../lib/clock.ts'
@@ -191,6 +191,31 @@ describe('the host image', () => {
     expect(readdirSync(join(made, 'etc/security'))).toEqual(['limits.conf'])
     expect(existsSync(join(made, 'etc/pki/private'))).toBe(false)
     expect((await stat(join(made, 'root'))).mode & 0o777).toBe(0o700)
+  })
+
+  test('the root directory is made by several at once', async () => {
+    const host = temporaryDirectory()
+    await mkdir(join(host, 'etc'))
+    await writeFile(join(host, 'etc/localtime'), 'here')
+    const made = temporaryDirectory()
+    const target = join(made, 'host-root-shared')
+    await Promise.all([1, 2, 3].map(() => makeSkeleton(target, host)))
+    expect(readdirSync(made)).toEqual(['host-root-shared'])
+    for (const path of ['opt/hutch/bin/bun', 'opt/hutch/interpreter/server.py', 'etc/localtime'])
+      expect(existsSync(join(target, path))).toBe(true)
+  })
+
+  test('what a killed platform was making goes, and nothing that is being made', async () => {
+    const imageDir = imageDirectory()
+    const left = ['host-root-left.draft-1a2b3c', 'reflink-1a2b3c']
+    const fresh = 'host-root-fresh.draft-1a2b3c'
+    for (const name of [...left, fresh]) await mkdir(join(imageDir, name))
+    for (const name of left) await utimes(join(imageDir, name), 0, 0)
+    const host = hostImage({ imageDir })
+    host.start()
+    await until(() => left.every((name) => !existsSync(join(imageDir, name))))
+    expect(existsSync(join(imageDir, fresh))).toBe(true)
+    await host.close()
   })
 
   test('a changed host makes a new image and leaves the frozen one as it was', async () => {

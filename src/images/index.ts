@@ -49,6 +49,8 @@ export interface ResolvedImage extends Disposable {
   user: string
   entrypoint: string[]
   command: string[]
+  /** That its own program listens on: a sandbox is not used before. */
+  programPort?: number
   ports: { name?: string; target: number; protocol?: string }[]
 }
 
@@ -310,8 +312,9 @@ export class Images {
       },
       workingDir: '/blaxel',
       user: '',
-      entrypoint: [],
+      entrypoint: entry.program?.argv ?? [],
       command: [],
+      ...(entry.program ? { programPort: entry.program.port } : {}),
       ports: entry.ports,
       [Symbol.dispose]() {},
     }

@@ -5,6 +5,7 @@ import {
   chown,
   lstat,
   mkdir,
+  mkdtemp,
   readdir,
   readFile,
   readlink,
@@ -13,8 +14,9 @@ import {
   symlink,
   writeFile,
 } from 'node:fs/promises'
-import { join } from 'node:path'
+import { dirname, join } from 'node:path'
 import { PlatformError } from '../errors.ts'
+import { interpreterText, writeInterpreter } from './interpreter/index.ts'
 import { removeUnreadable } from './usr-mask.ts'
 
 /** What of the host's /etc programs need and strangers may read. Never keys, password hashes or package credentials. */
@@ -110,12 +112,15 @@ const userId = 1000
 const systemIdMax = 999
 const nobodyId = 65534
 
+/** Before what makes the name of a directory that is not whole yet its own. */
+export const draftMark = '.draft-'
+
 /** Changes with the rules above, so that an older skeleton is not taken for a current one. */
-const skeletonRevision = 3
+const skeletonRevision = 4
 
 /** A value that changes when the skeleton made from this host would. Cheap: a few dozen lstat calls. */
 export async function skeletonStamp(root = '/'): Promise<string> {
-  const hash = createHash('sha256').update(`skeleton ${skeletonRevision}\n`)
+  const hash = createHash('sha256').update(`skeleton ${skeletonRevision}\n${interpreterText}\n`)
   const watched = [
     ...etcEntries.map((entry) => `etc/${entry}`),
     ...packageRecords,
@@ -135,11 +140,12 @@ export async function skeletonStamp(root = '/'): Promise<string> {
  * Appears whole or not at all.
  */
 export async function makeSkeleton(target: string, root = '/'): Promise<void> {
-  const draft = `${target}.draft-${process.pid}`
-  await rm(draft, { recursive: true, force: true })
-  await mkdir(draft, { recursive: true, mode: 0o755 })
+  await mkdir(dirname(target), { recursive: true })
+  // Its own for each who makes one: two platforms of one process may at once.
+  const draft = await mkdtemp(`${target}${draftMark}`)
   const asRoot = process.getuid?.() === 0
   try {
+    await chmod(draft, 0o755)
     for (const [path, mode] of directories) {
       await mkdir(join(draft, path), { recursive: true })
       await chmod(join(draft, path), mode)
@@ -160,6 +166,8 @@ export async function makeSkeleton(target: string, root = '/'): Promise<void> {
     await writeFile(join(draft, 'etc/hostname'), 'sandbox\n')
     await symlink('/proc/self/mounts', join(draft, 'etc/mtab'))
     await writeFile(join(draft, 'opt/hutch/bun'), '')
+    await writeBunLauncher(draft)
+    await writeInterpreter(draft)
     if (asRoot) await chown(join(draft, 'home/user'), userId, userId)
     await rename(draft, target)
   } catch (error) {
@@ -167,6 +175,14 @@ export async function makeSkeleton(target: string, root = '/'): Promise<void> {
     // Another process made the same skeleton meanwhile: it is as good as ours.
     if (!existsSync(target)) throw error
   }
+}
+
+/** `bun` inside is this executable, mounted over a file of no content. */
+async function writeBunLauncher(root: string): Promise<void> {
+  const path = join(root, 'opt/hutch/bin')
+  await mkdir(path, { recursive: true })
+  await writeFile(join(path, 'bun'), '#!/bin/sh\nBUN_BE_BUN=1 exec /opt/hutch/bun "$@"\n')
+  await chmod(join(path, 'bun'), 0o755)
 }
 
 /** Package sources may name a user and a password in their addresses, which are the host's alone. */

@@ -15,6 +15,8 @@ export interface InstanceOwner {
 export type NewInstance = Omit<InstanceSpec, 'id' | 'signal'> & {
   /** The image's own program, started in each life of the machine. */
   program?: string[]
+  /** That the program listens on once it can be used. */
+  programPort?: number
   /** Whom programs and file operations are run as; absent: root. */
   user?: string
 }

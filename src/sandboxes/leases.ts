@@ -240,7 +240,7 @@ export class SandboxLeases {
     })
     await processes.open()
     if (spec.program) {
-      await processes.startProgram(spec.program).catch((error) => {
+      await processes.startProgram(spec.program, spec.programPort).catch((error) => {
         const reason = PlatformError.is(error) ? error.message : 'the platform could not start it'
         this.#log.warn('the program of an image could not be started', { instance: instanceId, error })
         this.#programFailed(instanceId, reason)

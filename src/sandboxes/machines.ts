@@ -93,6 +93,7 @@ export class SandboxMachines {
   #instanceOf(workspace: string, name: string, draft: SandboxDraft, image: ResolvedImage): NewInstance {
     const own = { ...image.env, ...draft.env }
     const program = [...image.entrypoint, ...image.command]
+    const { programPort } = image
     const user = wantedUser(image.user, own, program)
     const region = draft.spec.region ?? this.#region
     return {
@@ -103,6 +104,7 @@ export class SandboxMachines {
       pidsMax: pidsPerSandboxMax,
       ...(user === '' ? {} : { user }),
       ...(program.length === 0 || isSandboxApi(program) ? {} : { program }),
+      ...(programPort === undefined ? {} : { programPort }),
       env: {
         ...(user === '' ? { HOME: '/root' } : {}),
         ...own,

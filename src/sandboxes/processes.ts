@@ -59,6 +59,8 @@ const stopAnswerMsMax = 1000
 const killAnswerMsMax = 5000
 /** Of the image's own program. */
 const programName = 'entrypoint'
+/** A sandbox whose program does not listen by then is used all the same. */
+const programListensSecondsMax = 20
 
 /**
  * The process policy of one running sandbox: names, environments, waits, restarts, deadlines and logs, over a guest
@@ -156,17 +158,25 @@ export class SandboxProcesses implements AsyncDisposable {
   }
 
   /**
-   * The image's own program: started once in each life of the machine, whether or not it has ended since.
-   * @throws unprocessable when it cannot be started
+   * The image's own program: started once in each life of the machine, whether or not it has ended since. With a port,
+   * waits until it listens there.
+   * @throws unprocessable when it cannot be started, or does not listen in time
    */
-  async startProgram(argv: string[]): Promise<void> {
+  async startProgram(argv: string[], port?: number): Promise<void> {
     if (this.programStarted) return
     this.programStarted = true
     const taken = this.byName.get(programName)?.running
-    await this.launch({
+    const start: ProcessStart = {
       command: argv.map(shellWord).join(' '),
       argv,
       ...(taken ? {} : { name: programName }),
+    }
+    const process = await this.launch(start)
+    if (port === undefined) return
+    await this.waitForPorts(process, {
+      ...start,
+      waitForPorts: [port],
+      timeoutSeconds: programListensSecondsMax,
     })
   }
 
