@@ -1,6 +1,7 @@
 import { Client, ClientError } from '../client/index.ts'
 import { CommandError, sameTarget, type Target } from './command.ts'
 import { connectionFor, usesVariables } from './connection.ts'
+import { print, printJson } from './output.ts'
 
 export function clientFor(flags: Target): Client {
   return new Client(connectionFor(flags))
@@ -23,6 +24,30 @@ export async function withHints<Value>(
     if (!(error instanceof ClientError)) throw error
     throw new CommandError(...explain(error, flags, hints))
   }
+}
+
+/** Removes one after the other, and prints each; what could not be removed is told of at the end. */
+export async function removeEach(
+  flags: Target & { json?: boolean },
+  names: string[],
+  remove: (name: string) => Promise<void>,
+  listing: string,
+): Promise<number> {
+  const failures: CommandError[] = []
+  for (const name of names) {
+    try {
+      await withHints(flags, () => remove(name), { 404: listing })
+      if (!flags.json) print(name)
+    } catch (error) {
+      if (!(error instanceof CommandError)) throw error
+      const message = error.message.includes(name) ? error.message : `${name}: ${error.message}`
+      failures.push(new CommandError(message, error.hint))
+    }
+  }
+  const messages = failures.map(({ message }) => message)
+  if (flags.json) printJson({ removed: names.length - failures.length, failures: messages })
+  if (failures.length === 0) return 0
+  throw new CommandError(messages.join('; '), failures[0]?.hint ?? sameTarget(listing, flags))
 }
 
 function explain(

@@ -3,7 +3,8 @@ import { mkdtemp, rm, statfs } from 'node:fs/promises'
 import { createServer } from 'node:net'
 import { availableParallelism, freemem, release, tmpdir, totalmem, userInfo } from 'node:os'
 import { dirname, join } from 'node:path'
-import { imageDirDefault, readRunningPlatform } from '../data-directory.ts'
+import type { Config } from '../config.ts'
+import { readRunningPlatform } from '../data-directory.ts'
 import { systemClock } from '../lib/clock.ts'
 import { silentLogger } from '../lib/log.ts'
 import { command } from './command.ts'
@@ -33,10 +34,10 @@ export const doctor = command({
     port: { kind: 'number', value: 'PORT', about: 'port that up will use (4400)' },
   },
   async run({ flags }) {
-    const dataDir = dataDirFor(flags['data-dir'])
-    const usrLocal = await hasUsrLocal(dataDir)
+    const config = await settings(dataDirFor(flags['data-dir']))
+    const port = flags.port ?? config.port
     const findings = (
-      await Promise.all([isolation(), images(usrLocal), clients(), host(dataDir, flags.port ?? 4400)])
+      await Promise.all([isolation(), images(config.imageLocal), clients(), host(config, port)])
     ).flat()
     const usable = findings.every((finding) => finding.ok || !finding.needed)
     if (flags.json) printJson({ usable, findings: findings.map(withoutIdleRemedy) })
@@ -97,13 +98,13 @@ async function isolation(): Promise<Finding[]> {
   ]
 }
 
-/** A setting that up would refuse is not for doctor to tell. */
-async function hasUsrLocal(dataDir: string): Promise<boolean> {
-  const { loadConfig } = await import('../config.ts')
+/** What up would use. A setting that it would refuse is not for doctor to tell. */
+async function settings(dataDir: string): Promise<Config> {
+  const { configDefaults, loadConfig } = await import('../config.ts')
   try {
-    return loadConfig({ env: process.env, flags: { dataDir } }).imageLocal
+    return loadConfig({ env: process.env, flags: { dataDir } })
   } catch {
-    return false
+    return configDefaults(dataDir)
   }
 }
 
@@ -216,13 +217,13 @@ async function clients(): Promise<Finding[]> {
   ]
 }
 
-async function host(dataDir: string, port: number): Promise<Finding[]> {
+async function host({ dataDir, imageDir }: Config, port: number): Promise<Finding[]> {
   const disk = async (directory: string) => {
     const stats = await statfs(existingParent(directory))
     return stats.bavail * stats.bsize
   }
   const free = await disk(dataDir)
-  const imagesFree = await disk(imageDirDefault())
+  const imagesFree = await disk(imageDir)
   const running = readRunningPlatform(dataDir)
   const portFree = await canListen(port)
   return [
@@ -254,7 +255,7 @@ async function host(dataDir: string, port: number): Promise<Finding[]> {
       subject: 'disk for images',
       ok: imagesFree >= freeBytesMin,
       needed: false,
-      detail: `${bytes(imagesFree)} free for ${imageDirDefault()}`,
+      detail: `${bytes(imagesFree)} free for ${imageDir}`,
       remedy: 'free some space, or choose another place: hutch up --image-dir DIR',
     },
     {

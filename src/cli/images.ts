@@ -1,6 +1,6 @@
 import { existsSync } from 'node:fs'
 import type { ImageInfo } from '../client/index.ts'
-import { clientFor, withHints } from './client.ts'
+import { clientFor, removeEach, withHints } from './client.ts'
 import { CommandError, command, connectionFlags, sameTarget, type Target, UsageError } from './command.ts'
 import { age, note, paint, print, printJson, table } from './output.ts'
 import { shellQuote, spelled } from './shell.ts'
@@ -106,17 +106,11 @@ export const remove = command({
       return 0
     }
     if (positionals.length === 0) throw new UsageError('IMAGE is missing; usage: hutch images rm IMAGE...')
-    const failures: string[] = []
-    for (const image of positionals) {
+    const removal = (image: string) => {
       const { type, name, tag } = parts(image)
-      await images.remove(type, name, tag).then(
-        () => flags.json || print(image),
-        (error: Error) => failures.push(`${image}: ${error.message}`),
-      )
+      return images.remove(type, name, tag)
     }
-    if (flags.json) printJson({ removed: positionals.length - failures.length, failures })
-    if (failures.length > 0) throw new CommandError(failures.join('; '), sameTarget('hutch images ls', flags))
-    return 0
+    return await removeEach(flags, positionals, removal, 'hutch images ls')
   },
 })
 

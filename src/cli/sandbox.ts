@@ -1,6 +1,6 @@
 import type { SandboxInfo } from '../client/index.ts'
-import { clientFor, withHints } from './client.ts'
-import { CommandError, command, connectionFlags, sameTarget } from './command.ts'
+import { clientFor, removeEach, withHints } from './client.ts'
+import { command, connectionFlags, sameTarget } from './command.ts'
 import { age, note, paint, print, printable, printJson, table } from './output.ts'
 import { pairs } from './pairs.ts'
 import { spelled } from './shell.ts'
@@ -102,18 +102,7 @@ export const remove = command({
   positionals: [1, 1000],
   async run({ flags, positionals }) {
     const { sandboxes } = clientFor(flags)
-    const failures: string[] = []
-    for (const name of positionals) {
-      await sandboxes.remove(name).then(
-        () => flags.json || print(name),
-        (error: Error) =>
-          failures.push(error.message.includes(name) ? error.message : `${name}: ${error.message}`),
-      )
-    }
-    if (flags.json) printJson({ removed: positionals.length - failures.length, failures })
-    if (failures.length > 0)
-      throw new CommandError(failures.join('; '), sameTarget('hutch sandbox ls', flags))
-    return 0
+    return await removeEach(flags, positionals, (name) => sandboxes.remove(name), 'hutch sandbox ls')
   },
 })
 
