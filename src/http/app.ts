@@ -31,6 +31,7 @@ import {
   type SocketHandler,
 } from './route.ts'
 import { type CompiledRoute, RouteTable, readParams } from './table.ts'
+import { splitUrl } from './url.ts'
 
 /** Where a request came from; absent for `platform.request()`. */
 export interface Connection {
@@ -162,7 +163,10 @@ class Handler {
     if (refusedMethods.has(request.method)) {
       throw new PlatformError('method_not_allowed', `${request.method} is not possible on this platform`)
     }
-    const urlAuthority = splitUrl(request.url, passage)
+    const { authority: urlAuthority, path, search } = splitUrl(request.url)
+    if (urlAuthority === null) throw new PlatformError('bad_request', 'The request has no Host header')
+    passage.path = path
+    passage.search = search
     const authority = this.#hosts.read(request, urlAuthority, connection)
     passage.authority = authority
     if (authority.kind !== 'base' && this.#options.hosts !== undefined) {
@@ -318,22 +322,6 @@ class Context implements RouteContext<unknown, unknown, unknown> {
     this.#url ??= new URL(this.request.url)
     return this.#url
   }
-}
-
-/** Sets path and search of the passage from the raw URL, undecoded, and answers its authority. */
-function splitUrl(url: string, passage: Passage): string {
-  const schemeEnd = url.indexOf('://')
-  if (schemeEnd === -1 || url.startsWith('/')) {
-    throw new PlatformError('bad_request', 'The request has no Host header')
-  }
-  const pathStart = url.indexOf('/', schemeEnd + 3)
-  const hash = url.indexOf('#', schemeEnd)
-  const end = hash === -1 ? url.length : hash
-  const question = url.indexOf('?', schemeEnd)
-  const pathEnd = question === -1 || question > end ? end : question
-  passage.path = pathStart === -1 || pathStart > pathEnd ? '/' : url.slice(pathStart, pathEnd)
-  passage.search = question === -1 || question > end ? '' : url.slice(question, end)
-  return url.slice(schemeEnd + 3, pathStart === -1 ? pathEnd : Math.min(pathStart, pathEnd))
 }
 
 /**

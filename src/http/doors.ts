@@ -9,8 +9,8 @@ import type { Sandboxes } from '../sandboxes/index.ts'
 import type { App, Connection } from './app.ts'
 import { errorResponse } from './errors.ts'
 import { type SandboxApi, serveSandbox } from './run/sandbox/api.ts'
-import { splitUrl } from './run/sandbox.ts'
 import { serveUnixSocket } from './server.ts'
+import { splitUrl } from './url.ts'
 
 export interface InstanceDoorsOptions {
   /** Made when missing; nothing else is in it. */

@@ -1,5 +1,6 @@
 import { ptr } from 'bun:ffi'
 import { readdirSync } from 'node:fs'
+import { parseAddress } from './addresses.ts'
 import { libc } from './libc.ts'
 
 const afInet = 2
@@ -83,16 +84,7 @@ function mapped(ipv4: number[]): Buffer {
 }
 
 function addressBytes(text: string): Buffer | null {
-  const bare = text.replace(/%.*$/, '')
-  const ipv4 = /^(?:::ffff:)?(\d+)\.(\d+)\.(\d+)\.(\d+)$/i.exec(bare)
-  if (ipv4) return mapped(ipv4.slice(1).map(Number))
-  const [head = '', tail] = bare.split('::')
-  const groups = (part: string) =>
-    part === '' ? [] : part.split(':').map((group) => Number.parseInt(group, 16))
-  const front = groups(head)
-  const back = tail === undefined ? [] : groups(tail)
-  const middle = tail === undefined ? [] : new Array(Math.max(0, 8 - front.length - back.length)).fill(0)
-  const all = [...front, ...middle, ...back]
-  if (all.length !== 8 || all.some((group) => !(group >= 0 && group <= 0xffff))) return null
-  return Buffer.from(all.flatMap((group) => [group >> 8, group & 0xff]))
+  const address = parseAddress(text.replace(/%.*$/, ''))
+  if (address === null) return null
+  return address.length === 4 ? mapped([...address]) : Buffer.from(address)
 }

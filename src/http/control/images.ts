@@ -8,10 +8,9 @@ import {
   usernameCharsMax,
 } from '../../images/index.ts'
 import { memoryMbDefault } from '../../sandboxes/index.ts'
+import { flag } from '../flag.ts'
 import { type Route, route } from '../route.ts'
 
-const flag = z.enum(['true', 'false', '1', '0', '']).optional()
-const isSet = (text: string | undefined) => text === 'true' || text === '1' || text === ''
 const registryHost = /^[a-z0-9.-]+(?::\d{1,5})?$|^\[[0-9a-f:]+\](?::\d{1,5})?$/i
 const dockerConfig = z.string().nullish()
 
@@ -100,7 +99,7 @@ function catalogueRoutes(images: Images): Route[] {
         message: z.string(),
       }),
       async handle({ workspace, query, body }) {
-        if (isSet(query.upload) || !body.image) {
+        if (query.upload || !body.image) {
           throw new PlatformError(
             'not_implemented',
             'images cannot be built here yet: name one of a registry in image, or import an archive (hutch images import)',

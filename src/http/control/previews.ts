@@ -7,11 +7,11 @@ import {
   previewTokenInputSchema,
   previewTokenSchema,
 } from '../../sandboxes/index.ts'
+import { flag } from '../flag.ts'
 import { type Route, route } from '../route.ts'
 import { actorOf } from './sandboxes.ts'
 
 const tag = 'previews'
-const flag = z.enum(['true', 'false', '1', '0', '']).optional()
 
 /** Previews of sandboxes and their tokens. Lists are bare arrays in every version. */
 export function previewRoutes(options: { previews: Previews }): Route[] {
@@ -42,10 +42,9 @@ export function previewRoutes(options: { previews: Previews }): Route[] {
       answer: previewSchema,
       handle: async (context) => {
         const { workspace, origin, params, query, body } = context
-        const force = query.force !== undefined && query.force !== 'false' && query.force !== '0'
         const preview = await previews.create(workspace, params.sandboxName, body, {
           actor: actorOf(context),
-          force,
+          force: query.force === true,
         })
         return previews.view(preview, origin, { requestHeaders: true })
       },

@@ -2,12 +2,11 @@ import { z } from 'zod'
 import { PlatformError } from '../../errors.ts'
 import type { Logger } from '../../lib/log.ts'
 import { type Sandboxes, sandboxInputSchema, sandboxSchema } from '../../sandboxes/index.ts'
+import { flag } from '../flag.ts'
 import { listAnswer, listQuery, listSchema } from '../list.ts'
 import { type Route, type RouteContext, route } from '../route.ts'
 
 const tag = 'sandboxes'
-const flag = z.enum(['true', 'false', '1', '0', '']).optional()
-const isSet = (text: string | undefined) => text === 'true' || text === '1' || text === ''
 
 /** Create, read, change and delete sandboxes. */
 export function sandboxRoutes(options: { sandboxes: Sandboxes; log: Logger }): Route[] {
@@ -36,7 +35,7 @@ export function sandboxRoutes(options: { sandboxes: Sandboxes; log: Logger }): R
               ...page,
               ...(externalId ? { externalId } : {}),
               ...(status ? { status } : {}),
-              showTerminated: isSet(showTerminated),
+              showTerminated: showTerminated === true,
             }),
           (sandbox) => sandboxes.view(sandbox, origin, { events: false }),
         )
@@ -57,7 +56,7 @@ export function sandboxRoutes(options: { sandboxes: Sandboxes; log: Logger }): R
         refuseUpload(query.upload)
         const sandbox = await sandboxes.create(workspace, body, {
           actor: actorOf(context),
-          createIfNotExist: isSet(query.createIfNotExist),
+          createIfNotExist: query.createIfNotExist === true,
         })
         return sandboxes.view(sandbox, origin, { created: true })
       },
@@ -151,14 +150,14 @@ export function actorOf(context: Pick<RouteContext<unknown, unknown, unknown>, '
 /** Whether secrets are asked for, by an admin; who read them is logged. @throws forbidden when by someone else */
 export function mayReadSecrets(
   context: Pick<
-    RouteContext<{ sandboxName: string }, { show_secrets?: string | undefined }, unknown>,
+    RouteContext<{ sandboxName: string }, { show_secrets?: boolean | undefined }, unknown>,
     'principal' | 'workspace' | 'params' | 'query' | 'requestId'
   >,
   log: Logger,
   what: Record<string, string> = {},
 ): boolean {
   const { principal, workspace, params, query, requestId } = context
-  if (!isSet(query.show_secrets)) return false
+  if (!query.show_secrets) return false
   if (!principal || principal.kind === 'workload' || principal.role !== 'admin') {
     throw new PlatformError('forbidden', 'show_secrets is for admins of the workspace')
   }
@@ -167,8 +166,8 @@ export function mayReadSecrets(
   return true
 }
 
-function refuseUpload(upload: string | undefined): void {
-  if (!isSet(upload)) return
+function refuseUpload(upload: boolean | undefined): void {
+  if (!upload) return
   throw new PlatformError(
     'not_implemented',
     'upload=true: images cannot be built here yet; leave it out and name a known image in spec.runtime.image',

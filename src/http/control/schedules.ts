@@ -13,6 +13,7 @@ import {
   scheduleSchema,
   scheduleView,
 } from '../../sandboxes/index.ts'
+import { flag } from '../flag.ts'
 import { listAnswer, listQuery, listSchema } from '../list.ts'
 import { type Route, route } from '../route.ts'
 import { mayReadSecrets } from './sandboxes.ts'
@@ -23,7 +24,6 @@ const executionList = listSchema(executionSchema)
 const minuteMs = 60_000
 const dayMs = 24 * 60 * minuteMs
 const metricsDaysMax = 7
-const flag = z.enum(['true', 'false', '1', '0', '']).optional()
 const type = z.string().max(20).optional()
 const moment = z.string().max(64).optional()
 

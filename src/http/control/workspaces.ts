@@ -1,6 +1,7 @@
 import { z } from 'zod'
 import { PlatformError } from '../../errors.ts'
 import type { Workspace, Workspaces } from '../../workspaces/index.ts'
+import { flag } from '../flag.ts'
 import { type Route, route } from '../route.ts'
 
 const workspaceBody = z.object({
@@ -23,7 +24,6 @@ const workspaceAnswer = z.object({
   updatedBy: z.string(),
   resourceCounts: z.record(z.string(), z.number()).optional(),
 })
-const flag = z.enum(['true', 'false', '1', '0', '']).transform((text) => text === 'true' || text === '1')
 
 export function workspaceRoutes(workspaces: Workspaces): Route[] {
   const shared = { errors: 'control', tag: 'workspaces' } as const
@@ -69,7 +69,7 @@ export function workspaceRoutes(workspaces: Workspaces): Route[] {
       path: '/v0/workspaces/availability',
       access: 'account',
       summary: 'Say whether a workspace name is free',
-      query: z.object({ withReason: flag.optional() }),
+      query: z.object({ withReason: flag }),
       body: z.object({ name: z.string() }),
       answer: z
         .union([z.boolean(), z.object({ available: z.boolean(), reason: z.string(), message: z.string() })])
@@ -85,7 +85,7 @@ export function workspaceRoutes(workspaces: Workspaces): Route[] {
       path: '/v0/workspaces/{workspaceName}',
       access: 'read',
       summary: 'Get a workspace',
-      query: z.object({ countResources: flag.optional() }),
+      query: z.object({ countResources: flag }),
       answer: workspaceAnswer,
       async handle({ workspace, query }) {
         const found = toBody(await workspaces.get(workspace))
@@ -116,7 +116,7 @@ export function workspaceRoutes(workspaces: Workspaces): Route[] {
       path: '/v0/workspaces/{workspaceName}',
       access: 'admin',
       summary: 'Delete a workspace that holds no resources any more',
-      query: z.object({ force: flag.optional() }),
+      query: z.object({ force: flag }),
       answer: workspaceAnswer,
       handle: async ({ workspace, principal, query }) =>
         toBody(await workspaces.delete(workspace, query.force === true ? null : principal!.id)),

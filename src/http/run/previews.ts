@@ -3,10 +3,10 @@ import type { Logger } from '../../lib/log.ts'
 import type { Previews, PreviewTarget, Sandboxes } from '../../sandboxes/index.ts'
 import { errorResponse } from '../errors.ts'
 import { type ConsumedCredentials, type Route, type RouteContext, route } from '../route.ts'
+import { splitUrl } from '../url.ts'
 import { gatewayPage } from './gateway-pages.ts'
 import { admission, type VisitedPlace } from './preview-tokens.ts'
 import { type SandboxApi, serveSandbox, serveSandboxPort } from './sandbox/api.ts'
-import { splitUrl } from './sandbox.ts'
 
 /** A preview of this port is of the sandbox's own API: a session. */
 const apiPort = 443

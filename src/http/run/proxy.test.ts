@@ -5,9 +5,9 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { PlatformError } from '../../errors.ts'
 import type { RouteContext, Socket, SocketHandler } from '../route.ts'
+import { splitUrl } from '../url.ts'
 import { PreviewGateway } from './previews.ts'
 import { serveSandbox } from './sandbox/api.ts'
-import { splitUrl } from './sandbox.ts'
 import { HostMachine, sandboxApi } from './test-machine.ts'
 
 type Upgrade = NonNullable<RouteContext<unknown, unknown, unknown>['upgrade']>

@@ -13,8 +13,8 @@ import {
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { PlatformError } from '../../errors.ts'
+import { splitUrl } from '../url.ts'
 import { serveSandbox } from './sandbox/api.ts'
-import { splitUrl } from './sandbox.ts'
 import { HostMachine, sandboxApi } from './test-machine.ts'
 
 let root: string

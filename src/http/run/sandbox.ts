@@ -1,5 +1,6 @@
 import type { Sandboxes } from '../../sandboxes/index.ts'
 import { type Route, type RouteContext, route } from '../route.ts'
+import { splitUrl } from '../url.ts'
 import { type SandboxApi, serveSandbox } from './sandbox/api.ts'
 
 /**
@@ -59,13 +60,3 @@ export function sandboxRunRoutes(sandboxes: Pick<Sandboxes, 'acquire'>, api: San
 }
 
 type SandboxContext = RouteContext<{ workspace: string; sandboxName: string }, unknown, unknown>
-
-/** Path and query of a URL, as they were sent. */
-export function splitUrl(url: string): { path: string; search: string } {
-  const start = url.indexOf('/', url.indexOf('://') + 3)
-  const hash = url.indexOf('#')
-  const whole = start === -1 ? '/' : url.slice(start, hash === -1 ? undefined : hash)
-  const question = whole.indexOf('?')
-  if (question === -1) return { path: whole, search: '' }
-  return { path: whole.slice(0, question), search: whole.slice(question) }
-}

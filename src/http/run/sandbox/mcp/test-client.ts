@@ -4,7 +4,7 @@ import { join } from 'node:path'
 import { Client } from '@modelcontextprotocol/sdk/client/index.js'
 import { StreamableHTTPClientTransport } from '@modelcontextprotocol/sdk/client/streamableHttp.js'
 import { PlatformError } from '../../../../errors.ts'
-import { splitUrl } from '../../sandbox.ts'
+import { splitUrl } from '../../../url.ts'
 import { HostMachine, sandboxApi } from '../../test-machine.ts'
 import { type SandboxApi, serveSandbox } from '../api.ts'
 
