@@ -14,6 +14,7 @@ import {
 } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { ociArchive, programs, tar, testImage } from '../src/images/test-image.ts'
 import { buildIfStale, executablePath } from './build.ts'
 import { canIsolate } from './host.ts'
 import { cleanEnvironment, RunningHutch } from './platform.ts'
@@ -384,6 +385,14 @@ async function startAndKill(afterMs: number): Promise<void> {
   await child.exited
 }
 
+async function until(what: string, holds: () => Promise<boolean>): Promise<void> {
+  const deadline = performance.now() + settleTimeoutMs
+  while (!(await holds())) {
+    if (performance.now() > deadline) throw new Error(`never happened: ${what}`)
+    await Bun.sleep(10)
+  }
+}
+
 async function nothingLeft(): Promise<void> {
   // What a removal leaves for later is done moments after the start.
   const deadline = performance.now() + 60_000
@@ -493,10 +502,17 @@ async function reboot(): Promise<void> {
 }
 
 test.skipIf(!usable || process.getuid?.() !== 0)(
-  'after a reboot of the host sandboxes come back with their files, awake or not before',
+  'after a reboot of the host sandboxes come back with their files and their entrypoint, awake or not before',
   async () => {
     platform = await RunningHutch.start({ dataDir, args })
-    const names = ['used', 'frozen', 'packed']
+    const image = testImage([tar(programs('sh', 'sleep', 'cat'))], {
+      config: { Env: ['PATH=/bin'], Entrypoint: ['/bin/sh', '-c', 'echo up >> /started; exec sleep 600'] },
+    })
+    await acknowledged('/-/images/import?name=programmed&tag=v1', {
+      method: 'PUT',
+      body: new Uint8Array(ociArchive(image)),
+    })
+    const names = ['used', 'frozen', 'packed', 'own-image']
     const known: Box[] = []
     for (const name of names) {
       const box: Box = {
@@ -508,8 +524,11 @@ test.skipIf(!usable || process.getuid?.() !== 0)(
         running: new Map(),
       }
       known.push(box)
-      const spec = { runtime: { memory: memoryMb } }
-      const body = JSON.stringify({ metadata: { name }, spec })
+      const runtime = {
+        memory: memoryMb,
+        ...(name === 'own-image' ? { image: 'sandbox/programmed:v1' } : {}),
+      }
+      const body = JSON.stringify({ metadata: { name }, spec: { runtime } })
       await acknowledged('/v0/sandboxes', { method: 'POST', body })
       const content = JSON.stringify({ content: `of ${name}` })
       await acknowledged(filePath('/srv/kept'), { method: 'PUT', body: content }, box)
@@ -518,6 +537,12 @@ test.skipIf(!usable || process.getuid?.() !== 0)(
     }
     const statusOf = async (name: string) =>
       (await acknowledged(`/v0/sandboxes/${name}`, { method: 'GET' })) as { status: string; state?: string }
+    const own = known.find(({ name }) => name === 'own-image')!
+    const started = async () => {
+      const { status, body } = await inside(own, filePath('/started'))
+      return status === 200 ? (body as { content: string }).content : ''
+    }
+    await until('the entrypoint runs', async () => (await started()) === 'up\n')
     await acknowledged('/v0/sandboxes/packed/archive', { method: 'POST' })
     const deadline = performance.now() + settleTimeoutMs
     while (
@@ -546,8 +571,11 @@ test.skipIf(!usable || process.getuid?.() !== 0)(
       const command = JSON.stringify({ command: 'echo reached', waitForCompletion: true })
       const ran = (await inside(box, '/process', { method: 'POST', body: command })).body
       expect((ran as { stdout: string }).stdout).toBe('reached\n')
-      await acknowledged(`/v0/sandboxes/${box.name}`, { method: 'DELETE' })
     }
+    await until('the entrypoint runs again', async () => (await started()) === 'up\nup\n')
+    const entrypoint = (await inside(own, '/process/entrypoint')).body as { status: string }
+    expect(entrypoint.status).toBe('running')
+    for (const box of known) await acknowledged(`/v0/sandboxes/${box.name}`, { method: 'DELETE' })
     await nothingLeft()
     expect(await platform.stop()).toBe(0)
   },
