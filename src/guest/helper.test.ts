@@ -227,8 +227,8 @@ suite(`an instance launched by root${reason}`, () => {
     const path = await portSocket(instance, 80)
     const descriptors = () => readdirSync(`/proc/${instance.keeperPid}/fd`).length
     const before = descriptors()
-    const sockets = await Promise.all(Array.from({ length: 50 }, () => open(path)))
-    await until('the relays', () => descriptors() >= before + 100)
+    const sockets = await Promise.all(Array.from({ length: 20 }, () => open(path)))
+    await until('the relays', () => descriptors() >= before + 40)
     for (const socket of sockets) socket.destroy()
     await until('the server to see it', () => instance.inside('tmp/open') === 'open 0')
     await until('the relays to be over', () => descriptors() <= before + 8)
