@@ -1,7 +1,7 @@
 import { BoundedMap } from '../lib/bounded-map.ts'
 import type { Dialer } from '../lib/dialer.ts'
 import type { Logger } from '../lib/log.ts'
-import type { Guest } from '../spec/runtime.ts'
+import type { Guest } from '../spec/guest.ts'
 import { type CodegenProvider, configuredProvider, type Environment, notConfigured } from './providers.ts'
 import { type RankedText, type RankQuestion, rankFiles } from './rank.ts'
 import { CodebaseSearch } from './search/codebase.ts'

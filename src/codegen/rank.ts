@@ -1,4 +1,4 @@
-import type { Guest } from '../spec/runtime.ts'
+import type { Guest } from '../spec/guest.ts'
 import type { CodegenProvider, SourceText } from './providers.ts'
 import type { CodebaseSearch } from './search/codebase.ts'
 import { readSource, type Source, sourcesBelow } from './search/sources.ts'

@@ -4,7 +4,7 @@ import { createServer, type Server, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { PlatformError } from '../errors.ts'
 import { silentLogger } from '../lib/log.ts'
-import type { SpawnSpec } from '../spec/runtime.ts'
+import type { SpawnSpec } from '../spec/guest.ts'
 import {
   type Frame,
   FrameReader,

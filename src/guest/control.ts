@@ -8,7 +8,7 @@ import type {
   OutputRecord,
   ProcessDescent,
   SpawnSpec,
-} from '../spec/runtime.ts'
+} from '../spec/guest.ts'
 import { processIdMax, readError, readOutputNotice, readProcess } from './codec.ts'
 import { errnoName, printable } from './errno.ts'
 import { OutputFollowers } from './followers.ts'

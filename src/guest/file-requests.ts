@@ -1,5 +1,5 @@
 import { PlatformError } from '../errors.ts'
-import type { FileEntry, FileType } from '../spec/runtime.ts'
+import type { FileEntry, FileType } from '../spec/guest.ts'
 import type { EntryRecord } from './codec.ts'
 import { FrameTooLargeError, type FrameType, FrameWriter } from './frame.ts'
 

@@ -1,5 +1,5 @@
 import { PlatformError } from '../errors.ts'
-import type { FileToWrite } from '../spec/runtime.ts'
+import type { FileToWrite } from '../spec/guest.ts'
 import { readError } from './codec.ts'
 import { fileError } from './errno.ts'
 import { checkPath, frame, modeBits } from './file-requests.ts'

@@ -12,7 +12,7 @@ import type {
   TreeSummary,
   WalkOptions,
   WatchOptions,
-} from '../spec/runtime.ts'
+} from '../spec/guest.ts'
 import { readEntries, readEntry } from './codec.ts'
 import { fileError } from './errno.ts'
 import { checkMode, checkPath, checkRange, fileEntry, frame, invalid, modeBits } from './file-requests.ts'

@@ -1,5 +1,5 @@
 import type { Logger } from '../lib/log.ts'
-import type { OutputRecord } from '../spec/runtime.ts'
+import type { OutputRecord } from '../spec/guest.ts'
 import type { OutputNotice } from './codec.ts'
 import { FrameType, FrameWriter } from './frame.ts'
 import type { OutputLog } from './output.ts'

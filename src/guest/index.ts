@@ -1,6 +1,6 @@
 import type { PlatformError } from '../errors.ts'
 import type { Logger } from '../lib/log.ts'
-import type { Guest, Identity } from '../spec/runtime.ts'
+import type { Guest, Identity } from '../spec/guest.ts'
 import { ControlChannel } from './control.ts'
 import { FilesChannel } from './files.ts'
 

@@ -1,6 +1,6 @@
 import { closeSync } from 'node:fs'
 import { plainFileBytes } from '../lib/descriptors.ts'
-import type { OpenFile } from '../spec/runtime.ts'
+import type { OpenFile } from '../spec/guest.ts'
 
 /** Of one sandbox, those that are being asked for included. */
 export const openFilesMax = 64

@@ -10,7 +10,7 @@ import {
 } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { PlatformError } from '../errors.ts'
-import type { OutputRecord } from '../spec/runtime.ts'
+import type { OutputRecord } from '../spec/guest.ts'
 import { OutputLog } from './output.ts'
 
 let dir: string

@@ -9,7 +9,7 @@ import {
 } from 'node:fs'
 import { promisify } from 'node:util'
 import { PlatformError } from '../errors.ts'
-import type { OutputRecord } from '../spec/runtime.ts'
+import type { OutputRecord } from '../spec/guest.ts'
 
 const readFile = promisify(readCallback)
 

@@ -1,5 +1,5 @@
 import { PlatformError } from '../errors.ts'
-import type { ProcessDescent, ProcessSocket } from '../spec/runtime.ts'
+import type { ProcessDescent, ProcessSocket } from '../spec/guest.ts'
 import { Connection } from './connection.ts'
 import { printable } from './errno.ts'
 import { type Frame, FrameType, FrameWriter, ProtocolError } from './frame.ts'

@@ -1,5 +1,5 @@
 import { PlatformError } from '../errors.ts'
-import { outputBytesMaxDefault, type SpawnSpec } from '../spec/runtime.ts'
+import { outputBytesMaxDefault, type SpawnSpec } from '../spec/guest.ts'
 import { processIdMax } from './codec.ts'
 import { printable } from './errno.ts'
 import { FrameTooLargeError, FrameType, FrameWriter } from './frame.ts'

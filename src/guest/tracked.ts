@@ -1,5 +1,5 @@
 import { PlatformError } from '../errors.ts'
-import type { GuestProcess } from '../spec/runtime.ts'
+import type { GuestProcess } from '../spec/guest.ts'
 import type { ProcessRecord } from './codec.ts'
 
 /** What the host knows of a process inside. */

@@ -1,5 +1,5 @@
 import { encodeCode, type LinePattern, type Program } from '../lib/patterns/index.ts'
-import type { FileChange, LineMatch, TreeSummary } from '../spec/runtime.ts'
+import type { FileChange, LineMatch, TreeSummary } from '../spec/guest.ts'
 import { type EntryRecord, readEntryFields } from './codec.ts'
 import { type FrameWriter, ProtocolError } from './frame.ts'
 import { PayloadReader } from './payload.ts'

@@ -10,7 +10,7 @@ import {
   type WalkOptions,
   type WatchOptions,
   watchesMax,
-} from '../spec/runtime.ts'
+} from '../spec/guest.ts'
 import { checkPath, fileEntry, frame } from './file-requests.ts'
 import type { FilesPool, Operation } from './files-pool.ts'
 import { FrameType, type FrameWriter } from './frame.ts'

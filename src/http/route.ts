@@ -1,6 +1,6 @@
 import type { z } from 'zod'
 import type { Principal } from '../access/index.ts'
-import type { OpenFile } from '../spec/runtime.ts'
+import type { OpenFile } from '../spec/guest.ts'
 
 /**
  * Who may call a route. `public` and `capability` alone skip authentication (a capability route checks the secret

@@ -14,7 +14,7 @@ import { connect, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { silentLogger } from '../lib/log.ts'
-import type { OpenFile } from '../spec/runtime.ts'
+import type { OpenFile } from '../spec/guest.ts'
 import { type HttpServer, startServer } from './server.ts'
 
 /** More than the sockets of both sides take together, so that a client that does not read holds the file open. */

@@ -1,6 +1,6 @@
 import { fstatSync } from 'node:fs'
 import { shutdownConnection } from '../lib/tcp-connections.ts'
-import type { OpenFile } from '../spec/runtime.ts'
+import type { OpenFile } from '../spec/guest.ts'
 
 /** Files on their way at once, of all sandboxes; a few more while several requests begin together. */
 const sentFilesMax = 512

@@ -1,6 +1,6 @@
 import { posix } from 'node:path'
 import { PlatformError } from '../errors.ts'
-import type { Guest, GuestFiles, Identity } from '../spec/runtime.ts'
+import type { Guest, GuestFiles, Identity } from '../spec/guest.ts'
 
 /** Larger account files are not of an image that was made for programs to start quickly. */
 const accountsBytesMax = 4 * 1024 * 1024

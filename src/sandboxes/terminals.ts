@@ -3,7 +3,7 @@ import { posix } from 'node:path'
 import { PlatformError } from '../errors.ts'
 import type { Clock } from '../lib/clock.ts'
 import type { Logger } from '../lib/log.ts'
-import type { Guest } from '../spec/runtime.ts'
+import type { Guest } from '../spec/guest.ts'
 import { type KnownTerminal, TerminalRecords } from './terminals/records.ts'
 import { type TerminalClient, TerminalSession, type TerminalSize } from './terminals/session.ts'
 

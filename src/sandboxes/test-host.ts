@@ -8,14 +8,8 @@ import { Instances, type StandbyTimes } from '../instances/index.ts'
 import { type Logger, silentLogger } from '../lib/log.ts'
 import { createSecretBox } from '../lib/secret-box.ts'
 import { FakeClock } from '../lib/test-clock.ts'
-import type {
-  Instance,
-  InstanceExit,
-  InstanceHandle,
-  InstanceSpec,
-  Runtime,
-  TreeSummary,
-} from '../spec/runtime.ts'
+import type { TreeSummary } from '../spec/guest.ts'
+import type { Instance, InstanceExit, InstanceHandle, InstanceSpec, Runtime } from '../spec/runtime.ts'
 import type { Store } from '../spec/store.ts'
 import { openSqliteStore } from '../stores/sqlite/index.ts'
 import { Users, Workspaces } from '../workspaces/index.ts'

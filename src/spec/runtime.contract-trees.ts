@@ -1,7 +1,7 @@
 import { expect, test } from 'bun:test'
 import { PlatformError } from '../errors.ts'
 import { randomText } from '../lib/ids.ts'
-import type { FileChange, FileEntry, GuestFiles, LineMatch, SearchOptions, WalkOptions } from './runtime.ts'
+import type { FileChange, FileEntry, GuestFiles, LineMatch, SearchOptions, WalkOptions } from './guest.ts'
 
 const eventMs = 60_000
 

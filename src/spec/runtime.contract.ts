@@ -1,17 +1,19 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test'
-import { readFileSync } from 'node:fs'
-import { PlatformError } from '../errors.ts'
 import { randomText } from '../lib/ids.ts'
+import type { GuestProcess, OutputRecord, SpawnSpec } from './guest.ts'
+import {
+  type ContractContext,
+  codeOf,
+  env,
+  eventually,
+  outputOf,
+  textOf,
+  waitMs,
+} from './runtime.contract-context.ts'
+import { copiesContract } from './runtime.contract-copies.ts'
+import { filesContract } from './runtime.contract-files.ts'
 import { treeContract } from './runtime.contract-trees.ts'
-import type {
-  GuestProcess,
-  Instance,
-  InstanceSpec,
-  OutputRecord,
-  RootFilesystem,
-  Runtime,
-  SpawnSpec,
-} from './runtime.ts'
+import type { Instance, InstanceSpec, RootFilesystem, Runtime } from './runtime.ts'
 
 /** What the suite needs of a driver under test. */
 export interface RuntimeUnderTest extends AsyncDisposable {
@@ -31,9 +33,7 @@ export interface RuntimeSkip {
   skip: string
 }
 
-const waitMs = 60_000
 const testTimeoutMs = 120_000
-const env = { PATH: '/usr/local/bin:/usr/bin:/bin' }
 
 /** Every runtime driver passes this suite. */
 export async function runtimeContract(
@@ -88,6 +88,18 @@ function suite(under: RuntimeUnderTest, options: { isolation: string }) {
     return { ...ended, ...(await outputOf(instance, id)) }
   }
   const path = () => `${scratchDir}/${randomText(12)}`
+  const context: ContractContext = {
+    get runtime() {
+      return runtime
+    },
+    get instance() {
+      return instance
+    },
+    workingDir,
+    specOf,
+    run,
+    path,
+  }
 
   test('says what it is', () => {
     expect(runtime.capabilities.isolation as string).toBe(options.isolation)
@@ -254,181 +266,8 @@ function suite(under: RuntimeUnderTest, options: { isolation: string }) {
     expect(seen).toBe(bytes)
   })
 
-  test('a file is written whole and read back, with its parents', async () => {
-    const file = `${path()}/deep/er/file.txt`
-    const written = await instance.guest.files.write(file, Buffer.from('content'))
-    expect(written).toMatchObject({ type: 'file', size: 7, mode: 0o644 })
-    const read = await instance.guest.files.read(file)
-    expect(read.entry.size).toBe(7)
-    expect(await new Response(read.body).text()).toBe('content')
-    const part = await instance.guest.files.read(file, { offset: 3, length: 2 })
-    expect(await new Response(part.body).text()).toBe('te')
-    expect((await run(['cat', file])).stdout).toBe('content')
-  })
-
-  test('a large body is streamed both ways', async () => {
-    const file = path()
-    const chunk = new Uint8Array(100_000).map((_, at) => at % 251)
-    let left = 50
-    const body = new ReadableStream<Uint8Array>({
-      pull(controller) {
-        if (left-- > 0) controller.enqueue(chunk)
-        else controller.close()
-      },
-    })
-    expect((await instance.guest.files.write(file, body)).size).toBe(5_000_000)
-    const back = new Uint8Array(
-      await new Response((await instance.guest.files.read(file)).body).arrayBuffer(),
-    )
-    expect(back.length).toBe(5_000_000)
-    expect(Buffer.from(back.subarray(4_900_000)).equals(chunk)).toBe(true)
-  })
-
-  test("a body may use its memory again for each chunk, and what is read is its reader's", async () => {
-    const file = path()
-    const expected = Buffer.alloc(20 * 70_000)
-    const memory = new Uint8Array(70_000)
-    let chunks = 0
-    const body = new ReadableStream<Uint8Array>(
-      {
-        pull(controller) {
-          if (chunks === 20) return controller.close()
-          expected.set(memory.fill(++chunks), (chunks - 1) * memory.length)
-          controller.enqueue(memory)
-        },
-      },
-      { highWaterMark: 0 },
-    )
-    await instance.guest.files.write(file, body)
-    for (let round = 0; round < 2; round++) {
-      const { body: back } = await instance.guest.files.read(file)
-      const hash = new Bun.CryptoHasher('sha1')
-      for await (const chunk of back) {
-        hash.update(chunk)
-        chunk.fill(0)
-      }
-      expect(hash.digest('hex')).toBe(new Bun.CryptoHasher('sha1').update(expected).digest('hex'))
-    }
-  })
-
-  test('a file that is opened to be sent is the one that was there then, until it is let go of', async () => {
-    const { files } = instance.guest
-    const file = path()
-    for (const bytes of [7, 300_000, 20_000_000]) {
-      const content = Buffer.alloc(bytes, 'content ')
-      await files.write(file, content)
-      const opened = (await files.open?.(file)) ?? (await files.read(file))
-      await files.write(file, Buffer.from('other'))
-      expect(opened.entry).toMatchObject({ type: 'file', size: bytes })
-      if ('body' in opened) {
-        const read = Buffer.from(await new Response(opened.body).arrayBuffer())
-        expect(read.equals(content)).toBe(true)
-      } else {
-        using handed = opened.file
-        expect(handed).toMatchObject({ bytes, revoked: false })
-        expect(readFileSync(handed.descriptor).equals(content)).toBe(true)
-      }
-    }
-    expect(await codeOf(files.open?.(`${file}.none`) ?? files.read(`${file}.none`))).toBe('not_found')
-  })
-
-  test('a write that fails midway leaves the old file', async () => {
-    const file = path()
-    await instance.guest.files.write(file, Buffer.from('old'))
-    let sent = 0
-    const body = new ReadableStream<Uint8Array>({
-      pull(controller) {
-        if (sent++ < 3) controller.enqueue(new Uint8Array(300_000))
-        else controller.error(new Error('the client went away'))
-      },
-    })
-    await expect(instance.guest.files.write(file, body)).rejects.toThrow('the client went away')
-    const { body: kept } = await instance.guest.files.read(file)
-    expect(await new Response(kept).text()).toBe('old')
-  })
-
-  test('a read that is cancelled leaves room for the next', async () => {
-    const file = path()
-    await instance.guest.files.write(file, new Uint8Array(8 * 1024 * 1024))
-    for (let round = 0; round < 40; round++) {
-      const { body } = await instance.guest.files.read(file)
-      const reader = body.getReader()
-      await reader.read()
-      await reader.cancel()
-    }
-    expect((await instance.guest.files.stat(file)).size).toBe(8 * 1024 * 1024)
-  })
-
-  test('directories are made, listed and removed', async () => {
-    const dir = path()
-    await instance.guest.files.makeDirectory(`${dir}/a/b`, { parents: true })
-    await instance.guest.files.makeDirectory(`${dir}/a/b`, { parents: true })
-    expect(await codeOf(instance.guest.files.makeDirectory(`${dir}/a`))).toBe('already_exists')
-    for (let i = 0; i < 300; i++) await instance.guest.files.write(`${dir}/a/file-${i}`, Buffer.from('x'))
-    const names: string[] = []
-    for await (const entries of instance.guest.files.list(`${dir}/a`))
-      names.push(...entries.map(({ name }) => name))
-    expect(names.length).toBe(301)
-    expect(new Set(names)).toContain('file-299')
-    expect(await codeOf(instance.guest.files.remove(dir))).toBe('conflict')
-    await instance.guest.files.remove(dir, { recursive: true })
-    expect(await codeOf(instance.guest.files.stat(dir))).toBe('not_found')
-  })
-
-  test('links are told from what they point to, and written through', async () => {
-    const [file, link] = [path(), path()]
-    await instance.guest.files.write(file, Buffer.from('1'))
-    await run(['ln', '-s', file, link])
-    expect(await instance.guest.files.stat(link, { follow: false })).toMatchObject({
-      type: 'symlink',
-      linkTarget: file,
-    })
-    expect((await instance.guest.files.stat(link)).type).toBe('file')
-    await instance.guest.files.write(link, Buffer.from('22'))
-    expect((await instance.guest.files.stat(file)).size).toBe(2)
-    expect(await instance.guest.files.realPath(link)).toBe(file)
-    await instance.guest.files.remove(link)
-    expect((await instance.guest.files.stat(file)).size).toBe(2)
-  })
-
-  test('files are renamed and change their mode, which a write keeps', async () => {
-    const [from, to] = [path(), path()]
-    await instance.guest.files.write(from, Buffer.from('x'), { mode: 0o600 })
-    await instance.guest.files.rename(from, to)
-    await instance.guest.files.setMode(to, 0o750)
-    await instance.guest.files.write(to, Buffer.from('y'), { newFileMode: 0o640 })
-    expect((await instance.guest.files.stat(to)).mode).toBe(0o750)
-    expect(await codeOf(instance.guest.files.stat(from))).toBe('not_found')
-  })
-
-  test('what cannot be done with a file has its code', async () => {
-    const { files } = instance.guest
-    const dir = path()
-    await files.makeDirectory(dir)
-    const missing = `${dir}/missing`
-    expect(await codeOf(files.read(missing))).toBe('not_found')
-    expect(await codeOf(files.read(dir))).toBe('conflict')
-    expect(await codeOf(files.write(dir, Buffer.from('x')))).toBe('conflict')
-    expect(await codeOf(files.remove(missing))).toBe('not_found')
-    expect(await codeOf(files.setMode(missing, 0o600))).toBe('not_found')
-    expect(await codeOf(files.realPath(missing))).toBe('not_found')
-    expect(await codeOf(files.stat(`${dir}/nul\0`))).toBe('bad_request')
-    expect(await codeOf(files.stat('relative'))).toBe('bad_request')
-    expect(await codeOf(collect(files.list(missing)))).toBe('not_found')
-    await files.write(`${dir}/file`, Buffer.from('x'))
-    expect(await codeOf(files.stat(`${dir}/file/below`))).toBe('conflict')
-    expect(await codeOf(collect(files.list(`${dir}/file`)))).toBe('conflict')
-  })
-
-  test('many file operations at once all end', async () => {
-    const dir = path()
-    const names = Array.from({ length: 200 }, (_, at) => `${dir}/${at}`)
-    await Promise.all(names.map((name) => instance.guest.files.write(name, Buffer.from(name))))
-    const sizes = await Promise.all(names.map(async (name) => (await instance.guest.files.stat(name)).size))
-    expect(sizes).toEqual(names.map((name) => name.length))
-  })
-
-  treeContract(() => instance.guest.files, scratchDir)
+  filesContract(context)
+  treeContract(() => context.instance.guest.files, scratchDir)
 
   test('a port inside can be asked for, and reached', async () => {
     const port = under.port
@@ -555,150 +394,7 @@ function suite(under: RuntimeUnderTest, options: { isolation: string }) {
     expect(await codeOf(runtime.restart(specOf()))).toBe('not_found')
   })
 
-  test('a packed instance takes little room, and comes back with its files', async () => {
-    expect([runtime.pack !== undefined, runtime.unpack !== undefined]).toEqual(
-      Array(2).fill(runtime.capabilities.archive),
-    )
-    if (!runtime.pack || !runtime.unpack) return
-    const own = specOf()
-    let packed = await runtime.create(own)
-    const [file, link, other] = [path(), path(), path()]
-    await packed.guest.files.write(file, Buffer.from('kept\n'), { mode: 0o640 })
-    await packed.guest.files.write(other, Buffer.alloc(300_000, 'x'))
-    await packed.guest.processes.spawn({
-      id: 1,
-      argv: ['ln', '-s', file, link],
-      env,
-      workingDir,
-      stdin: 'null',
-    })
-    await packed.guest.processes.wait(1, AbortSignal.timeout(waitMs))
-    const called = new AbortController()
-    called.abort(new Error('called off'))
-    expect(
-      await runtime.pack(own.id, called.signal).then(
-        () => '',
-        (error) => error.message,
-      ),
-    ).toBe('called off')
-    packed = await runtime.restart(own)
-    expect((await packed.guest.files.stat(file)).size).toBe(5)
-    const bytes = await runtime.pack(own.id)
-    expect(bytes).toBeGreaterThan(0)
-    expect(await runtime.pack(own.id)).toBe(bytes)
-    expect(await runtime.list()).toContain(own.id)
-    expect(await codeOf(runtime.restart(own))).toBe('not_found')
-    await runtime.unpack(own.id)
-    await runtime.unpack(own.id)
-    packed = await runtime.restart(own)
-    expect(await packed.guest.files.stat(file)).toMatchObject({ size: 5, mode: 0o640 })
-    expect(await packed.guest.files.realPath(link)).toBe(await packed.guest.files.realPath(file))
-    const { body } = await packed.guest.files.read(other)
-    expect(Buffer.from(await new Response(body).arrayBuffer()).equals(Buffer.alloc(300_000, 'x'))).toBe(true)
-    await runtime.pack(own.id)
-    await runtime.destroy(own.id)
-    expect(await runtime.list()).not.toContain(own.id)
-  })
-
-  test('a snapshot has the files of one moment, and new instances have them', async () => {
-    const { snapshots } = runtime
-    expect(snapshots !== undefined).toBe(runtime.capabilities.snapshots)
-    if (!snapshots) return
-    const own = specOf()
-    const source = await runtime.create(own)
-    const [file, link, large] = [path(), path(), path()]
-    await source.guest.files.write(file, Buffer.from('then\n'), { mode: 0o640 })
-    await source.guest.files.write(large, Buffer.alloc(3_000_000, 'x'))
-    await source.guest.processes.spawn({
-      id: 1,
-      argv: ['ln', '-s', file, link],
-      env,
-      workingDir,
-      stdin: 'null',
-    })
-    await source.guest.processes.wait(1, AbortSignal.timeout(waitMs))
-    const id = `snapshot${randomText(12)}`
-    expect(await codeOf(snapshots.capture(own.id, id))).toBe('conflict')
-    expect(await codeOf(snapshots.capture(`unknown${randomText(12)}`, id))).toBe('not_found')
-    expect(await codeOf(snapshots.complete(id))).toBe('not_found')
-    await source.freeze?.()
-    await snapshots.capture(own.id, id)
-    await source.thaw?.()
-    const later = (spec: InstanceSpec) => runtime.create({ ...spec, snapshotId: id })
-    expect(await codeOf(later(specOf()))).toBe('not_found')
-    expect(await snapshots.list()).toContain(id)
-    const bytes = await snapshots.complete(id)
-    expect(bytes).toBeGreaterThanOrEqual(3_000_000)
-    expect(await snapshots.complete(id)).toBe(bytes)
-    await source.guest.files.write(file, Buffer.from('later\n'))
-    await runtime.destroy(own.id)
-
-    const specs = [specOf(), specOf()]
-    const copies = await Promise.all(specs.map(later))
-    for (const [index, { guest }] of copies.entries()) {
-      expect(await guest.files.stat(file)).toMatchObject({ size: 5, mode: 0o640 })
-      expect(await guest.files.realPath(link)).toBe(await guest.files.realPath(file))
-      expect((await guest.files.stat(large)).size).toBe(3_000_000)
-      await guest.files.write(file, Buffer.from('x'.repeat(index + 10)))
-    }
-    const sizes = await Promise.all(copies.map(async ({ guest }) => (await guest.files.stat(file)).size))
-    expect(sizes).toEqual([10, 11])
-    const [first = specOf()] = specs
-    expect((await (await runtime.restart(first)).guest.files.stat(file)).size).toBe(10)
-
-    // What is packed, or has been stopped, stands still as well.
-    const another = `snapshot${randomText(12)}`
-    await copies[1]?.stop()
-    await snapshots.capture(specs[1]?.id ?? '', another)
-    await snapshots.complete(another)
-    await snapshots.remove(another)
-    if (runtime.pack) {
-      await runtime.pack(first.id)
-      await snapshots.capture(first.id, another)
-      await snapshots.complete(another)
-      const unpacked = await runtime.create({ ...specOf(), snapshotId: another })
-      expect((await unpacked.guest.files.stat(file)).size).toBe(10)
-      await runtime.destroy(unpacked.id)
-    }
-    const called = new AbortController()
-    called.abort(new Error('called off'))
-    await expect(snapshots.capture(first.id, `snapshot${randomText(12)}`, called.signal)).rejects.toThrow(
-      'called off',
-    )
-    for (const { id } of specs) await runtime.destroy(id)
-    await snapshots.remove(id)
-    await snapshots.remove(id)
-    await snapshots.remove(another)
-    expect(await snapshots.list()).toEqual([])
-  })
-
-  test('a snapshot is sound while programs write, and has all that was written before it or nothing', async () => {
-    const { snapshots } = runtime
-    if (!snapshots || runtime.capabilities.isolation === 'none') return
-    const own = specOf()
-    const source = await runtime.create(own)
-    const target = path()
-    await source.guest.processes.spawn({
-      id: 1,
-      argv: ['sh', '-c', `i=0; while [ $i -lt 20000 ]; do i=$((i+1)); echo $i > ${target}-$i; done`],
-      env,
-      workingDir,
-      stdin: 'null',
-    })
-    await eventually(() => exists(source, `${target}-50`))
-    const id = `snapshot${randomText(12)}`
-    await source.freeze?.()
-    await snapshots.capture(own.id, id)
-    await source.thaw?.()
-    await snapshots.complete(id)
-    await runtime.destroy(own.id)
-    const copy = await runtime.create({ ...specOf(), snapshotId: id })
-    const command = `set -- ${target}-*; i=0; while [ $((i+=1)) -lt $# ]; do read -r n < ${target}-$i; [ "$n" = $i ] || exit 1; done; [ $# -ge 50 ]`
-    await copy.guest.processes.spawn({ id: 1, argv: ['sh', '-c', command], env, workingDir, stdin: 'null' })
-    expect((await copy.guest.processes.wait(1, AbortSignal.timeout(waitMs))).exitCode).toBe(0)
-    await runtime.destroy(copy.id)
-    await snapshots.remove(id)
-  })
+  copiesContract(context)
 
   test('destroying leaves nothing, twice as well', async () => {
     const doomed = await runtime.create(specOf())
@@ -723,49 +419,4 @@ function suite(under: RuntimeUnderTest, options: { isolation: string }) {
     const left = await runtime.list()
     expect(many.filter(({ id }) => left.includes(id))).toEqual([])
   })
-}
-
-async function exists(instance: Instance, path: string): Promise<boolean> {
-  return await instance.guest.files.stat(path).then(
-    () => true,
-    () => false,
-  )
-}
-
-async function outputOf(instance: Instance, id: number, fromOffset = 0) {
-  const records: OutputRecord[] = []
-  for await (const batch of instance.guest.processes.output(id, { fromOffset })) records.push(...batch)
-  return {
-    stdout: textOf(records.filter(({ kind }) => kind === 'stdout')),
-    stderr: textOf(records.filter(({ kind }) => kind === 'stderr')),
-  }
-}
-
-function textOf(records: OutputRecord[]): string {
-  return Buffer.concat(records.map(({ data }) => data)).toString()
-}
-
-async function collect<Item>(items: AsyncIterable<Item>): Promise<Item[]> {
-  const all: Item[] = []
-  for await (const item of items) all.push(item)
-  return all
-}
-
-/** The code that a promise rejects with, '' when it does not. */
-async function codeOf(promise: Promise<unknown>): Promise<string> {
-  try {
-    await promise
-    return ''
-  } catch (error) {
-    if (PlatformError.is(error)) return error.code
-    throw error
-  }
-}
-
-async function eventually(holds: () => boolean | Promise<boolean>): Promise<void> {
-  const deadline = performance.now() + waitMs
-  while (!(await holds())) {
-    if (performance.now() > deadline) throw new Error('did not come true in time')
-    await new Promise((resolve) => setTimeout(resolve, 10))
-  }
 }

@@ -1,7 +1,7 @@
 import { afterEach, expect, test } from 'bun:test'
 import { PlatformError } from '../../errors.ts'
 import type { Logger } from '../../lib/log.ts'
-import type { FileEntry, Guest } from '../../spec/runtime.ts'
+import type { FileEntry, Guest } from '../../spec/guest.ts'
 import { CodebaseSearch } from './codebase.ts'
 import { startIndexesWorker } from './indexes-thread.ts'
 

@@ -1,7 +1,7 @@
 import { KeyedLock } from '../../lib/keyed-lock.ts'
 import type { Logger } from '../../lib/log.ts'
 import { Semaphore } from '../../lib/semaphore.ts'
-import type { Guest } from '../../spec/runtime.ts'
+import type { Guest } from '../../spec/guest.ts'
 import type { Found } from './code-index.ts'
 import { IndexesThread, startIndexesWorker } from './indexes-thread.ts'
 import { readSource, type Source, sourcesBelow } from './sources.ts'

@@ -1,5 +1,5 @@
 import { PlatformError } from '../../errors.ts'
-import type { GuestFiles } from '../../spec/runtime.ts'
+import type { GuestFiles } from '../../spec/guest.ts'
 import { IgnoreRules } from './ignore-rules.ts'
 
 const ignoreFileName = '.gitignore'

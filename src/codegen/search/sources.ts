@@ -1,5 +1,5 @@
 import { PlatformError } from '../../errors.ts'
-import type { FileEntry, GuestFiles } from '../../spec/runtime.ts'
+import type { FileEntry, GuestFiles } from '../../spec/guest.ts'
 import { ignoredIn } from './ignored.ts'
 
 /** A file that is worth a look. Path absolute, inside the sandbox. */

@@ -12,7 +12,7 @@ import type {
   TreeSummary,
   WalkOptions,
   WatchOptions,
-} from '../../spec/runtime.ts'
+} from '../../spec/guest.ts'
 import { SimpleTrees } from './trees.ts'
 
 type Node = { mode: number; modifiedMs: number; uid?: number; gid?: number } & (

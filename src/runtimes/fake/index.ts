@@ -1,7 +1,7 @@
 import { PlatformError } from '../../errors.ts'
 import { type Clock, systemClock } from '../../lib/clock.ts'
+import type { Guest } from '../../spec/guest.ts'
 import type {
-  Guest,
   Instance,
   InstanceExit,
   InstanceHandle,

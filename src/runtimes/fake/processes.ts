@@ -7,7 +7,7 @@ import {
   outputBytesMaxDefault,
   type ProcessDescent,
   type SpawnSpec,
-} from '../../spec/runtime.ts'
+} from '../../spec/guest.ts'
 import type { FakeFiles } from './files.ts'
 import type { FakeProgram } from './programs.ts'
 

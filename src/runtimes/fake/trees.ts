@@ -20,7 +20,7 @@ import {
   type WalkOptions,
   type WatchOptions,
   watchesMax,
-} from '../../spec/runtime.ts'
+} from '../../spec/guest.ts'
 
 const waitingMax = 10_000
 

@@ -1,4 +1,4 @@
-import type { OutputRecord } from '../../spec/runtime.ts'
+import type { OutputRecord } from '../../spec/guest.ts'
 
 export type OutputStream = 'stdout' | 'stderr'
 

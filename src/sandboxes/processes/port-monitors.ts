@@ -1,7 +1,7 @@
 import { PlatformError } from '../../errors.ts'
 import type { Clock } from '../../lib/clock.ts'
 import type { Logger } from '../../lib/log.ts'
-import type { ProcessSocket } from '../../spec/runtime.ts'
+import type { ProcessSocket } from '../../spec/guest.ts'
 import type { SandboxProcess } from './process.ts'
 
 const portMonitorsMax = 100

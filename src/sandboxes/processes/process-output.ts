@@ -1,5 +1,5 @@
 import { PlatformError } from '../../errors.ts'
-import type { GuestProcesses } from '../../spec/runtime.ts'
+import type { GuestProcesses } from '../../spec/guest.ts'
 import { inlineOutputBytesMax, type OutputChunk, type OutputSummary, OutputTail } from './output.ts'
 import type { ProcessRecord } from './records.ts'
 import { type Run, readRestartNote, until } from './run.ts'

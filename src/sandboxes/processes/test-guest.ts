@@ -1,6 +1,6 @@
 import { PlatformError } from '../../errors.ts'
 import type { Clock } from '../../lib/clock.ts'
-import type { Guest, GuestProcess, GuestProcesses, OutputRecord, SpawnSpec } from '../../spec/runtime.ts'
+import type { Guest, GuestProcess, GuestProcesses, OutputRecord, SpawnSpec } from '../../spec/guest.ts'
 
 /** For tests of the process policy: a guest whose processes do what the test says. */
 export class ScriptedGuest implements Guest {

@@ -2,7 +2,7 @@ import { constants } from 'node:os'
 import { PlatformError } from '../../errors.ts'
 import type { Clock } from '../../lib/clock.ts'
 import type { Logger } from '../../lib/log.ts'
-import type { Guest } from '../../spec/runtime.ts'
+import type { Guest } from '../../spec/guest.ts'
 import { WholeCharacters } from '../processes/output.ts'
 
 export interface TerminalSize {

@@ -1,5 +1,5 @@
 import { posix } from 'node:path'
-import type { FileEntry } from '../../../spec/runtime.ts'
+import type { FileEntry } from '../../../spec/guest.ts'
 import { apiHeaders, type SandboxCall } from './call.ts'
 
 const mediaTypes: Record<string, string> = {

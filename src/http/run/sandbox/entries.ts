@@ -1,5 +1,5 @@
 import { PlatformError } from '../../../errors.ts'
-import type { FileEntry, Guest } from '../../../spec/runtime.ts'
+import type { FileEntry, Guest } from '../../../spec/guest.ts'
 import { collect } from '../bodies.ts'
 
 /** A file as listings show it. */

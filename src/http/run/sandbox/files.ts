@@ -1,7 +1,7 @@
 import { posix } from 'node:path'
 import { z } from 'zod'
 import { PlatformError } from '../../../errors.ts'
-import type { FileEntry, GuestFiles, OpenFile } from '../../../spec/runtime.ts'
+import type { FileEntry, GuestFiles, OpenFile } from '../../../spec/guest.ts'
 import type { SendFile } from '../../route.ts'
 import { collect, freeing, streamOf } from '../bodies.ts'
 import { json, readJsonBody, type SandboxAnswer, type SandboxCall } from './call.ts'

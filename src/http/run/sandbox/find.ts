@@ -1,7 +1,7 @@
 import { posix } from 'node:path'
 import { PlatformError } from '../../../errors.ts'
 import { FuzzyQuery } from '../../../lib/fuzzy.ts'
-import type { LineMatch, TreeFilter } from '../../../spec/runtime.ts'
+import type { LineMatch, TreeFilter } from '../../../spec/guest.ts'
 import { json, type SandboxAnswer, type SandboxCall } from './call.ts'
 import { asCode, fileError } from './entries.ts'
 import { requestedPath } from './files.ts'

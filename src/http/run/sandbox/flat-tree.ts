@@ -1,6 +1,6 @@
 import { posix } from 'node:path'
 import { PlatformError } from '../../../errors.ts'
-import type { FileEntry, WalkOptions } from '../../../spec/runtime.ts'
+import type { FileEntry, WalkOptions } from '../../../spec/guest.ts'
 import { collect } from '../bodies.ts'
 import { json, type SandboxAnswer, type SandboxCall } from './call.ts'
 import { asCode, type FileView, fileError, fileView, namesIn } from './entries.ts'

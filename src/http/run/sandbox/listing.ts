@@ -1,6 +1,6 @@
 import { posix } from 'node:path'
 import { PlatformError } from '../../../errors.ts'
-import type { FileEntry } from '../../../spec/runtime.ts'
+import type { FileEntry } from '../../../spec/guest.ts'
 import type { SandboxCall } from './call.ts'
 import { type FileView, fileError, fileView, namesIn } from './entries.ts'
 import { type FilePath, joined } from './paths.ts'

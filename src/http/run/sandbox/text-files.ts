@@ -1,7 +1,7 @@
 import { PlatformError } from '../../../errors.ts'
 import { KeyedLock } from '../../../lib/keyed-lock.ts'
 import type { SandboxLease } from '../../../sandboxes/index.ts'
-import type { FileEntry, Guest } from '../../../spec/runtime.ts'
+import type { FileEntry, Guest } from '../../../spec/guest.ts'
 import { fileOperation } from './entries.ts'
 import { type FilePath, userPath } from './paths.ts'
 

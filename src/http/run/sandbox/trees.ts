@@ -1,7 +1,7 @@
 import { posix } from 'node:path'
 import { z } from 'zod'
 import { PlatformError } from '../../../errors.ts'
-import type { FileEntry } from '../../../spec/runtime.ts'
+import type { FileEntry } from '../../../spec/guest.ts'
 import { collect } from '../bodies.ts'
 import { json, readJsonBody, type SandboxAnswer, type SandboxCall } from './call.ts'
 import { asCode, type FileView, fileError, fileOperation, fileView, namesIn } from './entries.ts'

@@ -1,5 +1,5 @@
 import { posix } from 'node:path'
-import type { FileChange } from '../../../spec/runtime.ts'
+import type { FileChange } from '../../../spec/guest.ts'
 import { keptAlive } from '../bodies.ts'
 import { apiHeaders, type SandboxAnswer, type SandboxCall } from './call.ts'
 import { asCode, fileError } from './entries.ts'
