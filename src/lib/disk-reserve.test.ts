@@ -24,8 +24,9 @@ function reserveOf(freeBytesMin: number) {
   }
 }
 
-test.skipIf(libc() === null)(
-  'disk is held back, given up once, and taken again when there is room',
+const able = libc() !== null
+test.skipIf(!able)(
+  `disk is held back, given up once, and taken again when there is room${able ? '' : ' (skipped: no C library that Bun can call)'}`,
   async () => {
     const { reserve, path, clock, bytes } = reserveOf(0)
     reserve.keep()

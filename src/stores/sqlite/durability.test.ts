@@ -108,7 +108,7 @@ test.skipIf(!mounts)(
   async () => {
     const directory = join(root, 'small')
     mkdirSync(directory)
-    const script = 'mount -t tmpfs -o size=4m tmpfs "$1" && exec "$2" "$3" "$1"'
+    const script = 'mount -t tmpfs -o size=6m tmpfs "$1" && exec "$2" "$3" "$1"'
     const fullDisk = join(import.meta.dir, 'testdata', 'full-disk-program.ts')
     const child = Bun.spawn(
       ['unshare', '-rm', 'sh', '-c', script, 'sh', directory, process.execPath, fullDisk],

@@ -21,7 +21,7 @@ const open = () => openSqliteStore({ path, clock: systemClock, log: silentLogger
 const key = (n: number) => ({ kind: 'sandbox', workspace: 'main', name: `n${n}` })
 
 writeFileSync(ballast, new Uint8Array(1024 * 1024))
-writeFileSync(reserve, new Uint8Array(1024 * 1024))
+writeFileSync(reserve, new Uint8Array(3 * 1024 * 1024))
 const store = await open()
 let written = 0
 let refusal = ''
