@@ -52,7 +52,7 @@ export const remove = command({
   name: 'workspaces rm',
   summary: 'Deletes a workspace, for good. One that still holds sandboxes is kept: delete them first.',
   usage: 'NAME',
-  flags: { ...connectionFlags, force: { kind: 'boolean', about: 'even when it is the last one you reach' } },
+  flags: { ...connectionFlags, force: { kind: 'boolean', about: 'even when it is the only one you reach' } },
   positionals: [1, 1],
   async run({ flags, positionals }) {
     const name = positionals[0]!

@@ -148,7 +148,7 @@ export class Workspaces {
     throw new PlatformError(
       'conflict',
       `Workspace "${name}" is the only one that this credential reaches: without it nothing can be made, not even ` +
-        'keys. Create another first; ?force=true deletes it all the same',
+        'keys. Create another first, or force the deletion',
     )
   }
 

@@ -115,7 +115,8 @@ export function workspaceRoutes(workspaces: Workspaces): Route[] {
       method: 'DELETE',
       path: '/v0/workspaces/{workspaceName}',
       access: 'admin',
-      summary: 'Delete a workspace that holds no resources any more',
+      summary:
+        'Delete a workspace that holds no resources any more; the only one of who asks with force=true',
       query: z.object({ force: flag }),
       answer: workspaceAnswer,
       handle: async ({ workspace, principal, query }) =>
