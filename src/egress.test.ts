@@ -306,6 +306,16 @@ describe.skipIf(why !== '')('what leaves a sandbox', () => {
     expect(await status('/v0/sandboxes/reaching', '-X DELETE')).toBe('403')
     expect(await status('/v0/sandboxes/reaching', '-H "Authorization: Bearer wrong"')).toBe('401')
     expect(await status('/v0/workspaces')).toBe('403')
+    // In clear on both ports of the web, and addresses in answers lead back by the same way; nowhere else.
+    for (const authority of ['hutch.internal', 'hutch.internal:443']) {
+      const { output } = await inside(`curl -sS http://${authority}/v0/sandboxes/reaching`)
+      const { metadata } = JSON.parse(output) as { metadata: { url: string } }
+      expect(metadata.url).toBe(`http://${authority}/main/sandboxes/reaching`)
+      expect((await inside(`curl -sS -o /dev/null -w '%{http_code}' ${metadata.url}/health`)).output).toBe(
+        '200',
+      )
+    }
+    expect(await asked('http://hutch.internal:22/')).toBe('reset')
   })
 })
 
