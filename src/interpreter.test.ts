@@ -3,21 +3,14 @@ import { existsSync, mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { CodeInterpreter } from '@blaxel/core'
-import { createPlatform, temporaryDataDir } from './platform.ts'
-import { openTestClient, type TestClient } from './test-client.ts'
+import { openTestClient, type TestClient, whyNot } from './test-client.ts'
 
 /** The client's CodeInterpreter, with the image that it asks for itself. */
 
-setDefaultTimeout(60_000)
+setDefaultTimeout(120_000)
 const directory = mkdtempSync(join(tmpdir(), 'hutch-interpreter-'))
 afterAll(() => rmSync(directory, { recursive: true, force: true }))
-const why = existsSync('/usr/bin/python3')
-  ? await createPlatform({ dataDir: temporaryDataDir, logLevel: 'error' }).then(
-      (platform) => platform.close().then(() => ''),
-      String,
-    )
-  : 'this host has no python3 in /usr/bin'
-if (why) console.warn(`skipped: ${why}`)
+const why = existsSync('/usr/bin/python3') ? await whyNot() : 'this host has no python3 in /usr/bin'
 
 describe.skipIf(why !== '')('code', () => {
   let client: TestClient

@@ -1,5 +1,6 @@
 import { afterAll, beforeAll, expect, test } from 'bun:test'
 import { connect } from 'node:net'
+import { networkInterfaces } from 'node:os'
 import { z } from 'zod'
 import { PlatformError } from '../errors.ts'
 import { route } from './route.ts'
@@ -54,12 +55,17 @@ afterAll(async () => {
   await platform[Symbol.asyncDispose]()
 })
 
-test('IPv4 and IPv6 loopback are served on one port', async () => {
-  for (const host of loopbackHosts) {
+const hasIpv6 = Object.values(networkInterfaces()).some((all) =>
+  all?.some(({ address }) => address === '::1'),
+)
+
+for (const host of loopbackHosts) {
+  const run = hasIpv6 || !host.includes(':') ? test : test.skip
+  run(`${host} is served, on the same port as other loopback addresses, where the host has it`, async () => {
     const authority = host.includes(':') ? `[${host}]` : host
     expect((await fetch(`http://${authority}:${server.port}/healthz`)).status).toBe(200)
-  }
-})
+  })
+}
 
 test('a taken port is named', () => {
   const attempt = () => startServer({ app: platform.app, port: server.port, log: platform.log })
