@@ -67,9 +67,26 @@ export function folded(set: Ranges): Ranges {
   return ranges(parts)
 }
 
-function otherCases(codePoint: number): number[] {
+/** Beyond there are no letters with cases. */
+const casedMax = 0x1_ffff
+let cased: Map<number, number[]> | null = null
+
+/** Looked up in a table, which is made when it is first needed: a pattern may have thousands of letters to fold. */
+function otherCases(codePoint: number): readonly number[] {
+  if (cased === null) {
+    cased = new Map()
+    for (let letter = 0; letter <= casedMax; letter++) {
+      const others = casesOf(letter)
+      if (others.length > 0) cased.set(letter, others)
+    }
+  }
+  return cased.get(codePoint) ?? []
+}
+
+function casesOf(codePoint: number): number[] {
   const text = String.fromCodePoint(codePoint)
   return [text.toLowerCase(), text.toUpperCase()].flatMap((other) => {
+    if (other === text) return []
     const mapped = other.codePointAt(0) ?? codePoint
     const isOne = other.length === String.fromCodePoint(mapped).length
     return isOne && mapped !== codePoint && mapped < 128 === codePoint < 128 ? [mapped] : []
@@ -143,21 +160,27 @@ export function propertyRanges(name: string): Ranges | null {
   return found
 }
 
+/** Surrogates fill exactly one. */
+const blockSize = 0x800
+
 function lookUp(name: string): Ranges | null {
   for (const form of [name, `Script=${name}`]) {
-    let test: RegExp
+    let runs: RegExp
     try {
-      test = new RegExp(`^\\p{${form}}`, 'u')
+      runs = new RegExp(`\\p{${form}}+`, 'gu')
     } catch {
       continue
     }
     const parts: [number, number][] = []
-    for (let codePoint = 0; codePoint <= codePointMax; codePoint++) {
-      if (codePoint === surrogatesFrom) codePoint = surrogatesTo + 1
-      if (!test.test(String.fromCodePoint(codePoint))) continue
-      const last = parts.at(-1)
-      if (last && last[1] === codePoint - 1) last[1] = codePoint
-      else parts.push([codePoint, codePoint])
+    // A text of many at once: asking for each of a million code points would hold everybody up.
+    for (let block = 0; block <= codePointMax; block += blockSize) {
+      if (block === surrogatesFrom) continue
+      const text = String.fromCodePoint(...Array.from({ length: blockSize }, (_, at) => block + at))
+      const units = text.length / blockSize
+      for (const { index, 0: run } of text.matchAll(runs)) {
+        const first = block + index / units
+        parts.push([first, first + run.length / units - 1])
+      }
     }
     return ranges(parts)
   }

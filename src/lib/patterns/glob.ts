@@ -100,7 +100,10 @@ class GlobParser {
     }
     this.at++
     const set = ranges(parts)
-    return { kind: 'class', set: without(isNegated ? negated(set) : set, slash) }
+    const inside = without(isNegated ? negated(set) : set, slash)
+    if (inside.length === 0)
+      throw new PatternError('a class in the glob has no character that a name can have')
+    return { kind: 'class', set: inside }
   }
 
   private member(): number {

@@ -16,6 +16,8 @@ import { type Expression, PatternError } from './expression.ts'
 
 const repeatMax = 1000
 const depthMax = 200
+/** Each different one costs milliseconds to look up. */
+const propertiesMax = 16
 const lineEnd = 0x0a
 
 const controlEscapes: Record<string, number> = { a: 0x07, f: 0x0c, r: 0x0d, t: 0x09, v: 0x0b }
@@ -32,6 +34,7 @@ class Parser {
   private readonly characters: string[]
   private at = 0
   private depth = 0
+  private readonly properties = new Set<string>()
 
   constructor(
     pattern: string,
@@ -276,6 +279,10 @@ class Parser {
       this.at = end + 1
     }
     const inverse = name.startsWith('^')
+    this.properties.add(name)
+    if (this.properties.size > propertiesMax) {
+      throw this.error(`more than ${propertiesMax} different properties are named`, startedAt)
+    }
     const set = propertyRanges(inverse ? name.slice(1) : name)
     if (!set) throw this.error(`\\p{${name.slice(0, 40)}} is no property`, startedAt)
     return isNegated !== inverse ? negated(set) : set

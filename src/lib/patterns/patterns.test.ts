@@ -142,6 +142,29 @@ describe('regular expressions', () => {
     expect(messageOf('')).toBe('the pattern is empty')
   })
 
+  test('that take nothing are repeated at once, and those that take long are refused', () => {
+    const startedAt = performance.now()
+    expect(matchOf('a(?:){1000}{1000}{1000}{1000}b', 'xaby')).toBe('ab')
+    const properties = ['L', 'M', 'N', 'P', 'S', 'Z', 'C'].flatMap((one) => [one, `^${one}`])
+    const named = [...properties, 'Greek', 'Latin', 'Thai'].map((name) => `\\p{${name}}`).join('')
+    expect(messageOf(named)).toContain('more than 16 different properties')
+    expect(regex('[\\x{0}-\\x{fff}]'.repeat(100), true).program.code.length).toBeGreaterThan(100)
+    expect(performance.now() - startedAt).toBeLessThan(5_000)
+  })
+
+  test('know every property as JavaScript does', () => {
+    for (const name of ['Lu', 'Greek', 'Any', 'Emoji', 'Script=Cherokee']) {
+      const { program } = regex(`^\\p{${name}}$`)
+      const known = new RegExp(`^\\p{${name === 'Greek' ? 'Script=Greek' : name}}$`, 'u')
+      for (let codePoint = 0; codePoint <= 0x10ffff; codePoint += 997) {
+        if (codePoint >= 0xd800 && codePoint <= 0xdfff) continue
+        const text = String.fromCodePoint(codePoint)
+        if (text === '\n') continue
+        if (new Matcher(program).test(text) !== known.test(text)) throw new Error(`${name} ${codePoint}`)
+      }
+    }
+  })
+
   test('any text is either a pattern or refused as one', () => {
     fc.assert(
       fc.property(fc.string({ unit: 'binary' }), (source) => void messageOf(source)),
@@ -211,6 +234,7 @@ describe('globs', () => {
     expect(() => fits('{a,b', 'a')).toThrow(PatternError)
     expect(() => fits('a\\', 'a')).toThrow(PatternError)
     expect(() => fits('', '')).toThrow(PatternError)
+    expect(() => fits('a[/]b', 'a/b')).toThrow(PatternError)
   })
 
   test('any text is either a glob or refused as one', () => {

@@ -71,7 +71,12 @@ class Compiler {
     } else {
       for (let count = min; count < max; count++) start = optional(this.compile(item, start), next)
     }
-    for (let count = 0; count < min; count++) start = this.compile(item, start)
+    for (let count = 0; count < min; count++) {
+      const before = start
+      start = this.compile(item, before)
+      // What takes no instruction takes none however often, and repetitions of repetitions would go on for years.
+      if (start === before) break
+    }
     return start
   }
 
