@@ -366,6 +366,46 @@ describe.skipIf(!usable)('a platform on a fresh data directory', () => {
     expect(Bun.hash(readFileSync(`${large}-back`))).toBe(Bun.hash(readFileSync(large)))
   }, 120_000)
 
+  test('a sandbox is kept as it is, forked and restored', async () => {
+    const inside = (name: string, command: string) =>
+      platform.run(['sandbox', 'exec', name, '--', 'sh', '-c', command])
+    await inside('box', 'echo then > /srv/kept')
+    const taken = await platform.run(['sandbox', 'snapshot', 'box', 'before'])
+    if (taken.code !== 0) {
+      // Where nothing can be frozen there are none, and that is said.
+      expect(taken.stderr).toContain('there are no snapshots on this host')
+      return
+    }
+    const id = taken.stdout.trim()
+    expect(id).toStartWith('snap_')
+    await inside('box', 'echo now > /srv/kept')
+    const forked = await platform.run([
+      'sandbox',
+      'fork',
+      'box',
+      'copy',
+      '--snapshot',
+      'before',
+      '-e',
+      'MORE=1',
+      '--json',
+    ])
+    expect(JSON.parse(forked.stdout)).toEqual({ type: 'sandbox', name: 'copy', snapshotId: id })
+    expect((await inside('copy', 'cat /srv/kept; hostname; echo $MORE')).stdout).toBe('then\ncopy\n1\n')
+    expect((await platform.run(['sandbox', 'restore', 'box', 'before'])).stdout).toBe('box\n')
+    expect((await inside('box', 'cat /srv/kept')).stdout).toBe('then\n')
+    expect((await platform.run(['snapshots', 'ls'])).stdout).toContain(id)
+    const wrong = await platform.run(['sandbox', 'restore', 'box', 'after'])
+    expect([wrong.code, wrong.stderr]).toEqual([
+      1,
+      expect.stringContaining('hutch snapshots ls --sandbox box'),
+    ])
+    const listed = JSON.parse((await platform.run(['snapshots', 'ls', '--sandbox', 'box', '--json'])).stdout)
+    expect(listed).toMatchObject([{ id, name: 'before', status: 'ready' }])
+    expect((await platform.run(['snapshots', 'rm', id])).stdout).toBe(`${id}\n`)
+    await platform.run(['sandbox', 'rm', 'copy'])
+  })
+
   test('a key works until it is revoked', async () => {
     const made = await platform.run(['keys', 'create', 'smoke', '--expires', '24h', '--json'])
     const { id, apiKey } = JSON.parse(made.stdout) as { id: string; apiKey: string }

@@ -46,7 +46,28 @@ const commands: Record<string, Entry> = {
     summary: "print a process's output",
     load: async () => (await import('./cli/sandbox-exec.ts')).logs,
   },
+  'sandbox snapshot': {
+    summary: 'keep the files of a sandbox as they are',
+    load: async () => (await import('./cli/snapshots.ts')).snapshot,
+  },
+  'sandbox restore': {
+    summary: 'make a sandbox what it was at a snapshot',
+    load: async () => (await import('./cli/snapshots.ts')).restore,
+  },
+  'sandbox fork': {
+    summary: 'make a new sandbox from another',
+    load: async () => (await import('./cli/snapshots.ts')).fork,
+  },
   'sandbox rm': { summary: 'delete sandboxes', load: async () => (await import('./cli/sandbox.ts')).remove },
+  'snapshots ls': { summary: 'list snapshots', load: async () => (await import('./cli/snapshots.ts')).list },
+  'snapshots fork': {
+    summary: 'make a new sandbox from a snapshot',
+    load: async () => (await import('./cli/snapshots.ts')).forkSnapshot,
+  },
+  'snapshots rm': {
+    summary: 'delete snapshots',
+    load: async () => (await import('./cli/snapshots.ts')).remove,
+  },
   'images ls': { summary: 'list images', load: async () => (await import('./cli/images.ts')).list },
   'images pull': {
     summary: 'pull an image from a registry',
@@ -95,6 +116,8 @@ const aliases: Record<string, string> = {
   'images list': 'images ls',
   images: 'images ls',
   sandboxes: 'sandbox ls',
+  'snapshots list': 'snapshots ls',
+  snapshots: 'snapshots ls',
   '--version': 'version',
   '-v': 'version',
 }

@@ -60,8 +60,13 @@ async function call(
     },
     ...(json === undefined ? {} : { body: JSON.stringify(json) }),
   })
-  const body: unknown = await response.json()
   const answer = described.responses[String(response.status)] ?? described.responses.default
+  if (response.status === 204) {
+    expect([operation, answer?.content, await response.text()]).toEqual([operation, undefined, ''])
+    called.set(operation, [...(called.get(operation) ?? []), response.status])
+    return { status: response.status, body: null }
+  }
+  const body: unknown = await response.json()
   const stated = answer?.content?.['application/json']?.schema
   if (!stated) throw new Error(`${operation} states no schema for ${response.status}`)
   const reference = (stated as { $ref?: string }).$ref?.split('/').at(-1)
@@ -163,9 +168,30 @@ test('what the document says of each operation is what is asked for and answered
   await call('POST /sandboxes/{sandboxName}/schedules', box, { json: schedule })
   await call('GET /sandboxes/{sandboxName}/schedules/{scheduleId}', nightly)
   await call('PUT /sandboxes/{sandboxName}/schedules/{scheduleId}', nightly, { json: schedule })
+  const kept = await call('POST /sandboxes/{sandboxName}/snapshots', box, { json: { name: 'kept' } })
+  const { id: snapshotId = '' } = kept.body as { id?: string }
+  const source = { name: 'box', kind: 'sandbox' }
+  const { body: second } = await call('POST /snapshots', {}, { json: { source } })
+  await call('GET /sandboxes/{sandboxName}/snapshots', box)
+  await call('GET /snapshots/{snapshotName}', { snapshotName: snapshotId })
+  const ofBox = { ...box, snapshotId }
+  await call('POST /sandboxes/{sandboxName}/snapshots/{snapshotId}/restore', ofBox)
+  const fork = { targetType: 'sandbox', port: 8000, envs: [{ name: 'A', value: '2' }] }
+  await call('POST /sandboxes/{sandboxName}/fork', box, {
+    json: { ...fork, targetName: 'one', snapshotId },
+  })
+  await call(
+    'POST /snapshots/{snapshotName}/fork',
+    { snapshotName: snapshotId },
+    {
+      json: { ...fork, targetName: 'two' },
+    },
+  )
+  const application = { targetType: 'application', targetName: 'app' }
+  expect((await call('POST /sandboxes/{sandboxName}/fork', box, { json: application })).status).toBe(501)
   await call('GET /schedules/metrics')
   for (const version of [undefined, '2026-04-16', '2026-04-28']) {
-    for (const path of ['/sandboxes', '/schedules', '/schedule-executions'])
+    for (const path of ['/sandboxes', '/schedules', '/schedule-executions', '/snapshots'])
       await call(`GET ${path}`, {}, { ...(version === undefined ? {} : { version }) })
     for (const path of ['schedules', 'schedule-executions'])
       await call(`GET /sandboxes/{sandboxName}/${path}`, box, {
@@ -173,6 +199,8 @@ test('what the document says of each operation is what is asked for and answered
       })
   }
   await call('DELETE /sandboxes/{sandboxName}/schedules/{scheduleId}', nightly)
+  await call('DELETE /sandboxes/{sandboxName}/snapshots/{snapshotId}', ofBox)
+  await call('DELETE /snapshots/{snapshotName}', { snapshotName: (second as { id: string }).id })
   for (const operation of refusedHere) await call(operation, { resourceType: 'sandbox', tagName: 'latest' })
   await call('DELETE /images')
 

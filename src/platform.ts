@@ -20,6 +20,7 @@ import { previewRoutes } from './http/control/previews.ts'
 import { sandboxRoutes } from './http/control/sandboxes.ts'
 import { schedulesRoutes } from './http/control/schedules.ts'
 import { serviceAccountRoutes } from './http/control/service-accounts.ts'
+import { snapshotRoutes } from './http/control/snapshots.ts'
 import { userRoutes } from './http/control/users.ts'
 import { workspaceRoutes } from './http/control/workspaces.ts'
 import { InstanceDoors } from './http/doors.ts'
@@ -42,7 +43,7 @@ import { hostRegistries, Network } from './network/index.ts'
 import { extractHelper } from './runtimes/helper-binary.ts'
 import { openNamespaceRuntime } from './runtimes/namespace/index.ts'
 import { openProcessRuntime } from './runtimes/process/index.ts'
-import { Previews, Sandboxes, Schedules } from './sandboxes/index.ts'
+import { Previews, Sandboxes, Schedules, Snapshots } from './sandboxes/index.ts'
 import type { Egress } from './spec/egress.ts'
 import type { Runtime } from './spec/runtime.ts'
 import type { Store } from './spec/store.ts'
@@ -159,7 +160,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   const runtime = openingRuntime ? await openingRuntime : (driver as Runtime)
 
   const users = new Users({ store, clock })
-  const workspaces = new Workspaces({ store, users, heldKinds: ['sandbox'] })
+  const workspaces = new Workspaces({ store, users, heldKinds: ['sandbox', 'snapshot'] })
   const access = opened.use(await Access.open({ store, secrets, users, workspaces, clock, log }))
   const credentials = opened.use(await FirstCredentials.open({ dataDir, users, workspaces, access, log }))
 
@@ -196,7 +197,10 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
     registryAuthFile: config.registryAuthFile,
     imageBytesMax: config.imageMbMax * 1024 * 1024,
     dialer,
-    inUse: () => instances.roots(),
+    *inUse() {
+      yield* instances.roots()
+      yield* snapshots.roots()
+    },
   })
   opened.defer(async () => {
     if (temporary) await images.removeAll()
@@ -221,14 +225,20 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   const domain = config.domains[0] ?? 'localhost'
   const previews = new Previews({ store, sandboxes, secrets, clock, log, domain })
   const schedules = new Schedules({ store, sandboxes, secrets, clock, log })
+  const snapshots = new Snapshots({
+    ...{ store, sandboxes, instances, secrets, clock, log },
+    ...region,
+  })
   opened.defer(() => previews.close())
   opened.defer(() => sandboxes.close())
+  opened.defer(() => snapshots.close())
   opened.defer(() => schedules.close())
   // First: a sandbox that waits for its image would be waited for.
   opened.defer(() => images.close())
   await instances.recover()
-  // What instances of an earlier life stand on must not go while another platform of this host freezes anew.
-  await host.retain([...instances.roots()].flatMap(({ root }) => root.mounts))
+  await snapshots.open()
+  // What instances and snapshots of an earlier life stand on must not go while another platform of this host freezes anew.
+  await host.retain([...instances.roots(), ...snapshots.roots()].flatMap(({ root }) => root.mounts))
   await sandboxes.open()
   await previews.open()
   await schedules.open()
@@ -255,6 +265,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
       ...apiKeyRoutes(access.keys),
       ...serviceAccountRoutes(access),
       ...sandboxRoutes({ sandboxes, log }),
+      ...snapshotRoutes(snapshots),
       ...previewRoutes({ previews }),
       ...schedulesRoutes({ schedules, clock, log }),
       ...imageRoutes(images),

@@ -1,12 +1,15 @@
 import { PlatformError } from '../errors.ts'
 import { Files } from './files.ts'
 import { Images } from './images.ts'
+import { pages } from './pages.ts'
 import { Processes } from './processes.ts'
+import { Snapshots } from './snapshots.ts'
 import { Terminal, type TerminalOptions } from './terminal.ts'
 import { ClientError, Transport } from './transport.ts'
 
 export type { ImageInfo } from './images.ts'
 export type { Processes, ProcessInfo } from './processes.ts'
+export type { ForkInfo, SnapshotInfo } from './snapshots.ts'
 export { ClientError } from './transport.ts'
 
 export interface ClientOptions {
@@ -58,14 +61,7 @@ export interface KeyInfo {
   apiKey?: string
 }
 
-interface Listing<Item> {
-  data: Item[]
-  meta?: { nextCursor?: string; hasMore?: boolean; total?: number }
-}
-
-const pagesMax = 10_000
 const deployingPollMs = 1_000
-const pageLimit = 200
 
 /** Typed client of the platform's own HTTP API. Failures are ClientErrors whose message is for people. */
 export class Client {
@@ -73,6 +69,7 @@ export class Client {
   readonly keys: Keys
   readonly workspaces: Workspaces
   readonly images: Images
+  readonly snapshots: Snapshots
   private readonly transport: Transport
 
   constructor(options: ClientOptions) {
@@ -81,6 +78,7 @@ export class Client {
     this.keys = new Keys(this.transport)
     this.workspaces = new Workspaces(this.transport)
     this.images = new Images(this.transport)
+    this.snapshots = new Snapshots(this.transport)
   }
 
   /** Whether the platform lives, and is ready for work. */
@@ -206,22 +204,5 @@ class Workspaces {
   async remove(name: string, { force = false }: { force?: boolean } = {}): Promise<void> {
     const query = force ? '?force=true' : ''
     await this.transport.json('DELETE', `/workspaces/${encodeURIComponent(name)}${query}`)
-  }
-}
-
-/** Both list shapes: pages with a cursor, and the bare array of those that have none. */
-async function* pages<Item>(transport: Transport, path: string): AsyncIterable<Item> {
-  let cursor = ''
-  for (let page = 0; page < pagesMax; page++) {
-    const query = new URLSearchParams({ limit: String(pageLimit), ...(cursor ? { cursor } : {}) })
-    const answer = await transport.json<Listing<Item> | Item[]>('GET', `${path}?${query}`)
-    if (Array.isArray(answer)) {
-      yield* answer
-      return
-    }
-    yield* answer.data
-    const next = answer.meta?.nextCursor ?? ''
-    if (!next || next === cursor) return
-    cursor = next
   }
 }

@@ -3,7 +3,7 @@ import type { RootFilesystem } from '../spec/runtime.ts'
 import type { LayerStore } from './layer-store.ts'
 import type { ImageRecords } from './records.ts'
 
-/** Every root file system that an instance stands on, running or not. */
+/** Every root file system that an instance, running or not, or a snapshot stands on; `name` is for people. */
 export type RootsInUse = () => Iterable<{ workspace: string; name: string; root: RootFilesystem }>
 
 /**

@@ -74,7 +74,7 @@ export interface ImagesOptions {
   registryAuthFile: string | null
   /** Of one image, unpacked; of one archive; of one layer. */
   imageBytesMax: number
-  /** The root file systems of every instance there is, running or not. */
+  /** The root file systems of every instance there is, running or not, and of every snapshot. */
   inUse: RootsInUse
   dialer: Dialer
   /** Without a byte from a registry. */
@@ -269,7 +269,7 @@ export class Images {
         if (!held) return
         throw new PlatformError(
           'bad_request',
-          `the image ${type}/${name}:${held.name} is used by the sandbox ${used.get(held.digest)}: delete that first`,
+          `the image ${type}/${name}:${held.name} is used by ${used.get(held.digest)}: delete that first`,
         )
       },
     })
@@ -381,7 +381,7 @@ export class Images {
     return new PlatformError('bad_request', `${field} ${shown} is unknown here. Known: ${known}${hint}`)
   }
 
-  /** One sandbox for each image that any stands on. */
+  /** For each image that sandboxes or snapshots of a workspace stand on, one of them. */
   #usersByDigest(workspace: string): Map<string, string> {
     const used = new Map<string, string>()
     for (const instance of this.#options.inUse())

@@ -13,6 +13,9 @@ import type { InstanceTable } from './table.ts'
 /** Launches under way at once: more only makes each of them slower. */
 export const launchConcurrencyMax = 16
 export const launchQueueMax = 1024
+/** Of those that are made from snapshots: their files are copied first. */
+const copiesMax = 4
+const copyTimeoutMsMax = 30 * 60_000
 
 /** What is to be made, for whom. */
 export interface Creation {
@@ -37,6 +40,11 @@ export class InstanceCreation {
     concurrencyMax: launchConcurrencyMax,
     waitingMax: launchQueueMax,
     what: 'instances are being started',
+  })
+  readonly #copies = new Semaphore({
+    concurrencyMax: copiesMax,
+    waitingMax: launchQueueMax,
+    what: 'instances are being made from snapshots',
   })
 
   constructor(options: {
@@ -64,11 +72,16 @@ export class InstanceCreation {
     this.#background.refuseWhenClosing()
     let instance: Instance | null = null
     try {
-      const spec = await wanted
+      // Where its files come from is of no account once it has them.
+      const { snapshotId, ...spec } = await wanted
       const sealedEnv = this.#sealing.seal(id, spec.env)
-      instance = await this.#launches.run(() => {
+      instance = await (snapshotId === undefined ? this.#launches : this.#copies).run(() => {
         this.#background.refuseWhenClosing()
-        return this.#runtime.create(runtimeSpec(id, spec))
+        return this.#runtime.create(
+          snapshotId === undefined
+            ? runtimeSpec(id, spec)
+            : { ...spec, id, snapshotId, signal: AbortSignal.timeout(copyTimeoutMsMax) },
+        )
       })
       const entry = this.#table.entryOf({
         id,

@@ -20,6 +20,7 @@ import { InstanceRemoval } from './removal.ts'
 import { RestRecords } from './rest.ts'
 import { InstanceRestarts, restartsMax } from './restarts.ts'
 import { InstanceSealing } from './sealing.ts'
+import { InstanceSnapshots } from './snapshots.ts'
 import { Standby, type StandbyTimes } from './standby.ts'
 import { InstanceTable } from './table.ts'
 
@@ -69,6 +70,7 @@ export class Instances {
   readonly #creation: InstanceCreation
   readonly #restarts: InstanceRestarts
   readonly #archives: InstanceArchives
+  readonly snapshots: InstanceSnapshots
   readonly #removal: InstanceRemoval
   readonly #recovery: InstanceRecovery
   readonly #standby: Standby
@@ -107,6 +109,7 @@ export class Instances {
     const removal = new InstanceRemoval({ ...all, restarts })
     this.#creation = new InstanceCreation({ ...all, restarts })
     this.#archives = new InstanceArchives({ ...all, restarts })
+    this.snapshots = new InstanceSnapshots(all)
     this.#recovery = new InstanceRecovery({ ...all, restarts, removal })
     this.#restarts = restarts
     this.#removal = removal
@@ -122,10 +125,15 @@ export class Instances {
     return this.#table.every().filter((entry) => entry.owner.kind === kind)
   }
 
-  /** The root file systems that instances stand on, whatever state they are in. */
+  /** The root file systems that instances stand on, whatever state they are in, and how to call who does. */
   *roots(): Iterable<{ workspace: string; name: string; root: RootFilesystem }> {
     for (const { owner, spec } of this.#table.every())
-      yield { workspace: owner.workspace, name: owner.name, root: spec.image }
+      yield { workspace: owner.workspace, name: `the ${owner.kind} ${owner.name}`, root: spec.image }
+  }
+
+  /** What an instance was started as, whatever state it is in; null for one that is not known here. */
+  specOf(id: string): NewInstance | null {
+    return this.#table.get(id)?.spec ?? null
   }
 
   /** Null for an instance that is not known here. */

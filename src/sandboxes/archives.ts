@@ -6,12 +6,11 @@ import type { Logger } from '../lib/log.ts'
 import type { SecretBox } from '../lib/secret-box.ts'
 import type { BatchStep } from '../spec/store.ts'
 import type { SandboxExpiry } from './expiry.ts'
-import type { SandboxLease, SandboxLeases } from './leases.ts'
-import type { ProcessStart, SandboxProcess } from './processes.ts'
+import type { SandboxLeases } from './leases.ts'
+import type { ProcessStart } from './processes.ts'
 import { mayExpire, type SandboxBody, type StoredSandbox, withEvent } from './record.ts'
 import type { SandboxRecords } from './records.ts'
-
-const environmentBytesMax = 1024 * 1024
+import type { ProcessRestarts } from './restarts.ts'
 
 /**
  * Sandboxes whose files are packed away: an archive holds what was written, and the commands that ran, not memory. What
@@ -21,6 +20,7 @@ export class SandboxArchives {
   readonly #instances: Instances
   readonly #records: SandboxRecords
   readonly #leases: SandboxLeases
+  readonly #restarts: ProcessRestarts
   readonly #expiry: SandboxExpiry
   readonly #background: Background
   readonly #secrets: Pick<SecretBox, 'seal' | 'open'>
@@ -31,6 +31,7 @@ export class SandboxArchives {
     instances: Instances
     records: SandboxRecords
     leases: SandboxLeases
+    restarts: ProcessRestarts
     expiry: SandboxExpiry
     background: Background
     secrets: Pick<SecretBox, 'seal' | 'open'>
@@ -40,6 +41,7 @@ export class SandboxArchives {
     this.#instances = options.instances
     this.#records = options.records
     this.#leases = options.leases
+    this.#restarts = options.restarts
     this.#expiry = options.expiry
     this.#background = options.background
     this.#secrets = options.secrets
@@ -184,64 +186,22 @@ export class SandboxArchives {
   /** What runs, sealed, to be started again. */
   async #starts(sandbox: StoredSandbox): Promise<string> {
     using lease = await this.#leases.acquire(sandbox.workspace, sandbox.name)
-    const starts: ProcessStart[] = []
-    for (const process of await lease.processes.quiesce()) {
-      const { intent, argv } = process.record
-      // One that was asked to end is not to come back; the image's own program does with the machine.
-      if (intent === null && !argv) starts.push(await this.#startOf(lease, process))
-    }
+    const starts = await this.#restarts.of(lease, await lease.processes.quiesce())
     return this.#secrets.seal(JSON.stringify(starts), purpose(sandbox))
   }
 
-  async #startOf(lease: SandboxLease, { record }: SandboxProcess): Promise<ProcessStart> {
-    const { command, name, workingDir, keepAlive, restartOnFailure, maxRestarts, stdin, deadlineAt } = record
-    const leftSeconds = deadlineAt === null ? 0 : Math.max(1, (deadlineAt - this.#clock.now()) / 1000)
-    return {
-      command,
-      name,
-      ...(workingDir === '' ? {} : { workingDir }),
-      env: record.env ?? (await environmentOf(lease, record.pid)),
-      keepAlive,
-      restartOnFailure,
-      maxRestarts,
-      stdin,
-      ...(keepAlive ? { timeoutSeconds: leftSeconds } : {}),
-    }
+  /** What ran when a sandbox was archived, to be started again. */
+  startsOf(sandbox: StoredSandbox): ProcessStart[] {
+    const { archive } = sandbox.body
+    return archive ? JSON.parse(this.#secrets.open(archive.sealedStarts, purpose(sandbox))) : []
   }
 
-  /** Starts what ran when the sandbox was archived, or was to be. One that cannot be started does not keep the sandbox from coming back. */
+  /** Starts what ran when the sandbox was archived, or was to be. */
   async #restart(sandbox: StoredSandbox): Promise<void> {
     const { archive, instanceId } = sandbox.body
     if (!archive || instanceId === null) return
     this.#leases.set(sandbox, instanceId)
-    using lease = await this.#leases.acquire(sandbox.workspace, sandbox.name)
-    const starts = JSON.parse(this.#secrets.open(archive.sealedStarts, purpose(sandbox))) as ProcessStart[]
-    for (const start of starts) {
-      try {
-        await lease.processes.launch(start)
-      } catch (error) {
-        const { workspace, name } = sandbox
-        this.#log.warn('a process of an archived sandbox was not started again', {
-          workspace,
-          sandbox: name,
-          process: start.name,
-          error,
-        })
-      }
-    }
-  }
-}
-
-/** As the program was given it. Only the sandbox's own programs could have told otherwise, of themselves. */
-async function environmentOf(lease: SandboxLease, pid: number | null): Promise<Record<string, string>> {
-  try {
-    const { body } = await lease.instance.guest.files.read(`/proc/${pid}/environ`, {
-      length: environmentBytesMax,
-    })
-    const entries = (await new Response(body).text()).split('\0').filter((entry) => entry.includes('='))
-    return Object.fromEntries(entries.map((entry) => entry.split(/=(.*)/s, 2) as [string, string]))
-  } catch {
-    return {}
+    await this.#restarts.start(sandbox, this.startsOf(sandbox))
   }
 }
 

@@ -75,7 +75,9 @@ export class SandboxCreation {
       this.#deployments.admit(draft)
       const deployment: Deployment = { workspace, name, draft, actor: wanted.actor, replaced: existing }
       const image = draft.spec.image
-      const missing = await this.#images.prepare(workspace, image, dockerConfig ? { dockerConfig } : {})
+      const missing = draft.seed
+        ? null
+        : await this.#images.prepare(workspace, image, dockerConfig ? { dockerConfig } : {})
       if (missing === null) return await this.#deployments.launch(deployment)
       const pending = await this.#deployments.announce(deployment, `Deployment started: pulling ${image}`)
       pull = { pending, pulling: missing.pulling }

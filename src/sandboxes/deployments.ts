@@ -1,4 +1,5 @@
 import { PlatformError } from '../errors.ts'
+import type { Background } from '../lib/background.ts'
 import type { Clock } from '../lib/clock.ts'
 import { randomText } from '../lib/ids.ts'
 import type { BatchStep, Store } from '../spec/store.ts'
@@ -10,6 +11,7 @@ import type { SandboxMachines } from './machines.ts'
 import { deployed, indexesOf, type SandboxBody, type StoredSandbox, sandboxKind } from './record.ts'
 import type { SandboxRecords } from './records.ts'
 import type { SandboxRemoval } from './removal.ts'
+import type { ProcessRestarts } from './restarts.ts'
 import type { Sealing } from './sealing.ts'
 
 export interface SandboxLimits {
@@ -37,9 +39,11 @@ export class SandboxDeployments {
   readonly #removal: SandboxRemoval
   readonly #sealing: Sealing
   readonly #leases: SandboxLeases
+  readonly #restarts: ProcessRestarts
   readonly #expiry: SandboxExpiry
   readonly #clock: Clock
   readonly #limits: SandboxLimits
+  readonly #background: Background
 
   constructor(options: {
     store: Store
@@ -48,9 +52,11 @@ export class SandboxDeployments {
     removal: SandboxRemoval
     sealing: Sealing
     leases: SandboxLeases
+    restarts: ProcessRestarts
     expiry: SandboxExpiry
     clock: Clock
     limits: SandboxLimits
+    background: Background
   }) {
     this.#store = options.store
     this.#records = options.records
@@ -58,24 +64,32 @@ export class SandboxDeployments {
     this.#removal = options.removal
     this.#sealing = options.sealing
     this.#leases = options.leases
+    this.#restarts = options.restarts
     this.#expiry = options.expiry
     this.#clock = options.clock
     this.#limits = options.limits
+    this.#background = options.background
   }
 
   /** @throws bad_request, usage_limit_exceeded: the operator allows no such sandbox, or not one more */
   admit(draft: SandboxDraft): void {
-    const { sandboxesMax, memoryMbMax } = this.#limits
-    if (draft.spec.memoryMb > memoryMbMax) {
-      throw new PlatformError(
-        'bad_request',
-        `spec.runtime.memory is ${draft.spec.memoryMb} MB; this platform allows at most ${memoryMbMax} (sandboxMemoryMbMax)`,
-      )
-    }
+    this.admitSize(draft)
+    const { sandboxesMax } = this.#limits
     if (this.#machines.count >= sandboxesMax) {
       throw new PlatformError(
         'usage_limit_exceeded',
         `this platform holds ${sandboxesMax} sandboxes, the most it allows (sandboxesMax): delete one first`,
+      )
+    }
+  }
+
+  /** @throws bad_request: the operator allows no sandbox of this size */
+  admitSize(draft: SandboxDraft): void {
+    const { memoryMbMax } = this.#limits
+    if (draft.spec.memoryMb > memoryMbMax) {
+      throw new PlatformError(
+        'bad_request',
+        `spec.runtime.memory is ${draft.spec.memoryMb} MB; this platform allows at most ${memoryMbMax} (sandboxMemoryMbMax)`,
       )
     }
   }
@@ -107,7 +121,7 @@ export class SandboxDeployments {
   }
 
   /**
-   * A new machine, with empty files, for a sandbox there is. The old one serves until the new one runs; when that
+   * A new machine, with empty files or those of its draft's seed, for a sandbox there is. The old one serves until the new one runs; when that
    * cannot be had, nothing has changed. For who has the turn.
    */
   async replaceMachine(
@@ -140,10 +154,24 @@ export class SandboxDeployments {
     const { instanceId, status } = sandbox.body
     if (instanceId !== null && status === 'DEPLOYED') {
       this.#leases.set(sandbox, instanceId)
-      this.#leases.warm(sandbox.workspace, sandbox.name)
+      this.bringToLife(sandbox)
     }
     this.#expiry.watch(sandbox)
     return sandbox
+  }
+
+  /** In the background: what is to run in one that has a machine, also where a crash cut that off. */
+  bringToLife(sandbox: StoredSandbox): void {
+    if (sandbox.body.sealedStarts === undefined) this.#leases.warm(sandbox.workspace, sandbox.name)
+    else this.#background.run(this.#startWhatRan(sandbox))
+  }
+
+  /** What ran in the snapshot that a sandbox was made from. */
+  async #startWhatRan(sandbox: StoredSandbox): Promise<void> {
+    await this.#restarts.start(sandbox, this.#sealing.starts(sandbox.body))
+    await this.#records.change(sandbox, ({ sealedStarts, ...started }) =>
+      sealedStarts === undefined || started.instanceId !== sandbox.body.instanceId ? null : started,
+    )
   }
 
   #bodyOf({ draft, actor }: Deployment, startedAt: number, message: string): SandboxBody {

@@ -1,7 +1,9 @@
 /** From what a client sent to what is stored: limits, defaults, and what an update leaves as it is. */
 import { PlatformError } from '../errors.ts'
+import type { ResolvedImage } from '../images/index.ts'
 import { parseDateMs } from '../lib/date.ts'
 import { parseDuration } from '../lib/duration.ts'
+import type { ProcessStart } from './processes.ts'
 import { defined, maskedValue, type ProxySecrets, type SandboxSpec } from './record.ts'
 import type { SandboxInput, SandboxNetwork } from './schema.ts'
 
@@ -39,6 +41,20 @@ export interface SandboxDraft {
   spec: SandboxSpec
   env: Record<string, string>
   proxySecrets: ProxySecrets
+  /** Its machine begins with these instead of with an image and empty files. */
+  seed?: SandboxSeed
+}
+
+/** What a snapshot gives to a machine that is made from it. */
+export interface SandboxSeed {
+  /** As the runtime calls the snapshot. */
+  snapshotId: string
+  /** What it stands on. */
+  image: ResolvedImage
+  /** Of the machine that it was taken of. */
+  hostname: string
+  /** What ran there. */
+  starts: ProcessStart[]
 }
 
 export function checkSandboxName(name: string): string {
@@ -182,9 +198,9 @@ function labelsOf(given: Record<string, string | number | boolean>): Record<stri
   )
 }
 
-type EnvInput = NonNullable<NonNullable<NonNullable<SandboxInput['spec']>['runtime']>['envs']>
+export type EnvInput = NonNullable<NonNullable<NonNullable<SandboxInput['spec']>['runtime']>['envs']>
 
-function envsOf(
+export function envsOf(
   given: EnvInput,
   previous: SandboxDraft | null,
 ): { envs: SandboxSpec['envs']; env: Record<string, string> } {
@@ -216,7 +232,7 @@ function envsOf(
   return { envs: [...envs.values()], env: { ...env } }
 }
 
-function portsOf(
+export function portsOf(
   given: { name?: string | null; target: number; protocol?: string | null }[],
 ): NonNullable<SandboxSpec['ports']> {
   if (given.length > portsMax) throw bad(`spec.runtime.ports: ${given.length} ports, at most ${portsMax}`)
@@ -326,7 +342,7 @@ function checkRange(field: string, value: number, min: number, max: number): num
   return value
 }
 
-function checkText(field: string, text: string, charsMax: number): string {
+export function checkText(field: string, text: string, charsMax: number): string {
   if (text.length > charsMax) throw bad(`${field} is ${text.length} characters long, at most ${charsMax}`)
   if (hasControlCharacter(text)) throw bad(`${field} has control characters in it`)
   return text

@@ -11,15 +11,17 @@ import type { Page, Store } from '../spec/store.ts'
 import { SandboxArchives } from './archives.ts'
 import { type CreationImages, SandboxCreation } from './creation.ts'
 import { SandboxDeployments, type SandboxLimits } from './deployments.ts'
-import { checkSandboxName, draftOf, memoryMbMax, needsNewInstance } from './draft.ts'
+import { checkSandboxName, draftOf, memoryMbMax, needsNewInstance, type SandboxDraft } from './draft.ts'
 import { SandboxExpiry } from './expiry.ts'
 import { SandboxInstanceNotes } from './instance-notes.ts'
 import { type SandboxLease, SandboxLeases } from './leases.ts'
 import { type MachineImages, SandboxMachines } from './machines.ts'
-import { type SandboxBody, type StoredSandbox, sandboxKind, sandboxView } from './record.ts'
+import type { ProcessStart } from './processes.ts'
+import { type SandboxBody, type StoredSandbox, sandboxKind, sandboxView, withEvent } from './record.ts'
 import { notFound, type SandboxListQuery, SandboxRecords } from './records.ts'
 import { SandboxRecovery } from './recovery.ts'
 import { type SandboxDependent, SandboxRemoval } from './removal.ts'
+import { ProcessRestarts } from './restarts.ts'
 import type { SandboxInput, SandboxView } from './schema.ts'
 import { Sealing } from './sealing.ts'
 import { SandboxTurns } from './turns.ts'
@@ -58,6 +60,18 @@ export {
   sandboxInputSchema,
   sandboxSchema,
 } from './schema.ts'
+export {
+  forkAnswerSchema,
+  forkInputSchema,
+  restoreAnswerSchema,
+  type SnapshotBody,
+  Snapshots,
+  sandboxSnapshotInputSchema,
+  snapshotInputSchema,
+  snapshotSchema,
+  snapshotsPerSandboxMax,
+  snapshotsPerWorkspaceMax,
+} from './snapshots.ts'
 
 export interface SandboxesOptions {
   store: Store
@@ -87,6 +101,7 @@ export class Sandboxes {
   readonly #deployments: SandboxDeployments
   readonly #creation: SandboxCreation
   readonly #archives: SandboxArchives
+  readonly #restarts: ProcessRestarts
   readonly #recovery: SandboxRecovery
   readonly #background: Background
   readonly #unlisten: () => void
@@ -118,6 +133,7 @@ export class Sandboxes {
       background,
     })
     const notes = new SandboxInstanceNotes({ instances, records, leases, clock })
+    const restarts = new ProcessRestarts({ leases, clock, log })
     const machines = new SandboxMachines({ instances, images, leases, background, region })
     const turns = new SandboxTurns({ records, machines, leases, expiry, clock })
     const removal = new SandboxRemoval({
@@ -137,11 +153,13 @@ export class Sandboxes {
       removal,
       sealing,
       leases,
+      restarts,
       expiry,
       clock,
       limits,
+      background,
     })
-    const archives = new SandboxArchives({ ...options, records, leases, expiry, background })
+    const archives = new SandboxArchives({ ...options, records, leases, restarts, expiry, background })
     this.#records = records
     this.#instances = instances
     this.#images = images
@@ -153,6 +171,7 @@ export class Sandboxes {
     this.#removal = removal
     this.#deployments = deployments
     this.#archives = archives
+    this.#restarts = restarts
     this.#background = background
     this.#limits = limits
     this.#region = region
@@ -173,6 +192,7 @@ export class Sandboxes {
       expiry,
       archives,
       removal,
+      deployments,
       background,
       clock,
     })
@@ -311,6 +331,72 @@ export class Sandboxes {
   /** Brings an archived sandbox back. As `archive`. @throws not_found, conflict unless it is archived, not_implemented */
   unarchive(workspace: string, name: string): Promise<StoredSandbox> {
     return this.#changeArchive(workspace, name, (sandbox) => this.#archives.unarchive(sandbox))
+  }
+
+  /** A new sandbox as `draft` says. @throws already_exists, and what starting an instance throws */
+  async launch(
+    workspace: string,
+    name: string,
+    draft: SandboxDraft,
+    options: { actor: string },
+  ): Promise<StoredSandbox> {
+    this.#background.refuseWhenClosing()
+    return await this.#creation.create({ workspace, name: checkSandboxName(name), draft, ...options })
+  }
+
+  /**
+   * A new machine for a sandbox, with the seed of what `draftOf` makes of the sandbox as it is: the old one serves until
+   * the new one runs. @throws not_found, conflict for one that is on its way to something else
+   */
+  async rebuild(
+    workspace: string,
+    name: string,
+    draftOf: (current: SandboxDraft, sandbox: StoredSandbox) => SandboxDraft,
+    { actor, message }: { actor: string; message: string },
+  ): Promise<StoredSandbox> {
+    this.#background.refuseWhenClosing()
+    return await this.whileExists(workspace, name, async (existing) => {
+      const { status } = existing.body
+      if (status !== 'DEPLOYED' && status !== 'FAILED' && status !== 'ARCHIVED') {
+        throw new PlatformError(
+          'conflict',
+          `the sandbox "${name}" cannot be restored now, its status is ${status}`,
+        )
+      }
+      const draft = draftOf(this.#sealing.draftOf(existing), existing)
+      this.#deployments.admitSize(draft)
+      return this.#deployments.inUse(await this.#deployments.replaceMachine(existing, draft, actor, message))
+    })
+  }
+
+  /** What a sandbox is to be, secrets in the clear. */
+  draftOf(sandbox: StoredSandbox): SandboxDraft {
+    return this.#sealing.draftOf(sandbox)
+  }
+
+  /**
+   * Runs `work` with what runs in a sandbox that is DEPLOYED or ARCHIVED, to be started elsewhere; nothing is started
+   * meanwhile. For who keeps the sandbox from being changed, as `whileExists` does. @throws as `acquire`
+   */
+  async whilePaused<Result>(
+    sandbox: StoredSandbox,
+    work: (starts: ProcessStart[]) => Promise<Result>,
+  ): Promise<Result> {
+    if (sandbox.body.status === 'ARCHIVED') return await work(this.#archives.startsOf(sandbox))
+    using lease = await this.#leases.acquire(sandbox.workspace, sandbox.name)
+    using paused = await lease.processes.pause()
+    return await work(await this.#restarts.of(lease, paused.running))
+  }
+
+  /** Adds an event to a sandbox that is still there; its status stays. */
+  async note(sandbox: StoredSandbox, event: { type: string; message: string }): Promise<void> {
+    const found = await this.#records.get(sandbox.workspace, sandbox.name)
+    if (found?.body.uid !== sandbox.body.uid) return
+    await this.#records.change(found, (current) =>
+      current.uid === sandbox.body.uid
+        ? withEvent(current, this.#clock.now(), { ...event, status: current.status })
+        : null,
+    )
   }
 
   async #changeArchive(

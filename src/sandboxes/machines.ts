@@ -4,6 +4,7 @@ import type { Background } from '../lib/background.ts'
 import type { Instance } from '../spec/runtime.ts'
 import type { BatchStep } from '../spec/store.ts'
 import { type SandboxDraft, storageMbOf } from './draft.ts'
+import { giveName } from './hostname.ts'
 import { becomeUser, isSandboxApi, wantedUser } from './identity.ts'
 import type { SandboxLeases } from './leases.ts'
 import { sandboxKind } from './record.ts'
@@ -46,13 +47,15 @@ export class SandboxMachines {
 
   /** Holds the image until the instance itself does. @throws as `instances.create`, bad_request for its image */
   async start(workspace: string, name: string, draft: SandboxDraft, commit: Commit): Promise<Instance> {
-    const resolving = this.#images.resolve(workspace, draft.spec.image)
+    const { seed } = draft
+    const resolving = seed ? Promise.resolve(seed.image) : this.#images.resolve(workspace, draft.spec.image)
     try {
       return await this.#instances.create(
         { kind: sandboxKind, workspace, name },
         resolving.then((image) => this.#instanceOf(workspace, name, draft, image)),
         commit,
         async (instance, spec) => {
+          if (seed) await giveName(instance.guest.files, { from: seed.hostname, to: name })
           if (spec.user) await becomeUser(instance.guest, spec.user)
         },
       )
@@ -94,7 +97,7 @@ export class SandboxMachines {
     const own = { ...image.env, ...draft.env }
     const program = [...image.entrypoint, ...image.command]
     const { programPort } = image
-    const user = wantedUser(image.user, own, program)
+    const user = draft.seed ? image.user : wantedUser(image.user, own, program)
     const region = draft.spec.region ?? this.#region
     return {
       hostname: name,
@@ -114,6 +117,7 @@ export class SandboxMachines {
         ...(region === undefined ? {} : { BL_REGION: region }),
       },
       workingDir: image.workingDir || '/',
+      ...(draft.seed ? { snapshotId: draft.seed.snapshotId } : {}),
     }
   }
 }

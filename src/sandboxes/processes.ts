@@ -77,6 +77,8 @@ export class SandboxProcesses implements AsyncDisposable {
   /** Being started at this moment. */
   private readonly launching = new Set<Promise<SandboxProcess>>()
   private quiet = false
+  /** What is to be started waits for it. */
+  private paused: Promise<void> | null = null
   private nextId = 1
   private startedAt = 0
   /** In this life of the machine. */
@@ -185,6 +187,7 @@ export class SandboxProcesses implements AsyncDisposable {
    * @throws bad_request (name in use), unprocessable (cannot be started, and why)
    */
   async launch(start: ProcessStart): Promise<SandboxProcess> {
+    while (this.paused !== null) await this.paused
     this.closing.signal.throwIfAborted()
     if (this.quiet) throw new PlatformError('workload_unavailable', 'the sandbox is being archived')
     const launching = this.launchNow(start)
@@ -283,6 +286,24 @@ export class SandboxProcesses implements AsyncDisposable {
   /** From now on nothing is started; answers what runs, oldest first. */
   async quiesce(): Promise<SandboxProcess[]> {
     this.quiet = true
+    return await this.launched()
+  }
+
+  /** Nothing is started until it is disposed: who asks for it waits. `running`: oldest first. For one at a time. */
+  async pause(): Promise<Disposable & { running: SandboxProcess[] }> {
+    const { promise, resolve } = Promise.withResolvers<void>()
+    this.paused = promise
+    const running = await this.launched()
+    return {
+      running,
+      [Symbol.dispose]: () => {
+        this.paused = null
+        resolve()
+      },
+    }
+  }
+
+  private async launched(): Promise<SandboxProcess[]> {
     while (this.launching.size > 0) await Promise.allSettled(this.launching)
     return [...this.byId.values()].filter((process) => process.running && process.pid !== null)
   }

@@ -30,6 +30,8 @@ export interface SandboxBody {
   instanceId: string | null
   terminatedAt?: number
   upgrades?: Upgrades
+  /** What ran in the snapshot that it was made from, sealed, until it was started here. */
+  sealedStarts?: string
   /** While it is archived, or on the way there or back. */
   archive?: {
     startedAt: number

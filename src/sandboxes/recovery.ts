@@ -3,6 +3,7 @@ import type { Background } from '../lib/background.ts'
 import type { Clock } from '../lib/clock.ts'
 import type { Store } from '../spec/store.ts'
 import type { SandboxArchives } from './archives.ts'
+import type { SandboxDeployments } from './deployments.ts'
 import type { SandboxExpiry } from './expiry.ts'
 import type { SandboxLeases } from './leases.ts'
 import { deployed, failed, type StoredSandbox, sandboxKind } from './record.ts'
@@ -18,6 +19,7 @@ export class SandboxRecovery {
   readonly #expiry: SandboxExpiry
   readonly #archives: SandboxArchives
   readonly #removal: SandboxRemoval
+  readonly #deployments: SandboxDeployments
   readonly #background: Background
   readonly #clock: Clock
 
@@ -29,6 +31,7 @@ export class SandboxRecovery {
     expiry: SandboxExpiry
     archives: SandboxArchives
     removal: SandboxRemoval
+    deployments: SandboxDeployments
     background: Background
     clock: Clock
   }) {
@@ -39,6 +42,7 @@ export class SandboxRecovery {
     this.#expiry = options.expiry
     this.#archives = options.archives
     this.#removal = options.removal
+    this.#deployments = options.deployments
     this.#background = options.background
     this.#clock = options.clock
   }
@@ -70,8 +74,9 @@ export class SandboxRecovery {
     } else if (instance === undefined || instance === 'failed') {
       this.#expiry.watch(await this.#giveUp(sandbox, instance))
     } else {
-      this.#expiry.watch(await this.#takeUp(sandbox, instance))
-      this.#leases.warm(sandbox.workspace, sandbox.name)
+      const running = await this.#takeUp(sandbox, instance)
+      this.#expiry.watch(running)
+      this.#deployments.bringToLife(running)
     }
   }
 

@@ -1,13 +1,13 @@
 /** The wire shapes of sandboxes. Loose: clients send back whole objects, with fields that are read-only or unknown. */
 import { z } from 'zod'
 
-const portSchema = z.looseObject({
+export const portSchema = z.looseObject({
   name: z.string().nullish(),
   target: z.number().int(),
   protocol: z.enum(['HTTP', 'TCP', 'UDP', 'TLS', 'http', 'tcp', 'udp', 'tls']).nullish(),
 })
 
-const envSchema = z.looseObject({
+export const envSchema = z.looseObject({
   name: z.string(),
   value: z.string().nullish(),
   secret: z.boolean().nullish(),

@@ -1,5 +1,6 @@
 import type { SecretBox } from '../lib/secret-box.ts'
 import type { SandboxDraft } from './draft.ts'
+import type { ProcessStart } from './processes.ts'
 import type { ProxySecrets, SandboxBody, StoredSandbox } from './record.ts'
 
 /** Between drafts, whose secrets are in the clear, and records, whose secrets are sealed for that record alone. */
@@ -18,7 +19,7 @@ export class Sealing {
       'uid' | 'createdBy' | 'updatedBy' | 'instanceId' | 'status' | 'events' | 'upgrades'
     >,
   ): SandboxBody {
-    const { env, proxySecrets, ...plain } = draft
+    const { env, proxySecrets, seed, ...plain } = draft
     const { uid, createdBy, updatedBy, instanceId, status, events } = rest
     const sealed = proxySecrets.some((secrets) => secrets !== null)
     return {
@@ -30,6 +31,9 @@ export class Sealing {
       status,
       events,
       ...(rest.upgrades ? { upgrades: rest.upgrades } : {}),
+      ...(seed && seed.starts.length > 0
+        ? { sealedStarts: this.#secrets.seal(JSON.stringify(seed.starts), startsPurpose(uid)) }
+        : {}),
       sealedEnv: this.#secrets.seal(JSON.stringify(env), envPurpose(uid)),
       ...(sealed
         ? { sealedProxySecrets: this.#secrets.seal(JSON.stringify(proxySecrets), proxyPurpose(uid)) }
@@ -53,11 +57,18 @@ export class Sealing {
     return JSON.parse(this.#secrets.open(body.sealedEnv, envPurpose(body.uid))) as Record<string, string>
   }
 
+  /** What is still to be started of what ran in the snapshot that it was made from. */
+  starts(body: SandboxBody): ProcessStart[] {
+    if (body.sealedStarts === undefined) return []
+    return JSON.parse(this.#secrets.open(body.sealedStarts, startsPurpose(body.uid))) as ProcessStart[]
+  }
+
   proxySecrets(body: SandboxBody): ProxySecrets {
     if (body.sealedProxySecrets === undefined) return []
     return JSON.parse(this.#secrets.open(body.sealedProxySecrets, proxyPurpose(body.uid))) as ProxySecrets
   }
 }
 
+const startsPurpose = (uid: string) => `sandbox:${uid}:starts`
 const envPurpose = (uid: string) => `sandbox:${uid}:env`
 const proxyPurpose = (uid: string) => `sandbox:${uid}:proxy`

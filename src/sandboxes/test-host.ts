@@ -13,13 +13,15 @@ import type { Instance, InstanceExit, InstanceHandle, InstanceSpec, Runtime } fr
 import type { Store } from '../spec/store.ts'
 import { openSqliteStore } from '../stores/sqlite/index.ts'
 import { Users, Workspaces } from '../workspaces/index.ts'
-import { Previews, Sandboxes } from './index.ts'
+import { Previews, Sandboxes, Snapshots } from './index.ts'
 
 interface Machine {
   spec: InstanceSpec
   running: boolean
   frozen: boolean
   packed: boolean
+  /** Stands for its files. */
+  content: string
   starts: number
   /** Of this boot. */
   exit: PromiseWithResolvers<InstanceExit>
@@ -30,10 +32,14 @@ type Fault = (id: string, signal?: AbortSignal) => Promise<void> | void
 /** What outlives the platform: machines by id. */
 export class TestHost {
   readonly machines = new Map<string, Machine>()
+  readonly snapshots = new Map<string, { content: string; complete: boolean }>()
   readonly destroyed: string[] = []
   /** Called before the operation of that name; what it throws is what the operation throws. */
   readonly faults: Partial<
-    Record<'create' | 'created' | 'restart' | 'destroy' | 'recover' | 'pack' | 'unpack', Fault>
+    Record<
+      'create' | 'created' | 'restart' | 'destroy' | 'recover' | 'pack' | 'unpack' | 'capture' | 'complete',
+      Fault
+    >
   > = {}
   concurrentCreates = 0
   concurrentCreatesMax = 0
@@ -53,9 +59,11 @@ export class TestHost {
     const host = this
     const start = (spec: InstanceSpec): Instance => {
       const { signal: _, ...kept } = spec
-      const starts = (host.machines.get(spec.id)?.starts ?? 0) + 1
+      const before = host.machines.get(spec.id)
+      const starts = (before?.starts ?? 0) + 1
       host.machines.set(spec.id, {
         spec: kept,
+        content: before?.content ?? host.#contentOf(spec.snapshotId),
         running: true,
         frozen: false,
         packed: false,
@@ -72,7 +80,7 @@ export class TestHost {
         standby: 'freeze',
         reclaim: false,
         archive: true,
-        snapshots: false,
+        snapshots: true,
         network: 'none',
         survivesRestart: true,
         notes: [],
@@ -121,8 +129,36 @@ export class TestHost {
       async list() {
         return [...host.machines.keys()]
       },
+      snapshots: {
+        async capture(instanceId, snapshotId) {
+          await host.faults.capture?.(snapshotId)
+          const { content, running, frozen } = host.#known(instanceId)
+          if (running && !frozen) throw new PlatformError('conflict', 'it does not stand still')
+          host.snapshots.set(snapshotId, { content, complete: false })
+        },
+        async complete(snapshotId) {
+          await host.faults.complete?.(snapshotId)
+          const snapshot = host.snapshots.get(snapshotId)
+          if (!snapshot) throw new PlatformError('not_found', 'there is no such snapshot')
+          snapshot.complete = true
+          return snapshot.content.length
+        },
+        async remove(snapshotId) {
+          host.snapshots.delete(snapshotId)
+        },
+        async list() {
+          return [...host.snapshots.keys()]
+        },
+      },
       async [Symbol.asyncDispose]() {},
     }
+  }
+
+  #contentOf(snapshotId: string | undefined): string {
+    if (snapshotId === undefined) return ''
+    const snapshot = this.snapshots.get(snapshotId)
+    if (!snapshot?.complete) throw new PlatformError('not_found', 'there is no such snapshot')
+    return snapshot.content
   }
 
   #known(id: string): Machine {
@@ -267,6 +303,7 @@ export interface TestPlatform {
   instances: Instances
   sandboxes: Sandboxes
   previews: Previews
+  snapshots: Snapshots
   /** SIGTERM. */
   close(options?: { keepInstances?: boolean }): Promise<void>
 }
@@ -304,7 +341,10 @@ export class TestSite implements AsyncDisposable {
     const { clock, secrets, dataDir } = this
     const mortal = options.mortal ?? new Mortal()
     const store = mortal.bind(this.store, ['create', 'update', 'remove', 'batch'])
-    const runtime = mortal.bind(this.host.runtime(), ['create', 'restart', 'destroy', 'pack', 'unpack'])
+    const own = this.host.runtime()
+    const mortalSnapshots = mortal.bind(own.snapshots!, ['capture', 'complete', 'remove'])
+    const methods = ['create', 'restart', 'destroy', 'pack', 'unpack'] as const
+    const runtime = mortal.bind({ ...own, snapshots: mortalSnapshots }, [...methods])
     const { standby, region, log = silentLogger } = options
     const shared = { store, secrets, clock, log }
     const instances = new Instances({ ...shared, runtime, ...(standby ? { standby } : {}) })
@@ -313,7 +353,9 @@ export class TestSite implements AsyncDisposable {
       ...(region === undefined ? {} : { region }),
     })
     const previews = new Previews({ ...shared, sandboxes, domain: 'localhost' })
+    const snapshots = new Snapshots({ ...shared, sandboxes, instances })
     await instances.recover()
+    await snapshots.open()
     await sandboxes.open()
     await previews.open()
     return {
@@ -321,8 +363,10 @@ export class TestSite implements AsyncDisposable {
       instances,
       sandboxes,
       previews,
+      snapshots,
       async close(options = {}) {
         previews.close()
+        await snapshots.close()
         await sandboxes.close()
         await instances.close({ keepInstances: options.keepInstances ?? false })
       },

@@ -1,0 +1,178 @@
+import { z } from 'zod'
+import {
+  forkAnswerSchema,
+  forkInputSchema,
+  restoreAnswerSchema,
+  type SnapshotBody,
+  type Snapshots,
+  sandboxSnapshotInputSchema,
+  snapshotInputSchema,
+  snapshotSchema,
+} from '../../sandboxes/index.ts'
+import type { Resource } from '../../spec/store.ts'
+import { listAnswer, listQuery, listSchema } from '../list.ts'
+import { type Route, route } from '../route.ts'
+import { actorOf } from './sandboxes.ts'
+
+const tag = 'snapshots'
+const noContent = () => new Response(null, { status: 204 })
+
+/**
+ * Files of sandboxes as they were at one moment, and what is made of them. Wherever a snapshot is named in a path, its
+ * name will do as well as its id.
+ */
+export function snapshotRoutes(snapshots: Snapshots): Route[] {
+  return [...ofSandboxes(snapshots), ...ofWorkspaces(snapshots)]
+}
+
+function ofSandboxes(snapshots: Snapshots): Route[] {
+  const shared = { errors: 'control', tag } as const
+  return [
+    route({
+      ...shared,
+      method: 'GET',
+      path: '/v0/sandboxes/{sandboxName}/snapshots',
+      access: 'read',
+      summary: 'List the snapshots of a sandbox, newest first',
+      answer: z.array(snapshotSchema),
+      handle: async ({ workspace, params }) => {
+        const found = await snapshots.ofSandbox(workspace, params.sandboxName)
+        return await Promise.all(found.map((snapshot) => snapshots.view(snapshot)))
+      },
+    }),
+    route({
+      ...shared,
+      method: 'POST',
+      path: '/v0/sandboxes/{sandboxName}/snapshots',
+      access: 'write',
+      summary:
+        'Take a snapshot of a sandbox that runs, rests or is archived: its files as they are at one moment, what it is, and which commands run. Memory is not in it: what is made from it starts those commands anew',
+      body: sandboxSnapshotInputSchema,
+      answer: snapshotSchema,
+      handle: async (context) => {
+        const { workspace, params, body } = context
+        const wanted = { actor: actorOf(context), ...(body.name ? { name: body.name } : {}) }
+        return await snapshots.view(await snapshots.create(workspace, params.sandboxName, wanted))
+      },
+    }),
+    route({
+      ...shared,
+      method: 'DELETE',
+      path: '/v0/sandboxes/{sandboxName}/snapshots/{snapshotId}',
+      access: 'write',
+      summary: 'Delete a snapshot of a sandbox',
+      successStatus: 204,
+      handle: async ({ workspace, params }) => {
+        await snapshots.remove(await snapshots.get(workspace, params.snapshotId, params.sandboxName))
+        return noContent()
+      },
+    }),
+    route({
+      ...shared,
+      method: 'POST',
+      path: '/v0/sandboxes/{sandboxName}/snapshots/{snapshotId}/restore',
+      access: 'write',
+      summary:
+        'Make a sandbox what it was at one of its snapshots: files, image, memory, storage, environment and ports. What it held since is lost; name, previews and policies stay. Commands that ran then are started anew',
+      answer: restoreAnswerSchema,
+      handle: async (context) => {
+        const { workspace, params } = context
+        const { sandboxName: name, snapshotId } = params
+        const snapshot = await snapshots.restore(workspace, name, snapshotId, { actor: actorOf(context) })
+        return { name, snapshotId: snapshot.body.id }
+      },
+    }),
+    route({
+      ...shared,
+      method: 'POST',
+      path: '/v0/sandboxes/{sandboxName}/fork',
+      access: 'workload',
+      summary:
+        'Make a new sandbox from one as it is, or from a snapshot of it: with its files, image, memory, storage, environment, ports and network rules. Memory is not carried over: commands that ran are started anew',
+      body: forkInputSchema,
+      answer: forkAnswerSchema,
+      handle: (context) => {
+        const { workspace, params, body } = context
+        return snapshots.forkSandbox(workspace, params.sandboxName, body, { actor: actorOf(context) })
+      },
+    }),
+  ]
+}
+
+function ofWorkspaces(snapshots: Snapshots): Route[] {
+  const shared = { errors: 'control', tag } as const
+  return [
+    route({
+      ...shared,
+      method: 'GET',
+      path: '/v0/snapshots',
+      access: 'read',
+      summary: 'List the snapshots of the workspace, also those whose sandbox is gone',
+      query: listQuery,
+      answer: listSchema(snapshotSchema),
+      handle: async (context) => {
+        const views = new Map<string, object>()
+        return await listAnswer<SnapshotBody>(
+          context,
+          async (query) => {
+            const page = await snapshots.list(context.workspace, query)
+            for (const snapshot of page.data) views.set(snapshot.id, await snapshots.view(snapshot))
+            return page
+          },
+          ({ id }: Resource<SnapshotBody>) => views.get(id) ?? {},
+        )
+      },
+    }),
+    route({
+      ...shared,
+      method: 'POST',
+      path: '/v0/snapshots',
+      access: 'write',
+      summary: 'Take a snapshot of a sandbox: files, definition and running commands, not memory',
+      body: snapshotInputSchema,
+      answer: snapshotSchema,
+      handle: async (context) => {
+        const { workspace, body } = context
+        const wanted = { actor: actorOf(context), ...(body.name ? { name: body.name } : {}) }
+        return await snapshots.view(await snapshots.create(workspace, body.source.name, wanted))
+      },
+    }),
+    route({
+      ...shared,
+      method: 'GET',
+      path: '/v0/snapshots/{snapshotName}',
+      access: 'read',
+      summary: 'Get a snapshot',
+      answer: snapshotSchema,
+      handle: async ({ workspace, params }) =>
+        await snapshots.view(await snapshots.get(workspace, params.snapshotName)),
+    }),
+    route({
+      ...shared,
+      method: 'DELETE',
+      path: '/v0/snapshots/{snapshotName}',
+      access: 'write',
+      summary: 'Delete a snapshot',
+      successStatus: 204,
+      handle: async ({ workspace, params }) => {
+        await snapshots.remove(await snapshots.get(workspace, params.snapshotName))
+        return noContent()
+      },
+    }),
+    route({
+      ...shared,
+      method: 'POST',
+      path: '/v0/snapshots/{snapshotName}/fork',
+      access: 'workload',
+      summary:
+        'Make a new sandbox from a snapshot, also of a sandbox that is gone. Commands that ran then are started anew',
+      body: forkInputSchema,
+      answer: forkAnswerSchema,
+      handle: async (context) => {
+        const { workspace, params, body } = context
+        const snapshot = await snapshots.get(workspace, params.snapshotName)
+        return await snapshots.fork(snapshot, body, { actor: actorOf(context) })
+      },
+    }),
+  ]
+}

@@ -1,0 +1,48 @@
+import { PlatformError } from '../../errors.ts'
+import { checkSandboxName, type EnvInput, envsOf, portsOf, type SandboxDraft } from '../draft.ts'
+import type { ForkInput } from './schema.ts'
+
+/** What a fork is to be: its name, and what it gets on top of what the snapshot gives. @throws bad_request */
+export function forkOf(input: ForkInput): { name: string; more: (draft: SandboxDraft) => SandboxDraft } {
+  const type = input.targetType || input.type || 'sandbox'
+  if (type === 'application') {
+    throw new PlatformError(
+      'not_implemented',
+      'targetType "application": there are no applications on this platform yet; fork into a sandbox',
+    )
+  }
+  if (type !== 'sandbox') {
+    throw bad(`targetType: ${JSON.stringify(type.slice(0, 80))} is not "sandbox"`)
+  }
+  const name = input.targetName || input.target_name
+  if (!name) throw bad('targetName is missing: how the new sandbox is to be called')
+  for (const field of ['traffic', 'customDomain', 'prefix'] as const) {
+    if (input[field] !== undefined && input[field] !== null)
+      throw bad(`${field}: applications alone have one; leave it out`)
+  }
+  return {
+    name: checkSandboxName(name),
+    more: (draft) => withEnvs(withPort(draft, input.port ?? null), input.envs ?? []),
+  }
+}
+
+function withPort(draft: SandboxDraft, port: number | null): SandboxDraft {
+  const ports = draft.spec.ports ?? []
+  if (port === null || ports.some(({ target }) => target === port)) return draft
+  return { ...draft, spec: { ...draft.spec, ports: portsOf([...ports, { target: port }]) } }
+}
+
+/** Over what the sandbox had: another value, or one more. */
+function withEnvs(draft: SandboxDraft, envs: EnvInput): SandboxDraft {
+  if (envs.length === 0) return draft
+  const named = new Set(envs.map(({ name }) => name))
+  const before = draft.spec.envs
+    .filter(({ name }) => !named.has(name))
+    .map((env) => ({ ...env, value: draft.env[env.name] ?? '' }))
+  const all = envsOf([...before, ...envs], draft)
+  return { ...draft, spec: { ...draft.spec, envs: all.envs }, env: all.env }
+}
+
+function bad(message: string): PlatformError {
+  return new PlatformError('bad_request', message)
+}

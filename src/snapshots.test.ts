@@ -1,0 +1,398 @@
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test'
+import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import type { SandboxInstance as Sandbox, Snapshot as SnapshotOf } from '@blaxel/core'
+import { temporaryDataDir } from './platform.ts'
+import { fakeRuntime } from './runtimes/fake/index.ts'
+import { snapshotsPerSandboxMax } from './sandboxes/index.ts'
+import { eventually, openTestClient, type TestClient, whyNot } from './test-client.ts'
+
+/** Snapshots, and what is made of them, through the client of the cloud. */
+
+setDefaultTimeout(60_000)
+
+const refusal = (work: Promise<unknown>): Promise<{ code: unknown; error?: string; message?: string }> =>
+  work.then(
+    () => Promise.reject(new Error('it was not refused')),
+    (error) => error,
+  )
+
+describe('what there is, what is refused', () => {
+  let client: TestClient
+  let SandboxInstance: TestClient['SandboxInstance']
+  let Snapshot: typeof SnapshotOf
+
+  beforeAll(async () => {
+    client = await openTestClient({ dataDir: temporaryDataDir, runtime: fakeRuntime() })
+    ;({ SandboxInstance } = client)
+    ;({ Snapshot } = await import('@blaxel/core'))
+  })
+  afterAll(() => client?.[Symbol.asyncDispose]())
+
+  test('a snapshot has the shape of the contract, and is found by id and by name', async () => {
+    const envs = [{ name: 'TOKEN', value: 'hidden', secret: true }]
+    const ports = [{ target: 3000, protocol: 'HTTP' as const }]
+    const sandbox = await SandboxInstance.create({
+      name: 'shapes',
+      memory: 512,
+      envs,
+      ports,
+      region: 'eu-lon-1',
+    })
+    const named = await sandbox.snapshots.create('before')
+    expect(named.id).toMatch(/^snap_[a-z0-9]+$/)
+    expect(named.source).toEqual({ kind: 'sandbox', name: 'shapes', deleted: false })
+    expect(named.spec).toEqual({
+      image: 'blaxel/base-image:latest',
+      memory: 512,
+      ports: [{ target: 3000, protocol: 'HTTP' }],
+      region: 'eu-lon-1',
+      generation: 'mk3',
+    })
+    expect([named.name, named.status, named.workspace]).toEqual(['before', 'ready', 'main'])
+    const old = await sandbox.snapshot('older-way')
+    expect(old).toMatchObject({
+      sandboxName: 'shapes',
+      name: 'older-way',
+      status: 'ready',
+      workspace: 'main',
+      createdBy: expect.any(String),
+    })
+    expect(Math.abs(Date.parse(old.createdAt) - Date.now())).toBeLessThan(60_000)
+    const unnamed = await sandbox.snapshots.create()
+    expect(unnamed.name).toMatch(/^snapshot-[a-z0-9]{10}$/)
+
+    expect((await sandbox.snapshots.list()).map(({ id }) => id)).toEqual([unnamed.id, old.id, named.id])
+    const bare = await (await client.request('/v0/sandboxes/shapes/snapshots')).json()
+    expect(bare).toBeArrayOfSize(3)
+    expect((await sandbox.snapshots.get('before')).id).toBe(named.id)
+    expect((await Snapshot.get(named.id)).name).toBe('before')
+    const all = await Snapshot.list({ limit: 2, sort: 'name:asc' })
+    expect(all.meta).toMatchObject({ hasMore: true, total: 3 })
+    expect((await all.autoPagingToArray({ limit: 10 })).map(({ name }) => name)).toEqual([
+      'before',
+      'older-way',
+      unnamed.name,
+    ])
+    expect(await (await client.request('/v0/snapshots')).json()).toBeArrayOfSize(3)
+    const { events } = await SandboxInstance.get('shapes')
+    expect(events?.filter(({ type }) => type === 'snapshot')).toBeArrayOfSize(3)
+    expect(JSON.stringify([bare, events])).not.toContain('hidden')
+
+    await sandbox.snapshots.delete('before')
+    await sandbox.deleteSnapshot(old.id)
+    const response = await client.request(`/v0/snapshots/${unnamed.id}`, { method: 'DELETE' })
+    expect([response.status, await response.text()]).toEqual([204, ''])
+    expect(await sandbox.listSnapshots()).toEqual([])
+    expect(await refusal(Snapshot.get(named.id))).toMatchObject({ code: 404 })
+    expect(await refusal(sandbox.snapshots.delete('before'))).toMatchObject({ code: 404 })
+    expect(await client.platform.runtime.snapshots?.list()).toEqual([])
+  })
+
+  test('what is wrong with a request is said', async () => {
+    const sandbox = await SandboxInstance.create({ name: 'wrong', memory: 512 })
+    const other = await SandboxInstance.create({ name: 'other', memory: 512 })
+    const snapshot = await sandbox.snapshots.create('one')
+    const expectRefusal = async (work: Promise<unknown>, code: number, said: string | RegExp) => {
+      const error = await refusal(work)
+      expect([error.code, error.message]).toEqual([code, expect.stringMatching(said)])
+    }
+    await expectRefusal(sandbox.snapshots.create('one'), 409, 'has a snapshot "one" already')
+    await expectRefusal(sandbox.snapshots.create('snap_mine'), 400, 'begins as the ids')
+    await expectRefusal(sandbox.snapshots.create('x'.repeat(64)), 400, '64 characters long, at most 63')
+    await expectRefusal(Snapshot.create({ source: { name: 'nobody' } }), 404, 'no sandbox "nobody"')
+    await expectRefusal(sandbox.restore('snap_none'), 404, 'no snapshot "snap_none" of this sandbox')
+    await expectRefusal(other.restore(snapshot.id), 404, 'of this sandbox')
+    await expectRefusal(other.snapshots.delete(snapshot.id), 404, 'of this sandbox')
+    await expectRefusal(other.fork('copy', { snapshotId: snapshot.id }), 404, 'of this sandbox')
+    await expectRefusal(sandbox.fork('other', { snapshotId: snapshot.id }), 409, '"other" exists already')
+    await expectRefusal(sandbox.fork('other'), 409, '"other" exists already')
+    await expectRefusal(sandbox.fork('No Name'), 400, 'metadata.name "No Name" is not valid')
+    await expectRefusal(sandbox.fork('app', { targetType: 'application' }), 501, 'no applications')
+    await expectRefusal(snapshot.fork('app', { targetType: 'application' }), 501, 'no applications')
+    await expectRefusal(sandbox.fork('copy', { traffic: 10 }), 400, 'traffic: applications alone')
+    await expectRefusal(sandbox.fork('copy', { port: 8080 }), 400, '8080 is reserved')
+    const post = (path: string, body: object) =>
+      client.request(path, {
+        method: 'POST',
+        headers: { 'content-type': 'application/json' },
+        body: JSON.stringify(body),
+      })
+    expect((await post('/v0/sandboxes/wrong/fork', { targetType: 'sandbox' })).status).toBe(400)
+    expect((await post('/v0/sandboxes/wrong/fork', { targetName: 'x', targetType: 'pod' })).status).toBe(400)
+    expect((await post('/v0/snapshots', { name: 'two' })).status).toBe(400)
+    expect((await post('/v0/snapshots', { source: { name: 'wrong', kind: 'job' } })).status).toBe(400)
+    // Nothing came of any of it.
+    expect((await sandbox.snapshots.list()).map(({ name }) => name)).toEqual(['one'])
+    expect(await other.snapshots.list()).toEqual([])
+    expect(await client.platform.runtime.snapshots?.list()).toBeArrayOfSize(1)
+    // The same name may be that of another sandbox's; then the name alone does not say which.
+    await other.snapshots.create('one')
+    await expectRefusal(Snapshot.get('one'), 409, 'several sandboxes')
+    expect((await other.snapshots.get('one')).source?.name).toBe('other')
+    for (const { id } of [...(await sandbox.snapshots.list()), ...(await other.snapshots.list())])
+      await Snapshot.delete(id)
+  })
+
+  test('another workspace sees and touches nothing of it', async () => {
+    const sandbox = await SandboxInstance.create({ name: 'mine', memory: 512 })
+    const snapshot = await sandbox.snapshots.create('secret')
+    const { platform } = client
+    const stranger = await platform.users.create({ email: 'stranger@example.com' })
+    await platform.workspaces.create({ name: 'theirs', ownerSub: stranger.sub })
+    const { key } = await platform.access.keys.create({
+      sub: stranger.sub,
+      subType: 'user',
+      workspace: '',
+      createdBy: stranger.sub,
+    })
+    const as =
+      (workspace: string) =>
+      (path: string, method = 'GET') =>
+        client.request(path, {
+          method,
+          headers: {
+            authorization: `Bearer ${key}`,
+            'x-blaxel-workspace': workspace,
+            'content-type': 'application/json',
+          },
+          ...(method === 'POST'
+            ? { body: JSON.stringify({ targetName: 'stolen', targetType: 'sandbox' }) }
+            : {}),
+        })
+    const requests: [path: string, method: string][] = [
+      [`/v0/snapshots/${snapshot.id}`, 'GET'],
+      [`/v0/snapshots/${snapshot.id}`, 'DELETE'],
+      [`/v0/snapshots/${snapshot.id}/fork`, 'POST'],
+      ['/v0/sandboxes/mine/snapshots', 'GET'],
+      ['/v0/sandboxes/mine/snapshots', 'POST'],
+      ['/v0/sandboxes/mine/fork', 'POST'],
+      [`/v0/sandboxes/mine/snapshots/${snapshot.id}`, 'DELETE'],
+      [`/v0/sandboxes/mine/snapshots/${snapshot.id}/restore`, 'POST'],
+    ]
+    for (const [path, method] of requests) {
+      expect([path, (await as('theirs')(path, method)).status]).toEqual([path, 404])
+      expect([401, 403]).toContain((await as('main')(path, method)).status)
+    }
+    expect(await (await as('theirs')('/v0/snapshots')).json()).toEqual([])
+    expect((await sandbox.snapshots.get('secret')).id).toBe(snapshot.id)
+    // It keeps the workspace from being deleted, as sandboxes do.
+    await sandbox.delete()
+    const held = await client.request('/v0/workspaces/main?force=true', { method: 'DELETE' })
+    expect([held.status, await held.text()]).toEqual([409, expect.stringMatching(/\d+ snapshots?/)])
+    await Snapshot.delete(snapshot.id)
+  })
+
+  test('a sandbox has no more snapshots than there can be; those of forks are few and go with it', async () => {
+    const sandbox = await SandboxInstance.create({ name: 'many', memory: 512 })
+    for (let count = 0; count < snapshotsPerSandboxMax; count++) await sandbox.snapshots.create()
+    expect(await refusal(sandbox.snapshots.create())).toMatchObject({ code: 402 })
+    const forks: (string | undefined)[] = []
+    for (const name of ['a', 'b', 'c', 'd', 'e']) forks.push((await sandbox.fork(`fork-${name}`)).snapshotId)
+    const implicit = async () =>
+      (await Array.fromAsync(await Snapshot.list({ limit: 200 }))).filter(({ name }) =>
+        name.startsWith('fork-'),
+      )
+    expect((await implicit()).map(({ id }) => id)).toEqual(forks.slice(-3).reverse() as string[])
+    await sandbox.delete()
+    expect(await implicit()).toEqual([])
+    const left = await Array.fromAsync(await Snapshot.list({ limit: 200 }))
+    expect(left).toBeArrayOfSize(snapshotsPerSandboxMax)
+    expect(left.every(({ source }) => source?.deleted === true)).toBe(true)
+    await eventually(
+      'their files gone',
+      async () => (await client.platform.runtime.snapshots?.list())?.length === snapshotsPerSandboxMax,
+    )
+    for (const one of left) await one.delete()
+    await eventually('all gone', async () => (await client.platform.runtime.snapshots?.list())?.length === 0)
+  })
+})
+
+const directory = mkdtempSync(join(tmpdir(), 'hutch-snapshots-'))
+afterAll(() => rmSync(directory, { recursive: true, force: true }))
+const why = await whyNot(({ snapshots }) =>
+  snapshots ? '' : 'this host can neither freeze sandboxes nor copy disks',
+)
+
+describe.skipIf(why !== '')('real machines', () => {
+  const dataDir = join(directory, 'data')
+  let client: TestClient
+  let sandbox: Sandbox
+  let Snapshot: typeof SnapshotOf
+
+  beforeAll(async () => {
+    mkdirSync(dataDir)
+    client = await openTestClient({ dataDir, standbyAfterSeconds: 0.2 })
+    ;({ Snapshot } = await import('@blaxel/core'))
+    sandbox = await client.SandboxInstance.create({
+      name: 'box',
+      memory: 512,
+      envs: [
+        { name: 'KEPT', value: 'kept' },
+        { name: 'CHANGED', value: 'before' },
+      ],
+      ports: [{ target: 3000 }],
+      labels: { of: 'box' },
+      ttl: '1h',
+    })
+    await run(sandbox, 'mkdir -p /srv/deep && echo one > /srv/deep/file && chown 1000:1000 /srv/deep/file')
+    await sandbox.process.exec({
+      name: 'server',
+      command: 'while :; do echo "$GREETING $KEPT $CHANGED $BL_NAME" > /tmp/beat; sleep 0.05; done',
+      env: { GREETING: 'hello' },
+      workingDir: '/srv',
+    })
+  })
+  afterAll(() => client?.[Symbol.asyncDispose]())
+
+  const run = async (box: Sandbox, command: string) =>
+    (await box.process.exec({ command, waitForCompletion: true })).stdout
+  const beat = (box: Sandbox, text: string) =>
+    eventually(
+      `a beat of ${text}`,
+      async () => (await box.fs.read('/tmp/beat').catch(() => '')) === `${text}\n`,
+    )
+  const kept = (name: string) =>
+    readdirSync(join(dataDir, `instances${name}`)).filter((one) => !one.startsWith('.'))
+
+  test('a running sandbox is captured while it goes on, and gets its files and processes back', async () => {
+    const before = await sandbox.process.get('server')
+    const snapshot = await sandbox.snapshots.create('first')
+    expect(snapshot.status).toBe('ready')
+    expect(kept('.snapshots')).toBeArrayOfSize(1)
+    const after = await sandbox.process.get('server')
+    expect([after.pid, after.status]).toEqual([before.pid, 'running'])
+    const preview = await sandbox.previews.create({
+      metadata: { name: 'p' },
+      spec: { port: 3000, public: true },
+    })
+    await run(sandbox, 'echo two > /srv/deep/file; rm -rf /usr/games; touch /srv/later')
+    await client.SandboxInstance.updateMetadata('box', { labels: { of: 'changed' } })
+
+    expect(await sandbox.snapshots.restore('first')).toEqual({ name: 'box', snapshotId: snapshot.id })
+    const restored = await client.SandboxInstance.get('box')
+    expect(restored.status).toBe('DEPLOYED')
+    expect(restored.metadata.labels).toEqual({ of: 'changed' })
+    expect(restored.events?.at(-1)?.message).toContain(`Restored from the snapshot "first" (${snapshot.id})`)
+    expect(await run(sandbox, 'cat /srv/deep/file; stat -c %u /srv/deep/file; ls /srv; hostname')).toBe(
+      'one\n1000\ndeep\nbox\n',
+    )
+    await beat(sandbox, 'hello kept before box')
+    expect(await sandbox.process.get('server')).toMatchObject({ status: 'running', workingDir: '/srv' })
+    expect((await sandbox.previews.get('p')).spec?.url).toBe(preview.spec?.url)
+    await eventually('the old machine gone', () => kept('').length === 1)
+  })
+
+  test('one that rests, and one that is archived, are captured as well', async () => {
+    const resting = await client.SandboxInstance.create({ name: 'resting', memory: 512 })
+    await resting.fs.write('/srv/file', 'resting')
+    await eventually(
+      'it rests',
+      async () =>
+        ((await (await client.request('/v0/sandboxes/resting')).json()) as { state: string }).state ===
+        'STANDBY',
+    )
+    const first = await resting.snapshots.create('resting')
+    await resting.archive({ interval: 20 })
+    const second = await Snapshot.create({ name: 'archived', source: { name: 'resting', kind: 'sandbox' } })
+    expect([first.status, second.status]).toEqual(['ready', 'ready'])
+    for (const [index, snapshot] of [first, second].entries()) {
+      await snapshot.fork(`of-${index}`)
+      const copy = await client.SandboxInstance.get(`of-${index}`)
+      expect(await copy.fs.read('/srv/file')).toBe('resting')
+      await copy.delete()
+    }
+    // An archived sandbox is brought back by being restored, too.
+    await resting.snapshots.restore('archived')
+    expect((await client.SandboxInstance.get('resting')).status).toBe('DEPLOYED')
+    expect(await resting.fs.read('/srv/file')).toBe('resting')
+    await resting.delete()
+    for (const one of [first, second]) await one.delete()
+  })
+
+  test('a fork has files, image, memory, ports and environment, and its own name', async () => {
+    await sandbox.fs.write('/srv/file', 'live')
+    const answer = await sandbox.fork('copy', { port: 5173, envs: [{ name: 'CHANGED', value: 'after' }] })
+    const { snapshotId = '' } = answer
+    expect(answer).toEqual({ type: 'sandbox', name: 'copy', snapshotId })
+    const copy = await client.SandboxInstance.get('copy')
+    expect(copy.status).toBe('DEPLOYED')
+    expect(copy.spec.runtime).toMatchObject({
+      image: 'blaxel/base-image:latest',
+      memory: 512,
+      ports: [
+        { target: 3000, protocol: 'HTTP' },
+        { target: 5173, protocol: 'HTTP' },
+      ],
+    })
+    expect(copy.spec.runtime?.envs?.map(({ name }) => name).toSorted()).toEqual(['CHANGED', 'KEPT'])
+    expect([copy.metadata.labels, copy.spec.runtime?.ttl]).toEqual([undefined, undefined])
+    expect(await copy.fs.read('/srv/file')).toBe('live')
+    expect(await run(copy, 'hostname; cat /etc/hostname; grep 127.0.1.1 /etc/hosts')).toBe(
+      'copy\ncopy\n127.0.1.1 copy\n',
+    )
+    await beat(copy, 'hello kept after copy')
+    await copy.fs.write('/srv/file', 'of the copy')
+    expect(await sandbox.fs.read('/srv/file')).toBe('live')
+    expect((await Snapshot.get(snapshotId)).source).toMatchObject({ name: 'box' })
+    await copy.delete()
+  })
+
+  test('what is asked of a sandbox while it is captured is answered, and nothing of it is in the snapshot', async () => {
+    await run(sandbox, 'head -c 30000000 /dev/urandom > /srv/large; sha256sum /srv/large > /srv/sum')
+    const taking = sandbox.snapshots.create('large')
+    const answers: string[] = []
+    let taken = false
+    void taking.finally(() => {
+      taken = true
+    })
+    while (!taken) answers.push((await run(sandbox, 'echo here')) ?? '')
+    const snapshot = await taking
+    expect(new Set(answers)).toEqual(new Set(['here\n']))
+    await run(sandbox, 'rm /srv/large /srv/sum')
+    await snapshot.fork('large')
+    const copy = await client.SandboxInstance.get('large')
+    expect(await run(copy, 'sha256sum -c /srv/sum')).toBe('/srv/large: OK\n')
+    await copy.delete()
+    await snapshot.delete()
+  })
+
+  test('a snapshot outlives its sandbox and a restart of the platform, and others are made of it', async () => {
+    const doomed = await client.SandboxInstance.create({ name: 'doomed', memory: 512 })
+    await doomed.fs.write('/srv/file', 'outlived')
+    const { id } = await doomed.snapshots.create('last')
+    await doomed.delete()
+    await client.SandboxInstance.create({ name: 'doomed', memory: 512 })
+    await client.platform.close({ keepInstances: true })
+    await client[Symbol.asyncDispose]()
+    client = await openTestClient({ dataDir })
+    const snapshot = await Snapshot.get(id)
+    expect(snapshot.source).toEqual({ kind: 'sandbox', name: 'doomed', deleted: true })
+    const namesake = await client.SandboxInstance.get('doomed')
+    expect(await namesake.snapshots.list()).toEqual([])
+    expect(await refusal(namesake.restore(id))).toMatchObject({ code: 404 })
+    await Promise.all(['one', 'two', 'three'].map((name) => snapshot.fork(name)))
+    for (const name of ['one', 'two', 'three']) {
+      const copy = await client.SandboxInstance.get(name)
+      expect(await copy.fs.read('/srv/file')).toBe('outlived')
+      await copy.delete()
+    }
+    await snapshot.delete()
+    await eventually('its files gone', () => !existsSync(join(dataDir, 'instances.snapshots', id.slice(5))))
+    await namesake.delete()
+  })
+
+  test('a restore that cannot be done leaves the sandbox as it is', async () => {
+    const box = await client.SandboxInstance.get('box')
+    await box.fs.write('/srv/now', 'now')
+    const snapshot = await box.snapshots.create('broken')
+    rmSync(join(dataDir, 'instances.snapshots', snapshot.id.slice(5)), { recursive: true })
+    expect((await refusal(box.restore(snapshot.id))).code).toBe(404)
+    expect((await refusal(snapshot.fork('never'))).code).toBe(404)
+    expect(await box.fs.read('/srv/now')).toBe('now')
+    expect((await box.process.get('server')).status).toBe('running')
+    expect((await refusal(client.SandboxInstance.get('never'))).code).toBe(404)
+    await snapshot.delete()
+  })
+})
