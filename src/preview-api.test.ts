@@ -15,7 +15,7 @@ const hourMs = 3_600_000
 const inAnHour = () => new Date(clock.now() + hourMs)
 
 beforeAll(async () => {
-  client = await openTestClient({ dataDir: temporaryDataDir, runtime: 'process', clock })
+  client = await openTestClient({ dataDir: temporaryDataDir, runtime: 'process', clock, imageSource: 'live' })
   sandbox = await client.SandboxInstance.create({ name: 'previews' })
   const server = `
     Bun.serve({ port: ${port}, hostname: '127.0.0.1', idleTimeout: 0,

@@ -24,7 +24,9 @@ describe.skipIf(why !== '')('standby', () => {
   let client: TestClient
   let sandbox: Sandbox
   const idleConnectionSeconds = 5 * standbyAfterSeconds
-  const open = (options: PlatformOptions) => openTestClient({ standbyAfterSeconds, clock, ...options })
+  // Not a copy of the host's /usr, for which ten minutes would be time.
+  const open = (options: PlatformOptions) =>
+    openTestClient({ standbyAfterSeconds, clock, imageSource: 'live', ...options })
 
   beforeAll(async () => {
     const dataDir = join(directory, 'data')
