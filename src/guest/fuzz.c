@@ -431,7 +431,7 @@ int LLVMFuzzerInitialize(int *argc, char ***argv) {
   int logs_fd = open(logs, O_PATH | O_DIRECTORY | O_CLOEXEC);
   if (logs_fd < 0) return -1;
   logs_init(logs_fd);
-  struct guest_start start = {.listen_fd = -1, .log_dir_fd = -1, .programs_fd = -1, .programs_stat_fd = -1, .ready_fd = -1, .workdir = "/"};
+  struct guest_start start = {.listen_fd = -1, .log_dir_fd = -1, .groups = {{-1, -1}, {-1, -1}}, .ready_fd = -1, .workdir = "/"};
   spawn_init(&start);
   epoll_fd = epoll_create1(EPOLL_CLOEXEC);
   /* Paths are absolute, so an own root confines them; the working directory stays outside for the fuzzer's files. */

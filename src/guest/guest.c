@@ -402,9 +402,12 @@ static void flush_all(void) {
 
 /* No descriptor stays but those that `start` names; 0-2 become /dev/null so that a pipe never gets their numbers. */
 static int close_leaked(const struct guest_start *start) {
-  enum { KEPT = 5 };
-  const int kept[KEPT] = {start->listen_fd, start->log_dir_fd, start->ready_fd, start->programs_fd,
-                          start->programs_stat_fd};
+  enum { KEPT = 3 + 2 * PROGRAMS_GROUPS };
+  int kept[KEPT] = {start->listen_fd, start->log_dir_fd, start->ready_fd};
+  for (int i = 0; i < PROGRAMS_GROUPS; i++) {
+    kept[3 + 2 * i] = start->groups[i].fd;
+    kept[4 + 2 * i] = start->groups[i].stat_fd;
+  }
   int null = open("/dev/null", O_RDWR | O_CLOEXEC | O_NOCTTY);
   for (int fd = 0; null >= 0 && fd < 3; fd++) {
     int is_kept = 0;

@@ -9,12 +9,19 @@
 enum { PROTOCOL_VERSION = 1 };
 enum { FRAME_HEADER_BYTES = 12, FRAME_PAYLOAD_BYTES_MAX = 1 << 20 };
 
+/* A control group that programs belong to and process 1 does not, by descriptors; -1: there is none. */
+struct programs_group {
+  int fd;      /* takes the pid of a program */
+  int stat_fd; /* where the kernel counts how often it held the group up; -1: a program cannot join it by itself */
+};
+/* Of their processors, and of their memory. */
+enum { GROUP_CPU, GROUP_MEMORY, PROGRAMS_GROUPS };
+
 /* What the launcher hands to the guest; descriptors are CLOEXEC and owned by the guest from then on. */
 struct guest_start {
   int listen_fd;     /* listening unix socket, run/guest.sock */
   int log_dir_fd;    /* O_PATH|O_DIRECTORY of the log directory */
-  int programs_fd;   /* takes the pid of a program into the control group of programs; -1: they stay in ours */
-  int programs_stat_fd; /* cpu.stat of that group, where a program can join it by itself; -1: it cannot */
+  struct programs_group groups[PROGRAMS_GROUPS];
   int ready_fd;      /* written one byte, then closed, once the guest accepts connections */
   int is_init;       /* 1: process 1 of a pid namespace; 0: child subreaper */
   const char *workdir;

@@ -193,6 +193,13 @@ static int open_group_file(const char *path, int flags) {
   return parked;
 }
 
+/* -1 where there is none; the number stays free then. */
+static int keep_group_file(int fd, int to) {
+  if (fd >= 0) return keep_at(fd, to);
+  close(to);
+  return -1;
+}
+
 /* Small regular files only: what is there may be the sandbox's own doing by now. */
 static ssize_t read_small(const char *path, char *buffer, size_t size) {
   int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
@@ -231,7 +238,7 @@ static void name_files(const char *hostname) {
 }
 
 static _Noreturn void guest_process(struct guest_plan *plan, struct spec *spec) {
-  enum { CHANNEL = 3, LISTEN = 4, LOG = 5, PROGRAMS = 6, PROGRAMS_STAT = 7 };
+  enum { CHANNEL = 3, LISTEN = 4, LOG = 5, PROGRAMS = 6, AFTER_PROGRAMS = PROGRAMS + 2 * PROGRAMS_GROUPS };
   child_channel = plan->channel;
   on_failure(send_failure);
   dup2(STDIN_FILENO, STDOUT_FILENO); /* /dev/null: the launcher alone answers */
@@ -240,8 +247,10 @@ static _Noreturn void guest_process(struct guest_plan *plan, struct spec *spec) 
   /* A session keyring of its own, where the kernel has keyrings. */
   (void)syscall(SYS_keyctl, 1, NULL);
   join_cgroups(spec);
-  int programs = open_group_file(spec->programs, O_WRONLY);
-  int programs_stat = open_group_file(spec->programs_stat, O_RDONLY);
+  struct programs_group groups[PROGRAMS_GROUPS];
+  for (int i = 0; i < PROGRAMS_GROUPS; i++)
+    groups[i] = (struct programs_group){.fd = open_group_file(spec->programs[i], O_WRONLY),
+                                        .stat_fd = open_group_file(spec->programs_stat[i], O_RDONLY)};
   take_precedence(spec);
   if (unshare(CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWCGROUP) < 0) fail("namespaces", "unshare");
   if (sethostname(spec->hostname, strlen(spec->hostname)) < 0) fail("hostname", "%s", spec->hostname);
@@ -267,16 +276,16 @@ static _Noreturn void guest_process(struct guest_plan *plan, struct spec *spec) 
   struct guest_start start = {
       .listen_fd = keep_at(listening, LISTEN),
       .log_dir_fd = keep_at(log, LOG),
-      .programs_fd = programs < 0 ? -1 : keep_at(programs, PROGRAMS),
-      .programs_stat_fd = programs_stat < 0 ? -1 : keep_at(programs_stat, PROGRAMS_STAT),
       .ready_fd = CHANNEL,
       .is_init = 1,
       .workdir = spec->workdir,
       .programs_max = spec->programs_max,
   };
-  if (programs < 0) close(PROGRAMS);
-  if (programs_stat < 0) close(PROGRAMS_STAT);
-  if (sys_close_range(PROGRAMS_STAT + 1, ~0U) < 0) fail("guest", "descriptors");
+  for (int i = 0; i < PROGRAMS_GROUPS; i++) {
+    start.groups[i].fd = keep_group_file(groups[i].fd, PROGRAMS + 2 * i);
+    start.groups[i].stat_fd = keep_group_file(groups[i].stat_fd, PROGRAMS + 2 * i + 1);
+  }
+  if (sys_close_range(AFTER_PROGRAMS, ~0U) < 0) fail("guest", "descriptors");
 
   /* Until here the launcher may have died unnoticed; from here it is heard. */
   char go;

@@ -11,6 +11,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/ptrace.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -26,13 +27,14 @@ enum {
   CHILD_STACK_BYTES = 64 << 10,
   CHILD_PATH_BYTES = 4096,
   CHILD_FILES_MAX = 65536, /* soft RLIMIT_NOFILE of spawned programs */
-  THROTTLED_MS = 1000, /* the kernel counts once in its period of 100 ms */
+  HELD_UP_MS = 1000, /* processors are counted once in a period of 100 ms */
   FILES_RESERVE = 64, /* descriptors that spawning leaves for connections */
 };
 
 static const char PATH_DEFAULT[] = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
-static int null_fd = -1, programs_fd = -1, programs_stat_fd = -1;
+static int null_fd = -1;
+static struct programs_group groups[PROGRAMS_GROUPS];
 static const char *workdir = "/";
 static struct rlimit files_limit;
 static rlim_t programs_max;
@@ -42,6 +44,7 @@ static char child_stack[CHILD_STACK_BYTES] __attribute__((aligned(16)));
 /* What the child says of itself, in memory shared with it. */
 struct child_report {
   int stage, error;
+  int stops;
 };
 enum { STAGE_NONE, STAGE_SETUP, STAGE_CREDENTIALS, STAGE_CHDIR, STAGE_EXEC };
 static volatile struct child_report *report;
@@ -56,8 +59,7 @@ void spawn_init(const struct guest_start *start) {
   setrlimit(RLIMIT_NOFILE, &raised);
   files_limit.rlim_cur = files_limit.rlim_max < CHILD_FILES_MAX ? files_limit.rlim_max : CHILD_FILES_MAX;
   programs_max = start->programs_max;
-  programs_fd = start->programs_fd;
-  programs_stat_fd = start->programs_stat_fd;
+  memcpy(groups, start->groups, sizeof groups);
   descent_init();
   priority_raised = getpriority(PRIO_PROCESS, 0) < 0;
   char score[16] = "";
@@ -73,7 +75,8 @@ void spawn_init(const struct guest_start *start) {
 struct child {
   const struct spawn *spawn;
   int fds[3];
-  int joins; /* the group of programs, by itself */
+  int joins[PROGRAMS_GROUPS]; /* by itself */
+  int stops; /* before its first instruction */
 };
 
 int credentials_take(uint32_t uid, uint32_t gid) {
@@ -146,8 +149,10 @@ static int child_main(void *argument) {
   const struct child *child = argument;
   const struct spawn *spawn = child->spawn;
   setsid();
+  if (child->stops && syscall(SYS_ptrace, PTRACE_TRACEME, 0, NULL, NULL) == 0) report->stops = 1;
   /* The thread itself may write 0 at once; a pid makes the writer wait until all of the host's processors know. */
-  if (child->joins) (void)!write(programs_fd, "0", 1);
+  for (int i = 0; i < PROGRAMS_GROUPS; i++)
+    if (child->joins[i]) (void)!write(groups[i].fd, "0", 1);
   for (int fd = 0; fd < 3; fd++)
     if (dup2(child->fds[fd], fd) < 0) child_fail(STAGE_SETUP);
   syscall(SYS_close_range, 3, ~0U, 0);
@@ -221,42 +226,70 @@ static int open_ends(const struct spawn *spawn, int ours[3], int theirs[3]) {
   return 0;
 }
 
-/* Whether the group of programs used up its share of the processors lately. */
-static int programs_are_throttled(void) {
-  static uint64_t seen, seen_ms;
+/* Whether the kernel held the group up lately, for want of processors or of memory. */
+static int is_held_up(int group) {
+  static uint64_t seen[PROGRAMS_GROUPS], seen_ms[PROGRAMS_GROUPS];
   char text[256];
-  ssize_t length = pread(programs_stat_fd, text, sizeof text - 1, 0);
+  ssize_t length = pread(groups[group].stat_fd, text, sizeof text - 1, 0);
   text[length > 0 ? length : 0] = 0;
-  const char *line = strstr(text, "nr_throttled ");
-  uint64_t count = line ? strtoull(line + strlen("nr_throttled "), NULL, 10) : 0;
+  const char *line = group == GROUP_CPU ? strstr(text, "nr_throttled ") : text;
+  if (line && group == GROUP_CPU) line += strlen("nr_throttled ");
+  uint64_t count = line ? strtoull(line, NULL, 10) : 0;
   struct timespec time;
   clock_gettime(CLOCK_MONOTONIC, &time);
   uint64_t now_ms = (uint64_t)time.tv_sec * 1000 + (uint64_t)time.tv_nsec / 1000000;
-  if (count != seen) seen_ms = now_ms;
-  seen = count;
-  return count > 0 && now_ms - seen_ms < THROTTLED_MS;
+  if (count != seen[group]) seen_ms[group] = now_ms;
+  seen[group] = count;
+  return count > 0 && now_ms - seen_ms[group] < HELD_UP_MS;
 }
 
 /*
- * A program joins its group before its first instruction where that costs nothing. In a group that is throttled it might
- * not run for seconds, and we wait for its exec: then we move it, as soon as it runs.
+ * A program joins its groups by itself where that costs nothing. In one that is held up it might not run for seconds, and
+ * we wait for its exec: then it stops there, before its first instruction, until we have moved it. What it started before
+ * would stay with us, and could take all that is ours.
  */
-static int program_joins(void) { return programs_fd >= 0 && programs_stat_fd >= 0 && !programs_are_throttled(); }
+static int program_joins(int group) {
+  return groups[group].fd >= 0 && groups[group].stat_fd >= 0 && !is_held_up(group);
+}
 
-static void move_program(pid_t pid) {
+static void move_program(pid_t pid, int group) {
   char text[16];
   int length = snprintf(text, sizeof text, "%d", (int)pid);
-  if (programs_fd >= 0) (void)!write(programs_fd, text, (size_t)length);
+  if (groups[group].fd >= 0) (void)!write(groups[group].fd, text, (size_t)length);
+}
+
+/* Waits for the stop behind exec. It may have been ended instead, which is left for who reaps. */
+static int has_stopped(pid_t pid) {
+  siginfo_t info;
+  int done;
+  do {
+    info.si_pid = 0;
+    done = waitid(P_PID, (id_t)pid, &info, WSTOPPED | WEXITED | WNOWAIT);
+  } while (done < 0 && errno == EINTR);
+  if (done < 0 || info.si_code == CLD_EXITED || info.si_code == CLD_KILLED || info.si_code == CLD_DUMPED) return 0;
+  return waitid(P_PID, (id_t)pid, &info, WSTOPPED | WNOHANG) == 0;
+}
+
+static void move_child(pid_t pid, const struct child *child) {
+  int stopped = report->stops && has_stopped(pid);
+  for (int i = 0; i < PROGRAMS_GROUPS; i++)
+    if (!child->joins[i]) move_program(pid, i);
+  if (stopped) syscall(SYS_ptrace, PTRACE_DETACH, pid, NULL, NULL);
 }
 
 static pid_t start_child(const struct spawn *spawn, const int theirs[3], const char **stage) {
   static const char *const stages[] = {"", "setup", "credentials", "chdir", "exec"};
-  struct child child = {.spawn = spawn, .joins = program_joins()};
+  struct child child = {.spawn = spawn};
+  for (int i = 0; i < PROGRAMS_GROUPS; i++) {
+    child.joins[i] = program_joins(i);
+    child.stops |= groups[i].fd >= 0 && !child.joins[i];
+  }
   for (int i = 0; i < 3; i++) child.fds[i] = theirs[i];
   if (spawn->flags & SPAWN_PTY) child.fds[0] = child.fds[2] = theirs[1];
   else if (!(spawn->flags & SPAWN_STDIN)) child.fds[0] = null_fd;
   report->stage = STAGE_NONE;
   report->error = 0;
+  report->stops = 0;
   /*
    * A child that becomes another user gets a copy of our memory instead of sharing it for the moment until exec: a
    * change of uid makes the memory that it happens in dumpable where the host's fs.suid_dumpable says so.
@@ -273,7 +306,7 @@ static pid_t start_child(const struct spawn *spawn, const int theirs[3], const c
   errno = error;
   if (pid < 0) return -1;
   if (report->stage == STAGE_NONE) {
-    if (!child.joins) move_program(pid);
+    move_child(pid, &child);
     if (oom_score_adjusted) {
       char path[48];
       snprintf(path, sizeof path, "/proc/%d/oom_score_adj", (int)pid);

@@ -74,8 +74,10 @@ static void set_key(struct spec *spec, const char *key, char *value) {
   else if (!strcmp(key, "cgroup1"))
     append(key, spec->cgroups1, &spec->cgroup1_count, SPEC_CGROUPS_MAX, absolute(key, value));
   else if (!strcmp(key, "cgroup2")) once(key, &spec->cgroup2, absolute(key, value));
-  else if (!strcmp(key, "programs")) once(key, &spec->programs, absolute(key, value));
-  else if (!strcmp(key, "programsstat")) once(key, &spec->programs_stat, absolute(key, value));
+  else if (!strcmp(key, "programs")) once(key, &spec->programs[0], absolute(key, value));
+  else if (!strcmp(key, "programsstat")) once(key, &spec->programs_stat[0], absolute(key, value));
+  else if (!strcmp(key, "programsmemory")) once(key, &spec->programs[1], absolute(key, value));
+  else if (!strcmp(key, "programsmemorystat")) once(key, &spec->programs_stat[1], absolute(key, value));
   else if (!strcmp(key, "exec")) append(key, spec->exec, &spec->exec_count, SPEC_EXEC_MAX, value);
   else if (!strcmp(key, "uidbase")) {
     if (spec->has_uidbase) refuse(key, "given twice");

@@ -78,6 +78,6 @@ int guest_without_isolation(void) {
   }
   /* Who asked may be gone, and nobody would ever end us. */
   if (dprintf(1, "ok guest=%d keeper=0\n", (int)getpid()) < 0) return 1;
-  struct guest_start start = {.listen_fd = listen_fd, .log_dir_fd = log_fd, .ready_fd = -1, .programs_fd = -1, .programs_stat_fd = -1, .workdir = workdir};
+  struct guest_start start = {.listen_fd = listen_fd, .log_dir_fd = log_fd, .ready_fd = -1, .groups = {{-1, -1}, {-1, -1}}, .workdir = workdir};
   return guest_main(&start);
 }

@@ -49,9 +49,17 @@ describeHost(`control groups of this host${limited ? '' : ` (skipped: ${host.not
     // What programs may use, and with what process 1 needs to answer.
     expect(values).toContain('3125')
     expect(values.filter((value) => ['25000', 'max'].includes(value ?? '')).length).toBeGreaterThan(0)
-    for (const { dir } of group.parts) {
-      const sockets = `${dir}/memory.kmem.tcp.limit_in_bytes`
-      if (existsSync(sockets)) expect(readFileSync(sockets, 'utf8').trim()).toBe(String(16 * 1024 * 1024))
+    const sockets = group.dirs
+      .map((dir) => `${dir}/memory.kmem.tcp.limit_in_bytes`)
+      .find((file) => existsSync(file))
+    if (sockets) expect(readFileSync(sockets, 'utf8').trim()).toBe(String(16 * 1024 * 1024))
+    // Process 1 has room beside the programs, however much of theirs they take.
+    const whole = group.parts
+      .map(({ dir }) => `${dir}/memory.limit_in_bytes`)
+      .find((file) => existsSync(file))
+    if (group.programsMemoryFile) {
+      expect(readFileSync(whole ?? '', 'utf8').trim()).toBe(String(128 * 1024 * 1024))
+      expect(existsSync(group.programsMemoryStatFile ?? '')).toBe(true)
     }
     await group.remove()
     await group.remove()

@@ -19,6 +19,12 @@ const cpuGuestUsMin = 25_000
  */
 const programsName = 'programs'
 const guestName = 'guest'
+/**
+ * Version 1 only, where memory is counted apart from processors: programs have a group of their own for it too, below that
+ * of the instance, which has this much more. A program that begins where there is no memory left waits for the kernel to
+ * end another; process 1 must not.
+ */
+const memoryReserveMb = 64
 /** Kernel work that follows a kill or a freeze is done within a few of these as a rule. */
 const settleStepMsMin = 1
 const settleStepMsMax = 50
@@ -69,6 +75,8 @@ export class Cgroups {
       for (const { hierarchy, dir } of group.parts) {
         mkdirSync(dir, { recursive: true, mode: 0o755 })
         if (hierarchy.controllers.includes('cpu')) makeSubgroups(hierarchy, dir)
+        else if (countsPrograms(hierarchy))
+          mkdirSync(`${dir}/${programsName}`, { recursive: true, mode: 0o755 })
         setLimits(hierarchy, dir, limits)
       }
     } catch (error) {
@@ -115,9 +123,15 @@ interface Part {
 }
 
 function dirsOf({ hierarchy, dir }: Part): string[] {
+  if (countsPrograms(hierarchy)) return [`${dir}/${programsName}`, dir]
   if (!hierarchy.controllers.includes('cpu')) return [dir]
   const subgroups = hierarchy.version === 1 ? [programsName, guestName] : [programsName]
   return [...subgroups.map((name) => `${dir}/${name}`), dir]
+}
+
+/** Memory of programs apart from that of process 1; who was made before there was such a group has none. */
+function countsPrograms({ version, controllers }: Hierarchy): boolean {
+  return version === 1 && controllers.includes('memory') && !controllers.includes('cpu')
 }
 
 export class InstanceCgroup {
@@ -156,6 +170,27 @@ export class InstanceCgroup {
   get programsStatFile(): string | null {
     const file = this.programsFile
     return file?.endsWith('/tasks') ? `${file.slice(0, -'tasks'.length)}cpu.stat` : null
+  }
+
+  /** Takes the pid of what shall only use the programs' memory, or 0 from a thread itself; null where it is not apart. */
+  get programsMemoryFile(): string | null {
+    const dir = this.#programsMemoryDir
+    return dir === null ? null : `${dir}/tasks`
+  }
+
+  /** How often there was none left. */
+  get programsMemoryStatFile(): string | null {
+    const dir = this.#programsMemoryDir
+    if (dir === null) return null
+    // Where swap is counted too its limit is the same, and is looked at first.
+    const withSwap = `${dir}/memory.memsw.failcnt`
+    return existsSync(withSwap) ? withSwap : `${dir}/memory.failcnt`
+  }
+
+  get #programsMemoryDir(): string | null {
+    const part = this.parts.find(({ hierarchy }) => countsPrograms(hierarchy))
+    const dir = part ? `${part.dir}/${programsName}` : null
+    return dir !== null && existsSync(dir) ? dir : null
   }
 
   get freezes(): boolean {
@@ -221,13 +256,17 @@ export class InstanceCgroup {
 
   /** Times the kernel ended a process of this group for want of memory. */
   oomKills(): number {
-    for (const { hierarchy, dir } of this.parts) {
+    let kills = 0
+    for (const part of this.parts) {
+      const { hierarchy } = part
       if (!hierarchy.controllers.includes('memory')) continue
       const file = hierarchy.version === 2 ? 'memory.events' : 'memory.oom_control'
-      const count = /^oom_kill (\d+)$/m.exec(read(`${dir}/${file}`) ?? '')?.[1]
-      if (count !== undefined) return Number(count)
+      // Version 1 counts in the very group of who was ended, version 2 in all above it too.
+      for (const dir of countsPrograms(hierarchy) ? dirsOf(part) : [part.dir]) {
+        kills += Number(/^oom_kill (\d+)$/m.exec(read(`${dir}/${file}`) ?? '')?.[1] ?? 0)
+      }
     }
-    return 0
+    return kills
   }
 
   /** Null where there is no group to count in. */
@@ -309,19 +348,16 @@ export class InstanceCgroup {
 function setLimits(hierarchy: Hierarchy, dir: string, { memoryMb, pidsMax }: CgroupLimits) {
   const { version, controllers } = hierarchy
   const memoryBytes = String(memoryMb * 1024 * 1024)
+  if (countsPrograms(hierarchy)) {
+    limitMemory(dir, memoryMb + memoryReserveMb)
+    limitMemory(`${dir}/${programsName}`, memoryMb)
+  }
   for (const controller of controllers) {
     if (controller === 'memory' && version === 2) {
       writeFileSync(`${dir}/memory.max`, memoryBytes)
       write(`${dir}/memory.swap.max`, '0')
     } else if (controller === 'memory') {
-      writeFileSync(`${dir}/memory.limit_in_bytes`, memoryBytes)
-      // Without swap accounting the group must not swap at all.
-      if (!write(`${dir}/memory.memsw.limit_in_bytes`, memoryBytes)) write(`${dir}/memory.swappiness`, '0')
-      // What sockets hold is not part of the limit here, and would be without one.
-      write(
-        `${dir}/memory.kmem.tcp.limit_in_bytes`,
-        String(Math.round((memoryMb * 1024 * 1024) / memoryPerSocketMemory)),
-      )
+      if (!countsPrograms(hierarchy)) limitMemory(dir, memoryMb)
     } else if (controller === 'cpu') {
       if (!writeQuota(hierarchy, dir, cpuQuotaUs(memoryMb)))
         throw new Error('the processor limit cannot be set')
@@ -329,6 +365,17 @@ function setLimits(hierarchy: Hierarchy, dir: string, { memoryMb, pidsMax }: Cgr
       writeFileSync(`${dir}/pids.max`, String(pidsMax))
     }
   }
+}
+
+/** In version 1. */
+function limitMemory(dir: string, memoryMb: number) {
+  const memoryBytes = memoryMb * 1024 * 1024
+  writeFileSync(`${dir}/memory.limit_in_bytes`, String(memoryBytes))
+  // Without swap accounting the group must not swap at all.
+  if (!write(`${dir}/memory.memsw.limit_in_bytes`, String(memoryBytes)))
+    write(`${dir}/memory.swappiness`, '0')
+  // What sockets hold is not part of the limit here, and would be without one.
+  write(`${dir}/memory.kmem.tcp.limit_in_bytes`, String(Math.round(memoryBytes / memoryPerSocketMemory)))
 }
 
 function makeSubgroups({ version }: Hierarchy, dir: string) {

@@ -129,6 +129,45 @@ describeRoot(`namespace, as root${why === '' ? '' : ` (skipped: ${why})`}`, () =
     await runtime.destroy(box.id)
   })
 
+  test('programs are in their groups from the first instruction, also while these are held up', async () => {
+    const box = await runtime.create(specOf({ pidsMax: 400 }))
+    const start = (id: number, script: string) =>
+      box.guest.processes.spawn({ id, argv: ['sh', '-c', script], env, workingDir: '/', stdin: 'null' })
+    await start(1, 'for i in 1 2 3 4 5 6 7 8; do while :; do :; done & done; wait')
+    for (let id = 2; id <= 12; id++) await start(id, 'for i in 1 2 3 4; do sleep 600 & done; wait')
+    const { guest } = box.handle.state as { guest: { pid: number } }
+    const groupsOf = (pid: number) => {
+      try {
+        const lines = readFileSync(`/proc/${pid}/cgroup`, 'utf8').split('\n')
+        const own = readFileSync(`/proc/${pid}/comm`, 'utf8').startsWith('hutch')
+        return { own, groups: lines.filter((line) => line.includes(box.id)) }
+      } catch {
+        return { own: true, groups: [] }
+      }
+    }
+    const { groups: ours } = groupsOf(guest.pid)
+    expect(ours.length).toBeGreaterThan(0)
+    expect(ours.filter((line) => line.endsWith('/programs'))).toEqual([])
+    const programs = readdirSync('/proc')
+      .filter((name) => /^\d+$/.test(name))
+      .map((pid) => groupsOf(Number(pid)))
+      .filter(({ own, groups }) => !own && groups.length > 0)
+    expect(programs.length).toBeGreaterThanOrEqual(12)
+    const held = /:(?:cpu|cpu,cpuacct|memory):/
+    for (const { groups } of programs) {
+      const apart = groups.filter((line) => held.test(line) && ours.every((our) => our !== line))
+      // In version 1 each of the two is a hierarchy of its own; version 2 has one for both.
+      expect(apart.filter((line) => !line.endsWith('/programs'))).toEqual([])
+      expect(groups.filter((line) => line.endsWith('/guest'))).toEqual([])
+      expect(groups.some((line) => line.endsWith('/programs'))).toBe(true)
+    }
+    if (ours.some((line) => line.includes(':memory:')))
+      expect(programs.every(({ groups }) => groups.some((line) => /:memory:.*\/programs$/.test(line)))).toBe(
+        true,
+      )
+    await runtime.destroy(box.id)
+  })
+
   test('an instance is its own machine: name, root, processes', async () => {
     const { text } = await shell('hostname; id -u; ls -d /proc/[0-9]* | wc -l')
     const [hostname, uid, processes] = text.trim().split('\n')

@@ -85,9 +85,11 @@ export async function launch(spec: InstanceSpec, options: LaunchOptions): Promis
   if (options.uidBase !== null) entries.push(['uidbase', String(options.uidBase)])
   for (const dir of options.group.v1Dirs) entries.push(['cgroup1', dir])
   if (options.group.v2Dir !== null) entries.push(['cgroup2', options.group.v2Dir])
-  const { programsFile, programsStatFile } = options.group
+  const { programsFile, programsStatFile, programsMemoryFile, programsMemoryStatFile } = options.group
   if (programsFile !== null) entries.push(['programs', programsFile])
   if (programsStatFile !== null) entries.push(['programsstat', programsStatFile])
+  if (programsMemoryFile !== null) entries.push(['programsmemory', programsMemoryFile])
+  if (programsMemoryStatFile !== null) entries.push(['programsmemorystat', programsMemoryStatFile])
   if (!options.pidsLimited) entries.push(['pidsmax', String(spec.pidsMax)])
   entries.push(['programsmax', String(spec.pidsMax - Math.min(pidsReserveMax, Math.floor(spec.pidsMax / 4)))])
   entries.push(['shmmb', String(Math.ceil(spec.memoryMb / 2))])
