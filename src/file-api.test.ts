@@ -88,24 +88,24 @@ describe('write, read and list', () => {
 
   test('an upload in parts is begun, fed in any order, finished and called off by methods of their own', async () => {
     // The declarations of the package call them private; programs written in JavaScript do not know.
-    const parts = sandbox.fs as unknown as {
+    const fs = sandbox.fs as unknown as {
       initiateMultipartUpload(path: string, permissions?: string): Promise<{ uploadId: string; path: string }>
       uploadPart(id: string, part: number, data: Blob): Promise<{ partNumber: number; etag: string }>
       completeMultipartUpload(id: string, parts: object[]): Promise<{ path: string }>
       abortMultipartUpload(id: string): Promise<object>
     }
     const path = `${await project()}/in-parts`
-    const { uploadId } = await parts.initiateMultipartUpload(path, '0600')
-    const second = await parts.uploadPart(uploadId, 2, new Blob(['second']))
-    const first = await parts.uploadPart(uploadId, 1, new Blob(['first ']))
-    expect((await parts.completeMultipartUpload(uploadId, [second, first])).path).toBe(path)
+    const { uploadId } = await fs.initiateMultipartUpload(path, '0600')
+    const second = await fs.uploadPart(uploadId, 2, new Blob(['second']))
+    const first = await fs.uploadPart(uploadId, 1, new Blob(['first ']))
+    expect((await fs.completeMultipartUpload(uploadId, [second, first])).path).toBe(path)
     expect(await sandbox.fs.read(path)).toBe('first second')
     expect((await stat(path)).mode & 0o777).toBe(0o600)
-    const another = await parts.initiateMultipartUpload(`${path}-not`)
-    await parts.uploadPart(another.uploadId, 1, new Blob(['lost']))
-    await parts.abortMultipartUpload(another.uploadId)
+    const another = await fs.initiateMultipartUpload(`${path}-not`)
+    await fs.uploadPart(another.uploadId, 1, new Blob(['lost']))
+    await fs.abortMultipartUpload(another.uploadId)
     expect(existsSync(`${path}-not`)).toBe(false)
-    await expect(parts.uploadPart(another.uploadId, 1, new Blob(['late']))).rejects.toMatchObject({
+    await expect(fs.uploadPart(another.uploadId, 1, new Blob(['late']))).rejects.toMatchObject({
       error: expect.stringContaining('not found'),
     })
   })

@@ -80,20 +80,23 @@ describe.skipIf(why !== '')('a client may count on it that', () => {
     }
   })
 
-  test('an outer id finds its sandbox, moves by an update, and an unknown one is a 404 in numbers', async () => {
-    const external = async (id: string) => {
-      const response = await client.request(`/v0/sandboxes/by-external-id/${id}`)
-      return (await response.json()) as { code?: unknown; metadata?: { name?: string } }
-    }
-    await SandboxInstance.create({ name: 'outer', externalId: 'order-1' })
-    expect((await external('order-1')).metadata?.name).toBe('outer')
+  test('an outer id finds its sandbox while it lives, moves by an update, and an unknown one is a 404 in numbers', async () => {
+    const named = async (externalId: string) =>
+      (await SandboxInstance.list({ externalId })).data.map(({ metadata }) => metadata.name)
+    const outer = await SandboxInstance.create({ name: 'outer', externalId: 'order-1' })
+    expect((await SandboxInstance.getByExternalId('order-1')).metadata.name).toBe('outer')
     const moved = await put('outer', ({ metadata, spec }) => ({
       metadata: { ...metadata, externalId: 'order-2' },
       spec,
     }))
     expect(moved.status).toBe(200)
-    expect((await external('order-2')).metadata?.name).toBe('outer')
-    expect((await external('order-1')).code).toBe(404)
+    expect(await named('order-2')).toEqual(['outer'])
+    await SandboxInstance.updateMetadata('outer', { labels: { kept: 'id' } })
+    expect((await SandboxInstance.getByExternalId('order-2')).metadata.labels).toEqual({ kept: 'id' })
+    await expect(SandboxInstance.getByExternalId('order-1')).rejects.toMatchObject({ code: 404 })
+    await outer.delete()
+    await expect(SandboxInstance.getByExternalId('order-2')).rejects.toMatchObject({ code: 404 })
+    expect(await named('order-2')).toEqual([])
     for (const externalId of ['x'.repeat(65), 'with space', 'a_b']) {
       await expect(SandboxInstance.create({ name: 'refused', externalId })).rejects.toMatchObject({
         code: 400,
@@ -152,6 +155,17 @@ describe.skipIf(why !== '')('a client may count on it that', () => {
     await SandboxInstance.updateNetwork('networked', { network: { allowedDomains: ['c.example'] } } as never)
     const { spec } = (await (await client.request('/v0/sandboxes/networked')).json()) as Stored
     expect(spec.network).toEqual({ allowedDomains: ['c.example'] })
+  })
+
+  test('secrets of a network are told to who creates it, and to nobody who reads it', async () => {
+    const route = { destinations: ['a.example'], headers: { 'X-Key': '{{SECRET:key}}' } }
+    const network = { proxy: { routing: [{ ...route, secrets: { key: 'hidden' } }] } }
+    const created = await SandboxInstance.create({ name: 'secretive', network } as never)
+    expect(created.spec.network?.proxy?.routing).toEqual(network.proxy.routing)
+    const routing = async () => (await SandboxInstance.get('secretive')).spec.network?.proxy?.routing
+    expect(await routing()).toEqual([route])
+    await SandboxInstance.updateMetadata('secretive', { labels: { read: 'back' } })
+    expect(await routing()).toEqual([route])
   })
 
   test('a page after the other holds every sandbox once', async () => {
