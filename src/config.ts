@@ -374,11 +374,16 @@ function variableName(key: string): string {
   return `HUTCH_${key.replace(/[A-Z]/g, (letter) => `_${letter}`).toUpperCase()}`
 }
 
-function flagName(key: string): string {
+/** The flag of `up` that says it, without its dashes. */
+export function flagOf(key: string): string {
   // The list is written --domain a --domain b.
-  if (key === 'domains') return '--domain'
-  if (key === 'registries') return '--registry'
-  return `--${key.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)}`
+  if (key === 'domains') return 'domain'
+  if (key === 'registries') return 'registry'
+  return key.replace(/[A-Z]/g, (letter) => `-${letter.toLowerCase()}`)
+}
+
+function flagName(key: string): string {
+  return `--${flagOf(key)}`
 }
 
 function isOrigin(value: string): boolean {

@@ -1,5 +1,7 @@
 import { expect, test } from 'bun:test'
+import { configKeys, flagOf } from '../config.ts'
 import { command, helpText, parseArguments, sameTarget, UsageError } from './command.ts'
+import { up } from './up.ts'
 
 const example = command({
   name: 'box make',
@@ -92,4 +94,8 @@ test('help lists every flag with what it takes', () => {
   ]) {
     expect(help).toContain(part)
   }
+})
+
+test('every setting is a flag of up', () => {
+  expect(configKeys.filter((key) => !Object.hasOwn(up.flags, flagOf(key)))).toEqual([])
 })

@@ -101,42 +101,16 @@ export const up = command({
   ],
   async run({ flags }) {
     const stop = stopSignal()
-    const [{ loadConfig }, { createPlatform }] = await Promise.all([
+    const [{ configKeys, flagOf, loadConfig }, { createPlatform }] = await Promise.all([
       import('../config.ts'),
       import('../platform.ts'),
     ])
+    const given: Record<string, string | string[] | boolean | undefined> = flags
     const config = await asUsage(() =>
       loadConfig({
         ...(flags.config === undefined ? {} : { file: flags.config }),
         env: process.env,
-        flags: {
-          port: flags.port,
-          host: flags.host,
-          dataDir: flags['data-dir'],
-          region: flags.region,
-          url: flags.url,
-          domains: flags.domain,
-          runtime: flags.runtime,
-          keepInstances: flags['keep-instances'],
-          imageDir: flags['image-dir'],
-          imageSource: flags['image-source'],
-          imageLocal: flags['image-local'],
-          registries: flags.registry,
-          registryAuthFile: flags['registry-auth-file'],
-          imageMbMax: flags['image-mb-max'],
-          trustedProxies: flags['trusted-proxies'],
-          privateTargets: flags['private-targets'],
-          egressAllow: flags['egress-allow'],
-          packageSettings: flags['package-settings'],
-          platformDoor: flags['platform-door'],
-          logLevel: flags['log-level'],
-          logFormat: flags['log-format'],
-          sandboxesMax: flags['sandboxes-max'],
-          sandboxMemoryMbMax: flags['sandbox-memory-mb-max'],
-          standbyAfterSeconds: flags['standby-after-seconds'],
-          reclaimAfterSeconds: flags['reclaim-after-seconds'],
-          idleConnectionSeconds: flags['idle-connection-seconds'],
-        },
+        flags: Object.fromEntries(configKeys.map((key) => [key, given[flagOf(key)]])),
       }),
     )
     const at = isDefault(config.dataDir) ? '' : ` --data-dir ${shellQuote(config.dataDir)}`
