@@ -215,6 +215,7 @@ static ssize_t read_small(const char *path, char *buffer, size_t size) {
 /* In its place, not into it: writing into a file of a lower layer would copy it up, and wait for the disk. */
 static void replace_small(const char *path, const char *content, size_t size) {
   static const char draft[] = "/etc/.hutch-name";
+  unlink(draft); /* of a start that was cut short */
   int fd = open(draft, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0644);
   if (fd < 0) return;
   ssize_t written = write(fd, content, size);

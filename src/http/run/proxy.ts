@@ -207,6 +207,7 @@ class Relay {
   }
 
   async opened(signal: AbortSignal): Promise<void> {
+    signal.throwIfAborted()
     const give = AbortSignal.any([signal, AbortSignal.timeout(socketDialMsMax)])
     await Promise.race([
       this.dialled.promise,

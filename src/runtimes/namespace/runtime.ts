@@ -130,7 +130,13 @@ export class NamespaceRuntime implements Runtime {
       if (snapshotId !== undefined) await snapshots?.place(snapshotId, dir, spec.signal)
       return await this.#start(spec, record, await template)
     } catch (error) {
-      await this.destroy(spec.id)
+      await this.destroy(spec.id).catch((failure) => {
+        // What is left is found by `list`; the caller hears of what went wrong first.
+        this.#options.log.error('an instance that could not be made left something', {
+          instance: spec.id,
+          error: failure,
+        })
+      })
       spec.signal?.throwIfAborted()
       throw hostError(error)
     }
