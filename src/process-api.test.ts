@@ -140,6 +140,23 @@ describe('output', () => {
       { type: 'stdout', data: base64, encoding: 'base64' },
     ])
   })
+
+  test.each([
+    ['*/*', 'text/plain'],
+    ['application/*', 'text/plain'],
+    ['text/plain, application/x-ndjson', 'application/x-ndjson'],
+    ['application/x-ndjson;q=0, text/plain', 'text/plain'],
+    ['application/x-ndjson;q=0.5, text/plain;q=0.9', 'text/plain'],
+    ['Text/Plain;q=0.5, Application/X-NDJSON; q=0.9', 'application/x-ndjson'],
+  ])('to who accepts %s comes as %s', async (accept, type) => {
+    await sandbox.process.exec({ command: 'echo said', name: 'said', waitForCompletion: true })
+    const path = `/${client.platform.credentials.workspace}/sandboxes/processes/process/said/logs/stream`
+    const answer = await client.request(path, { headers: { accept } })
+    expect(answer.headers.get('content-type')?.split(';')[0]).toBe(type)
+    expect(await answer.text()).toBe(
+      type === 'text/plain' ? 'stdout:said\n' : '{"type":"stdout","data":"said\\n"}\n',
+    )
+  })
 })
 
 describe('names, pids and states', () => {

@@ -82,7 +82,7 @@ function streamExecution(call: SandboxCall, process: SandboxProcess): SandboxAns
 
 export function streamLogs(call: SandboxCall, identifier: string): SandboxAnswer {
   const process = call.lease.processes.require(identifier)
-  if (!(call.request.headers.get('accept') ?? '').includes('application/x-ndjson')) {
+  if (!wantsRecords(call.request.headers.get('accept') ?? '')) {
     const lines = (signal: AbortSignal) => prefixedLines(process.follow(signal))
     return streamed(call, lines, logKeepalive, 'text/plain; charset=utf-8')
   }
@@ -94,6 +94,19 @@ export function streamLogs(call: SandboxCall, identifier: string): SandboxAnswer
     }
   }
   return streamed(call, records, recordKeepalive, 'application/x-ndjson')
+}
+
+/** Only who names them gets records, and not who would rather have text. */
+function wantsRecords(accept: string): boolean {
+  const weights = new Map(
+    accept.split(',').map((part) => {
+      const [type = '', ...parameters] = part.split(';').map((word) => word.trim().toLowerCase())
+      const weight = parameters.find((parameter) => parameter.startsWith('q='))
+      return [type, weight === undefined ? 1 : Number(weight.slice(2)) || 0]
+    }),
+  )
+  const records = weights.get('application/x-ndjson') ?? 0
+  return records > 0 && records >= (weights.get('text/plain') ?? 0)
 }
 
 /** The headers are out: a failure can only be told as the last event. */
