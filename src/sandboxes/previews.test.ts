@@ -1,7 +1,7 @@
 import { afterEach, beforeEach, expect, test } from 'bun:test'
 import { PlatformError } from '../errors.ts'
 import type { PreviewInput } from './preview-schema.ts'
-import { tokensPerPreviewMax } from './previews.ts'
+import { tokensPerPreviewMax } from './preview-tokens.ts'
 import { type TestPlatform, TestSite, until } from './test-host.ts'
 
 let site: TestSite

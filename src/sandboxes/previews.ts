@@ -2,9 +2,7 @@
 import { createHash } from 'node:crypto'
 import { PlatformError } from '../errors.ts'
 import type { Clock } from '../lib/clock.ts'
-import { parseDateMs } from '../lib/date.ts'
 import { Deadlines } from '../lib/deadlines.ts'
-import { randomSecret } from '../lib/ids.ts'
 import { KeyedLock } from '../lib/keyed-lock.ts'
 import type { Logger } from '../lib/log.ts'
 import type { SecretBox } from '../lib/secret-box.ts'
@@ -29,8 +27,8 @@ import {
   previewKind,
   type StoredPreview,
   sandboxApiPort,
-  type TokenRecord,
 } from './preview-targets.ts'
+import { PreviewTokens } from './preview-tokens.ts'
 
 export {
   previewInputSchema,
@@ -41,8 +39,6 @@ export {
 export type { PreviewTarget } from './preview-targets.ts'
 
 const previewsPerSandboxMax = 500
-export const tokensPerPreviewMax = 100
-const tokenLifetimeMsDefault = 24 * 60 * 60_000
 const changeAttemptsMax = 8
 
 export interface PreviewsOptions {
@@ -63,6 +59,7 @@ export class Previews {
   readonly #domain: string
   readonly #deadlines: Deadlines
   readonly #targets: PreviewTargets
+  readonly #tokens: PreviewTokens
   /** By preview, for its changes; by custom domain, for who holds it. The second is taken before the first. */
   readonly #lock = new KeyedLock()
 
@@ -73,6 +70,7 @@ export class Previews {
     this.#clock = options.clock
     this.#domain = options.domain
     this.#targets = new PreviewTargets(options)
+    this.#tokens = new PreviewTokens({ ...options, targets: this.#targets })
     this.#deadlines = new Deadlines({ clock: options.clock, log: options.log, due: (key) => this.#due(key) })
     this.#sandboxes.addDependent({
       removal: async (workspace, sandbox) =>
@@ -233,59 +231,21 @@ export class Previews {
     input: PreviewTokenInput,
   ): Promise<PreviewTokenView> {
     const existing = await this.get(workspace, sandbox, name)
-    const now = this.#clock.now()
-    const text = input.spec?.expiresAt
-    const expiresAt = text ? parseDateMs(text) : now + tokenLifetimeMsDefault
-    if (expiresAt === null) {
-      throw new PlatformError(
-        'bad_request',
-        `spec.expiresAt: ${JSON.stringify(text?.slice(0, 80))} is not a date like 2030-12-31T23:59:59Z`,
-      )
-    }
-    const value = randomSecret()
-    const token: TokenRecord = {
-      hash: this.#targets.hashOf(value),
-      name: (input.metadata?.name ?? `token-${now}`).slice(0, 128),
-      sealed: this.#secrets.seal(value, `preview:${existing.body.id}:token`),
-      expiresAt,
-    }
-    const updated = await this.#change(existing, (body) => {
-      // Those that ended make room; otherwise a client that makes one for each visit would be shut out for good.
-      const tokens =
-        body.tokens.length < tokensPerPreviewMax
-          ? body.tokens
-          : body.tokens.filter((old) => old.expiresAt > now)
-      if (tokens.length >= tokensPerPreviewMax) {
-        throw new PlatformError(
-          'conflict',
-          `the preview "${name}" has ${tokensPerPreviewMax} tokens, the most allowed: delete one first`,
-        )
-      }
-      return { ...body, tokens: [token, ...tokens] }
-    })
-    return this.#tokenView(updated, token)
+    const token = this.#tokens.make(existing, input)
+    const updated = await this.#change(existing, (body) => this.#tokens.added(body, token))
+    return this.#tokens.view(updated, token)
   }
 
   /** Newest first. @throws not_found */
   async listTokens(workspace: string, sandbox: string, name: string): Promise<PreviewTokenView[]> {
     const preview = await this.get(workspace, sandbox, name)
-    return preview.body.tokens.map((token) => this.#tokenView(preview, token))
+    return preview.body.tokens.map((token) => this.#tokens.view(preview, token))
   }
 
   /** By the token's value. It opens nothing any more when this resolves. @throws not_found */
   async removeToken(workspace: string, sandbox: string, name: string, value: string): Promise<void> {
     const existing = await this.get(workspace, sandbox, name)
-    const hash = this.#targets.hashOf(value)
-    await this.#change(existing, (body) => {
-      const tokens = body.tokens.filter((token) => token.hash !== hash)
-      if (tokens.length === body.tokens.length) {
-        throw new PlatformError(
-          'not_found',
-          `the preview "${name}" has no such token; give the token's value`,
-        )
-      }
-      return { ...body, tokens }
-    })
+    await this.#change(existing, (body) => this.#tokens.removed(body, value))
   }
 
   /**
@@ -434,23 +394,6 @@ export class Previews {
     if (!this.#isOver(found)) return this.#watchDeadline(found)
     await this.#store.remove(keyOf(found), found.version)
     this.#targets.forget()
-  }
-
-  #tokenView(preview: StoredPreview, token: TokenRecord): PreviewTokenView {
-    return {
-      metadata: {
-        name: token.name,
-        previewName: preview.body.name,
-        resourceName: preview.body.sandbox,
-        resourceType: 'sandbox',
-        workspace: preview.workspace,
-      },
-      spec: {
-        token: this.#secrets.open(token.sealed, `preview:${preview.body.id}:token`),
-        expiresAt: new Date(token.expiresAt).toISOString(),
-        expired: token.expiresAt <= this.#clock.now(),
-      },
-    }
   }
 
   #idOf(workspace: string, sandbox: string, name: string): string {

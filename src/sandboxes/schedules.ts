@@ -8,16 +8,15 @@ import { KeyedLock } from '../lib/keyed-lock.ts'
 import type { Logger } from '../lib/log.ts'
 import type { SecretBox } from '../lib/secret-box.ts'
 import { Semaphore } from '../lib/semaphore.ts'
-import type { BatchStep, Page, PageQuery, Resource, ResourceKey, SortOrder, Store } from '../spec/store.ts'
-import { batchStepsMax, everyItem, pageLimitMax } from '../spec/store.ts'
+import type { BatchStep, Page, ResourceKey, SortOrder, Store } from '../spec/store.ts'
+import { everyItem } from '../spec/store.ts'
 import type { Sandboxes } from './index.ts'
+import { ScheduleHistory } from './schedules/history.ts'
 import {
   draftOfSchedule,
   type ExecutionBody,
-  executionIndexes,
   executionKind,
   following,
-  purgeKind,
   type ScheduleBody,
   type ScheduleDraft,
   type StoredExecution,
@@ -27,7 +26,7 @@ import {
   scheduleKind,
 } from './schedules/record.ts'
 import { ScheduleRuns } from './schedules/runs.ts'
-import { executionStatuses, type ScheduleInput, type ScheduleMetrics } from './schedules/schema.ts'
+import type { ScheduleInput, ScheduleMetrics } from './schedules/schema.ts'
 
 export { executionView, scheduleView } from './schedules/record.ts'
 export {
@@ -71,6 +70,7 @@ export class Schedules {
   readonly #deadlines: Deadlines
   readonly #lock = new KeyedLock()
   readonly #runs: ScheduleRuns
+  readonly #history: ScheduleHistory
   readonly #turns = new Semaphore({
     concurrencyMax: runsMax,
     waitingMax: Number.POSITIVE_INFINITY,
@@ -87,6 +87,7 @@ export class Schedules {
       if (!background.closing.aborted) options.log.error('a scheduled run failed', { error })
     })
     this.#background = background
+    this.#history = new ScheduleHistory(options.store)
     this.#runs = new ScheduleRuns({
       store: options.store,
       sandboxes: options.sandboxes,
@@ -97,18 +98,18 @@ export class Schedules {
     this.#deadlines = new Deadlines({ clock: options.clock, log: options.log, due: (key) => this.#due(key) })
     this.#sandboxes.addDependent({
       removal: (workspace, _, uid) => this.#removal(workspace, uid),
-      removed: () => this.#background.run(this.#purge()),
+      removed: () => this.#background.run(this.#history.purge()),
     })
   }
 
   /** At start, after the sandboxes: sets every deadline, and finishes what a crash cut off. */
   async open(): Promise<void> {
-    await this.#purge()
-    for await (const schedule of this.#every<ScheduleBody>({ kind: scheduleKind })) this.#watch(schedule)
-    for await (const execution of this.#every<ExecutionBody>({
-      kind: executionKind,
-      where: { status: 'pending' },
-    })) {
+    await this.#history.purge()
+    const schedules = everyItem((page) =>
+      this.#store.page<ScheduleBody>({ ...page, kind: scheduleKind, sort: 'createdAt:asc' }),
+    )
+    for await (const schedule of schedules) this.#watch(schedule)
+    for await (const execution of this.#history.pending()) {
       this.#background.run(this.#turns.run(() => this.#runs.resume(execution)))
     }
   }
@@ -227,31 +228,14 @@ export class Schedules {
       untilMs?: number
     },
   ): Promise<Page<ExecutionBody>> {
-    const { sandbox, scheduleId, status, sinceMs = 0, untilMs = Number.POSITIVE_INFINITY, ...page } = query
-    const found = await this.#store.page<ExecutionBody>({
-      ...page,
-      kind: executionKind,
-      workspace,
-      where: {
-        status: executionStatuses.filter((one) => status === undefined || one === status),
-        ...(sandbox === undefined ? {} : { sandbox: await this.#uidOf(workspace, sandbox) }),
-        ...(scheduleId === undefined ? {} : { scheduleId }),
-      },
-    })
-    const data = found.data.filter(({ createdAt }) => createdAt >= sinceMs && createdAt <= untilMs)
-    const oldest = found.data.at(-1)?.createdAt ?? 0
-    const over = page.sort !== 'createdAt:asc' && oldest < sinceMs
-    return { ...found, data, ...(over ? { hasMore: false, nextCursor: '' } : {}) }
+    const { sandbox, ...rest } = query
+    const of = sandbox === undefined ? {} : { sandboxUid: await this.#uidOf(workspace, sandbox) }
+    return await this.#history.page({ ...rest, ...of, workspace })
   }
 
   /** Counts of a workspace, of runs from `sinceMs` on and before `untilMs`. */
   async metrics(workspace: string, sinceMs: number, untilMs: number): Promise<ScheduleMetrics> {
-    const counts = { succeeded: 0, failed: 0 }
-    for await (const { body, createdAt } of everyItem((page) =>
-      this.executions(workspace, { ...page, sinceMs }),
-    )) {
-      if (createdAt < untilMs) counts[body.status === 'succeeded' ? 'succeeded' : 'failed']++
-    }
+    const counts = await this.#history.counts(workspace, sinceMs, untilMs)
     let sandboxes = 0
     const deployed = { status: 'DEPLOYED' }
     for await (const _ of everyItem((page) => this.#sandboxes.list(workspace, { ...page, ...deployed })))
@@ -321,19 +305,9 @@ export class Schedules {
             expectedVersion: schedule.version,
             change: { body: { ...body, nextAt } },
           }
-    const creation: BatchStep = {
-      op: 'create',
-      input: {
-        kind: executionKind,
-        workspace,
-        name: `${body.sandboxUid}/${id}`,
-        body: execution,
-        indexes: executionIndexes(execution),
-        createdAt: now,
-      },
-    }
     try {
-      const results = await this.#store.batch([advance, creation, ...(await this.#surplus(schedule))])
+      const addition = await this.#history.addition(workspace, execution, body.maxExecutions)
+      const results = await this.#store.batch([advance, ...addition])
       if (nextAt !== null) this.#deadlines.set(deadlineOf(schedule), nextAt)
       return results[1] as StoredExecution
     } catch (error) {
@@ -342,19 +316,6 @@ export class Schedules {
       if (fresh) this.#watch(fresh)
       return null
     }
-  }
-
-  /** Removes the oldest runs, so that with one more there are as many as are kept. */
-  async #surplus({ workspace, body }: StoredSchedule): Promise<BatchStep[]> {
-    const kept = await this.#store.find<ExecutionBody>({
-      kind: executionKind,
-      workspace,
-      index: 'schedule',
-      value: scheduleIndex({ sandboxUid: body.sandboxUid, scheduleId: body.id }),
-      limit: Math.min(batchStepsMax, body.maxExecutions + pageLimitMax),
-    })
-    const removable = kept.slice(body.maxExecutions - 1).filter((one) => one.body.status !== 'pending')
-    return removable.slice(0, pageLimitMax).map((one) => ({ op: 'remove', key: keyOf(one) }))
   }
 
   #bodyOf(
@@ -403,32 +364,7 @@ export class Schedules {
     const schedules = await this.#ofSandbox(workspace, uid)
     for (const schedule of schedules) this.#deadlines.delete(deadlineOf(schedule))
     const steps: BatchStep[] = schedules.map((schedule) => ({ op: 'remove', key: keyOf(schedule) }))
-    const history = { kind: executionKind, workspace, index: 'sandbox', value: uid, limit: 1 }
-    if ((await this.#store.find(history)).length === 0) return steps
-    // More than one batch may hold: noted in this one, removed after it.
-    return [...steps, { op: 'create', input: { kind: purgeKind, workspace, name: uid, body: {} } }]
-  }
-
-  /** Removes the history of sandboxes that are gone. */
-  async #purge(): Promise<void> {
-    for await (const purge of this.#every({ kind: purgeKind })) {
-      for (;;) {
-        const executions = await this.#store.find<ExecutionBody>({
-          kind: executionKind,
-          workspace: purge.workspace,
-          index: 'sandbox',
-          value: purge.name,
-          limit: batchStepsMax,
-        })
-        if (executions.length === 0) break
-        await this.#store.batch(executions.map((one) => ({ op: 'remove', key: keyOf(one) })))
-      }
-      await this.#store.remove(keyOf(purge))
-    }
-  }
-
-  #every<Body>(query: Pick<PageQuery, 'kind' | 'where'>): AsyncIterable<Resource<Body>> {
-    return everyItem((page) => this.#store.page<Body>({ ...query, ...page, sort: 'createdAt:asc' }))
+    return [...steps, ...(await this.#history.removal(workspace, uid))]
   }
 
   async #uidOf(workspace: string, sandbox: string): Promise<string> {
