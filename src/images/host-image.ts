@@ -8,7 +8,8 @@ import type { Logger } from '../lib/log.ts'
 import type { Layers } from '../spec/layers.ts'
 import type { RootFilesystem, RootMount } from '../spec/runtime.ts'
 import { draftMark, makeSkeleton, skeletonStamp } from './skeleton.ts'
-import { makeLocal, removeUnreadable, UsrMask, usrRevision } from './usr-mask.ts'
+import { removeUnreadable } from './unreadable.ts'
+import { makeLocal, UsrMask, usrRevision } from './usr-mask.ts'
 
 /** How /usr of the host becomes part of the image; `auto` is reflink where the file system can, else copy. */
 const hostImageSources = ['auto', 'reflink', 'copy', 'link', 'live'] as const

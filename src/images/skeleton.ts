@@ -17,7 +17,7 @@ import {
 import { dirname, join } from 'node:path'
 import { PlatformError } from '../errors.ts'
 import { interpreterText, writeInterpreter } from './interpreter/index.ts'
-import { removeUnreadable } from './usr-mask.ts'
+import { removeUnreadable } from './unreadable.ts'
 
 /** What of the host's /etc programs need and strangers may read. Never keys, password hashes or package credentials. */
 const etcEntries = [

@@ -15,6 +15,7 @@ import {
 import { join } from 'node:path'
 import { PlatformError } from '../errors.ts'
 import type { Layers } from '../spec/layers.ts'
+import { unreadableBelow } from './unreadable.ts'
 
 /** Changes with the rules below, so that an older mask or copy is not taken for a current one. */
 export const usrRevision = 2
@@ -33,10 +34,6 @@ const localDirectories = [
 ] as const
 const localLinks = [['man', 'share/man']] as const
 
-/** What not everybody on the host may read: root inside would own it, and read it. */
-const unreadable = ['(', '-type', 'd', '!', '-perm', '-005', '-o', '!', '-type', 'd', '!', '-type', 'l']
-const unreadableTest = [...unreadable, '!', '-perm', '-004', ')']
-const listBytesMax = 16 * 1024 * 1024
 const attemptsMax = 3
 const unneededAgeMsMax = 24 * 60 * 60 * 1000
 const nsPerMs = 1_000_000n
@@ -58,7 +55,7 @@ interface Mask {
 }
 
 /**
- * A layer above the host's /usr that hides what not everybody on the host may read, and /usr/local. Made by one pass over
+ * A layer above the host's /usr that hides what not everybody on the host may read, and /usr/local. Made by one look at
  * /usr; kept under a name for the host's state, so that the next start finds it.
  */
 export class UsrMask {
@@ -149,15 +146,15 @@ export class UsrMask {
 
   async #scan(how: string[]): Promise<Mask> {
     const { usr, withoutLocal } = this.#options
-    const skipped = withoutLocal ? ['-path', './local', '-prune', '-o'] : []
-    const { signal } = this.#closed
-    const found = await find([...skipped, ...unreadableTest, '-prune', '-print0'], usr, how, { signal })
-    signal.throwIfAborted()
-    const hidden = found.split('\0').slice(0, -1)
+    const hidden = await unreadableBelow(usr, {
+      how,
+      signal: this.#closed.signal,
+      ...(withoutLocal ? { without: 'local' } : {}),
+    })
     if (hidden.includes('.')) {
       throw new PlatformError('unavailable', `${usr} is no image for sandboxes: not everybody may read it`)
     }
-    const paths = hidden.map((path) => path.slice('./'.length)).sort()
+    const paths = hidden.sort()
     const directories = new Set<string>()
     for (const path of paths) {
       for (let slash = path.indexOf('/'); slash > 0; slash = path.indexOf('/', slash + 1)) {
@@ -218,50 +215,4 @@ export async function makeLocal(path: string): Promise<void> {
     await chmod(join(path, name), 0o755)
   }
   for (const [name, to] of localLinks) await symlink(to, join(path, name))
-}
-
-/** Takes out of a copy what not everybody may read in it. `paths`, relative to `root`, must exist. */
-export async function removeUnreadable(root: string, how: string[], paths: string[] = ['.']): Promise<void> {
-  await find([...unreadableTest, '-prune', '-exec', 'rm', '-rf', '--', '{}', '+'], root, how, { paths })
-}
-
-/** What it prints, one byte a character. */
-async function find(
-  tests: string[],
-  root: string,
-  how: string[],
-  { paths = ['.'], signal }: { paths?: string[]; signal?: AbortSignal },
-): Promise<string> {
-  if (Bun.which('find') === null) {
-    throw new PlatformError('unavailable', 'this host has no program find: sudo apt-get install -y findutils')
-  }
-  const argv = [...how, 'find', ...paths, '-xdev', ...tests]
-  const env = { PATH: '/usr/local/bin:/usr/bin:/bin', LC_ALL: 'C' }
-  const child = Bun.spawn(argv, {
-    cwd: root,
-    stdin: 'ignore',
-    stdout: 'pipe',
-    stderr: 'pipe',
-    env,
-    ...(signal ? { signal } : {}),
-  })
-  const printed = (async () => {
-    const chunks: Uint8Array[] = []
-    let bytes = 0
-    for await (const chunk of child.stdout) {
-      bytes += chunk.length
-      if (bytes <= listBytesMax) chunks.push(chunk)
-    }
-    return bytes > listBytesMax ? null : Buffer.concat(chunks).toString('latin1')
-  })()
-  const [code, errors, output] = await Promise.all([child.exited, new Response(child.stderr).text(), printed])
-  if (code !== 0) {
-    throw new PlatformError('unavailable', `what may be seen of ${root} could not be told (find failed)`, {
-      cause: errors.slice(0, 2000),
-    })
-  }
-  if (output === null) {
-    throw new PlatformError('unavailable', `${root} has too many files that not everybody may read`)
-  }
-  return output
 }
