@@ -8,6 +8,7 @@
 #include <sys/file.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "failure.h"
@@ -39,14 +40,8 @@ static int loop_open(int image, char *path, size_t path_size) {
     int device = open(path, O_RDWR | O_CLOEXEC);
     if (device < 0) fail("disk", "%s", path);
     struct loop_config config = {.fd = (uint32_t)image, .block_size = LOOP_BLOCK_BYTES};
-    config.info.lo_flags = LO_FLAGS_AUTOCLEAR | LO_FLAGS_DIRECT_IO;
-    int done = ioctl(device, LOOP_CONFIGURE, &config);
-    if (done < 0 && errno == EINVAL) {
-      /* The image's file system cannot do direct I/O in blocks of this size. */
-      config.info.lo_flags = LO_FLAGS_AUTOCLEAR;
-      done = ioctl(device, LOOP_CONFIGURE, &config);
-    }
-    if (done == 0) {
+    config.info.lo_flags = LO_FLAGS_AUTOCLEAR;
+    if (ioctl(device, LOOP_CONFIGURE, &config) == 0) {
       close(control);
       return device;
     }
@@ -84,12 +79,12 @@ static int make_image(int dir_fd, const char *template_path) {
   return image;
 }
 
-static int open_image(int dir_fd, const char *template_path) {
+static int open_image(int dir_fd, const char *template_path, int *device) {
   int image = template_path ? make_image(dir_fd, template_path)
                             : openat(dir_fd, "disk.img", O_RDWR | O_CLOEXEC | O_NOFOLLOW);
   if (image < 0) fail("disk", "disk.img");
   char path[32];
-  int device = loop_open(image, path, sizeof path);
+  *device = loop_open(image, path, sizeof path);
   int fs = filesystem_open("disk", "ext4");
   filesystem_set(fs, "disk", "source", path);
   filesystem_set(fs, "disk", "errors", "remount-ro");
@@ -98,15 +93,31 @@ static int open_image(int dir_fd, const char *template_path) {
    * rename replaces would cost a write to the disk for each save. */
   filesystem_flag(fs, "disk", "noauto_da_alloc");
   int mount = filesystem_mount(fs, "disk", MOUNT_ATTR_NODEV | MOUNT_ATTR_NOATIME);
-  close(device);
   close(image);
   return mount;
 }
 
-int disk_open(const struct spec *spec, int dir_fd) {
-  if (spec->disk == DISK_LOOP) return open_image(dir_fd, spec->disk_template);
+int disk_open(const struct spec *spec, int dir_fd, int *device) {
+  *device = -1;
+  if (spec->disk == DISK_LOOP) return open_image(dir_fd, spec->disk_template, device);
   if (mkdirat(dir_fd, "disk", 0755) < 0 && errno != EEXIST) fail("disk", "disk");
   int tree = sys_open_tree(dir_fd, "disk", OPEN_TREE_CLONE | OPEN_TREE_CLOEXEC);
   if (tree < 0) fail("disk", "disk");
   return tree;
+}
+
+void disk_settle(int device) {
+  /* It waits until all that was written so far is on the host's disk: in a process of its own, which nobody waits for. */
+  pid_t child = fork();
+  if (child == 0) {
+    pid_t own = fork();
+    if (own != 0) _exit(0);
+    if (device > 0) (void)sys_close_range(0, (unsigned)device - 1);
+    (void)sys_close_range((unsigned)device + 1, ~0U);
+    /* Where the image's file system cannot do that, it stays as it is. */
+    _exit(ioctl(device, LOOP_SET_DIRECT_IO, 1UL) < 0);
+  }
+  close(device);
+  if (child > 0)
+    while (waitpid(child, NULL, 0) < 0 && errno == EINTR) {}
 }

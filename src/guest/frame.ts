@@ -65,6 +65,7 @@ export const FrameType = {
   refuse: 103,
   query: 104,
   answer: 105,
+  settle: 106,
   sockets: 112,
   socket: 113,
   descent: 114,

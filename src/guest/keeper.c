@@ -14,6 +14,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "disk.h"
 #include "frame.h"
 #include "helper.h"
 #include "sys.h"
@@ -44,6 +45,7 @@ static struct keeper {
   uint32_t code;
   struct control controls[CONTROLS_MAX];
   struct control *egress; /* who decides on what leaves */
+  int disk_device; /* -1: there is none, or it was settled */
 } keeper;
 
 int loop_add(int fd, uint32_t events, struct source *source) {
@@ -138,6 +140,10 @@ static int serve(struct control *control, const struct frame *frame) {
       return 1;
     case FRAME_STATUS: put_guest(control, frame->id); return 1;
     case FRAME_KILL: kill_guest(); return 1;
+    case FRAME_SETTLE:
+      if (keeper.disk_device >= 0) disk_settle(keeper.disk_device);
+      keeper.disk_device = -1;
+      return 1;
     case FRAME_EGRESS:
       keeper.egress = control;
       frame_ok(writer, frame->id);
@@ -232,6 +238,7 @@ static size_t raise_descriptors(void) {
 void keeper_run(const struct keeper_start *start) {
   keeper.start = start;
   keeper.state = GUEST_RUNNING;
+  keeper.disk_device = start->disk_device;
   for (int i = 0; i < CONTROLS_MAX; i++) keeper.controls[i].fd = -1;
   if (getrandom(&keeper.boot_id, sizeof keeper.boot_id, 0) < 0) keeper.boot_id = (uint64_t)getpid();
   size_t relays_max = relays_limit(raise_descriptors());

@@ -19,6 +19,7 @@ struct keeper_start {
   int guest_pidfd;
   int listen_fd;   /* listening, run/keeper.sock */
   int mailbox_fd;  /* datagrams, run/egress.sock */
+  int disk_device; /* as disk_open gives it: until it was settled */
   struct network network;
 };
 

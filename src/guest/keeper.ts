@@ -148,6 +148,11 @@ export class KeeperChannel {
     this.#requests.notify(frame.finish()).catch(() => {})
   }
 
+  /** Its disk image is written past the host's page cache from now on. Idempotent; nothing where there is no image. */
+  async settleDisk(): Promise<void> {
+    await this.#requests.notify(new FrameWriter(FrameType.settle, 0).finish())
+  }
+
   /** SIGKILL to process 1; its end is told by `onEnd`. */
   async kill(): Promise<void> {
     await this.#requests.notify(new FrameWriter(FrameType.kill, 0).finish())

@@ -47,7 +47,9 @@ enum {
   NICE_GUEST = -20,
 };
 
-/* What process 1 says to the launcher before it is ready; then one byte. */
+/* What process 1 says to the launcher before it is ready: two bytes with its disk's device; then one byte. Or why not. */
+static const char device_note[2] = "d";
+
 struct report {
   char stage[16];
   int error;
@@ -238,6 +240,24 @@ static void name_files(const char *hostname) {
   if (length > 0 && (size_t)length < sizeof content) replace_small("/etc/hostname", content, (size_t)length);
 }
 
+/* To the keeper: what goes on inside does not reach it. */
+static void hand_over_device(int channel, int device) {
+  if (device < 0) return;
+  union {
+    char bytes[CMSG_SPACE(sizeof(int))];
+    struct cmsghdr align;
+  } control = {0};
+  struct iovec note = {(void *)(uintptr_t)device_note, sizeof device_note};
+  struct msghdr message = {.msg_iov = &note, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+  struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+  header->cmsg_level = SOL_SOCKET;
+  header->cmsg_type = SCM_RIGHTS;
+  header->cmsg_len = CMSG_LEN(sizeof device);
+  memcpy(CMSG_DATA(header), &device, sizeof device);
+  if (sendmsg(channel, &message, MSG_NOSIGNAL) < 0) fail("disk", "its device");
+  close(device);
+}
+
 static _Noreturn void guest_process(struct guest_plan *plan, struct spec *spec) {
   enum { CHANNEL = 3, LISTEN = 4, LOG = 5, PROGRAMS = 6, AFTER_PROGRAMS = PROGRAMS + 2 * PROGRAMS_GROUPS };
   child_channel = plan->channel;
@@ -258,6 +278,7 @@ static _Noreturn void guest_process(struct guest_plan *plan, struct spec *spec) 
 
   struct root root;
   root_enter(spec, &plan->identity, &root);
+  hand_over_device(plan->channel, root.disk_device);
   become_root_inside(plan, root.proc_fd);
   umask(022);
   name_files(spec->hostname);
@@ -372,17 +393,37 @@ static pid_t clone_guest(const struct spec *spec, int *pidfd) {
   return pid;
 }
 
-static void await_guest(int channel) {
-  struct report report;
+/* What process 1 says next; a descriptor that comes with it is put in `device`. */
+static ssize_t hear(int channel, struct report *report, int *device) {
   struct pollfd waiting = {.fd = channel, .events = POLLIN};
   int ready;
   do ready = poll(&waiting, 1, START_MS_MAX);
   while (ready < 0 && errno == EINTR);
   if (ready == 0) fail_with(ETIMEDOUT, "guest", "process 1 was not ready after %d ms", START_MS_MAX);
-  ssize_t got = recv(channel, &report, sizeof report, 0);
+  union {
+    char bytes[CMSG_SPACE(sizeof(int))];
+    struct cmsghdr align;
+  } control;
+  struct iovec said = {report, sizeof *report};
+  struct msghdr message = {.msg_iov = &said, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+  ssize_t got = recvmsg(channel, &message, MSG_CMSG_CLOEXEC);
+  struct cmsghdr *header = got < 0 ? NULL : CMSG_FIRSTHDR(&message);
+  if (header && header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS &&
+      header->cmsg_len == CMSG_LEN(sizeof *device))
+    memcpy(device, CMSG_DATA(header), sizeof *device);
+  return got;
+}
+
+/* Answers the device of its disk, or -1. */
+static int await_guest(int channel) {
+  struct report report;
+  int device = -1;
+  ssize_t got = hear(channel, &report, &device);
+  if (got == (ssize_t)sizeof device_note) got = hear(channel, &report, &device);
   /* It ended without reading our go, which is told before its last words. */
-  if (got < 0 && errno == ECONNRESET) got = recv(channel, &report, sizeof report, 0);
-  if (got == 1) return;
+  if (got < 0 && errno == ECONNRESET) got = hear(channel, &report, &device);
+  if (got == (ssize_t)sizeof device_note) got = hear(channel, &report, &device);
+  if (got == 1) return device;
   if (got == (ssize_t)sizeof report) {
     report.stage[sizeof report.stage - 1] = 0;
     report.message[sizeof report.message - 1] = 0;
@@ -467,7 +508,7 @@ _Noreturn void launch(uint32_t request, const void *specification, size_t length
   if (plan.identity.userns_fd >= 0) close(plan.identity.userns_fd);
   struct network network = network_setup(); /* while process 1 mounts */
   if (send(channel[0], "g", 1, MSG_NOSIGNAL) < 0 && errno != EPIPE) fail("guest", "channel");
-  await_guest(channel[0]);
+  int disk_device = await_guest(channel[0]);
   close(channel[0]);
   pid_t guest = launched.guest;
   struct keeper_start start = {
@@ -475,6 +516,7 @@ _Noreturn void launch(uint32_t request, const void *specification, size_t length
       .guest_pidfd = guest_pidfd,
       .listen_fd = keeper_listen,
       .mailbox_fd = mailbox,
+      .disk_device = disk_device,
       .network = network,
   };
   struct frame_writer writer = launched_answer(guest, &network);

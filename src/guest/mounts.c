@@ -373,7 +373,7 @@ void root_enter(const struct spec *spec, const struct identity *identity, struct
   struct builder builder = {.identity = identity, .scratch = {.fd = -1}};
   builder.dir_fd = open(spec->dir, DIRECTORY_FLAGS);
   if (builder.dir_fd < 0) fail("mounts", "%s", spec->dir);
-  builder.disk_fd = disk_open(spec, builder.dir_fd);
+  builder.disk_fd = disk_open(spec, builder.dir_fd, &root->disk_device);
   root->log_fd = clone_tree("log", builder.dir_fd, "log", 0, MOUNT_ATTR_NODEV | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NOEXEC,
                             identity);
   become_root_owner(spec);

@@ -22,6 +22,7 @@ struct root {
   int log_fd;  /* the log directory, as a mount of its own: `..` leads nowhere */
   int proc_fd;
   int null_fd; /* /dev/null inside */
+  int disk_device; /* as disk_open gives it */
 };
 
 /*

@@ -10,12 +10,13 @@ import {
   statSync,
 } from 'node:fs'
 import { tmpdir } from 'node:os'
-import { systemClock } from '../../lib/clock.ts'
+import { type Clock, systemClock } from '../../lib/clock.ts'
 import { randomText } from '../../lib/ids.ts'
 import { silentLogger } from '../../lib/log.ts'
 import { runtimeContract } from '../../spec/runtime.contract.ts'
 import type { Instance, InstanceSpec, Runtime } from '../../spec/runtime.ts'
 import { testHelperPath, testImage } from '../test-host.ts'
+import { diskSettleAfterMs } from './disk-settling.ts'
 import { openNamespaceRuntime, probeNamespace } from './index.ts'
 import { readRecord } from './record.ts'
 
@@ -32,6 +33,24 @@ const options = {
   clock: systemClock,
 }
 const state = await probeNamespace(options)
+
+/** The loop device of an instance's disk; null when there is none. */
+function loopOf(id: string): { direct: string } | null {
+  for (const name of readdirSync('/sys/block').filter((block) => block.startsWith('loop'))) {
+    const read = (file: string) => readFileSync(`/sys/block/${name}/loop/${file}`, 'utf8').trim()
+    try {
+      if (read('backing_file').includes(id)) return { direct: read('dio') }
+    } catch {
+      // Nothing is on this one.
+    }
+  }
+  return null
+}
+
+const directWrites =
+  Bun.spawnSync(['dd', 'if=/dev/zero', `of=${dir}/direct`, 'bs=4096', 'count=1', 'oflag=direct']).exitCode ===
+  0
+
 const isRoot = process.getuid?.() === 0
 const env = { PATH: '/usr/bin:/bin' }
 
@@ -222,6 +241,36 @@ describeRoot(`namespace, as root${why === '' ? '' : ` (skipped: ${why})`}`, () =
       await after[Symbol.asyncDispose]()
     } finally {
       Bun.spawnSync(['umount', '-l', small])
+    }
+  })
+
+  const settling = 'a disk image begins in the page cache of the host, and later goes past it with all on it'
+  const unable = directWrites ? '' : ' (skipped: the file system of this host takes no direct writes)'
+  test.skipIf(unable !== '')(`${settling}${unable}`, async () => {
+    const due = Promise.withResolvers<void>()
+    const clock: Clock = {
+      ...systemClock,
+      sleep: (ms, signal) => (ms === diskSettleAfterMs ? due.promise : systemClock.sleep(ms, signal)),
+    }
+    await using there = await openNamespaceRuntime({ ...options, instancesDir: `${dir}/settling`, clock })
+    const spec = specOf()
+    const box = await there.create(spec)
+    try {
+      await shell('head -c 3000000 /dev/urandom > /root/early; sha256sum /root/early > /root/sums; sync', box)
+      expect(loopOf(spec.id)?.direct).toBe('0')
+      due.resolve()
+      const deadline = Date.now() + 60_000
+      while (loopOf(spec.id)?.direct !== '1' && Date.now() < deadline) await systemClock.sleep(20)
+      expect(loopOf(spec.id)?.direct).toBe('1')
+      await shell('head -c 3000000 /dev/urandom > /root/late; sha256sum /root/late >> /root/sums; sync', box)
+      const read = 'sha256sum -c /root/sums'
+      expect((await shell(read, box)).text).toBe('/root/early: OK\n/root/late: OK\n')
+      await box.stop()
+      // The keeper held the device until then.
+      expect(loopOf(spec.id)).toBeNull()
+      expect((await shell(read, await there.restart(spec))).text).toBe('/root/early: OK\n/root/late: OK\n')
+    } finally {
+      await there.destroy(spec.id)
     }
   })
 

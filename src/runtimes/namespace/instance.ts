@@ -62,6 +62,7 @@ export class NamespaceInstance implements Instance {
   #ending: 'stopped' | 'killed' | null = null
   #stopping: Promise<void> | null = null
   readonly #standby: InstanceStandby
+  readonly #over = new AbortController()
 
   constructor(options: NamespaceInstanceOptions) {
     this.#options = options
@@ -113,6 +114,15 @@ export class NamespaceInstance implements Instance {
       await this[Symbol.asyncDispose]()
       throw error
     }
+  }
+
+  /** Aborted when this object can no longer tell what happens to the machine. */
+  get over(): AbortSignal {
+    return this.#over.signal
+  }
+
+  settleDisk(): Promise<void> {
+    return this.#keeper.settleDisk()
   }
 
   get process1(): ProcessIdentity {
@@ -175,6 +185,7 @@ export class NamespaceInstance implements Instance {
   }
 
   #detached() {
+    this.#over.abort()
     this.#options.leaving?.ended()
     this.#options.onDetached(this)
   }

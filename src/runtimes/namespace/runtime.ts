@@ -18,6 +18,7 @@ import type { Archives } from './archive.ts'
 import { type Cgroups, InstanceCgroup } from './cgroups.ts'
 import { Dialler } from './dialler.ts'
 import type { DiskImages } from './disk.ts'
+import { DiskSettling } from './disk-settling.ts'
 import { NamespaceInstance } from './instance.ts'
 import { checkSpec, launch } from './launch.ts'
 import { Leaving } from './leaving.ts'
@@ -78,6 +79,7 @@ export class NamespaceRuntime implements Runtime {
   /** Sockets are reached through it, for their paths may have 107 bytes only. */
   #dirFile: number
   #dialler: Dialler
+  readonly #settling: DiskSettling
   /** What leaves the instance that was started last arrives at its keeper. */
   relaysEgress = false
   #disposed = false
@@ -86,6 +88,7 @@ export class NamespaceRuntime implements Runtime {
     this.#options = options
     this.capabilities = options.capabilities
     this.#launcher = new Launcher(options.helperPath)
+    this.#settling = new DiskSettling(options.clock)
     this.#dirFile = openSync(options.instancesDir, 'r')
     const { archives, snapshots, clock, helperPath, instancesDir, log } = options
     if (snapshots !== null) {
@@ -340,6 +343,7 @@ export class NamespaceRuntime implements Runtime {
       },
     })
     this.#instances.set(id, instance)
+    if (state.disk === 'loop' && !this.#options.transient) this.#settling.begin(instance)
     return instance
   }
 
