@@ -66,6 +66,14 @@ error: top level
 
 no newline(fail) fifth [2.00s]
 (pass) the word (fail) [1.00ms]
+
+2 tests skipped:
+(skip) group > fourth
+
+4 tests failed:
+(fail) group > second [1.19ms]
+(fail) group > third [58.10ms]
+  ^ this test timed out after 50ms.
 `
 
 test('what failed is gathered with all that was printed of it', () => {

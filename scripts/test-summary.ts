@@ -19,6 +19,7 @@ export class Failures {
   #lines: string[] = []
   #rulesLeft = 0
   #justKept = false
+  #over = false
 
   push(piece: string): void {
     const lines = (this.#piece + piece).split('\n')
@@ -27,6 +28,9 @@ export class Failures {
   }
 
   #take(line: string): void {
+    // Behind it the names are listed once more.
+    this.#over ||= /^\d+ tests? (failed|skipped|todo):$/.test(line)
+    if (this.#over) return
     // A test that took too long says so below its name.
     if (this.#justKept && line.startsWith('  ^ ')) this.texts.push(`${this.texts.pop()}\n${line}`)
     this.#justKept = false
