@@ -1,6 +1,6 @@
 import type { ForkInfo, SnapshotInfo } from '../client/index.ts'
-import { clientFor, withHints } from './client.ts'
-import { CommandError, command, connectionFlags, sameTarget, type Target } from './command.ts'
+import { clientFor, removeEach, withHints } from './client.ts'
+import { command, connectionFlags, sameTarget, type Target } from './command.ts'
 import { age, note, paint, print, printJson, table } from './output.ts'
 import { pairs } from './pairs.ts'
 import { shellQuote, spelled } from './shell.ts'
@@ -117,17 +117,7 @@ export const remove = command({
   positionals: [1, 1000],
   async run({ flags, positionals }) {
     const { snapshots } = clientFor(flags)
-    const failures: string[] = []
-    for (const name of positionals) {
-      await snapshots.remove(name).then(
-        () => flags.json || print(name),
-        (error: Error) => failures.push(error.message),
-      )
-    }
-    if (flags.json) printJson({ removed: positionals.length - failures.length, failures })
-    if (failures.length > 0)
-      throw new CommandError(failures.join('; '), sameTarget('hutch snapshots ls', flags))
-    return 0
+    return await removeEach(flags, positionals, (id) => snapshots.remove(id), 'hutch snapshots ls')
   },
 })
 
