@@ -114,6 +114,18 @@ async function settled(box: Sandbox, { name, kind }: Acknowledged) {
   }
 }
 
+/** One whose end was asked for may end at any moment: in the end it is dead and known to be, or neither. */
+async function agreesWithItsMachine(box: Sandbox, { name, pid }: Acknowledged): Promise<void> {
+  const deadline = performance.now() + roundTimeoutMs / 2
+  for (;;) {
+    const { status } = await box.process.get(name)
+    const { exitCode } = await box.process.exec({ command: `[ -d /proc/${pid} ]`, waitForCompletion: true })
+    if ((status === 'running') === (exitCode === 0)) return
+    if (performance.now() > deadline) throw new Error(`${name} is ${status}, and the opposite inside`)
+    await Bun.sleep(20)
+  }
+}
+
 async function check(box: Sandbox, machineDied: boolean): Promise<void> {
   const listed = new Map((await box.process.list()).map((process) => [process.name, process]))
   expect([...acknowledged.keys()].filter((name) => !listed.has(name))).toEqual([])
@@ -139,7 +151,8 @@ async function check(box: Sandbox, machineDied: boolean): Promise<void> {
       const state = wanted.stop === 'answered' || found.status === 'stopped' ? 'stopped' : left
       if (wanted.stop === 'no') expect(state).toBe(left)
       expect([wanted.name, found.status]).toEqual([wanted.name, state])
-      expect([wanted.name, alivePids.has(wanted.pid)]).toEqual([wanted.name, state === 'running'])
+      if (wanted.stop === 'asked' && !machineDied) await agreesWithItsMachine(box, wanted)
+      else expect([wanted.name, alivePids.has(wanted.pid)]).toEqual([wanted.name, state === 'running'])
       const lines = logs.trimEnd().split('\n')
       expect(lines).toEqual(lines[0] === '' ? [''] : lines.map((_, at) => `${wanted.name} ${at}`))
     }
