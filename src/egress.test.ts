@@ -4,6 +4,7 @@ import { createServer, type Server, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { SandboxInstance as Sandbox } from '@blaxel/core'
+import { callsFromInsideMax } from './http/doors.ts'
 import { temporaryDataDir } from './platform.ts'
 import { eventually, openTestClient, type TestClient, whyNot } from './test-client.ts'
 
@@ -201,6 +202,24 @@ describe.skipIf(why !== '')('what leaves a sandbox', () => {
   })
 
   describe('the API of the sandbox, from inside', () => {
+    test('takes so many calls at once and no more, so that streams nobody reads stay few', async () => {
+      const { output } = await script(`
+        const api = "http://127.0.0.1:8080";
+        const body = JSON.stringify({ command: "sleep 300", name: "endless" });
+        await fetch(api + "/process", { method: "POST", body, headers: { "content-type": "application/json" } });
+        const open = new AbortController();
+        const streams = [];
+        for (let i = 0; i < ${callsFromInsideMax}; i++)
+          streams.push(await fetch(api + "/process/endless/logs/stream", { signal: open.signal }));
+        const refused = (await fetch(api + "/health")).status;
+        open.abort();
+        let again = 0;
+        while (again !== 200) again = (await fetch(api + "/health")).status;
+        await fetch(api + "/process/endless/kill", { method: "DELETE" });
+        console.log([...new Set(streams.map((stream) => stream.status))].join(), refused, again);`)
+      expect(output).toBe('200 429 200')
+    })
+
     test('needs no key and is that sandbox alone', async () => {
       expect(JSON.parse((await inside('curl -sS http://127.0.0.1:8080/health')).output).status).toBe('ok')
       const { output } = await inside(

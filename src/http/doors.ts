@@ -5,7 +5,7 @@ import type { Clock } from '../lib/clock.ts'
 import { randomText } from '../lib/ids.ts'
 import type { Logger } from '../lib/log.ts'
 import type { Doors } from '../network/index.ts'
-import type { Sandboxes } from '../sandboxes/index.ts'
+import type { Sandboxes, SandboxLease } from '../sandboxes/index.ts'
 import type { App, Connection } from './app.ts'
 import { errorResponse } from './errors.ts'
 import { type SandboxApi, serveSandbox } from './run/sandbox/api.ts'
@@ -30,6 +30,8 @@ interface Door {
 }
 
 const sandboxKind = 'sandbox'
+/** At once, of one instance: each may hold a megabyte of output that its reader does not take. */
+export const callsFromInsideMax = 128
 const ownNames = /^(?:localhost|127(?:\.\d{1,3}){3}|\[::1\]|10\.201\.0\.2)$/
 
 /**
@@ -39,6 +41,8 @@ const ownNames = /^(?:localhost|127(?:\.\d{1,3}){3}|\[::1\]|10\.201\.0\.2)$/
 export class InstanceDoors implements Doors {
   readonly #options: InstanceDoorsOptions
   readonly #doors = new Map<string, Door>()
+  /** Calls from inside that are not over, by instance. */
+  readonly #calls = new Map<string, number>()
   readonly #idPrefix = randomText(8)
   /** Sockets are made through it, for their paths may have 107 bytes only. */
   #dirFile: number
@@ -98,9 +102,15 @@ export class InstanceDoors implements Doors {
       refusePages(request)
       const { path, search } = splitUrl(request.url)
       const { workspace, name } = this.#sandboxOf(instanceId)
-      const lease = await this.#options.sandboxes.acquireFromInside(workspace, name, request.signal)
+      const leave = this.#enter(instanceId)
+      const lease = await this.#options.sandboxes
+        .acquireFromInside(workspace, name, request.signal)
+        .catch((error) => {
+          leave()
+          throw error
+        })
       response = await serveSandbox(
-        lease,
+        endingWith(lease, leave),
         {
           request,
           path: path === '/' ? '' : path,
@@ -127,6 +137,27 @@ export class InstanceDoors implements Doors {
       elapsedMs,
     })
     return response
+  }
+
+  /** @throws too_many_requests. What it answers is to be called when the call is over, once or more. */
+  #enter(instanceId: string): () => void {
+    const calls = this.#calls.get(instanceId) ?? 0
+    if (calls >= callsFromInsideMax) {
+      throw new PlatformError(
+        'too_many_requests',
+        `this sandbox has ${callsFromInsideMax} calls to its own API open, the most allowed: end one first`,
+        { retryAfterSeconds: 1 },
+      )
+    }
+    this.#calls.set(instanceId, calls + 1)
+    let left = false
+    return () => {
+      if (left) return
+      left = true
+      const others = (this.#calls.get(instanceId) ?? 1) - 1
+      if (others > 0) this.#calls.set(instanceId, others)
+      else this.#calls.delete(instanceId)
+    }
   }
 
   #sandboxOf(instanceId: string): { workspace: string; name: string } {
@@ -184,4 +215,16 @@ function refusePages(request: Request): void {
     'forbidden',
     'Origin: pages of other sites cannot use the API of the sandbox they are shown in',
   )
+}
+
+function endingWith(lease: SandboxLease, end: () => void): SandboxLease {
+  const { workspace, name, instance, processes, workingDir, env, upgrades } = lease
+  return {
+    ...{ workspace, name, instance, processes, workingDir, env, upgrades },
+    asConnection: () => lease.asConnection(),
+    [Symbol.dispose]: () => {
+      lease[Symbol.dispose]()
+      end()
+    },
+  }
 }
