@@ -205,7 +205,7 @@ describe.skipIf(why !== '')('what leaves a sandbox', () => {
     test('takes so many calls at once and no more, so that streams nobody reads stay few', async () => {
       const { output } = await script(`
         const api = "http://127.0.0.1:8080";
-        const body = JSON.stringify({ command: "sleep 300", name: "endless" });
+        const body = JSON.stringify({ command: "echo begun; sleep 300", name: "endless" });
         await fetch(api + "/process", { method: "POST", body, headers: { "content-type": "application/json" } });
         const open = new AbortController();
         const streams = [];
