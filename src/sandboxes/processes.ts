@@ -2,16 +2,17 @@ import { constants } from 'node:os'
 import { PlatformError } from '../errors.ts'
 import type { Clock } from '../lib/clock.ts'
 import { isSet } from '../lib/flag.ts'
-import { randomText } from '../lib/ids.ts'
 import type { Logger } from '../lib/log.ts'
 import type { Guest, GuestProcess } from '../spec/guest.ts'
 import { checkCommand, checkName } from './processes/checks.ts'
 import type { OutputSummary } from './processes/output.ts'
 import { fullOutputBytesMax } from './processes/output.ts'
-import { isListener, PortMonitors } from './processes/port-monitors.ts'
-import { type ProcessHost, SandboxProcess, timerMsMax } from './processes/process.ts'
+import { PortMonitors } from './processes/port-monitors.ts'
+import { type ProcessHost, SandboxProcess } from './processes/process.ts'
 import { ProcessRecords } from './processes/records.ts'
+import { ProcessTable } from './processes/table.ts'
 import type { ProcessStart, ProcessView } from './processes/views.ts'
+import { ProcessWaits } from './processes/waits.ts'
 import { SandboxTerminals } from './terminals.ts'
 
 export { LineCutter } from './processes/lines.ts'
@@ -52,8 +53,6 @@ export const endedProcessesMax = 128
 const processOutputBytesMax = 40 * 1024 * 1024
 const keepAliveSecondsDefault = 600
 const portWaitSecondsDefault = 60
-const portPollMsFirst = 5
-const portPollMsMax = 100
 /** How long an answer to stop waits for the process to obey. */
 const stopAnswerMsMax = 1000
 const killAnswerMsMax = 5000
@@ -68,10 +67,8 @@ const programListensSecondsMax = 20
  */
 export class SandboxProcesses implements AsyncDisposable {
   private readonly records: ProcessRecords
-  /** In order of start. */
-  private readonly byId = new Map<number, SandboxProcess>()
-  private readonly byName = new Map<string, SandboxProcess>()
-  private readonly byRun = new Map<number, SandboxProcess>()
+  private readonly table = new ProcessTable()
+  private readonly waits: ProcessWaits
   private readonly closing = new AbortController()
   private removeExitListener = () => {}
   /** Being started at this moment. */
@@ -92,6 +89,8 @@ export class SandboxProcesses implements AsyncDisposable {
   constructor(private readonly options: SandboxProcessesOptions) {
     this.records = new ProcessRecords(options.recordsFile, options.clock, options.log, options.startedAt)
     this.host = this.makeHost()
+    const { listening } = options
+    this.waits = new ProcessWaits({ clock: options.clock, closing: this.closing.signal, listening })
     const { guest, clock, log, defaults, recordsFile } = options
     this.monitors = new PortMonitors({ clock, log, frozen: () => options.frozen?.() ?? false })
     this.terminals = new SandboxTerminals({
@@ -125,7 +124,7 @@ export class SandboxProcesses implements AsyncDisposable {
       }
       if (record.argv && current) this.programStarted = true
       const process = new SandboxProcess(this.host, record)
-      this.remember(process)
+      this.table.add(process)
       process.recover(current ?? null)
     }
     this.removeExitListener = this.options.guest.processes.onExit((exit) => this.onExit(exit))
@@ -142,7 +141,7 @@ export class SandboxProcesses implements AsyncDisposable {
   /** `keepAlive`: how many running processes ask that the sandbox stays awake. */
   get counts(): { running: number; ended: number; keepAlive: number } {
     const counts = { running: 0, ended: 0, keepAlive: 0 }
-    for (const process of this.byId.values()) {
+    for (const process of this.table.every()) {
       if (process.running) counts.running++
       else counts.ended++
       if (process.keepsAwake) counts.keepAlive++
@@ -167,19 +166,13 @@ export class SandboxProcesses implements AsyncDisposable {
   async startProgram(argv: string[], port?: number): Promise<void> {
     if (this.programStarted) return
     this.programStarted = true
-    const taken = this.byName.get(programName)?.running
-    const start: ProcessStart = {
+    const taken = this.table.named(programName)?.running
+    const process = await this.launch({
       command: argv.map(shellWord).join(' '),
       argv,
       ...(taken ? {} : { name: programName }),
-    }
-    const process = await this.launch(start)
-    if (port === undefined) return
-    await this.waitForPorts(process, {
-      ...start,
-      waitForPorts: [port],
-      timeoutSeconds: programListensSecondsMax,
     })
+    if (port !== undefined) await this.waits.forPorts(process, [port], programListensSecondsMax)
   }
 
   /**
@@ -198,10 +191,10 @@ export class SandboxProcesses implements AsyncDisposable {
   }
 
   private async launchNow(start: ProcessStart): Promise<SandboxProcess> {
-    const name = start.name || this.newName()
+    const name = start.name || this.table.freeName()
     checkName(name)
     checkCommand(start.command)
-    const holder = this.byName.get(name)
+    const holder = this.table.named(name)
     if (holder?.status === 'running')
       throw new PlatformError('bad_request', `process with name '${name}' already exists and is running`)
     if (start.keepAlive && isSet(this.options.defaults.env.BL_DISABLE_KEEPALIVE)) {
@@ -233,12 +226,11 @@ export class SandboxProcesses implements AsyncDisposable {
       intent: null,
       ended: null,
     })
-    this.remember(process)
+    this.table.add(process)
     try {
       await process.begin(start.env ?? {})
     } catch (error) {
-      this.drop(process)
-      if (holder && this.byId.has(holder.id) && !this.byName.has(name)) this.byName.set(name, holder)
+      this.table.takeBack(process, holder)
       this.removeRecord(id)
       throw error
     }
@@ -252,23 +244,18 @@ export class SandboxProcesses implements AsyncDisposable {
    */
   async start(start: ProcessStart, signal?: AbortSignal): Promise<ProcessView> {
     const process = await this.launch(start)
-    if (start.waitForPorts?.length) await this.waitForPorts(process, start, signal)
-    if (!start.waitForCompletion) return process.view('fresh')
     const seconds = start.keepAlive ? 0 : (start.timeoutSeconds ?? 0)
-    const ended = await this.within(process.done, seconds > 0 ? seconds * 1000 : null, signal)
+    if (start.waitForPorts?.length)
+      await this.waits.forPorts(process, start.waitForPorts, seconds || portWaitSecondsDefault, signal)
+    if (!start.waitForCompletion) return process.view('fresh')
+    const ended = await this.waits.forEnd(process, seconds > 0 ? seconds * 1000 : null, signal)
     if (!ended) throw new PlatformError('unprocessable', `process timed out after ${seconds} seconds`)
     return process.view('full')
   }
 
   /** The newest process of this name, or the one with this pid when `identifier` is all digits. */
   find(identifier: string): SandboxProcess | null {
-    if (/^\d+$/.test(identifier)) {
-      const pid = Number(identifier)
-      let found: SandboxProcess | null = null
-      for (const process of this.byId.values()) if (process.pid === pid) found = process
-      if (found) return found
-    }
-    return this.byName.get(identifier) ?? null
+    return this.table.find(identifier)
   }
 
   /** @throws not_found */
@@ -305,13 +292,13 @@ export class SandboxProcesses implements AsyncDisposable {
 
   private async launched(): Promise<SandboxProcess[]> {
     while (this.launching.size > 0) await Promise.allSettled(this.launching)
-    return [...this.byId.values()].filter((process) => process.running && process.pid !== null)
+    return this.table.every().filter((process) => process.running && process.pid !== null)
   }
 
   /** Oldest first. */
   async list(): Promise<ProcessView[]> {
     const views: ProcessView[] = []
-    for (const process of [...this.byId.values()])
+    for (const process of this.table.every())
       if (process.pid !== null) views.push(await process.view('inline'))
     return views
   }
@@ -338,7 +325,7 @@ export class SandboxProcesses implements AsyncDisposable {
   async close(): Promise<void> {
     this.removeExitListener()
     this.closing.abort(new PlatformError('unavailable', 'the sandbox is being closed'))
-    for (const process of this.byId.values()) process.release()
+    for (const process of this.table.every()) process.release()
     this.terminals.close()
     this.monitors.close()
   }
@@ -358,18 +345,18 @@ export class SandboxProcesses implements AsyncDisposable {
       keepAwake: () => this.options.keepAwake?.() ?? null,
       takeRunId: (process) => {
         const id = this.nextId++
-        this.byRun.set(id, process)
+        this.table.addRun(id, process)
         return id
       },
       dropRunId: (id) => {
-        this.byRun.delete(id)
+        this.table.removeRun(id)
         void this.forgetRun(id)
       },
       save: (process) => {
         // The records may be another's by now.
         if (this.closing.signal.aborted) return
         // Not one that was forgotten meanwhile, or its record would come back.
-        if (this.byId.get(process.id) !== process) return
+        if (!this.table.has(process)) return
         this.records.save(process.record)
       },
       // Once whoever waits for the end has been told.
@@ -385,101 +372,24 @@ export class SandboxProcesses implements AsyncDisposable {
     const { SIGTERM, SIGKILL } = constants.signals
     if (intent === 'stop') await process.signal('stop', SIGTERM, 'group')
     else await process.signal('kill', SIGKILL, 'tree')
-    await this.within(process.done, waitMs)
-  }
-
-  private async waitForPorts(
-    process: SandboxProcess,
-    start: ProcessStart,
-    signal?: AbortSignal,
-  ): Promise<void> {
-    const seconds = start.timeoutSeconds && !start.keepAlive ? start.timeoutSeconds : portWaitSecondsDefault
-    const deadline = this.options.clock.monotonic() + seconds * 1000
-    const ports = [...new Set(start.waitForPorts)]
-    for (let pollMs = portPollMsFirst; ; pollMs = Math.min(pollMs * 2, portPollMsMax)) {
-      if (process.failed) return
-      // It may have ended well and left servers behind, in the background.
-      const ended = !process.running
-      if (ended || (await this.allListen(ports))) {
-        const { living, sockets } = await process.descent()
-        const own = new Set(sockets.filter(isListener).map(({ localPort }) => localPort))
-        // Nobody is left who could open them.
-        if (ports.every((port) => own.has(port)) || (ended && living === 0)) return
-      }
-      if (this.options.clock.monotonic() >= deadline) {
-        throw new PlatformError(
-          'unprocessable',
-          `process timed out waiting for ports after ${seconds} seconds`,
-        )
-      }
-      signal?.throwIfAborted()
-      await this.options.clock.sleep(pollMs, this.closing.signal)
-    }
-  }
-
-  private async allListen(ports: number[]): Promise<boolean> {
-    const { listening } = this.options
-    if (!listening) return true
-    return (await Promise.all(ports.map((port) => listening(port)))).every((open) => open)
-  }
-
-  /** True when `promise` resolved in time. @throws when the client left or hutch closes */
-  private async within(
-    promise: Promise<void>,
-    waitMs: number | null,
-    signal?: AbortSignal,
-  ): Promise<boolean> {
-    const stop = new AbortController()
-    const aborted = new Promise<never>((_, reject) => {
-      for (const source of [signal, this.closing.signal]) {
-        if (source?.aborted) return reject(source.reason)
-        source?.addEventListener('abort', () => reject(source.reason), { once: true, signal: stop.signal })
-      }
-    })
-    const contenders = [promise.then(() => true), aborted]
-    if (waitMs !== null) {
-      contenders.push(
-        this.options.clock.sleep(Math.min(waitMs, timerMsMax), stop.signal).then(
-          () => false,
-          () => false,
-        ),
-      )
-    }
-    try {
-      return await Promise.race(contenders)
-    } finally {
-      aborted.catch(() => {})
-      stop.abort()
-    }
+    await this.waits.forEnd(process, waitMs)
   }
 
   private onExit(exit: GuestProcess): void {
-    this.byRun.get(exit.id)?.onExit(exit)
+    this.table.ofRun(exit.id)?.onExit(exit)
   }
 
   private onMachineGone(): void {
     if (this.closing.signal.aborted) return
-    for (const process of this.byId.values()) process.onLost()
-  }
-
-  private remember(process: SandboxProcess): void {
-    this.byId.set(process.id, process)
-    this.byName.set(process.name, process)
-    for (const run of process.record.runs) this.byRun.set(run.id, process)
-  }
-
-  private drop(process: SandboxProcess): void {
-    this.byId.delete(process.id)
-    if (this.byName.get(process.name) === process) this.byName.delete(process.name)
-    for (const run of process.record.runs) this.byRun.delete(run.id)
+    for (const process of this.table.every()) process.onLost()
   }
 
   private async forgetOldest(): Promise<void> {
     if (this.closing.signal.aborted) return
     // The image's program stays: that it was started is known by it.
-    const ended = [...this.byId.values()].filter((process) => !process.running && !process.record.argv)
+    const ended = this.table.every().filter((process) => !process.running && !process.record.argv)
     for (const process of ended.slice(0, Math.max(0, ended.length - endedProcessesMax))) {
-      this.drop(process)
+      this.table.remove(process)
       process.release()
       for (const run of process.record.runs) await this.forgetRun(run.id)
       this.removeRecord(process.id)
@@ -501,13 +411,6 @@ export class SandboxProcesses implements AsyncDisposable {
       await this.options.guest.processes.forget(id)
     } catch (error) {
       this.options.log.debug('output of an ended process was not forgotten', { id, error: String(error) })
-    }
-  }
-
-  private newName(): string {
-    for (;;) {
-      const name = `proc-${randomText(8)}`
-      if (!this.byName.has(name)) return name
     }
   }
 }
