@@ -1,0 +1,257 @@
+/*
+ * Process 1 of an instance, from its fork to the guest that it becomes:
+ *   cgroups | mount, uts, ipc and cgroup namespaces | file systems, root | user namespace | privileges
+ */
+#define _GNU_SOURCE
+#include "process1.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "helper.h"
+#include "privileges.h"
+#include "seccomp.h"
+#include "sys.h"
+
+enum {
+  OPEN_FILES_SOFT = 65536,
+  OPEN_FILES_HARD = 1048576,
+  PARKED = 64, /* descriptors on their way to the numbers that they are to have */
+  CORE_BYTES = 1, /* the one value that also keeps the kernel from starting the host's core handler */
+  /* Process 1 goes last when memory runs out; it gives what it starts the usual score. */
+  OOM_SCORE_GUEST = -900,
+  /* Against the programs of its own group only: it must be able to end thousands that are busy. */
+  NICE_GUEST = -20,
+};
+
+static int child_channel = -1;
+
+static void send_failure(const char *stage, int error, const char *message) {
+  struct report report = {.error = error};
+  strncpy(report.stage, stage, sizeof report.stage - 1);
+  strncpy(report.message, message, sizeof report.message - 1);
+  (void)send(child_channel, &report, sizeof report, MSG_NOSIGNAL);
+}
+
+/* The launcher's end must be this process's end; a change of credentials clears the wish. */
+static void die_with_launcher(void) {
+  if (prctl(PR_SET_PDEATHSIG, SIGKILL) < 0) fail("privileges", "parent death signal");
+}
+
+static void join_cgroups(const struct spec *spec) {
+  for (size_t i = 0; i < spec->cgroup1_count; i++) {
+    int directory = open(spec->cgroups1[i], O_PATH | O_DIRECTORY | O_CLOEXEC);
+    /* `tasks`, by the thread itself: a write to cgroup.procs waits for all of the host's processors. */
+    if (directory < 0 || write_file_at(directory, "tasks", "0") < 0) fail("cgroup", "%s", spec->cgroups1[i]);
+    close(directory);
+  }
+}
+
+static void take_precedence(const struct spec *spec) {
+  char score[16];
+  snprintf(score, sizeof score, "%d", OOM_SCORE_GUEST);
+  (void)write_file_at(AT_FDCWD, "/proc/self/oom_score_adj", score); /* an ordinary user may not lower it */
+  if (spec->cgroup1_count > 0 || spec->cgroup2) (void)setpriority(PRIO_PROCESS, 0, NICE_GUEST);
+}
+
+static void set_limits(const struct spec *spec) {
+  struct rlimit files = {0};
+  if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
+    if (files.rlim_max > OPEN_FILES_HARD) files.rlim_max = OPEN_FILES_HARD;
+    files.rlim_cur = files.rlim_max < OPEN_FILES_SOFT ? files.rlim_max : OPEN_FILES_SOFT;
+    if (setrlimit(RLIMIT_NOFILE, &files) < 0) fail("limits", "open files");
+  }
+  struct rlimit core = {CORE_BYTES, CORE_BYTES};
+  (void)setrlimit(RLIMIT_CORE, &core); /* a lower limit of the host is as good */
+  struct rlimit processes = {spec->pids_max, spec->pids_max};
+  if (spec->pids_max && setrlimit(RLIMIT_NPROC, &processes) < 0) fail("limits", "processes");
+}
+
+static void become_root_inside(const struct guest_plan *plan, int proc_fd) {
+  const struct identity *identity = &plan->identity;
+  if (identity->userns_fd >= 0 && setns(identity->userns_fd, CLONE_NEWUSER) < 0) fail("identity", "user namespace");
+  /* With one id only, the kernel does not let go of the user's groups. */
+  if (identity->many && syscall(SYS_setgroups, 0, NULL) < 0) fail("identity", "groups");
+  if (syscall(SYS_setresgid, 0, 0, 0) < 0 || syscall(SYS_setresuid, 0, 0, 0) < 0) fail("identity", "root inside");
+  if (write_file_at(proc_fd, "sys/user/max_user_namespaces", "0") < 0) fail("identity", "max_user_namespaces");
+}
+
+/*
+ * Where it cannot be, because something else is there, the instance starts all the same: whoever is to run there is told
+ * so, and can be helped by way of its files.
+ */
+static void make_workdir(char *path) {
+  for (char *at = path + 1;; at++) {
+    if (*at && *at != '/') continue;
+    char kept = *at;
+    *at = 0;
+    int made = mkdir(path, 0755);
+    *at = kept;
+    if (!kept || (made < 0 && errno != EEXIST)) return;
+  }
+}
+
+static void start_program(const struct spec *spec) {
+  if (spec->exec_count == 0) return;
+  pid_t pid = fork();
+  if (pid < 0) fail("exec", "fork");
+  if (pid > 0) return;
+  char *environment[] = {"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", NULL};
+  signal(SIGPIPE, SIG_DFL);
+  setsid();
+  if (chdir(spec->workdir) == 0) execve(spec->exec[0], spec->exec, environment);
+  _exit(127);
+}
+
+/* Moves `fd` to `to` and up to there nothing else stays open. */
+static int keep_at(int fd, int to) {
+  if (fd == to) return fd;
+  if (dup3(fd, to, O_CLOEXEC) < 0) fail("guest", "descriptors");
+  return to;
+}
+
+/* Out of the way of the numbers that descriptors get in the end. */
+static int open_group_file(const char *path, int flags) {
+  if (!path) return -1;
+  int fd = open(path, flags | O_CLOEXEC);
+  int parked = fd < 0 ? -1 : fcntl(fd, F_DUPFD_CLOEXEC, PARKED);
+  if (parked < 0) fail("cgroup", "%s", path);
+  close(fd);
+  return parked;
+}
+
+/* -1 where there is none; the number stays free then. */
+static int keep_group_file(int fd, int to) {
+  if (fd >= 0) return keep_at(fd, to);
+  close(to);
+  return -1;
+}
+
+/* Small regular files only: what is there may be the sandbox's own doing by now. */
+static ssize_t read_small(const char *path, char *buffer, size_t size) {
+  int fd = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK);
+  if (fd < 0) return -1;
+  struct stat found;
+  ssize_t got = fstat(fd, &found) == 0 && S_ISREG(found.st_mode) && (size_t)found.st_size < size
+                    ? read(fd, buffer, size)
+                    : -1;
+  close(fd);
+  return got;
+}
+
+/* In its place, not into it: writing into a file of a lower layer would copy it up, and wait for the disk. */
+static void replace_small(const char *path, const char *content, size_t size) {
+  static const char draft[] = "/etc/.hutch-name";
+  unlink(draft); /* of a start that was cut short */
+  int fd = open(draft, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC | O_NOFOLLOW, 0644);
+  if (fd < 0) return;
+  ssize_t written = write(fd, content, size);
+  close(fd);
+  if (written != (ssize_t)size || rename(draft, path) < 0) unlink(draft);
+}
+
+/* The instance's own name where images have a general one; once, so that what is changed inside stays. */
+static void name_files(const char *hostname) {
+  static const char general[] = "sandbox\n";
+  char content[4096];
+  ssize_t size = read_small("/etc/hostname", content, sizeof content);
+  if (size != (ssize_t)strlen(general) || memcmp(content, general, (size_t)size) != 0) return;
+  size = read_small("/etc/hosts", content, sizeof content);
+  if (size >= 0 && (size_t)size + strlen(hostname) + sizeof "127.0.1.1 \n" <= sizeof content) {
+    int more = snprintf(content + size, sizeof content - (size_t)size, "127.0.1.1 %s\n", hostname);
+    replace_small("/etc/hosts", content, (size_t)(size + more));
+  }
+  int length = snprintf(content, sizeof content, "%s\n", hostname);
+  if (length > 0 && (size_t)length < sizeof content) replace_small("/etc/hostname", content, (size_t)length);
+}
+
+/* To the keeper: what goes on inside does not reach it. */
+static void hand_over_device(int channel, int device) {
+  if (device < 0) return;
+  union {
+    char bytes[CMSG_SPACE(sizeof(int))];
+    struct cmsghdr align;
+  } control = {0};
+  char text[DEVICE_NOTE_BYTES] = "d";
+  struct iovec note = {text, sizeof text};
+  struct msghdr message = {.msg_iov = &note, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
+  struct cmsghdr *header = CMSG_FIRSTHDR(&message);
+  header->cmsg_level = SOL_SOCKET;
+  header->cmsg_type = SCM_RIGHTS;
+  header->cmsg_len = CMSG_LEN(sizeof device);
+  memcpy(CMSG_DATA(header), &device, sizeof device);
+  if (sendmsg(channel, &message, MSG_NOSIGNAL) < 0) fail("disk", "its device");
+  close(device);
+}
+
+_Noreturn void process1(struct guest_plan *plan, struct spec *spec) {
+  enum { CHANNEL = 3, LISTEN = 4, LOG = 5, PROGRAMS = 6, AFTER_PROGRAMS = PROGRAMS + 2 * PROGRAMS_GROUPS };
+  child_channel = plan->channel;
+  on_failure(send_failure);
+  dup2(STDIN_FILENO, STDOUT_FILENO); /* /dev/null: the launcher alone answers */
+  die_with_launcher();
+  prctl(PR_SET_NAME, "hutch-guest");
+  /* A session keyring of its own, where the kernel has keyrings. */
+  (void)syscall(SYS_keyctl, 1, NULL);
+  join_cgroups(spec);
+  struct programs_group groups[PROGRAMS_GROUPS];
+  for (int i = 0; i < PROGRAMS_GROUPS; i++)
+    groups[i] = (struct programs_group){.fd = open_group_file(spec->programs[i], O_WRONLY),
+                                        .stat_fd = open_group_file(spec->programs_stat[i], O_RDONLY)};
+  take_precedence(spec);
+  if (unshare(CLONE_NEWNS | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWCGROUP) < 0) fail("namespaces", "unshare");
+  if (sethostname(spec->hostname, strlen(spec->hostname)) < 0) fail("hostname", "%s", spec->hostname);
+
+  struct root root;
+  root_enter(spec, &plan->identity, &root);
+  hand_over_device(plan->channel, root.disk_device);
+  become_root_inside(plan, root.proc_fd);
+  umask(022);
+  name_files(spec->hostname);
+  make_workdir(spec->workdir);
+  set_limits(spec);
+  privileges_bound(CAPABILITIES_INSIDE);
+  privileges_reduce(CAPABILITIES_INSIDE);
+  if (prctl(PR_SET_DUMPABLE, 0) < 0) fail("privileges", "dumpable");
+  die_with_launcher();
+
+  for (int fd = 0; fd < 3; fd++)
+    if (dup2(root.null_fd, fd) < 0) fail("guest", "descriptors");
+  int channel = fcntl(plan->channel, F_DUPFD_CLOEXEC, PARKED);
+  int listening = fcntl(plan->listen_fd, F_DUPFD_CLOEXEC, PARKED);
+  int log = fcntl(root.log_fd, F_DUPFD_CLOEXEC, PARKED);
+  child_channel = keep_at(channel, CHANNEL);
+  struct guest_start start = {
+      .listen_fd = keep_at(listening, LISTEN),
+      .log_dir_fd = keep_at(log, LOG),
+      .ready_fd = CHANNEL,
+      .is_init = 1,
+      .workdir = spec->workdir,
+      .programs_max = spec->programs_max,
+  };
+  for (int i = 0; i < PROGRAMS_GROUPS; i++) {
+    start.groups[i].fd = keep_group_file(groups[i].fd, PROGRAMS + 2 * i);
+    start.groups[i].stat_fd = keep_group_file(groups[i].stat_fd, PROGRAMS + 2 * i + 1);
+  }
+  if (sys_close_range(AFTER_PROGRAMS, ~0U) < 0) fail("guest", "descriptors");
+
+  /* Until here the launcher may have died unnoticed; from here it is heard. */
+  char go;
+  ssize_t got;
+  do got = read(CHANNEL, &go, 1);
+  while (got < 0 && errno == EINTR);
+  if (got != 1) _exit(1);
+  if (spec->seccomp) seccomp_install();
+  start_program(spec);
+  _exit(guest_main(&start));
+}
