@@ -79,6 +79,12 @@ describe('redact', () => {
     )
   })
 
+  test('hides a secret in an encoded address that could be the name of a field', () => {
+    expect(redact('/login?next=http%3A%2F%2Flocalhost%2F%3Fa%3Db%26token%3DS3AAAAAAAAAAAAAAAA :"')).toBe(
+      '/login?next=http%3A%2F%2Flocalhost%2F%3Fa%3Db%26token%3D[redacted] :"',
+    )
+  })
+
   test('hides no more than it must', () => {
     expect(redact('http://localhost:4400/x?a=b&token=abc&c=d')).toBe(
       'http://localhost:4400/x?a=b&token=[redacted]&c=d',

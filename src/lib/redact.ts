@@ -61,8 +61,10 @@ function redactPairs(text: string): string {
     const [whole, parameter, field, quote = ''] = match
     const name = parameter ?? field ?? ''
     if (!isSecretName(decodeName(name))) {
-      // A value that is no secret may still hold pairs, an address among them.
-      if (field !== undefined) pairName.lastIndex = match.index + whole.length - 1
+      // A value that is no secret may still hold pairs, an address among them. So may what looks like the name of a
+      // field, when it is encoded; as names are short, looking through it again costs little.
+      if (field?.includes('%')) pairName.lastIndex = match.index + 1
+      else if (field !== undefined) pairName.lastIndex = match.index + whole.length - 1
       continue
     }
     const from = match.index + whole.length
