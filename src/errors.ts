@@ -19,6 +19,8 @@ export const errorTable = {
   already_exists: { status: 409, retryable: false },
   /** A compare-and-set lost its race: the stored version is not the expected one. */
   version_mismatch: { status: 409, retryable: true },
+  /** It was there, and its time is over. */
+  gone: { status: 410, retryable: false },
   body_too_large: { status: 413, retryable: false },
   unsupported_media_type: { status: 415, retryable: false },
   misdirected: { status: 421, retryable: false },

@@ -20,6 +20,11 @@ const refusedHere = new Set([
   'GET /images/{resourceType}/{imageName}',
   'DELETE /images/{resourceType}/{imageName}',
   'DELETE /images/{resourceType}/{imageName}/tags/{tagName}',
+  'GET /images/{resourceType}/{imageName}/share',
+  'POST /images/{resourceType}/{imageName}/share',
+  'DELETE /images/{resourceType}/{imageName}/share/{targetWorkspace}',
+  'POST /pending-image-shares/{pendingShareId}/accept',
+  'POST /pending-image-shares/{pendingShareId}/decline',
 ])
 
 let platform: Platform
@@ -89,7 +94,15 @@ test('what the document says of each operation is what is asked for and answered
   const labels = { team: 'a' }
   await call('GET /.well-known/openid-configuration')
   await call('GET /.well-known/jwks.json')
-  for (const path of ['/locations', '/configuration', '/sandbox/hub', '/images', '/users', '/workspaces'])
+  for (const path of [
+    '/locations',
+    '/configuration',
+    '/sandbox/hub',
+    '/images',
+    '/users',
+    '/workspaces',
+    '/pending-image-shares',
+  ])
     await call(`GET ${path}`)
   await call('POST /workspaces', {}, { json: { name: 'lab', displayName: 'Lab', labels } })
   for (const query of ['', '?withReason=true'])

@@ -197,6 +197,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
     registryAuthFile: config.registryAuthFile,
     imageBytesMax: config.imageMbMax * 1024 * 1024,
     dialer,
+    workspaces,
     *inUse() {
       yield* instances.roots()
       yield* snapshots.roots()

@@ -114,6 +114,12 @@ function operation(route: Route, path: string): Operation {
           content: { 'application/json': { schema: schemaOf(route.answer, 'output') } },
         }),
       },
+      ...(route.acceptedAnswer !== undefined && {
+        '202': {
+          description: 'Taken up, and not done yet',
+          content: { 'application/json': { schema: schemaOf(route.acceptedAnswer, 'output') } },
+        },
+      }),
       default: {
         description: 'Failure',
         content: { 'application/json': { schema: { $ref: `#/components/schemas/${errorsOf(route)}` } } },

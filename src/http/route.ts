@@ -93,6 +93,8 @@ export interface Route<
   bodyBytesMax?: number
   /** Success answer's schema, for /v0/openapi.json. */
   answer?: z.ZodType
+  /** Answer's schema where it is 202: taken up, and not done yet. */
+  acceptedAnswer?: z.ZodType
   /** Default 200. */
   successStatus?: number
   /** A Response as it is; anything else as JSON with `successStatus`. */

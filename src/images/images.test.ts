@@ -107,6 +107,7 @@ describe('image references', () => {
       dir: join(path, '..', 'images'),
       layers: null,
       dialer: new Dialer({ privateTargets: [], ownPorts: () => [] }),
+      workspaces: { get: () => Promise.reject(new Error('there are none')) },
       registries: ['docker.io'],
       registryAuthFile: null,
       imageBytesMax: 1024 ** 2,

@@ -8,6 +8,7 @@ import type { SecretBox } from '../lib/secret-box.ts'
 import type { Layers } from '../spec/layers.ts'
 import type { RootFilesystem } from '../spec/runtime.ts'
 import type { BatchStep, Store } from '../spec/store.ts'
+import type { Workspaces } from '../workspaces/index.ts'
 import { catalogue, wellKnown } from './catalogue.ts'
 import { LayerCollector, type RootsInUse } from './collector.ts'
 import { Credentials } from './credentials.ts'
@@ -25,6 +26,7 @@ import {
   tagDefault,
   tagOfDigest,
 } from './reference.ts'
+import { ImageShares } from './shares.ts'
 import { type ImportOptions, type PullOptions, Transfers } from './transfers.ts'
 import { type ImageView, imageView } from './view.ts'
 
@@ -32,6 +34,7 @@ export { catalogue } from './catalogue.ts'
 export { type Credentials, passwordCharsMax, usernameCharsMax } from './credentials.ts'
 export { HostImage, type HostImageSource } from './host-image.ts'
 export { freeBytesMin } from './layer-store.ts'
+export { pendingShareEntrySchema, pendingShareSchema, shareTargetSchema } from './shares.ts'
 export { imageViewSchema } from './view.ts'
 
 /** Less than clients and proxies wait for an answer. */
@@ -77,6 +80,7 @@ export interface ImagesOptions {
   /** The root file systems of every instance there is, running or not, and of every snapshot. */
   inUse: RootsInUse
   dialer: Dialer
+  workspaces: Pick<Workspaces, 'get'>
   /** Without a byte from a registry. */
   stallMsMax?: number
 }
@@ -89,6 +93,7 @@ export interface TransferAnswer {
 
 export class Images {
   readonly credentials: Credentials
+  readonly shares: ImageShares
   readonly #options: ImagesOptions
   readonly #records: ImageRecords
   readonly #layers: LayerStore
@@ -118,6 +123,7 @@ export class Images {
     const { clock, log, dialer, registries, imageBytesMax, stallMsMax } = options
     const shared = { layers: this.#layers, records: this.#records, log }
     this.#collector = new LayerCollector({ ...shared, inUse: options.inUse })
+    this.shares = new ImageShares({ ...options, records: this.#records, collector: this.#collector })
     this.#transfers = new Transfers({
       ...shared,
       able: options.layers !== null,
@@ -255,7 +261,11 @@ export class Images {
       op: 'remove',
       key: { kind, workspace, name },
     }))
-    return [...steps, ...(await this.credentials.removal(workspace))]
+    return [
+      ...steps,
+      ...(await this.credentials.removal(workspace)),
+      ...(await this.shares.removal(workspace)),
+    ]
   }
 
   /** Removes an image, or one tag of it. @throws not_found, bad_request while an instance stands on it */
@@ -275,6 +285,15 @@ export class Images {
     })
     this.#collectSoon()
     return imageView(at, removed, null)
+  }
+
+  /** Takes a shared image away from another workspace. @throws not_found */
+  async unshare(at: { workspace: string; type: string; name: string }, target: string): Promise<ImageView> {
+    const taken = await this.shares.unshare(at, target)
+    this.#collectSoon()
+    const type = checkResourceType(at.type, 'resourceType')
+    const image = await this.#records.get(at.workspace, type, at.name)
+    return imageView({ ...at, type }, image ?? taken, null)
   }
 
   /** Removes every image of the workspace that no instance stands on; answers how many. */

@@ -1,6 +1,6 @@
 import { PlatformError } from '../errors.ts'
 import { KeyedLock } from '../lib/keyed-lock.ts'
-import { everyItem, type Resource, type Store } from '../spec/store.ts'
+import { everyItem, findLimitMax, type Resource, type Store } from '../spec/store.ts'
 import { inWorkspace } from '../workspaces/index.ts'
 import type { InstalledImage } from './install.ts'
 import type { ImageSettings } from './manifest.ts'
@@ -21,6 +21,14 @@ export interface ImageTag {
   bytes: number
   createdAt: number
   updatedAt: number
+  /** Another workspace's, which shared it; absent: of the workspace itself. */
+  sharedFrom?: ShareSource
+}
+
+/** The workspace that shared a tag. Its id tells it from a later one of the same name. */
+export interface ShareSource {
+  workspace: string
+  workspaceId: string
 }
 
 export interface ImageBody {
@@ -107,6 +115,82 @@ export class ImageRecords {
     })
   }
 
+  /** Images of other workspaces that have tags of this one, shared by its workspace. */
+  async sharedTo(source: ShareSource, type: ResourceType, name: string): Promise<StoredImage[]> {
+    const found = await this.#store.find<ImageBody>({
+      kind: imageKind,
+      index: sharedIndex(source),
+      value: `${type}/${name}`,
+      limit: findLimitMax,
+    })
+    return found.filter(({ body }) => body.tags.some((tag) => isShared(tag, source)))
+  }
+
+  /**
+   * Gives a workspace the tags of another's image, under the same name, in the place of those it was given before.
+   * @throws conflict when it has others under this name, unless `force`: then those of the same names are replaced
+   */
+  async copyTags(
+    workspace: string,
+    { resourceType, name, tags }: ImageBody,
+    options: { source: ShareSource; force: boolean },
+  ): Promise<StoredImage> {
+    const { source, force } = options
+    const key = keyOf(workspace, resourceType, name)
+    return await this.#lock.run(`${workspace}/${key.name}`, async () => {
+      const present = await this.#store.get<ImageBody>(key)
+      const own = present?.body.tags.filter((tag) => !isShared(tag, source)) ?? []
+      if (own.length > 0 && !force) {
+        throw new PlatformError(
+          'conflict',
+          `the workspace "${workspace}" has an image ${resourceType}/${name} already`,
+        )
+      }
+      const given = new Set(tags.map((tag) => tag.name))
+      const all = [
+        ...own.filter((tag) => !given.has(tag.name)),
+        ...tags.map((tag) => ({ ...tag, sharedFrom: source })),
+      ]
+      if (all.length > tagsMax)
+        throw new PlatformError('usage_limit_exceeded', `an image has at most ${tagsMax} tags`)
+      const body: ImageBody = { resourceType, name, tags: all }
+      const indexes = { ...present?.indexes, [sharedIndex(source)]: `${resourceType}/${name}` }
+      if (present) return await this.#store.update<ImageBody>(key, present.version, { body, indexes })
+      const [created] = await this.#store.batch([
+        { op: 'create', input: { ...key, body, indexes } },
+        inWorkspace(workspace),
+      ])
+      return created as StoredImage
+    })
+  }
+
+  /** Takes those tags away again, whoever stands on them. @throws not_found */
+  async takeTags(
+    workspace: string,
+    type: ResourceType,
+    name: string,
+    source: ShareSource,
+  ): Promise<StoredImage> {
+    const key = keyOf(workspace, type, name)
+    return await this.#lock.run(`${workspace}/${key.name}`, async () => {
+      const present = await this.#store.get<ImageBody>(key)
+      const left = present?.body.tags.filter((tag) => !isShared(tag, source))
+      if (!present || left?.length === present.body.tags.length) {
+        throw new PlatformError(
+          'not_found',
+          `the image ${type}/${name} is not shared with the workspace "${workspace.slice(0, 80)}"`,
+        )
+      }
+      if (!left || left.length === 0) await this.#store.remove(key, present.version)
+      else {
+        const { [sharedIndex(source)]: _, ...indexes } = present.indexes
+        const body = { ...present.body, tags: left }
+        await this.#store.update<ImageBody>(key, present.version, { body, indexes })
+      }
+      return present
+    })
+  }
+
   /** Removes tags, and the image with its last one. `check` sees what goes. @throws not_found, what `check` throws */
   async remove(
     workspace: string,
@@ -136,6 +220,15 @@ export class ImageRecords {
       return present
     })
   }
+}
+
+/** What a workspace shared, as the images it went to are indexed. */
+function sharedIndex({ workspaceId }: ShareSource): string {
+  return `shared:${workspaceId}`
+}
+
+function isShared(tag: ImageTag, { workspaceId }: ShareSource): boolean {
+  return tag.sharedFrom?.workspaceId === workspaceId
 }
 
 export function noImage(type: string, name: string): PlatformError {

@@ -19,6 +19,8 @@ export const imageViewSchema = z.object({
     workspace: z.string(),
     createdAt: z.string().optional(),
     updatedAt: z.string().optional(),
+    /** Of an image that is another workspace's, and shared with this one. */
+    sourceWorkspace: z.string().optional(),
     status: z.enum(imageStatuses),
     events: z
       .array(z.object({ time: z.string(), type: z.string(), status: z.string(), message: z.string() }))
@@ -48,6 +50,7 @@ export function imageView(
   transfer: ImageTransfer | null,
 ): ImageView {
   const tags = image?.body.tags ?? []
+  const from = tags.every((tag) => tag.sharedFrom) ? tags[0]?.sharedFrom?.workspace : undefined
   return {
     metadata: {
       name,
@@ -55,6 +58,7 @@ export function imageView(
       resourceType: type,
       workspace,
       ...(image ? { createdAt: iso(image.createdAt), updatedAt: iso(image.updatedAt) } : {}),
+      ...(from === undefined ? {} : { sourceWorkspace: from }),
       status: transfer?.status ?? 'BUILT',
       ...(transfer
         ? {

@@ -5,6 +5,9 @@ import {
   type Images,
   imageViewSchema,
   passwordCharsMax,
+  pendingShareEntrySchema,
+  pendingShareSchema,
+  shareTargetSchema,
   usernameCharsMax,
 } from '../../images/index.ts'
 import { memoryMbDefault } from '../../sandboxes/index.ts'
@@ -47,7 +50,13 @@ const pullAnswer = imageViewSchema.extend({ reference: z.string() })
 
 /** The catalogue of images: what there is, pulling from registries, taking in archives, and letting go. */
 export function imageRoutes(images: Images): Route[] {
-  return [...hubRoutes(), ...catalogueRoutes(images), ...transferRoutes(images), ...registryRoutes(images)]
+  return [
+    ...hubRoutes(),
+    ...catalogueRoutes(images),
+    ...shareRoutes(images),
+    ...transferRoutes(images),
+    ...registryRoutes(images),
+  ]
 }
 
 function hubRoutes(): Route[] {
@@ -159,6 +168,96 @@ function catalogueRoutes(images: Images): Route[] {
       answer: imageViewSchema,
       handle: ({ workspace, params }) =>
         images.remove(workspace, params.resourceType, params.imageName, params.tagName),
+    }),
+  ]
+}
+
+function shareRoutes(images: Images): Route[] {
+  const shared = { errors: 'control', tag: 'images' } as const
+  const path = '/v0/images/{resourceType}/{imageName}/share' as const
+  const atOf = (workspace: string, params: { resourceType: string; imageName: string }) => ({
+    workspace,
+    type: params.resourceType,
+    name: params.imageName,
+  })
+  return [
+    route({
+      ...shared,
+      method: 'GET',
+      path,
+      access: 'read',
+      summary: 'List the workspaces that an image is shared with, or was offered to',
+      answer: z.array(shareTargetSchema),
+      handle: ({ workspace, params }) => images.shares.list(atOf(workspace, params)),
+    }),
+    route({
+      ...shared,
+      method: 'POST',
+      path,
+      access: 'admin',
+      summary:
+        'Share an image with another workspace of the account; one of another account is offered it, and answers 202',
+      body: z.object({ targetWorkspace: z.string().min(1), targetAccountId: z.string().nullish() }),
+      answer: imageViewSchema,
+      acceptedAnswer: pendingShareSchema,
+      async handle(context) {
+        const { workspace, params, body, principal } = context
+        const at = atOf(workspace, params)
+        const target = {
+          workspace: body.targetWorkspace,
+          ...(body.targetAccountId ? { accountId: body.targetAccountId } : {}),
+        }
+        const pending = await images.shares.share(at, target, principal?.id ?? '')
+        return pending
+          ? Response.json(pending, { status: 202 })
+          : await images.view(workspace, at.type, at.name)
+      },
+    }),
+    route({
+      ...shared,
+      method: 'DELETE',
+      path: `${path}/{targetWorkspace}`,
+      access: 'admin',
+      summary:
+        'Take an image away from a workspace it was shared with; sandboxes there that stand on it stay',
+      answer: imageViewSchema,
+      handle: ({ workspace, params }) => images.unshare(atOf(workspace, params), params.targetWorkspace),
+    }),
+    route({
+      ...shared,
+      method: 'GET',
+      path: '/v0/pending-image-shares',
+      access: 'admin',
+      summary: 'List the images that other accounts offer to this workspace, or that it offers to others',
+      query: z.object({ direction: z.enum(['incoming', 'outgoing']).optional() }),
+      answer: z.array(pendingShareEntrySchema),
+      handle: ({ workspace, query }) => images.shares.pending(workspace, query.direction ?? 'incoming'),
+    }),
+    route({
+      ...shared,
+      method: 'POST',
+      path: '/v0/pending-image-shares/{pendingShareId}/accept',
+      access: 'admin',
+      summary: 'Take an image that was offered; force replaces tags of the same names',
+      query: z.object({ force: flag }),
+      answer: imageViewSchema,
+      async handle({ workspace, params, query }) {
+        const force = query.force === true
+        const { type, name } = await images.shares.accept(workspace, params.pendingShareId, { force })
+        return await images.view(workspace, type, name)
+      },
+    }),
+    route({
+      ...shared,
+      method: 'POST',
+      path: '/v0/pending-image-shares/{pendingShareId}/decline',
+      access: 'admin',
+      summary: 'Decline an image that was offered',
+      successStatus: 204,
+      async handle({ workspace, params }) {
+        await images.shares.decline(workspace, params.pendingShareId)
+        return new Response(null, { status: 204 })
+      },
     }),
   ]
 }

@@ -22,6 +22,8 @@ const workspaceAnswer = z.object({
   updatedAt: z.string(),
   createdBy: z.string(),
   updatedBy: z.string(),
+  /** Whose workspaces share images without being asked: who created them. */
+  accountId: z.string(),
   resourceCounts: z.record(z.string(), z.number()).optional(),
 })
 
@@ -150,6 +152,7 @@ function toBody(workspace: Workspace): object {
     ...rest,
     ...(region !== '' && { region }),
     status: 'ready',
+    accountId: workspace.createdBy,
     createdAt: new Date(createdAt).toISOString(),
     updatedAt: new Date(updatedAt).toISOString(),
   }
