@@ -5,7 +5,7 @@ import { join } from 'node:path'
 import type { SandboxInstance as Sandbox, Snapshot as SnapshotOf } from '@blaxel/core'
 import { temporaryDataDir } from './platform.ts'
 import { fakeRuntime } from './runtimes/fake/index.ts'
-import { snapshotsPerSandboxMax } from './sandboxes/index.ts'
+import { snapshotsPerSandboxMax } from './sandboxes/snapshots/taking.ts'
 import { eventually, openTestClient, type TestClient, whyNot } from './test-client.ts'
 
 /** Snapshots, and what is made of them, through the client of the cloud. */

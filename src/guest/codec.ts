@@ -50,7 +50,7 @@ export interface EntryRecord {
 }
 
 /** Bytes of an ENTRY whose two strings are empty. */
-const entryBytesMin = 1 + 4 + 4 + 4 + 8 + 8 + 4 + 4 + 4
+export const entryBytesMin = 1 + 4 + 4 + 4 + 8 + 8 + 4 + 4 + 4
 const nameCharactersMax = 4096
 /** The last moment that a Date can hold. */
 const dateMsMax = 8.64e15

@@ -1,12 +1,11 @@
 import { encodeCode, type LinePattern, type Program } from '../lib/patterns/index.ts'
 import type { FileChange, LineMatch, TreeSummary } from '../spec/guest.ts'
-import { type EntryRecord, readEntryFields } from './codec.ts'
+import { type EntryRecord, entryBytesMin, readEntryFields } from './codec.ts'
 import { type FrameWriter, ProtocolError } from './frame.ts'
 import { PayloadReader } from './payload.ts'
 
 /** The frames about whole directory trees (docs/guest-protocol.md), as suspicious of what comes in as codec.ts. */
 
-const entryBytesMin = 41
 const matchBytesMin = 32
 const changeBytesMin = 6
 const pathCharactersMax = 4096

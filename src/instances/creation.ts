@@ -12,7 +12,7 @@ import type { InstanceTable } from './table.ts'
 
 /** Launches under way at once: more only makes each of them slower. */
 export const launchConcurrencyMax = 16
-export const launchQueueMax = 1024
+const launchQueueMax = 1024
 /** Of those that are made from snapshots: their files are copied first. */
 const copiesMax = 4
 const copyTimeoutMsMax = 30 * 60_000

@@ -25,14 +25,9 @@ import { Standby, type StandbyTimes } from './standby.ts'
 import { InstanceTable } from './table.ts'
 
 export type { ArchiveOutcome } from './archives.ts'
-export type { InstanceChange, InstanceListener } from './changes.ts'
-export { launchConcurrencyMax, launchQueueMax } from './creation.ts'
+export type { InstanceChange } from './changes.ts'
 export type { Commit, InstanceState } from './entry.ts'
-export { type InstanceOwner, launchTimeoutMsMax, type NewInstance } from './record.ts'
-export { recoveryWaitMsMax } from './recovery.ts'
-export { destroyAttemptsMax } from './removal.ts'
-export { restartBackoffMsMax, restartBackoffMsMin, restartsMax, restartWindowMs } from './restarts.ts'
-export type { StandbyTimes } from './standby.ts'
+export type { InstanceOwner, NewInstance } from './record.ts'
 
 /** Held while something uses the instance: it is awake, and counts as active, until every lease is disposed. */
 export interface InstanceLease extends Disposable {

@@ -43,7 +43,7 @@ export type InstanceRecord =
     }
   | { state: 'destroying'; owner: InstanceOwner }
 
-export const launchTimeoutMsMax = 60_000
+const launchTimeoutMsMax = 60_000
 const instanceKind = 'instance'
 
 export function instanceKey(owner: InstanceOwner, id: string) {

@@ -10,7 +10,7 @@ import type { RestRecords } from './rest.ts'
 import type { InstanceRestarts } from './restarts.ts'
 import type { InstanceTable } from './table.ts'
 
-export const destroyAttemptsMax = 6
+const destroyAttemptsMax = 6
 const destroyBackoffMsMin = 100
 
 /** How instances end for good, with their files. */

@@ -12,8 +12,8 @@ import type { RestRecords } from './rest.ts'
 
 /** Unexpected ends within `restartWindowMs` before an instance is given up. */
 export const restartsMax = 5
-export const restartWindowMs = 60_000
-export const restartBackoffMsMin = 200
+const restartWindowMs = 60_000
+const restartBackoffMsMin = 200
 export const restartBackoffMsMax = 10_000
 
 /** Instances that run are watched; one that ends by itself is started again from its files, or given up. */

@@ -7,7 +7,7 @@ import type { ProcessStart } from './processes.ts'
 import { defined, maskedValue, type ProxySecrets, type SandboxSpec } from './record.ts'
 import type { SandboxInput, SandboxNetwork } from './schema.ts'
 
-export const defaultSandboxImage = 'blaxel/base-image:latest'
+const defaultSandboxImage = 'blaxel/base-image:latest'
 export const memoryMbDefault = 4096
 export const memoryMbMin = 128
 export const memoryMbMax = 256 * 1024
@@ -25,8 +25,13 @@ const envTotalBytesMax = 512 * 1024
 export const portsMax = 100
 const expirationPoliciesMax = 10
 const networkBytesMax = 256 * 1024
+/** The sandbox's own API, as sessions know it: a preview of this port is of the API. */
+export const sandboxApiPort = 443
+/** All ports that the API has. */
+export const sandboxApiPorts: readonly number[] = [sandboxApiPort, 8080]
+const platformPort = 80
 /** Ports inside a sandbox that are the platform's. */
-export const reservedPorts: readonly number[] = [80, 443, 8080]
+export const reservedPorts: readonly number[] = [platformPort, ...sandboxApiPorts]
 
 const namePattern = /^[a-z0-9](?:[a-z0-9-]{0,47}[a-z0-9])?$/
 const externalIdPattern = /^[A-Za-z0-9-]{1,64}$/
@@ -242,7 +247,7 @@ export function portsOf(
     checkRange(field, target, 1, 65535)
     if (reservedPorts.includes(target)) {
       throw bad(
-        `${field}: ${target} is reserved: 80 by the platform, 443 and 8080 by the sandbox's own API; use another, such as 3000`,
+        `${field}: ${target} is reserved: ${platformPort} by the platform, ${sandboxApiPorts.join(' and ')} by the sandbox's own API; use another, such as 3000`,
       )
     }
     if (seen.has(target)) throw bad(`${field}: ${target} is listed twice`)

@@ -27,11 +27,8 @@ import { Sealing } from './sealing.ts'
 import { SandboxTurns } from './turns.ts'
 import { SandboxUpgrades } from './upgrades.ts'
 
-export { pullAnswerMsMax } from './creation.ts'
-export type { SandboxLimits } from './deployments.ts'
-export { defaultSandboxImage, memoryMbDefault, memoryMbMax, memoryMbMin, reservedPorts } from './draft.ts'
+export { memoryMbDefault, sandboxApiPort, sandboxApiPorts } from './draft.ts'
 export type { SandboxLease } from './leases.ts'
-export { pidsPerSandboxMax } from './machines.ts'
 export {
   Previews,
   type PreviewTarget,
@@ -40,9 +37,6 @@ export {
   previewTokenInputSchema,
   previewTokenSchema,
 } from './previews.ts'
-export { maskedValue, type StoredSandbox } from './record.ts'
-export type { SandboxListQuery } from './records.ts'
-export { removeWaitMsMax, type SandboxDependent } from './removal.ts'
 export {
   executionSchema,
   executionStatuses,
@@ -53,13 +47,7 @@ export {
   scheduleSchema,
   scheduleView,
 } from './schedules.ts'
-export {
-  type SandboxInput,
-  type SandboxStatus,
-  type SandboxView,
-  sandboxInputSchema,
-  sandboxSchema,
-} from './schema.ts'
+export { sandboxInputSchema, sandboxSchema } from './schema.ts'
 export {
   forkAnswerSchema,
   forkInputSchema,
@@ -69,8 +57,6 @@ export {
   sandboxSnapshotInputSchema,
   snapshotInputSchema,
   snapshotSchema,
-  snapshotsPerSandboxMax,
-  snapshotsPerWorkspaceMax,
 } from './snapshots.ts'
 
 export interface SandboxesOptions {

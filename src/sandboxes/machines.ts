@@ -10,7 +10,7 @@ import type { SandboxLeases } from './leases.ts'
 import { sandboxKind } from './record.ts'
 
 /** Processes and threads in one sandbox. */
-export const pidsPerSandboxMax = 4096
+const pidsPerSandboxMax = 4096
 
 export interface MachineImages {
   /** @throws bad_request */

@@ -3,6 +3,7 @@ import { z } from 'zod'
 import { PlatformError } from '../errors.ts'
 import { parseDateMs } from '../lib/date.ts'
 import { parseDuration } from '../lib/duration.ts'
+import { reservedPorts, sandboxApiPort } from './draft.ts'
 
 const previewHeadersMax = 64
 const previewHeaderBytesMax = 8 * 1024
@@ -146,7 +147,7 @@ export function previewDraft(input: PreviewInput, nowMs: number): PreviewDraft {
 function portOf(port: number | null | undefined): number {
   if (port === null || port === undefined) throw bad('spec.port: a preview needs the port it shows')
   if (port < 1 || port > 65535) throw bad(`spec.port: ${port} is not a port, allowed are 1 to 65535`)
-  if (port === 80 || port === 8080) {
+  if (port !== sandboxApiPort && reservedPorts.includes(port)) {
     throw bad(
       `spec.port: ${port} is reserved by the platform, for the sandbox's own API: let the server listen on another port, such as 3000`,
     )

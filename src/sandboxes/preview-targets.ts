@@ -6,8 +6,6 @@ import type { SecretBox } from '../lib/secret-box.ts'
 import type { Resource, Store } from '../spec/store.ts'
 
 export const previewKind = 'preview'
-/** A preview of this port is of the sandbox's own API. */
-export const sandboxApiPort = 443
 /** 82 bits: nobody finds a preview by guessing. */
 export const idCharsCount = 16
 const hostLabelCharsMax = 63

@@ -8,6 +8,7 @@ import type { Logger } from '../lib/log.ts'
 import type { SecretBox } from '../lib/secret-box.ts'
 import type { BatchStep, Store } from '../spec/store.ts'
 import { everyItem } from '../spec/store.ts'
+import { sandboxApiPort } from './draft.ts'
 import type { Sandboxes } from './index.ts'
 import {
   type PreviewDraft,
@@ -26,7 +27,6 @@ import {
   PreviewTargets,
   previewKind,
   type StoredPreview,
-  sandboxApiPort,
 } from './preview-targets.ts'
 import { PreviewTokens } from './preview-tokens.ts'
 

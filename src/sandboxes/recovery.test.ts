@@ -3,8 +3,9 @@ import { existsSync } from 'node:fs'
 import { writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { PlatformError } from '../errors.ts'
-import { recoveryWaitMsMax, restartBackoffMsMax, restartsMax } from '../instances/index.ts'
-import type { SandboxInput } from './index.ts'
+import { recoveryWaitMsMax } from '../instances/recovery.ts'
+import { restartBackoffMsMax, restartsMax } from '../instances/restarts.ts'
+import type { SandboxInput } from './schema.ts'
 import { Mortal, type TestPlatform, TestSite, until } from './test-host.ts'
 
 let site: TestSite

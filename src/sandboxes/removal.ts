@@ -9,7 +9,7 @@ import { keyOf, notFound, type SandboxRecords } from './records.ts'
 import type { SandboxTurns } from './turns.ts'
 
 /** A removal that takes longer goes on after the request was answered. */
-export const removeWaitMsMax = 10_000
+const removeWaitMsMax = 10_000
 
 /** What belongs to a sandbox and goes when it goes. */
 export interface SandboxDependent {

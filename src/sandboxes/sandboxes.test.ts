@@ -2,10 +2,11 @@ import { afterEach, beforeEach, expect, test } from 'bun:test'
 import { existsSync } from 'node:fs'
 import { join } from 'node:path'
 import { PlatformError } from '../errors.ts'
-import { launchConcurrencyMax } from '../instances/index.ts'
+import { launchConcurrencyMax } from '../instances/creation.ts'
 import { createLogger } from '../lib/log.ts'
 import { Users, Workspaces } from '../workspaces/index.ts'
-import { maskedValue, type SandboxInput, type SandboxView } from './index.ts'
+import { maskedValue } from './record.ts'
+import type { SandboxInput, SandboxView } from './schema.ts'
 import { type TestPlatform, TestSite, until } from './test-host.ts'
 
 let site: TestSite

@@ -25,7 +25,7 @@ import { SnapshotRecords } from './snapshots/records.ts'
 import { type ForkAnswer, type ForkInput, type SnapshotView, snapshotView } from './snapshots/schema.ts'
 import { SnapshotTaking, type Wanted } from './snapshots/taking.ts'
 
-export type { SnapshotBody, StoredSnapshot } from './snapshots/record.ts'
+export type { SnapshotBody } from './snapshots/record.ts'
 export {
   forkAnswerSchema,
   forkInputSchema,
@@ -34,7 +34,6 @@ export {
   snapshotInputSchema,
   snapshotSchema,
 } from './snapshots/schema.ts'
-export { snapshotsPerSandboxMax, snapshotsPerWorkspaceMax } from './snapshots/taking.ts'
 
 /** Of a sandbox, beside the others: those that were taken for a fork of it as it was. */
 const implicitSnapshotsMax = 3

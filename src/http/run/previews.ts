@@ -1,6 +1,6 @@
 import { PlatformError } from '../../errors.ts'
 import type { Logger } from '../../lib/log.ts'
-import type { Previews, PreviewTarget, Sandboxes } from '../../sandboxes/index.ts'
+import { type Previews, type PreviewTarget, type Sandboxes, sandboxApiPort } from '../../sandboxes/index.ts'
 import { errorResponse } from '../errors.ts'
 import { type ConsumedCredentials, type Route, type RouteContext, route } from '../route.ts'
 import { splitUrl } from '../url.ts'
@@ -8,8 +8,6 @@ import { gatewayPage } from './gateway-pages.ts'
 import { admission, type VisitedPlace } from './preview-tokens.ts'
 import { type SandboxApi, serveSandbox, serveSandboxPort } from './sandbox/api.ts'
 
-/** A preview of this port is of the sandbox's own API: a session. */
-const apiPort = 443
 /** The general advice names the API key, which opens no preview. */
 const tokenAdvice = {
   action:
@@ -110,7 +108,8 @@ export class PreviewGateway {
       return dressed(await this.answer(request, preview, path, connection, place), preview)
     } catch (error) {
       if (!PlatformError.is(error)) throw error
-      const page = wantsPage(request) && preview.port !== apiPort ? gatewayPage(error, preview.port) : null
+      const page =
+        wantsPage(request) && preview.port !== sandboxApiPort ? gatewayPage(error, preview.port) : null
       if (page) return dressed(page, preview)
       const failure = errorResponse(error, 'gateway', {
         log: this.options.log,
@@ -119,7 +118,7 @@ export class PreviewGateway {
         ...(error.status === 401 ? { advice: tokenAdvice } : {}),
       })
       // As on every answer of the sandbox's API, so that a page with a session can read what is wrong.
-      if (preview.port === apiPort) failure.headers.set('access-control-allow-origin', '*')
+      if (preview.port === sandboxApiPort) failure.headers.set('access-control-allow-origin', '*')
       return dressed(failure, preview)
     }
   }
@@ -156,7 +155,7 @@ export class PreviewGateway {
       upgrade: connection.upgrade,
       sendFile: connection.sendFile,
     }
-    if (preview.port === apiPort) return serveSandbox(lease, incoming, api)
+    if (preview.port === sandboxApiPort) return serveSandbox(lease, incoming, api)
     const answer = await serveSandboxPort(lease, incoming, preview.port)
     if (visit.setCookie !== null && answer.status !== 101)
       answer.headers.append('set-cookie', visit.setCookie)

@@ -23,7 +23,7 @@ import {
 import type { SnapshotRecords } from './records.ts'
 
 export const snapshotsPerSandboxMax = 50
-export const snapshotsPerWorkspaceMax = 500
+const snapshotsPerWorkspaceMax = 500
 const snapshotNameCharsMax = 63
 /** How long an answer waits for a snapshot to be ready: less than clients and proxies wait for one. */
 export const snapshotAnswerMsMax = 50_000

@@ -1,7 +1,7 @@
 import type { Codegen } from '../../../codegen/index.ts'
 import { PlatformError } from '../../../errors.ts'
 import type { Dialer } from '../../../lib/dialer.ts'
-import type { SandboxLease } from '../../../sandboxes/index.ts'
+import { type SandboxLease, sandboxApiPorts } from '../../../sandboxes/index.ts'
 import type { ConsumedCredentials, RouteContext } from '../../route.ts'
 import { begunAndOnceEnded } from '../bodies.ts'
 import { isSocketRequest, proxyHttp, proxySocket, withoutParameters } from '../proxy.ts'
@@ -121,8 +121,6 @@ const routes: { path: RegExp; raw?: boolean; verbs: Verbs }[] = [
   { path: /^\/(?:terminal\/ws|ws\/terminal)$/, verbs: { GET: connectTerminal } },
 ]
 
-/** Ports that the sandbox's own API has. */
-const apiPorts = new Set([443, 8080])
 const systemPort = 80
 const portPath = /^\/port\/([^/?]*)(\/.*)?$/s
 
@@ -144,7 +142,8 @@ export async function serveSandbox(
   try {
     let target = incoming
     for (let port = portOf(target.path); port; port = portOf(target.path)) {
-      if (!apiPorts.has(port.number)) return await servePort(lease, target, port.number, port.path, release)
+      if (!sandboxApiPorts.includes(port.number))
+        return await servePort(lease, target, port.number, port.path, release)
       target = { ...target, path: port.path, publicPrefix: target.publicPrefix + port.prefix }
     }
     return await serveApi(lease, target, api, release)
@@ -260,8 +259,7 @@ async function handle(call: SandboxCall, api: SandboxApi): Promise<SandboxAnswer
 
 function about(): Response {
   return json({
-    message:
-      'This is the API of a sandbox, which has its ports 443 and 8080: let a server of yours listen on another',
+    message: `This is the API of a sandbox, which has its ports ${sandboxApiPorts.join(' and ')}: let a server of yours listen on another`,
     documentation: '/health, /filesystem/{path}, /process, /port/{port}/{path}, /terminal and /mcp',
     description: 'Files, processes and ports of one sandbox',
   })

@@ -274,7 +274,7 @@ function uploaded(path: FilePath): Response {
   return json({ path: path.shown, message: 'Binary file uploaded successfully' })
 }
 
-function noFile(): PlatformError {
+export function noFile(): PlatformError {
   return new PlatformError('bad_request', 'no file provided: send it as the multipart field "file"')
 }
 

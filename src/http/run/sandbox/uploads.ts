@@ -6,7 +6,7 @@ import type { FileEntry, GuestFiles } from '../../../spec/guest.ts'
 import { collect, freeing, streamOf } from '../bodies.ts'
 import { json, readJsonBody, type SandboxAnswer, type SandboxCall } from './call.ts'
 import { fileOperation, parsePermissions } from './entries.ts'
-import { requestedPath } from './files.ts'
+import { noFile, requestedPath } from './files.ts'
 import { MultipartReader, multipartBoundary } from './multipart.ts'
 
 /** Uploads in parts rest inside the sandbox, on its disk and under its limits: they outlive hutch and go with it. */
@@ -249,8 +249,4 @@ async function entriesOf(call: SandboxCall, dir: string): Promise<FileEntry[]> {
     if (!PlatformError.is(error) || error.code !== 'not_found') throw error
   }
   return entries
-}
-
-function noFile(): PlatformError {
-  return new PlatformError('bad_request', 'no file provided: send the part as the multipart field "file"')
 }
