@@ -301,14 +301,8 @@ export class Images {
     const used = this.#usersByDigest(workspace)
     let removed = 0
     for (const image of await this.#records.list(workspace)) {
-      for (const tag of image.body.tags) {
-        if (used.has(tag.digest)) continue
-        await this.#records.remove(workspace, image.body.resourceType, image.body.name, {
-          tag: tag.name,
-          check: () => {},
-        })
-        removed++
-      }
+      const { resourceType, name } = image.body
+      removed += await this.#records.removeTags(workspace, resourceType, name, (tag) => !used.has(tag.digest))
     }
     this.#collectSoon()
     return removed

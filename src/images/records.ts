@@ -211,14 +211,33 @@ export class ImageRecords {
         )
       }
       options.check(going)
-      const tags = present.body.tags.filter((one) => !going.includes(one))
-      if (tags.length === 0) await this.#store.remove(key, present.version)
-      else {
-        const body = { ...present.body, tags }
-        await this.#store.update<ImageBody>(key, present.version, { body })
-      }
+      await this.#drop(present, going)
       return present
     })
+  }
+
+  /** Removes the tags that are to go, of an image that may have gone itself; answers how many. */
+  async removeTags(
+    workspace: string,
+    type: ResourceType,
+    name: string,
+    goes: (tag: ImageTag) => boolean,
+  ): Promise<number> {
+    const key = keyOf(workspace, type, name)
+    return await this.#lock.run(`${workspace}/${key.name}`, async () => {
+      const present = await this.#store.get<ImageBody>(key)
+      const going = present?.body.tags.filter(goes) ?? []
+      if (present && going.length > 0) await this.#drop(present, going)
+      return going.length
+    })
+  }
+
+  /** For who holds the lock. */
+  async #drop({ body, workspace, version }: StoredImage, going: readonly ImageTag[]): Promise<void> {
+    const key = keyOf(workspace, body.resourceType, body.name)
+    const tags = body.tags.filter((one) => !going.includes(one))
+    if (tags.length === 0) await this.#store.remove(key, version)
+    else await this.#store.update<ImageBody>(key, version, { body: { ...body, tags } })
   }
 }
 

@@ -74,6 +74,7 @@ export interface TransfersOptions {
 export class Transfers {
   readonly #options: TransfersOptions
   readonly #pulls = new Map<string, Promise<Pulled>>()
+  readonly #imports = new Set<Promise<Pulled>>()
   /** Under way, and how the last one ended that did not go well. */
   readonly #told = new Map<string, ImageTransfer>()
   readonly #closed = new AbortController()
@@ -99,7 +100,7 @@ export class Transfers {
   /** Nothing begins any more, and what is under way ends. */
   async close(reason: PlatformError): Promise<void> {
     this.#closed.abort(reason)
-    await Promise.allSettled(this.#pulls.values())
+    await Promise.allSettled([...this.#pulls.values(), ...this.#imports])
   }
 
   /** @throws bad_request, not_implemented */
@@ -123,7 +124,7 @@ export class Transfers {
     const signal = options.signal
       ? AbortSignal.any([options.signal, this.#closed.signal])
       : this.#closed.signal
-    return await this.#transfer(workspace, target, signal, (dir) =>
+    const importing = this.#transfer(workspace, target, signal, (dir) =>
       openArchive(body, {
         dir,
         limits: {
@@ -134,6 +135,12 @@ export class Transfers {
         signal,
       }),
     )
+    this.#imports.add(importing)
+    try {
+      return await importing
+    } finally {
+      this.#imports.delete(importing)
+    }
   }
 
   /** Pulls an image, also when it is here already: its tag may have moved. One pull for all who ask at once. */
