@@ -11,8 +11,6 @@
 #include "tree.h"
 
 enum {
-  COPY_BYTES = 16 << 20, /* by the kernel at once, so that a cancelled copy ends soon */
-  BUFFER_BYTES = 128 << 10,
   PENDING_BYTES_MAX = 32 << 20,
   CANCEL_ENTRIES = 64,
   NEW_FILES_ONLY = 31, /* bit of files_write_begin's mode */
@@ -76,37 +74,6 @@ static int take_attributes(const char *to, const struct stat *stat, int is_link)
   return utimensat(AT_FDCWD, to, times, AT_SYMLINK_NOFOLLOW);
 }
 
-static ssize_t copy_some(int from, int to, int by_kernel) {
-  static uint8_t buffer[BUFFER_BYTES];
-  if (by_kernel) return copy_file_range(from, NULL, to, NULL, COPY_BYTES, 0);
-  ssize_t got = read(from, buffer, sizeof buffer);
-  for (ssize_t at = 0; at < got;) {
-    ssize_t written = write(to, buffer + at, (size_t)(got - at));
-    if (written < 0 && errno == EINTR) continue;
-    if (written < 0) return -1;
-    at += written;
-  }
-  return got;
-}
-
-static int copy_data(struct copy *copy, int from, struct files_write *write) {
-  int by_kernel = !is_synthetic(from);
-  for (;;) {
-    ssize_t got = copy_some(from, write->fd, by_kernel);
-    int refused = got < 0 && (errno == EXDEV || errno == EINVAL || errno == EOPNOTSUPP || errno == ENOSYS);
-    if (by_kernel && refused && write->bytes == 0) {
-      by_kernel = 0;
-      continue;
-    }
-    if (got < 0 && errno == EINTR) continue;
-    if (got <= 0) return (int)got;
-    write->bytes += (uint64_t)got;
-    copy->summary.bytes += (uint64_t)got;
-    errno = ECANCELED;
-    if (worker_cancelled()) return -1;
-  }
-}
-
 static int copy_file(struct copy *copy, int dir_fd, const char *name, const char *to) {
   struct files_write write;
   struct stat stat;
@@ -120,8 +87,9 @@ static int copy_file(struct copy *copy, int dir_fd, const char *name, const char
     result = files_write_begin(&write, to, mode);
     copy->what = write.what;
     if (result == 0) {
-      copy->what = "copy";
-      result = copy_data(copy, from, &write);
+      result = files_write_from(&write, from, UINT64_MAX);
+      copy->what = write.what;
+      copy->summary.bytes += write.bytes;
       struct stat made;
       if (result < 0) files_write_abort(&write);
       else if ((result = files_write_end(&write, &made)) < 0) copy->what = write.what;

@@ -15,6 +15,7 @@
 enum {
   LINKS_MAX = 40,
   COPY_BYTES = 64 << 10,
+  KERNEL_COPY_BYTES = 16 << 20, /* at once, so that a cancelled copy ends soon */
   MODE_KEEP = -1, /* that of the old file, or MODE_NEW */
   MODE_KEEP_BIT = 31, /* that of the old file, or the one given with this bit */
   MODE_NEW = 0644,
@@ -189,6 +190,36 @@ int files_write_data(struct files_write *write, const uint8_t *bytes, size_t len
   write->what = "write";
   write->bytes += length;
   return write_whole(write->fd, bytes, length);
+}
+
+static ssize_t copy_some(int from, int to, uint64_t bytes_max, int by_kernel) {
+  static uint8_t buffer[COPY_BYTES];
+  size_t most = by_kernel ? KERNEL_COPY_BYTES : sizeof buffer;
+  if (bytes_max < most) most = (size_t)bytes_max;
+  if (by_kernel) return copy_file_range(from, NULL, to, NULL, most, 0);
+  ssize_t got = read(from, buffer, most);
+  return got > 0 && write_whole(to, buffer, (size_t)got) < 0 ? -1 : got;
+}
+
+int files_write_from(struct files_write *write, int from, uint64_t bytes_max) {
+  int by_kernel = !is_synthetic(from), begun = 0;
+  write->what = "copy";
+  while (bytes_max > 0) {
+    ssize_t got = copy_some(from, write->fd, bytes_max, by_kernel);
+    int refused = got < 0 && (errno == EXDEV || errno == EINVAL || errno == EOPNOTSUPP || errno == ENOSYS);
+    if (by_kernel && refused && !begun) {
+      by_kernel = 0;
+      continue;
+    }
+    if (got < 0 && errno == EINTR) continue;
+    if (got <= 0) return (int)got;
+    begun = 1;
+    bytes_max -= (uint64_t)got;
+    write->bytes += (uint64_t)got;
+    errno = ECANCELED;
+    if (worker_cancelled()) return -1;
+  }
+  return 0;
 }
 
 /* Reserves the space before the first old byte goes, so that a full disk leaves the old content. */

@@ -21,6 +21,7 @@ enum {
   ENTRIES_MAX = 1000,
   REQUEST_BYTES_MAX = 512 << 10, /* the patterns of a search fit */
   SEND_BUFFER_BYTES = 1 << 20,
+  APPEND_BYTES_MAX = PATH_MAX + 8, /* the payload of one, and a byte that ends it */
 };
 
 /* Of this worker: it serves one connection, so there is one of each. */
@@ -190,13 +191,72 @@ static void serve_realpath(const struct files_request *request) {
 
 /* Writing: the transfer of WRITE */
 
-/* Takes DATA up to END or ABORT. 1: END, 0: ABORT, -1: the connection ended or broke the protocol. */
+static int path_error(const char *path) {
+  if (path[0] != '/') return EINVAL;
+  return strlen(path) >= PATH_MAX ? ENAMETOOLONG : 0;
+}
+
+static void fail_transfer(struct files_write *write, uint32_t id, int *failed) {
+  int error = errno;
+  *failed = 1;
+  files_write_abort(write);
+  fail(id, error, write->what);
+}
+
+/* The path of an APPEND, or NULL when it is none or the connection ended. */
+static char *read_append(uint32_t length, char storage[APPEND_BYTES_MAX]) {
+  if (length >= APPEND_BYTES_MAX) return NULL;
+  for (uint32_t at = 0; at < length;) {
+    const uint8_t *bytes;
+    size_t got = files_read_some(&worker, length - at, &bytes);
+    if (got == 0) return NULL;
+    memcpy(storage + at, bytes, got);
+    at += (uint32_t)got;
+  }
+  struct frame frame = {.type = FRAME_APPEND, .payload = (uint8_t *)storage, .length = length};
+  struct payload payload = payload_of(&frame);
+  char *path = payload_str(&payload);
+  return payload_done(&payload) ? path : NULL;
+}
+
+/* As much as it has now: it may be growing, even by what is written here. */
+static int append_file(struct files_write *write, const char *path) {
+  write->what = "path";
+  errno = path_error(path);
+  if (errno) return -1;
+  write->what = "open";
+  int from = open(path, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
+  if (from < 0) return -1;
+  struct stat stat;
+  int result = fstat(from, &stat);
+  if (result == 0 && !S_ISREG(stat.st_mode)) {
+    errno = S_ISDIR(stat.st_mode) ? EISDIR : EINVAL;
+    result = -1;
+  }
+  if (result == 0) result = files_write_from(write, from, (uint64_t)stat.st_size);
+  int error = errno;
+  close(from);
+  errno = error;
+  return result;
+}
+
+/* Takes DATA and APPEND up to END or ABORT. 1: END, 0: ABORT, -1: the connection ended or broke the protocol. */
 static int transfer(struct files_write *write, uint32_t id, int *failed) {
   for (;;) {
     struct files_header header;
     if (files_read_header(&worker, &header) != 1 || header.id != id) return -1;
     int ends = header.type == FRAME_END || header.type == FRAME_ABORT;
     if (ends && header.length == 0) return header.type == FRAME_END;
+    if (header.type == FRAME_APPEND) {
+      char storage[APPEND_BYTES_MAX];
+      const char *path = read_append(header.length, storage);
+      if (!path) return -1;
+      if (*failed) continue;
+      if (append_file(write, path) == 0) frame_ok(&worker.writer, id);
+      else fail_transfer(write, id, failed);
+      if (worker_flush() < 0) return -1;
+      continue;
+    }
     if (header.type != FRAME_DATA) return -1;
     while (header.length > 0) {
       const uint8_t *bytes;
@@ -204,10 +264,7 @@ static int transfer(struct files_write *write, uint32_t id, int *failed) {
       if (length == 0) return -1;
       header.length -= (uint32_t)length;
       if (*failed || files_write_data(write, bytes, length) == 0) continue;
-      *failed = 1;
-      int error = errno;
-      files_write_abort(write);
-      fail(id, error, "write");
+      fail_transfer(write, id, failed);
       if (worker_flush() < 0) return -1;
     }
   }
@@ -274,11 +331,6 @@ int files_decode(const struct frame *frame, struct files_request *request) {
   request->path = payload_str(&payload);
   if (frame->type == FRAME_RENAME) request->to = payload_str(&payload);
   return payload_done(&payload) ? 0 : -1;
-}
-
-static int path_error(const char *path) {
-  if (path[0] != '/') return EINVAL;
-  return strlen(path) >= PATH_MAX ? ENAMETOOLONG : 0;
 }
 
 static int serve(const struct files_request *request) {

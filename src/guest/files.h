@@ -85,6 +85,8 @@ struct files_write {
 };
 int files_write_begin(struct files_write *write, const char *path, uint32_t mode);
 int files_write_data(struct files_write *write, const uint8_t *bytes, size_t length);
+/* What is to be read from a descriptor, by the kernel where it can. */
+int files_write_from(struct files_write *write, int from, uint64_t bytes_max);
 int files_write_end(struct files_write *write, struct stat *stat);
 void files_write_abort(struct files_write *write);
 /* From a signal handler: removes the temporary file that there may be. */

@@ -27,6 +27,8 @@ const dataBytesMax = framePayloadBytesMax
 const toTheEnd = 0xffff_ffff_ffff_ffffn
 /** A recursive removal may walk millions of files before it answers. */
 const removeTimeoutMs = 600_000
+/** A part may be as large as the disk. */
+const appendTimeoutMs = 600_000
 /** A smaller file is not worth a descriptor. */
 const openBytesMin = 64 * 1024
 /** A larger one may be dropped from the host's memory before it is sent, and to wait for the disk is the worker's part. */
@@ -152,6 +154,38 @@ export class FilesChannel implements GuestFiles {
       operation.send(frameHeader(FrameType.end, 0, 0))
       const answer = await operation.next()
       // An error that came before END leaves the connection in step only once END is behind it, as it is now.
+      if (answer.type === FrameType.error) operation.done()
+      operation.expect(answer, FrameType.entryOk)
+      const entry = fileEntry(readEntry(answer.payload))
+      operation.done()
+      return entry
+    } finally {
+      operation.release()
+    }
+  }
+
+  async concatenate(
+    parts: readonly string[],
+    path: string,
+    options: { mode?: number; newFileMode?: number } = {},
+  ): Promise<FileEntry> {
+    for (const each of [path, ...parts]) checkPath(each)
+    const mode = modeBits(options)
+    const operation = await this.#pool.start(path)
+    try {
+      operation.send(frame(FrameType.write, (writer) => writer.u32(mode).str(path)))
+      let refusal: Frame | null = null
+      for (const part of parts) {
+        operation.send(frame(FrameType.append, (writer) => writer.str(part)))
+        const answer = await operation.next(appendTimeoutMs)
+        if (answer.type === FrameType.error) {
+          refusal = answer
+          break
+        }
+        operation.expect(answer, FrameType.ok)
+      }
+      operation.send(frameHeader(FrameType.end, 0, 0))
+      const answer = refusal ?? (await operation.next(appendTimeoutMs))
       if (answer.type === FrameType.error) operation.done()
       operation.expect(answer, FrameType.entryOk)
       const entry = fileEntry(readEntry(answer.payload))

@@ -44,6 +44,7 @@ export const FrameType = {
   chmod: 75,
   realpath: 76,
   path: 77,
+  append: 78,
   walk: 80,
   found: 81,
   search: 82,

@@ -294,6 +294,59 @@ describe('WRITE', () => {
     expect(await statOf(dir)).toMatchObject({ type: 'd' })
   })
 
+  describe('APPEND', () => {
+    const append = (id: number, path: string) =>
+      files.request(new FrameWriter(FrameType.append, id).str(path), id)
+
+    test('takes what a file has in it among the data, also of one that is written meanwhile', async () => {
+      await writeFile(join(dir, 'a'), 'from a, ')
+      files.send(writeStart(join(dir, 'f')))
+      const id = lastId
+      files.send(dataFrame(id, Buffer.from('sent, ')))
+      expect(await append(id, join(dir, 'a'))).toBe('OK')
+      // It has grown by what was appended before, and no further while it is read.
+      const [own] = await temporaries()
+      expect(await append(id, join(dir, own ?? ''))).toBe('OK')
+      files.send(dataFrame(id, Buffer.from('sent.')))
+      const written = await entry(files, new FrameWriter(FrameType.end, id), id)
+      expect(written).toMatchObject({ name: 'f', size: 33 })
+      expect(await readFile(join(dir, 'f'), 'utf8')).toBe('sent, from a, sent, from a, sent.')
+      expect(await temporaries()).toEqual([])
+    })
+
+    test('of what is no file is an ERROR, which leaves the old file', async () => {
+      await writeFile(join(dir, 'f'), 'old')
+      await writeFile(join(dir, 'a'), 'from a')
+      execFileSync('mkfifo', [join(dir, 'pipe')])
+      for (const [path, errno] of [
+        [dir, 21],
+        [join(dir, 'missing'), 2],
+        [join(dir, 'pipe'), 22],
+        ['relative', 22],
+      ] as const) {
+        files.send(writeStart(join(dir, 'f')))
+        const id = lastId
+        expect(await append(id, join(dir, 'a'))).toBe('OK')
+        expect(await append(id, path)).toStartWith(`errno ${errno} `)
+        // What was sent before that was heard is discarded.
+        files.send(new FrameWriter(FrameType.append, id).str(join(dir, 'a')))
+        files.send(new FrameWriter(FrameType.end, id))
+        expect(await statOf(join(dir, 'f'))).toMatchObject({ size: 3 })
+      }
+      expect(await temporaries()).toEqual([])
+    })
+
+    test('that is no path ends the connection', async () => {
+      for (const payload of [Buffer.alloc(3), Buffer.alloc(5000, 'x'), Buffer.from([1, 0, 0, 0, 0])]) {
+        const connection = await guest.files()
+        connection.send(writeStart(join(dir, 'f')))
+        connection.send(new FrameWriter(FrameType.append, lastId).raw(payload))
+        await expect(connection.next(() => true)).rejects.toThrow()
+      }
+      await eventually(async () => (await readdir(dir)).length === 0)
+    })
+  })
+
   asRoot('a full disk leaves the old file and nothing half-written (needs root)', async () => {
     const mount = join(dir, 'tmpfs')
     await mkdir(mount)
@@ -311,6 +364,14 @@ describe('WRITE', () => {
       expect(await write(join(mount, 'a'), new Uint8Array(700 << 10))).toStartWith(enospc)
       expect(await readFile(join(mount, 'b'), 'utf8')).toBe('linked')
       expect(await write(join(mount, 'f'), 'fits')).toMatchObject({ size: 4 })
+      await writeFile(join(dir, 'large'), big)
+      files.send(writeStart(join(mount, 'f')))
+      const id = lastId
+      const appended = new FrameWriter(FrameType.append, id).str(join(dir, 'large'))
+      expect(await files.request(appended, id)).toStartWith(enospc)
+      files.send(new FrameWriter(FrameType.end, id))
+      expect(await statOf(join(mount, 'f'))).toMatchObject({ size: 4 })
+      expect((await readdir(mount)).sort()).toEqual(['a', 'b', 'f'])
     } finally {
       execFileSync('umount', [mount])
     }

@@ -198,6 +198,7 @@ export class TestHost {
           rename: refuse,
           setMode: refuse,
           realPath: refuse,
+          concatenate: refuse,
           writeAll: refuse,
           walk: () => noTree(),
           search: () => noTree(),

@@ -175,6 +175,15 @@ export interface GuestFiles {
     body: ReadableStream<Uint8Array> | Uint8Array,
     options?: { mode?: number; newFileMode?: number },
   ): Promise<FileEntry>
+  /**
+   * Writes a whole file, as `write` does, of what other regular files have in them, one behind the other. Their bytes
+   * stay inside.
+   */
+  concatenate(
+    parts: readonly string[],
+    path: string,
+    options?: { mode?: number; newFileMode?: number },
+  ): Promise<FileEntry>
   makeDirectory(path: string, options?: { mode?: number; parents?: boolean }): Promise<void>
   /** @throws conflict for a directory that is not empty, unless recursive */
   remove(path: string, options?: { recursive?: boolean }): Promise<void>

@@ -36,6 +36,36 @@ export function filesContract(context: ContractContext): void {
     expect(Buffer.from(back.subarray(4_900_000)).equals(chunk)).toBe(true)
   })
 
+  test('a file is put together of others in their order, whole or not at all', async () => {
+    const { files } = context.instance.guest
+    const dir = path()
+    const large = new Uint8Array(300_000).map((_, at) => at % 251)
+    await files.write(`${dir}/large`, large)
+    await files.write(`${dir}/end`, Buffer.from('the end'))
+    await files.write(`${dir}/none`, new Uint8Array())
+    const parts = ['large', 'none', 'end', 'large'].map((name) => `${dir}/${name}`)
+    const made = await files.concatenate(parts, `${dir}/new/whole`, { newFileMode: 0o640 })
+    expect(made).toMatchObject({ name: 'whole', type: 'file', size: 600_007, mode: 0o640 })
+    const content = async (file: string) =>
+      Buffer.from(await new Response((await files.read(file)).body).bytes())
+    const expected = Buffer.concat([large, Buffer.from('the end'), large])
+    expect((await content(`${dir}/new/whole`)).equals(expected)).toBe(true)
+    for (const [part, code] of [
+      [`${dir}/missing`, 'not_found'],
+      [dir, 'conflict'],
+    ] as const) {
+      const refused = files.concatenate([...parts, part, ...parts], `${dir}/new/whole`)
+      expect(await codeOf(refused)).toBe(code)
+    }
+    expect((await content(`${dir}/new/whole`)).equals(expected)).toBe(true)
+    // Also into one of its own parts.
+    expect(await files.concatenate([`${dir}/end`, `${dir}/end`], `${dir}/end`)).toMatchObject({ size: 14 })
+    expect((await content(`${dir}/end`)).toString()).toBe('the endthe end')
+    const names: string[] = []
+    for await (const batch of files.list(`${dir}/new`)) names.push(...batch.map(({ name }) => name))
+    expect(names).toEqual(['whole'])
+  })
+
   test("a body may use its memory again for each chunk, and what is read is its reader's", async () => {
     const file = path()
     const expected = Buffer.alloc(20 * 70_000)

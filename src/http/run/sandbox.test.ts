@@ -276,9 +276,9 @@ test('an upload in parts comes together in the order of its numbers', async () =
   expect((await fetch(`${api}/..%2F..%2Fetc/parts`)).status).toBe(404)
 })
 
-test('uploads that come together at the same moment leave each other connections to read their parts by', async () => {
+test('uploads that come together at the same moment leave connections for other work with files', async () => {
   const uploads = 24
-  /** Of a sandbox, for files: each write holds one while it reads by another. */
+  /** Of a sandbox, for files: each of the uploads keeps one while it copies. */
   const connections = 16
   const api = `${base}/filesystem-multipart`
   const begun = await Promise.all(
@@ -291,23 +291,20 @@ test('uploads that come together at the same moment leave each other connections
     }),
   )
   const { files } = machine.guest
-  const { stat, read, write } = files
+  const { concatenate, list } = files
   const all = Promise.withResolvers<void>()
   let arrived = 0
-  let writing = 0
-  let writingAtOnce = 0
-  files.stat = (path, options) => {
-    if (path.startsWith('/together/') && ++arrived === uploads) all.resolve()
-    return stat.call(files, path, options)
+  let copying = 0
+  let copyingAtOnce = 0
+  files.list = (path) => {
+    if (++arrived === uploads) all.resolve()
+    return list.call(files, path)
   }
-  files.read = async (path, range) => {
-    // None goes on before each of them is where it begins to write.
-    if (path.includes('/part-')) await all.promise
-    return read.call(files, path, range)
-  }
-  files.write = async (path, body, options) => {
-    writingAtOnce = Math.max(writingAtOnce, ++writing)
-    return await write.call(files, path, body, options).finally(() => writing--)
+  files.concatenate = async (parts, path, options) => {
+    copyingAtOnce = Math.max(copyingAtOnce, ++copying)
+    // None goes on before each of them has looked for its parts.
+    await all.promise
+    return await concatenate.call(files, parts, path, options).finally(() => copying--)
   }
   try {
     const completed = await Promise.all(
@@ -317,9 +314,10 @@ test('uploads that come together at the same moment leave each other connections
     )
     expect(completed.map(({ status }) => status)).toEqual(Array(uploads).fill(200))
   } finally {
-    Object.assign(files, { stat, read, write })
+    Object.assign(files, { concatenate, list })
   }
-  expect(writingAtOnce).toBeLessThan(connections)
+  expect(copyingAtOnce).toBeGreaterThan(1)
+  expect(copyingAtOnce).toBeLessThan(connections)
   for (let at = 0; at < uploads; at++) {
     expect(readFileSync(join(root, `together/${at}`), 'utf8')).toBe(`part of ${at}`)
   }

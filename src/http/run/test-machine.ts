@@ -165,7 +165,7 @@ export class HostMachine {
 
   private readonly basicFiles: Omit<
     GuestFiles,
-    'writeAll' | 'walk' | 'search' | 'watch' | 'copy' | 'move' | 'setOwner'
+    'concatenate' | 'writeAll' | 'walk' | 'search' | 'watch' | 'copy' | 'move' | 'setOwner'
   > = {
     stat: (path, options) => wrapped(this.entry(path, options?.follow !== false)),
     list: (path) => this.list(path),
@@ -229,6 +229,7 @@ export class HostMachine {
 
   private readonly files: GuestFiles = {
     ...this.basicFiles,
+    concatenate: (parts, path, options) => this.trees.concatenate(parts, path, options),
     writeAll: (files) => this.trees.writeAll(files),
     walk: (path, options) => this.trees.walk(path, options),
     search: (path, options) => this.trees.search(path, options),

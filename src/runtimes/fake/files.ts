@@ -134,6 +134,14 @@ export class FakeFiles implements GuestFiles {
     node.gid = owner.gid ?? node.gid ?? 0
   }
 
+  concatenate(
+    parts: readonly string[],
+    path: string,
+    options?: { mode?: number; newFileMode?: number },
+  ): Promise<FileEntry> {
+    return this.#trees.concatenate(parts, path, options)
+  }
+
   writeAll(files: readonly FileToWrite[]): Promise<void> {
     return this.#trees.writeAll(files)
   }

@@ -39,6 +39,16 @@ export class SimpleTrees {
     for (const { path, data, ...options } of files) await this.files.write(path, data, options)
   }
 
+  async concatenate(
+    parts: readonly string[],
+    path: string,
+    options?: { mode?: number; newFileMode?: number },
+  ): Promise<FileEntry> {
+    const contents: Uint8Array[] = []
+    for (const part of parts) contents.push(await new Response((await this.files.read(part)).body).bytes())
+    return await this.files.write(path, Buffer.concat(contents), options)
+  }
+
   async *walk(path: string, options: WalkOptions = {}): AsyncGenerator<FileEntry[], TreeSummary> {
     const { types = 'all', depthMax = 0, resultsMax = Number.POSITIVE_INFINITY, details = true } = options
     const test = filterOf(options)

@@ -14,11 +14,13 @@ const uploadsDir = '/var/tmp/.hutch-uploads'
 const partNumberMax = 10_000
 const uploadsMax = 1000
 const targetBytesMax = 16 * 1024
+/** As many as are uploaded as one part at the same moment. */
+const filesOfPartMax = 64
 const uploadIdPattern = /^[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}$/
 /** A part's file is named for all that is to be known of it, so that parts can be written side by side. */
 const partPattern = /^part-(\d{5})-([0-9a-f]{32})$/
 
-/** Each reads and writes at once: with as many as there are connections, all would wait for one that reads. */
+/** Each keeps one of a sandbox's few connections for files for as long as it copies; others shall find one free. */
 const completionsMax = 4
 const completionsWaitingMax = 64
 const completions = new WeakMap<GuestFiles, Semaphore>()
@@ -89,12 +91,11 @@ export async function writePart(call: SandboxCall, uploadId: string): Promise<Sa
       }
       await fileOperation(files.write(incoming, streamOf(freeing(body())), { mode: 0o600 }), 'open', incoming)
       const etag = hash.digest('hex')
-      const name = `part-${String(partNumber).padStart(5, '0')}-${etag}`
-      const older = (await partsOf(call, uploadId)).filter(
-        (known) => known.partNumber === partNumber && known.file !== name,
-      )
+      const name = partName(partNumber, etag)
+      const there = await filesOfPart(call, uploadId, partNumber)
       await fileOperation(files.rename(incoming, `${dirOf(uploadId)}/${name}`), 'rename', incoming)
-      for (const { file } of older) await files.remove(`${dirOf(uploadId)}/${file}`).catch(() => {})
+      for (const older of there)
+        if (older !== name) await files.remove(`${dirOf(uploadId)}/${older}`).catch(() => {})
       return json({ partNumber, etag, size })
     }
     throw noFile()
@@ -139,19 +140,9 @@ export async function completeUpload(call: SandboxCall, uploadId: string): Promi
       return part
     })
   const { files } = call.lease.instance.guest
-  const whole = async function* () {
-    for (const { file } of parts) {
-      const { body } = await files.read(`${dirOf(uploadId)}/${file}`)
-      yield* body
-    }
-  }
-  const exists = await files.stat(path).then(
-    () => true,
-    () => false,
-  )
-  const options = exists ? undefined : { mode: permissions }
+  const paths = parts.map(({ file }) => `${dirOf(uploadId)}/${file}`)
   await completionsOf(files).run(() =>
-    fileOperation(files.write(path, streamOf(freeing(whole())), options), 'open', path),
+    fileOperation(files.concatenate(paths, path, { newFileMode: permissions }), 'open', path),
   )
   await files.remove(dirOf(uploadId), { recursive: true }).catch(() => {})
   return json({ path, message: 'Multipart upload completed successfully' })
@@ -230,6 +221,25 @@ async function partsOf(call: SandboxCall, uploadId: string): Promise<Part[]> {
     if (!other || other.uploadedAt <= part.uploadedAt) parts.set(partNumber, part)
   }
   return [...parts.values()].sort((a, b) => a.partNumber - b.partNumber)
+}
+
+function partName(partNumber: number, etag: string): string {
+  return `part-${String(partNumber).padStart(5, '0')}-${etag}`
+}
+
+/** Of one part, without a look at each of the thousands that there may be: what was uploaded as it before, if anything. */
+async function filesOfPart(call: SandboxCall, uploadId: string, partNumber: number): Promise<string[]> {
+  const names: string[] = []
+  const options = {
+    include: [partName(partNumber, '*')],
+    depthMax: 1,
+    details: false,
+    resultsMax: filesOfPartMax,
+  }
+  for await (const batch of call.lease.instance.guest.files.walk(dirOf(uploadId), options)) {
+    for (const { name } of batch) if (partPattern.test(name)) names.push(name)
+  }
+  return names
 }
 
 async function uploadIds(call: SandboxCall): Promise<string[]> {
