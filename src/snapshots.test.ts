@@ -3,6 +3,7 @@ import { existsSync, mkdirSync, mkdtempSync, readdirSync, rmSync } from 'node:fs
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { SandboxInstance as Sandbox, Snapshot as SnapshotOf } from '@blaxel/core'
+import { ociArchive, programs, tar, testImage } from './images/test-image.ts'
 import { temporaryDataDir } from './platform.ts'
 import { fakeRuntime } from './runtimes/fake/index.ts'
 import { snapshotsPerSandboxMax } from './sandboxes/snapshots/taking.ts'
@@ -381,6 +382,45 @@ describe.skipIf(why !== '')('real machines', () => {
     await snapshot.delete()
     await eventually('its files gone', () => !existsSync(join(dataDir, 'instances.snapshots', id.slice(5))))
     await namesake.delete()
+  })
+
+  test('the program and the user of an image are those of a fork, and the image stays while the snapshot is', async () => {
+    const accounts = 'root:x:0:0::/root:/bin/sh\napp:x:1001:1002::/home/app:/bin/sh\n'
+    const layers = [
+      tar([
+        ...programs('sh', 'cat', 'sleep', 'id'),
+        { path: 'etc/passwd', content: accounts },
+        { path: 'project/', uid: 1001 },
+      ]),
+    ]
+    const config = {
+      Entrypoint: ['/bin/sh', '-c', 'id -u > /project/ran; sleep 1000'],
+      User: 'app',
+      WorkingDir: '/project',
+      Env: ['BL_SANDBOX_USER_ENABLED=true', 'PATH=/bin', 'OF_IMAGE=image'],
+    }
+    const own = '/v0/images/sandbox/own'
+    const image = Buffer.from(ociArchive(testImage(layers, { config })))
+    await client.request('/-/images/import?name=own', { method: 'PUT', body: image })
+    const box = await client.SandboxInstance.create({ name: 'imaged', image: 'sandbox/own', memory: 256 })
+    await eventually('it ran', () => box.fs.read('/project/ran').catch(() => ''))
+    await box.fs.write('/project/file', 'kept')
+    const snapshot = await box.snapshots.create()
+    await box.delete()
+    const refused = await client.request(own, { method: 'DELETE' })
+    expect([refused.status, await refused.text()]).toEqual([
+      400,
+      expect.stringContaining(`is used by the snapshot \\"${snapshot.name}\\" (${snapshot.id})`),
+    ])
+    await snapshot.fork('of-image', { envs: [{ name: 'MORE', value: 'more' }] })
+    const copy = await client.SandboxInstance.get('of-image')
+    expect(await run(copy, 'cat /project/file; echo " $OF_IMAGE $MORE $BL_NAME"; id -u')).toBe(
+      'kept image more of-image\n1001\n',
+    )
+    expect(await copy.process.get('entrypoint')).toMatchObject({ status: 'running' })
+    await copy.delete()
+    await snapshot.delete()
+    await eventually('the image can go', async () => (await client.request(own, { method: 'DELETE' })).ok)
   })
 
   test('a restore that cannot be done leaves the sandbox as it is', async () => {
