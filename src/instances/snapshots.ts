@@ -31,31 +31,36 @@ export class InstanceSnapshots {
   }
 
   /**
+   * Runs `work`, which captures, when there is room for that: to be waited for before anything stands still for it.
+   * @throws too_many_requests
+   */
+  inTurn<Result>(work: () => Promise<Result>): Promise<Result> {
+    return this.#turns.run(work, this.#background.closing)
+  }
+
+  /**
    * Copies the files of an instance as they are at one moment, in which it stands still: what is asked of it meanwhile
-   * waits. For who holds a lease on it, or keeps one that is archived from being unarchived.
+   * waits. For who holds a lease on it, or keeps one that is archived from being unarchived, and has a turn.
    * @throws not_implemented, not_found, conflict when it is neither running nor archived, insufficient_storage
    */
-  async capture(id: string, snapshotId: string, signal?: AbortSignal): Promise<void> {
+  async capture(id: string, snapshotId: string, signal: AbortSignal): Promise<void> {
     const driver = this.#driver()
-    const { closing } = this.#background
-    const cut = signal ? AbortSignal.any([closing, signal]) : closing
-    await this.#turns.run(async () => {
-      const entry = this.#table.require(id)
-      const { instance, state } = entry
-      if (state !== 'archived' && (state !== 'running' || instance === null))
-        throw new PlatformError('conflict', `the instance is ${state}, neither running nor archived`)
-      if (instance === null) return await driver.capture(id, snapshotId, cut)
-      await instance.freeze?.(cut)
-      try {
-        await driver.capture(id, snapshotId, cut)
-      } finally {
-        await instance.thaw?.().catch((error) => {
-          // Whoever uses it next wakes it then, or it has ended and is started again.
-          if (entry.instance === instance) entry.activity.runsOn(instance)
-          throw error
-        })
-      }
-    }, cut)
+    const cut = AbortSignal.any([this.#background.closing, signal])
+    const entry = this.#table.require(id)
+    const { instance, state } = entry
+    if (state !== 'archived' && (state !== 'running' || instance === null))
+      throw new PlatformError('conflict', `the instance is ${state}, neither running nor archived`)
+    if (instance === null) return await driver.capture(id, snapshotId, cut)
+    await instance.freeze?.(cut)
+    try {
+      await driver.capture(id, snapshotId, cut)
+    } finally {
+      await instance.thaw?.().catch((error) => {
+        // Whoever uses it next wakes it then, or it has ended and is started again.
+        if (entry.instance === instance) entry.activity.runsOn(instance)
+        throw error
+      })
+    }
   }
 
   /** Nothing can be made from it before. Answers its bytes. Idempotent. */

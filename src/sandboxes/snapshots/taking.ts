@@ -80,8 +80,14 @@ export class SnapshotTaking {
     this.#instances.snapshots.check()
     const wanted = given.name === undefined ? given : { ...given, name: checkName(given.name) }
     const taking: Taking = { snapshot: null, told: false }
-    const taken = this.#sandboxes
-      .whileExists(workspace, sandboxName, (sandbox) => this.#capture(sandbox, wanted, taking))
+    // Whatever there is to refuse need not wait for its turn.
+    await this.#sandboxes.get(workspace, sandboxName)
+    const taken = this.#instances.snapshots
+      .inTurn(() =>
+        this.#sandboxes.whileExists(workspace, sandboxName, (sandbox) =>
+          this.#capture(sandbox, wanted, taking),
+        ),
+      )
       .then((captured) => this.#complete(captured, taking))
     this.#background.run(taken)
     const stop = new AbortController()
