@@ -4,7 +4,7 @@ import { createServer, type Server, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { SandboxInstance as Sandbox } from '@blaxel/core'
-import { callsFromInsideMax } from './http/doors.ts'
+import { callsFromInsideMax } from './http/run/sandbox/call.ts'
 import { temporaryDataDir } from './platform.ts'
 import { eventually, openTestClient, type TestClient, whyNot } from './test-client.ts'
 

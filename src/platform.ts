@@ -25,6 +25,7 @@ import { userRoutes } from './http/control/users.ts'
 import { workspaceRoutes } from './http/control/workspaces.ts'
 import { InstanceDoors } from './http/doors.ts'
 import { frontPageRoutes } from './http/front-page.ts'
+import { Hosts } from './http/host.ts'
 import { Readiness } from './http/readiness.ts'
 import type { Route } from './http/route.ts'
 import { PreviewGateway } from './http/run/previews.ts'
@@ -224,7 +225,14 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
     ...region,
   })
   const domain = config.domains[0] ?? 'localhost'
-  const previews = new Previews({ store, sandboxes, secrets, clock, log, domain })
+  const hosts = new Hosts({
+    listenHosts: config.hosts,
+    domains: config.domains,
+    trustedProxies: config.trustedProxies,
+    ...(config.url === null ? {} : { publicUrl: config.url }),
+  })
+  const ownsHost = (host: string) => hosts.owns(host)
+  const previews = new Previews({ store, sandboxes, secrets, clock, log, domain, ownsHost })
   const schedules = new Schedules({ store, sandboxes, secrets, clock, log })
   const snapshots = new Snapshots({
     ...{ store, sandboxes, instances, secrets, clock, log },
@@ -274,13 +282,8 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
       ...sandboxRunRoutes(sandboxes, api),
     ],
     access,
-    host: {
-      listenHosts: config.hosts,
-      domains: config.domains,
-      trustedProxies: config.trustedProxies,
-      ...(config.url === null ? {} : { publicUrl: config.url }),
-    },
-    hosts: (request, hostName, context) => gateway.serveHost(request, hostName, context),
+    hosts,
+    serveHost: (request, hostName, context) => gateway.serveHost(request, hostName, context),
     clock,
     log,
     version,

@@ -4,6 +4,7 @@ import { PlatformError } from '../errors.ts'
 import { type Page, type Resource, sortOrders } from '../spec/store.ts'
 import { parseWith } from './body.ts'
 import { gatewayCode } from './errors.ts'
+import { Hosts } from './host.ts'
 import { listAnswer, listQuery } from './list.ts'
 import { type Method, type Route, route } from './route.ts'
 import { RouteTable } from './table.ts'
@@ -13,7 +14,7 @@ let platform: TestPlatform
 beforeAll(async () => {
   platform = await TestPlatform.open({
     app: {
-      hosts(request, host, { origin }) {
+      serveHost(request, host, { origin }) {
         if (host === 'broken.preview.localhost') {
           throw new PlatformError('route_not_found', 'no such preview')
         }
@@ -232,13 +233,13 @@ describe('hosts', () => {
   })
 
   test('forwarded headers count only from trusted proxies, --url gives its own scheme', async () => {
-    const host = {
+    const hosts = new Hosts({
       listenHosts: ['127.0.0.1'],
       domains: ['cloud.example'],
       publicUrl: 'https://hutch.example',
       trustedProxies: ['10.1.0.0/16'],
-    }
-    await using proxied = await TestPlatform.open({ app: { host } })
+    })
+    await using proxied = await TestPlatform.open({ app: { hosts } })
     const origin = async (address: string | null, headers: Record<string, string>) => {
       const request = new Request('http://localhost/main/sandboxes/b/filesystem/x', {
         headers: { authorization: `Bearer ${proxied.adminKey}`, ...headers },

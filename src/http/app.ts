@@ -18,7 +18,7 @@ import {
   requireAccess,
 } from './credentials.ts'
 import { errorResponse } from './errors.ts'
-import { type Authority, type HostOptions, Hosts, refuseForeign } from './host.ts'
+import { type Authority, type Hosts, refuseForeign } from './host.ts'
 import { apiVersionDefault, parseApiVersion } from './list.ts'
 import { openapiRoutes } from './openapi.ts'
 import { isOwnPage } from './page.ts'
@@ -67,8 +67,8 @@ export type HostHook = (
 export interface AppOptions {
   routes: Route[]
   access: Access
-  host: HostOptions
-  hosts?: HostHook
+  hosts: Hosts
+  serveHost?: HostHook
   clock: Clock
   log: Logger
   /** For /v0/openapi.json. */
@@ -117,7 +117,7 @@ class Handler {
   constructor(options: AppOptions, table: RouteTable) {
     this.#options = options
     this.#table = table
-    this.#hosts = new Hosts(options.host)
+    this.#hosts = options.hosts
   }
 
   async fetch(request: Request, connection: Connection | null): Promise<Response> {
@@ -169,9 +169,9 @@ class Handler {
     passage.search = search
     const authority = this.#hosts.read(request, urlAuthority, connection)
     passage.authority = authority
-    if (authority.kind !== 'base' && this.#options.hosts !== undefined) {
+    if (authority.kind !== 'base' && this.#options.serveHost !== undefined) {
       passage.previewHost = true
-      const answer = await this.#options.hosts(request, authority.host, {
+      const answer = await this.#options.serveHost(request, authority.host, {
         origin: authority.origin || this.#hosts.originFor(portOf(urlAuthority)),
         requestId: passage.requestId,
         consumed: consumedCredentials(request.headers, passage.search, null),

@@ -9,6 +9,7 @@ import type { Sandboxes, SandboxLease } from '../sandboxes/index.ts'
 import type { App, Connection } from './app.ts'
 import { errorResponse } from './errors.ts'
 import { type SandboxApi, serveSandbox } from './run/sandbox/api.ts'
+import { callsFromInsideMax } from './run/sandbox/call.ts'
 import { serveUnixSocket } from './server.ts'
 import { splitUrl } from './url.ts'
 
@@ -30,8 +31,6 @@ interface Door {
 }
 
 const sandboxKind = 'sandbox'
-/** At once, of one instance: each may hold a megabyte of output that its reader does not take. */
-export const callsFromInsideMax = 128
 const ownNames = /^(?:localhost|127(?:\.\d{1,3}){3}|\[::1\]|10\.201\.0\.2)$/
 
 /**

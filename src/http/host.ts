@@ -68,6 +68,11 @@ export class Hosts {
     return this.#publicUrl?.origin ?? `http://localhost:${port}`
   }
 
+  /** Whether a name is the platform's, or below one of its domains: such a host is never a sandbox's own. */
+  owns(host: string): boolean {
+    return host.endsWith(`.${internalHost}`) || this.#kindOf(host) !== 'foreign'
+  }
+
   #authority(text: string, scheme: 'http' | 'https'): Authority {
     const cacheKey = `${scheme} ${text}`
     const known = this.#known.get(cacheKey)

@@ -54,7 +54,7 @@ const bytesPerSpaceCheck = 64 * 1024 * 1024
  * @throws unprocessable when there is none, it is damaged or not for this host; body_too_large
  */
 export async function openArchive(
-  body: ReadableStream<Uint8Array>,
+  body: AsyncIterable<Uint8Array>,
   options: { dir: string; limits: ArchiveLimits; reference?: string; signal?: AbortSignal },
 ): Promise<ImageSource> {
   const contents = await store(body, options)
@@ -70,7 +70,7 @@ export async function openArchive(
 }
 
 async function store(
-  body: ReadableStream<Uint8Array>,
+  body: AsyncIterable<Uint8Array>,
   { dir, limits, signal }: { dir: string; limits: ArchiveLimits; signal?: AbortSignal },
 ): Promise<Contents> {
   const contents: Contents = { files: new Map(), links: new Map() }
@@ -120,8 +120,8 @@ async function storeFile(tar: TarReader, path: string, limits: ArchiveLimits): P
 }
 
 /** The body as a tar archive, whether it was compressed or not. */
-async function* plain(body: ReadableStream<Uint8Array>): AsyncGenerator<Uint8Array> {
-  const source = (body as unknown as AsyncIterable<Uint8Array>)[Symbol.asyncIterator]()
+async function* plain(body: AsyncIterable<Uint8Array>): AsyncGenerator<Uint8Array> {
+  const source = body[Symbol.asyncIterator]()
   let first: Uint8Array = new Uint8Array(0)
   while (first.length < 4) {
     const next = await source.next()

@@ -153,7 +153,15 @@ describe('a download', () => {
     const source = await registry({ stallMsMax: 100 })
       .open(dir, signal)
       .catch((error) => error)
-    expect(source).toMatchObject({ code: 'bad_gateway' })
+    expect(source).toMatchObject({ code: 'gateway_timeout' })
+  })
+
+  test('that comes in drops is given up, however many there are', async () => {
+    const source = await registry({ stallMsMax: 100 }).open(dir, signal)
+    server.behaviour.dripEveryMs = 10
+    const before = server.blobsAsked
+    await expect(source.layers[0]!.open(signal)).rejects.toThrow('sends too slowly')
+    expect(server.blobsAsked - before).toBeLessThan(10)
   })
 
   test('of something else than its digest says is refused', async () => {

@@ -7,6 +7,7 @@ import type { Dialer } from '../lib/dialer.ts'
 import type { Logger } from '../lib/log.ts'
 import { isLoopbackHost } from '../lib/loopback.ts'
 import type { RegistryCredentials } from './credentials.ts'
+import { flowBytesMin, flowing } from './flow.ts'
 import type { ImageSource } from './install.ts'
 import {
   configBytesMax,
@@ -30,8 +31,8 @@ const attemptsMax = 6
 const attemptsInAllMax = 100
 const backoffMsMin = 250
 const backoffMsMax = 8_000
-/** Without a single byte. */
-export const stallMsMax = 60_000
+/** Until an answer begins, and then for each `flowBytesMin` of it. */
+const stallMsMax = 60_000
 const nestedIndexesMax = 4
 const challengeCharsMax = 4096
 
@@ -139,7 +140,8 @@ export class Registry {
         // What the registry or the disk refused would be refused again; what broke off goes on where it was.
         if (PlatformError.is(error) && (!error.retryable || error.code === 'insufficient_storage'))
           throw error
-        if (file.size > before) attempt = 1
+        const slow = PlatformError.is(error) && error.code === 'gateway_timeout'
+        if (file.size - before >= (slow ? flowBytesMin : 1)) attempt = 1
         if (attempt >= attemptsMax || ++inAll >= attemptsInAllMax) throw error
         const waitMs = Math.min(backoffMsMin * 2 ** (attempt - 1), backoffMsMax)
         this.#options.log.debug('a download is taken up again', { attempt, received: file.size, size })
@@ -158,7 +160,7 @@ export class Registry {
       answer.status === 206 && (answer.headers.get('content-range') ?? '').startsWith(`bytes ${from}-`)
     // Without ranges it begins again; what is there already is read past, so that nothing is written twice.
     let past = from > 0 && !resumed ? from : 0
-    for await (const chunk of stalling(answer, this.#stallMsMax)) {
+    for await (const chunk of flowing(answer.body, { windowMs: this.#stallMsMax, sender: 'the registry' })) {
       signal.throwIfAborted()
       const bytes = past >= chunk.length ? null : chunk.subarray(past)
       past = Math.max(0, past - chunk.length)
@@ -215,6 +217,7 @@ export class Registry {
 
   async #send(url: string, headers: Record<string, string>, signal: AbortSignal): Promise<Response> {
     const { host } = this.#reference
+    const { origin, host: at } = new URL(url)
     const late = new AbortController()
     // Until the headers are there; the body has its own.
     const timer = setTimeout(() => late.abort(), this.#stallMsMax)
@@ -224,7 +227,7 @@ export class Registry {
         headers,
         signal: AbortSignal.any([signal, late.signal]),
         what: `the registry ${host}`,
-        trusted: new URL(url).origin === this.#origin || isLoopbackHost(host),
+        trusted: origin === this.#origin || (isLoopbackHost(host) && isLoopbackHost(at)),
         raw: true,
       })
     } catch (error) {
@@ -337,34 +340,6 @@ function tokenOf(body: Uint8Array): string | null {
   }
 }
 
-async function* stalling(answer: Response, stallMs: number): AsyncGenerator<Uint8Array> {
-  const reader = answer.body?.getReader()
-  if (!reader) return
-  try {
-    for (;;) {
-      let timer: ReturnType<typeof setTimeout> | undefined
-      const late = new Promise<never>((_, reject) => {
-        timer = setTimeout(
-          () => reject(new PlatformError('bad_gateway', 'the registry stopped sending')),
-          stallMs,
-        )
-      })
-      try {
-        const { done, value } = await Promise.race([reader.read(), late]).catch((cause) => {
-          if (PlatformError.is(cause)) throw cause
-          throw new PlatformError('bad_gateway', 'the registry broke off', { cause })
-        })
-        if (done) return
-        yield value
-      } finally {
-        clearTimeout(timer)
-      }
-    }
-  } finally {
-    await reader.cancel().catch(() => {})
-  }
-}
-
 async function readAll(
   answer: Response,
   bytesMax: number,
@@ -373,7 +348,7 @@ async function readAll(
 ): Promise<Uint8Array> {
   const chunks: Uint8Array[] = []
   let length = 0
-  for await (const chunk of stalling(answer, stallMs)) {
+  for await (const chunk of flowing(answer.body, { windowMs: stallMs, sender: 'the registry' })) {
     length += chunk.length
     if (length > bytesMax) {
       throw new PlatformError('unprocessable', `the ${what} of the image has more than ${bytesMax} bytes`)

@@ -16,6 +16,8 @@ export interface RegistryBehaviour {
   damaged: boolean
   /** A blob never goes on after its first bytes. */
   stalls: boolean
+  /** Blobs come a byte at a time, with so much between them. */
+  dripEveryMs: number | null
   /** Awaited before an answer with a blob. */
   gate: Promise<unknown> | null
   challenge: string | null
@@ -43,6 +45,7 @@ export class TestRegistry implements Disposable {
     cutAfterBytes: Number.POSITIVE_INFINITY,
     damaged: false,
     stalls: false,
+    dripEveryMs: null,
     gate: null,
     challenge: null,
     redirectTo: null,
@@ -174,6 +177,8 @@ export class TestRegistry implements Disposable {
       ...(from > 0 ? { 'content-range': `bytes ${from}-${bytes.length - 1}/${bytes.length}` } : {}),
     }
     const status = from > 0 ? 206 : 200
+    const { dripEveryMs } = behaviour
+    if (dripEveryMs !== null) return new Response(dripping(rest, dripEveryMs), { status, headers })
     if (sent.length === rest.length && !behaviour.stalls)
       return new Response(new Uint8Array(sent), { status, headers })
     const { stalls } = behaviour
@@ -187,4 +192,15 @@ export class TestRegistry implements Disposable {
     delete headers['content-length']
     return new Response(body, { status, headers })
   }
+}
+
+function dripping(bytes: Buffer, everyMs: number): ReadableStream<Uint8Array> {
+  let at = 0
+  return new ReadableStream<Uint8Array>({
+    async pull(controller) {
+      await Bun.sleep(everyMs)
+      if (at === bytes.length) return controller.close()
+      controller.enqueue(new Uint8Array(bytes.subarray(at, ++at)))
+    },
+  })
 }

@@ -8,6 +8,7 @@ import { withoutPort } from '../lib/loopback.ts'
 import { openArchive } from './archive.ts'
 import type { LayerCollector } from './collector.ts'
 import { type Credentials, fromDockerConfig, type RegistryCredentials } from './credentials.ts'
+import { flowing } from './flow.ts'
 import { type ImageSource, install } from './install.ts'
 import { cannotUnpack, type LayerStore } from './layer-store.ts'
 import type { ImageRecords, ImageTag, StoredImage } from './records.ts'
@@ -27,7 +28,9 @@ import type { ImageName, ImageTransfer } from './view.ts'
 
 /** Pulls and imports under way at once. */
 const transfersMax = 8
-const pullTimeoutMsMax = 2 * 60 * 60 * 1000
+const transferMsMax = 2 * 60 * 60 * 1000
+/** For each `flowBytesMin` of an archive: what packs it while it is sent may think before it goes on. */
+const archiveStallMsMax = 5 * 60 * 1000
 const transfersKeptMax = 1000
 
 export interface PullOptions {
@@ -124,8 +127,8 @@ export class Transfers {
     const signal = options.signal
       ? AbortSignal.any([options.signal, this.#closed.signal])
       : this.#closed.signal
-    const importing = this.#transfer(workspace, target, signal, (dir) =>
-      openArchive(body, {
+    const importing = this.#transfer(workspace, target, signal, (dir, signal) =>
+      openArchive(flowing(body, { windowMs: archiveStallMsMax, sender: 'the client', signal }), {
         dir,
         limits: {
           bytesMax: this.#options.imageBytesMax,
@@ -183,7 +186,6 @@ export class Transfers {
     const { clock, log, dialer, imageBytesMax, stallMsMax, layers } = this.#options
     const credentials = await this.#options.credentials.find(workspace, reference.host, given)
     const name = target.name ?? (await this.freeName(workspace, target.type, reference))
-    const signal = AbortSignal.any([this.#closed.signal, AbortSignal.timeout(pullTimeoutMsMax)])
     const registry = new Registry(reference, {
       credentials,
       clock,
@@ -193,7 +195,9 @@ export class Transfers {
       dialer,
       ...(stallMsMax === undefined ? {} : { stallMsMax }),
     })
-    return await this.#transfer(workspace, { ...target, name }, signal, (dir) => registry.open(dir, signal))
+    return await this.#transfer(workspace, { ...target, name }, this.#closed.signal, (dir, signal) =>
+      registry.open(dir, signal),
+    )
   }
 
   /** The image's own name, or with a piece of its origin's digest where another origin's image has that. */
@@ -210,11 +214,11 @@ export class Transfers {
   async #transfer(
     workspace: string,
     target: { type: ResourceType; name: string; tag: string; source: string | null },
-    signal: AbortSignal,
-    open: (dir: string) => Promise<ImageSource>,
+    stop: AbortSignal,
+    open: (dir: string, signal: AbortSignal) => Promise<ImageSource>,
   ): Promise<Pulled> {
     if (!this.#options.able) throw cannotUnpack()
-    signal.throwIfAborted()
+    stop.throwIfAborted()
     if (this.#running >= transfersMax) {
       throw new PlatformError('too_many_requests', `${transfersMax} images are being fetched already`, {
         retryAfterSeconds: 5,
@@ -225,9 +229,12 @@ export class Transfers {
     this.#note(at, 'BUILDING', target.source === null ? 'Importing an archive' : `Pulling ${target.source}`)
     const started = this.#options.clock.monotonic()
     let letGo = () => {}
+    const late = new AbortController()
+    const timer = setTimeout(() => late.abort(tookTooLong()), transferMsMax)
+    const signal = AbortSignal.any([stop, late.signal])
     try {
       await using scratch = await this.#options.layers.workspace()
-      const source = await open(scratch.path)
+      const source = await open(scratch.path, signal)
       letGo = this.#options.collector.hold(source.config.diffIds)
       const installed = await install(source, this.#options.layers, {
         bytesMax: this.#options.imageBytesMax,
@@ -253,6 +260,7 @@ export class Transfers {
       this.#note(at, 'FAILED', PlatformError.is(error) ? error.message : 'it could not be fetched')
       throw error
     } finally {
+      clearTimeout(timer)
       this.#running--
       letGo()
       this.#options.ended()
@@ -274,6 +282,14 @@ export class Transfers {
       this.#told.delete(oldest)
     }
   }
+}
+
+function tookTooLong(): PlatformError {
+  const minutes = transferMsMax / 60_000
+  return new PlatformError(
+    'gateway_timeout',
+    `the image was not here after ${minutes} minutes, the most that it may take`,
+  )
 }
 
 function transferKey({ workspace, type, name }: ImageName): string {

@@ -269,6 +269,11 @@ const invalid: [string, PreviewInput, RegExp][] = [
   ['a header name with a space', input('a', { requestHeaders: { 'a b': '' } }), /"a b"/],
   ['an expiry in the past', input('a', { expires: '2020-01-01T00:00:00Z' }), /in the past/],
   ['a domain that is none', input('a', { customDomain: 'localhost' }), /customDomain/],
+  [
+    "a name below the platform's domain",
+    input('a', { customDomain: 'X.Hutch.example' }),
+    /x\.hutch\.example" is a/,
+  ],
 ]
 for (const [what, body, message] of invalid) {
   test(`refuses ${what}, naming it`, async () => {

@@ -49,6 +49,8 @@ export interface PreviewsOptions {
   log: Logger
   /** Previews are `<label>.preview.<domain>`. */
   domain: string
+  /** Whether a name is the platform's own, so that no preview can be reached by it. */
+  ownsHost: (host: string) => boolean
 }
 
 export class Previews {
@@ -57,6 +59,7 @@ export class Previews {
   readonly #secrets: SecretBox
   readonly #clock: Clock
   readonly #domain: string
+  readonly #ownsHost: (host: string) => boolean
   readonly #deadlines: Deadlines
   readonly #targets: PreviewTargets
   readonly #tokens: PreviewTokens
@@ -69,6 +72,7 @@ export class Previews {
     this.#secrets = options.secrets
     this.#clock = options.clock
     this.#domain = options.domain
+    this.#ownsHost = options.ownsHost
     this.#targets = new PreviewTargets(options)
     this.#tokens = new PreviewTokens({ ...options, targets: this.#targets })
     this.#deadlines = new Deadlines({ clock: options.clock, log: options.log, due: (key) => this.#due(key) })
@@ -103,7 +107,7 @@ export class Previews {
     input: PreviewInput,
     options: { actor: string; force?: boolean },
   ): Promise<StoredPreview> {
-    const draft = previewDraft(input, this.#clock.now())
+    const draft = this.#draft(input)
     const { name } = draft
     if (name === undefined) throw new PlatformError('bad_request', 'metadata.name: a preview needs a name')
     return await this.#sandboxes.whileExists(workspace, sandbox, () =>
@@ -188,7 +192,7 @@ export class Previews {
     input: PreviewInput,
     options: { actor: string },
   ): Promise<StoredPreview> {
-    const draft = previewDraft(input, this.#clock.now())
+    const draft = this.#draft(input)
     if (draft.name !== undefined && draft.name !== name) {
       throw new PlatformError(
         'bad_request',
@@ -322,6 +326,19 @@ export class Previews {
       value: sandbox,
       limit: previewsPerSandboxMax,
     })
+  }
+
+  /** @throws bad_request that names the field */
+  #draft(input: PreviewInput): PreviewDraft {
+    const draft = previewDraft(input, this.#clock.now())
+    const { customDomain } = draft
+    if (customDomain !== undefined && this.#ownsHost(customDomain)) {
+      throw new PlatformError(
+        'bad_request',
+        `spec.customDomain: "${customDomain}" is a name of this platform: take one of a domain of your own, or spec.prefixUrl for a name of your choice here`,
+      )
+    }
+    return draft
   }
 
   /** Steps that take a custom domain from its holders. @throws conflict without `force`, or when another workspace has it */

@@ -354,7 +354,8 @@ export class TestSite implements AsyncDisposable {
       ...{ ...shared, instances, images, dataDir },
       ...(region === undefined ? {} : { region }),
     })
-    const previews = new Previews({ ...shared, sandboxes, domain: 'localhost' })
+    const ownsHost = (host: string) => host === 'hutch.example' || host.endsWith('.hutch.example')
+    const previews = new Previews({ ...shared, sandboxes, domain: 'localhost', ownsHost })
     const snapshots = new Snapshots({ ...shared, sandboxes, instances })
     await instances.recover()
     await snapshots.open()

@@ -91,6 +91,7 @@ afterAll(() => server.stop(true))
 beforeEach(() => {
   credentialed = true
   waiting = []
+  logged.length = 0
 })
 
 const both = 'application/json, text/event-stream'
@@ -266,6 +267,7 @@ test('a client that goes away ends its call', async () => {
   await until(() => waiting[0]!.call.signal.aborted)
   expect(waiting[0]!.call.signal.reason).not.toBeInstanceOf(CallCancelled)
   await until(() => mcp.callsUnderWay === 0)
+  expect(logged).toEqual([])
 })
 
 test('progress is a stream of events, in front of the answer', async () => {

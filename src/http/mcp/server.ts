@@ -265,7 +265,8 @@ export class McpServer<Context> {
       if (call.signal.aborted) return null
       return { content: [{ type: 'text', text: JSON.stringify(result) }], structuredContent: result }
     } catch (error) {
-      if (call.signal.aborted || error instanceof CallCancelled) return null
+      // Nobody is there who could read it.
+      if (call.signal.aborted || from.signal.aborted || error instanceof CallCancelled) return null
       return this.#failure(error, tool.name)
     } finally {
       call.end()

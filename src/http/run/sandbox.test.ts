@@ -15,6 +15,7 @@ import { join } from 'node:path'
 import { PlatformError } from '../../errors.ts'
 import { splitUrl } from '../url.ts'
 import { serveSandbox } from './sandbox/api.ts'
+import { outputStreamsMax } from './sandbox/processes.ts'
 import { HostMachine, sandboxApi } from './test-machine.ts'
 
 let root: string
@@ -403,6 +404,24 @@ describe('processes', () => {
     await until(() => machine.leases === 0)
     expect((await json(fetch(`${base}/process/quiet`))).status).toBe('running')
     await fetch(`${base}/process/quiet/kill`, { method: 'DELETE' })
+  })
+
+  test('streams are so many at once and no more, and nothing is started for one that is refused', async () => {
+    await post({ command: 'sleep 100', name: 'followed' })
+    const clients = new AbortController()
+    const follow = () => fetch(`${base}/process/followed/logs/stream`, { signal: clients.signal })
+    const open = await Promise.all(Array.from({ length: outputStreamsMax }, follow))
+    expect(new Set(open.map(({ status }) => status))).toEqual(new Set([200]))
+    const refused = await follow()
+    expect(refused.status).toBe(429)
+    expect(await refused.text()).toContain(`${outputStreamsMax} streams of output open`)
+    const execution = () => post({ command: 'true', name: 'late' }, { accept: 'text/event-stream' })
+    expect((await execution()).status).toBe(429)
+    expect((await fetch(`${base}/process/late`)).status).toBe(404)
+    clients.abort()
+    await until(() => machine.leases === 0)
+    expect((await execution()).status).toBe(200)
+    await fetch(`${base}/process/followed/kill`, { method: 'DELETE' })
   })
 })
 

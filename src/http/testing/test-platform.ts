@@ -16,6 +16,7 @@ import { platformRoutes } from '../control/platform.ts'
 import { serviceAccountRoutes } from '../control/service-accounts.ts'
 import { userRoutes } from '../control/users.ts'
 import { workspaceRoutes } from '../control/workspaces.ts'
+import { Hosts } from '../host.ts'
 import { type Route, route } from '../route.ts'
 
 /** Keeps what was logged. */
@@ -82,7 +83,7 @@ export class TestPlatform implements AsyncDisposable {
         ...(options.routes ?? []),
       ],
       access,
-      host: { listenHosts: ['127.0.0.1', '::1'], domains: ['localhost'], trustedProxies: [] },
+      hosts: new Hosts({ listenHosts: ['127.0.0.1', '::1'], domains: ['localhost'], trustedProxies: [] }),
       clock,
       log,
       version: '0.0.0',

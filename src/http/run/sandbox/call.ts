@@ -4,6 +4,12 @@ import type { SandboxLease } from '../../../sandboxes/index.ts'
 import { parseJson, parseWith, readText } from '../../body.ts'
 import { jsonBodyBytesMax, type RouteContext, type SendFile } from '../../route.ts'
 
+/**
+ * That programs inside a sandbox make of its own API at once: each may hold a megabyte of output that its reader does not
+ * take.
+ */
+export const callsFromInsideMax = 128
+
 /** One request to the API of one sandbox, whatever way it came: by the sandbox's address or by a session's. */
 export interface SandboxCall {
   readonly request: Request

@@ -6,14 +6,27 @@ import {
   type ProcessStart,
   type ProcessView,
   type SandboxProcess,
+  type SandboxProcesses,
 } from '../../../sandboxes/processes.ts'
 import { readBytes } from '../../body.ts'
 import { type Keepalive, keptAlive } from '../bodies.ts'
-import { apiHeaders, json, readJsonBody, type SandboxAnswer, type SandboxCall } from './call.ts'
+import {
+  apiHeaders,
+  callsFromInsideMax,
+  json,
+  readJsonBody,
+  type SandboxAnswer,
+  type SandboxCall,
+} from './call.ts'
 import { lineEvents, outputRecords, prefixedLines, resultEvent } from './output-streams.ts'
 
 export const stdinBytesMax = 8 * 1024 * 1024
 const portsMax = 100
+/**
+ * Of one sandbox, open at once: what a client leaves unread of one is about a megabyte here. More than the sandbox's own
+ * programs can hold open, so that they cannot keep others out.
+ */
+export const outputStreamsMax = callsFromInsideMax + 64
 
 export const startBody = z.object({
   command: z.string().min(1),
@@ -33,7 +46,13 @@ export async function startProcess(call: SandboxCall): Promise<SandboxAnswer> {
   const start = requestedStart(await readJsonBody(call, startBody))
   const { processes } = call.lease
   if ((call.request.headers.get('accept') ?? '').includes('text/event-stream')) {
-    return streamExecution(call, await processes.launch(start))
+    const leave = enterStream(processes)
+    try {
+      return streamExecution(call, await processes.launch(start), leave)
+    } catch (error) {
+      leave()
+      throw error
+    }
   }
   return json(await processes.start(start, call.request.signal))
 }
@@ -64,7 +83,7 @@ const logKeepalive: Keepalive = { text: '[keepalive]\n', everyMs: 30_000 }
 const recordKeepalive: Keepalive = { text: '{"type":"keepalive"}\n', everyMs: 30_000 }
 
 /** NDJSON, whatever the Accept says: a line of output an event, and the process itself as the last. */
-function streamExecution(call: SandboxCall, process: SandboxProcess): SandboxAnswer {
+function streamExecution(call: SandboxCall, process: SandboxProcess, leave: () => void): SandboxAnswer {
   async function* events(signal: AbortSignal): AsyncGenerator<Uint8Array> {
     try {
       const tail = new OutputTail(fullOutputBytesMax)
@@ -77,14 +96,15 @@ function streamExecution(call: SandboxCall, process: SandboxProcess): SandboxAns
       if (!signal.aborted) yield errorEvent(error)
     }
   }
-  return streamed(call, events, executionKeepalive, 'application/x-ndjson')
+  return streamed(call, events, executionKeepalive, 'application/x-ndjson', leave)
 }
 
 export function streamLogs(call: SandboxCall, identifier: string): SandboxAnswer {
   const process = call.lease.processes.require(identifier)
+  const leave = enterStream(call.lease.processes)
   if (!wantsRecords(call.request.headers.get('accept') ?? '')) {
     const lines = (signal: AbortSignal) => prefixedLines(process.follow(signal))
-    return streamed(call, lines, logKeepalive, 'text/plain; charset=utf-8')
+    return streamed(call, lines, logKeepalive, 'text/plain; charset=utf-8', leave)
   }
   async function* records(signal: AbortSignal): AsyncGenerator<Uint8Array> {
     try {
@@ -93,7 +113,7 @@ export function streamLogs(call: SandboxCall, identifier: string): SandboxAnswer
       if (!signal.aborted) yield errorEvent(error)
     }
   }
-  return streamed(call, records, recordKeepalive, 'application/x-ndjson')
+  return streamed(call, records, recordKeepalive, 'application/x-ndjson', leave)
 }
 
 /** Only who names them gets records, and not who would rather have text. */
@@ -109,6 +129,27 @@ function wantsRecords(accept: string): boolean {
   return records > 0 && records >= (weights.get('text/plain') ?? 0)
 }
 
+const openStreams = new WeakMap<SandboxProcesses, number>()
+
+/** @throws too_many_requests. What it answers is to be called when the stream is over, once or more. */
+function enterStream(processes: SandboxProcesses): () => void {
+  const open = openStreams.get(processes) ?? 0
+  if (open >= outputStreamsMax) {
+    throw new PlatformError(
+      'too_many_requests',
+      `this sandbox has ${outputStreamsMax} streams of output open, the most allowed: end one first`,
+      { retryAfterSeconds: 1 },
+    )
+  }
+  openStreams.set(processes, open + 1)
+  let left = false
+  return () => {
+    if (left) return
+    left = true
+    openStreams.set(processes, (openStreams.get(processes) ?? 1) - 1)
+  }
+}
+
 /** The headers are out: a failure can only be told as the last event. */
 function errorEvent(error: unknown): Uint8Array {
   const data = PlatformError.is(error) ? error.message : 'the output can no longer be read'
@@ -120,11 +161,13 @@ function streamed(
   chunks: (signal: AbortSignal) => AsyncGenerator<Uint8Array>,
   keepalive: Keepalive,
   contentType: string,
+  leave: () => void,
 ): SandboxAnswer {
   const gone = new AbortController()
   const signal = AbortSignal.any([call.request.signal, gone.signal])
   const body = keptAlive(chunks(signal), keepalive, () => {
     gone.abort()
+    leave()
     call.onEnd()
   })
   return {
