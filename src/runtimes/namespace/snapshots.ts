@@ -36,7 +36,7 @@ export class DiskSnapshots {
   readonly #archives: Archives
   readonly #diskImages: DiskImages | null
   readonly #freeBytesMin: number
-  /** Until a copy that shares its blocks was refused. */
+  /** Until the kernel said that copies cannot share their blocks there. */
   #mayShare = true
 
   constructor(options: {
@@ -144,9 +144,12 @@ export class DiskSnapshots {
     if (this.#mayShare) {
       try {
         return await run([this.#cpPath, '--reflink=always', '--', from, to], signal)
-      } catch {
+      } catch (error) {
         signal?.throwIfAborted()
-        this.#mayShare = false
+        // A copy of its own takes more.
+        if (PlatformError.is(error) && error.code === 'insufficient_storage') throw error
+        // Any other reason is one of this copy.
+        if (isUnable(error)) this.#mayShare = false
       }
     }
     const { bavail, bsize } = await statfs(this.#dir)
@@ -178,6 +181,14 @@ export function notStill(): PlatformError {
 
 function missing(snapshotId: string): PlatformError {
   return new PlatformError('not_found', `there is no snapshot ${snapshotId.slice(0, 64)} on this host`)
+}
+
+/** Whether `cp` said that blocks cannot be shared there, in the words of the C locale for what the kernel answers. */
+function isUnable(error: unknown): boolean {
+  const cause = PlatformError.is(error) ? error.cause : error
+  return /Operation not supported|Invalid cross-device link|Invalid argument|Inappropriate ioctl for device|Function not implemented/.test(
+    String(cause),
+  )
 }
 
 async function run(argv: string[], signal?: AbortSignal): Promise<void> {
