@@ -325,6 +325,55 @@ describe('processes', () => {
     expect(sizes).toEqual([65_536, 65_536, 18_928, 10])
   })
 
+  test('who gives up on stdin takes back what was not sent, and leaves nothing for others to wait for', async () => {
+    const sent: string[] = []
+    const answers: (() => void)[] = []
+    const begun = Promise.withResolvers<void>()
+    play((frame, socket) => {
+      if (frame.type === FrameType.hello) return
+      sent.push(frame.type === FrameType.stdin ? Buffer.from(frame.payload).toString() : 'end')
+      answers.push(() => socket.write(ok(frame.id)))
+      begun.resolve()
+      if (sent.length > 1) answers.at(-1)?.()
+    })
+    const late = new AbortController()
+    const write = (text: string, signal?: AbortSignal) =>
+      client.processes.writeStdin(5, Buffer.from(text), signal)
+    const givenUp = [codeOf(write('first', late.signal)), codeOf(write('second', late.signal))]
+    await begun.promise
+    const kept = write('third')
+    late.abort(new PlatformError('unavailable', 'it does not read'))
+    expect(await Promise.all(givenUp)).toEqual(['unavailable', 'unavailable'])
+    const ended = client.processes.closeStdin(5)
+    answers[0]?.()
+    await kept
+    await ended
+    expect(sent).toEqual(['first', 'third', 'end'])
+  })
+
+  test('what waits for an answer is bounded in bytes, and there is room again after the answers', async () => {
+    const answers: (() => void)[] = []
+    let answering = false
+    play((frame, socket) => {
+      if (frame.type !== FrameType.stdin) return
+      const answer = () => socket.write(ok(frame.id))
+      if (answering) answer()
+      else answers.push(answer)
+    })
+    const part = new Uint8Array(65_536)
+    const writes = Array.from({ length: 600 }, (_, index) =>
+      codeOf(client.processes.writeStdin(index + 1, part)),
+    )
+    expect(await writes.at(-1)).toBe('too_many_requests')
+    answering = true
+    for (const answer of answers) answer()
+    const codes = await Promise.all(writes)
+    const bytes = codes.filter((code) => code === '').length * part.length
+    expect(bytes).toBeGreaterThan(16 * 1024 * 1024)
+    expect(bytes).toBeLessThanOrEqual(32 * 1024 * 1024)
+    expect(await codeOf(client.processes.writeStdin(1, part))).toBe('')
+  })
+
   test('closing ends whoever waits', async () => {
     const { PlatformError } = await import('../errors.ts')
     play((frame, socket) => {

@@ -217,12 +217,12 @@ export class ControlChannel implements GuestProcesses {
     return () => this.#listeners.delete(entry)
   }
 
-  writeStdin(id: number, data: Uint8Array): Promise<void> {
-    return this.#stdin.write(id, data)
+  writeStdin(id: number, data: Uint8Array, signal?: AbortSignal): Promise<void> {
+    return this.#stdin.write(id, data, signal)
   }
 
-  closeStdin(id: number): Promise<void> {
-    return this.#stdin.end(id)
+  closeStdin(id: number, signal?: AbortSignal): Promise<void> {
+    return this.#stdin.end(id, signal)
   }
 
   async resize(id: number, cols: number, rows: number): Promise<void> {

@@ -6,6 +6,8 @@ import { type Frame, FrameType, ProtocolError } from './frame.ts'
 /** Every answer but that of a stdin write comes from an event loop that never blocks. */
 const requestTimeoutMsDefault = 15_000
 const pendingMax = 4096
+/** Of requests that wait for an answer, together. */
+const pendingBytesMax = 32 * 1024 * 1024
 const reconnectAttemptsMaxDefault = 12
 const reconnectMsMin = 20
 const reconnectMsMax = 5_000
@@ -16,6 +18,7 @@ const neverSent = new PlatformError('unavailable', 'The sandbox does not answer'
 
 interface Pending {
   expected: number
+  bytes: number
   onAnswer: ((frame: Frame) => void) | undefined
   deadline: number
   resolve: (frame: Frame) => void
@@ -65,6 +68,7 @@ export class Requests {
   #opening: Promise<Connection> | null = null
   #pending = new Map<number, Pending[]>()
   #pendingCount = 0
+  #pendingBytes = 0
   #watchdog: ReturnType<typeof setTimeout> | null = null
   #suspended = false
   #unexpected = 0
@@ -90,7 +94,8 @@ export class Requests {
   }
 
   #ask(connection: Connection, ...[id, bytes, expected, options = {}]: Parameters<Ask>): Promise<Frame> {
-    if (this.#pendingCount >= pendingMax) {
+    const isRoom = this.#pendingCount === 0 || this.#pendingBytes + bytes.length <= pendingBytesMax
+    if (this.#pendingCount >= pendingMax || !isRoom) {
       throw new PlatformError(
         'too_many_requests',
         'Too many requests to this sandbox are waiting for an answer',
@@ -102,6 +107,7 @@ export class Requests {
       options.timeout === false ? Number.POSITIVE_INFINITY : performance.now() + this.#timeoutMs
     const pending: Pending = {
       expected,
+      bytes: bytes.length,
       deadline,
       onAnswer: options.onAnswer,
       resolve: answer.resolve,
@@ -110,6 +116,7 @@ export class Requests {
     if (queue) queue.push(pending)
     else this.#pending.set(id, [pending])
     this.#pendingCount++
+    this.#pendingBytes += bytes.length
     this.#watch()
     options.onSent?.()
     connection.send(bytes)
@@ -203,6 +210,7 @@ export class Requests {
       queue.shift()
       if (queue.length === 0) this.#pending.delete(frame.id)
       this.#pendingCount--
+      this.#pendingBytes -= first.bytes
       first.resolve(frame)
     } else if (!this.options.onEvent(frame)) {
       this.#onUnexpected(frame)
@@ -246,6 +254,7 @@ export class Requests {
     const pending = [...this.#pending.values()].flat()
     this.#pending.clear()
     this.#pendingCount = 0
+    this.#pendingBytes = 0
     if (this.#watchdog !== null) clearTimeout(this.#watchdog)
     this.#watchdog = null
     for (const { reject } of pending) reject(error)

@@ -1,14 +1,19 @@
 import { PlatformError } from '../errors.ts'
 import type { Logger } from '../lib/log.ts'
+import { Semaphore } from '../lib/semaphore.ts'
 import { readError, stdinBytesMax } from './codec.ts'
 import { errnoName } from './errno.ts'
 import { FrameType, FrameWriter } from './frame.ts'
 import { Requests } from './requests.ts'
 
+/** Writes to one program that wait for those before them. */
+const waitingMax = 256
+const waitingWhat = 'writes wait for a process to read its stdin'
+
 /** What programs are given to read, on a connection of its own: an answer may take as long as the program likes. */
 export class GuestStdin {
   readonly #requests: Requests
-  readonly #turns = new Map<number, Promise<void>>()
+  readonly #turns = new Map<number, Semaphore>()
 
   constructor(options: { path: string; log: Logger; timeoutMs: number | undefined }) {
     this.#requests = new Requests({
@@ -19,19 +24,25 @@ export class GuestStdin {
     })
   }
 
-  /** One turn after the other: bytes of two writers never mix, and answers cannot be confused. */
-  async write(id: number, data: Uint8Array): Promise<void> {
-    await this.#inTurn(id, async () => {
+  /**
+   * One turn after the other: bytes of two writers never mix, and answers cannot be confused. An aborted signal takes back
+   * what was not sent yet; what was sent stays there to be read, and others wait for that.
+   * @throws the signal's reason
+   */
+  async write(id: number, data: Uint8Array, signal?: AbortSignal): Promise<void> {
+    await this.#inTurn(id, signal, async () => {
       for (let at = 0; at < data.length; at += stdinBytesMax) {
+        signal?.throwIfAborted()
         const part = data.subarray(at, at + stdinBytesMax)
-        const frame = new FrameWriter(FrameType.stdin, id, part.length).raw(part).finish()
-        await this.#request(id, frame)
+        await this.#request(id, new FrameWriter(FrameType.stdin, id, part.length).raw(part).finish())
       }
     })
   }
 
-  async end(id: number): Promise<void> {
-    await this.#inTurn(id, () => this.#request(id, new FrameWriter(FrameType.closeStdin, id).finish()))
+  /** As `write`. */
+  async end(id: number, signal?: AbortSignal): Promise<void> {
+    const frame = new FrameWriter(FrameType.closeStdin, id).finish()
+    await this.#inTurn(id, signal, () => this.#request(id, frame))
   }
 
   /** The process ended, so that nobody reads: answers that wait for that are due. */
@@ -60,14 +71,22 @@ export class GuestStdin {
     throw new PlatformError('conflict', `stdin of process ${id} ${why}`, { details: { errno: name } })
   }
 
-  async #inTurn(id: number, work: () => Promise<void>): Promise<void> {
-    const before = this.#turns.get(id) ?? Promise.resolve()
-    const turn = before.then(work, work)
-    this.#turns.set(id, turn)
+  async #inTurn(id: number, signal: AbortSignal | undefined, work: () => Promise<void>): Promise<void> {
+    const turns = this.#turns.get(id) ?? new Semaphore({ concurrencyMax: 1, waitingMax, what: waitingWhat })
+    this.#turns.set(id, turns)
+    const place = await turns.acquire(signal)
+    // The turn lasts until it is answered, also where nobody waits for that any more.
+    const worked = work().finally(() => {
+      place[Symbol.dispose]()
+      if (turns.held === 0) this.#turns.delete(id)
+    })
+    const aborted = Promise.withResolvers<never>()
+    const onAbort = () => aborted.reject(signal?.reason)
+    signal?.addEventListener('abort', onAbort, { once: true })
     try {
-      await turn
+      await Promise.race([worked, aborted.promise])
     } finally {
-      if (this.#turns.get(id) === turn) this.#turns.delete(id)
+      signal?.removeEventListener('abort', onAbort)
     }
   }
 }

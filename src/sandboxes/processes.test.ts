@@ -409,6 +409,30 @@ describe('output', () => {
 })
 
 describe('stdin', () => {
+  test('that is not read in time is given up, also by the guest', async () => {
+    const processes = await open()
+    await processes.start({ command: 'sleep 100', name: 'slow', stdin: true })
+    const signals: (AbortSignal | undefined)[] = []
+    const forEver = (signal?: AbortSignal) => {
+      signals.push(signal)
+      return new Promise<void>((_, reject) =>
+        signal?.addEventListener('abort', () => reject(signal.reason), { once: true }),
+      )
+    }
+    guest.processes.writeStdin = (_, __, signal) => forEver(signal)
+    guest.processes.closeStdin = (_, signal) => forEver(signal)
+    const failures = [
+      failure(processes.require('slow').writeStdin(Buffer.from('x'))),
+      failure(processes.require('slow').closeStdin()),
+    ]
+    await clock.turn(10_000)
+    for (const { code, message } of await Promise.all(failures)) {
+      expect(code).toBe('unavailable')
+      expect(message).toContain('did not read its stdin for 10 seconds')
+    }
+    expect(signals.map((signal) => signal?.aborted)).toEqual([true, true])
+  })
+
   test('is written and closed when it was asked for, and refused otherwise', async () => {
     const processes = await open()
     await processes.start({ command: 'cat', name: 'cat', stdin: true })

@@ -33,9 +33,13 @@ export interface GuestProcesses {
   wait(id: number, signal?: AbortSignal): Promise<GuestProcess>
   /** Called for every exit, also those that happened while nobody was connected. Returns the undo. */
   onExit(listener: (process: GuestProcess) => void): () => void
-  /** Resolves when the bytes are accepted. @throws conflict when stdin was not opened or is closed */
-  writeStdin(id: number, data: Uint8Array): Promise<void>
-  closeStdin(id: number): Promise<void>
+  /**
+   * Resolves when the bytes are accepted, behind those before them. Who gives up by the signal takes back what was not
+   * on its way to the process yet. @throws conflict when stdin was not opened or is closed, the signal's reason
+   */
+  writeStdin(id: number, data: Uint8Array, signal?: AbortSignal): Promise<void>
+  /** Behind what is being written. @throws as `writeStdin` */
+  closeStdin(id: number, signal?: AbortSignal): Promise<void>
   resize(id: number, cols: number, rows: number): Promise<void>
   /** Everything that a process started, however far it went and though the process itself has ended, and its sockets. */
   descent(id: number): Promise<ProcessDescent>

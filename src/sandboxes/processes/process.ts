@@ -171,27 +171,33 @@ export class SandboxProcess {
     this.requireStdin()
     for (let start = 0; start < data.length; start += stdinChunkBytesMax) {
       const chunk = data.subarray(start, start + stdinChunkBytesMax)
-      const timer = new AbortController()
-      const late = this.host.clock.sleep(stdinWaitMsMax, timer.signal).then(() => {
-        throw new PlatformError(
-          'unavailable',
-          `the process did not read its stdin for ${stdinWaitMsMax / 1000} seconds`,
-        )
-      })
-      late.catch(() => {})
-      try {
-        await Promise.race([this.host.guest.processes.writeStdin(this.current.id, chunk), late])
-      } finally {
-        timer.abort()
-      }
+      await this.whileRead((signal) => this.host.guest.processes.writeStdin(this.current.id, chunk, signal))
     }
   }
 
-  /** Idempotent. @throws conflict when it was never open */
+  /** Idempotent. @throws conflict when it was never open, unavailable (the process does not read what was written) */
   async closeStdin(): Promise<void> {
     if (!this.record.stdin) this.requireStdin()
     if (!this.running) return
-    await this.host.guest.processes.closeStdin(this.current.id)
+    await this.whileRead((signal) => this.host.guest.processes.closeStdin(this.current.id, signal))
+  }
+
+  private async whileRead(work: (signal: AbortSignal) => Promise<void>): Promise<void> {
+    const late = new AbortController()
+    const done = new AbortController()
+    const waited = this.host.clock.sleep(stdinWaitMsMax, done.signal)
+    const giveUp = () => {
+      const seconds = stdinWaitMsMax / 1000
+      late.abort(
+        new PlatformError('unavailable', `the process did not read its stdin for ${seconds} seconds`),
+      )
+    }
+    waited.then(giveUp, () => {})
+    try {
+      await work(late.signal)
+    } finally {
+      done.abort()
+    }
   }
 
   /** What it started, in all of its runs, and what that has open. */
