@@ -1,6 +1,7 @@
 import {
   chmodSync,
   chownSync,
+  copyFileSync,
   existsSync,
   lchownSync,
   mkdirSync,
@@ -12,7 +13,7 @@ import {
   symlinkSync,
 } from 'node:fs'
 import { tmpdir } from 'node:os'
-import { join } from 'node:path'
+import { basename, join } from 'node:path'
 import { buildHelper } from '../../scripts/build-helper.ts'
 import { silentLogger } from '../lib/log.ts'
 import { readError } from './codec.ts'
@@ -99,6 +100,17 @@ export class TestHost {
     return dir
   }
 
+  /** For an ordinary user a copy: this checkout may stand where only its owner comes. */
+  #reachable(path: string, { user }: LaunchOptions): string {
+    if (!user) return path
+    const copy = join(this.dir, basename(path))
+    if (!existsSync(copy)) {
+      copyFileSync(path, copy)
+      chmodSync(copy, 0o755)
+    }
+    return copy
+  }
+
   async tryLaunch(dir: string, options: LaunchOptions = {}): Promise<string> {
     const run = options.javascript ? ['/opt/bun', '-e', options.javascript] : undefined
     const exec = options.script ? ['/bin/sh', '-c', options.script] : (run ?? [])
@@ -109,14 +121,15 @@ export class TestHost {
       `layer=${this.#layer(options.user)}`,
       'overlay=/usr:/usr',
       ...(options.user || options.uidBase === null ? [] : [`uidbase=${options.uidBase ?? newUidBase()}`]),
-      ...(run ? [`bind=${process.execPath}:/opt/bun`] : []),
+      ...(run ? [`bind=${this.#reachable(process.execPath, options)}:/opt/bun`] : []),
       ...exec.map((argument) => `exec=${argument}`),
       ...(options.entries ?? []),
     ]
     const drop = options.user
       ? ['setpriv', '--reuid', `${options.user.uid}`, '--regid', `${options.user.gid}`, '--clear-groups']
       : []
-    const child = Bun.spawn([...drop, options.helper ?? helperPath, 'launch'], {
+    const helper = this.#reachable(options.helper ?? helperPath, options)
+    const child = Bun.spawn([...drop, helper, 'launch'], {
       stdin: 'pipe',
       stdout: 'pipe',
       stderr: 'inherit',
