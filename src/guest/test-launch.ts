@@ -1,7 +1,6 @@
 import {
   chmodSync,
   chownSync,
-  copyFileSync,
   existsSync,
   lchownSync,
   mkdirSync,
@@ -13,7 +12,7 @@ import {
   symlinkSync,
 } from 'node:fs'
 import { tmpdir } from 'node:os'
-import { basename, join } from 'node:path'
+import { join } from 'node:path'
 import { buildHelper } from '../../scripts/build-helper.ts'
 import { silentLogger } from '../lib/log.ts'
 import { readError } from './codec.ts'
@@ -100,17 +99,6 @@ export class TestHost {
     return dir
   }
 
-  /** For an ordinary user a copy: this checkout may stand where only its owner comes. */
-  #reachable(path: string, { user }: LaunchOptions): string {
-    if (!user) return path
-    const copy = join(this.dir, basename(path))
-    if (!existsSync(copy)) {
-      copyFileSync(path, copy)
-      chmodSync(copy, 0o755)
-    }
-    return copy
-  }
-
   async tryLaunch(dir: string, options: LaunchOptions = {}): Promise<string> {
     const run = options.javascript ? ['/opt/bun', '-e', options.javascript] : undefined
     const exec = options.script ? ['/bin/sh', '-c', options.script] : (run ?? [])
@@ -121,15 +109,14 @@ export class TestHost {
       `layer=${this.#layer(options.user)}`,
       'overlay=/usr:/usr',
       ...(options.user || options.uidBase === null ? [] : [`uidbase=${options.uidBase ?? newUidBase()}`]),
-      ...(run ? [`bind=${this.#reachable(process.execPath, options)}:/opt/bun`] : []),
+      ...(run ? [`bind=${process.execPath}:/opt/bun`] : []),
       ...exec.map((argument) => `exec=${argument}`),
       ...(options.entries ?? []),
     ]
     const drop = options.user
       ? ['setpriv', '--reuid', `${options.user.uid}`, '--regid', `${options.user.gid}`, '--clear-groups']
       : []
-    const helper = this.#reachable(options.helper ?? helperPath, options)
-    const child = Bun.spawn([...drop, helper, 'launch'], {
+    const child = Bun.spawn([...drop, options.helper ?? helperPath, 'launch'], {
       stdin: 'pipe',
       stdout: 'pipe',
       stderr: 'inherit',

@@ -114,6 +114,9 @@ describe('credentials', () => {
   test('and requests go nowhere that is neither encrypted nor loopback', async () => {
     server.behaviour.redirectTo = 'http://169.254.169.254/latest/meta-data'
     await expect(pull()).rejects.toThrow('does not go')
+    // A registry on this host vouches for what is on this host, and for nothing else that is private.
+    server.behaviour.redirectTo = 'https://169.254.169.254/latest/meta-data'
+    await expect(pull()).rejects.toThrow('privateTargets')
     server.behaviour.redirectTo = 'http://['
     await expect(pull()).rejects.toThrow('no address')
   })

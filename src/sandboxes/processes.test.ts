@@ -220,6 +220,28 @@ describe('waiting', () => {
     expect((await processes.get('p')).status).toBe('running')
   })
 
+  test('the timeout counts from the request on: a start that takes long is part of it', async () => {
+    const processes = await open()
+    const gate = Promise.withResolvers<void>()
+    guest.spawnGate = gate.promise
+    const start = (name: string) =>
+      failure(processes.start({ command: 'a', name, waitForCompletion: true, timeoutSeconds: 5 }))
+    const message = 'process timed out after 5 seconds'
+    const never = start('never')
+    await clock.turn(5000)
+    expect((await never).message).toBe(message)
+    const late = start('late')
+    await clock.turn(4000)
+    gate.resolve()
+    await clock.turn(1000)
+    expect((await late).message).toBe(message)
+    // Both go on.
+    expect((await processes.list()).map(({ name, status }) => [name, status])).toEqual([
+      ['never', 'running'],
+      ['late', 'running'],
+    ])
+  })
+
   test('with keepAlive a timeout kills, by default after 600 seconds, never with 0', async () => {
     const processes = await open()
     await processes.start({ command: 'a', name: 'default', keepAlive: true })

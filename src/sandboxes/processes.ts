@@ -243,13 +243,18 @@ export class SandboxProcesses implements AsyncDisposable {
    * @throws as `launch`, and unprocessable when the time to wait is over (the process goes on)
    */
   async start(start: ProcessStart, signal?: AbortSignal): Promise<ProcessView> {
-    const process = await this.launch(start)
+    const { clock } = this.options
+    const startedMs = clock.monotonic()
     const seconds = start.keepAlive ? 0 : (start.timeoutSeconds ?? 0)
+    const waitMs = start.waitForCompletion && seconds > 0 ? seconds * 1000 : null
+    const tooLate = () => new PlatformError('unprocessable', `process timed out after ${seconds} seconds`)
+    const process = await this.waits.inTime(this.launch(start), waitMs)
+    if (!process) throw tooLate()
     if (start.waitForPorts?.length)
       await this.waits.forPorts(process, start.waitForPorts, seconds || portWaitSecondsDefault, signal)
     if (!start.waitForCompletion) return process.view('fresh')
-    const ended = await this.waits.forEnd(process, seconds > 0 ? seconds * 1000 : null, signal)
-    if (!ended) throw new PlatformError('unprocessable', `process timed out after ${seconds} seconds`)
+    const leftMs = waitMs === null ? null : Math.max(0, startedMs + waitMs - clock.monotonic())
+    if (!(await this.waits.forEnd(process, leftMs, signal))) throw tooLate()
     return process.view('full')
   }
 

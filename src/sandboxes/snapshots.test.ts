@@ -1,8 +1,5 @@
 import { afterEach, beforeEach, expect, test } from 'bun:test'
 import { PlatformError } from '../errors.ts'
-import { snapshotId } from './snapshots/record.ts'
-import { SnapshotRecords } from './snapshots/records.ts'
-import { snapshotsPerWorkspaceMax } from './snapshots/taking.ts'
 import { Mortal, type TestPlatform, TestSite, until } from './test-host.ts'
 
 let site: TestSite
@@ -221,50 +218,5 @@ test('files of a snapshot that is deleted stay until what is made of it has them
   await forking
   expect(machineOf('copy').content).toBe('then')
   await until('its files are gone', () => site.host.snapshots.size === 0)
-  await platform.close()
-})
-
-test('snapshots of forks count among those of the workspace, and give way to others', async () => {
-  await setUp()
-  const platform = await site.start()
-  const { snapshots } = platform
-  const first = await snapshots.forkSandbox('main', 'old', { targetName: 'first' }, { actor })
-  const { body } = await snapshots.get('main', 'kept')
-  const records = new SnapshotRecords(site.store)
-  const total = () => records.count('main')
-  const fill = async () => {
-    for (let count = await total(); count < snapshotsPerWorkspaceMax; count++) {
-      const id = snapshotId(count.toString(16).padStart(16, '0'))
-      await records.create('main', { ...body, id, source: { ...body.source, uid: 'another' } }, count)
-    }
-  }
-  await fill()
-  const second = await snapshots.forkSandbox('main', 'old', { targetName: 'second' }, { actor })
-  expect(await total()).toBe(snapshotsPerWorkspaceMax)
-  expect(await snapshots.get('main', first.snapshotId).catch(({ code }) => code)).toBe('not_found')
-  await snapshots.create('main', 'old', { name: 'asked for', actor })
-  expect(await total()).toBe(snapshotsPerWorkspaceMax)
-  expect(await snapshots.get('main', second.snapshotId).catch(({ code }) => code)).toBe('not_found')
-  const third = snapshots.forkSandbox('main', 'old', { targetName: 'third' }, { actor })
-  expect(await third.catch(({ code }) => code)).toBe('usage_limit_exceeded')
-  await platform.close()
-})
-
-test('however many forks are made at once of a sandbox, few snapshots are there for them', async () => {
-  await setUp()
-  const platform = await site.start()
-  const { snapshots } = platform
-  const gate = Promise.withResolvers<void>()
-  site.host.faults.create = () => gate.promise
-  let captured = 0
-  site.host.faults.capture = async () => void captured++
-  const names = Array.from({ length: 40 }, (_, index) => `fork-${index}`)
-  const forks = names.map((targetName) => snapshots.forkSandbox('main', 'old', { targetName }, { actor }))
-  await until('some are under way', () => captured >= 16)
-  for (let turn = 0; turn < 200; turn++) await new Promise((resolve) => setImmediate(resolve))
-  expect(captured).toBe(16)
-  gate.resolve()
-  expect((await Promise.all(forks)).map(({ name }) => name)).toEqual(names)
-  await until('three are left', () => site.host.snapshots.size === 1 + 3)
   await platform.close()
 })

@@ -4,7 +4,6 @@ import { Background } from '../lib/background.ts'
 import type { Clock } from '../lib/clock.ts'
 import type { Logger } from '../lib/log.ts'
 import type { SecretBox } from '../lib/secret-box.ts'
-import { Semaphore } from '../lib/semaphore.ts'
 import type { RootFilesystem } from '../spec/runtime.ts'
 import type { BatchStep, Page, SortOrder, Store } from '../spec/store.ts'
 import type { SandboxDraft } from './draft.ts'
@@ -38,8 +37,6 @@ export {
 
 /** Of a sandbox, beside the others: those that were taken for a fork of it as it was. */
 const implicitSnapshotsMax = 3
-/** Of a sandbox as it is. */
-const forksAtOnce = { concurrencyMax: 16, waitingMax: 1000, what: 'forks of this sandbox are being made' }
 
 export interface SnapshotsOptions {
   store: Store
@@ -71,8 +68,6 @@ export class Snapshots {
   readonly #background: Background
   /** Those that go with a sandbox, once its removal is written; by its workspace and name. */
   readonly #leaving = new Map<string, string[]>()
-  /** Being made of sandboxes as they are; by workspace and name. */
-  readonly #forks = new Map<string, Semaphore>()
 
   constructor(options: SnapshotsOptions) {
     const { store, sandboxes, instances, secrets, clock, log } = options
@@ -224,29 +219,14 @@ export class Snapshots {
     }
     // Before a snapshot is taken that nothing comes of.
     await this.#refuseTaken(workspace, forkOf(input).name)
-    return await this.#inTurn(`${workspace}/${sandboxName}`, async () => {
-      const snapshot = await this.create(workspace, sandboxName, { ...options, implicit: true })
-      try {
-        const answer = await this.fork(snapshot, input, options)
-        this.#taking.forking.delete(snapshot.body.id)
-        await this.#prune(snapshot)
-        return answer
-      } catch (error) {
-        this.#taking.forking.delete(snapshot.body.id)
-        await this.remove(snapshot)
-        throw error
-      }
-    })
-  }
-
-  /** Each has a snapshot while it is made, of which there shall be few. @throws too_many_requests */
-  async #inTurn<Result>(sandbox: string, work: () => Promise<Result>): Promise<Result> {
-    const turns = this.#forks.get(sandbox) ?? new Semaphore(forksAtOnce)
-    this.#forks.set(sandbox, turns)
+    const snapshot = await this.create(workspace, sandboxName, { ...options, implicit: true })
     try {
-      return await turns.run(work)
-    } finally {
-      if (turns.held === 0) this.#forks.delete(sandbox)
+      const answer = await this.fork(snapshot, input, options)
+      await this.#prune(snapshot)
+      return answer
+    } catch (error) {
+      await this.remove(snapshot)
+      throw error
     }
   }
 
@@ -273,8 +253,8 @@ export class Snapshots {
   /** The older ones of those that were taken for forks. */
   async #prune({ workspace, body }: StoredSnapshot): Promise<void> {
     const all = await this.#records.ofSandbox(workspace, body.source.uid)
-    const spare = all.filter((other) => this.#taking.isSpare(other))
-    for (const old of spare.slice(implicitSnapshotsMax)) await this.remove(old)
+    const implicit = all.filter((other) => other.body.implicit && other.body.status !== 'pending')
+    for (const old of implicit.slice(implicitSnapshotsMax)) await this.remove(old)
   }
 
   async #removalOfImplicit(workspace: string, uid: string): Promise<BatchStep[]> {

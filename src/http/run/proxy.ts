@@ -100,22 +100,13 @@ export async function proxyHttp(
   }
 }
 
-/**
- * A request to a port, which is on this host: a proxy that the environment names has no part in it. With `isTls` the
- * program there is spoken to by TLS; who it is, the port says, so that its certificate may be one of its own making.
- */
+/** A request to a port, which is on this host: a proxy that the environment names has no part in it. */
 export function fetchPort(
   { origin, unix }: PortAddress,
   path: string,
-  { isTls = false, ...init }: BunFetchRequestInit & { isTls?: boolean },
+  init: BunFetchRequestInit,
 ): Promise<Response> {
-  const spoken = isTls ? origin.replace(/^http:/, 'https:') : origin
-  return fetch(`${spoken}${path}`, {
-    ...init,
-    proxy: false,
-    ...(isTls ? { tls: { rejectUnauthorized: false } } : {}),
-    ...(unix === undefined ? {} : { unix }),
-  })
+  return fetch(`${origin}${path}`, { ...init, proxy: false, ...(unix === undefined ? {} : { unix }) })
 }
 
 async function answerOf(upstream: Response, request: Request, options: ProxyOptions): Promise<Response> {

@@ -11,6 +11,8 @@ export class ScriptedGuest implements Guest {
   /** What the process of this id, and what it started, listens on; and whether any of that lives. */
   readonly listeners = new Map<number, number[]>()
   failSpawn: Error | null = null
+  /** A start waits for it. */
+  spawnGate: Promise<unknown> | null = null
   /** Called with each signal: what the program does about it. */
   onSignal: (id: number, signal: number) => void = (id, signal) => this.end(id, { signal })
   onSpawn: (spec: SpawnSpec) => void = () => {}
@@ -44,6 +46,7 @@ export class ScriptedGuest implements Guest {
 
   readonly processes: GuestProcesses = {
     spawn: async (spec) => {
+      if (this.spawnGate) await this.spawnGate
       if (this.failSpawn) throw this.failSpawn
       this.spawned.push(spec)
       const process: GuestProcess = {

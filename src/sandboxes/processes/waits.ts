@@ -51,6 +51,25 @@ export class ProcessWaits {
     }
   }
 
+  /**
+   * What `work` comes to; null when that takes longer, and then it goes on unseen: a start where no memory is left waits
+   * for the kernel to make room, and whoever gave a time is answered by then.
+   */
+  async inTime<Value>(work: Promise<Value>, waitMs: number | null): Promise<Value | null> {
+    if (waitMs === null) return await work
+    const stop = new AbortController()
+    const late = this.options.clock.sleep(Math.min(waitMs, timerMsMax), stop.signal).then(
+      () => null,
+      () => null,
+    )
+    try {
+      return await Promise.race([work, late])
+    } finally {
+      stop.abort()
+      work.catch(() => {})
+    }
+  }
+
   /** True when the process ended in time; null: it has all of it. @throws when the client left or hutch closes */
   async forEnd(process: SandboxProcess, waitMs: number | null, signal?: AbortSignal): Promise<boolean> {
     const { clock, closing } = this.options

@@ -35,18 +35,6 @@ export class SnapshotRecords {
     return (await this.#store.page({ kind: snapshotKind, workspace, limit: 1 })).total
   }
 
-  /** Null where there is none such. */
-  async oldestOf(
-    workspace: string,
-    such: (snapshot: StoredSnapshot) => boolean,
-  ): Promise<StoredSnapshot | null> {
-    const all = everyItem((page) =>
-      this.#store.page<SnapshotBody>({ kind: snapshotKind, workspace, sort: 'createdAt:asc', ...page }),
-    )
-    for await (const snapshot of all) if (such(snapshot)) return snapshot
-    return null
-  }
-
   /** Of all workspaces. */
   every(): AsyncIterable<StoredSnapshot> {
     return everyItem((page) =>

@@ -23,7 +23,7 @@ import {
 import type { SnapshotRecords } from './records.ts'
 
 export const snapshotsPerSandboxMax = 50
-export const snapshotsPerWorkspaceMax = 500
+const snapshotsPerWorkspaceMax = 500
 const snapshotNameCharsMax = 63
 /** How long an answer waits for a snapshot to be ready: less than clients and proxies wait for one. */
 export const snapshotAnswerMsMax = 50_000
@@ -32,7 +32,7 @@ export interface Wanted {
   /** Absent: one is made up. */
   name?: string
   actor: string
-  /** For a fork that asked for none: it is in `forking` until that is made. */
+  /** For a fork that asked for none. */
   implicit?: true
 }
 
@@ -54,8 +54,6 @@ export class SnapshotTaking {
   readonly #clock: Clock
   /** Of workspaces, while one more is counted. */
   readonly #lock = new KeyedLock()
-  /** Ids of those that forks are being made of. */
-  readonly forking = new Set<string>()
   /** Those that are captured and not completed, by id. */
   readonly #completing = new Map<string, Promise<StoredSnapshot>>()
 
@@ -107,11 +105,6 @@ export class SnapshotTaking {
     } finally {
       stop.abort()
     }
-  }
-
-  /** Whether it was taken for a fork, and that is made. */
-  isSpare({ body }: StoredSnapshot): boolean {
-    return body.implicit === true && body.status !== 'pending' && !this.forking.has(body.id)
   }
 
   /** Resolves when it is not on its way any more. */
@@ -169,7 +162,6 @@ export class SnapshotTaking {
 
   /** Whoever was told of it finds it failed; who was not is told now, and nothing is left. */
   async #giveUp(snapshot: StoredSnapshot, error: unknown, { told }: Taking): Promise<void> {
-    this.forking.delete(snapshot.body.id)
     // The next start knows what to do about it.
     if (this.#background.closing.aborted) return
     const reason = PlatformError.is(error) ? error.message : 'an internal error'
@@ -207,13 +199,12 @@ export class SnapshotTaking {
     return await this.#lock.run(workspace, async () => {
       await this.#admit(workspace, body)
       const recorded = await this.#records.create(workspace, body, now)
-      if (wanted.implicit) this.forking.add(id)
       this.#files.keep(workspace, body)
       return recorded
     })
   }
 
-  /** Those of forks are few of each sandbox, and give way. @throws already_exists, usage_limit_exceeded */
+  /** @throws already_exists, usage_limit_exceeded */
   async #admit(workspace: string, { name, source, implicit }: SnapshotBody): Promise<void> {
     const others = await this.#records.ofSandbox(workspace, source.uid)
     if (others.some((other) => other.body.name === name)) {
@@ -222,22 +213,19 @@ export class SnapshotTaking {
         `the sandbox "${source.name}" has a snapshot ${JSON.stringify(name)} already`,
       )
     }
-    if (!implicit && others.filter((other) => !other.body.implicit).length >= snapshotsPerSandboxMax) {
+    if (implicit) return
+    if (others.filter((other) => !other.body.implicit).length >= snapshotsPerSandboxMax) {
       throw new PlatformError(
         'usage_limit_exceeded',
         `the sandbox "${source.name}" has ${snapshotsPerSandboxMax} snapshots, the most there can be: delete one first`,
       )
     }
-    if ((await this.#records.count(workspace)) < snapshotsPerWorkspaceMax) return
-    const old = await this.#records.oldestOf(workspace, (other) => this.isSpare(other))
-    if (old === null) {
+    if ((await this.#records.count(workspace)) >= snapshotsPerWorkspaceMax) {
       throw new PlatformError(
         'usage_limit_exceeded',
         `this workspace has ${snapshotsPerWorkspaceMax} snapshots, the most there can be: delete one first`,
       )
     }
-    await this.#records.remove(old)
-    this.#files.removeSoon(old.body.id)
   }
 
   async #note({ workspace, body }: StoredSnapshot): Promise<void> {

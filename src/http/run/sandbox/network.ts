@@ -57,11 +57,9 @@ export async function monitorPorts(call: SandboxCall, text: string, dialer: Dial
       return
     }
     // As whoever runs in the sandbox means it: a port of the sandbox's own.
-    const isTls = url.protocol === 'https:'
-    const target = await instance.address(Number(url.port) || (isTls ? 443 : 80))
+    const target = await instance.address(Number(url.port) || 80)
     const answer = await fetchPort(target, `${url.pathname}${url.search}`, {
       method: 'POST',
-      isTls,
       headers: { ...headers, host: url.host },
       body,
       redirect: 'manual',
