@@ -111,6 +111,10 @@ describe('the executable by itself', () => {
       2,
       expect.stringContaining('did you mean hutch sandbox ls?'),
     ])
+    const short = await hutch(['ls'])
+    expect([short.code, short.stderr]).toEqual([2, expect.stringContaining('did you mean hutch sandbox ls?')])
+    const group = await hutch(['images', '--help'])
+    expect([group.code, group.stdout]).toEqual([0, expect.stringContaining('images import')])
     const flag = await hutch(['up', '--prot', '1'])
     expect([flag.code, flag.stderr]).toEqual([2, expect.stringContaining('did you mean --port?')])
     const value = await hutch(['up', '--port', '99999', '--data-dir', dataDir])
@@ -406,6 +410,50 @@ describe.skipIf(!usable)('a platform on a fresh data directory', () => {
     await platform.run(['sandbox', 'rm', 'copy'])
   })
 
+  test('an archived sandbox is started again by unarchive, which every refusal names', async () => {
+    await platform.run(['sandbox', 'create', 'packed', '--storage', '512', '--ttl', '3h'])
+    expect((await platform.run(['sandbox', 'get', 'packed'])).stdout).toMatch(
+      /^disk +512 MB$[\s\S]*^deleted +in [23]h$/m,
+    )
+    await platform.run(['sandbox', 'exec', 'packed', '--', 'sh', '-c', 'echo kept > /srv/kept'])
+    expect((await platform.run(['sandbox', 'archive', 'packed'])).stdout).toBe('packed\n')
+    for (const words of [
+      ['exec', 'packed', '--', 'true'],
+      ['logs', 'packed'],
+      ['connect', 'packed'],
+      ['cp', 'packed:/srv', directory],
+    ]) {
+      const refused = await platform.run(['sandbox', ...words])
+      expect(refused.code).toBe(1)
+      expect(refused.stderr).toMatch(/its status is ARCHIVED\ntry:.*hutch sandbox unarchive packed/)
+    }
+    expect((await platform.run(['sandbox', 'unarchive', 'packed'])).stdout).toBe('packed\n')
+    expect((await platform.run(['sandbox', 'exec', 'packed', '--', 'cat', '/srv/kept'])).stdout).toBe(
+      'kept\n',
+    )
+    const again = await platform.run(['sandbox', 'unarchive', 'packed'])
+    expect([again.code, again.stderr]).toEqual([1, expect.stringContaining('hutch sandbox get packed')])
+    expect((await platform.run(['sandbox', 'rm', 'packed'])).code).toBe(0)
+  })
+
+  test('a value that the platform refuses is told of by its flag, as a mistake in the command line', async () => {
+    for (const [words, message] of [
+      [['sandbox', 'create', 'x', '--ttl', 'foo'], '--ttl must be a duration'],
+      [['sandbox', 'create', 'x', '--memory', '1'], '--memory: 1 is out of range'],
+      [['sandbox', 'create', 'x', '--image', 'foo'], '--image "foo" is unknown here'],
+      [['sandbox', 'create', 'Bad_Name'], 'NAME "Bad_Name" is not valid'],
+      [['keys', 'create', 'x', '--expires', 'foo'], '--expires must be a duration'],
+      [['workspaces', 'create', 'Bad_'], 'NAME: "Bad_" is not'],
+    ] as const) {
+      const { code, stderr } = await platform.run([...words])
+      expect([code, stderr]).toEqual([2, expect.stringContaining(`error: ${message}`)])
+    }
+    const folder = await platform.run(['images', 'import', directory, '--name', 'x'])
+    expect([folder.code, folder.stderr]).toEqual([1, expect.stringContaining('is a directory')])
+    const short = await platform.run(['images', 'pull', 'alpine:3'])
+    expect(short.stderr).toContain('hutch images pull docker.io/library/alpine:3')
+  })
+
   test('a key works until it is revoked', async () => {
     const made = await platform.run(['keys', 'create', 'smoke', '--expires', '24h', '--json'])
     const { id, apiKey } = JSON.parse(made.stdout) as { id: string; apiKey: string }
@@ -472,7 +520,7 @@ describe.skipIf(!usable)('a platform on a fresh data directory', () => {
     expect((await platform.run(['workspaces', 'create', 'second'])).stdout).toBe('second\n')
     expect((await platform.run(['workspaces'])).stdout).toMatch(/^main .*/m)
     const reserved = await platform.run(['workspaces', 'create', 'oauth'])
-    expect(reserved.code).toBe(1)
+    expect(reserved.code).toBe(2)
     expect(reserved.stderr).toContain('oauth')
   })
 

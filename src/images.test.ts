@@ -438,6 +438,9 @@ describe.skipIf(why !== '')('images of one’s own', () => {
       })
       expect(await answer.json()).toMatchObject({ image: 'sandbox/my-push:v1', build: false })
       expect(await run(await create('sandbox/my-push:v1'), 'echo $NAME')).toBe('pushed\n')
+      await expect(create('my-push')).rejects.toMatchObject({
+        message: expect.stringContaining('Its tags here: v1'),
+      })
     })
   })
 

@@ -58,6 +58,14 @@ const commands: Record<string, Entry> = {
     summary: 'make a new sandbox from another',
     load: async () => (await import('./cli/snapshots.ts')).fork,
   },
+  'sandbox archive': {
+    summary: 'pack the files of a sandbox away',
+    load: async () => (await import('./cli/sandbox.ts')).archive,
+  },
+  'sandbox unarchive': {
+    summary: 'start an archived sandbox again',
+    load: async () => (await import('./cli/sandbox.ts')).unarchive,
+  },
   'sandbox rm': { summary: 'delete sandboxes', load: async () => (await import('./cli/sandbox.ts')).remove },
   'snapshots ls': { summary: 'list snapshots', load: async () => (await import('./cli/snapshots.ts')).list },
   'snapshots fork': {
@@ -110,6 +118,7 @@ const commands: Record<string, Entry> = {
 
 const aliases: Record<string, string> = {
   'sandbox list': 'sandbox ls',
+  keys: 'keys list',
   'keys ls': 'keys list',
   'workspaces ls': 'workspaces list',
   workspaces: 'workspaces list',
@@ -158,6 +167,9 @@ function findCommand(argv: string[]): { name: string; rest: string[] } | null {
     // An alias of one word must not swallow a mistyped second one.
     const second = argv[words]
     if (name !== spelled && words === 1 && second !== undefined && !second.startsWith('-')) return null
+    // Nor hide the others of its group from who asks what there is.
+    if (name !== spelled && words === 1 && ['--help', '-h'].includes(second ?? '') && overview(spelled))
+      return null
     if (Object.hasOwn(commands, name)) return { name, rest: argv.slice(words) }
   }
   return null
@@ -175,7 +187,9 @@ function unknownCommand(argv: string[]): string {
     return `unknown command ${words.join(' ')}; ${meant}hutch ${words[0]} has ${within.join(', ')}`
   }
   const guess =
-    nearest(words.join(' '), Object.keys(commands)) ?? nearest(words[0] ?? '', Object.keys(commands))
+    nearest(words.join(' '), Object.keys(commands)) ??
+    nearest(words[0] ?? '', Object.keys(commands)) ??
+    Object.keys(commands).find((name) => name === `sandbox ${words[0]}`)
   const meant = guess ? `; did you mean hutch ${guess}?` : ''
   return `unknown command ${words.join(' ')}${meant}`
 }

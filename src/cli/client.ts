@@ -1,5 +1,5 @@
 import { Client, ClientError } from '../client/index.ts'
-import { CommandError, sameTarget, type Target } from './command.ts'
+import { CommandError, sameTarget, type Target, UsageError } from './command.ts'
 import { connectionFor, usesVariables } from './connection.ts'
 import { print, printJson } from './output.ts'
 
@@ -7,23 +7,44 @@ export function clientFor(flags: Target): Client {
   return new Client(connectionFor(flags))
 }
 
-/** A sandbox's own API. @throws CommandError when there is no such sandbox */
+/** A sandbox's own API. @throws CommandError when there is no such sandbox, or it does not run */
 export async function openSandbox(flags: Target, name: string): ReturnType<Client['sandboxes']['open']> {
-  return await withHints(flags, () => clientFor(flags).sandboxes.open(name), { 404: 'hutch sandbox ls' })
+  const sandbox = await withHints(flags, () => clientFor(flags).sandboxes.open(name), {
+    404: 'hutch sandbox ls',
+  })
+  const { status = 'DEPLOYED' } = sandbox.info
+  if (status === 'DEPLOYED') return sandbox
+  const next = status === 'ARCHIVED' ? 'unarchive' : 'get'
+  throw new CommandError(
+    `the sandbox "${name}" does not run, its status is ${status}`,
+    sameTarget(`hutch sandbox ${next} ${name}`, flags),
+  )
 }
 
-/** Runs `work`; what the platform refused becomes a message and, by status, the next command to type. */
+/**
+ * Runs `work`; what the platform refused becomes a message and, by status, the next command to type. `typed`: what the
+ * command line calls a field of the request; a refusal of one of these is a mistake in the command line.
+ */
 export async function withHints<Value>(
   flags: Target,
   work: () => Promise<Value>,
   hints: Record<number, string> = {},
+  typed: Record<string, string> = {},
 ): Promise<Value> {
   try {
     return await work()
   } catch (error) {
     if (!(error instanceof ClientError)) throw error
+    const refusal = error.status === 400 ? inTypedWords(error.message, typed) : null
+    if (refusal !== null) throw new UsageError(refusal)
     throw new CommandError(...explain(error, flags, hints))
   }
+}
+
+/** `spec.runtime.ttl must be ...` as `--ttl must be ...`; null when the message begins with no such field. */
+function inTypedWords(message: string, typed: Record<string, string>): string | null {
+  const [field = ''] = /^[\w.]+/.exec(message) ?? []
+  return Object.hasOwn(typed, field) ? typed[field] + message.slice(field.length) : null
 }
 
 /** Removes one after the other, and prints each; what could not be removed is told of at the end. */
@@ -32,11 +53,12 @@ export async function removeEach(
   names: string[],
   remove: (name: string) => Promise<void>,
   listing: string,
+  hints: Record<number, string> = {},
 ): Promise<number> {
   const failures: CommandError[] = []
   for (const name of names) {
     try {
-      await withHints(flags, () => remove(name), { 404: listing })
+      await withHints(flags, () => remove(name), { 404: listing, ...hints })
       if (!flags.json) print(name)
     } catch (error) {
       if (!(error instanceof CommandError)) throw error

@@ -62,6 +62,10 @@ test.each([
   [['a', '--memory=1', '--memory=2'], 'given twice'],
   [['a', '--force=perhaps'], 'takes no value'],
   [['a', 'b', 'c'], 'unexpected argument "c"; put -- before the command: hutch box make a b -- c'],
+  [
+    ['--force', 'a', 'b', 'df', '-h', 'it is'],
+    'unexpected argument "df"; put -- before the command: hutch box make --force a b -- df -h \'it is\'',
+  ],
   [[], 'NAME is missing; usage: hutch box make NAME [SIZE] -- COMMAND'],
   [['a', '--data-dir='], '--data-dir needs a value'],
   [['a', '--data-dir', ''], '--data-dir needs a value'],

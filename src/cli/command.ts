@@ -1,5 +1,5 @@
 import { nearest } from '../lib/nearest.ts'
-import { shellQuote } from './shell.ts'
+import { shellJoin, shellQuote } from './shell.ts'
 
 /** One command: what it takes, said once, for the parser and for `--help`. */
 export interface Command<Flags extends FlagTable = FlagTable> {
@@ -83,6 +83,7 @@ export function parseArguments(definition: Command, argv: string[]): CommandInpu
   const flags: Record<string, string | string[] | number | boolean> = {}
   const positionals: string[] = []
   let rest: string[] = []
+  const positionalsMax = definition.positionals?.[1] ?? 0
   for (let index = 0; index < argv.length; index++) {
     const word = argv[index]!
     if (word === '--') {
@@ -91,6 +92,10 @@ export function parseArguments(definition: Command, argv: string[]): CommandInpu
       break
     }
     if (!word.startsWith('-') || word === '-') {
+      // What follows may be flags of the command inside, which are none of ours.
+      if (definition.takesRest && positionals.length === positionalsMax && !flags.help) {
+        throw withoutDashes(definition, argv, index)
+      }
       positionals.push(word)
       continue
     }
@@ -154,16 +159,19 @@ function unknownFlag(spelled: string, table: FlagTable): UsageError {
   return new UsageError(`unknown flag ${spelled}${meant}`)
 }
 
+/** The command that is to run inside begins at `at`, and nothing parts it from our own words. */
+function withoutDashes(definition: Command, argv: string[], at: number): UsageError {
+  const inside = argv.slice(at).filter((word) => word !== '--')
+  const line = `hutch ${definition.name} ${shellJoin(argv.slice(0, at))} -- ${shellJoin(inside)}`
+  return new UsageError(`unexpected argument ${JSON.stringify(argv[at])}; put -- before the command: ${line}`)
+}
+
 function checkPositionals(definition: Command, positionals: string[]): void {
   const [min, max] = definition.positionals ?? [0, 0]
   if (positionals.length >= min && positionals.length <= max) return
   const usage = `hutch ${definition.name} ${definition.usage ?? ''}`.trim()
   if (positionals.length > max) {
-    const command = positionals.slice(max).join(' ')
-    const meant = definition.takesRest
-      ? `put -- before the command: hutch ${definition.name} ${positionals.slice(0, max).join(' ')} -- ${command}`
-      : `usage: ${usage}`
-    throw new UsageError(`unexpected argument ${JSON.stringify(positionals[max])}; ${meant}`)
+    throw new UsageError(`unexpected argument ${JSON.stringify(positionals[max])}; usage: ${usage}`)
   }
   const missing = (definition.usage ?? '').split(' ')[positionals.length]?.replace('...', '')
   throw new UsageError(`${missing} is missing; usage: ${usage}`)

@@ -63,6 +63,12 @@ export function connectionFor(flags: Target): Connection {
         'BL_API_URL and BL_API_KEY are set, BL_WORKSPACE is not',
         'export BL_WORKSPACE=main',
       )
+    if (!/^https?:\/\//.test(BL_API_URL) || !URL.canParse(BL_API_URL)) {
+      throw new CommandError(
+        `BL_API_URL ${JSON.stringify(BL_API_URL)} is no address such as http://localhost:4400/v0`,
+        'eval "$(hutch env)"',
+      )
+    }
     return { apiUrl: BL_API_URL.replace(/\/+$/, ''), workspace, apiKey: BL_API_KEY }
   }
   const { running, credentials } = runningConnection(dataDirFor(flags['data-dir']))

@@ -226,6 +226,7 @@ async function host({ dataDir, imageDir }: Config, port: number): Promise<Findin
   const imagesFree = await disk(imageDir)
   const running = readRunningPlatform(dataDir)
   const portFree = await canListen(port)
+  const servesPort = running !== null && new URL(running.url).port === String(port)
   return [
     {
       group: 'host',
@@ -261,9 +262,9 @@ async function host({ dataDir, imageDir }: Config, port: number): Promise<Findin
     {
       group: 'host',
       subject: `port ${port}`,
-      ok: portFree || running !== null,
+      ok: portFree || servesPort,
       needed: false,
-      detail: running
+      detail: servesPort
         ? `the platform runs here: ${running.url}`
         : portFree
           ? 'free'

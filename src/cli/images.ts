@@ -1,4 +1,4 @@
-import { existsSync } from 'node:fs'
+import { statSync } from 'node:fs'
 import type { ImageInfo } from '../client/index.ts'
 import { clientFor, removeEach, withHints } from './client.ts'
 import { CommandError, command, connectionFlags, sameTarget, type Target, UsageError } from './command.ts'
@@ -49,15 +49,20 @@ export const pull = command({
   notes: ['IMAGE names its registry: docker.io/library/alpine:3, ghcr.io/org/app@sha256:...'],
   async run({ flags, positionals }) {
     const { name, tag } = flags
-    const host = positionals[0]!.split('/')[0]!
+    const [reference = ''] = positionals
+    const host = reference.split('/')[0]!
+    // As Docker writes what is on its own registry.
+    const isShort = /^[\w-]+(:[\w.-]+)?$/.test(reference)
+    const hints: Record<number, string> = { 403: `hutch images login ${shellQuote(host)} -u NAME` }
+    if (isShort) hints[400] = `hutch images pull docker.io/library/${reference}`
     const image = await withHints(
       flags,
       () =>
-        clientFor(flags).images.pull(positionals[0]!, {
+        clientFor(flags).images.pull(reference, {
           ...(name === undefined ? {} : { name }),
           ...(tag === undefined ? {} : { tag }),
         }),
-      { 403: `hutch images login ${shellQuote(host)} -u NAME` },
+      hints,
     )
     return answer(image, flags)
   },
@@ -66,7 +71,7 @@ export const pull = command({
 export const importImage = command({
   name: 'images import',
   summary: 'Takes in an image from a file: an OCI archive, or what docker save writes.',
-  usage: 'FILE',
+  usage: 'FILE --name NAME',
   flags: {
     ...connectionFlags,
     name: { kind: 'text', value: 'NAME', about: 'what it is called here' },
@@ -78,13 +83,23 @@ export const importImage = command({
     const [file] = positionals
     const { name, tag, reference } = flags
     if (name === undefined) throw new UsageError('--name is missing: hutch images import FILE --name NAME')
-    if (!existsSync(file!)) throw new CommandError(`${file} does not exist`)
-    const image = await withHints(flags, () =>
-      clientFor(flags).images.import(Bun.file(file!), {
-        name,
-        ...(tag === undefined ? {} : { tag }),
-        ...(reference === undefined ? {} : { reference }),
-      }),
+    const found = statSync(file!, { throwIfNoEntry: false })
+    if (!found) throw new CommandError(`${file} does not exist`)
+    if (found.isDirectory()) {
+      throw new CommandError(
+        `${file} is a directory: an image comes as one file, an OCI archive or a docker save`,
+      )
+    }
+    const image = await withHints(
+      flags,
+      () =>
+        clientFor(flags).images.import(Bun.file(file!), {
+          name,
+          ...(tag === undefined ? {} : { tag }),
+          ...(reference === undefined ? {} : { reference }),
+        }),
+      {},
+      { name: '--name', tag: '--tag', reference: '--reference' },
     )
     return answer(image, flags)
   },
@@ -110,20 +125,21 @@ export const remove = command({
       const { type, name, tag } = parts(image)
       return images.remove(type, name, tag)
     }
-    return await removeEach(flags, positionals, removal, 'hutch images ls')
+    return await removeEach(flags, positionals, removal, 'hutch images ls', { 409: 'hutch sandbox ls' })
   },
 })
 
 export const login = command({
   name: 'images login',
   summary: 'Keeps credentials for a registry, sealed; the password is read from standard input.',
-  usage: 'HOST',
+  usage: 'HOST --username NAME',
   flags: { ...connectionFlags, username: { kind: 'text', value: 'NAME', short: 'u', about: 'user there' } },
   positionals: [1, 1],
   notes: ['For example: hutch images login ghcr.io -u me < token'],
   async run({ flags, positionals }) {
     const [host] = positionals
-    if (flags.username === undefined) throw new UsageError('--username is missing')
+    if (flags.username === undefined)
+      throw new UsageError('--username is missing: hutch images login HOST -u NAME < password')
     const password = (await passwordFromStdin()).replace(/\r?\n$/, '')
     if (password === '') throw new CommandError('no password came on standard input')
     const { username } = flags

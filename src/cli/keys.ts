@@ -14,11 +14,15 @@ export const create = command({
   ],
   positionals: [1, 1],
   async run({ flags, positionals }) {
-    const key = await withHints(flags, () =>
-      clientFor(flags).keys.create({
-        name: positionals[0]!,
-        ...(flags.expires === undefined ? {} : { expiresIn: flags.expires }),
-      }),
+    const key = await withHints(
+      flags,
+      () =>
+        clientFor(flags).keys.create({
+          name: positionals[0]!,
+          ...(flags.expires === undefined ? {} : { expiresIn: flags.expires }),
+        }),
+      {},
+      { name: 'NAME', expires_in: '--expires' },
     )
     if (flags.json) printJson(key)
     else {

@@ -46,7 +46,11 @@ export function printable(text: string): string {
 export function age(time: string | number | undefined, now = Date.now()): string {
   const at = typeof time === 'number' ? time : Date.parse(time ?? '')
   if (!Number.isFinite(at)) return '-'
-  const seconds = Math.max(0, Math.round((now - at) / 1000))
+  return span(Math.max(0, Math.round((now - at) / 1000)))
+}
+
+/** Whole seconds in the largest unit that says enough. */
+export function span(seconds: number): string {
   if (seconds < 120) return `${seconds}s`
   if (seconds < 2 * 3600) return `${Math.floor(seconds / 60)}m`
   if (seconds < 48 * 3600) return `${Math.floor(seconds / 3600)}h`

@@ -52,8 +52,14 @@ export const connect = command({
         if (stdout.isTTY) note(reason)
         return 0
       }
-      const why = errors.at(-1) ?? (reason || `the connection was lost (${code})`)
-      throw new CommandError(why, sameTarget(`hutch sandbox get ${name}`, flags))
+      const [error] = errors.slice(-1)
+      if (error === undefined) {
+        const why = reason || `the connection was lost (${code})`
+        throw new CommandError(why, sameTarget(`hutch sandbox get ${name}`, flags))
+      }
+      // Its image may have no such shell.
+      const another = flags.shell === undefined ? ' --shell PATH' : ''
+      throw new CommandError(error, sameTarget(`hutch sandbox connect ${name}${another}`, flags))
     } finally {
       stdin.setRawMode?.(false)
       stdin.pause()

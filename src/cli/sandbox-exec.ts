@@ -2,7 +2,7 @@ import { ClientError, type Processes } from '../client/index.ts'
 import { randomText } from '../lib/ids.ts'
 import { openSandbox, withHints } from './client.ts'
 import { CommandError, command, connectionFlags, sameTarget, UsageError } from './command.ts'
-import { note, print, printJson } from './output.ts'
+import { note, print, printable, printJson } from './output.ts'
 import { pairs } from './pairs.ts'
 import { processTable } from './processes.ts'
 import { shellJoin, spelled } from './shell.ts'
@@ -101,11 +101,16 @@ export const logs = command({
     return await withHints(
       flags,
       async () => {
-        const { processes } = await openSandbox(flags, name)
+        const { processes, info } = await openSandbox(flags, name)
         if (id === undefined) {
           const all = await processes.list()
           if (flags.json) printJson(all)
-          else processTable(all)
+          else {
+            processTable(all)
+            // The program of its image is no process when it could not be started.
+            const trouble = info.events?.findLast(({ type }) => type === 'instance')?.message
+            if (all.length === 0 && trouble) note(printable(trouble))
+          }
           return 0
         }
         // An unknown process answers 404 here; the stream's headers would already have said 200.

@@ -1,7 +1,7 @@
 import type { SandboxInfo } from '../client/index.ts'
 import { clientFor, removeEach, withHints } from './client.ts'
-import { command, connectionFlags, sameTarget } from './command.ts'
-import { age, note, paint, print, printable, printJson, table } from './output.ts'
+import { command, connectionFlags, sameTarget, type Target } from './command.ts'
+import { age, note, paint, print, printable, printJson, span, table } from './output.ts'
 import { pairs } from './pairs.ts'
 import { spelled } from './shell.ts'
 
@@ -83,12 +83,63 @@ export const create = command({
           { ifNotExists: flags['if-not-exists'] === true },
         ),
       { 409: `hutch sandbox create ${name ?? ''} --if-not-exists` },
+      {
+        'metadata.name': 'NAME',
+        'metadata.labels': '--label',
+        'spec.runtime.image': '--image',
+        'spec.runtime.memory': '--memory',
+        'spec.runtime.storageMb': '--storage',
+        'spec.runtime.envs': '--env',
+        'spec.runtime.ttl': '--ttl',
+        'spec.region': '--region',
+      },
     )
     if (flags.json) printJson(sandbox)
     else {
       print(sandbox.metadata.name)
-      const next = sameTarget(`hutch sandbox exec ${sandbox.metadata.name} -- uname -a`, flags)
-      note(paint('dim', `next: ${spelled(next)}`, process.stderr))
+      next(`hutch sandbox exec ${sandbox.metadata.name} -- uname -a`, flags)
+    }
+    return 0
+  },
+})
+
+export const archive = command({
+  name: 'sandbox archive',
+  summary: 'Packs the files of a sandbox away: they take less disk, and nothing runs in it until unarchive.',
+  usage: 'NAME',
+  flags: connectionFlags,
+  positionals: [1, 1],
+  async run({ flags, positionals }) {
+    const name = positionals[0]!
+    const sandbox = await withHints(flags, () => clientFor(flags).sandboxes.archive(name), {
+      404: 'hutch sandbox ls',
+      409: `hutch sandbox get ${name}`,
+    })
+    if (flags.json) printJson(sandbox)
+    else {
+      print(name)
+      next(`hutch sandbox unarchive ${name}`, flags)
+    }
+    return 0
+  },
+})
+
+export const unarchive = command({
+  name: 'sandbox unarchive',
+  summary: 'Starts an archived sandbox again, with the files it had.',
+  usage: 'NAME',
+  flags: connectionFlags,
+  positionals: [1, 1],
+  async run({ flags, positionals }) {
+    const name = positionals[0]!
+    const sandbox = await withHints(flags, () => clientFor(flags).sandboxes.unarchive(name), {
+      404: 'hutch sandbox ls',
+      409: `hutch sandbox get ${name}`,
+    })
+    if (flags.json) printJson(sandbox)
+    else {
+      print(name)
+      next(`hutch sandbox exec ${name} -- ls`, flags)
     }
     return 0
   },
@@ -106,20 +157,30 @@ export const remove = command({
   },
 })
 
+function next(line: string, flags: Target): void {
+  note(paint('dim', `next: ${spelled(sameTarget(line, flags))}`, process.stderr))
+}
+
+function megabytes(count: number | undefined): string | undefined {
+  return count === undefined ? undefined : `${count} MB`
+}
+
 function show(sandbox: SandboxInfo): void {
-  const { metadata, spec } = sandbox
+  const { metadata, spec, expiresIn } = sandbox
   const labels = Object.entries(metadata.labels ?? {}).map(([key, value]) => `${key}=${value}`)
   const rows: [string, string | undefined][] = [
     ['name', metadata.name],
     ['status', sandbox.status],
     ['state', sandbox.state],
     ['image', spec.runtime?.image],
-    ['memory', spec.runtime?.memory === undefined ? undefined : `${spec.runtime.memory} MB`],
+    ['memory', megabytes(spec.runtime?.memory)],
+    ['disk', megabytes(spec.runtime?.storageMb)],
     ['region', spec.region],
     ['external id', metadata.externalId],
     ['labels', labels.join(', ')],
     ['url', metadata.url],
     ['created', metadata.createdAt],
+    ['deleted', expiresIn === undefined ? undefined : `in ${span(expiresIn)}`],
   ]
   for (const [title, value] of rows) if (value) print(`${title.padEnd(12)} ${printable(value)}`)
   for (const event of sandbox.events ?? []) {

@@ -24,7 +24,7 @@ export const snapshot = command({
     const taken = await withHints(
       flags,
       () => clientFor(flags).snapshots.create(sandbox, name === undefined ? {} : { name }),
-      { 404: 'hutch sandbox ls' },
+      { 404: 'hutch sandbox ls', 409: `hutch snapshots ls --sandbox ${sandbox}` },
     )
     if (flags.json) printJson(taken)
     else {

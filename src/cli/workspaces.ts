@@ -41,6 +41,7 @@ export const create = command({
           ...(flags['display-name'] === undefined ? {} : { displayName: flags['display-name'] }),
         }),
       { 409: 'hutch workspaces list' },
+      { name: 'NAME', displayName: '--display-name' },
     )
     if (flags.json) printJson(created)
     else print(created.name)
@@ -56,8 +57,11 @@ export const remove = command({
   positionals: [1, 1],
   async run({ flags, positionals }) {
     const name = positionals[0]!
-    await withHints(flags, () => clientFor(flags).workspaces.remove(name, { force: flags.force === true }), {
+    const here = { 'data-dir': flags['data-dir'] }
+    const removal = () => clientFor(flags).workspaces.remove(name, { force: flags.force === true })
+    await withHints(here, removal, {
       404: 'hutch workspaces list',
+      409: `hutch sandbox ls --workspace ${name}`,
     })
     if (flags.json) printJson({ removed: name })
     else print(name)

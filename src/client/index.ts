@@ -35,10 +35,18 @@ export interface SandboxInfo {
   metadata: Metadata
   spec: {
     region?: string
-    runtime?: { image?: string; memory?: number; envs?: { name: string; value: string }[]; ttl?: string }
+    runtime?: {
+      image?: string
+      memory?: number
+      storageMb?: number
+      envs?: { name: string; value: string }[]
+      ttl?: string
+    }
   }
   status?: string
   state?: string
+  /** Seconds until it is deleted. */
+  expiresIn?: number
   events?: { time: string; type: string; status?: string; message?: string }[]
 }
 
@@ -62,6 +70,7 @@ export interface KeyInfo {
 }
 
 const deployingPollMs = 1_000
+const archivePollMs = 200
 
 /** Typed client of the platform's own HTTP API. Failures are ClientErrors whose message is for people. */
 export class Client {
@@ -153,6 +162,29 @@ class Sandboxes {
 
   async remove(name: string): Promise<void> {
     await this.transport.json('DELETE', `/sandboxes/${encodeURIComponent(name)}`)
+  }
+
+  /** Packs its files away, and waits until that is done; nothing of it runs then. */
+  async archive(name: string): Promise<SandboxInfo> {
+    return await this.move(name, 'archive', 'ARCHIVED')
+  }
+
+  /** What `archive` packed away, started again. */
+  async unarchive(name: string): Promise<SandboxInfo> {
+    return await this.move(name, 'unarchive', 'DEPLOYED')
+  }
+
+  private async move(name: string, way: 'archive' | 'unarchive', aim: string): Promise<SandboxInfo> {
+    const path = `/sandboxes/${encodeURIComponent(name)}/${way}`
+    let sandbox = await this.transport.json<SandboxInfo>('POST', path, {})
+    while (sandbox.status?.endsWith('ARCHIVING')) {
+      await new Promise((resolve) => setTimeout(resolve, archivePollMs))
+      sandbox = await this.get(name)
+    }
+    if (sandbox.status !== aim) {
+      throw new ClientError(422, sandbox.events?.at(-1)?.message ?? `its status is ${sandbox.status}`)
+    }
+    return sandbox
   }
 
   /** The sandbox's own API. Its address comes from the platform, which must be the one we already speak with. */

@@ -66,7 +66,8 @@ export class Transport {
     } catch (cause) {
       if (init.signal?.aborted) throw cause
       const { origin } = new URL(url)
-      throw new ClientError(0, `${origin} does not answer (${(cause as Error).message})`, { cause })
+      const { code, message } = cause as Error & { code?: string }
+      throw new ClientError(0, `${origin} does not answer (${code ?? message})`, { cause })
     }
   }
 

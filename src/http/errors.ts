@@ -25,7 +25,9 @@ const advice: Partial<Record<ErrorCode, Advice>> = {
     doNot: 'Retry before it exists.',
   },
   workload_unavailable: {
-    action: 'Retry with backoff from 500 ms to 30 s, for about a minute, then create it again.',
+    action:
+      'Retry with backoff from 500 ms to 30 s, for about a minute, then create it again; one that is archived: ' +
+      'unarchive it.',
     doNot: 'Retry without a pause.',
   },
   body_too_large: { action: 'Send a smaller body.', doNot: 'Send the same body again.' },

@@ -162,7 +162,7 @@ export class Images {
     const parsed = parseReference(reference, field)
     if (isHostImage(parsed)) return await this.#resolveHost(reference, parsed, signal)
     const tag = await this.#find(workspace, parsed)
-    if (tag === null) throw this.#missing(reference, parsed)
+    if (tag === null) throw await this.#missing(workspace, reference, parsed)
     const hold = this.#collector.hold(tag.layers)
     try {
       return { ...(await this.#resolveTag(reference, tag)), [Symbol.dispose]: hold }
@@ -187,7 +187,7 @@ export class Images {
       return null
     }
     if ((await this.#find(workspace, parsed)) !== null) return null
-    if (parsed.kind !== 'registry') throw this.#missing(reference, parsed)
+    if (parsed.kind !== 'registry') throw await this.#missing(workspace, reference, parsed)
     this.#transfers.checkAllowed(parsed.host)
     const pulling = this.#transfers.pull(workspace, parsed, { ...options, type: 'sandbox' })
     pulling.catch(() => {})
@@ -378,13 +378,19 @@ export class Images {
     return image?.body.tags.find((tag) => tag.name === reference.tag) ?? null
   }
 
-  #missing(reference: string, parsed: ImageReference): PlatformError {
+  async #missing(workspace: string, reference: string, parsed: ImageReference): Promise<PlatformError> {
     const shown = JSON.stringify(reference)
     if (parsed.kind === 'registry') {
       return new PlatformError(
         'not_found',
         `${field} ${shown} was not pulled yet: hutch images pull ${reference}`,
       )
+    }
+    const { type, name } = catalogueName(parsed.name)
+    const others = type === null ? [] : ((await this.#records.get(workspace, type, name))?.body.tags ?? [])
+    if (others.length > 0) {
+      const tags = others.map((tag) => tag.name).join(', ')
+      return new PlatformError('bad_request', `${field} ${shown} is unknown here. Its tags here: ${tags}`)
     }
     const known = catalogue.map((entry) => entry.name).join(', ')
     const hint =

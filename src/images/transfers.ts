@@ -112,7 +112,7 @@ export class Transfers {
     if (this.#isAllowed(host)) return
     throw new PlatformError(
       'bad_request',
-      `the registry ${host} is not allowed on this platform; allowed are ${this.#options.registries.join(', ') || 'none'} (registries)`,
+      `the registry ${host} is not allowed on this platform; allowed are ${this.#options.registries.join(', ') || 'none'}; hutch up --registry HOST allows others (registries)`,
     )
   }
 

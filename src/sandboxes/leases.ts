@@ -242,7 +242,8 @@ export class SandboxLeases {
     if (spec.program) {
       await processes.startProgram(spec.program, spec.programPort).catch((error) => {
         const reason = PlatformError.is(error) ? error.message : 'the platform could not start it'
-        this.#log.warn('the program of an image could not be started', { instance: instanceId, error })
+        const cause = PlatformError.is(error) ? { reason } : { error }
+        this.#log.warn('the program of an image could not be started', { instance: instanceId, ...cause })
         this.#programFailed(instanceId, reason)
       })
     }
@@ -261,7 +262,7 @@ export class SandboxLeases {
     if (instanceId === null || status !== 'DEPLOYED') {
       throw new PlatformError(
         'workload_unavailable',
-        `the sandbox "${name}" does not run, its status is ${status}`,
+        `the sandbox "${name}" does not run, its status is ${status}${status === 'ARCHIVED' ? ': unarchive it first' : ''}`,
       )
     }
     return this.set(found, instanceId)

@@ -157,8 +157,8 @@ export class Workspaces {
     const counts = await this.counts(name)
     const held = Object.entries(counts).filter(([, count]) => count > 0)
     if (held.length > 0) {
-      const what = held.map(([kind, count]) => `${count} ${kind}`).join(', ')
-      throw new PlatformError('conflict', `Workspace "${name}" still holds ${what}: delete them first`)
+      const what = held.map(([kind, count]) => `${kind}: ${count}`).join(', ')
+      throw new PlatformError('conflict', `Workspace "${name}" is not empty (${what}): delete these first`)
     }
     await this.#removeOwned(name)
     // Roles go together with the name: a new workspace of this name must not find them. Whatever its version is by

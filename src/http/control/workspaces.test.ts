@@ -138,7 +138,7 @@ describe('workspaces', () => {
     await platform.store.create({ ...key, body: {} })
     const refused = await call('DELETE', '/v0/workspaces/full')
     expect(refused.status).toBe(409)
-    expect(refused.body.message).toContain('1 sandbox')
+    expect(refused.body.message).toContain('(sandboxes: 1)')
     expect((await call('GET', '/v0/workspaces/full?countResources=true')).body).toMatchObject({
       resourceCounts: { sandboxes: 1 },
     })
