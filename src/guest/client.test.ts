@@ -390,6 +390,16 @@ describe('processes', () => {
 })
 
 describe('files', () => {
+  test('a move that overwrites nothing is refused by the kernel, not after a look: something may come in between', async () => {
+    play((frame, socket) => {
+      if (frame.type === FrameType.stat) socket.write(errorFrame(frame.id, 2))
+      if (frame.type === FrameType.rename) socket.write(ok(frame.id))
+      if (frame.type === FrameType.renameNew) socket.write(errorFrame(frame.id, 17))
+    })
+    expect(await codeOf(client.files.move('/a', '/b', { exclusive: true }))).toBe('already_exists')
+    expect(await codeOf(client.files.move('/a', '/b'))).toBe('')
+  })
+
   test('an idle connection is closed, so that an idle sandbox has no worker', async () => {
     client = open({ idleMsMax: 20 })
     play((frame, socket) => {

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "files.h"
+#include "sys.h"
 #include "tree.h"
 
 enum {
@@ -294,7 +295,20 @@ static int serve_write(const struct files_request *request) {
   return ended < 0 ? -1 : 0;
 }
 
+/* The kernel refuses where there is something already. File systems that cannot tell it so are looked at before. */
+static int rename_new(const char *from, const char *to) {
+  if (syscall(SYS_renameat2, AT_FDCWD, from, AT_FDCWD, to, RENAME_NOREPLACE) == 0) return 0;
+  if (errno != EINVAL && errno != ENOSYS) return -1;
+  struct stat present;
+  int exists = lstat(to, &present) == 0;
+  if (exists) errno = EEXIST;
+  if (exists || errno != ENOENT) return -1;
+  return rename(from, to);
+}
+
 /* Requests */
+
+static int renames(uint8_t type) { return type == FRAME_RENAME || type == FRAME_RENAME_NEW; }
 
 int files_decode(const struct frame *frame, struct files_request *request) {
   struct payload payload = payload_of(frame);
@@ -323,13 +337,14 @@ int files_decode(const struct frame *frame, struct files_request *request) {
       break;
     case FRAME_READDIR:
     case FRAME_RENAME:
+    case FRAME_RENAME_NEW:
     case FRAME_REALPATH:
       break;
     default:
       return -1;
   }
   request->path = payload_str(&payload);
-  if (frame->type == FRAME_RENAME) request->to = payload_str(&payload);
+  if (renames(frame->type)) request->to = payload_str(&payload);
   return payload_done(&payload) ? 0 : -1;
 }
 
@@ -341,7 +356,7 @@ static int serve(const struct files_request *request) {
     return 0;
   }
   int error = path_error(request->path);
-  if (!error && request->type == FRAME_RENAME) error = path_error(request->to);
+  if (!error && renames(request->type)) error = path_error(request->to);
   if (error) {
     fail(id, error, "path");
     int failed = 1;
@@ -367,6 +382,9 @@ static int serve(const struct files_request *request) {
       return 0;
     case FRAME_RENAME:
       answer(id, rename(request->path, request->to), "rename");
+      return 0;
+    case FRAME_RENAME_NEW:
+      answer(id, rename_new(request->path, request->to), "rename");
       return 0;
     case FRAME_CHMOD:
       answer(id, chmod(request->path, request->mode & 07777), "chmod");

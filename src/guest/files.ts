@@ -1,4 +1,3 @@
-import { constants } from 'node:os'
 import { PlatformError } from '../errors.ts'
 import type {
   FileChange,
@@ -14,7 +13,6 @@ import type {
   WatchOptions,
 } from '../spec/guest.ts'
 import { readEntries, readEntry } from './codec.ts'
-import { fileError } from './errno.ts'
 import { checkMode, checkPath, checkRange, fileEntry, frame, invalid, modeBits } from './file-requests.ts'
 import { FilesPool, type FilesPoolOptions, type Operation } from './files-pool.ts'
 import { writeAll } from './files-write-all.ts'
@@ -216,11 +214,15 @@ export class FilesChannel implements GuestFiles {
   }
 
   async rename(from: string, to: string): Promise<void> {
+    await this.#rename(FrameType.rename, from, to)
+  }
+
+  async #rename(type: FrameType, from: string, to: string): Promise<void> {
     checkPath(from)
     checkPath(to)
     await this.#simple(
       from,
-      frame(FrameType.rename, (writer) => writer.str(from).str(to)),
+      frame(type, (writer) => writer.str(from).str(to)),
       FrameType.ok,
     )
   }
@@ -277,9 +279,8 @@ export class FilesChannel implements GuestFiles {
     to: string,
     options: { exclusive?: boolean; signal?: AbortSignal } = {},
   ): Promise<void> {
-    if (options.exclusive && (await this.#exists(to))) throw fileError(constants.errno.EEXIST, to, '')
     try {
-      return await this.rename(from, to)
+      return await this.#rename(options.exclusive ? FrameType.renameNew : FrameType.rename, from, to)
     } catch (error) {
       if (!PlatformError.is(error) || error.details?.errno !== 'EXDEV') throw error
     }
@@ -301,16 +302,6 @@ export class FilesChannel implements GuestFiles {
         .str(path),
     )
     await this.#simple(path, request, FrameType.ok)
-  }
-
-  async #exists(path: string): Promise<boolean> {
-    try {
-      await this.stat(path, { follow: false })
-      return true
-    } catch (error) {
-      if (PlatformError.is(error) && error.code === 'not_found') return false
-      throw error
-    }
   }
 
   async #simple(

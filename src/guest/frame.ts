@@ -45,6 +45,7 @@ export const FrameType = {
   realpath: 76,
   path: 77,
   append: 78,
+  renameNew: 79,
   walk: 80,
   found: 81,
   search: 82,

@@ -484,6 +484,26 @@ for i in range(3000):
   })
 })
 
+test('RENAME_NEW replaces nothing, not even a link to nowhere or an empty directory', async () => {
+  const renameNew = (from: string, to: string) =>
+    files.request(
+      new FrameWriter(FrameType.renameNew, ++lastId).str(join(dir, from)).str(join(dir, to)),
+      lastId,
+    )
+  await writeFile(join(dir, 'file'), 'file')
+  mkdirSync(join(dir, 'tree/sub'), { recursive: true })
+  mkdirSync(join(dir, 'empty'))
+  symlinkSync('nowhere', join(dir, 'link'))
+  for (const there of ['file', 'link', 'empty'])
+    expect(await renameNew('tree', there)).toStartWith('errno 17 ')
+  expect(await renameNew('file', 'file')).toStartWith('errno 17 ')
+  expect(await renameNew('none', 'other')).toStartWith('errno 2 ')
+  expect(await renameNew('tree', 'tree/sub/within')).toStartWith('errno 22 ')
+  expect(await renameNew('tree', 'moved')).toBe('OK')
+  expect(await renameNew('file', 'moved/sub/file')).toBe('OK')
+  expect((await readdir(dir)).sort()).toEqual(['empty', 'link', 'moved'])
+})
+
 test('RENAME, CHMOD and REALPATH do what their names say', async () => {
   await writeFile(join(dir, 'a'), 'x')
   const rename = (from: string, to: string) =>
