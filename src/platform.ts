@@ -2,7 +2,7 @@
  * The composition root: the one file that names concrete drivers. Opens in order, closes in reverse. The executable is
  * its first user (`cli/up.ts`), tests are the second.
  */
-import { mkdtempSync, rmSync, statfsSync } from 'node:fs'
+import { existsSync, mkdtempSync, rmSync, statfsSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { Access, FirstCredentials } from './access/index.ts'
@@ -184,6 +184,12 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
     privateTargets: config.privateTargets,
     ownPorts: () => (server === null ? [config.port] : [server.port]),
   })
+  const { registryAuthFile } = config
+  if (registryAuthFile !== null && !existsSync(registryAuthFile)) {
+    log.warn('there is no such file of credentials for registries: no image can be pulled', {
+      registryAuthFile,
+    })
+  }
   const images = new Images({
     host,
     hostEnv: carried?.env ?? {},
@@ -195,7 +201,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
     layers,
     ...(helperPath ? { standInPath: helperPath } : {}),
     registries: config.registries,
-    registryAuthFile: config.registryAuthFile,
+    registryAuthFile,
     imageBytesMax: config.imageMbMax * 1024 * 1024,
     dialer,
     workspaces,

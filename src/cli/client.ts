@@ -53,12 +53,11 @@ export async function removeEach(
   names: string[],
   remove: (name: string) => Promise<void>,
   listing: string,
-  hints: Record<number, string> = {},
 ): Promise<number> {
   const failures: CommandError[] = []
   for (const name of names) {
     try {
-      await withHints(flags, () => remove(name), { 404: listing, ...hints })
+      await withHints(flags, () => remove(name), { 404: listing })
       if (!flags.json) print(name)
     } catch (error) {
       if (!(error instanceof CommandError)) throw error

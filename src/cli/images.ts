@@ -21,17 +21,7 @@ export const list = command({
       note(`no images; try: ${spelled(sameTarget('hutch images pull docker.io/library/alpine:3', flags))}`)
       return 0
     }
-    const rows = images.flatMap(({ metadata, spec }) => {
-      const name = `${metadata.resourceType}/${metadata.name}`
-      if (spec.tags.length === 0) return [[name, metadata.status, '-', '-']]
-      return spec.tags.map((tag) => [
-        `${name}:${tag.name}`,
-        metadata.status,
-        `${Math.ceil(tag.size / 1024 ** 2)}`,
-        age(tag.updatedAt),
-      ])
-    })
-    print(table(['IMAGE', 'STATUS', 'SIZE MB', 'AGE'], rows))
+    print(table(['IMAGE', 'STATUS', 'SIZE MB', 'AGE'], imageRows(images)))
     return 0
   },
 })
@@ -125,7 +115,7 @@ export const remove = command({
       const { type, name, tag } = parts(image)
       return images.remove(type, name, tag)
     }
-    return await removeEach(flags, positionals, removal, 'hutch images ls', { 409: 'hutch sandbox ls' })
+    return await removeEach(flags, positionals, removal, 'hutch images ls')
   },
 })
 
@@ -163,6 +153,23 @@ export const logout = command({
     return 0
   },
 })
+
+/**
+ * A tag that is listed is here; the status of its image tells how the last pull under that name goes or went, which has
+ * a row of its own until it is here too.
+ */
+export function imageRows(images: ImageInfo[]): string[][] {
+  return images.flatMap(({ metadata, spec }) => {
+    const name = `${metadata.resourceType}/${metadata.name}`
+    const here = spec.tags.map((tag) => [
+      `${name}:${tag.name}`,
+      'BUILT',
+      `${Math.ceil(tag.size / 1024 ** 2)}`,
+      age(tag.updatedAt),
+    ])
+    return metadata.status === 'BUILT' ? here : [...here, [name, metadata.status, '-', '-']]
+  })
+}
 
 function answer(image: ImageInfo, flags: Target & { json?: boolean }): number {
   if (flags.json) printJson(image)
