@@ -4,7 +4,7 @@ import { tmpdir } from 'node:os'
 import { systemClock } from '../../lib/clock.ts'
 import { randomText } from '../../lib/ids.ts'
 import { openCgroupHost } from './cgroup-hosts.ts'
-import { Cgroups } from './cgroups.ts'
+import { Cgroups, type InstanceCgroup } from './cgroups.ts'
 
 const name = `hutch-test-${randomText(8)}`
 const host = new Cgroups(name, systemClock)
@@ -64,6 +64,29 @@ describeHost(`control groups of this host${limited ? '' : ` (skipped: ${host.not
     await group.remove()
     await group.remove()
     expect(cgroups.list()).toEqual([])
+  })
+
+  test('are known to who made them, and looked up where they are found again', async () => {
+    const filesOf = (group: InstanceCgroup) => [
+      group.programsFile,
+      group.programsStatFile,
+      group.programsMemoryFile,
+      group.programsMemoryStatFile,
+    ]
+    const group = cgroups.create('instance0005', limits)
+    const found = filesOf(cgroups.find('instance0005'))
+    for (const file of found) if (file !== null) expect(existsSync(file)).toBe(true)
+    // The memory that sockets hold is limited where programs are, and only there.
+    const socketLimits = group.dirs
+      .map((dir) => `${dir}/memory.kmem.tcp.limit_in_bytes`)
+      .filter((file) => existsSync(file))
+      .map((file) => readFileSync(file, 'utf8').trim())
+    expect(socketLimits.filter((limit) => Number(limit) < 1024 ** 3).length).toBe(
+      socketLimits.length > 0 ? 1 : 0,
+    )
+    await group.remove()
+    expect(filesOf(group)).toEqual(found)
+    expect(filesOf(cgroups.find('instance0005'))).toEqual([null, null, null, null])
   })
 
   test('end what is inside, frozen or not', async () => {

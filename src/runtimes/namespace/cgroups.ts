@@ -72,12 +72,10 @@ export class Cgroups {
   create(id: string, limits: CgroupLimits): InstanceCgroup {
     const group = this.find(id)
     try {
-      for (const { hierarchy, dir } of group.parts) {
-        mkdirSync(dir, { recursive: true, mode: 0o755 })
-        if (hierarchy.controllers.includes('cpu')) makeSubgroups(hierarchy, dir)
-        else if (countsPrograms(hierarchy))
-          mkdirSync(`${dir}/${programsName}`, { recursive: true, mode: 0o755 })
-        setLimits(hierarchy, dir, limits)
+      for (const part of group.parts) {
+        mkdirSync(part.dir, { recursive: true, mode: 0o755 })
+        part.programs = makeSubgroups(part)
+        setLimits(part, limits)
       }
     } catch (error) {
       for (const dir of group.dirs) {
@@ -120,6 +118,16 @@ export class Cgroups {
 interface Part {
   hierarchy: Hierarchy
   dir: string
+  /** Whether programs have a group of their own below. Absent: not known yet, see `hasPrograms`. */
+  programs?: boolean
+  /** Whether swap is counted in it. Absent: not known yet. */
+  countsSwap?: boolean
+}
+
+/** Of an instance found again it is looked up, once: who was made before there were such groups has none. */
+function hasPrograms(part: Part): boolean {
+  part.programs ??= existsSync(`${part.dir}/${programsName}`)
+  return part.programs
 }
 
 function dirsOf({ hierarchy, dir }: Part): string[] {
@@ -159,11 +167,10 @@ export class InstanceCgroup {
   /** Takes the pid of what shall only use the programs' share of the processors; null where that is not limited. */
   get programsFile(): string | null {
     const part = this.parts.find(({ hierarchy }) => hierarchy.controllers.includes('cpu'))
-    if (!part) return null
+    if (!part || !hasPrograms(part)) return null
     // In version 1 a write to cgroup.procs waits for all of the host's processors.
     const file = part.hierarchy.version === 2 ? 'cgroup.procs' : 'tasks'
-    const path = `${part.dir}/${programsName}/${file}`
-    return existsSync(path) ? path : null
+    return `${part.dir}/${programsName}/${file}`
   }
 
   /** Beside `programsFile` where a thread may join by itself without waiting; else null. */
@@ -174,23 +181,23 @@ export class InstanceCgroup {
 
   /** Takes the pid of what shall only use the programs' memory, or 0 from a thread itself; null where it is not apart. */
   get programsMemoryFile(): string | null {
-    const dir = this.#programsMemoryDir
-    return dir === null ? null : `${dir}/tasks`
+    const part = this.#programsMemory
+    return part && `${part.dir}/${programsName}/tasks`
   }
 
   /** How often there was none left. */
   get programsMemoryStatFile(): string | null {
-    const dir = this.#programsMemoryDir
-    if (dir === null) return null
+    const part = this.#programsMemory
+    if (part === null) return null
+    const dir = `${part.dir}/${programsName}`
+    part.countsSwap ??= existsSync(`${dir}/memory.memsw.failcnt`)
     // Where swap is counted too its limit is the same, and is looked at first.
-    const withSwap = `${dir}/memory.memsw.failcnt`
-    return existsSync(withSwap) ? withSwap : `${dir}/memory.failcnt`
+    return `${dir}/${part.countsSwap ? 'memory.memsw.failcnt' : 'memory.failcnt'}`
   }
 
-  get #programsMemoryDir(): string | null {
+  get #programsMemory(): Part | null {
     const part = this.parts.find(({ hierarchy }) => countsPrograms(hierarchy))
-    const dir = part ? `${part.dir}/${programsName}` : null
-    return dir !== null && existsSync(dir) ? dir : null
+    return part && hasPrograms(part) ? part : null
   }
 
   get freezes(): boolean {
@@ -325,8 +332,8 @@ export class InstanceCgroup {
   }
 
   #writeCpuQuota(quotaUs: number | null): void {
-    for (const { hierarchy, dir } of this.parts) {
-      if (hierarchy.controllers.includes('cpu')) writeQuota(hierarchy, dir, quotaUs)
+    for (const part of this.parts) {
+      if (part.hierarchy.controllers.includes('cpu')) writeQuota(part, quotaUs)
     }
   }
 
@@ -345,59 +352,73 @@ export class InstanceCgroup {
   }
 }
 
-function setLimits(hierarchy: Hierarchy, dir: string, { memoryMb, pidsMax }: CgroupLimits) {
+function setLimits(part: Part, { memoryMb, pidsMax }: CgroupLimits) {
+  const { hierarchy, dir } = part
   const { version, controllers } = hierarchy
   const memoryBytes = String(memoryMb * 1024 * 1024)
   if (countsPrograms(hierarchy)) {
     limitMemory(dir, memoryMb + memoryReserveMb)
-    limitMemory(`${dir}/${programsName}`, memoryMb)
+    part.countsSwap = limitMemory(`${dir}/${programsName}`, memoryMb)
+    limitSocketMemory(`${dir}/${programsName}`, memoryMb)
   }
   for (const controller of controllers) {
     if (controller === 'memory' && version === 2) {
       writeFileSync(`${dir}/memory.max`, memoryBytes)
       write(`${dir}/memory.swap.max`, '0')
     } else if (controller === 'memory') {
-      if (!countsPrograms(hierarchy)) limitMemory(dir, memoryMb)
+      if (countsPrograms(hierarchy)) continue
+      limitMemory(dir, memoryMb)
+      limitSocketMemory(dir, memoryMb)
     } else if (controller === 'cpu') {
-      if (!writeQuota(hierarchy, dir, cpuQuotaUs(memoryMb)))
-        throw new Error('the processor limit cannot be set')
+      if (!writeQuota(part, cpuQuotaUs(memoryMb))) throw new Error('the processor limit cannot be set')
     } else {
       writeFileSync(`${dir}/pids.max`, String(pidsMax))
     }
   }
 }
 
-/** In version 1. */
-function limitMemory(dir: string, memoryMb: number) {
-  const memoryBytes = memoryMb * 1024 * 1024
-  writeFileSync(`${dir}/memory.limit_in_bytes`, String(memoryBytes))
+/** In version 1; answers whether swap is counted too. */
+function limitMemory(dir: string, memoryMb: number): boolean {
+  const memoryBytes = String(memoryMb * 1024 * 1024)
+  writeFileSync(`${dir}/memory.limit_in_bytes`, memoryBytes)
+  if (write(`${dir}/memory.memsw.limit_in_bytes`, memoryBytes)) return true
   // Without swap accounting the group must not swap at all.
-  if (!write(`${dir}/memory.memsw.limit_in_bytes`, String(memoryBytes)))
-    write(`${dir}/memory.swappiness`, '0')
-  // What sockets hold is not part of the limit here, and would be without one.
-  write(`${dir}/memory.kmem.tcp.limit_in_bytes`, String(Math.round(memoryBytes / memoryPerSocketMemory)))
+  write(`${dir}/memory.swappiness`, '0')
+  return false
 }
 
-function makeSubgroups({ version }: Hierarchy, dir: string) {
+/** In version 1 what sockets hold is not part of the limit, and would be without one. */
+function limitSocketMemory(dir: string, memoryMb: number) {
+  const bytes = Math.round((memoryMb * 1024 * 1024) / memoryPerSocketMemory)
+  write(`${dir}/memory.kmem.tcp.limit_in_bytes`, String(bytes))
+}
+
+/** Answers whether programs have a group of their own. */
+function makeSubgroups({ hierarchy, dir }: Part): boolean {
+  const limitsCpu = hierarchy.controllers.includes('cpu')
+  if (!limitsCpu && !countsPrograms(hierarchy)) return false
   mkdirSync(`${dir}/${programsName}`, { recursive: true, mode: 0o755 })
-  if (version === 1) {
-    mkdirSync(`${dir}/${guestName}`, { recursive: true, mode: 0o755 })
-    return
+  if (hierarchy.version === 1) {
+    if (limitsCpu) mkdirSync(`${dir}/${guestName}`, { recursive: true, mode: 0o755 })
+    return true
   }
   // Threaded, so that process 1 may stay in the group above it.
   const usable =
     write(`${dir}/${programsName}/cgroup.type`, 'threaded') && write(`${dir}/cgroup.subtree_control`, '+cpu')
   // Then programs and process 1 share what the instance has.
   if (!usable) rmdirSync(`${dir}/${programsName}`)
+  return usable
 }
 
 /** Null: no limit. The period is the kernel's own. */
-function writeQuota({ version }: Hierarchy, dir: string, quotaUs: number | null): boolean {
+function writeQuota(part: Part, quotaUs: number | null): boolean {
+  const { dir, hierarchy } = part
+  const { version } = hierarchy
   const set = (group: string, us: number | null) =>
     version === 2
       ? write(`${group}/cpu.max`, `${us ?? 'max'} ${cpuPeriodUs}`)
       : write(`${group}/cpu.cfs_quota_us`, String(us ?? -1))
-  if (!existsSync(`${dir}/${programsName}`)) return set(dir, quotaUs)
+  if (!hasPrograms(part)) return set(dir, quotaUs)
   const programs = set(`${dir}/${programsName}`, quotaUs)
   const guestUs = quotaUs === null ? null : Math.max(quotaUs, cpuGuestUsMin)
   return version === 2 ? programs : set(`${dir}/${guestName}`, guestUs) && programs
