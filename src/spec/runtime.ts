@@ -196,6 +196,8 @@ export interface InstanceStats {
   cpuMs: number
   processes: number
   diskBytes: number | null
+  /** It takes no writes until the machine is started again: the host had no room for what had to be written. */
+  diskClosed?: boolean
 }
 
 export interface InstanceExit {

@@ -434,6 +434,14 @@ describe('the rest of the API', () => {
     })
   })
 
+  test('health tells of a disk that takes no writes any more, and how to get out of that', async () => {
+    machine.diskClosed = true
+    const told = await json(fetch(`${base}/health`))
+    machine.diskClosed = false
+    expect(told).toMatchObject({ status: 'degraded', message: expect.stringContaining('unarchive') })
+    expect(await json(fetch(`${base}/health`))).not.toHaveProperty('message')
+  })
+
   test('an unknown route or method is a plain 404', async () => {
     for (const [method, path] of [
       ['GET', '/nope'],

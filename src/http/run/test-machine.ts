@@ -45,6 +45,8 @@ export class HostMachine {
   private processes: SandboxProcesses | null = null
   private upgrades: Awaited<ReturnType<SandboxLease['upgrades']['read']>> = { count: 0, last: null }
 
+  diskClosed = false
+
   constructor(private readonly root: string) {
     this.scripted.onSpawn = ({ id, argv, env, workingDir }) => {
       const child = Bun.spawn(argv, {
@@ -123,6 +125,13 @@ export class HostMachine {
         },
       },
       instance: {
+        stats: async () => ({
+          memoryBytes: 0,
+          cpuMs: 0,
+          processes: 0,
+          diskBytes: 0,
+          diskClosed: this.diskClosed,
+        }),
         guest: this.guest,
         address: async (port: number) => this.address(port),
         listening: (port: number) => this.listening(port),

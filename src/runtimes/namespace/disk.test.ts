@@ -2,7 +2,7 @@ import { afterAll, describe, expect, test } from 'bun:test'
 import { mkdtempSync, readdirSync, rmSync, statSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { dirname } from 'node:path'
-import { allocatedBytes, DiskImages, findMkfs } from './disk.ts'
+import { allocatedBytes, DiskImages, findMkfs, isClosed } from './disk.ts'
 
 const mkfs = findMkfs()
 const fsck = Bun.which('e2fsck', { PATH: `${process.env.PATH}:/usr/sbin:/sbin` })
@@ -61,4 +61,11 @@ describe.skipIf(!able)(`disk images${able ? '' : ' (skipped: needs e2fsprogs)'}`
     const error = await broken.template(17).catch((error) => error)
     expect([error.code, error.message]).toEqual(['unavailable', 'A disk image cannot be made'])
   })
+})
+
+test('a file system is closed to writes by its own word, in the words of older and newer kernels', () => {
+  expect(isClosed('rw\nbsddf\nerrors=remount-ro\n')).toBe(false)
+  expect(isClosed('ro\nbsddf\n')).toBe(true)
+  expect(isClosed('rw\nemergency_ro\nbsddf\n')).toBe(true)
+  expect(isClosed('')).toBe(false)
 })

@@ -1,5 +1,5 @@
 import { createHash } from 'node:crypto'
-import { mkdirSync, mkdtempSync, readdirSync, rmSync, statSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs'
 import { open, rename } from 'node:fs/promises'
 import { dirname } from 'node:path'
 import { PlatformError } from '../../errors.ts'
@@ -120,6 +120,53 @@ export class DiskImages {
 /** Bytes that a sparse file really takes. */
 export function allocatedBytes(path: string): number {
   return statSync(path).blocks * 512
+}
+
+/** In the superblock of ext4, behind the boot block: what the kernel noted of the file system's state. */
+const stateOffset = 1024 + 0x3a
+const stateHasErrors = 0x0002
+
+/** Whether the kernel found something wrong with the file system of an image that is not in use. */
+export async function hasErrors(path: string): Promise<boolean> {
+  await using file = await open(path, 'r')
+  const state = Buffer.alloc(2)
+  await file.read(state, 0, state.length, stateOffset)
+  return (state.readUInt16LE(0) & stateHasErrors) !== 0
+}
+
+/** The kernel's view of a disk image in use, found once. */
+export class DiskInUse {
+  #loop: string | null = null
+
+  /** `path` of the image. */
+  constructor(private readonly path: string) {}
+
+  /** Whether the kernel takes no more writes: it stops that when it cannot write what a file system needs itself. */
+  get closed(): boolean {
+    this.#loop ??= readdirSync('/sys/block').find((name) => this.#isBacking(name)) ?? null
+    if (this.#loop === null || !this.#isBacking(this.#loop)) return false
+    return isClosed(readText(`/proc/fs/ext4/${this.#loop}/options`))
+  }
+
+  #isBacking(name: string): boolean {
+    if (!name.startsWith('loop')) return false
+    // As far as the mount goes that it lies on: of a data directory that is one, its own path is not part of it.
+    const backing = readText(`/sys/block/${name}/loop/backing_file`).trim()
+    return backing !== '' && this.path.endsWith(`/${backing.split('/').slice(-3).join('/')}`)
+  }
+}
+
+/** Of the lines of options of a file system; kernels from 6.15 on have a name of its own for it. */
+export function isClosed(options: string): boolean {
+  return /^(?:ro|emergency_ro)$/m.test(options)
+}
+
+function readText(path: string): string {
+  try {
+    return readFileSync(path, 'utf8')
+  } catch {
+    return ''
+  }
 }
 
 export function findMkfs(): string | null {

@@ -8,6 +8,7 @@ import {
   realpathSync,
   rmSync,
   statSync,
+  writeFileSync,
 } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { type Clock, systemClock } from '../../lib/clock.ts'
@@ -16,6 +17,7 @@ import { silentLogger } from '../../lib/log.ts'
 import { runtimeContract } from '../../spec/runtime.contract.ts'
 import type { Instance, InstanceSpec, Runtime } from '../../spec/runtime.ts'
 import { testHelperPath, testImage } from '../test-host.ts'
+import { hasErrors } from './disk.ts'
 import { diskSettleAfterMs } from './disk-settling.ts'
 import { openNamespaceRuntime, probeNamespace } from './index.ts'
 import { readRecord } from './record.ts'
@@ -35,11 +37,11 @@ const options = {
 const state = await probeNamespace(options)
 
 /** The loop device of an instance's disk; null when there is none. */
-function loopOf(id: string): { direct: string } | null {
+function loopOf(id: string): { name: string; direct: string } | null {
   for (const name of readdirSync('/sys/block').filter((block) => block.startsWith('loop'))) {
     const read = (file: string) => readFileSync(`/sys/block/${name}/loop/${file}`, 'utf8').trim()
     try {
-      if (read('backing_file').includes(id)) return { direct: read('dio') }
+      if (read('backing_file').includes(id)) return { name, direct: read('dio') }
     } catch {
       // Nothing is on this one.
     }
@@ -130,6 +132,30 @@ describeRoot(`namespace, as root${why === '' ? '' : ` (skipped: ${why})`}`, () =
     expect(await instance.reclaim?.()).toBeLessThan(bytes)
     await instance.thaw?.()
     expect((await shell('wc -c < /root/cached; rm /root/cached')).text).toBe('8000000\n')
+  })
+
+  test('a disk that the kernel closed to writes is told of, and is sound once its machine is started again', async () => {
+    const spec = specOf()
+    const box = await runtime.create(spec)
+    const loop = loopOf(box.id)
+    // Without a disk of its own there is nothing to close.
+    if (!loop) return expect((await box.stats()).diskClosed).toBe(false)
+    await shell('echo kept > /root/kept; sync', box)
+    expect((await box.stats()).diskClosed).toBe(false)
+    writeFileSync(`/sys/fs/ext4/${loop.name}/trigger_fs_error`, 'as if the host were full')
+    expect((await shell('echo late > /root/late', box)).text).toContain('Read-only file system')
+    expect((await box.stats()).diskClosed).toBe(true)
+    await box.stop()
+    const image = `${options.instancesDir}/${box.id}/disk.img`
+    expect(await hasErrors(image)).toBe(true)
+    const again = await runtime.restart(spec)
+    expect((await again.stats()).diskClosed).toBe(false)
+    expect((await shell('echo late > /root/late; cat /root/kept /root/late', again)).text).toBe(
+      'kept\nlate\n',
+    )
+    await again.stop()
+    expect(await hasErrors(image)).toBe(false)
+    await runtime.destroy(box.id)
   })
 
   test('an owner is answered however busy the programs are', async () => {

@@ -13,7 +13,7 @@ import type {
 import { isAlive } from '../helper-process.ts'
 import { treeStats } from '../process-tree.ts'
 import type { InstanceCgroup } from './cgroups.ts'
-import { allocatedBytes } from './disk.ts'
+import { allocatedBytes, DiskInUse } from './disk.ts'
 import type { Leaving } from './leaving.ts'
 import { reclaimMemory } from './reclaim.ts'
 import { handleVersion, type InstanceState } from './record.ts'
@@ -62,6 +62,7 @@ export class NamespaceInstance implements Instance {
   #ending: 'stopped' | 'killed' | null = null
   #stopping: Promise<void> | null = null
   readonly #standby: InstanceStandby
+  readonly #disk: DiskInUse | null
   readonly #over = new AbortController()
 
   constructor(options: NamespaceInstanceOptions) {
@@ -70,6 +71,7 @@ export class NamespaceInstance implements Instance {
     this.group = options.group
     this.handle = { driver: 'namespace', version: handleVersion, id: options.id, state: options.state }
     this.exited = this.#exit.promise
+    this.#disk = options.state.disk === 'loop' ? new DiskInUse(`${options.dir}/disk.img`) : null
     const run = `${options.socketDir}/run`
     this.guest = new GuestClient({
       socketPath: `${run}/guest.sock`,
@@ -153,6 +155,7 @@ export class NamespaceInstance implements Instance {
       cpuMs: counted.cpuMs ?? tree?.cpuMs ?? 0,
       processes: counted.processes ?? tree?.processes ?? 0,
       diskBytes: state.disk === 'loop' ? allocatedBytes(`${dir}/disk.img`) : null,
+      diskClosed: this.#disk?.closed ?? false,
     }
   }
 

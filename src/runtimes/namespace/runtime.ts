@@ -17,7 +17,7 @@ import { removeTree } from '../remove-tree.ts'
 import type { Archives } from './archive.ts'
 import { type Cgroups, InstanceCgroup } from './cgroups.ts'
 import { Dialler } from './dialler.ts'
-import type { DiskImages } from './disk.ts'
+import { type DiskImages, hasErrors } from './disk.ts'
 import { DiskSettling } from './disk-settling.ts'
 import { NamespaceInstance } from './instance.ts'
 import { checkSpec, launch } from './launch.ts'
@@ -164,8 +164,10 @@ export class NamespaceRuntime implements Runtime {
       uidBase = mine ? before.uidBase : uidRanges.claim(dir)
     }
     const { diskImages, log } = this.#options
-    if (before.disk === 'loop' && before.bootId !== this.#bootId && diskImages !== null) {
-      const sound = await diskImages.repair(`${dir}/disk.img`)
+    const disk = `${dir}/disk.img`
+    const doubtful = before.disk === 'loop' && (before.bootId !== this.#bootId || (await hasErrors(disk)))
+    if (doubtful && diskImages !== null) {
+      const sound = await diskImages.repair(disk)
       if (!sound) log.warn('a disk image could not be repaired', { instance: spec.id })
     }
     const record = this.#record(spec, uidBase, before.disk)

@@ -2,6 +2,9 @@ import { z } from 'zod'
 import { PlatformError } from '../../../errors.ts'
 import { json, readJsonBody, type SandboxAnswer, type SandboxCall } from './call.ts'
 
+const diskClosedMessage =
+  'the disk of this sandbox takes no writes any more, since the host had no room for some of them: make room there, then start the machine anew (archive the sandbox and unarchive it, or restart the platform); the files that were written stay'
+
 export interface Build {
   version: string
   gitCommit?: string
@@ -11,12 +14,16 @@ export interface Build {
 /** The sandbox's API is part of hutch, so that build and uptime are, too; it is upgraded with hutch, never by itself. */
 export async function health(call: SandboxCall, build: Build): Promise<SandboxAnswer> {
   const { processes } = call.lease
-  const upgrades = await call.lease.upgrades.read()
+  const [upgrades, stats] = await Promise.all([
+    call.lease.upgrades.read(),
+    // Of one that is just being ended there is nothing to count.
+    call.lease.instance.stats().catch(() => null),
+  ])
   const now = Date.now()
   const startedAt = processes.openedAt
   const uptimeSeconds = Math.max(0, Math.round((now - startedAt) / 1000))
   return json({
-    status: 'ok',
+    ...(stats?.diskClosed ? { status: 'degraded', message: diskClosedMessage } : { status: 'ok' }),
     version: build.version,
     gitCommit: build.gitCommit ?? '',
     buildTime: build.buildTime ?? '',
