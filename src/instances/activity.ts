@@ -30,6 +30,8 @@ export class Activity {
   #cut = new AbortController()
   #falling: Promise<void> = Promise.resolve()
   #waking: Promise<void> | null = null
+  /** Among those that were woken, until its first holder is done. */
+  #wakePlace: Disposable | null = null
 
   constructor(options: ActivityOptions) {
     this.#options = options
@@ -75,6 +77,7 @@ export class Activity {
       [Symbol.dispose]: () => {
         if (!held) return
         held = false
+        this.#leaveWakePlace()
         this.#holders--
         this.#users -= use
         used()
@@ -153,13 +156,26 @@ export class Activity {
   async #wake(): Promise<void> {
     this.#cut.abort()
     await this.#falling
+    if (this.#machine === null || this.#state !== 'asleep') return
+    const place = await this.#options.standby.wakePlace()
     const machine = this.#machine
-    if (machine === null || this.#state !== 'asleep') return
-    await machine.thaw?.()
-    if (this.#machine !== machine) return
+    if (machine === null || this.#state !== 'asleep') return place[Symbol.dispose]()
+    this.#wakePlace = place
+    try {
+      await machine.thaw?.()
+    } catch (error) {
+      this.#leaveWakePlace()
+      throw error
+    }
+    if (this.#machine !== machine) return this.#leaveWakePlace()
     this.#state = 'awake'
     this.#options.onWake()
     this.#idleIfSo()
+  }
+
+  #leaveWakePlace(): void {
+    this.#wakePlace?.[Symbol.dispose]()
+    this.#wakePlace = null
   }
 
   #idleIfSo(): void {

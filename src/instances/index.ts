@@ -78,7 +78,7 @@ export class Instances {
     const { store, runtime, clock, log } = options
     const { standby: times = { freezeAfterMs: null, reclaimAfterMs: null } } = options
     const standby = new Standby({ ...times, clock, log })
-    const rests = new RestRecords(store, log)
+    const rests = new RestRecords(store, clock, log)
     const table = new InstanceTable({ standby, rests, clock, log })
     const sealing = new InstanceSealing(options.secrets)
     const background = new Background((error) => log.error('work on an instance failed', { error }))

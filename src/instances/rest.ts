@@ -1,10 +1,14 @@
 import { PlatformError } from '../errors.ts'
+import type { Clock } from '../lib/clock.ts'
 import type { Logger } from '../lib/log.ts'
 import type { BatchStep, Store } from '../spec/store.ts'
 import { batchStepsMax, everyItem } from '../spec/store.ts'
 import type { InstanceOwner } from './record.ts'
 
 const restKind = 'instance_rest'
+
+/** Instances that wake within so long have it written in one batch, behind what they were woken for. */
+const wokenDelayMs = 50
 
 interface RestBody {
   lastUsedAt: number
@@ -22,12 +26,16 @@ function restKey(workspace: string, id: string) {
 export class RestRecords {
   readonly #store: Store
   readonly #log: Logger
+  readonly #clock: Clock
   readonly #pending = new Set<Promise<unknown>>()
+  /** Of instances that woke lately. */
+  #woken: BatchStep[] = []
   /** What the store has, or will have once it wrote. */
   readonly #known = new Map<string, { workspace: string; lastUsedAt: number }>()
 
-  constructor(store: Store, log: Logger) {
+  constructor(store: Store, clock: Clock, log: Logger) {
     this.#store = store
+    this.#clock = clock
     this.#log = log
   }
 
@@ -56,19 +64,28 @@ export class RestRecords {
     await this.settled()
   }
 
-  remove(id: string): void {
+  /** It rests no more; written soon. */
+  woke(id: string): void {
     const known = this.#known.get(id)
     if (!known) return
     this.#known.delete(id)
-    this.#write([{ op: 'remove', key: restKey(known.workspace, id) }])
+    this.#woken.push({ op: 'remove', key: restKey(known.workspace, id) })
+    if (this.#woken.length === 1) void this.#clock.sleep(wokenDelayMs).then(() => this.#writeWoken())
+  }
+
+  remove(id: string): void {
+    this.woke(id)
+    this.#writeWoken()
   }
 
   /** What a crash left of instances that were removed. */
   removeExcept(ids: ReadonlySet<string>): void {
-    for (const id of [...this.#known.keys()]) if (!ids.has(id)) this.remove(id)
+    for (const id of [...this.#known.keys()]) if (!ids.has(id)) this.woke(id)
+    this.#writeWoken()
   }
 
   async settled(): Promise<void> {
+    this.#writeWoken()
     while (this.#pending.size > 0) await Promise.allSettled(this.#pending)
   }
 
@@ -81,7 +98,18 @@ export class RestRecords {
     return again ? [{ op: 'remove', key }, creation] : [creation]
   }
 
+  #writeWoken(): void {
+    const steps = this.#woken
+    this.#woken = []
+    for (let at = 0; at < steps.length; at += batchStepsMax) this.#commit(steps.slice(at, at + batchStepsMax))
+  }
+
   #write(steps: BatchStep[]): void {
+    this.#writeWoken()
+    this.#commit(steps)
+  }
+
+  #commit(steps: BatchStep[]): void {
     const written = this.#store.batch(steps).catch((error) => {
       // Worth no more than a sandbox that counts as used a little later than it was.
       const closed = PlatformError.is(error) && error.code === 'unavailable'

@@ -3,6 +3,7 @@ import { Lingering } from '../lib/lingering.ts'
 import type { Logger } from '../lib/log.ts'
 import { Semaphore } from '../lib/semaphore.ts'
 import type { Activity, ConnectionHold } from './activity.ts'
+import { Wakes } from './wakes.ts'
 
 /** What is frozen at once, and whose memory is given back at once: both are work of the kernel's. */
 const freezesMax = 8
@@ -24,8 +25,10 @@ export class Standby implements Disposable {
   readonly #connections: Lingering<ConnectionHold> | null
   readonly #freezes = limit(freezesMax, 'instances are being frozen')
   readonly #reclaims = limit(reclaimsMax, 'memory of instances is being given back')
+  readonly #wakes: Wakes
 
   constructor({ clock, log, ...times }: StandbyTimes & { clock: Clock; log: Logger }) {
+    this.#wakes = new Wakes({ clock, log })
     const after = <Item>(afterMs: number | null, due: (item: Item) => void) =>
       afterMs === null ? null : new Lingering<Item>({ afterMs, clock, log, due })
     this.#idle = after<Activity>(times.freezeAfterMs, (activity) => {
@@ -48,6 +51,11 @@ export class Standby implements Disposable {
     this.#connections?.delete(connection)
   }
 
+  /** Waits until a machine may be woken. Disposed once it answered, or is given to the next all the same. */
+  wakePlace(): Promise<Disposable> {
+    return this.#wakes.enter()
+  }
+
   /** Nobody uses it, and it is awake. */
   idle(activity: Activity): void {
     this.#idle?.add(activity)
@@ -67,6 +75,7 @@ export class Standby implements Disposable {
     this.#idle?.[Symbol.dispose]()
     this.#frozen?.[Symbol.dispose]()
     this.#connections?.[Symbol.dispose]()
+    this.#wakes[Symbol.dispose]()
   }
 }
 

@@ -33,7 +33,7 @@ export class InstanceTable {
       log: this.#log,
       lastUsedAt: this.#rests.lastUsedAt(id) ?? this.#clock.now(),
       onRest: (lastUsedAt) => this.#rests.add(owner, id, lastUsedAt),
-      onWake: () => this.#rests.remove(id),
+      onWake: () => this.#rests.woke(id),
     })
     return { ...known, ending: new AbortController(), gone: null, activity, exits: [] }
   }
