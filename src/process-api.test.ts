@@ -186,7 +186,7 @@ describe('names, pids and states', () => {
   test('the pid stays the same over restarts, and ends the run there is', async () => {
     const mark = `/tmp/hutch-restarted-${crypto.randomUUID()}`
     const started = await sandbox.process.exec({
-      command: `test -f ${mark} && { rm ${mark}; exec sleep 100; }; touch ${mark}; exit 1`,
+      command: `rmdir ${mark} && exec sleep 100; mkdir ${mark}; exit 1`,
       name: 'restarts',
       restartOnFailure: true,
       maxRestarts: 3,

@@ -150,13 +150,7 @@ export class FilesChannel implements GuestFiles {
       if (body instanceof Uint8Array) await sendBytes(operation, body)
       else await sendStream(operation, body)
       operation.send(frameHeader(FrameType.end, 0, 0))
-      const answer = await operation.next()
-      // An error that came before END leaves the connection in step only once END is behind it, as it is now.
-      if (answer.type === FrameType.error) operation.done()
-      operation.expect(answer, FrameType.entryOk)
-      const entry = fileEntry(readEntry(answer.payload))
-      operation.done()
-      return entry
+      return written(operation, await operation.next())
     } finally {
       operation.release()
     }
@@ -183,12 +177,7 @@ export class FilesChannel implements GuestFiles {
         operation.expect(answer, FrameType.ok)
       }
       operation.send(frameHeader(FrameType.end, 0, 0))
-      const answer = refusal ?? (await operation.next(appendTimeoutMs))
-      if (answer.type === FrameType.error) operation.done()
-      operation.expect(answer, FrameType.entryOk)
-      const entry = fileEntry(readEntry(answer.payload))
-      operation.done()
-      return entry
+      return written(operation, refusal ?? (await operation.next(appendTimeoutMs)))
     } finally {
       operation.release()
     }
@@ -325,10 +314,22 @@ export class FilesChannel implements GuestFiles {
 }
 
 async function entryOf(operation: Operation): Promise<FileEntry> {
-  const answer = await operation.next()
+  return entryIn(operation, await operation.next())
+}
+
+function entryIn(operation: Operation, answer: Frame): FileEntry {
   if (answer.type === FrameType.error) operation.done()
   operation.expect(answer, FrameType.entryOk)
   return fileEntry(readEntry(answer.payload))
+}
+
+/**
+ * The end of a write, after END: an error that came before it leaves the connection in step only once END is behind it.
+ */
+function written(operation: Operation, answer: Frame): FileEntry {
+  const entry = entryIn(operation, answer)
+  operation.done()
+  return entry
 }
 
 /** What stands behind the entry of a file that is read, from the first frame on. Releases the operation at its end. */
