@@ -181,6 +181,30 @@ describe('cp', () => {
     expect((await call('/filesystem-move', { method: 'POST', body: JSON.stringify(moved) })).status).toBe(200)
     expect((await sandbox.fs.ls(`${dir}/moved`)).files?.map(({ name }) => name)).toEqual(['main.ts'])
   })
+
+  test('of many that may not overwrite, for one place at once, one succeeds, and its copy stays whole', async () => {
+    const dir = await project()
+    const copiers = 8
+    const contents = Array.from({ length: copiers }, (_, at) => String(at).repeat(512 * 1024))
+    await sandbox.fs.writeTree(
+      contents.map((content, at) => ({ path: `from-${at}`, content })),
+      dir,
+    )
+    for (const round of [1, 2, 3]) {
+      const destination = `${dir}/one-${round}`
+      const answers = await Promise.all(
+        contents.map((_, at) =>
+          call('/filesystem-copy', {
+            method: 'POST',
+            body: JSON.stringify({ source: `${dir}/from-${at}`, destination, noOverwrite: true }),
+          }),
+        ),
+      )
+      const statuses = answers.map(({ status }) => status)
+      expect(statuses.toSorted()).toEqual([200, ...Array.from({ length: copiers - 1 }, () => 409)])
+      expect((await sandbox.fs.read(destination)) === contents[statuses.indexOf(200)]).toBe(true)
+    }
+  })
 })
 
 describe('find', () => {

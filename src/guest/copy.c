@@ -87,6 +87,7 @@ static int copy_file(struct copy *copy, int dir_fd, const char *name, const char
     result = files_write_begin(&write, to, mode);
     copy->what = write.what;
     if (result == 0) {
+      write.exclusive = !!(copy->request->flags & COPY_EXCLUSIVE);
       result = files_write_from(&write, from, UINT64_MAX);
       copy->what = write.what;
       copy->summary.bytes += write.bytes;
@@ -102,8 +103,10 @@ static int copy_file(struct copy *copy, int dir_fd, const char *name, const char
   return result;
 }
 
-static int replace(const char *to, int (*make)(const char *, const char *), const char *with) {
+static int replace(const struct copy *copy, const char *to, int (*make)(const char *, const char *),
+                   const char *with) {
   if (make(with, to) == 0) return 0;
+  if (copy->request->flags & COPY_EXCLUSIVE) return -1;
   if (errno != EEXIST || unlink(to) < 0) return -1;
   return make(with, to);
 }
@@ -148,7 +151,8 @@ static int make_target_directory(struct copy *copy, const char *path, mode_t mod
   if (target_of(copy, path, target) < 0) return -1;
   if (mkdir(target, (mode & 0777) | 0700) < 0) {
     int error = errno;
-    if (error != EEXIST || fstatat(AT_FDCWD, target, &stat, 0) < 0) {
+    int merges = !(copy->request->flags & COPY_EXCLUSIVE);
+    if (error != EEXIST || !merges || fstatat(AT_FDCWD, target, &stat, 0) < 0) {
       errno = error;
       return -1;
     }
@@ -180,11 +184,11 @@ static int copy_entry(struct copy *copy, int dir_fd, const char *dir, const stru
     case S_IFLNK:
       copy->what = "link";
       read_link(dir_fd, dent->name, stat.st_mode, link_target);
-      if (replace(target, symlink, link_target) < 0) return -1;
+      if (replace(copy, target, symlink, link_target) < 0) return -1;
       return attributes ? take_attributes(target, &stat, 1) : 0;
     case S_IFIFO:
       copy->what = "fifo";
-      if (replace(target, make_fifo, NULL) < 0) return -1;
+      if (replace(copy, target, make_fifo, NULL) < 0) return -1;
       return attributes ? take_attributes(target, &stat, 0) : chmod(target, stat.st_mode & 0777);
   }
   copy->summary.skipped++;
@@ -281,7 +285,7 @@ static int copy_all(struct copy *copy) {
   char link_target[PATH_MAX];
   copy->what = "link";
   read_link(AT_FDCWD, request->path, from.st_mode, link_target);
-  if (files_make_parents(request->to) < 0 || replace(request->to, symlink, link_target) < 0) return -1;
+  if (files_make_parents(request->to) < 0 || replace(copy, request->to, symlink, link_target) < 0) return -1;
   copy->summary.entries++;
   return request->flags & COPY_ATTRIBUTES ? take_attributes(request->to, &from, 1) : 0;
 }

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "files.h"
+#include "sys.h"
 
 enum {
   LINKS_MAX = 40,
@@ -245,8 +246,17 @@ static int copy_in_place(struct files_write *write) {
   return ftruncate(write->in_place, (off_t)write->bytes);
 }
 
+static int rename_into_place(const struct files_write *write) {
+  if (!write->exclusive) return renameat(write->dir_fd, temporary.name, write->dir_fd, write->name);
+  unsigned flags = RENAME_NOREPLACE;
+  return (int)syscall(SYS_renameat2, write->dir_fd, temporary.name, write->dir_fd, write->name, flags);
+}
+
 static int finish(struct files_write *write, struct stat *stat) {
   int renames = write->in_place < 0;
+  write->what = "target";
+  errno = EEXIST;
+  if (write->exclusive && !renames) return -1;
   if (write->spooled && copy_in_place(write) < 0) return -1;
   write->what = "mode";
   int target_fd = renames ? write->fd : write->in_place;
@@ -259,7 +269,7 @@ static int finish(struct files_write *write, struct stat *stat) {
   if (!renames) return 0;
   if (close(target_fd) < 0) return -1;
   write->what = "rename";
-  if (renameat(write->dir_fd, temporary.name, write->dir_fd, write->name) < 0) return -1;
+  if (rename_into_place(write) < 0) return -1;
   temporary.armed = 0;
   return 0;
 }

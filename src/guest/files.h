@@ -80,6 +80,7 @@ struct files_write {
   uint8_t spooled; /* data goes to `fd` first and is copied to `in_place` at the end */
   mode_t mode;
   uint8_t mode_given;
+  uint8_t exclusive; /* set after begin: end fails with EEXIST rather than replace anything */
   uint64_t bytes;
   char name[256];
 };
