@@ -2,9 +2,10 @@ import { mkdirSync, readdirSync, readFileSync, renameSync, rmSync, statSync } fr
 import { join } from 'node:path'
 import { buildHelper } from './build-helper.ts'
 import { buildPages } from './build-pages.ts'
+import { buildTemplates } from './build-templates.ts'
 import { capture } from './capture.ts'
 
-/** Makes dist/hutch: the helper and the pages first, since the executable carries them. */
+/** Makes dist/hutch: the helper, the pages and the templates first, since the executable carries them. */
 
 const root = join(import.meta.dir, '..')
 export const executablePath = join(root, 'dist', 'hutch')
@@ -16,6 +17,7 @@ export async function build(): Promise<{ path: string; bytes: number }> {
   mkdirSync(join(root, 'dist'), { recursive: true })
   await buildHelper()
   await buildPages()
+  buildTemplates()
   const made = join(root, 'dist', `.hutch-${process.pid}`)
   try {
     await run(made)
@@ -81,11 +83,13 @@ export async function buildIfStale(): Promise<string> {
   const made = modified(executablePath)
   const sources = [
     'src',
+    'templates',
     'package.json',
     'package-lock.json',
     'scripts/build.ts',
     'scripts/build-helper.ts',
     'scripts/build-pages.ts',
+    'scripts/build-templates.ts',
   ]
   if (made === 0 || sources.some((path) => newest(join(root, path)) > made)) await build()
   return executablePath

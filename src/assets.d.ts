@@ -10,6 +10,12 @@ declare module '*/terminal.html' {
   export default page
 }
 
+/** What scripts/build-templates.ts packed, as text. */
+declare module '*/templates.packed' {
+  const packed: string
+  export default packed
+}
+
 /** What the interpreter in images is made of, as text. */
 declare module '*/kernel.bash' {
   const text: string

@@ -24,6 +24,10 @@ const commands: Record<string, Entry> = {
     summary: 'say what is possible on this host',
     load: async () => (await import('./cli/doctor.ts')).doctor,
   },
+  new: {
+    summary: 'make a folder with a small project',
+    load: async () => (await import('./cli/new.ts')).newProject,
+  },
   'sandbox ls': { summary: 'list sandboxes', load: async () => (await import('./cli/sandbox.ts')).list },
   'sandbox get': { summary: 'show one sandbox', load: async () => (await import('./cli/sandbox.ts')).get },
   'sandbox create': {
