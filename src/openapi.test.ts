@@ -104,6 +104,7 @@ test('what the document says of each operation is what is asked for and answered
     '/pending-image-shares',
   ])
     await call(`GET ${path}`)
+  await call('GET /observability/logs', {}, { query: '?resourceType=agents&workloadIds=a' })
   await call('POST /workspaces', {}, { json: { name: 'lab', displayName: 'Lab', labels } })
   for (const query of ['', '?withReason=true'])
     await call('POST /workspaces/availability', {}, { json: { name: 'lab' }, query })

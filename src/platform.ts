@@ -15,6 +15,7 @@ import { createApp } from './http/app.ts'
 import { apiKeyRoutes } from './http/control/api-keys.ts'
 import { imageRoutes } from './http/control/images.ts'
 import { oauthRoutes } from './http/control/oauth.ts'
+import { observabilityRoutes } from './http/control/observability.ts'
 import { platformRoutes } from './http/control/platform.ts'
 import { previewRoutes } from './http/control/previews.ts'
 import { sandboxRoutes } from './http/control/sandboxes.ts'
@@ -49,6 +50,7 @@ import type { Egress } from './spec/egress.ts'
 import type { Runtime } from './spec/runtime.ts'
 import type { Store } from './spec/store.ts'
 import { openSqliteStore } from './stores/sqlite/index.ts'
+import { Logs } from './telemetry/index.ts'
 import { commit, version } from './version.ts'
 import { Users, Workspaces } from './workspaces/index.ts'
 
@@ -214,6 +216,13 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
     if (temporary) await images.removeAll()
   })
   workspaces.onDelete((workspace) => images.removal(workspace))
+  const logs = new Logs({ dir: join(dataDir, 'telemetry'), clock, log })
+  opened.defer(() => logs.close())
+  logs.start()
+  workspaces.onDelete(async (workspace) => {
+    await logs.removeWorkspace(workspace)
+    return []
+  })
   const standby = {
     freezeAfterMs: config.standbyAfterSeconds > 0 ? config.standbyAfterSeconds * 1000 : null,
     reclaimAfterMs: config.reclaimAfterSeconds > 0 ? config.reclaimAfterSeconds * 1000 : null,
@@ -284,6 +293,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
       ...previewRoutes({ previews }),
       ...schedulesRoutes({ schedules, clock, log }),
       ...imageRoutes(images),
+      ...observabilityRoutes(logs),
       ...gateway.routes(),
       ...sandboxRunRoutes(sandboxes, api),
     ],
