@@ -28,6 +28,12 @@ const commands: Record<string, Entry> = {
     summary: 'make a folder with a small project',
     load: async () => (await import('./cli/new.ts')).newProject,
   },
+  get: { summary: 'list resources, or show one', load: async () => (await import('./cli/get.ts')).get },
+  apply: {
+    summary: 'make resources be what manifests say',
+    load: async () => (await import('./cli/apply.ts')).apply,
+  },
+  delete: { summary: 'delete resources', load: async () => (await import('./cli/delete.ts')).remove },
   'sandbox ls': { summary: 'list sandboxes', load: async () => (await import('./cli/sandbox.ts')).list },
   'sandbox get': { summary: 'show one sandbox', load: async () => (await import('./cli/sandbox.ts')).get },
   'sandbox create': {
@@ -131,6 +137,8 @@ const aliases: Record<string, string> = {
   sandboxes: 'sandbox ls',
   'snapshots list': 'snapshots ls',
   snapshots: 'snapshots ls',
+  'connect sandbox': 'sandbox connect',
+  'connect sbx': 'sandbox connect',
   '--version': 'version',
   '-v': 'version',
 }

@@ -2,6 +2,7 @@ import { statSync } from 'node:fs'
 import type { ImageInfo } from '../client/index.ts'
 import { clientFor, removeEach, withHints } from './client.ts'
 import { CommandError, command, connectionFlags, sameTarget, type Target, UsageError } from './command.ts'
+import { imageReference } from './image-references.ts'
 import { age, note, paint, print, printJson, table } from './output.ts'
 import { shellQuote, spelled } from './shell.ts'
 
@@ -112,7 +113,7 @@ export const remove = command({
     }
     if (positionals.length === 0) throw new UsageError('IMAGE is missing; usage: hutch images rm IMAGE...')
     const removal = (image: string) => {
-      const { type, name, tag } = parts(image)
+      const { type, name, tag } = imageReference(image)
       return images.remove(type, name, tag)
     }
     return await removeEach(flags, positionals, removal, 'hutch images ls')
@@ -179,14 +180,6 @@ function answer(image: ImageInfo, flags: Target & { json?: boolean }): number {
     note(paint('dim', `next: ${spelled(next)}`, process.stderr))
   }
   return 0
-}
-
-/** `sandbox/name:tag`, `name:tag` or `name`. */
-function parts(image: string): { type: string; name: string; tag?: string } {
-  const [, type = 'sandbox', name = '', tag] = /^(?:([a-z]+)\/)?([^/:]+)(?::(.+))?$/.exec(image) ?? []
-  if (name === '')
-    throw new UsageError(`${JSON.stringify(image)} is not an image here: write name or name:tag`)
-  return { type, name, ...(tag === undefined ? {} : { tag }) }
 }
 
 async function passwordFromStdin(): Promise<string> {

@@ -21,6 +21,11 @@ export function note(text: string): void {
   process.stderr.write(`${text}\n`)
 }
 
+/** Something a person should look at, and that stops nothing. */
+export function warn(text: string): void {
+  note(`${paint('yellow', 'warning:', process.stderr)} ${text}`)
+}
+
 /** Columns aligned, the last one as wide as it is. Control characters of values cannot reach the terminal. */
 export function table(header: string[], rows: string[][]): string {
   const clean = rows.map((row) => row.map(printable))

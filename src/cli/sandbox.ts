@@ -1,8 +1,9 @@
-import type { SandboxInfo } from '../client/index.ts'
+import type { Resource } from '../client/index.ts'
 import { clientFor, removeEach, withHints } from './client.ts'
 import { command, connectionFlags, sameTarget, type Target } from './command.ts'
-import { age, note, paint, print, printable, printJson, span, table } from './output.ts'
+import { age, note, paint, print, printJson, table } from './output.ts'
 import { pairs } from './pairs.ts'
+import { describe } from './resource-output.ts'
 import { spelled } from './shell.ts'
 
 export const list = command({
@@ -43,7 +44,7 @@ export const get = command({
       404: 'hutch sandbox ls',
     })
     if (flags.json) printJson(sandbox)
-    else show(sandbox)
+    else describe(sandbox as Resource)
     return 0
   },
 })
@@ -159,31 +160,4 @@ export const remove = command({
 
 function next(line: string, flags: Target): void {
   note(paint('dim', `next: ${spelled(sameTarget(line, flags))}`, process.stderr))
-}
-
-function megabytes(count: number | undefined): string | undefined {
-  return count === undefined ? undefined : `${count} MB`
-}
-
-function show(sandbox: SandboxInfo): void {
-  const { metadata, spec, expiresIn } = sandbox
-  const labels = Object.entries(metadata.labels ?? {}).map(([key, value]) => `${key}=${value}`)
-  const rows: [string, string | undefined][] = [
-    ['name', metadata.name],
-    ['status', sandbox.status],
-    ['state', sandbox.state],
-    ['image', spec.runtime?.image],
-    ['memory', megabytes(spec.runtime?.memory)],
-    ['disk', megabytes(spec.runtime?.storageMb)],
-    ['region', spec.region],
-    ['external id', metadata.externalId],
-    ['labels', labels.join(', ')],
-    ['url', metadata.url],
-    ['created', metadata.createdAt],
-    ['deleted', expiresIn === undefined ? undefined : `in ${span(expiresIn)}`],
-  ]
-  for (const [title, value] of rows) if (value) print(`${title.padEnd(12)} ${printable(value)}`)
-  for (const event of sandbox.events ?? []) {
-    print(`${'event'.padEnd(12)} ${event.time} ${printable(`${event.type} ${event.message ?? ''}`).trim()}`)
-  }
 }

@@ -3,12 +3,14 @@ import { Files } from './files.ts'
 import { Images } from './images.ts'
 import { pages } from './pages.ts'
 import { Processes } from './processes.ts'
+import { Resources } from './resources.ts'
 import { Snapshots } from './snapshots.ts'
 import { Terminal, type TerminalOptions } from './terminal.ts'
 import { ClientError, Transport } from './transport.ts'
 
 export type { ImageInfo } from './images.ts'
 export type { Processes, ProcessInfo } from './processes.ts'
+export type { Accepted, Resource, ResourceEvent } from './resources.ts'
 export type { ForkInfo, SnapshotInfo } from './snapshots.ts'
 export { ClientError } from './transport.ts'
 
@@ -79,6 +81,8 @@ export class Client {
   readonly workspaces: Workspaces
   readonly images: Images
   readonly snapshots: Snapshots
+  /** Of whatever kind, by path. */
+  readonly resources: Resources
   private readonly transport: Transport
 
   constructor(options: ClientOptions) {
@@ -88,6 +92,7 @@ export class Client {
     this.workspaces = new Workspaces(this.transport)
     this.images = new Images(this.transport)
     this.snapshots = new Snapshots(this.transport)
+    this.resources = new Resources(this.transport)
   }
 
   /** Whether the platform lives, and is ready for work. */

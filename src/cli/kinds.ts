@@ -1,0 +1,192 @@
+import type { Resource } from '../client/index.ts'
+import { nearest } from '../lib/nearest.ts'
+import { UsageError } from './command.ts'
+import { age, bytes } from './output.ts'
+
+type Column = readonly [title: string, cell: (resource: Resource) => string]
+
+/** What the command line knows of a kind of resource. */
+export interface Kind {
+  /** As manifests write it. */
+  kind: string
+  singular: string
+  plural: string
+  aliases: readonly string[]
+  /** The collection below the control plane; kinds that belong to another object have their parents' names first. */
+  collection(parents: string[]): string
+  /** Fields of the metadata, in a manifest, that name the parents. */
+  parents: readonly string[]
+  columns: readonly Column[]
+  /** How `apply` writes one: create first and replace on 409, the other way around, create only, or not at all. */
+  apply: 'create' | 'replace' | 'only-create' | null
+  /** Whether its programs write logs, and requests can be made to it. */
+  runs?: boolean
+}
+
+const name: Column = ['NAME', (resource) => text(resource.metadata?.name)]
+const status: Column = ['STATUS', (resource) => text(resource.status)]
+const created: Column = [
+  'AGE',
+  (resource) => age((resource.metadata?.createdAt ?? resource.createdAt) as string | undefined),
+]
+const image: Column = ['IMAGE', (resource) => text(at(resource, 'spec.runtime.image'))]
+
+export const kinds: readonly Kind[] = [
+  {
+    kind: 'Sandbox',
+    singular: 'sandbox',
+    plural: 'sandboxes',
+    aliases: ['sbx'],
+    collection: () => '/sandboxes',
+    parents: [],
+    columns: [
+      name,
+      status,
+      ['STATE', (resource) => text(resource.state)],
+      image,
+      ['MEMORY MB', (resource) => text(at(resource, 'spec.runtime.memory'))],
+      created,
+    ],
+    apply: 'create',
+    runs: true,
+  },
+  {
+    kind: 'Image',
+    singular: 'image',
+    plural: 'images',
+    aliases: ['img'],
+    collection: () => '/images',
+    parents: [],
+    columns: [
+      ['NAME', (resource) => `${text(resource.metadata?.resourceType)}/${text(resource.metadata?.name)}`],
+      ['STATUS', (resource) => text(resource.metadata?.status)],
+      ['SIZE', (resource) => size(at(resource, 'spec.size'))],
+      ['TAGS', (resource) => tagNames(resource)],
+      created,
+    ],
+    apply: null,
+  },
+  {
+    kind: 'Snapshot',
+    singular: 'snapshot',
+    plural: 'snapshots',
+    aliases: ['snap'],
+    collection: () => '/snapshots',
+    parents: [],
+    columns: [
+      ['SNAPSHOT', (resource) => text(resource.id)],
+      ['NAME', (resource) => text(resource.name)],
+      ['SOURCE', (resource) => text(at(resource, 'source.name'))],
+      status,
+      ['IMAGE', (resource) => text(at(resource, 'spec.image'))],
+      created,
+    ],
+    apply: null,
+  },
+  {
+    kind: 'Preview',
+    singular: 'preview',
+    plural: 'previews',
+    aliases: ['pv'],
+    collection: ([sandbox = '']) => `/sandboxes/${encodeURIComponent(sandbox)}/previews`,
+    parents: ['resourceName'],
+    columns: [
+      name,
+      ['PORT', (resource) => text(at(resource, 'spec.port'))],
+      ['PUBLIC', (resource) => (at(resource, 'spec.public') === true ? 'yes' : 'no')],
+      ['URL', (resource) => text(at(resource, 'spec.url'))],
+      created,
+    ],
+    apply: 'replace',
+  },
+  {
+    kind: 'PreviewToken',
+    singular: 'previewtoken',
+    plural: 'previewtokens',
+    aliases: ['pvt', 'token', 'tokens'],
+    collection: ([sandbox = '', preview = '']) =>
+      `/sandboxes/${encodeURIComponent(sandbox)}/previews/${encodeURIComponent(preview)}/tokens`,
+    parents: ['resourceName', 'previewName'],
+    columns: [
+      name,
+      ['EXPIRES', (resource) => text(at(resource, 'spec.expiresAt'))],
+      ['EXPIRED', (resource) => (at(resource, 'spec.expired') === true ? 'yes' : 'no')],
+    ],
+    apply: 'only-create',
+  },
+]
+
+/** Catalogues of the platform: they are read, never changed. */
+export const catalogues: readonly Pick<Kind, 'kind' | 'plural' | 'aliases' | 'collection' | 'columns'>[] = [
+  {
+    kind: 'SandboxDefinition',
+    plural: 'sandbox-hub',
+    aliases: ['sandboxhub'],
+    collection: () => '/sandbox/hub',
+    columns: [
+      ['NAME', (resource) => text(resource.name)],
+      ['IMAGE', (resource) => text(resource.image)],
+      ['MEMORY MB', (resource) => text(resource.memory)],
+      ['DESCRIPTION', (resource) => text(resource.description)],
+    ],
+  },
+  {
+    kind: 'Location',
+    plural: 'locations',
+    aliases: ['location', 'regions'],
+    collection: () => '/locations',
+    columns: [
+      ['LOCATION', (resource) => text(resource.location)],
+      ['STATUS', status[1]],
+      ['CONTINENT', (resource) => text(resource.continent)],
+      ['COUNTRY', (resource) => text(resource.country)],
+    ],
+  },
+]
+
+export function kindNamed<Known extends Pick<Kind, 'plural' | 'aliases'> & { singular?: string }>(
+  word: string,
+  known: readonly Known[],
+): Known | null {
+  const wanted = word.toLowerCase()
+  return (
+    known.find(
+      ({ singular, plural, aliases }) => singular === wanted || plural === wanted || aliases.includes(wanted),
+    ) ?? null
+  )
+}
+
+/** @throws UsageError that says which kinds there are */
+export function unknownKind(
+  word: string,
+  known: readonly { plural: string; singular?: string; aliases: readonly string[] }[],
+): UsageError {
+  const names = known.map(({ plural }) => plural)
+  const spellings = known.flatMap(({ plural, singular, aliases }) => [plural, singular ?? plural, ...aliases])
+  const near = nearest(word.toLowerCase(), spellings)
+  const meant = near === null || near === undefined ? '' : `; did you mean ${near}?`
+  return new UsageError(`unknown kind ${word}${meant || `; there are ${names.join(', ')}`}`)
+}
+
+/** The field at a dotted path; undefined where part of the path is missing. */
+export function at(resource: Resource, path: string): unknown {
+  let value: unknown = resource
+  for (const key of path.split('.')) {
+    if (typeof value !== 'object' || value === null) return undefined
+    value = (value as Record<string, unknown>)[key]
+  }
+  return value
+}
+
+function text(value: unknown): string {
+  return value === undefined || value === null || value === '' ? '-' : String(value)
+}
+
+function size(value: unknown): string {
+  return typeof value === 'number' ? bytes(value) : '-'
+}
+
+function tagNames(resource: Resource): string {
+  const tags = (at(resource, 'spec.tags') ?? []) as { name: string }[]
+  return tags.map((tag) => tag.name).join(', ') || '-'
+}

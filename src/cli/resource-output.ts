@@ -1,0 +1,101 @@
+import type { Resource } from '../client/index.ts'
+import { UsageError } from './command.ts'
+import { at, type Kind } from './kinds.ts'
+import { age, paint, print, printable, printJson, span, table } from './output.ts'
+
+export type Format = 'table' | 'json' | 'yaml' | 'pretty'
+
+const formats: readonly Format[] = ['pretty', 'yaml', 'json', 'table']
+const apiVersion = 'blaxel.ai/v1alpha1'
+const eventsShownMax = 10
+
+export const outputFlag = {
+  output: { kind: 'text', value: 'FORMAT', short: 'o', about: `one of ${formats.join(', ')}` },
+} as const
+
+/** What --output and --json ask for; null when nothing is. @throws UsageError */
+export function formatOf(flags: { output?: string | undefined; json?: boolean | undefined }): Format | null {
+  const { output } = flags
+  if (output === undefined) return flags.json ? 'json' : null
+  if (!formats.includes(output as Format)) {
+    throw new UsageError(`--output ${JSON.stringify(output)} is none of ${formats.join(', ')}`)
+  }
+  return output as Format
+}
+
+type Shown = Pick<Kind, 'kind' | 'columns'>
+
+/**
+ * Resources of one kind. As JSON they are always an array, also a single one, and as YAML documents, each as a manifest
+ * that `apply` takes.
+ */
+export function printResources(kind: Shown, resources: Resource[], format: Format): void {
+  if (format === 'table') {
+    const titles = kind.columns.map(([title]) => title)
+    print(
+      table(
+        titles,
+        resources.map((resource) => kind.columns.map(([, cell]) => cell(resource))),
+      ),
+    )
+    return
+  }
+  const manifests = resources.map((resource) => ({ apiVersion, kind: kind.kind, ...resource }))
+  if (format === 'json') {
+    printJson(manifests)
+    return
+  }
+  for (const manifest of manifests) {
+    const yaml = `---\n${Bun.YAML.stringify(manifest, null, 2)}`
+    print(format === 'pretty' ? coloured(yaml) : yaml)
+  }
+}
+
+/** One resource for people: what matters, a line each, then its last events. */
+export function describe(resource: Resource): void {
+  const { metadata } = resource
+  const labels = Object.entries((metadata?.labels ?? {}) as Record<string, string>)
+  const expiresIn = resource.expiresIn as number | undefined
+  const rows: [string, unknown][] = [
+    ['name', metadata?.name ?? resource.name],
+    ['status', resource.status ?? metadata?.status],
+    ['state', resource.state],
+    ['image', at(resource, 'spec.runtime.image') ?? at(resource, 'spec.image')],
+    ['memory', megabytes(at(resource, 'spec.runtime.memory') ?? at(resource, 'spec.memory'))],
+    ['disk', megabytes(at(resource, 'spec.runtime.storageMb'))],
+    ['port', at(resource, 'spec.port')],
+    ['public', at(resource, 'spec.public')],
+    ['region', at(resource, 'spec.region')],
+    ['external id', metadata?.externalId],
+    ['labels', labels.map(([key, value]) => `${key}=${value}`).join(', ')],
+    ['url', metadata?.url ?? at(resource, 'spec.url')],
+    ['created', metadata?.createdAt ?? resource.createdAt],
+    ['updated', metadata?.updatedAt],
+    ['deleted', expiresIn === undefined ? undefined : `in ${span(expiresIn)}`],
+  ]
+  for (const [title, value] of rows) {
+    if (value === undefined || value === null || value === '') continue
+    print(`${title.padEnd(12)} ${printable(String(value))}`)
+  }
+  const events = [...(resource.events ?? [])].sort((one, other) => one.time.localeCompare(other.time))
+  for (const event of events.slice(-eventsShownMax)) {
+    const what = [event.status ?? event.type, event.revision, event.message].filter(Boolean).join('  ')
+    const [line = '', ...more] = what.split('\n')
+    print(`${'event'.padEnd(12)} ${age(event.time)} ago  ${printable(line)}`)
+    for (const other of more) print(`${' '.repeat(13)}${printable(other)}`)
+  }
+}
+
+function megabytes(count: unknown): string | undefined {
+  return typeof count === 'number' ? `${count} MB` : undefined
+}
+
+function coloured(yaml: string): string {
+  return yaml
+    .split('\n')
+    .map((line) => {
+      const [, before = '', key, rest = ''] = /^(\s*(?:- )?)([\w.-]+:)(.*)$/.exec(line) ?? []
+      return key === undefined ? line : `${before}${paint('bold', key)}${rest}`
+    })
+    .join('\n')
+}
