@@ -131,6 +131,57 @@ suite(`an instance launched by root${reason}`, () => {
     expect([made.uid, made.gid]).toEqual([1000, 65535])
   }, 120_000)
 
+  test('with mounts of its own stacks file systems on its disk, and changes no mount of the host', async () => {
+    const instance = await host.launch({
+      entries: ['ownmounts=/own', `bind=${process.execPath}:/opt/given`],
+      script: `exec > /tmp/report 2>&1
+        cd /own && mkdir lower upper work merged && echo below > lower/file
+        mount -t overlay overlay -o userxattr,lowerdir=lower,upperdir=upper,workdir=work merged && cat merged/file
+        rm merged/file && [ -c upper/file ] && echo removed
+        unshare -m -u sh -c 'hostname other && mount --bind /own/lower /root && cat /root/file && hostname'
+        hostname other 2>/dev/null || echo it keeps its name
+        mount -o remount,bind,rw /opt/given 2>/dev/null || echo read-only
+        umount /opt/given /proc/keys 2>/dev/null || echo locked
+        umount -l /usr 2>/dev/null || echo locked as well
+        mount -t proc proc /root 2>/dev/null || echo no proc
+        mount -t sysfs sysfs /root 2>/dev/null || echo no sysfs
+        mount -t cgroup2 cgroup2 /root 2>/dev/null || echo no cgroup
+        mount -t ext4 /dev/null /root 2>/dev/null || echo no disk
+        mknod /own/disk b 8 0 2>/dev/null || echo no devices
+        unshare -U true 2>/dev/null || echo no user namespace
+        unshare -n true 2>/dev/null || echo no network
+        unshare -p true 2>/dev/null || echo no processes
+        (echo 1 > /proc/sys/net/ipv4/ip_forward) 2>/dev/null || echo no sysctl
+        echo done`,
+    })
+    expect((await instance.report('tmp/report')).split('\n')).toEqual([
+      'below',
+      'removed',
+      'below',
+      'other',
+      'it keeps its name',
+      'read-only',
+      'locked',
+      'locked as well',
+      'no proc',
+      'no sysfs',
+      'no cgroup',
+      'no disk',
+      'no devices',
+      'no user namespace',
+      'no network',
+      'no processes',
+      'no sysctl',
+      'done',
+      '',
+    ])
+    for (const name of ['cgroup', 'ipc', 'net', 'pid', 'uts'])
+      expect(namespaceOf(instance.guestPid, name)).not.toBe(namespaceOf('self', name))
+    for (const set of ['CapPrm', 'CapEff', 'CapBnd'])
+      expect(status(instance.guestPid, set)).toBe('00000000a02425fb')
+    expect(existsSync(join(instance.dir, 'disk/own/upper/file'))).toBe(true)
+  }, 120_000)
+
   test('starts again with its files in another uid range', async () => {
     const first = await host.launch({
       script: 'echo one > /root/kept; chmod 600 /root/kept; echo done > /tmp/first',

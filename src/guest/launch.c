@@ -232,6 +232,7 @@ _Noreturn void launch(uint32_t request, const void *specification, size_t length
   if (spec.has_uidbase && geteuid() != 0) fail_with(EPERM, "spec", "uidbase: only root has uid ranges to give");
   if (!spec.has_uidbase && geteuid() == 0) fail_with(EINVAL, "spec", "uidbase: missing, as root");
   if (!spec.has_uidbase && spec.disk == DISK_LOOP) fail_with(EPERM, "spec", "disk: only root can mount images");
+  if (!spec.has_uidbase && spec.own_mounts) fail_with(EPERM, "spec", "ownmounts: only root has namespaces to keep apart");
   replace_stdin_and_stderr();
   uid_t keeper_uid = spec.uidbase + UID_RANGE;
   enter_run_directory(&spec, keeper_uid);

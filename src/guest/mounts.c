@@ -227,6 +227,16 @@ static int extra_mount(struct builder *builder, const struct spec_mount *wanted)
   return mount;
 }
 
+/* The disk itself at a place inside: file systems that are stacked there have their upper directories on it. */
+static int plain_directory(struct builder *builder) {
+  static const char name[] = "own";
+  if (mkdirat(builder->disk_fd, name, 0755) < 0 && errno != EEXIST) fail("disk", "%s", name);
+  int tree = sys_open_tree(builder->disk_fd, name, TREE_FLAGS);
+  struct mount_attributes wanted = {.set = MOUNT_ATTR_NODEV};
+  if (tree < 0 || sys_mount_setattr(tree, 0, &wanted) < 0) fail("disk", "%s", name);
+  return tree;
+}
+
 /* Devices */
 
 struct device {
@@ -385,6 +395,7 @@ void root_enter(const struct spec *spec, const struct identity *identity, struct
   int root_fd = root_overlay(&builder, spec);
   int mounts[SPEC_MOUNTS_MAX];
   for (size_t i = 0; i < spec->mount_count; i++) mounts[i] = extra_mount(&builder, &spec->mounts[i]);
+  int own = spec->own_mounts ? plain_directory(&builder) : -1;
   struct device_mounts device_mounts;
   make_devices(&device_mounts, spec, identity);
   root->proc_fd = filesystem_mount(filesystem_open("proc", "proc"), "proc",
@@ -397,6 +408,7 @@ void root_enter(const struct spec *spec, const struct identity *identity, struct
   if (chdir("/") < 0) fail("mounts", "root");
 
   for (size_t i = 0; i < spec->mount_count; i++) attach_inside(mounts[i], spec->mounts[i].target);
+  if (own >= 0) attach_inside(own, spec->own_mounts);
   attach_devices(&device_mounts);
   /* Last: its links lead to descriptors. */
   attach_inside(fcntl(root->proc_fd, F_DUPFD_CLOEXEC, 0), "/proc");

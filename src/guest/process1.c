@@ -87,6 +87,14 @@ static void become_root_inside(const struct guest_plan *plan, int proc_fd) {
 }
 
 /*
+ * Root inside may mount, in a copy of the mounts that its user namespace owns: what the host's root mounted cannot be
+ * taken away or made writable there. Its network, process ids and host name stay the host's.
+ */
+static void own_mounts(void) {
+  if (unshare(CLONE_NEWNS) < 0) fail("namespaces", "mounts of its own");
+}
+
+/*
  * Where it cannot be, because something else is there, the instance starts all the same: whoever is to run there is told
  * so, and can be helped by way of its files.
  */
@@ -216,12 +224,14 @@ _Noreturn void process1(struct guest_plan *plan, struct spec *spec) {
   root_enter(spec, &plan->identity, &root);
   hand_over_device(plan->channel, root.disk_device);
   become_root_inside(plan, root.proc_fd);
+  if (spec->own_mounts) own_mounts();
   umask(022);
   name_files(spec->hostname);
   make_workdir(spec->workdir);
   set_limits(spec);
-  privileges_bound(CAPABILITIES_INSIDE);
-  privileges_reduce(CAPABILITIES_INSIDE);
+  uint64_t capabilities = CAPABILITIES_INSIDE | (spec->own_mounts ? CAPABILITIES_MOUNTS : 0);
+  privileges_bound(capabilities);
+  privileges_reduce(capabilities);
   if (prctl(PR_SET_DUMPABLE, 0) < 0) fail("privileges", "dumpable");
   die_with_launcher();
 
@@ -251,7 +261,7 @@ _Noreturn void process1(struct guest_plan *plan, struct spec *spec) {
   do got = read(CHANNEL, &go, 1);
   while (got < 0 && errno == EINTR);
   if (got != 1) _exit(1);
-  if (spec->seccomp) seccomp_install();
+  if (spec->seccomp) seccomp_install(spec->own_mounts != NULL);
   start_program(spec);
   _exit(guest_main(&start));
 }

@@ -136,6 +136,16 @@ static const struct denied denied_calls[] = {
 #endif
 };
 
+/* What builders of images need, where the mounts are their own. */
+static const int mount_calls[] = {SYS_mount, SYS_umount2, SYS_pivot_root, SYS_sethostname};
+enum { MOUNT_NAMESPACES = CLONE_NEWNS | CLONE_NEWUTS };
+
+static int is_mount_call(int number) {
+  for (size_t i = 0; i < sizeof mount_calls / sizeof *mount_calls; i++)
+    if (mount_calls[i] == number) return 1;
+  return 0;
+}
+
 struct program {
   struct sock_filter code[FILTER_INSTRUCTIONS_MAX];
   unsigned short length;
@@ -164,10 +174,10 @@ static void load_argument(struct program *program, int index) {
   load(program, offsetof(struct seccomp_data, args) + 8 * (size_t)index);
 }
 
-static void deny_namespace_flags(struct program *program, int number) {
+static void deny_namespace_flags(struct program *program, int number, uint32_t flags) {
   when(program, BPF_JEQ, (uint32_t)number, 4);
   load_argument(program, 0);
-  when(program, BPF_JSET, NAMESPACE_FLAGS, 1);
+  when(program, BPF_JSET, flags, 1);
   answer(program, EPERM);
   answer(program, 0);
 }
@@ -258,7 +268,7 @@ void seccomp_allow_layers(void) {
   install(&program);
 }
 
-void seccomp_install(void) {
+void seccomp_install(int mounts) {
   struct program program;
   program.length = 0;
   load(&program, offsetof(struct seccomp_data, arch));
@@ -272,11 +282,12 @@ void seccomp_install(void) {
   when(&program, BPF_JGE, SYSCALL_UNKNOWN_FROM, 1);
   answer(&program, ENOSYS);
   for (size_t i = 0; i < sizeof denied_calls / sizeof *denied_calls; i++) {
+    if (mounts && is_mount_call(denied_calls[i].number)) continue;
     when(&program, BPF_JEQ, (uint32_t)denied_calls[i].number, 1);
     answer(&program, denied_calls[i].error);
   }
-  deny_namespace_flags(&program, SYS_clone);
-  deny_namespace_flags(&program, SYS_unshare);
+  deny_namespace_flags(&program, SYS_clone, NAMESPACE_FLAGS);
+  deny_namespace_flags(&program, SYS_unshare, NAMESPACE_FLAGS & ~(mounts ? MOUNT_NAMESPACES : 0));
   filter_sockets(&program);
   filter_ioctls(&program);
   protect_init_limits(&program);

@@ -67,7 +67,10 @@ static void set_key(struct spec *spec, const char *key, char *value) {
   else if (!strcmp(key, "dir")) once(key, &spec->dir, absolute(key, value));
   else if (!strcmp(key, "workdir")) once(key, &spec->workdir, absolute(key, value));
   else if (!strcmp(key, "disktemplate")) once(key, &spec->disk_template, absolute(key, value));
-  else if (!strcmp(key, "layer")) append(key, spec->layers, &spec->layer_count, SPEC_LAYERS_MAX, absolute(key, value));
+  else if (!strcmp(key, "ownmounts")) {
+    once(key, &spec->own_mounts, absolute(key, value));
+    if (!value[1]) refuse(key, "the root cannot be it");
+  } else if (!strcmp(key, "layer")) append(key, spec->layers, &spec->layer_count, SPEC_LAYERS_MAX, absolute(key, value));
   else if (!strcmp(key, "overlay")) add_mount(spec, key, value, 1);
   else if (!strcmp(key, "bind")) add_mount(spec, key, value, 0);
   else if (!strcmp(key, "mask")) add_mask(spec, key, value);

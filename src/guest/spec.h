@@ -24,7 +24,7 @@ struct spec_mount {
 };
 
 struct spec {
-  char *id, *hostname, *dir, *workdir, *cgroup2, *disk_template, *programs[2], *programs_stat[2];
+  char *id, *hostname, *dir, *workdir, *cgroup2, *disk_template, *own_mounts, *programs[2], *programs_stat[2];
   char *layers[SPEC_LAYERS_MAX];
   size_t layer_count;
   struct spec_mount mounts[SPEC_MOUNTS_MAX];

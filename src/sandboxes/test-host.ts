@@ -82,6 +82,7 @@ export class TestHost {
         reclaim: false,
         archive: true,
         snapshots: true,
+        ownMounts: false,
         network: 'none',
         survivesRestart: true,
         notes: [],

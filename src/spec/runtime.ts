@@ -80,6 +80,8 @@ export interface RuntimeCapabilities {
   archive: boolean
   /** Files of instances can be copied as they are at one moment: `snapshots` is there. */
   snapshots: boolean
+  /** Root inside can be given mounts of its own: `InstanceSpec.ownMounts`. */
+  ownMounts: boolean
   /** Connections to the outside: each decided on by `Egress`, made by the host without anyone's word, or none at all. */
   network: 'relay' | 'host' | 'none'
   /** Instances outlive the process that made them. */
@@ -118,6 +120,11 @@ export interface InstanceSpec {
   env: Record<string, string>
   /** Working directory of processes and of relative paths. Made when missing. */
   workingDir: string
+  /**
+   * Root inside may mount, in a namespace of its own, for tools that build images: where the plain disk of the instance is
+   * mounted for that. What it is given read-only it cannot make writable.
+   */
+  ownMounts?: string
   /** For `create`: its files are those of this snapshot, which was taken on the same image. */
   snapshotId?: string
   signal?: AbortSignal

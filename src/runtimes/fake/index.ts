@@ -58,6 +58,7 @@ class MemoryRuntime implements FakeRuntime {
     reclaim: false,
     archive: true,
     snapshots: true,
+    ownMounts: false,
     network: 'none',
     survivesRestart: false,
     notes: [],

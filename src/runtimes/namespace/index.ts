@@ -293,6 +293,7 @@ function describe(cgroups: Cgroups, disk: string, notes: CapabilityNote[]): Runt
     reclaim: cgroups.freezes && cgroups.reclaimWay !== null,
     archive: false,
     snapshots: false,
+    ownMounts: process.getuid?.() === 0,
     network: 'none',
     survivesRestart: true,
     notes,

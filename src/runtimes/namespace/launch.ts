@@ -48,6 +48,8 @@ export function checkSpec(spec: InstanceSpec): void {
   ]) {
     if (!isCleanPath(path)) throw refused('image', path, 'absolute paths without . and ..')
   }
+  if (spec.ownMounts !== undefined && (!isCleanPath(spec.ownMounts) || spec.ownMounts === '/'))
+    throw refused('ownMounts', spec.ownMounts, 'an absolute path below the root')
 }
 
 function checkRange(field: string, value: number, min: number, max: number) {
@@ -67,6 +69,8 @@ function refused(field: string, value: string, wanted: string): PlatformError {
 
 /** @throws unavailable, with the helper's answer as cause */
 export async function launch(spec: InstanceSpec, options: LaunchOptions): Promise<LaunchedInstance> {
+  if (spec.ownMounts !== undefined && options.uidBase === null)
+    throw new PlatformError('bad_request', 'ownMounts needs a platform that runs as root')
   const entries: [string, string][] = [
     ['id', spec.id],
     ['hostname', spec.hostname],
@@ -83,6 +87,7 @@ export async function launch(spec: InstanceSpec, options: LaunchOptions): Promis
     if (mask !== undefined) entries.push(['mask', `${mask}:${target}`])
   }
   if (options.uidBase !== null) entries.push(['uidbase', String(options.uidBase)])
+  if (spec.ownMounts !== undefined) entries.push(['ownmounts', spec.ownMounts])
   for (const dir of options.group.v1Dirs) entries.push(['cgroup1', dir])
   if (options.group.v2Dir !== null) entries.push(['cgroup2', options.group.v2Dir])
   const { programsFile, programsStatFile, programsMemoryFile, programsMemoryStatFile } = options.group
