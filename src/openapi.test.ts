@@ -125,6 +125,7 @@ test('what the document says of each operation is what is asked for and answered
   const account = await call('POST /service_accounts', {}, { json: { name: 'ci', role: 'member' } })
   const { client_id: clientId, client_secret: secret } = account.body as Record<string, string>
   const basic = `Basic ${btoa(`${clientId}:${secret}`)}`
+  await call('POST /login/device', {}, { json: { client_id: 'cli' } })
   await call('POST /oauth/token', {}, { basic, json: { grant_type: 'client_credentials' } })
   expect((await call('POST /oauth/token', {}, { basic, json: { grant_type: 'other' } })).status).toBe(400)
   await call('GET /service_accounts')

@@ -276,6 +276,7 @@ describe('who may do what, over the whole route table', () => {
     expect(publicPaths(one.routes)).toEqual([
       'ALL /-/preview/{label}/{path*}',
       'GET /',
+      'GET /-/login',
       'GET /.well-known/jwks.json',
       'GET /.well-known/openid-configuration',
       'GET /healthz',
@@ -283,7 +284,10 @@ describe('who may do what, over the whole route table', () => {
       'GET /v0/.well-known/jwks.json',
       'GET /v0/.well-known/openid-configuration',
       'GET /v0/openapi.json',
+      'POST /-/login',
+      'POST /login/device',
       'POST /oauth/token',
+      'POST /v0/login/device',
       'POST /v0/oauth/token',
     ])
   })

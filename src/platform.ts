@@ -14,6 +14,7 @@ import { HelperLayers } from './guest/index.ts'
 import { createApp } from './http/app.ts'
 import { apiKeyRoutes } from './http/control/api-keys.ts'
 import { imageRoutes } from './http/control/images.ts'
+import { loginRoutes } from './http/control/login.ts'
 import { oauthRoutes } from './http/control/oauth.ts'
 import { observabilityRoutes } from './http/control/observability.ts'
 import { platformRoutes } from './http/control/platform.ts'
@@ -284,6 +285,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
       ...platformRoutes({ region: config.region, notReady: () => readiness.reason() }),
       ...frontPageRoutes(),
       ...oauthRoutes(access),
+      ...loginRoutes(access),
       ...workspaceRoutes(workspaces),
       ...userRoutes(users, access.keys),
       ...apiKeyRoutes(access.keys),

@@ -4,6 +4,7 @@ import type { Clock } from '../lib/clock.ts'
 import type { Logger } from '../lib/log.ts'
 import type { Store } from '../spec/store.ts'
 import type { Users, Workspaces } from '../workspaces/index.ts'
+import { type Approver, DeviceLogins } from './device-logins.ts'
 import { type AccountKind, type ApiKey, ApiKeys, type Secrets } from './keys.ts'
 import { Oauth } from './oauth.ts'
 import type { Identity } from './principals.ts'
@@ -11,6 +12,7 @@ import { ServiceAccounts } from './service-accounts.ts'
 import { Tokens } from './tokens.ts'
 import { Workloads, type WorkloadToken } from './workloads.ts'
 
+export { type DeviceLogins, deviceLoginIntervalMs, deviceLoginLifetimeMs } from './device-logins.ts'
 export { FirstCredentials } from './first-credentials.ts'
 export { type ApiKey, type ApiKeys, apiKeysPerAccountMax, looksLikeApiKey, type Secrets } from './keys.ts'
 export { refreshTokenLifetimeMs, type TokenRequest } from './oauth.ts'
@@ -53,6 +55,7 @@ export class Access implements AsyncDisposable {
   readonly keys: ApiKeys
   readonly serviceAccounts: ServiceAccounts
   readonly oauth: Oauth
+  readonly devices: DeviceLogins
   readonly #tokens: Tokens
   readonly #workloads: Workloads
   readonly #users: Users
@@ -76,7 +79,13 @@ export class Access implements AsyncDisposable {
     this.#log = log
     this.keys = new ApiKeys({ store, secrets, clock, log, changed })
     this.serviceAccounts = new ServiceAccounts({ store, secrets, keys: this.keys, changed })
-    this.oauth = new Oauth({ store, secrets, clock, tokens, serviceAccounts: this.serviceAccounts })
+    this.devices = new DeviceLogins({ secrets, clock })
+    this.oauth = new Oauth({
+      ...{ store, secrets, clock, tokens },
+      serviceAccounts: this.serviceAccounts,
+      keys: this.keys,
+      devices: this.devices,
+    })
     this.#workloads = new Workloads({ store, tokens, changed })
     this.serviceAccounts.onDelete((owner) => this.oauth.removalSteps(owner))
     options.workspaces.onDelete((workspace) => this.serviceAccounts.removalSteps(workspace))
@@ -101,6 +110,16 @@ export class Access implements AsyncDisposable {
     const known = this.#verified.get(hash)
     if (known !== undefined && known.expiresAt > this.#clock.now()) return this.#use(known)
     return this.#load(credential, hash)
+  }
+
+  /** The user whose API key this is. @throws authentication_failed; forbidden for whoever is no user */
+  async approver(key: string): Promise<Approver> {
+    const identity = await this.authenticate(key)
+    const apiKey = await this.keys.lookup(this.#secrets.lookupHash(key))
+    if (identity.kind !== 'user' || apiKey === null) {
+      throw new PlatformError('forbidden', 'Only the API key of a user approves a login')
+    }
+    return { sub: identity.id, keyId: apiKey.id }
   }
 
   /** A short-lived credential of an instance. */

@@ -133,6 +133,17 @@ export class ApiKeys {
     return found.map(apiKeyOf)
   }
 
+  /** Whether a key of this owner is there and has not expired. */
+  async isValid(owner: { sub: string; workspace: string }, id: string): Promise<boolean> {
+    const found = await this.#store.get<ApiKeyBody>({
+      kind: 'api_key',
+      workspace: owner.workspace,
+      name: id,
+    })
+    if (found === null || found.body.sub !== owner.sub) return false
+    return found.body.expiresAt === null || found.body.expiresAt > this.#clock.now()
+  }
+
   /** The key stops working before this resolves. @throws not_found also for a key of somebody else */
   async revoke(owner: { sub: string; workspace: string }, id: string): Promise<void> {
     const key = { kind: 'api_key', workspace: owner.workspace, name: id }

@@ -2,19 +2,23 @@ import { PlatformError } from '../errors.ts'
 import type { Clock } from '../lib/clock.ts'
 import { randomText } from '../lib/ids.ts'
 import type { BatchStep, Resource, Store } from '../spec/store.ts'
-import type { Secrets } from './keys.ts'
+import type { DeviceLogins } from './device-logins.ts'
+import type { AccountKind, ApiKeys, Secrets } from './keys.ts'
 import type { ServiceAccounts } from './service-accounts.ts'
 import { accessTokenLifetimeMs, type Tokens } from './tokens.ts'
 
 export const refreshTokenLifetimeMs = 30 * 24 * 60 * 60 * 1000
 /** Refresh tokens kept for one account, used ones included: the oldest go first. */
 const refreshTokensPerAccountMax = 50
+const deviceGrant = 'urn:ietf:params:oauth:grant-type:device_code'
+const grantTypes = `client_credentials, refresh_token or ${deviceGrant}`
 
 export interface TokenRequest {
   grantType: string | undefined
   clientId: string | undefined
   clientSecret: string | undefined
   refreshToken: string | undefined
+  deviceCode: string | undefined
   /** The origin that the request was made to. */
   issuer: string
 }
@@ -26,9 +30,17 @@ export interface TokenGrant {
   token_type: 'Bearer'
 }
 
-interface RefreshTokenBody {
+/** Whom tokens are for. A service account's are of its workspace, a user's of none, and end with `keyId`. */
+interface Owner {
   sub: string
   workspace: string
+  /** Absent in records of before users had such tokens: a service account. */
+  subType?: AccountKind
+  /** Of a user: the API key that the login was approved with. */
+  keyId?: string
+}
+
+interface RefreshTokenBody extends Owner {
   /** All tokens that descend from one grant. */
   family: string
   expiresAt: number
@@ -36,13 +48,15 @@ interface RefreshTokenBody {
   usedAt: number | null
 }
 
-/** The token endpoint's grants: client credentials, and refresh tokens that work once. */
+/** The token endpoint's grants: client credentials, approved logins of devices, and refresh tokens that work once. */
 export class Oauth {
   readonly #store: Store
   readonly #secrets: Secrets
   readonly #clock: Clock
   readonly #tokens: Tokens
   readonly #serviceAccounts: ServiceAccounts
+  readonly #keys: ApiKeys
+  readonly #devices: DeviceLogins
 
   constructor(options: {
     store: Store
@@ -50,12 +64,16 @@ export class Oauth {
     clock: Clock
     tokens: Tokens
     serviceAccounts: ServiceAccounts
+    keys: ApiKeys
+    devices: DeviceLogins
   }) {
     this.#store = options.store
     this.#secrets = options.secrets
     this.#clock = options.clock
     this.#tokens = options.tokens
     this.#serviceAccounts = options.serviceAccounts
+    this.#keys = options.keys
+    this.#devices = options.devices
   }
 
   /** @throws bad_request whose `details.error` is the OAuth error code and whose message names the parameter */
@@ -65,12 +83,14 @@ export class Oauth {
         return this.#clientCredentials(request)
       case 'refresh_token':
         return this.#refresh(request)
+      case deviceGrant:
+        return this.#device(request)
       case undefined:
-        throw refusal('invalid_request', 'grant_type is missing: client_credentials or refresh_token')
+        throw refusal('invalid_request', `grant_type is missing: ${grantTypes}`)
       default:
         throw refusal(
           'unsupported_grant_type',
-          `grant_type: "${request.grantType.slice(0, 80)}" is not client_credentials or refresh_token`,
+          `grant_type: "${request.grantType.slice(0, 80)}" is not ${grantTypes}`,
         )
     }
   }
@@ -90,6 +110,27 @@ export class Oauth {
     return this.#answer(owner, refreshToken, request.issuer)
   }
 
+  async #device(request: TokenRequest): Promise<TokenGrant> {
+    if (!request.deviceCode) throw refusal('invalid_request', 'device_code is missing')
+    const { sub, keyId } = this.#devices.take(request.deviceCode)
+    const owner: Owner = { sub, workspace: '', subType: 'user', keyId }
+    await this.#requireAlive(owner, 'device_code')
+    const { refreshToken, steps } = await this.#newRefreshToken(owner, randomText(16))
+    await this.#store.batch(steps)
+    return this.#answer(owner, refreshToken, request.issuer)
+  }
+
+  /** @throws bad_request when the account, or the key that its login was approved with, is gone */
+  async #requireAlive(owner: Owner, parameter: string): Promise<void> {
+    const alive =
+      owner.subType === 'user'
+        ? await this.#keys.isValid({ sub: owner.sub, workspace: '' }, owner.keyId ?? '')
+        : (await this.#serviceAccounts.find(owner.sub)) !== null
+    if (alive) return
+    const gone = owner.subType === 'user' ? 'was approved with a key' : 'belongs to an account'
+    throw refusal('invalid_grant', `${parameter} ${gone} that is gone`)
+  }
+
   async #refresh(request: TokenRequest): Promise<TokenGrant> {
     const { refreshToken: presented } = request
     if (!presented) throw refusal('invalid_request', 'refresh_token is missing')
@@ -107,9 +148,7 @@ export class Oauth {
       throw refusal('invalid_grant', 'refresh_token was used before: every token that came of it is revoked')
     }
     if (body.expiresAt <= now) throw refusal('invalid_grant', 'refresh_token has expired')
-    if ((await this.#serviceAccounts.find(body.sub)) === null) {
-      throw refusal('invalid_grant', 'refresh_token belongs to an account that is gone')
-    }
+    await this.#requireAlive(body, 'refresh_token')
     const { refreshToken, steps } = await this.#newRefreshToken(body, body.family)
     await this.#exchange(found, steps, now)
     return this.#answer(body, refreshToken, request.issuer)
@@ -129,14 +168,10 @@ export class Oauth {
     }
   }
 
-  async #answer(
-    owner: { sub: string; workspace: string },
-    refreshToken: string,
-    issuer: string,
-  ): Promise<TokenGrant> {
+  async #answer(owner: Owner, refreshToken: string, issuer: string): Promise<TokenGrant> {
     const accessToken = await this.#tokens.sign({
       sub: owner.sub,
-      subType: 'service_account',
+      subType: owner.subType ?? 'service_account',
       workspace: owner.workspace,
       issuer,
       lifetimeMs: accessTokenLifetimeMs,
@@ -150,7 +185,7 @@ export class Oauth {
   }
 
   async #newRefreshToken(
-    owner: { sub: string; workspace: string },
+    owner: Owner,
     family: string,
   ): Promise<{ refreshToken: string; steps: BatchStep[] }> {
     const refreshToken = `blr_${randomText(48)}`
@@ -158,6 +193,8 @@ export class Oauth {
     const body: RefreshTokenBody = {
       sub: owner.sub,
       workspace: owner.workspace,
+      ...(owner.subType === undefined ? {} : { subType: owner.subType }),
+      ...(owner.keyId === undefined ? {} : { keyId: owner.keyId }),
       family,
       expiresAt: now + refreshTokenLifetimeMs,
       usedAt: null,

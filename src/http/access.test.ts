@@ -46,6 +46,7 @@ describe('the route table', () => {
   test('the routes that need no credential are exactly these', () => {
     expect(publicPaths(platform.app.routes)).toEqual([
       'ALL /-/preview/{previewId}/{path*}',
+      'GET /-/login',
       'GET /.well-known/jwks.json',
       'GET /.well-known/openid-configuration',
       'GET /healthz',
@@ -53,7 +54,10 @@ describe('the route table', () => {
       'GET /v0/.well-known/jwks.json',
       'GET /v0/.well-known/openid-configuration',
       'GET /v0/openapi.json',
+      'POST /-/login',
+      'POST /login/device',
       'POST /oauth/token',
+      'POST /v0/login/device',
       'POST /v0/oauth/token',
     ])
   })

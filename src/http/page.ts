@@ -6,6 +6,8 @@ export interface PageOptions {
   headers?: Record<string, string>
   /** Its scripts open WebSockets to where it came from. */
   connects?: boolean
+  /** It has a form, which goes to where it came from. */
+  submits?: boolean
 }
 
 /**
@@ -18,7 +20,7 @@ export function ownPage(document: string, options: PageOptions = {}): Response {
     headers: {
       ...options.headers,
       'content-type': 'text/html; charset=utf-8',
-      'content-security-policy': policyOf(document, options.connects ?? false),
+      'content-security-policy': policyOf(document, options),
       'referrer-policy': 'no-referrer',
       'x-content-type-options': 'nosniff',
     },
@@ -31,7 +33,7 @@ export function isOwnPage(response: Response): boolean {
   return ownPages.has(response)
 }
 
-function policyOf(document: string, connects: boolean): string {
+function policyOf(document: string, { connects = false, submits = false }: PageOptions): string {
   const scripts = [...document.matchAll(/<script[^>]*>(.*?)<\/script>/gs)].map(
     ([, script = '']) => `'sha256-${new Bun.CryptoHasher('sha256').update(script).digest('base64')}'`,
   )
@@ -42,8 +44,9 @@ function policyOf(document: string, connects: boolean): string {
     ...(scripts.length > 0 ? [`script-src ${scripts.join(' ')}`] : []),
     ...(connects ? ["connect-src 'self'"] : []),
     "base-uri 'none'",
-    "form-action 'none'",
+    // What is typed into a form must not be typed into a page around it.
+    ...(submits ? ["form-action 'self'", "frame-ancestors 'none'"] : ["form-action 'none'"]),
     // Of which a page without scripts needs what comes along: to load itself anew.
-    'sandbox allow-scripts',
+    `sandbox allow-scripts${submits ? ' allow-forms' : ''}`,
   ].join('; ')
 }

@@ -5,13 +5,16 @@ import { parseJson, readText } from '../body.ts'
 import { type Route, route } from '../route.ts'
 
 const tokenBodyBytesMax = 16 * 1024
+/** Of a login that somebody approves in a browser (RFC 8628). */
+const deviceGrantType = 'urn:ietf:params:oauth:grant-type:device_code'
 const noStore = { 'cache-control': 'no-store' }
 
 const tokenInput = z.object({
-  grant_type: z.enum(['client_credentials', 'refresh_token']),
+  grant_type: z.enum(['client_credentials', 'refresh_token', deviceGrantType]),
   client_id: z.string().optional().meta({ description: 'Unless it comes in a Basic Authorization header' }),
   client_secret: z.string().optional(),
   refresh_token: z.string().optional(),
+  device_code: z.string().optional(),
 })
 const tokenAnswer = z.object({
   access_token: z.string().meta({ description: 'A JWT with iat and exp' }),
@@ -22,6 +25,7 @@ const tokenAnswer = z.object({
 const discoveryAnswer = z.object({
   issuer: z.string(),
   token_endpoint: z.string(),
+  device_authorization_endpoint: z.string(),
   jwks_uri: z.string(),
   grant_types_supported: z.array(z.string()),
   response_types_supported: z.array(z.string()),
@@ -40,7 +44,7 @@ export function oauthRoutes(access: Access): Route[] {
       access: 'public',
       errors: 'oauth',
       tag: 'oauth',
-      summary: 'Exchange client credentials or a refresh token for an access token',
+      summary: 'Exchange client credentials, an approved login or a refresh token for an access token',
       readsBody: { 'application/json': tokenInput, 'application/x-www-form-urlencoded': tokenInput },
       answer: tokenAnswer,
       async handle({ request, origin }) {
@@ -59,8 +63,9 @@ export function oauthRoutes(access: Access): Route[] {
       handle: ({ origin }) => ({
         issuer: origin,
         token_endpoint: `${origin}/v0/oauth/token`,
+        device_authorization_endpoint: `${origin}/v0/login/device`,
         jwks_uri: `${origin}/v0/.well-known/jwks.json`,
-        grant_types_supported: ['client_credentials', 'refresh_token'],
+        grant_types_supported: ['client_credentials', 'refresh_token', deviceGrantType],
         response_types_supported: ['token'],
         subject_types_supported: ['public'],
         id_token_signing_alg_values_supported: ['EdDSA'],
@@ -89,6 +94,7 @@ async function readTokenRequest(request: Request, issuer: string): Promise<Token
     clientId: basic?.clientId ?? parameters.client_id,
     clientSecret: basic?.clientSecret ?? parameters.client_secret,
     refreshToken: parameters.refresh_token,
+    deviceCode: parameters.device_code,
     issuer,
   }
 }
@@ -110,7 +116,7 @@ async function readParameters(request: Request): Promise<Record<string, string |
   return body as Record<string, string | undefined>
 }
 
-const parameterNames = { grant_type: 1, client_id: 1, client_secret: 1, refresh_token: 1 }
+const parameterNames = { grant_type: 1, client_id: 1, client_secret: 1, refresh_token: 1, device_code: 1 }
 
 function readBasic(header: string | null): { clientId: string; clientSecret: string } | null {
   if (header === null) return null

@@ -10,6 +10,8 @@ export interface Message {
   /** HTML. */
   lines: string[]
   waits?: boolean
+  /** HTML below the lines. */
+  form?: string
 }
 
 /** Null for a failure that says more as it is. */
@@ -26,7 +28,7 @@ export function gatewayPage(error: PlatformError, port: number | null): Response
 }
 
 /** A message as a document that brings everything along. */
-export function documentOf({ title, lines, waits = false }: Message): string {
+export function documentOf({ title, lines, waits = false, form = '' }: Message): string {
   const refresh = waits ? `<meta http-equiv="refresh" content="${retrySeconds}">` : ''
   return `<!doctype html>
 <html lang="en">
@@ -43,6 +45,7 @@ ${refresh}<title>${title}</title>
 ${waits ? waiting : still}
 <h1>${title}</h1>
 ${lines.map((line) => `<p>${line}</p>`).join('\n')}
+${form}
 ${waits ? `<p class="quiet">Looks again every ${retrySeconds} seconds.</p>` : ''}
 </main>
 </body>
@@ -119,6 +122,10 @@ h1 { margin: 18px 0 10px; font-size: 20px; line-height: 1.3; font-weight: 650; l
 p + p { margin-top: 10px }
 code { font: .92em ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; background: var(--code); padding: .1em .35em; border-radius: 5px }
 code.line { display: block; margin-top: 10px; padding: 9px 12px; border-radius: 8px; overflow-x: auto; white-space: nowrap }
+label { display: block; margin-top: 16px; font-size: 13px; color: var(--quiet) }
+input, button { display: block; width: 100%; font: inherit; border-radius: 8px; padding: 9px 12px; color: inherit }
+input { margin-top: 4px; background: var(--code); border: 1px solid var(--line) }
+button { margin-top: 20px; background: var(--accent); color: var(--card); border: 0; font-weight: 600; cursor: pointer }
 .quiet { margin-top: 18px !important; color: var(--quiet); font-size: 13px }
 .mark { display: block; width: 36px; height: 36px }
 .mark rect { fill: var(--accent) }

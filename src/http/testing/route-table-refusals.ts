@@ -104,6 +104,8 @@ function isOpen(route: Route): boolean {
 function shapeMatches(route: Route, text: string): boolean {
   // The answer to HEAD has no body to judge.
   if (route.method === 'HEAD') return true
+  // A page for people is no error's shape.
+  if (text.startsWith('<')) return false
   const body = JSON.parse(text) as { error?: unknown; code?: unknown; message?: unknown }
   switch (route.errors) {
     case 'control':

@@ -11,6 +11,7 @@ import { openSqliteStore } from '../../stores/sqlite/index.ts'
 import { Users, Workspaces } from '../../workspaces/index.ts'
 import { type App, type AppOptions, createApp } from '../app.ts'
 import { apiKeyRoutes } from '../control/api-keys.ts'
+import { loginRoutes } from '../control/login.ts'
 import { oauthRoutes } from '../control/oauth.ts'
 import { platformRoutes } from '../control/platform.ts'
 import { serviceAccountRoutes } from '../control/service-accounts.ts'
@@ -78,6 +79,7 @@ export class TestPlatform implements AsyncDisposable {
         ...apiKeyRoutes(access.keys),
         ...serviceAccountRoutes(access),
         ...oauthRoutes(access),
+        ...loginRoutes(access),
         ...platformRoutes({ region: null, notReady: () => null }),
         ...sampleRoutes(),
         ...(options.routes ?? []),
