@@ -8,7 +8,16 @@ import { Glob } from 'bun'
 
 const ground = ['lib', 'errors', 'data-directory', 'version']
 const seams = [...ground, 'spec']
-const nouns = ['access', 'workspaces', 'sandboxes', 'images', 'network', 'codegen', 'telemetry']
+const nouns = [
+  'access',
+  'workspaces',
+  'sandboxes',
+  'images',
+  'network',
+  'codegen',
+  'telemetry',
+  'deployments',
+]
 const domain = [...seams, 'instances', 'config', ...nouns]
 const everything = [...domain, 'http', 'guest', 'runtimes', 'stores', 'platform']
 

@@ -9,6 +9,7 @@ import { Access, FirstCredentials } from './access/index.ts'
 import { Codegen } from './codegen/index.ts'
 import { type Config, configDefaults, type RuntimeName } from './config.ts'
 import { dataDirDefault } from './data-directory.ts'
+import { Fleet } from './deployments/fleet/index.ts'
 import { PlatformError } from './errors.ts'
 import { HelperLayers } from './guest/index.ts'
 import { createApp } from './http/app.ts'
@@ -130,7 +131,6 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   const network = new Network({
     allow: [...config.egressAllow, ...(carried?.addresses ?? [])],
     registryNames: carried?.names ?? [],
-    platformDoor: config.platformDoor,
     dir: join(dataDir, 'network'),
     clock,
     log,
@@ -240,6 +240,8 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
     ...{ store, instances, images, secrets, clock, log, dataDir, limits },
     ...region,
   })
+  const fleet = new Fleet({ ...{ store, instances, images, logs, clock, log }, ...region })
+  opened.defer(() => fleet.close())
   const domain = config.domains[0] ?? 'localhost'
   const hosts = new Hosts({
     listenHosts: config.hosts,
@@ -264,6 +266,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   await snapshots.open()
   // What instances and snapshots of an earlier life stand on must not go while another platform of this host freezes anew.
   await host.retain([...instances.roots(), ...snapshots.roots()].flatMap(({ root }) => root.mounts))
+  fleet.open()
   await sandboxes.open()
   await previews.open()
   await schedules.open()
@@ -312,6 +315,8 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
       dir: join(dataDir, 'doors'),
       ownerOf: (instanceId) => instances.ownerOf(instanceId),
       sandboxes,
+      workloadOf: (instanceId) => fleet.workloadOf(instanceId),
+      platformDoor: config.platformDoor,
       api,
       app,
       clock,

@@ -26,6 +26,7 @@ export {
 } from './principals.ts'
 export type { ServiceAccount } from './service-accounts.ts'
 export { accessTokenLifetimeMs } from './tokens.ts'
+export { workloadKey } from './workloads.ts'
 
 /** Verified credentials kept in memory. */
 const verifiedCredentialsMax = 10_000

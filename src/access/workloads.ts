@@ -3,6 +3,12 @@ import { type BatchStep, findLimitMax, type Store } from '../spec/store.ts'
 import type { Identity } from './principals.ts'
 import type { Tokens } from './tokens.ts'
 
+/**
+ * What programs inside send where a client wants a key, and no secret: it stands for whoever the connection itself says
+ * it is, and for nobody on any other connection.
+ */
+export const workloadKey = 'hutch-workload'
+
 const workloadTokenLifetimeMsMax = 24 * 60 * 60 * 1000
 const workloadIssuer = 'http://hutch.internal'
 

@@ -81,13 +81,13 @@ static int spend(void) {
 
 static void listen_again(void) {
   paused = 0;
-  (void)loop_add(api_fd, EPOLLIN, &api_source);
+  if (api_fd >= 0) (void)loop_add(api_fd, EPOLLIN, &api_source);
   if (tcp_fd >= 0) (void)loop_add(tcp_fd, EPOLLIN, &tcp_source);
 }
 
 static void pause_listening(void) {
   paused = 1;
-  (void)loop_add(api_fd, 0, &api_source);
+  if (api_fd >= 0) (void)loop_add(api_fd, 0, &api_source);
   if (tcp_fd >= 0) (void)loop_add(tcp_fd, 0, &tcp_source);
 }
 
@@ -311,7 +311,8 @@ int egress_open(const struct network *network, int mailbox, size_t relays_max) {
   api_source.handle = api_ready;
   dns_source.handle = dns_ready;
   mailbox_source.handle = mailbox_ready;
-  if (loop_add(mailbox_fd, EPOLLIN, &mailbox_source) < 0 || loop_add(api_fd, EPOLLIN, &api_source) < 0) return -1;
+  if (loop_add(mailbox_fd, EPOLLIN, &mailbox_source) < 0) return -1;
+  if (api_fd >= 0 && loop_add(api_fd, EPOLLIN, &api_source) < 0) return -1;
   if (tcp_fd < 0) return 0;
   return loop_add(tcp_fd, EPOLLIN, &tcp_source) < 0 || loop_add(dns_fd, EPOLLIN, &dns_source) < 0 ? -1 : 0;
 }

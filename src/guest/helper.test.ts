@@ -268,6 +268,14 @@ suite(`an instance launched by root${reason}`, () => {
     expect(received.length).toBe(0)
   }, 120_000)
 
+  test('leaves the port of the own API to programs where it is asked to', async () => {
+    const listens = `require('net').createServer((socket) => socket.end('mine')).listen(8080, '0.0.0.0')`
+    const instance = await host.launch({ entries: ['api=no'], javascript: listens })
+    const socket = await open(await portSocket(instance, 8080))
+    expect((await drain(socket)).toString()).toBe('mine')
+    socket.destroy()
+  }, 120_000)
+
   test('lets go of both sides when a client goes away', async () => {
     const instance = await host.launch({
       javascript: `let open = 0; require('net').createServer((socket) => {

@@ -257,7 +257,7 @@ _Noreturn void launch(uint32_t request, const void *specification, size_t length
   close(channel[1]);
   close(plan.listen_fd);
   if (plan.identity.userns_fd >= 0) close(plan.identity.userns_fd);
-  struct network network = network_setup(); /* while process 1 mounts */
+  struct network network = network_setup(!spec.without_api); /* while process 1 mounts */
   if (send(channel[0], "g", 1, MSG_NOSIGNAL) < 0 && errno != EPIPE) fail("guest", "channel");
   int disk_device = await_guest(channel[0]);
   close(channel[0]);

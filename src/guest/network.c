@@ -348,7 +348,7 @@ static int dns_socket(void) {
   return fd;
 }
 
-struct network network_setup(void) {
+struct network network_setup(int with_api) {
   /* First: without it the world's addresses must not become local ones. */
   struct network network = {.tcp_fd = -1, .dns_fd = -1, .api_fd = -1, .redirects = redirect_all() == 0};
   bring_up(network.redirects);
@@ -359,7 +359,7 @@ struct network network_setup(void) {
   (void)write_file_at(AT_FDCWD, "/proc/sys/net/ipv4/ping_group_range", "0 2147483647");
   /* Nothing here leaves by a wire: the host's default may pace by timers, as BBR does, and takes twice as long. */
   (void)write_file_at(AT_FDCWD, "/proc/sys/net/ipv4/tcp_congestion_control", "reno");
-  network.api_fd = listen_on(API_PORT);
+  if (with_api) network.api_fd = listen_on(API_PORT);
   if (network.redirects) {
     network.tcp_fd = listen_on(EGRESS_PORT);
     network.dns_fd = dns_socket();

@@ -13,6 +13,6 @@ struct network {
 };
 
 /* Sets up the network namespace that the caller is in. Fails with stage `network`. */
-struct network network_setup(void);
+struct network network_setup(int with_api);
 
 #endif

@@ -97,6 +97,9 @@ static void set_key(struct spec *spec, const char *key, char *value) {
   } else if (!strcmp(key, "transient")) {
     if (strcmp(value, "yes")) refuse(key, "yes is wanted");
     spec->transient = 1;
+  } else if (!strcmp(key, "api")) {
+    if (strcmp(value, "no")) refuse(key, "no is wanted");
+    spec->without_api = 1;
   } else if (!strcmp(key, "seccomp")) {
     if (!strcmp(value, "default")) spec->seccomp = 1;
     else if (!strcmp(value, "none")) spec->seccomp = 0;

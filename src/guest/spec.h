@@ -41,6 +41,7 @@ struct spec {
   enum disk_kind disk;
   int seccomp;
   int transient; /* ends with the launcher */
+  int without_api; /* nobody listens on API_PORT inside: it is free for programs */
 };
 
 /* Parses in place: the strings of `spec` stay inside `text`. Fails with stage `spec`. */

@@ -4,6 +4,7 @@ import {
   type Identity,
   type Principal,
   principalIn,
+  workloadKey,
   workspacesOf,
 } from '../access/index.ts'
 import { PlatformError } from '../errors.ts'
@@ -40,7 +41,7 @@ export interface Connection {
   readonly upgrade: RouteContext<unknown, unknown, unknown>['upgrade']
   /** Null while as many files are sent as may be at once. */
   readonly sendFile: RouteContext<unknown, unknown, unknown>['sendFile']
-  /** Who is on the other end, where the connection itself says so; a credential that is sent wins over it. */
+  /** Who is on the other end, where the connection itself says so; a credential that is sent wins, but for `workloadKey`. */
   readonly identity?: Identity | undefined
 }
 
@@ -105,6 +106,8 @@ interface Passage {
   compiled: CompiledRoute | null
   principal: Principal | null
   previewHost: boolean
+  /** No credential is asked for. */
+  open: boolean
 }
 
 class Handler {
@@ -134,6 +137,7 @@ class Handler {
       compiled: null,
       principal: null,
       previewHost: false,
+      open: false,
     }
     let response: Response
     try {
@@ -193,8 +197,8 @@ class Handler {
     const { request, path } = passage
     if (request.method === 'OPTIONS') {
       const found = this.#table.any(path)
-      if (found !== null && (isPreflight(request, found) || !this.#table.allowed(path).includes('OPTIONS')))
-        return null
+      const answersItself = found?.route.isOpen === undefined && isPreflight(request, found)
+      if (found !== null && (answersItself || !this.#table.allowed(path).includes('OPTIONS'))) return null
     }
     const compiled = this.#matchOrShape(passage)
     if (compiled === null) {
@@ -202,6 +206,7 @@ class Handler {
       throw new PlatformError(passage.shape === 'gateway' ? 'route_not_found' : 'not_found', message)
     }
     passage.compiled = compiled
+    passage.open = compiled.route.access === 'public' || compiled.route.access === 'capability'
     passage.shape = compiled.route.errors
     return compiled
   }
@@ -219,15 +224,18 @@ class Handler {
     const { request, path, search } = passage
     const { route } = compiled
     const params = readParams(compiled, path)
-    const open = route.access === 'public' || route.access === 'capability'
     let used: PresentedCredential | null = null
     let workspace = ''
-    if (!open) {
+    if (passage.open) {
+      // Whoever comes is nobody to the platform.
+    } else if (route.isOpen !== undefined && (await route.isOpen(params as never))) {
+      passage.open = true
+      used = await this.#ownCredential(route, passage)
+    } else if (route.isOpen !== undefined && request.method === 'OPTIONS' && isPreflight(request, compiled)) {
+      return preflight(this.#table.allowed(path))
+    } else {
       used = presentedCredential(request.headers, search, route.queryToken === true)
-      const identity =
-        used === null
-          ? passage.connection?.identity
-          : await this.#options.access.authenticate(used.credential)
+      const identity = await this.#identify(used, passage)
       if (identity === undefined) throw missingCredential()
       if (route.access === 'account') {
         passage.principal = accountPrincipal(identity)
@@ -254,6 +262,26 @@ class Handler {
     const answer = await route.handle(context as never)
     if (answer instanceof Response) return answer
     return Response.json(answer, { status: route.successStatus ?? 200 })
+  }
+
+  #identify(
+    used: PresentedCredential | null,
+    { connection }: Passage,
+  ): Identity | undefined | Promise<Identity> {
+    const known = connection?.identity
+    if (used === null || (known !== undefined && used.credential === workloadKey)) return known
+    return this.#options.access.authenticate(used.credential)
+  }
+
+  /** Where none is asked for, a credential may be the program's own; one of ours is still not its to see. */
+  async #ownCredential(route: Route, passage: Passage): Promise<PresentedCredential | null> {
+    try {
+      const used = presentedCredential(passage.request.headers, passage.search, route.queryToken === true)
+      if (used === null) return null
+      return (await this.#identify(used, passage)) === undefined ? null : used
+    } catch {
+      return null
+    }
   }
 
   /** One line a request, of the route's template only: paths and queries may hold secrets. */
@@ -394,8 +422,9 @@ function portOf(authority: string): number {
 }
 
 /** Routes open to all answer their own preflights: what they lead to may have rules of its own. */
-function isPreflight(request: Request, { route }: CompiledRoute): boolean {
-  if (route.access === 'public' || route.access === 'capability') return false
+function isPreflight(request: Request, compiled: CompiledRoute | null): boolean {
+  const access = compiled?.route.access
+  if (access === 'public' || access === 'capability') return false
   return request.headers.has('access-control-request-method') && request.headers.has('origin')
 }
 
@@ -426,7 +455,7 @@ function finish(passage: Passage, response: Response): Response {
   // Of what a program gave no type, the browser is to look what it is; it gets no part of this origin, see below.
   if (headers.has('content-type') || answer.body === null || compiled?.route.method !== 'ALL')
     headers.set('x-content-type-options', 'nosniff')
-  const open = compiled?.route.access === 'public' || compiled?.route.access === 'capability'
+  const { open } = passage
   // Without credentials on both sides: a page may call the API with a key it holds, never with the browser's own.
   if (!open && !headers.has('access-control-allow-origin')) headers.set('access-control-allow-origin', '*')
   // A page from inside a sandbox must not run with the platform's origin.

@@ -19,10 +19,22 @@ export interface InstanceDoorsOptions {
   /** What an instance belongs to; null when it is not known (yet). */
   ownerOf: (instanceId: string) => { kind: string; workspace: string; name: string } | null
   sandboxes: Pick<Sandboxes, 'acquireFromInside' | 'get'>
+  /** What runs in an instance of a revision; null for every other instance. */
+  workloadOf: (instanceId: string) => DeployedWorkload | null
+  /** Sandboxes reach the platform at `hutch.internal`; what is deployed always does. */
+  platformDoor: boolean
   api: SandboxApi
   app: Pick<App, 'fetch'>
   clock: Clock
   log: Logger
+}
+
+/** As what something deployed speaks to the platform. */
+export interface DeployedWorkload {
+  kind: string
+  workspace: string
+  name: string
+  labels: Record<string, string>
 }
 
 interface Door {
@@ -31,6 +43,7 @@ interface Door {
 }
 
 const sandboxKind = 'sandbox'
+const revisionKind = 'revision'
 const ownNames = /^(?:localhost|127(?:\.\d{1,3}){3}|\[::1\]|10\.201\.0\.2)$/
 
 /**
@@ -56,8 +69,13 @@ export class InstanceDoors implements Doors {
     this.#dirFile = openSync(options.dir, 'r')
   }
 
+  hasPlatform(instanceId: string): boolean {
+    const kind = this.#options.ownerOf(instanceId)?.kind ?? sandboxKind
+    return kind === revisionKind || (kind === sandboxKind && this.#options.platformDoor)
+  }
+
   open(instanceId: string, door: 'api' | 'platform'): string | null {
-    if (this.#closed) return null
+    if (this.#closed || (door === 'platform' && !this.hasPlatform(instanceId))) return null
     const name = `${instanceId}.${door}`
     const known = this.#doors.get(name)
     if (known) return known.path
@@ -182,19 +200,17 @@ export class InstanceDoors implements Doors {
   }
 
   async #identityOf(instanceId: string): Promise<Identity> {
+    const deployed = this.#options.workloadOf(instanceId)
+    if (deployed !== null) return identityOf(instanceId, deployed)
     const { workspace, name } = this.#sandboxOf(instanceId)
     const { body } = await this.#options.sandboxes.get(workspace, name)
-    const resource = { kind: sandboxKind, name }
-    const principal = {
-      kind: 'workload' as const,
-      id: instanceId,
-      name,
-      workspace,
-      resource,
-      labels: body.labels,
-    }
-    return { kind: 'workload', principal }
+    return identityOf(instanceId, { kind: sandboxKind, workspace, name, labels: body.labels })
   }
+}
+
+function identityOf(id: string, { kind, workspace, name, labels }: DeployedWorkload): Identity {
+  const principal = { kind: 'workload' as const, id, name, workspace, resource: { kind, name }, labels }
+  return { kind: 'workload', principal }
 }
 
 /**

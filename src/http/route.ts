@@ -78,6 +78,8 @@ export interface Route<
   /** OpenAPI style, `/v0/sandboxes/{sandboxName}`. A last segment `{path*}` takes the rest, undecoded. */
   path: Path
   access: RouteAccess
+  /** Whether what this address leads to is open to all: then no credential is asked for. Absent: never. */
+  isOpen?(params: PathParams<Path>): boolean | Promise<boolean>
   errors: ErrorShape
   /** For /v0/openapi.json and people. */
   summary: string

@@ -5,10 +5,12 @@ import type { Entry } from './entry.ts'
 
 /** Whose machine it is. */
 export interface InstanceOwner {
-  /** 'sandbox', later also 'revision' and 'task' */
+  /** 'sandbox', 'revision', 'build' */
   kind: string
   workspace: string
   name: string
+  /** Of the kind 'revision': which one, and of what kind of deployment `name` is. */
+  revision?: { id: string; kind: string }
 }
 
 /** What to start; `env` rests sealed. */
@@ -17,6 +19,8 @@ export type NewInstance = Omit<InstanceSpec, 'id' | 'signal'> & {
   program?: string[]
   /** That the program listens on once it can be used. */
   programPort?: number
+  /** Its files are worth nothing without what runs: once it ended, also with this host, it is not started again. */
+  ephemeral?: boolean
   /** Whom programs and file operations are run as; absent: root. */
   user?: string
 }

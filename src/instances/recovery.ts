@@ -124,7 +124,7 @@ export class InstanceRecovery {
     // Its owner knows what is to be done about it.
     if (record.state !== 'running') return
     const adoption = this.#adopt(entry, record.handle)
-    const ready = adoption.then((adopted) => adopted ?? this.#restarts.restart(entry, 0))
+    const ready = adoption.then((adopted) => adopted ?? this.#restarts.again(entry))
     entry.ready = this.#background.track(ready)
     entry.ready.catch(() => {})
     await adoption

@@ -69,8 +69,18 @@ export class InstanceRestarts {
       entry.exits = entry.exits.filter((at) => now - at < restartWindowMs)
       entry.exits.push(now)
       void instance[Symbol.asyncDispose]().catch(() => {})
-      this.begin(entry, entry.exits.length - 1)
+      if (entry.spec.ephemeral) {
+        entry.ready = this.again(entry)
+        entry.ready.catch(() => {})
+      } else this.begin(entry, entry.exits.length - 1)
     })
+  }
+
+  /** Of one that does not run: started again from its files, unless they are worth nothing. @throws as `restart` */
+  async again(entry: Entry): Promise<Instance> {
+    if (!entry.spec.ephemeral) return await this.restart(entry, 0)
+    if (entry.state === 'starting' || entry.state === 'running') entry.state = 'failed'
+    throw new PlatformError('workload_unavailable', 'the instance has ended')
   }
 
   /** Starts it again in the background; `entry.ready` settles after. `attempt` 0 starts at once. */

@@ -24,6 +24,8 @@ export { hostRegistries } from './registries.ts'
 export interface Doors {
   /** `api`: the sandbox's own API. `platform`: the whole platform. Null: this instance has none. */
   open(instanceId: string, door: 'api' | 'platform'): string | null
+  /** Whether this instance reaches the platform at `hutch.internal`. */
+  hasPlatform(instanceId: string): boolean
   close(instanceId: string): void
 }
 
@@ -32,8 +34,6 @@ export interface NetworkOptions {
   allow: readonly string[]
   /** Names of the host's own package registries: their addresses are allowed, wherever they are. */
   registryNames: readonly { name: string; ports: readonly number[] }[]
-  /** Programs inside reach the platform at `hutch.internal`. */
-  platformDoor: boolean
   /** Made when missing. */
   dir: string
   clock: Clock
@@ -58,7 +58,6 @@ export class Network implements Egress {
   readonly #clock: Clock
   readonly #log: Logger
   readonly #verdicts: VerdictLog
-  readonly #platformDoor: boolean
   readonly #dns: DnsServer
   readonly #queries = new Map<string, Semaphore>()
   readonly #ownPorts = new Set<number>()
@@ -69,13 +68,11 @@ export class Network implements Egress {
   constructor(options: NetworkOptions) {
     this.#clock = options.clock
     this.#log = options.log
-    this.#platformDoor = options.platformDoor
     this.#allow = new AllowList(options.allow)
     for (const { name, ports } of options.registryNames) this.#allow.allowName(name, ports)
     this.#names = new Names({
       allow: this.#allow,
       clock: options.clock,
-      platformNamed: options.platformDoor,
       ...(options.resolver ? { resolver: options.resolver } : {}),
     })
     this.#verdicts = new VerdictLog(options.log, options.clock)
@@ -113,8 +110,10 @@ export class Network implements Egress {
       return { kind: 'hand_over', path: this.#dns.path(), preamble: this.#dns.preamble(instanceId) }
     }
     if (sameAddress(address, platformAddress)) {
-      if (this.#platformDoor && platformPorts.has(port)) return await this.#door(instanceId, 'platform')
-      return this.#refused(connection, 'no door')
+      const doors = await this.#doors.promise
+      if (!platformPorts.has(port) || !doors.hasPlatform(instanceId))
+        return this.#refused(connection, 'no door')
+      return await this.#door(instanceId, 'platform')
     }
     const target = sameAddress(address, hostAddress) ? loopback : address
     const reason = target === address && isInside(address) ? 'reserved' : await this.#objection(target, port)
@@ -177,7 +176,10 @@ export class Network implements Egress {
       this.#queries.set(instanceId, queries)
     }
     try {
-      return await queries.run(() => this.#names.answer(query, transport))
+      return await queries.run(async () => {
+        const platformNamed = (await this.#doors.promise).hasPlatform(instanceId)
+        return await this.#names.answer(query, transport, { platformNamed })
+      })
     } catch {
       return null
     }

@@ -48,7 +48,6 @@ export class Names {
   readonly #resolver: HostResolver
   readonly #allow: AllowList
   readonly #clock: Clock
-  readonly #platformNamed: boolean
   readonly #found = new BoundedMap<string, { until: number; found: Promise<Found> }>(cachedNamesMax)
   /** By address and port: until when an allowed name leads there. */
   readonly #led = new BoundedMap<string, number>(cachedNamesMax)
@@ -60,17 +59,18 @@ export class Names {
     resolver?: HostResolver
     allow: AllowList
     clock: Clock
-    /** `hutch.internal` is a name. */
-    platformNamed: boolean
   }) {
     this.#resolver = options.resolver ?? systemResolver
     this.#allow = options.allow
     this.#clock = options.clock
-    this.#platformNamed = options.platformNamed
   }
 
-  /** Null: no answer at all. */
-  async answer(query: Uint8Array, transport: 'udp' | 'tcp'): Promise<Uint8Array | null> {
+  /** Null: no answer at all. `platformNamed`: to who asks, `hutch.internal` is a name. */
+  async answer(
+    query: Uint8Array,
+    transport: 'udp' | 'tcp',
+    { platformNamed }: { platformNamed: boolean },
+  ): Promise<Uint8Array | null> {
     const question = parseQuery(query)
     if (question === null) return null
     if ('code' in question) return plainAnswer(question.id, question.code)
@@ -81,7 +81,8 @@ export class Names {
     const { type } = question
     const asked = type === anyType ? recordTypes.a : type
     if (asked === recordTypes.a || asked === recordTypes.aaaa) {
-      const found = await this.#lookup(question.name)
+      const hidden = question.name === platformName && !platformNamed
+      const found = hidden ? { addresses: [] } : await this.#lookup(question.name)
       if (found === 'failed') return answer(responseCodes.serverFailure)
       if (found.addresses.length === 0) return answer(responseCodes.nameError)
       return answer(responseCodes.noError, this.#records(question, asked, found.addresses))
@@ -141,7 +142,7 @@ export class Names {
   #internal(name: string): Address[] {
     if (name === 'localhost' || name.endsWith('.localhost')) return [loopback4, loopback6]
     if (name === hostName) return [hostAddress]
-    return name === platformName && this.#platformNamed ? [platformAddress] : []
+    return name === platformName ? [platformAddress] : []
   }
 
   /** An allowed name stands for addresses that are allowed from now on, by its ports. */

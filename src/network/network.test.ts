@@ -17,18 +17,24 @@ afterAll(() => {
 const clock = new FakeClock()
 const names: Record<string, string[]> = {}
 
-function network(options: Partial<NetworkOptions> = {}): Network {
+function network({
+  platform = false,
+  ...options
+}: Partial<NetworkOptions> & { platform?: boolean } = {}): Network {
   const made = new Network({
     allow: [],
     registryNames: [],
-    platformDoor: false,
     dir,
     clock,
     log: silentLogger,
     resolver: { addresses: async (name) => names[name] ?? [], records: async () => [] },
     ...options,
   })
-  made.useDoors({ open: (instanceId, door) => `/doors/${instanceId}.${door}`, close: () => {} })
+  made.useDoors({
+    open: (instanceId, door) => `/doors/${instanceId}.${door}`,
+    hasPlatform: () => platform,
+    close: () => {},
+  })
   opened.push(made)
   return made
 }
@@ -133,12 +139,12 @@ test('a name that is not on the list leads nowhere private, whatever it resolves
   expect(await verdict(asked, '10.0.0.66')).toEqual(refused)
 })
 
-test('the doors: the own API always, the platform where it is configured', async () => {
+test('the doors: the own API always, the platform where an instance has it', async () => {
   const closed = network()
   const api = { instanceId: 'one', kind: 'api', address: new Uint8Array(), port: 0 } as const
   expect(await closed.decide(api)).toEqual({ kind: 'hand_over', path: '/doors/one.api' })
   expect(await verdict(closed, '10.201.0.1', 80)).toEqual(refused)
-  const open = network({ platformDoor: true })
+  const open = network({ platform: true })
   expect(await verdict(open, '10.201.0.1', 80)).toEqual({ kind: 'hand_over', path: '/doors/one.platform' })
   expect(await verdict(open, '10.201.0.1', 443)).toEqual({ kind: 'hand_over', path: '/doors/one.platform' })
   for (const port of [22, 4400, 8080]) expect(await verdict(open, '10.201.0.1', port)).toEqual(refused)
@@ -202,7 +208,7 @@ test('names are answered as the resolver of the host does, and the difference be
   expect(await answered(asked, 'localhost', 1)).toEqual([0, ['7f000001']])
   expect(await answered(asked, 'host.hutch.internal', 1)).toEqual([0, ['0ac90003']])
   expect(await answered(asked, 'hutch.internal', 1)).toEqual([3, []])
-  expect(await answered(network({ platformDoor: true }), 'hutch.internal', 1)).toEqual([0, ['0ac90001']])
+  expect(await answered(network({ platform: true }), 'hutch.internal', 1)).toEqual([0, ['0ac90001']])
 })
 
 test('a resolver that cannot be asked is a failure, not an answer', async () => {

@@ -28,6 +28,7 @@ import { SandboxTurns } from './turns.ts'
 import { SandboxUpgrades } from './upgrades.ts'
 
 export { memoryMbDefault, sandboxApiPort, sandboxApiPorts } from './draft.ts'
+export { becomeUser, userEnv } from './identity.ts'
 export type { SandboxLease } from './leases.ts'
 export {
   Previews,

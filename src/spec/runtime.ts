@@ -118,6 +118,8 @@ export interface InstanceSpec {
   pidsMax: number
   /** What a process started with no environment of its own gets. */
   env: Record<string, string>
+  /** Nothing of the platform listens inside on the port of a sandbox's own API: it is free for programs. */
+  withoutApi?: boolean
   /** Working directory of processes and of relative paths. Made when missing. */
   workingDir: string
   /**
@@ -202,6 +204,8 @@ export interface InstanceStats {
   memoryBytes: number
   cpuMs: number
   processes: number
+  /** Programs that the kernel ended for want of memory, so far; absent where nobody counts. */
+  oomKills?: number
   diskBytes: number | null
   /** It takes no writes until the machine is started again: the host had no room for what had to be written. */
   diskClosed?: boolean

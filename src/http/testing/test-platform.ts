@@ -210,6 +210,20 @@ function sampleRoutes(): Route[] {
     route({
       ...shared,
       method: 'ALL',
+      path: '/{workspace}/samples/{sampleName}/{path*}',
+      access: 'read',
+      isOpen: ({ sampleName }) => sampleName === 'open',
+      errors: 'gateway',
+      handle: ({ request, consumed, principal, workspace }) => ({
+        method: request.method,
+        consumed,
+        principal,
+        workspace,
+      }),
+    }),
+    route({
+      ...shared,
+      method: 'ALL',
       path: '/-/preview/{previewId}/{path*}',
       access: 'capability',
       errors: 'gateway',

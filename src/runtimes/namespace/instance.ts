@@ -154,6 +154,7 @@ export class NamespaceInstance implements Instance {
       memoryBytes: counted.memoryBytes ?? tree?.memoryBytes ?? 0,
       cpuMs: counted.cpuMs ?? tree?.cpuMs ?? 0,
       processes: counted.processes ?? tree?.processes ?? 0,
+      oomKills: this.group.oomKills(),
       diskBytes: state.disk === 'loop' ? allocatedBytes(`${dir}/disk.img`) : null,
       diskClosed: this.#disk?.closed ?? false,
     }

@@ -79,6 +79,7 @@ export async function launch(spec: InstanceSpec, options: LaunchOptions): Promis
     ['seccomp', 'default'],
     ['workdir', spec.workingDir],
   ]
+  if (spec.withoutApi) entries.push(['api', 'no'])
   if (options.transient) entries.push(['transient', 'yes'])
   if (options.diskTemplate !== null) entries.push(['disktemplate', options.diskTemplate])
   for (const layer of spec.image.layers) entries.push(['layer', layer])

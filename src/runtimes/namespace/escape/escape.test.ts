@@ -26,13 +26,12 @@ let rebound: string[] = []
 const network = new Network({
   allow: [],
   registryNames: [],
-  platformDoor: false,
   dir: join(work, 'network'),
   clock: systemClock,
   log: silentLogger,
   resolver: { addresses: async () => rebound, records: async () => [] },
 })
-network.useDoors({ open: () => null, close: () => {} })
+network.useDoors({ open: () => null, hasPlatform: () => false, close: () => {} })
 const state = await probeNamespace(options)
 const asRoot = process.getuid?.() === 0
 const possible = state.usable && asRoot
