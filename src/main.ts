@@ -1,4 +1,12 @@
-import { type Command, CommandError, helpText, parseArguments, UsageError } from './cli/command.ts'
+import {
+  type Command,
+  CommandError,
+  connectionFlags,
+  helpText,
+  parseArguments,
+  type Target,
+  UsageError,
+} from './cli/command.ts'
 import { failureMessage } from './cli/failure.ts'
 import { note, paint, print } from './cli/output.ts'
 import { shellJoin, spelled } from './cli/shell.ts'
@@ -34,6 +42,12 @@ const commands: Record<string, Entry> = {
     load: async () => (await import('./cli/apply.ts')).apply,
   },
   delete: { summary: 'delete resources', load: async () => (await import('./cli/delete.ts')).remove },
+  login: { summary: 'log in to a platform', load: async () => (await import('./cli/login.ts')).login },
+  logout: { summary: 'forget a login', load: async () => (await import('./cli/login.ts')).logout },
+  token: {
+    summary: 'print what commands authenticate with',
+    load: async () => (await import('./cli/token.ts')).token,
+  },
   'sandbox ls': { summary: 'list sandboxes', load: async () => (await import('./cli/sandbox.ts')).list },
   'sandbox get': { summary: 'show one sandbox', load: async () => (await import('./cli/sandbox.ts')).get },
   'sandbox create': {
@@ -107,6 +121,10 @@ const commands: Record<string, Entry> = {
   'keys create': { summary: 'create an API key', load: async () => (await import('./cli/keys.ts')).create },
   'keys list': { summary: 'list API keys', load: async () => (await import('./cli/keys.ts')).list },
   'keys revoke': { summary: 'revoke an API key', load: async () => (await import('./cli/keys.ts')).revoke },
+  workspaces: {
+    summary: 'choose the workspace that commands act in',
+    load: async () => (await import('./cli/workspaces.ts')).workspaces,
+  },
   'workspaces list': {
     summary: 'list workspaces',
     load: async () => (await import('./cli/workspaces.ts')).list,
@@ -131,7 +149,6 @@ const aliases: Record<string, string> = {
   keys: 'keys list',
   'keys ls': 'keys list',
   'workspaces ls': 'workspaces list',
-  workspaces: 'workspaces list',
   'images list': 'images ls',
   images: 'images ls',
   sandboxes: 'sandbox ls',
@@ -167,6 +184,9 @@ async function main(argv: string[]): Promise<number> {
   if (help) {
     process.stdout.write(helpText(definition))
     return 0
+  }
+  if (definition.flags.workspace === connectionFlags.workspace) {
+    await (await import('./cli/connection.ts')).renewLogin(input.flags as Target)
   }
   return await definition.run(input)
 }

@@ -1,7 +1,8 @@
 import { Client, ClientError } from '../client/index.ts'
 import { CommandError, sameTarget, type Target, UsageError } from './command.ts'
-import { connectionFor, usesVariables } from './connection.ts'
+import { connectionFor, sourceOf } from './connection.ts'
 import { print, printJson } from './output.ts'
+import { shellQuote } from './shell.ts'
 
 export function clientFor(flags: Target): Client {
   return new Client(connectionFor(flags))
@@ -82,7 +83,12 @@ function explain(
   if (error.status === 0) return [error.message, sameTarget('hutch status', here)]
   if (error.status === 403) return [error.message, sameTarget('hutch workspaces list', here)]
   if (error.status !== 401) return [error.message, undefined]
-  if (usesVariables(flags)) return [`${error.message} (the one in BL_API_KEY)`, 'eval "$(hutch env)"']
+  const source = sourceOf(flags)
+  if (source.kind === 'variables') return [`${error.message} (the one in BL_API_KEY)`, 'eval "$(hutch env)"']
+  if (source.kind === 'login') {
+    const { apiUrl, workspace } = source.login
+    return [`${error.message}: log in again`, `hutch login ${workspace} --url ${shellQuote(apiUrl)}`]
+  }
   // What `hutch env` prints was refused, so printing it again is no help.
   return [
     `${error.message}: it was revoked; stop the platform, and its next start makes another`,

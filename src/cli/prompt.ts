@@ -42,3 +42,27 @@ export async function choose(question: string, choices: { name: string; about: s
   }
   throw new UsageError(`"${question}" wants one of ${choices.map(({ name }) => name).join(', ')}`)
 }
+
+/** Asks for a line that is not shown, such as a key. */
+export async function askSecret(question: string): Promise<string> {
+  process.stderr.write(`${question}: `)
+  const { stdin } = process
+  stdin.setRawMode(true)
+  const decoder = new TextDecoder()
+  let typed = ''
+  try {
+    for await (const chunk of stdin as AsyncIterable<Uint8Array>) {
+      for (const character of decoder.decode(chunk, { stream: true })) {
+        if (character === '\r' || character === '\n') return typed.trim()
+        if (character === '\x03') process.exit(interruptedExitCode)
+        if (character === '\x04') return typed.trim()
+        typed = character === '\x7f' || character === '\b' ? typed.slice(0, -1) : typed + character
+      }
+    }
+    return typed.trim()
+  } finally {
+    stdin.setRawMode(false)
+    stdin.pause()
+    process.stderr.write('\n')
+  }
+}

@@ -1,7 +1,56 @@
 import { clientFor, withHints } from './client.ts'
-import { command, connectionFlags, sameTarget } from './command.ts'
+import { CommandError, command, connectionFlags, sameTarget } from './command.ts'
+import { connectionFor, sourceOf } from './connection.ts'
+import { isSame, readLogins, writeLogins } from './logins.ts'
 import { age, note, print, printJson, table } from './output.ts'
-import { spelled } from './shell.ts'
+import { shellQuote, spelled } from './shell.ts'
+
+export const workspaces = command({
+  name: 'workspaces',
+  summary: 'Lists workspaces; with WORKSPACE, commands act in that one from then on.',
+  usage: '[WORKSPACE]',
+  flags: {
+    ...connectionFlags,
+    current: { kind: 'boolean', about: 'print the one that commands act in, and nothing else' },
+  },
+  notes: ['Besides: hutch workspaces create, hutch workspaces rm.'],
+  positionals: [0, 1],
+  async run({ flags, positionals }) {
+    const [name] = positionals
+    if (flags.current) {
+      const { workspace } = connectionFor(flags)
+      if (flags.json) printJson({ workspace })
+      else print(workspace)
+      return 0
+    }
+    if (name === undefined) return await list.run({ flags, positionals: [], rest: [] })
+    const wanted = { ...flags, workspace: name }
+    await withHints({ 'data-dir': flags['data-dir'] }, () => clientFor(wanted).workspaces.get(name), {
+      404: 'hutch workspaces list',
+    })
+    choose(sourceOf(flags), name)
+    if (flags.json) printJson({ workspace: name })
+    else print(name)
+    return 0
+  },
+})
+
+function choose(source: ReturnType<typeof sourceOf>, name: string): void {
+  const file = readLogins()
+  switch (source.kind) {
+    case 'variables':
+      throw new CommandError('BL_WORKSPACE says which workspace', `export BL_WORKSPACE=${shellQuote(name)}`)
+    case 'data-dir':
+      writeLogins({ ...file, workspaces: { ...file.workspaces, [source.dataDir]: name } })
+      return
+    case 'login': {
+      const { login } = source
+      const there = file.logins.find((one) => one.apiUrl === login.apiUrl && one.workspace === name)
+      const others = file.logins.filter((one) => !isSame(one, there ?? login))
+      writeLogins({ ...file, logins: [there ?? { ...login, workspace: name }, ...others] })
+    }
+  }
+}
 
 export const list = command({
   name: 'workspaces list',
@@ -14,13 +63,15 @@ export const list = command({
       const here = { 'data-dir': flags['data-dir'] }
       note(`no workspaces; try: ${spelled(sameTarget('hutch workspaces create main', here))}`)
     } else {
+      const current = connectionFor(flags).workspace
       const rows = workspaces.map((item) => [
         item.name,
         item.displayName ?? '-',
         item.status ?? '-',
         age(item.createdAt),
+        item.name === current ? '*' : '',
       ])
-      print(table(['NAME', 'DISPLAY NAME', 'STATUS', 'AGE'], rows))
+      print(table(['NAME', 'DISPLAY NAME', 'STATUS', 'AGE', 'CURRENT'], rows))
     }
     return 0
   },

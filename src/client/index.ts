@@ -8,6 +8,7 @@ import { Snapshots } from './snapshots.ts'
 import { Terminal, type TerminalOptions } from './terminal.ts'
 import { ClientError, Transport } from './transport.ts'
 
+export { Gate } from './gate.ts'
 export type { ImageInfo } from './images.ts'
 export type { Processes, ProcessInfo } from './processes.ts'
 export type { Accepted, Resource, ResourceEvent } from './resources.ts'
@@ -232,6 +233,10 @@ class Workspaces {
 
   async *list(): AsyncIterable<WorkspaceInfo> {
     yield* pages<WorkspaceInfo>(this.transport, '/workspaces')
+  }
+
+  async get(name: string): Promise<WorkspaceInfo> {
+    return await this.transport.json('GET', `/workspaces/${encodeURIComponent(name)}`)
   }
 
   async create(workspace: { name: string; displayName?: string }): Promise<WorkspaceInfo> {
