@@ -16,6 +16,7 @@ const nouns = [
   'network',
   'codegen',
   'telemetry',
+  'builds',
   'deployments',
 ]
 const domain = [...seams, 'instances', 'config', ...nouns]

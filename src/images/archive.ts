@@ -3,6 +3,7 @@ import { readFile } from 'node:fs/promises'
 import { join, posix } from 'node:path'
 import { Readable } from 'node:stream'
 import { PlatformError } from '../errors.ts'
+import { ReceivedFile } from '../lib/received-file.ts'
 import { ByteReader } from './byte-reader.ts'
 import type { ImageSource } from './install.ts'
 import { cleanPath } from './layer.ts'
@@ -18,7 +19,6 @@ import {
   parseIndex,
   parseManifest,
 } from './manifest.ts'
-import { ReceivedFile } from './received-file.ts'
 import { TarReader } from './tar.ts'
 
 const filesMax = 10_000

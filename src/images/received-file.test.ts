@@ -3,8 +3,8 @@ import { mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync } from 'no
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { PlatformError } from '../errors.ts'
+import { ReceivedFile } from '../lib/received-file.ts'
 import { openArchive } from './archive.ts'
-import { ReceivedFile } from './received-file.ts'
 import { digestOf, tar } from './test-image.ts'
 
 const dir = mkdtempSync(join(tmpdir(), 'hutch-received-'))

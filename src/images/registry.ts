@@ -4,10 +4,11 @@ import { z } from 'zod'
 import { PlatformError } from '../errors.ts'
 import type { Clock } from '../lib/clock.ts'
 import type { Dialer } from '../lib/dialer.ts'
+import { flowBytesMin, flowing } from '../lib/flow.ts'
 import type { Logger } from '../lib/log.ts'
 import { isLoopbackHost } from '../lib/loopback.ts'
+import { ReceivedFile } from '../lib/received-file.ts'
 import type { RegistryCredentials } from './credentials.ts'
-import { flowBytesMin, flowing } from './flow.ts'
 import type { ImageSource } from './install.ts'
 import {
   configBytesMax,
@@ -20,7 +21,6 @@ import {
   parseIndex,
   parseManifest,
 } from './manifest.ts'
-import { ReceivedFile } from './received-file.ts'
 import { type RegistryReference, referenceText } from './reference.ts'
 
 const redirectsMax = 5

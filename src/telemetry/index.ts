@@ -94,6 +94,7 @@ export class Logs {
   })
   readonly #background: Background
   #writing = false
+  #watched = false
   #bytes = 0
   #followers = 0
   #sweeping: Promise<void> | null = null
@@ -109,7 +110,7 @@ export class Logs {
 
   /** Nothing needs to wait for it: from now on what is too old, or too much, goes. */
   start(): void {
-    this.#background.run(this.#sweepNowAndThen())
+    this.#background.run(this.#sweepWhileThereIs())
   }
 
   /** Writes what came, and ends who follows. */
@@ -336,6 +337,7 @@ export class Logs {
       await this.#options.clock.sleep(writeEveryMs, closing).catch(() => {})
       await this.#writeAll()
     } while (!closing.aborted && this.#known.values().some(({ unwritten }) => unwritten.length > 0))
+    if (!closing.aborted) this.#background.run(this.#sweepWhileThereIs())
   }
 
   async #writeAll(): Promise<void> {
@@ -365,13 +367,17 @@ export class Logs {
     if (this.#bytes > (this.#options.logBytesMax ?? logBytesMax)) this.#background.run(this.#sweep())
   }
 
-  async #sweepNowAndThen(): Promise<void> {
+  /** A platform without logs sleeps without timers. */
+  async #sweepWhileThereIs(): Promise<void> {
+    if (this.#watched) return
+    this.#watched = true
     const { clock } = this.#options
     const { closing } = this.#background
-    while (!closing.aborted) {
+    do {
       await this.#sweep()
-      await clock.sleep(sweepEveryMs, closing).catch(() => {})
-    }
+      if (this.#bytes > 0) await clock.sleep(sweepEveryMs, closing).catch(() => {})
+    } while (this.#bytes > 0 && !closing.aborted)
+    this.#watched = false
   }
 
   #sweep(): Promise<void> {

@@ -3,7 +3,7 @@ import { PlatformError } from '../errors.ts'
 
 const bytesPerSpaceCheck = 64 * 1024 * 1024
 
-/** A part of an image as it comes in: written, counted and hashed, while the host has room. */
+/** What somebody sends, as it comes in: written, counted and hashed, while the host has room. */
 export class ReceivedFile implements AsyncDisposable {
   readonly #file: FileHandle
   readonly #hash = new Bun.CryptoHasher('sha256')
@@ -52,6 +52,13 @@ export class ReceivedFile implements AsyncDisposable {
     return `sha256:${this.#hash.digest('hex')}`
   }
 
+  /** What was written is on the disk, whatever happens. @throws insufficient_storage, internal */
+  async sync(): Promise<void> {
+    await this.#file.sync().catch((error: Error) => {
+      throw diskError(error)
+    })
+  }
+
   async [Symbol.asyncDispose](): Promise<void> {
     await this.#file.close()
   }
@@ -60,6 +67,6 @@ export class ReceivedFile implements AsyncDisposable {
 function diskError(cause: Error): PlatformError {
   const { code } = cause as NodeJS.ErrnoException
   return code === 'ENOSPC' || code === 'EDQUOT'
-    ? new PlatformError('insufficient_storage', 'the host has no room for the image', { cause })
-    : new PlatformError('internal', 'the image cannot be stored on this host', { cause })
+    ? new PlatformError('insufficient_storage', 'the host has no room for what is being sent', { cause })
+    : new PlatformError('internal', 'what is being sent cannot be stored on this host', { cause })
 }
