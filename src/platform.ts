@@ -10,6 +10,7 @@ import { Codegen } from './codegen/index.ts'
 import { type Config, configDefaults, type RuntimeName } from './config.ts'
 import { dataDirDefault } from './data-directory.ts'
 import { Fleet } from './deployments/fleet/index.ts'
+import type { StdioProbes } from './deployments/stdio/index.ts'
 import { PlatformError } from './errors.ts'
 import { HelperLayers } from './guest/index.ts'
 import { createApp } from './http/app.ts'
@@ -240,7 +241,15 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
     ...{ store, instances, images, secrets, clock, log, dataDir, limits },
     ...region,
   })
-  const fleet = new Fleet({ ...{ store, instances, images, logs, clock, log }, ...region })
+  let probes: StdioProbes | null = null
+  const fleet = new Fleet({
+    ...{ store, instances, images, logs, clock, log },
+    ...region,
+    async probeStdio(...probed) {
+      probes ??= new (await import('./deployments/stdio/index.ts')).StdioProbes({ clock, logs })
+      await probes.probe(...probed)
+    },
+  })
   opened.defer(() => fleet.close())
   const domain = config.domains[0] ?? 'localhost'
   const hosts = new Hosts({

@@ -39,7 +39,12 @@ export interface MemberHost {
   readonly log: Logger
   readonly region?: string | undefined
   /** Says whether a program that speaks over its standard streams can be used; absent: it is not asked. @throws unprocessable */
-  probeStdio?(instance: Instance, program: RevisionProgram, signal: AbortSignal): Promise<void>
+  probeStdio?(
+    run: RevisionRun,
+    instance: Instance,
+    program: RevisionProgram,
+    signal: AbortSignal,
+  ): Promise<void>
 }
 
 /** One instance of a revision, and the program in it, from its start to its end. */
@@ -132,7 +137,7 @@ export class Member {
     this.#takeUp(instance, spec, env)
     const { argv, workingDir } = this.program
     if (this.run.transport === 'stdio') {
-      await this.#host.probeStdio?.(instance, this.program, this.#leaving.signal)
+      await this.#host.probeStdio?.(this.run, instance, this.program, this.#leaving.signal)
       return
     }
     if (argv.length === 0) throw this.#failure({ how: 'unstartable', reason: 'its image names none' })

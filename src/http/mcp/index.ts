@@ -1,2 +1,3 @@
-export { type McpAnswer, McpServer, type McpServerOptions, protocolVersions } from './server.ts'
+export { McpServer, type McpServerOptions } from './server.ts'
 export { CallCancelled, type McpTool, mcpTool, type ToolCall } from './tool.ts'
+export { type McpAnswer, protocolVersions } from './wire.ts'

@@ -81,3 +81,11 @@ export function errorMessage(id: RpcId | null, error: RpcError): object {
 export function notificationMessage(method: string, params: object): object {
   return { jsonrpc: '2.0', method, params }
 }
+
+/** What the client wants to be told of progress by. */
+export function progressTokenOf({ params }: RpcRequest): RpcId | null {
+  const meta = params._meta
+  if (typeof meta !== 'object' || meta === null) return null
+  const token = (meta as Record<string, unknown>).progressToken
+  return typeof token === 'string' || typeof token === 'number' ? token : null
+}

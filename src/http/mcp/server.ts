@@ -1,11 +1,11 @@
 import { randomBytes } from 'node:crypto'
 import { PlatformError } from '../../errors.ts'
 import type { Logger } from '../../lib/log.ts'
-import { parseJson, readText } from '../body.ts'
 import { CallsUnderWay } from './calls.ts'
 import {
   errorMessage,
   notificationMessage,
+  progressTokenOf,
   RpcError,
   type RpcId,
   type RpcMessage,
@@ -16,15 +16,21 @@ import {
 } from './messages.ts'
 import { originAllowed } from './origins.ts'
 import { CallCancelled, type ListedTool, listedTool, type McpTool, parseArguments } from './tool.ts'
+import {
+  checkBatch,
+  eventHeaders,
+  eventText,
+  initializes,
+  jsonAnswer,
+  type McpAnswer,
+  orRefusal,
+  protocolVersions,
+  readPosted,
+  refusal,
+  sessionOf,
+  textAnswer,
+} from './wire.ts'
 
-/** Newest first: the first is offered to a client that asks for one we do not know. */
-export const protocolVersions = ['2025-11-25', '2025-06-18', '2025-03-26', '2024-11-05'] as const
-/** What a client speaks that does not say so. */
-const protocolVersionDefault = '2025-03-26'
-/** The versions in which one body may hold several messages. */
-const batchVersions = new Set<string>(['2025-03-26', '2024-11-05'])
-const batchMessagesMax = 32
-const sessionPattern = /^[\x21-\x7e]{1,128}$/
 const progressEveryMs = 250
 const progressWaitingMax = 16
 
@@ -51,9 +57,6 @@ export interface McpRequest<Context> {
   credentialed: boolean
 }
 
-/** An answer at once, or one whose body goes on: a stream of messages, cancelled by its reader. */
-export type McpAnswer = Response | { messages: AsyncIterable<string>; headers: Record<string, string> }
-
 /**
  * An MCP server over streamable HTTP, tools only. It keeps no state between requests, so nothing is lost when the
  * platform restarts; answers are JSON, or a stream of events where the client asked to be told of progress.
@@ -75,17 +78,8 @@ export class McpServer<Context> {
     return this.#calls.size
   }
 
-  async handle(from: McpRequest<Context>): Promise<McpAnswer> {
-    try {
-      return await this.#handle(from)
-    } catch (error) {
-      if (error instanceof HttpRefusal) return error.response
-      if (error instanceof RpcError) return jsonAnswer(errorMessage(null, error), 400)
-      if (PlatformError.is(error) && error.status < 500) {
-        return jsonAnswer(errorMessage(null, new RpcError(refusalCode, error.message)), error.status)
-      }
-      throw error
-    }
+  handle(from: McpRequest<Context>): Promise<McpAnswer> {
+    return orRefusal(this.#handle(from))
   }
 
   async #handle(from: McpRequest<Context>): Promise<McpAnswer> {
@@ -103,15 +97,8 @@ export class McpServer<Context> {
       // Nothing here happens unasked, so there is no stream to listen to.
       throw refusal(405, 'Method not allowed: send messages by POST', { allow: 'POST, DELETE' })
     }
-    const accepts = acceptedBy(request)
-    if (!isJson(request.headers.get('content-type'))) {
-      throw refusal(415, 'Content-Type: must be application/json')
-    }
-    const body = parseBody(await readText(request, this.#options.bodyBytesMax))
-    const version = request.headers.get('mcp-protocol-version') ?? protocolVersionDefault
-    const known = (protocolVersions as readonly string[]).includes(version)
-    const initializes = !Array.isArray(body) && (body as { method?: unknown } | null)?.method === 'initialize'
-    if (!known && !initializes) {
+    const { accepts, body, version } = await readPosted(request, this.#options.bodyBytesMax)
+    if (!(protocolVersions as readonly string[]).includes(version) && !initializes(body)) {
       throw refusal(
         400,
         `MCP-Protocol-Version: "${version.slice(0, 20)}" is not supported, send one of ${protocolVersions.join(', ')}`,
@@ -120,7 +107,7 @@ export class McpServer<Context> {
     if (Array.isArray(body)) return await this.#handleBatch(from, body, session, version)
     const message = readMessage(body)
     if (message.kind === 'request' && message.method === 'tools/call') {
-      const token = progressToken(message)
+      const token = progressTokenOf(message)
       if (accepts.events && (token !== null || !accepts.json)) {
         return this.#stream(from, message, session, token)
       }
@@ -131,7 +118,7 @@ export class McpServer<Context> {
       message.kind === 'request' && message.method === 'initialize' && 'result' in answered
         ? { 'mcp-session-id': session ?? randomBytes(16).toString('hex') }
         : {}
-    return accepts.json ? jsonAnswer(answered, 200, headers) : eventAnswer(answered, headers)
+    return textAnswer(JSON.stringify(answered), accepts, headers)
   }
 
   async #handleBatch(
@@ -140,12 +127,7 @@ export class McpServer<Context> {
     session: string | null,
     version: string,
   ): Promise<McpAnswer> {
-    if (!batchVersions.has(version)) {
-      throw refusal(400, `Several messages in one body are not part of protocol version ${version}`)
-    }
-    if (body.length === 0 || body.length > batchMessagesMax) {
-      throw refusal(400, `A batch holds 1 to ${batchMessagesMax} messages, this one ${body.length}`)
-    }
+    checkBatch(body, version)
     const answers = await Promise.all(
       body.map(async (value) => {
         try {
@@ -254,7 +236,7 @@ export class McpServer<Context> {
     try {
       const input = parseArguments(tool.input, given)
       const signal = AbortSignal.any([from.signal, call.signal])
-      const token = progressToken(message)
+      const token = progressTokenOf(message)
       const report =
         progress === null || token === null
           ? null
@@ -292,7 +274,7 @@ export class McpServer<Context> {
     const waiting: string[] = []
     let wake: () => void = () => {}
     const report = (made: object) => {
-      if (waiting.length < progressWaitingMax) waiting.push(eventText(made))
+      if (waiting.length < progressWaitingMax) waiting.push(eventText(JSON.stringify(made)))
       wake()
     }
     const answering = this.#answer(from, message, session, token === null ? null : report)
@@ -312,7 +294,7 @@ export class McpServer<Context> {
         if (waiting.length === 0 && answered === undefined) await Promise.race([woken, done])
       }
       if (waiting.length > 0) yield waiting.splice(0).join('')
-      if (answered !== null && answered !== undefined) yield eventText(answered)
+      if (answered !== null && answered !== undefined) yield eventText(JSON.stringify(answered))
     }
     return { messages: messages(), headers: eventHeaders }
   }
@@ -320,13 +302,6 @@ export class McpServer<Context> {
 
 function failure(text: string): object {
   return { isError: true, content: [{ type: 'text', text }] }
-}
-
-function progressToken({ params }: RpcRequest): RpcId | null {
-  const meta = params._meta
-  if (typeof meta !== 'object' || meta === null) return null
-  const token = (meta as Record<string, unknown>).progressToken
-  return typeof token === 'string' || typeof token === 'number' ? token : null
 }
 
 function atMostEvery<Value>(everyMs: number, run: (value: Value) => void): (value: Value) => void {
@@ -337,67 +312,4 @@ function atMostEvery<Value>(everyMs: number, run: (value: Value) => void): (valu
     last = now
     run(value)
   }
-}
-
-/** Which kinds of answers the client takes; without a word of it, every kind. */
-function acceptedBy(request: Request): { json: boolean; events: boolean } {
-  const accept = request.headers.get('accept')?.toLowerCase() ?? '*/*'
-  const any = accept.includes('*/*')
-  const json = any || accept.includes('application/json') || accept.includes('application/*')
-  const events = accept.includes('text/event-stream') || (any && accept !== '*/*')
-  if (!json && !events) {
-    throw refusal(406, 'Accept: must name application/json and text/event-stream')
-  }
-  return { json, events }
-}
-
-function sessionOf(request: Request): string | null {
-  const session = request.headers.get('mcp-session-id')
-  if (session !== null && !sessionPattern.test(session)) {
-    throw refusal(400, 'Mcp-Session-Id: must be 1 to 128 visible ASCII characters')
-  }
-  return session
-}
-
-function isJson(contentType: string | null): boolean {
-  return /^application\/json\s*(;|$)/i.test(contentType ?? '')
-}
-
-function parseBody(text: string): unknown {
-  try {
-    return parseJson(text)
-  } catch (error) {
-    if (!PlatformError.is(error)) throw error
-    throw new RpcError(rpcCodes.parseError, error.message)
-  }
-}
-
-/** For what HTTP refuses before any message is looked at. */
-const refusalCode = -32000
-
-class HttpRefusal extends Error {
-  constructor(readonly response: Response) {
-    super('refused')
-  }
-}
-
-function refusal(status: number, message: string, headers: Record<string, string> = {}): HttpRefusal {
-  return new HttpRefusal(jsonAnswer(errorMessage(null, new RpcError(refusalCode, message)), status, headers))
-}
-
-function jsonAnswer(body: object, status = 200, headers: Record<string, string> = {}): Response {
-  return new Response(JSON.stringify(body), {
-    status,
-    headers: { ...headers, 'content-type': 'application/json' },
-  })
-}
-
-const eventHeaders = { 'content-type': 'text/event-stream', 'x-accel-buffering': 'no' }
-
-function eventAnswer(message: object, headers: Record<string, string>): Response {
-  return new Response(eventText(message), { headers: { ...headers, ...eventHeaders } })
-}
-
-function eventText(message: object): string {
-  return `event: message\ndata: ${JSON.stringify(message)}\n\n`
 }

@@ -1,0 +1,2 @@
+export { StdioProbes } from './probe.ts'
+export { messageBytesMax, StdioServer } from './server.ts'
