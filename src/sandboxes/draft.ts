@@ -1,10 +1,20 @@
 /** From what a client sent to what is stored: limits, defaults, and what an update leaves as it is. */
-import { PlatformError } from '../errors.ts'
 import type { ResolvedImage } from '../images/index.ts'
+import {
+  badRequest,
+  checkDisplayName,
+  checkLabels,
+  checkRange,
+  checkRegion,
+  checkText,
+  quoted,
+} from '../lib/checks.ts'
 import { parseDateMs } from '../lib/date.ts'
+import { defined } from '../lib/defined.ts'
 import { parseDuration } from '../lib/duration.ts'
+import { envsOf, sameEnv } from '../lib/environment.ts'
 import type { ProcessStart } from './processes.ts'
-import { defined, maskedValue, type ProxySecrets, type SandboxSpec } from './record.ts'
+import type { ProxySecrets, SandboxSpec } from './record.ts'
 import type { SandboxInput, SandboxNetwork } from './schema.ts'
 
 const defaultSandboxImage = 'blaxel/base-image:latest'
@@ -13,15 +23,6 @@ export const memoryMbMin = 128
 export const memoryMbMax = 256 * 1024
 export const storageMbMin = 64
 export const storageMbMax = 1024 * 1024
-const labelsMax = 64
-const labelNameCharsMax = 128
-const labelValueCharsMax = 1024
-const envsMax = 512
-const envNameCharsMax = 256
-/** Longest single `NAME=value` that Linux lets a program start with. */
-const envBytesMax = 128 * 1024 - 1
-/** All of them together: they travel to the instance in one message of at most 1 MiB. */
-const envTotalBytesMax = 512 * 1024
 export const portsMax = 100
 const expirationPoliciesMax = 10
 const networkBytesMax = 256 * 1024
@@ -33,10 +34,7 @@ const platformPort = 80
 /** Ports inside a sandbox that are the platform's. */
 export const reservedPorts: readonly number[] = [platformPort, ...sandboxApiPorts]
 
-const namePattern = /^[a-z0-9](?:[a-z0-9-]{0,47}[a-z0-9])?$/
 const externalIdPattern = /^[A-Za-z0-9-]{1,64}$/
-const regionPattern = /^[a-z0-9][a-z0-9-]{0,62}$/
-const shownCharsMax = 80
 
 /** What a sandbox is to be, secrets in the clear. */
 export interface SandboxDraft {
@@ -62,18 +60,11 @@ export interface SandboxSeed {
   starts: ProcessStart[]
 }
 
-export function checkSandboxName(name: string): string {
-  if (!namePattern.test(name)) {
-    throw bad(
-      `metadata.name ${show(name)} is not valid: 1 to 49 lower-case letters, digits and hyphens, beginning and ending with a letter or digit`,
-    )
-  }
-  return name
-}
-
 export function checkExternalId(externalId: string): string {
   if (!externalIdPattern.test(externalId)) {
-    throw bad(`metadata.externalId ${show(externalId)} is not valid: 1 to 64 letters, digits and hyphens`)
+    throw badRequest(
+      `metadata.externalId ${quoted(externalId)} is not valid: 1 to 64 letters, digits and hyphens`,
+    )
   }
   return externalId
 }
@@ -94,22 +85,20 @@ export function draftOf(
   const spec = input.spec ?? {}
   const runtime = spec.runtime ?? {}
   if (spec.volumes && spec.volumes.length > 0) {
-    throw bad('spec.volumes: there are no volumes on this platform yet; leave it out')
+    throw badRequest('spec.volumes: there are no volumes on this platform yet; leave it out')
   }
   const externalId = metadata.externalId === undefined ? input.externalId : metadata.externalId
   const network = networkOf(spec.network ?? undefined, previous)
   const envs =
     runtime.envs === undefined && previous
       ? { envs: previous.spec.envs, env: previous.env }
-      : envsOf(runtime.envs ?? [], previous)
+      : envsOf('spec.runtime.envs', runtime.envs ?? [], previous?.env ?? null)
   return {
     ...defined({
-      displayName: kept(metadata.displayName, previous?.displayName, (text) =>
-        checkText('metadata.displayName', text, 63),
-      ),
+      displayName: kept(metadata.displayName, previous?.displayName, checkDisplayName),
       externalId: kept(externalId, previous?.externalId, checkExternalId),
     }),
-    labels: metadata.labels === undefined && previous ? previous.labels : labelsOf(metadata.labels ?? {}),
+    labels: metadata.labels === undefined && previous ? previous.labels : checkLabels(metadata.labels ?? {}),
     spec: {
       image: kept(runtime.image, previous?.spec.image, (image) => image) || defaultSandboxImage,
       memoryMb:
@@ -129,9 +118,7 @@ export function draftOf(
         ),
         ports: kept(runtime.ports, previous?.spec.ports, portsOf),
         enabled: spec.enabled ?? undefined,
-        region: kept(spec.region || undefined, previous?.spec.region, (region) =>
-          checkPattern('spec.region', region, regionPattern, 'a name like eu-lon-1'),
-        ),
+        region: kept(spec.region || undefined, previous?.spec.region, checkRegion),
         vpc: kept(spec.vpc, previous?.spec.vpc, (vpc) => checkText('spec.vpc', vpc, 63)),
         ttl: checkDuration('spec.runtime.ttl', runtime.ttl),
         expires: checkDate('spec.runtime.expires', runtime.expires, previous ? null : nowMs),
@@ -170,14 +157,6 @@ export function storageMbOf(spec: SandboxSpec): number {
   return spec.storageMb ?? Math.max(storageMbMin, Math.floor(spec.memoryMb / 2))
 }
 
-function sameEnv(left: Record<string, string>, right: Record<string, string>): boolean {
-  const names = Object.keys(left)
-  return (
-    names.length === Object.keys(right).length &&
-    names.every((name) => Object.hasOwn(right, name) && right[name] === left[name])
-  )
-}
-
 /** Left out: as before. Null: cleared. */
 function kept<Given, Stored>(
   given: Given | null | undefined,
@@ -188,69 +167,21 @@ function kept<Given, Stored>(
   return given === null ? undefined : read(given)
 }
 
-function labelsOf(given: Record<string, string | number | boolean>): Record<string, string> {
-  const entries = Object.entries(given)
-  if (entries.length > labelsMax) throw bad(`metadata.labels: ${entries.length} labels, at most ${labelsMax}`)
-  return Object.fromEntries(
-    entries.map(([name, value]) => {
-      checkText(`metadata.labels: the name ${show(name)}`, name, labelNameCharsMax)
-      if (name === '') throw bad('metadata.labels: a label without a name')
-      return [
-        name,
-        checkText(`metadata.labels.${name.slice(0, shownCharsMax)}`, String(value), labelValueCharsMax),
-      ]
-    }),
-  )
-}
-
-export type EnvInput = NonNullable<NonNullable<NonNullable<SandboxInput['spec']>['runtime']>['envs']>
-
-export function envsOf(
-  given: EnvInput,
-  previous: SandboxDraft | null,
-): { envs: SandboxSpec['envs']; env: Record<string, string> } {
-  if (given.length > envsMax) throw bad(`spec.runtime.envs: ${given.length} variables, at most ${envsMax}`)
-  const envs = new Map<string, { name: string; secret?: boolean }>()
-  const env: Record<string, string> = Object.create(null)
-  let totalBytes = 0
-  for (const { name, value, secret } of given) {
-    if (name === '' || name.length > envNameCharsMax || /[=\0]/.test(name)) {
-      throw bad(
-        `spec.runtime.envs: the name ${show(name)} is not valid: 1 to ${envNameCharsMax} characters without "="`,
-      )
-    }
-    const masked = value === maskedValue && previous !== null && Object.hasOwn(previous.env, name)
-    const text = masked ? previous.env[name]! : (value ?? '')
-    if (text.includes('\0'))
-      throw bad(`spec.runtime.envs: the value of ${show(name)} has a NUL character in it`)
-    const bytes = Buffer.byteLength(name) + Buffer.byteLength(text) + 1
-    if (bytes > envBytesMax) {
-      throw bad(`spec.runtime.envs: ${show(name)} takes ${bytes} bytes, at most ${envBytesMax}`)
-    }
-    totalBytes += bytes
-    envs.set(name, secret ? { name, secret } : { name })
-    env[name] = text
-  }
-  if (totalBytes > envTotalBytesMax) {
-    throw bad(`spec.runtime.envs: ${totalBytes} bytes in all, at most ${envTotalBytesMax}`)
-  }
-  return { envs: [...envs.values()], env: { ...env } }
-}
-
 export function portsOf(
   given: { name?: string | null; target: number; protocol?: string | null }[],
 ): NonNullable<SandboxSpec['ports']> {
-  if (given.length > portsMax) throw bad(`spec.runtime.ports: ${given.length} ports, at most ${portsMax}`)
+  if (given.length > portsMax)
+    throw badRequest(`spec.runtime.ports: ${given.length} ports, at most ${portsMax}`)
   const seen = new Set<number>()
   return given.map(({ name, target, protocol }, index) => {
     const field = `spec.runtime.ports[${index}].target`
     checkRange(field, target, 1, 65535)
     if (reservedPorts.includes(target)) {
-      throw bad(
+      throw badRequest(
         `${field}: ${target} is reserved: ${platformPort} by the platform, ${sandboxApiPorts.join(' and ')} by the sandbox's own API; use another, such as 3000`,
       )
     }
-    if (seen.has(target)) throw bad(`${field}: ${target} is listed twice`)
+    if (seen.has(target)) throw badRequest(`${field}: ${target} is listed twice`)
     seen.add(target)
     return {
       ...(name ? { name: checkText(`spec.runtime.ports[${index}].name`, name, 63) } : {}),
@@ -264,8 +195,8 @@ function extraArgsOf(given: Record<string, string>): Record<string, string> {
   const allowed = ['iptables', 'nfs', 'tun']
   for (const [name, value] of Object.entries(given)) {
     if (!allowed.includes(name) || (value !== 'enabled' && value !== 'disabled')) {
-      throw bad(
-        `spec.runtime.extraArgs: ${show(name)}: ${show(value)} is not known; allowed are ${allowed.join(', ')}, "enabled" or "disabled"`,
+      throw badRequest(
+        `spec.runtime.extraArgs: ${quoted(name)}: ${quoted(value)} is not known; allowed are ${allowed.join(', ')}, "enabled" or "disabled"`,
       )
     }
   }
@@ -278,7 +209,7 @@ function lifecycleOf(given: LifecycleInput | undefined): SandboxSpec['lifecycle'
   if (given === undefined) return undefined
   const policies = given.expirationPolicies ?? []
   if (policies.length > expirationPoliciesMax) {
-    throw bad(
+    throw badRequest(
       `spec.lifecycle.expirationPolicies: ${policies.length} policies, at most ${expirationPoliciesMax}`,
     )
   }
@@ -306,7 +237,7 @@ function networkOf(
 ): { network: SandboxNetwork | undefined; secrets: ProxySecrets } {
   if (given === undefined) return { network: undefined, secrets: [] }
   if (Buffer.byteLength(JSON.stringify(given)) > networkBytesMax) {
-    throw bad(`spec.network: larger than ${networkBytesMax} bytes`)
+    throw badRequest(`spec.network: larger than ${networkBytesMax} bytes`)
   }
   const routing = given.proxy?.routing
   if (!given.proxy || !routing) return { network: given, secrets: [] }
@@ -333,43 +264,9 @@ function checkDate(
 ): string | undefined {
   if (text === null || text === undefined || text === '') return undefined
   const ms = parseDateMs(text)
-  if (ms === null) throw bad(`${field}: ${show(text)} is not a date like 2030-12-31T23:59:59Z`)
+  if (ms === null) throw badRequest(`${field}: ${quoted(text)} is not a date like 2030-12-31T23:59:59Z`)
   if (afterMs !== null && ms <= afterMs) {
-    throw bad(`${field}: ${show(text)} is in the past; it is ${new Date(afterMs).toISOString()} now`)
+    throw badRequest(`${field}: ${quoted(text)} is in the past; it is ${new Date(afterMs).toISOString()} now`)
   }
   return text
-}
-
-function checkRange(field: string, value: number, min: number, max: number): number {
-  if (!Number.isInteger(value) || value < min || value > max) {
-    throw bad(`${field}: ${value} is out of range, allowed are whole numbers from ${min} to ${max}`)
-  }
-  return value
-}
-
-export function checkText(field: string, text: string, charsMax: number): string {
-  if (text.length > charsMax) throw bad(`${field} is ${text.length} characters long, at most ${charsMax}`)
-  if (hasControlCharacter(text)) throw bad(`${field} has control characters in it`)
-  return text
-}
-
-function hasControlCharacter(text: string): boolean {
-  for (let index = 0; index < text.length; index++) {
-    const code = text.charCodeAt(index)
-    if (code < 32 || code === 127) return true
-  }
-  return false
-}
-
-function checkPattern(field: string, text: string, pattern: RegExp, right: string): string {
-  if (!pattern.test(text)) throw bad(`${field}: ${show(text)} is not ${right}`)
-  return text
-}
-
-function show(text: string): string {
-  return JSON.stringify(text.length > shownCharsMax ? `${text.slice(0, shownCharsMax)}...` : text)
-}
-
-function bad(message: string): PlatformError {
-  return new PlatformError('bad_request', message)
 }

@@ -3,6 +3,7 @@ import { join } from 'node:path'
 import { PlatformError } from '../errors.ts'
 import type { Instances } from '../instances/index.ts'
 import { Background } from '../lib/background.ts'
+import { checkName } from '../lib/checks.ts'
 import type { Clock } from '../lib/clock.ts'
 import { randomText } from '../lib/ids.ts'
 import type { Logger } from '../lib/log.ts'
@@ -11,7 +12,7 @@ import type { Page, Store } from '../spec/store.ts'
 import { SandboxArchives } from './archives.ts'
 import { type CreationImages, SandboxCreation } from './creation.ts'
 import { SandboxDeployments, type SandboxLimits } from './deployments.ts'
-import { checkSandboxName, draftOf, memoryMbMax, needsNewInstance, type SandboxDraft } from './draft.ts'
+import { draftOf, memoryMbMax, needsNewInstance, type SandboxDraft } from './draft.ts'
 import { SandboxExpiry } from './expiry.ts'
 import { SandboxInstanceNotes } from './instance-notes.ts'
 import { type SandboxLease, SandboxLeases } from './leases.ts'
@@ -208,7 +209,7 @@ export class Sandboxes {
     options: { actor: string; createIfNotExist?: boolean },
   ): Promise<StoredSandbox> {
     this.#background.refuseWhenClosing()
-    const name = checkSandboxName(input.metadata?.name || `sandbox-${randomText(10)}`)
+    const name = checkName(input.metadata?.name || `sandbox-${randomText(10)}`)
     const draft = draftOf(input, null, this.#clock.now(), this.#limits.memoryMbMax)
     return await this.#creation.create({ workspace, name, draft, ...dockerConfigOf(input), ...options })
   }
@@ -328,7 +329,7 @@ export class Sandboxes {
     options: { actor: string },
   ): Promise<StoredSandbox> {
     this.#background.refuseWhenClosing()
-    return await this.#creation.create({ workspace, name: checkSandboxName(name), draft, ...options })
+    return await this.#creation.create({ workspace, name: checkName(name), draft, ...options })
   }
 
   /**

@@ -1,6 +1,8 @@
 import type { Clock } from '../lib/clock.ts'
 import { parseDateMs } from '../lib/date.ts'
+import { defined } from '../lib/defined.ts'
 import { parseDuration } from '../lib/duration.ts'
+import { maskedValue } from '../lib/environment.ts'
 import type { Resource } from '../spec/store.ts'
 import type { SandboxEvent, SandboxNetwork, SandboxStatus, SandboxView } from './schema.ts'
 import type { Upgrades } from './upgrades.ts'
@@ -8,8 +10,6 @@ import type { Upgrades } from './upgrades.ts'
 export const sandboxKind = 'sandbox'
 const eventsMax = 50
 const terminatedRetentionMsDefault = 5 * 60_000
-/** Stands for every value of an environment variable in answers. Sent back, it leaves the value as it is. */
-export const maskedValue = '********'
 
 /** How a sandbox rests in the store. */
 export interface SandboxBody {
@@ -209,14 +209,6 @@ function archiveView(key: string, archive: NonNullable<SandboxBody['archive']>):
     restore: restoreStartedAt === undefined ? undefined : { state: 'extracting' as const, totalBytes: bytes },
   })
 }
-
-/** `fields` without those that are undefined. */
-export function defined<Fields extends Record<string, unknown>>(fields: Fields): DefinedFields<Fields> {
-  return Object.fromEntries(
-    Object.entries(fields).filter(([, value]) => value !== undefined),
-  ) as DefinedFields<Fields>
-}
-type DefinedFields<Fields> = { [Name in keyof Fields]?: Exclude<Fields[Name], undefined> }
 
 function withProxySecrets(
   network: SandboxNetwork | undefined,

@@ -1,7 +1,7 @@
 import { afterAll, beforeAll, expect, test } from 'bun:test'
+import { maskedValue } from '../../lib/environment.ts'
 import { type Platform, temporaryDataDir } from '../../platform.ts'
 import { fakeRuntime } from '../../runtimes/fake/index.ts'
-import { maskedValue } from '../../sandboxes/record.ts'
 import { openTestClient, type TestClient } from '../../test-client.ts'
 
 /** Sandboxes and previews as resources, through the unmodified client. */

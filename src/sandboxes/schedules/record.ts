@@ -2,8 +2,8 @@ import { PlatformError } from '../../errors.ts'
 import { parseCron } from '../../lib/cron.ts'
 import { parseDateMs } from '../../lib/date.ts'
 import { parseDuration } from '../../lib/duration.ts'
+import { maskedValue } from '../../lib/environment.ts'
 import type { Resource } from '../../spec/store.ts'
-import { maskedValue } from '../record.ts'
 import {
   type ExecutionView,
   executionsKeptDefault,

@@ -1,5 +1,7 @@
 import { PlatformError } from '../../errors.ts'
-import { checkSandboxName, type EnvInput, envsOf, portsOf, type SandboxDraft } from '../draft.ts'
+import { checkName } from '../../lib/checks.ts'
+import { type EnvInput, envsOf } from '../../lib/environment.ts'
+import { portsOf, type SandboxDraft } from '../draft.ts'
 import type { ForkInput } from './schema.ts'
 
 /** What a fork is to be: its name, and what it gets on top of what the snapshot gives. @throws bad_request */
@@ -21,7 +23,7 @@ export function forkOf(input: ForkInput): { name: string; more: (draft: SandboxD
       throw bad(`${field}: applications alone have one; leave it out`)
   }
   return {
-    name: checkSandboxName(name),
+    name: checkName(name),
     more: (draft) => withEnvs(withPort(draft, input.port ?? null), input.envs ?? []),
   }
 }
@@ -39,7 +41,7 @@ function withEnvs(draft: SandboxDraft, envs: EnvInput): SandboxDraft {
   const before = draft.spec.envs
     .filter(({ name }) => !named.has(name))
     .map((env) => ({ ...env, value: draft.env[env.name] ?? '' }))
-  const all = envsOf([...before, ...envs], draft)
+  const all = envsOf('envs', [...before, ...envs], draft.env)
   return { ...draft, spec: { ...draft.spec, envs: all.envs }, env: all.env }
 }
 

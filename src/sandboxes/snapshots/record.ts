@@ -1,8 +1,9 @@
 import type { NewInstance } from '../../instances/index.ts'
+import { defined } from '../../lib/defined.ts'
 import type { Resource, ResourceKey } from '../../spec/store.ts'
 import type { SandboxDraft, SandboxSeed } from '../draft.ts'
 import type { ProcessStart } from '../processes.ts'
-import { defined, type SandboxSpec } from '../record.ts'
+import type { SandboxSpec } from '../record.ts'
 
 export const snapshotKind = 'snapshot'
 const idPrefix = 'snap_'

@@ -1,13 +1,14 @@
 import { PlatformError } from '../../errors.ts'
 import type { Instances } from '../../instances/index.ts'
 import type { Background } from '../../lib/background.ts'
+import { checkText } from '../../lib/checks.ts'
 import type { Clock } from '../../lib/clock.ts'
+import { defined } from '../../lib/defined.ts'
 import { randomText, sortableId } from '../../lib/ids.ts'
 import { KeyedLock } from '../../lib/keyed-lock.ts'
 import type { SecretBox } from '../../lib/secret-box.ts'
-import { checkText } from '../draft.ts'
 import type { Sandboxes } from '../index.ts'
-import { defined, type StoredSandbox } from '../record.ts'
+import type { StoredSandbox } from '../record.ts'
 import type { SnapshotFiles } from './files.ts'
 import {
   inheritedSpec,
