@@ -97,6 +97,9 @@ test('what the document says of each operation is what is asked for and answered
   for (const path of [
     '/locations',
     '/configuration',
+    '/publicIps',
+    '/templates',
+    '/mcp/hub',
     '/sandbox/hub',
     '/images',
     '/users',
@@ -104,6 +107,7 @@ test('what the document says of each operation is what is asked for and answered
     '/pending-image-shares',
   ])
     await call(`GET ${path}`)
+  await call('GET /templates/{templateName}', { templateName: 'agent-ts' })
   await call('GET /observability/logs', {}, { query: '?resourceType=agents&workloadIds=a' })
   await call('POST /workspaces', {}, { json: { name: 'lab', displayName: 'Lab', labels } })
   for (const query of ['', '?withReason=true'])
@@ -138,6 +142,28 @@ test('what the document says of each operation is what is asked for and answered
   const { id } = key.body as { id: string }
   await call('DELETE /service_accounts/{clientId}/api_keys/{apiKeyId}', { ...ours, apiKeyId: id })
   await call('DELETE /service_accounts/{clientId}', ours)
+
+  const image = 'blaxel/base-image:latest'
+  const envs = [{ name: 'A', value: '1' }]
+  const workload = { runtime: { image, memory: 512, envs }, triggers: [{ type: 'http' }] }
+  for (const [plural, own, parameter] of [
+    ['agents', workload, 'agentName'],
+    ['functions', workload, 'functionName'],
+    ['applications', { image, memory: 512, port: 3000, envs }, 'applicationName'],
+  ] as const) {
+    const item = `/${plural}/{${parameter}}`
+    const one = { [parameter]: 'one' }
+    const body = { metadata: { name: 'one', labels }, spec: own }
+    await call(`POST /${plural}`, {}, { json: body })
+    expect((await call(`POST /${plural}`, {}, { json: body })).status).toBe(409)
+    expect((await call(`PUT ${item}`, { [parameter]: 'two' }, { json: body })).status).toBe(404)
+    const { body: read } = await call(`GET ${item}`, one)
+    await call(`PUT ${item}`, one, { json: read as object })
+    await call(`GET ${item}/revisions`, one)
+    for (const version of ['2026-04-16', '2026-04-28']) await call(`GET /${plural}`, {}, { version })
+    await call(`DELETE ${item}`, one)
+    expect((await call(`GET ${item}`, one)).status).toBe(404)
+  }
 
   const spec = {
     runtime: {

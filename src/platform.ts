@@ -10,21 +10,25 @@ import { Codegen } from './codegen/index.ts'
 import { type Config, configDefaults, type RuntimeName } from './config.ts'
 import { dataDirDefault } from './data-directory.ts'
 import { Fleet } from './deployments/fleet/index.ts'
+import { Deployments, deploymentKinds } from './deployments/index.ts'
 import type { StdioProbes } from './deployments/stdio/index.ts'
 import { PlatformError } from './errors.ts'
 import { HelperLayers } from './guest/index.ts'
 import { createApp } from './http/app.ts'
 import { apiKeyRoutes } from './http/control/api-keys.ts'
+import { deploymentRoutes } from './http/control/deployments.ts'
 import { imageRoutes } from './http/control/images.ts'
 import { loginRoutes } from './http/control/login.ts'
 import { oauthRoutes } from './http/control/oauth.ts'
 import { observabilityRoutes } from './http/control/observability.ts'
 import { platformRoutes } from './http/control/platform.ts'
 import { previewRoutes } from './http/control/previews.ts'
+import { regionRoutes } from './http/control/regions.ts'
 import { sandboxRoutes } from './http/control/sandboxes.ts'
 import { schedulesRoutes } from './http/control/schedules.ts'
 import { serviceAccountRoutes } from './http/control/service-accounts.ts'
 import { snapshotRoutes } from './http/control/snapshots.ts'
+import { templateRoutes } from './http/control/templates.ts'
 import { userRoutes } from './http/control/users.ts'
 import { workspaceRoutes } from './http/control/workspaces.ts'
 import { InstanceDoors } from './http/doors.ts'
@@ -165,7 +169,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   const runtime = openingRuntime ? await openingRuntime : (driver as Runtime)
 
   const users = new Users({ store, clock })
-  const workspaces = new Workspaces({ store, users, heldKinds: ['sandbox', 'snapshot'] })
+  const workspaces = new Workspaces({ store, users, heldKinds: ['sandbox', 'snapshot', ...deploymentKinds] })
   const access = opened.use(await Access.open({ store, secrets, users, workspaces, clock, log }))
   const credentials = opened.use(await FirstCredentials.open({ dataDir, users, workspaces, access, log }))
 
@@ -212,6 +216,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
     *inUse() {
       yield* instances.roots()
       yield* snapshots.roots()
+      yield* deployments.roots()
     },
   })
   opened.defer(async () => {
@@ -251,6 +256,13 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
     },
   })
   opened.defer(() => fleet.close())
+  const deployments = new Deployments({
+    ...{ store, fleet, images, logs, secrets, clock, log },
+    builds: null,
+    memoryMbMax: config.sandboxMemoryMbMax,
+    ...region,
+  })
+  opened.defer(() => deployments.close())
   const domain = config.domains[0] ?? 'localhost'
   const hosts = new Hosts({
     listenHosts: config.hosts,
@@ -275,7 +287,9 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   await snapshots.open()
   // What instances and snapshots of an earlier life stand on must not go while another platform of this host freezes anew.
   await host.retain([...instances.roots(), ...snapshots.roots()].flatMap(({ root }) => root.mounts))
+  await deployments.load()
   fleet.open()
+  await deployments.open()
   await sandboxes.open()
   await previews.open()
   await schedules.open()
@@ -294,7 +308,9 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   const readiness = new Readiness({ store, runtime, clock, log })
   const app = createApp({
     routes: [
-      ...platformRoutes({ region: config.region, notReady: () => readiness.reason() }),
+      ...platformRoutes({ notReady: () => readiness.reason() }),
+      ...regionRoutes({ region: config.region }),
+      ...templateRoutes(),
       ...frontPageRoutes(),
       ...oauthRoutes(access),
       ...loginRoutes(access),
@@ -306,6 +322,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
       ...snapshotRoutes(snapshots),
       ...previewRoutes({ previews }),
       ...schedulesRoutes({ schedules, clock, log }),
+      ...deploymentRoutes({ deployments, log }),
       ...imageRoutes(images),
       ...observabilityRoutes(logs),
       ...gateway.routes(),

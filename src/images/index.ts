@@ -15,6 +15,7 @@ import { Credentials } from './credentials.ts'
 import { type Frame, imageEnvDefault, openFrame } from './frame.ts'
 import type { HostImage } from './host-image.ts'
 import { LayerStore } from './layer-store.ts'
+import { type ImageFacts, ImagePins, type PinOptions, type PinTarget } from './pins.ts'
 import { ImageRecords, type ImageTag, noImage } from './records.ts'
 import {
   checkResourceType,
@@ -99,6 +100,7 @@ export class Images {
   readonly #layers: LayerStore
   readonly #collector: LayerCollector
   readonly #transfers: Transfers
+  readonly #pins: ImagePins
   readonly #background: Background
   #frame: Promise<Frame> | null = null
 
@@ -136,6 +138,50 @@ export class Images {
       ...(stallMsMax === undefined ? {} : { stallMsMax }),
       ended: () => this.#collectSoon(),
     })
+    this.#pins = new ImagePins({
+      records: this.#records,
+      transfers: this.#transfers,
+      collector: this.#collector,
+      clock,
+      find: (workspace, reference) => this.#find(workspace, reference),
+    })
+  }
+
+  /** What a reference is, by now. @throws bad_request for an image that is unknown, or of a registry that is not allowed */
+  async look(workspace: string, reference: string): Promise<ImageFacts> {
+    const parsed = parseReference(reference, field)
+    if (isHostImage(parsed)) {
+      checkHostImage(reference, parsed)
+      return { registry: false, digest: null }
+    }
+    const tag = await this.#find(workspace, parsed)
+    if (parsed.kind !== 'registry') {
+      if (tag === null) throw await this.#missing(workspace, reference, parsed)
+      return { registry: false, digest: tag.digest }
+    }
+    this.#transfers.checkAllowed(parsed.host)
+    return { registry: true, digest: tag?.digest ?? null }
+  }
+
+  /**
+   * Gives an image a tag that nothing else moves, after pulling it where it is a registry's. The platform's own images
+   * have none: they are answered as they are. @throws bad_request, and what pulling throws
+   */
+  async pin(
+    workspace: string,
+    reference: string,
+    target: PinTarget,
+    options: PinOptions,
+  ): Promise<{ reference: string; digest: string; ports: number[] }> {
+    const parsed = parseReference(reference, field)
+    if (isHostImage(parsed)) {
+      using image = await this.resolve(workspace, reference)
+      return { reference, digest: image.root.digest, ports: [] }
+    }
+    const tag = await this.#pins.pin(workspace, parsed, target, options)
+    if (tag === null) throw await this.#missing(workspace, reference, parsed)
+    const { type, name } = target
+    return { reference: `${type}/${name}:${tag.name}`, digest: tag.digest, ports: tag.settings.ports }
   }
 
   /** At start, once the instances are known: removes leftovers, and from then on what nothing needs any more. */

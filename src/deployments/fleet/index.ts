@@ -96,11 +96,14 @@ export class Fleet {
     return members.acquire(signal, options)
   }
 
-  /** Takes no new requests, waits for those under way (15 minutes at most), ends its instances. Idempotent. */
-  async retire(revisionId: string): Promise<void> {
+  /**
+   * Takes no new requests, waits for those under way (15 minutes at most; with `now` not at all), ends its instances.
+   * Idempotent.
+   */
+  async retire(revisionId: string, options: { now?: boolean } = {}): Promise<void> {
     const members = this.#revisions.get(revisionId)
     if (members === undefined) return
-    await members.retire()
+    await members.retire(options)
     if (members.retiring && this.#revisions.get(revisionId) === members) this.#revisions.delete(revisionId)
   }
 
@@ -115,6 +118,11 @@ export class Fleet {
   workloadOf(instanceId: string): Pick<RevisionRun, 'kind' | 'workspace' | 'name' | 'labels'> | null {
     const id = this.#options.instances.ownerOf(instanceId)?.revision?.id
     return (id === undefined ? undefined : this.#revisions.get(id)?.run) ?? null
+  }
+
+  /** Null for an instance of something else. */
+  revisionOf(instanceId: string): string | null {
+    return this.#options.instances.ownerOf(instanceId)?.revision?.id ?? null
   }
 
   /** Lets go of what runs; `instances.close` decides about the machines. */

@@ -56,7 +56,7 @@ export class RevisionMembers {
   #startAt = Number.NEGATIVE_INFINITY
   /** A start that waits for its time. */
   #due: AbortController | null = null
-  #retiring: { done: Promise<void>; cut: AbortController } | null = null
+  #retiring: { done: Promise<void>; cut: AbortController; hurry: AbortController } | null = null
 
   constructor(
     run: RevisionRun,
@@ -143,12 +143,13 @@ export class RevisionMembers {
     }).catch(() => {})
   }
 
-  /** Resolves when nothing of it is left, or it was taken back by `serve`. Idempotent. */
-  retire(): Promise<void> {
+  /** Resolves when nothing of it is left, or it was taken back by `serve`. `now`: waits for no request. Idempotent. */
+  retire({ now = false }: { now?: boolean } = {}): Promise<void> {
     if (this.#retiring === null) {
-      const cut = new AbortController()
-      this.#retiring = { cut, done: this.#retire(cut.signal) }
+      const [cut, hurry] = [new AbortController(), new AbortController()]
+      this.#retiring = { cut, hurry, done: this.#retire(cut.signal, hurry.signal) }
     }
+    if (now) this.#retiring.hurry.abort()
     return this.#retiring.done
   }
 
@@ -449,14 +450,15 @@ export class RevisionMembers {
     this.#waiting.clear()
   }
 
-  async #retire(cut: AbortSignal): Promise<void> {
+  async #retire(cut: AbortSignal, hurry: AbortSignal): Promise<void> {
     const { clock } = this.#host
     const startedAt = clock.monotonic()
     const busy = () => this.#waiting.size > 0 || [...this.#members].some(({ load }) => load > 0)
     // In the turn after: what was picked for it a moment ago is counted by then.
     await Promise.resolve()
-    while (busy() && clock.monotonic() - startedAt < drainMsMax) {
-      await clock.sleep(drainPollMs, AbortSignal.any([cut, this.#closing])).catch(() => {})
+    const ended = AbortSignal.any([cut, hurry, this.#closing])
+    while (busy() && !hurry.aborted && clock.monotonic() - startedAt < drainMsMax) {
+      await clock.sleep(drainPollMs, ended).catch(() => {})
       if (cut.aborted || this.#closing.aborted) return
     }
     if (cut.aborted) return

@@ -83,7 +83,7 @@ export function sandboxRoutes(options: { sandboxes: Sandboxes; log: Logger }): R
       answer: sandboxSchema,
       handle: async (context) => {
         const { workspace, origin, params } = context
-        const showSecrets = mayReadSecrets(context, log)
+        const showSecrets = mayReadSecrets(context, log, { sandbox: params.sandboxName })
         return sandboxes.view(await sandboxes.get(workspace, params.sandboxName), origin, { showSecrets })
       },
     }),
@@ -150,19 +150,18 @@ export function actorOf(context: Pick<RouteContext<unknown, unknown, unknown>, '
 /** Whether secrets are asked for, by an admin; who read them is logged. @throws forbidden when by someone else */
 export function mayReadSecrets(
   context: Pick<
-    RouteContext<{ sandboxName: string }, { show_secrets?: boolean | undefined }, unknown>,
-    'principal' | 'workspace' | 'params' | 'query' | 'requestId'
+    RouteContext<unknown, { show_secrets?: boolean | undefined }, unknown>,
+    'principal' | 'workspace' | 'query' | 'requestId'
   >,
   log: Logger,
-  what: Record<string, string> = {},
+  what: Record<string, string>,
 ): boolean {
-  const { principal, workspace, params, query, requestId } = context
+  const { principal, workspace, query, requestId } = context
   if (!query.show_secrets) return false
   if (!principal || principal.kind === 'workload' || principal.role !== 'admin') {
     throw new PlatformError('forbidden', 'show_secrets is for admins of the workspace')
   }
-  const { sandboxName: sandbox } = params
-  log.info('audit: secrets were read', { actor: principal.id, workspace, sandbox, ...what, requestId })
+  log.info('audit: secrets were read', { actor: principal.id, workspace, ...what, requestId })
   return true
 }
 

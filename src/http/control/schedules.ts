@@ -74,7 +74,10 @@ export function schedulesRoutes(options: { schedules: Schedules; clock: Clock; l
       handle: async (context) => {
         const { workspace, params } = context
         const found = await schedules.get(workspace, params.sandboxName, params.scheduleId)
-        const secrets = mayReadSecrets(context, log, { schedule: params.scheduleId })
+        const secrets = mayReadSecrets(context, log, {
+          sandbox: params.sandboxName,
+          schedule: params.scheduleId,
+        })
         return scheduleView(found, secrets ? schedules.env(found) : undefined)
       },
     }),

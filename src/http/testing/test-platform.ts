@@ -14,6 +14,7 @@ import { apiKeyRoutes } from '../control/api-keys.ts'
 import { loginRoutes } from '../control/login.ts'
 import { oauthRoutes } from '../control/oauth.ts'
 import { platformRoutes } from '../control/platform.ts'
+import { regionRoutes } from '../control/regions.ts'
 import { serviceAccountRoutes } from '../control/service-accounts.ts'
 import { userRoutes } from '../control/users.ts'
 import { workspaceRoutes } from '../control/workspaces.ts'
@@ -80,7 +81,8 @@ export class TestPlatform implements AsyncDisposable {
         ...serviceAccountRoutes(access),
         ...oauthRoutes(access),
         ...loginRoutes(access),
-        ...platformRoutes({ region: null, notReady: () => null }),
+        ...platformRoutes({ notReady: () => null }),
+        ...regionRoutes({ region: null }),
         ...sampleRoutes(),
         ...(options.routes ?? []),
       ],

@@ -1,0 +1,483 @@
+import { afterEach, beforeEach, expect, test } from 'bun:test'
+import { PlatformError } from '../errors.ts'
+import { maskedValue } from '../lib/environment.ts'
+import { eventually } from '../test-client.ts'
+import {
+  applicationView,
+  type DeploymentKind,
+  revisionView,
+  type StoredDeployment,
+  stickyCookieName,
+  workloadView,
+} from './index.ts'
+import { TestDeployments } from './test-host.ts'
+
+let host: TestDeployments
+beforeEach(async () => {
+  host = await TestDeployments.open()
+})
+afterEach(() => host[Symbol.asyncDispose]())
+
+const origin = 'http://localhost:4400'
+
+interface Wanted {
+  kind?: DeploymentKind
+  name?: string
+  spec?: Record<string, unknown>
+  metadata?: Record<string, unknown>
+  upload?: boolean
+}
+
+const asked = ({ kind = 'agent', name = 'one', spec, metadata, upload = false }: Wanted) => ({
+  workspace: 'main',
+  kind,
+  name,
+  input: { metadata: { name, ...metadata }, spec },
+  actor: 'me@example.com',
+  upload,
+  origin,
+})
+const runtime = (more: Record<string, unknown> = {}) => ({ runtime: { image: 'sandbox/app:v1', ...more } })
+const create = (wanted: Wanted = {}) => host.deployments.create(asked({ spec: runtime(), ...wanted }))
+const update = (wanted: Wanted) => host.deployments.update(asked(wanted))
+const read = (kind: DeploymentKind = 'agent', name = 'one') => host.deployments.get('main', kind, name)
+const viewOf = (deployment: StoredDeployment, showSecrets = false) =>
+  workloadView(deployment, host.deployments.viewOptions(deployment, origin, { showSecrets }))
+const statusNow = async (kind: DeploymentKind = 'agent') => viewOf(await read(kind)).status
+const acquire = (cookie: string | null = null) => host.deployments.acquire('main', 'agent', 'one', { cookie })
+const served = async () => (await read()).body.traffic
+const becomes = (status: string, kind: DeploymentKind = 'agent') =>
+  eventually(`status ${status}`, async () => (await statusNow(kind)) === status)
+const isDeployed = (id: string | null) =>
+  eventually('the revision is ready', async () =>
+    (await read()).body.revisions.some((one) => one.id === id && one.phase === 'deployed'),
+  )
+const failure = async (work: Promise<unknown>) => {
+  const error = await work.then(
+    () => null,
+    (thrown: unknown) => thrown,
+  )
+  if (!PlatformError.is(error)) throw new Error(`no refusal: ${error}`)
+  return error as PlatformError
+}
+/** Makes revisions until there are `count`, each in full service. */
+async function revisions(count: number): Promise<string[]> {
+  const ids: string[] = []
+  for (let at = 0; at < count; at++) {
+    const change = at === 0 ? await create() : await update({ spec: runtime({ memory: 1024 + at }) })
+    ids.push(change.revisionId!)
+    await isDeployed(change.revisionId)
+  }
+  return ids
+}
+
+test('an image becomes a revision that gets the requests once it is ready', async () => {
+  const gate = Promise.withResolvers<void>()
+  host.fleet.readiness = () => gate.promise
+  const { deployment, revisionId } = await create({
+    spec: { ...runtime({ envs: [{ name: 'KEY', value: 's3cret' }], memory: 512 }), public: true },
+    metadata: { labels: { team: 7, on: true } },
+  })
+  expect(revisionId).toMatch(/^rev-[0-9a-z]{12}$/)
+  expect(viewOf(deployment)).toMatchObject({
+    metadata: { url: `${origin}/main/agents/one`, labels: { team: '7', on: 'true' }, workspace: 'main' },
+    spec: { enabled: true, public: true, runtime: { image: 'sandbox/app:v1', memory: 512 } },
+    status: 'DEPLOYING',
+  })
+  expect(await failure(acquire())).toMatchObject({ code: 'workload_unavailable' })
+  await eventually('it is being brought up', () => host.fleet.runs.size === 1)
+  expect([...host.fleet.runs.values()]).toMatchObject([
+    { image: `agent/one:${revisionId}`, env: { KEY: 's3cret' }, memoryMb: 512, port: 8000 },
+  ])
+  gate.resolve()
+  await becomes('DEPLOYED')
+  using got = (await acquire()).lease
+  expect(got.port).toBe(8000)
+  expect(host.deployments.isPublic('main', 'agent', 'one')).toBe(true)
+  const { events } = viewOf(await read())
+  expect(events?.map(({ status, revision }) => [status, revision])).toEqual([
+    ['DEPLOYING', revisionId!],
+    ['DEPLOYED', revisionId!],
+  ])
+})
+
+test('values of variables are masked, kept when the mask comes back, and sealed in the store', async () => {
+  await create({ spec: runtime({ envs: [{ name: 'KEY', value: 's3cret', secret: true }] }) })
+  await becomes('DEPLOYED')
+  const deployment = await read()
+  expect(JSON.stringify(deployment.body)).not.toContain('s3cret')
+  const view = viewOf(deployment)
+  expect(view.spec.runtime.envs).toEqual([{ name: 'KEY', value: maskedValue, secret: true }])
+  expect(viewOf(deployment, true).spec.runtime.envs?.[0]?.value).toBe('s3cret')
+  const { revisionId } = await update({ spec: view.spec, metadata: { labels: { a: 'b' } } })
+  expect(revisionId).toBeNull()
+  const back = await read()
+  expect(viewOf(back, true)).toMatchObject({
+    metadata: { labels: { a: 'b' } },
+    spec: { runtime: { envs: [{ name: 'KEY', value: 's3cret' }] } },
+  })
+})
+
+test('a name that is taken is refused, and so is what is not there', async () => {
+  await create()
+  expect(await failure(create())).toMatchObject({ code: 'already_exists' })
+  expect(await failure(update({ name: 'other', spec: runtime() }))).toMatchObject({ code: 'not_found' })
+  expect(await failure(create({ name: 'Bad Name' }))).toMatchObject({ code: 'bad_request' })
+  expect(await failure(create({ name: 'two', spec: {} }))).toMatchObject({
+    code: 'bad_request',
+    message: expect.stringContaining('spec.runtime.image: missing'),
+  })
+  expect(await failure(host.deployments.get('main', 'agent', 'two'))).toMatchObject({ code: 'not_found' })
+})
+
+test('an upload is told of as being built for nine seconds, while traffic moves at once', async () => {
+  const { deployment, revisionId, uploadUrl } = await create({ upload: true, spec: {} })
+  expect(uploadUrl).toBe(`${origin}/-/uploads/1`)
+  expect(viewOf(deployment).status).toBe('UPLOADING')
+  expect(host.builds.begun).toEqual([{ workspace: 'main', kind: 'agent', name: 'one', tag: revisionId! }])
+  await host.builds.uploaded(host.clock.now())
+  expect(await statusNow()).toBe('BUILDING')
+  await host.builds.built({ env: { CITY: 'Rome' } })
+  await isDeployed(revisionId)
+  expect(await statusNow()).toBe('BUILDING')
+  using _lease = (await acquire()).lease
+  expect(host.fleet.runs.get(revisionId!)?.env).toEqual({ CITY: 'Rome' })
+  host.clock.advance(8_900)
+  expect(await statusNow()).toBe('BUILDING')
+  host.clock.advance(200)
+  expect(await statusNow()).toBe('DEPLOYED')
+  const events = (await read()).body.events.filter(({ revision }) => revision === revisionId)
+  expect(events.map(({ status }) => status)).toEqual(['UPLOADING', 'BUILDING', 'DEPLOYING', 'DEPLOYED'])
+})
+
+test("variables of a client lie over those of the code's blaxel.toml, which a change of variables keeps", async () => {
+  const spec = { runtime: { envs: [{ name: 'A', value: 'client' }] } }
+  const { revisionId } = await create({ upload: true, spec })
+  await host.builds.uploaded(host.clock.now())
+  await host.builds.built({ env: { A: 'toml', B: 'toml' }, transport: 'stdio' })
+  await isDeployed(revisionId)
+  expect(host.fleet.runs.get(revisionId!)).toMatchObject({
+    env: { A: 'client', B: 'toml' },
+    transport: 'stdio',
+  })
+  expect(viewOf(await read()).spec.runtime.image).toBe(`agent/one:${revisionId}`)
+  const next = await update({ spec: { runtime: { envs: [{ name: 'A', value: 'anew' }] } } })
+  await isDeployed(next.revisionId)
+  expect(host.fleet.runs.get(next.revisionId!)).toMatchObject({
+    env: { A: 'anew', B: 'toml' },
+    transport: 'stdio',
+    image: `agent/one:${next.revisionId}`,
+  })
+})
+
+test('a build that fails, or a program that does not start, leaves the revision before serving and says why', async () => {
+  const [first] = await revisions(1)
+  await update({ upload: true, spec: {} })
+  await host.builds.uploaded(host.clock.now())
+  await host.builds.failed('npm run build ended with code 2\nno such file')
+  host.clock.advance(9_000)
+  expect(await statusNow()).toBe('FAILED')
+  expect((await read()).body.events.at(-1)?.message).toBe(
+    `npm run build ended with code 2\nno such file\nThe revision ${first} goes on serving.`,
+  )
+  expect((await acquire()).revisionId).toBe(first!)
+
+  host.fleet.readiness = () => {
+    throw new PlatformError('unprocessable', 'nothing listens on port 8000')
+  }
+  const broken = await update({ spec: runtime({ memory: 4096 }) })
+  await eventually('it failed', async () =>
+    (await read()).body.events.some(
+      ({ revision, status }) => revision === broken.revisionId && status === 'FAILED',
+    ),
+  )
+  expect((await read()).body.events.at(-1)?.message).toContain('nothing listens on port 8000')
+  expect((await acquire()).revisionId).toBe(first!)
+  expect(host.fleet.retired).toEqual([{ id: broken.revisionId!, now: true }])
+
+  host.fleet.readiness = () => {}
+  const mended = await update({ spec: runtime({ memory: 4096 }) })
+  await isDeployed(mended.revisionId)
+  expect((await acquire()).revisionId).toBe(mended.revisionId!)
+  await eventually('the first one ended', () => host.fleet.retired.some(({ id }) => id === first))
+})
+
+test('an address that nothing was uploaded to is replaced by the next, and forgotten', async () => {
+  const first = await create({ upload: true, spec: {} })
+  const second = await update({ upload: true, spec: {} })
+  expect((await read()).body.revisions.map(({ id }) => id)).toEqual([second.revisionId!])
+  await host.builds.handlers
+    .get('agent')!
+    .failed({ owner: { ...host.builds.begun[0]!, tag: first.revisionId! }, uploadedAt: null }, 'replaced')
+  expect(await statusNow()).toBe('UPLOADING')
+})
+
+test('the last five revisions are kept, and those that get requests; images of the others go', async () => {
+  const [first] = await revisions(1)
+  const pinned: string[] = []
+  await update({ spec: { revision: { active: first } } })
+  for (let at = 1; at <= 6; at++) {
+    const { revisionId } = await update({
+      spec: { ...runtime({ memory: 2048 + at }), revision: { traffic: 0 } },
+    })
+    pinned.push(revisionId!)
+    await isDeployed(revisionId)
+  }
+  await eventually('images of what was dropped went', () => host.images.removed.length === 2)
+  expect((await read()).body.revisions.map(({ id }) => id)).toEqual([first!, ...pinned.slice(2)])
+  expect(host.images.removed).toEqual(pinned.slice(0, 2).map((id) => `agent/one:${id}`))
+  expect((await acquire()).revisionId).toBe(first!)
+})
+
+test('going back to a revision, after which a new one gets no requests until it is asked for', async () => {
+  const [first, second] = await revisions(2)
+  await update({ spec: { revision: { active: first } } })
+  await eventually('the first serves', async () => (await served()).active === first!)
+  expect((await read()).body.previousActive).toBe(second!)
+  expect((await acquire()).revisionId).toBe(first!)
+  const third = await update({ spec: runtime({ memory: 3000 }) })
+  await isDeployed(third.revisionId)
+  expect(await served()).toEqual({ active: first!, canary: null, canaryPercent: 0 })
+  await eventually('it rests', () => host.fleet.retired.some(({ id }) => id === third.revisionId))
+  await update({ spec: { revision: { traffic: 100 } } })
+  await eventually('the third serves', async () => (await served()).active === third.revisionId)
+  const { body } = await read()
+  expect(body.revisions.map((one) => revisionView(body, one))).toMatchObject([
+    { id: first!, active: false, previousActive: true, trafficPercent: 0, status: 'DEPLOYED' },
+    { id: second!, active: false, previousActive: false, trafficPercent: 0 },
+    { id: third.revisionId!, active: true, trafficPercent: 100 },
+  ])
+})
+
+test('a revision to go back to that does not start changes nothing but a message', async () => {
+  const [first, second] = await revisions(2)
+  host.fleet.readiness = ({ id }) => {
+    if (id === first) throw new PlatformError('unprocessable', 'it crashed')
+  }
+  await update({ spec: { revision: { active: first } } })
+  await eventually('it was given up', async () => (await read()).body.wanted === undefined)
+  expect((await read()).body.events.at(-1)).toMatchObject({
+    status: 'FAILED',
+    revision: first!,
+    message: `it crashed\nThe revision ${second} goes on serving.`,
+  })
+  expect((await acquire()).revisionId).toBe(second!)
+  expect(await failure(update({ spec: { revision: { active: 'rev-none' } } }))).toMatchObject({
+    code: 'bad_request',
+    message: expect.stringContaining('"rev-none" is no revision that is kept'),
+  })
+})
+
+test('a canary gets its part of the requests, and a client stays with what it met', async () => {
+  const [first] = await revisions(1)
+  const { revisionId: canary } = await update({
+    spec: { ...runtime({ memory: 3000 }), revision: { traffic: 20, stickySessionTtl: 60 } },
+  })
+  await isDeployed(canary)
+  expect(viewOf(await read()).spec.revision).toEqual({
+    active: first!,
+    canary: canary!,
+    canaryPercent: 20,
+    stickySessionTtl: 60,
+  })
+  host.chance = 0.19
+  const met = await acquire()
+  expect(met.revisionId).toBe(canary!)
+  expect(met.setCookie).toBe(
+    `${stickyCookieName('agent', 'one')}=${canary}; Path=/main/agents/one; Max-Age=60; HttpOnly; SameSite=Lax`,
+  )
+  host.chance = 0.2
+  expect((await acquire()).revisionId).toBe(first!)
+  const again = await acquire(`a=b; ${met.setCookie!.split(';')[0]}`)
+  expect(again).toMatchObject({ revisionId: canary!, setCookie: null })
+  await update({ spec: { revision: { active: canary } } })
+  await eventually('the canary serves alone', async () => (await served()).active === canary!)
+  expect(await acquire(`${stickyCookieName('agent', 'one')}=${first}`)).toMatchObject({ revisionId: canary! })
+})
+
+test('who sends back what he read changes nothing', async () => {
+  const [first] = await revisions(1)
+  const { revisionId: canary } = await update({
+    spec: { ...runtime({ memory: 3000 }), revision: { traffic: 20 } },
+  })
+  await isDeployed(canary)
+  const before = await read()
+  const { revisionId } = await update({ spec: viewOf(before).spec })
+  expect(revisionId).toBeNull()
+  const after = await read()
+  expect(after.body).toEqual({ ...before.body, sealedEnv: after.body.sealedEnv })
+  expect(after.body.traffic).toEqual({ active: first!, canary: canary!, canaryPercent: 20 })
+})
+
+test('what is deactivated is not reached, and what is activated again is', async () => {
+  const [first] = await revisions(1)
+  await update({ spec: { enabled: false } })
+  await becomes('DEACTIVATED')
+  expect(host.fleet.retired.map(({ id }) => id)).toEqual([first!])
+  expect(await failure(acquire())).toMatchObject({
+    code: 'workload_unavailable',
+    message: expect.stringContaining('deactivated'),
+  })
+  await update({ spec: { enabled: true } })
+  await becomes('DEPLOYED')
+  expect((await acquire()).revisionId).toBe(first!)
+})
+
+test('deleting ends the instances, the builds, the logs and the images that were made for it', async () => {
+  const [first] = await revisions(1)
+  const gate = Promise.withResolvers<void>()
+  host.fleet.readiness = (_, signal) =>
+    Promise.race([gate.promise, new Promise<void>((_, no) => signal?.addEventListener('abort', no))])
+  const second = await update({ spec: runtime({ memory: 3000 }) })
+  await eventually('the second is on its way', () => host.fleet.runs.has(second.revisionId!))
+  const removed = await host.deployments.remove('main', 'agent', 'one')
+  expect(viewOf(removed).status).toBe('DELETING')
+  expect(await failure(read())).toMatchObject({ code: 'not_found' })
+  expect(host.fleet.runs.size).toBe(0)
+  expect(host.fleet.retired.every(({ now }) => now)).toBe(true)
+  expect(host.builds.cancelled).toEqual(['agent/one'])
+  expect(host.images.removed.sort()).toEqual([first, second.revisionId].map((id) => `agent/one:${id}`).sort())
+  expect(host.forgotten.at(-1)).toBe('main/agents/one')
+  expect(await failure(acquire())).toMatchObject({ code: 'workload_not_found' })
+  gate.resolve()
+})
+
+test('what was accepted goes on after a crash: a revision on its way, a move of traffic, a deletion', async () => {
+  const [first] = await revisions(1)
+  const never = new Promise<void>(() => {})
+  host.fleet.readiness = () => never
+  const second = await update({ spec: runtime({ memory: 3000 }) })
+  await eventually('the second is on its way', () => host.fleet.runs.has(second.revisionId!))
+  await host.restart()
+  // The first serves before anything else is done.
+  expect(host.fleet.runs.has(first!)).toBe(true)
+  await isDeployed(second.revisionId)
+  expect((await acquire()).revisionId).toBe(second.revisionId!)
+
+  host.fleet.readiness = () => never
+  await update({ spec: { revision: { active: first } } })
+  await host.restart()
+  await eventually('the first serves again', async () => (await served()).active === first!)
+
+  const upload = await update({ upload: true, spec: {} })
+  await host.restart()
+  expect(await statusNow()).toBe('UPLOADING')
+  await host.builds.handlers.get('agent')!.built(
+    {
+      owner: { workspace: 'main', kind: 'agent', name: 'one', tag: upload.revisionId! },
+      uploadedAt: host.clock.now(),
+    },
+    { image: `agent/one:${upload.revisionId}`, settings: { env: {}, runtime: {} } as never },
+  )
+  await isDeployed(upload.revisionId)
+})
+
+test('an image of a registry is pulled with credentials that are kept sealed only until it is here', async () => {
+  let seen: string | undefined
+  const gate = Promise.withResolvers<void>()
+  host.images.pinning = async (_, dockerConfig) => {
+    seen = dockerConfig
+    await gate.promise
+  }
+  const image = 'registry.example/team/app:v1'
+  const { revisionId } = await create({ spec: { runtime: { image, dockerConfig: '{"auths":{}}' } } })
+  await eventually('it is being pulled', () => seen !== undefined)
+  expect(seen).toBe('{"auths":{}}')
+  expect(JSON.stringify((await read()).body)).not.toContain('auths')
+  gate.resolve()
+  await isDeployed(revisionId)
+  expect((await read()).body.revisions[0]?.sealedDockerConfig).toBeUndefined()
+  expect(viewOf(await read()).spec.runtime.image).toBe(image)
+})
+
+test('an application says its image and port at the top, is public, and has revisions of its own form', async () => {
+  const spec = {
+    enabled: true,
+    port: 3000,
+    revisions: [{ image: 'sandbox/app:v1', memory: 1024, envs: [{ name: 'A', value: '1' }] }],
+  }
+  const { revisionId } = await host.deployments.create(asked({ kind: 'application', name: 'site', spec }))
+  expect(revisionId).toMatch(/^rev_[0-9a-z]{12}$/)
+  await eventually('it is deployed', async () => {
+    const { body } = await read('application', 'site')
+    return body.traffic.active === revisionId
+  })
+  expect(host.deployments.isPublic('main', 'application', 'site')).toBe(true)
+  expect(host.fleet.runs.get(revisionId!)).toMatchObject({ port: 3000, memoryMb: 1024, env: { A: '1' } })
+  const deployment = await read('application', 'site')
+  const view = applicationView(deployment, host.deployments.viewOptions(deployment, origin))
+  expect(view).toMatchObject({
+    metadata: { url: `${origin}/main/applications/site` },
+    spec: {
+      image: 'sandbox/app:v1',
+      memory: 1024,
+      port: 3000,
+      revision: { active: revisionId! },
+      revisions: [{ id: revisionId!, image: 'sandbox/app:v1', envs: [{ name: 'A', value: maskedValue }] }],
+    },
+    status: 'DEPLOYED',
+  })
+  const again = await host.deployments.update(asked({ kind: 'application', name: 'site', spec: view.spec }))
+  expect(again.revisionId).toBeNull()
+  expect(
+    await failure(
+      host.deployments.create(
+        asked({ kind: 'application', name: 'far', spec: { image: 'registry.example/app:v1' } }),
+      ),
+    ),
+  ).toMatchObject({ code: 'bad_request', message: expect.stringContaining('hutch images pull') })
+})
+
+test('a request meets another revision when the one that was picked is taken away in between', async () => {
+  const [, second] = await revisions(2)
+  const acquire = host.fleet.acquire.bind(host.fleet)
+  let refused = 0
+  host.fleet.acquire = async (id, signal, options) => {
+    if (refused++ === 0) throw new PlatformError('workload_not_found', 'just taken away')
+    return await acquire(id, signal, options)
+  }
+  expect((await host.deployments.acquire('main', 'agent', 'one', { cookie: null })).revisionId).toBe(second!)
+  expect(
+    (await host.deployments.acquireInstance('main', 'agent', 'one', `instance-of-${second}`))?.revisionId,
+  ).toBe(second!)
+  expect(await host.deployments.acquireInstance('main', 'agent', 'one', 'instance-of-other')).toBeNull()
+})
+
+test.each([
+  [{ runtime: { image: 'sandbox/none:v1' } }, 'unknown here'],
+  [runtime({ memory: 1 }), 'spec.runtime.memory: 1 is out of range'],
+  [runtime({ minScale: 5, maxScale: 2 }), 'spec.runtime.minScale: 5 is more than maxScale'],
+  [runtime({ transport: 'smoke' }), 'spec.runtime.transport: "smoke" is not one of'],
+  [{ ...runtime(), volumes: [{ name: 'v' }] }, 'spec.volumes: there are no volumes'],
+  [{ ...runtime(), policies: ['p'] }, 'spec.policies: there are no policies'],
+  [{ ...runtime(), revision: { traffic: 101 } }, 'spec.revision.traffic: 101 is out of range'],
+  [{ ...runtime(), triggers: [{ type: 'smoke' }] }, 'spec.triggers[0].type: "smoke" is not one of'],
+])('what cannot be is refused with its name: %j', async (spec, message) => {
+  expect((await failure(create({ spec }))).message).toContain(message)
+})
+
+test('triggers get ids of their own, lose secrets that were not made here, and one that is public opens the door', async () => {
+  const triggers = [
+    { type: 'http', configuration: { authenticationType: 'public', path: '/x', callbackSecret: 's' } },
+    { type: 'http' },
+    { id: 'mine', type: 'http-async', enabled: false },
+  ]
+  const { deployment } = await create({ kind: 'function', spec: { ...runtime(), triggers } })
+  expect(viewOf(deployment).spec.triggers).toEqual([
+    { id: 'http', type: 'http', configuration: { authenticationType: 'public', path: '/x' } },
+    { id: 'http-2', type: 'http' },
+    { id: 'mine', type: 'http-async', enabled: false },
+  ])
+  expect(host.deployments.isPublic('main', 'function', 'one')).toBe(true)
+})
+
+test('a list is filtered by status, in any case', async () => {
+  await create()
+  await becomes('DEPLOYED')
+  await create({ name: 'two', upload: true, spec: {} })
+  const names = async (status: string) =>
+    (await host.deployments.list('main', 'agent', { status })).data.map(({ name }) => name)
+  expect(await names('deployed')).toEqual(['one'])
+  expect(await names('UPLOADING,DEPLOYED')).toEqual(['two', 'one'])
+  expect(await failure(names('SMOKE'))).toMatchObject({ code: 'bad_request' })
+})

@@ -1,0 +1,300 @@
+/** From what a client sent to what is stored: limits, defaults, and what an update leaves as it is. */
+import { PlatformError } from '../errors.ts'
+import {
+  badRequest,
+  checkDisplayName,
+  checkLabels,
+  checkPattern,
+  checkRange,
+  checkRegion,
+  checkText,
+  quoted,
+} from '../lib/checks.ts'
+import { defined } from '../lib/defined.ts'
+import { type EnvInput, envsOf } from '../lib/environment.ts'
+import { type DeploymentKind, type Transport, transports } from './kinds.ts'
+import type { DeploymentSpec, StoredTrigger } from './record.ts'
+import type { ApplicationInput, RoutingInput, WorkloadInput } from './schema.ts'
+
+const memoryMbDefault = 2048
+const memoryMbMin = 128
+const maxScaleDefault = 10
+const scaleMax = 100
+const portsMax = 10
+const triggersMax = 20
+const triggerBytesMax = 64 * 1024
+const stickySecondsMax = 30 * 24 * 60 * 60
+const externalIdPattern = /^[A-Za-z0-9-]{1,64}$/
+const generations = ['mk2', 'mk3']
+const triggerTypes = ['http', 'http-async', 'cron']
+
+/** What a deployment is to be, secrets in the clear. */
+export interface DeploymentDraft {
+  displayName?: string
+  externalId?: string
+  labels: Record<string, string>
+  spec: DeploymentSpec
+  env: Record<string, string>
+  /** Absent: requests are led as they were. */
+  routing?: RoutingInput
+  dockerConfig?: string
+  /** The image is taken as it is here. */
+  skipBuild: boolean
+}
+
+export interface DraftOptions {
+  /** The deployment as it is; null: it is new. */
+  previous: DeploymentDraft | null
+  /** Its code comes as an upload: an image that is named does not count. */
+  upload: boolean
+  memoryMbMax: number
+}
+
+/** What the kinds write in different places, in one. */
+interface Asked {
+  metadata: NonNullable<WorkloadInput['metadata']>
+  /** How the fields of the runtime are called in messages. */
+  runtimeField: string
+  enabled?: boolean | null
+  public?: boolean | null
+  region?: string | null
+  image?: string | null
+  memory?: number | null
+  envs?: { name: string; value?: string | number | boolean | null; secret?: boolean | null }[] | null
+  minScale?: number | null
+  maxScale?: number | null
+  port?: number | null
+  ports?: { name?: string | null; target: number; protocol?: string | null }[] | null
+  transport?: string | null
+  generation?: string | null
+  repository?: { type?: string | null; url?: string | null } | null
+  triggers?: NonNullable<WorkloadInput['spec']>['triggers']
+  routing?: RoutingInput | null
+  dockerConfig?: string | null
+  skipBuild?: boolean | string | null
+}
+
+/** @throws bad_request that names the field, not_implemented */
+export function workloadDraft(
+  kind: DeploymentKind,
+  input: WorkloadInput,
+  options: DraftOptions,
+): DeploymentDraft {
+  const spec = input.spec ?? {}
+  const runtime = spec.runtime ?? {}
+  refuse('spec.volumes', spec.volumes, 'volumes')
+  refuse('spec.policies', spec.policies, 'policies')
+  refuse('spec.integrationConnections', spec.integrationConnections, 'integrations')
+  return draftOf(
+    kind,
+    {
+      metadata: input.metadata ?? {},
+      runtimeField: 'spec.runtime',
+      ...spec,
+      ...runtime,
+      routing: spec.revision ?? null,
+    },
+    options,
+  )
+}
+
+/** @throws bad_request that names the field, not_implemented */
+export function applicationDraft(input: ApplicationInput, options: DraftOptions): DeploymentDraft {
+  const spec = input.spec ?? {}
+  refuse('spec.urls', spec.urls, 'custom domains of applications')
+  refuse('spec.extensions', Object.keys(spec.extensions ?? {}), 'extensions of applications')
+  if (spec.proxy) {
+    throw new PlatformError(
+      'not_implemented',
+      'spec.proxy: an application cannot stand before a sandbox here; a preview of the sandbox does that',
+    )
+  }
+  // What some clients write as a revision, since it has no id, is what the next one is to be.
+  const next = spec.revisions?.findLast(({ id }) => !id)
+  const { enabled, region } = spec
+  const draft = draftOf(
+    'application',
+    {
+      metadata: input.metadata ?? {},
+      runtimeField: 'spec',
+      ...defined({ enabled: enabled ?? undefined, region: region ?? undefined }),
+      image: spec.image || next?.image,
+      memory: spec.memory ?? next?.memory,
+      port: spec.port ?? next?.port,
+      envs: spec.envs ?? next?.envs,
+      public: true,
+      routing: spec.revision ?? null,
+    },
+    options,
+  )
+  return draft
+}
+
+/**
+ * Who names an image or uploads code says all of the deployment: what is left out gets its default. Any other update
+ * leaves what it does not name as it is.
+ */
+function draftOf(kind: DeploymentKind, asked: Asked, options: DraftOptions): DeploymentDraft {
+  const { previous, upload } = options
+  const { metadata, runtimeField } = asked
+  const whole = previous === null || upload || Boolean(asked.image)
+  const before = whole ? null : previous
+  const image = upload ? null : asked.image || (previous?.spec.image ?? null)
+  const envs =
+    asked.envs || before === null
+      ? envsOf(`${runtimeField}.envs`, envInputOf(asked.envs ?? []), previous?.env ?? null)
+      : { envs: before.spec.envs, env: before.env }
+  const ports = asked.ports ? portsOf(asked.ports) : before?.spec.ports
+  const generation = asked.generation || previous?.spec.generation || 'mk3'
+  if (!generations.includes(generation))
+    throw badRequest(
+      `${runtimeField}.generation: ${quoted(generation)} is not one of ${generations.join(', ')}`,
+    )
+  if (previous?.spec.generation !== undefined && generation !== previous.spec.generation) {
+    throw badRequest(
+      `${runtimeField}.generation: it is ${previous.spec.generation} and cannot become ${generation}: delete the ${kind} first`,
+    )
+  }
+  const minScale = scaleOf(runtimeField, 'minScale', asked.minScale, before?.spec.minScale ?? 0, 0)
+  const maxScale = scaleOf(
+    runtimeField,
+    'maxScale',
+    asked.maxScale,
+    before?.spec.maxScale ?? Math.max(maxScaleDefault, minScale),
+    1,
+  )
+  if (minScale > maxScale)
+    throw badRequest(`${runtimeField}.minScale: ${minScale} is more than maxScale, ${maxScale}`)
+  const port = asked.port ?? ports?.[0]?.target ?? before?.spec.port
+  const sticky = asked.routing?.stickySessionTtl
+  return {
+    ...defined({
+      displayName: kept(metadata.displayName, previous?.displayName, checkDisplayName),
+      externalId: kept(metadata.externalId, previous?.externalId, (text) =>
+        checkPattern('metadata.externalId', text, externalIdPattern, '1 to 64 letters, digits and hyphens'),
+      ),
+    }),
+    labels: metadata.labels || !previous ? checkLabels(metadata.labels ?? {}) : previous.labels,
+    spec: {
+      enabled: asked.enabled ?? before?.spec.enabled ?? true,
+      public: asked.public ?? before?.spec.public ?? false,
+      image,
+      memoryMb: checkRange(
+        `${runtimeField}.memory`,
+        asked.memory ?? before?.spec.memoryMb ?? Math.min(memoryMbDefault, options.memoryMbMax),
+        memoryMbMin,
+        options.memoryMbMax,
+      ),
+      minScale,
+      maxScale,
+      generation,
+      envs: envs.envs,
+      stickySessionTtl:
+        sticky === undefined || sticky === null
+          ? (previous?.spec.stickySessionTtl ?? 0)
+          : checkRange('spec.revision.stickySessionTtl', sticky, 0, stickySecondsMax),
+      ...defined({
+        port: port === undefined ? undefined : checkRange(`${runtimeField}.port`, port, 1, 65535),
+        ports,
+        transport: asked.transport ? transportOf(asked.transport) : before?.spec.transport,
+        region: kept(asked.region || undefined, before?.spec.region, checkRegion),
+        repository: asked.repository ? repositoryOf(asked.repository) : before?.spec.repository,
+        triggers: asked.triggers ? triggersOf(asked.triggers) : before?.spec.triggers,
+      }),
+    },
+    env: envs.env,
+    skipBuild: asked.skipBuild === true || asked.skipBuild === 'true',
+    ...(asked.routing ? { routing: asked.routing } : {}),
+    ...(asked.dockerConfig ? { dockerConfig: asked.dockerConfig } : {}),
+  }
+}
+
+/** Left out: as before. Null: cleared. */
+function kept<Given, Stored>(
+  given: Given | null | undefined,
+  previous: Stored | undefined,
+  read: (given: Given) => Stored,
+): Stored | undefined {
+  if (given === undefined) return previous
+  return given === null ? undefined : read(given)
+}
+
+function refuse(field: string, given: readonly unknown[] | null | undefined, what: string): void {
+  if (!given || given.length === 0) return
+  throw new PlatformError(
+    'not_implemented',
+    `${field}: there are no ${what} on this platform yet; leave it out`,
+  )
+}
+
+function envInputOf(given: NonNullable<Asked['envs']>): EnvInput {
+  return given.map(({ name, value, secret }) => ({
+    name,
+    value: value === null || value === undefined ? '' : String(value),
+    secret: secret ?? false,
+  }))
+}
+
+function scaleOf(
+  runtimeField: string,
+  name: string,
+  given: number | null | undefined,
+  otherwise: number,
+  min: number,
+): number {
+  // Clients that write every field write 0 for "by default".
+  const scale = given === null || given === undefined || (given === 0 && min > 0) ? otherwise : given
+  return checkRange(`${runtimeField}.${name}`, scale, min, scaleMax)
+}
+
+function transportOf(given: string): Transport {
+  const transport = transports.find((one) => one === given)
+  if (!transport)
+    throw badRequest(`spec.runtime.transport: ${quoted(given)} is not one of ${transports.join(', ')}`)
+  return transport
+}
+
+function portsOf(given: NonNullable<Asked['ports']>): NonNullable<DeploymentSpec['ports']> {
+  if (given.length > portsMax)
+    throw badRequest(`spec.runtime.ports: ${given.length} ports, at most ${portsMax}`)
+  return given.map(({ name, target, protocol }, index) => ({
+    ...(name ? { name: checkText(`spec.runtime.ports[${index}].name`, name, 63) } : {}),
+    target: checkRange(`spec.runtime.ports[${index}].target`, target, 1, 65535),
+    protocol: checkText(`spec.runtime.ports[${index}].protocol`, protocol ?? 'HTTP', 16).toUpperCase(),
+  }))
+}
+
+function repositoryOf(given: NonNullable<Asked['repository']>): { type?: string; url?: string } {
+  return defined({
+    type: given.type ? checkText('spec.repository.type', given.type, 63) : undefined,
+    url: given.url ? checkText('spec.repository.url', given.url, 2048) : undefined,
+  })
+}
+
+/** Each gets an id of its own where it has none, or one that another has. */
+function triggersOf(given: NonNullable<Asked['triggers']>): StoredTrigger[] {
+  if (given.length > triggersMax)
+    throw badRequest(`spec.triggers: ${given.length} triggers, at most ${triggersMax}`)
+  if (Buffer.byteLength(JSON.stringify(given)) > triggerBytesMax)
+    throw badRequest(`spec.triggers: larger than ${triggerBytesMax} bytes`)
+  const ids = new Set<string>()
+  return given.map((trigger, index) => {
+    const type = trigger.type || 'http'
+    if (!triggerTypes.includes(type))
+      throw badRequest(
+        `spec.triggers[${index}].type: ${quoted(type)} is not one of ${triggerTypes.join(', ')}`,
+      )
+    const wanted = checkText(`spec.triggers[${index}].id`, trigger.id || type, 128)
+    let id = wanted
+    for (let count = 2; ids.has(id); count++) id = `${wanted}-${count}`
+    ids.add(id)
+    // Made here, never taken from a client.
+    const { callbackSecret: _, ...configuration } = trigger.configuration ?? {}
+    return {
+      id,
+      type,
+      ...(typeof trigger.enabled === 'boolean' ? { enabled: trigger.enabled } : {}),
+      ...(trigger.configuration ? { configuration } : {}),
+    }
+  })
+}

@@ -1,0 +1,233 @@
+/** The wire shapes of agents, functions and applications. Loose: clients send back whole objects. */
+import { z } from 'zod'
+
+/** YAML writes numbers and booleans where text is meant. */
+const labelValue = z.union([z.string(), z.number(), z.boolean()])
+
+const metadataInput = z.looseObject({
+  name: z.string().nullish(),
+  displayName: z.string().nullish(),
+  externalId: z.string().nullish(),
+  labels: z.record(z.string(), labelValue).nullish(),
+})
+
+const envInput = z.looseObject({
+  name: z.string(),
+  value: z.union([z.string(), z.number(), z.boolean()]).nullish(),
+  secret: z.boolean().nullish(),
+})
+
+const portInput = z.looseObject({
+  name: z.string().nullish(),
+  target: z.number().int(),
+  protocol: z.string().nullish(),
+})
+
+const triggerInput = z.looseObject({
+  id: z.string().nullish(),
+  type: z.string().nullish(),
+  enabled: z.boolean().nullish(),
+  configuration: z.record(z.string(), z.unknown()).nullish(),
+})
+
+const routingInput = z.looseObject({
+  active: z.string().nullish(),
+  canary: z.string().nullish(),
+  canaryPercent: z.number().nullish(),
+  stickySessionTtl: z.number().nullish(),
+  traffic: z.number().nullish(),
+})
+export type RoutingInput = z.output<typeof routingInput>
+
+const texts = z.array(z.string()).nullish()
+const whole = z.number().int().nullish()
+
+const runtimeInput = z.looseObject({
+  image: z.string().nullish(),
+  memory: whole,
+  envs: z.array(envInput).nullish(),
+  minScale: whole,
+  maxScale: whole,
+  generation: z.string().nullish(),
+  transport: z.string().nullish(),
+  ports: z.array(portInput).nullish(),
+  /** Docker's config.json, for this pull only; kept sealed until it is over, and not answered. */
+  dockerConfig: z.string().nullish(),
+  /** The image is taken as it is here, without another look at its registry. */
+  skipBuild: z.union([z.boolean(), z.string()]).nullish(),
+})
+
+/** Of agents and functions. */
+export const workloadInputSchema = z.looseObject({
+  metadata: metadataInput.nullish(),
+  spec: z
+    .looseObject({
+      enabled: z.boolean().nullish(),
+      public: z.boolean().nullish(),
+      region: z.string().nullish(),
+      policies: texts,
+      integrationConnections: texts,
+      repository: z.looseObject({ type: z.string().nullish(), url: z.string().nullish() }).nullish(),
+      revision: routingInput.nullish(),
+      runtime: runtimeInput.nullish(),
+      triggers: z.array(triggerInput).nullish(),
+      volumes: z.array(z.unknown()).nullish(),
+    })
+    .nullish(),
+})
+export type WorkloadInput = z.output<typeof workloadInputSchema>
+
+export const applicationInputSchema = z.looseObject({
+  metadata: metadataInput.nullish(),
+  spec: z
+    .looseObject({
+      enabled: z.boolean().nullish(),
+      region: z.string().nullish(),
+      image: z.string().nullish(),
+      memory: whole,
+      port: whole,
+      envs: z.array(envInput).nullish(),
+      extensions: z.record(z.string(), z.unknown()).nullish(),
+      proxy: z.boolean().nullish(),
+      revision: routingInput.nullish(),
+      /** With an id: as they were read. Without one: what the next is to be, as some clients write it. */
+      revisions: z
+        .array(
+          z.looseObject({
+            id: z.string().nullish(),
+            image: z.string().nullish(),
+            memory: whole,
+            port: whole,
+            envs: z.array(envInput).nullish(),
+          }),
+        )
+        .nullish(),
+      urls: z.array(z.unknown()).nullish(),
+    })
+    .nullish(),
+})
+export type ApplicationInput = z.output<typeof applicationInputSchema>
+
+const env = z.object({ name: z.string(), value: z.string(), secret: z.boolean().optional() })
+
+const metadata = z.object({
+  name: z.string(),
+  displayName: z.string().optional(),
+  externalId: z.string().optional(),
+  labels: z.record(z.string(), z.string()).optional(),
+  workspace: z.string(),
+  url: z.string(),
+  plan: z.string(),
+  createdAt: z.string(),
+  updatedAt: z.string(),
+  createdBy: z.string(),
+  updatedBy: z.string(),
+})
+
+const event = z.object({
+  time: z.string(),
+  type: z.string(),
+  status: z.string(),
+  message: z.string(),
+  revision: z.string().optional(),
+  canaryRevision: z.string().optional(),
+})
+
+const routing = z.object({
+  active: z.string().optional(),
+  canary: z.string().optional(),
+  canaryPercent: z.number().optional(),
+  stickySessionTtl: z.number().optional(),
+})
+
+const status = z.enum([
+  'UPLOADING',
+  'BUILDING',
+  'DEPLOYING',
+  'DEPLOYED',
+  'FAILED',
+  'DEACTIVATING',
+  'DEACTIVATED',
+  'DELETING',
+])
+
+/** Of agents and functions. */
+export const workloadSchema = z.object({
+  metadata,
+  spec: z.object({
+    enabled: z.boolean(),
+    public: z.boolean(),
+    region: z.string().optional(),
+    repository: z.object({ type: z.string().optional(), url: z.string().optional() }).optional(),
+    revision: routing.optional(),
+    runtime: z.object({
+      image: z.string().optional(),
+      memory: z.number(),
+      envs: z.array(env).optional(),
+      minScale: z.number(),
+      maxScale: z.number(),
+      generation: z.string(),
+      transport: z.string().optional(),
+      ports: z
+        .array(z.object({ name: z.string().optional(), target: z.number(), protocol: z.string() }))
+        .optional(),
+    }),
+    triggers: z
+      .array(
+        z.object({
+          id: z.string(),
+          type: z.string(),
+          enabled: z.boolean().optional(),
+          configuration: z.record(z.string(), z.unknown()).optional(),
+        }),
+      )
+      .optional(),
+  }),
+  status,
+  events: z.array(event).optional(),
+})
+export type WorkloadView = z.output<typeof workloadSchema>
+
+/** Of an application. */
+export const applicationRevisionSchema = z.object({
+  id: z.string(),
+  image: z.string(),
+  memory: z.number(),
+  port: z.number().optional(),
+  envs: z.array(env).optional(),
+  snapshot: z.string().optional(),
+  createdAt: z.string(),
+  createdBy: z.string(),
+})
+export type ApplicationRevisionView = z.output<typeof applicationRevisionSchema>
+
+export const applicationSchema = z.object({
+  metadata,
+  spec: z.object({
+    enabled: z.boolean(),
+    region: z.string().optional(),
+    image: z.string().optional(),
+    memory: z.number(),
+    port: z.number().optional(),
+    envs: z.array(env).optional(),
+    revision: routing.optional(),
+    revisions: z.array(applicationRevisionSchema).optional(),
+  }),
+  nodeGeneration: z.string(),
+  status,
+  events: z.array(event).optional(),
+})
+export type ApplicationView = z.output<typeof applicationSchema>
+
+/** Of an agent or a function. */
+export const revisionSchema = z.object({
+  id: z.string(),
+  active: z.boolean(),
+  canary: z.boolean(),
+  previousActive: z.boolean(),
+  trafficPercent: z.number(),
+  status,
+  createdAt: z.string(),
+  createdBy: z.string(),
+})
+export type RevisionView = z.output<typeof revisionSchema>

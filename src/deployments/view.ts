@@ -1,0 +1,146 @@
+/** Deployments as they are answered. */
+import { defined } from '../lib/defined.ts'
+import { type EnvEntry, maskedValue } from '../lib/environment.ts'
+import { kindFacts } from './kinds.ts'
+import { type DeploymentBody, kindOf, type Revision, type StoredDeployment } from './record.ts'
+import type { ApplicationRevisionView, ApplicationView, RevisionView, WorkloadView } from './schema.ts'
+import { revisionStatus, statusOf } from './status.ts'
+
+export interface DeploymentViewOptions {
+  origin: string
+  nowMs: number
+  /** Told when the client named none; absent: none is. */
+  region?: string
+  /** Absent: values are masked. */
+  env?: Record<string, string>
+  /** Lists leave events out. */
+  events: boolean
+}
+
+/** An agent or a function. */
+export function workloadView(deployment: StoredDeployment, options: DeploymentViewOptions): WorkloadView {
+  const { body } = deployment
+  const { spec } = body
+  return {
+    metadata: metadataOf(deployment, options.origin),
+    spec: {
+      enabled: spec.enabled,
+      public: spec.public,
+      ...defined({
+        region: spec.region ?? options.region,
+        repository: spec.repository,
+        revision: routingOf(body),
+      }),
+      runtime: {
+        ...defined({ image: imageOf(body) }),
+        memory: spec.memoryMb,
+        ...defined({ envs: envsView(spec.envs, options.env) }),
+        minScale: spec.minScale,
+        maxScale: spec.maxScale,
+        generation: spec.generation ?? 'mk3',
+        ...defined({ transport: spec.transport, ports: spec.ports }),
+      },
+      ...defined({ triggers: spec.triggers }),
+    },
+    status: statusOf(body, options.nowMs),
+    ...(options.events ? { events: body.events } : {}),
+  }
+}
+
+export function applicationView(
+  deployment: StoredDeployment,
+  options: DeploymentViewOptions,
+): ApplicationView {
+  const { body } = deployment
+  const { spec } = body
+  return {
+    metadata: metadataOf(deployment, options.origin),
+    spec: {
+      enabled: spec.enabled,
+      ...defined({ region: spec.region ?? options.region, image: imageOf(body) }),
+      memory: spec.memoryMb,
+      ...defined({
+        port: spec.port,
+        envs: envsView(spec.envs, options.env),
+        revision: routingOf(body),
+        revisions: body.revisions.length > 0 ? body.revisions.map(applicationRevisionView) : undefined,
+      }),
+    },
+    nodeGeneration: 'mk3.1',
+    status: statusOf(body, options.nowMs),
+    ...(options.events ? { events: body.events } : {}),
+  }
+}
+
+export function applicationRevisionView(revision: Revision): ApplicationRevisionView {
+  const { id, spec, image, snapshotId } = revision
+  return {
+    id,
+    image: spec.image ?? image ?? '',
+    memory: spec.memoryMb,
+    ...defined({ port: spec.port, envs: envsView(spec.envs, undefined), snapshot: snapshotId }),
+    createdAt: new Date(revision.createdAt).toISOString(),
+    createdBy: revision.createdBy,
+  }
+}
+
+export function revisionView({ traffic, previousActive }: DeploymentBody, revision: Revision): RevisionView {
+  const { id } = revision
+  const active = traffic.active === id
+  const canary = traffic.canary === id
+  return {
+    id,
+    active,
+    canary,
+    previousActive: previousActive === id,
+    trafficPercent: canary
+      ? traffic.canaryPercent
+      : active
+        ? 100 - (traffic.canary === null ? 0 : traffic.canaryPercent)
+        : 0,
+    status: revisionStatus(revision),
+    createdAt: new Date(revision.createdAt).toISOString(),
+    createdBy: revision.createdBy,
+  }
+}
+
+function metadataOf(deployment: StoredDeployment, origin: string): WorkloadView['metadata'] {
+  const { workspace, name, body } = deployment
+  return {
+    name,
+    ...defined({ displayName: body.displayName, externalId: body.externalId }),
+    ...(Object.keys(body.labels).length > 0 ? { labels: body.labels } : {}),
+    workspace,
+    url: `${origin}/${workspace}/${kindFacts[kindOf(deployment)].plural}/${name}`,
+    plan: 'self-hosted',
+    createdAt: new Date(deployment.createdAt).toISOString(),
+    updatedAt: new Date(deployment.updatedAt).toISOString(),
+    createdBy: body.createdBy,
+    updatedBy: body.updatedBy,
+  }
+}
+
+/** As it was named, else what was built last. */
+function imageOf({ spec, revisions }: DeploymentBody): string | undefined {
+  return spec.image ?? revisions.findLast(({ image }) => image !== undefined)?.image
+}
+
+/** What a client may send back without changing anything: so what is under way is told, and no `traffic`. */
+function routingOf({ traffic, wanted, spec }: DeploymentBody): WorkloadView['spec']['revision'] {
+  const { active, canary, canaryPercent } = wanted ?? traffic
+  const routing = defined({
+    active: active ?? undefined,
+    canary: canary ?? undefined,
+    canaryPercent: canary === null ? undefined : canaryPercent,
+    stickySessionTtl: spec.stickySessionTtl > 0 ? spec.stickySessionTtl : undefined,
+  })
+  return Object.keys(routing).length > 0 ? routing : undefined
+}
+
+function envsView(
+  envs: EnvEntry[],
+  values: Record<string, string> | undefined,
+): { name: string; value: string; secret?: boolean }[] | undefined {
+  if (envs.length === 0) return undefined
+  return envs.map((env) => ({ ...env, value: values?.[env.name] ?? maskedValue }))
+}
