@@ -36,6 +36,20 @@ const commands: Record<string, Entry> = {
     summary: 'make a folder with a small project',
     load: async () => (await import('./cli/new.ts')).newProject,
   },
+  deploy: {
+    summary: 'build the code of a folder and serve it',
+    load: async () => (await import('./cli/deploy.ts')).deploy,
+  },
+  push: {
+    summary: 'build an image of the code of a folder',
+    load: async () => (await import('./cli/push.ts')).push,
+  },
+  run: { summary: 'make a request to what is served', load: async () => (await import('./cli/run.ts')).run },
+  chat: { summary: 'talk with an agent', load: async () => (await import('./cli/chat.ts')).chat },
+  logs: {
+    summary: 'print what programs and builds say',
+    load: async () => (await import('./cli/logs.ts')).logs,
+  },
   get: { summary: 'list resources, or show one', load: async () => (await import('./cli/get.ts')).get },
   apply: {
     summary: 'make resources be what manifests say',
@@ -47,6 +61,18 @@ const commands: Record<string, Entry> = {
   token: {
     summary: 'print what commands authenticate with',
     load: async () => (await import('./cli/token.ts')).token,
+  },
+  fork: {
+    summary: 'make a sandbox or an application of a sandbox',
+    load: async () => (await import('./cli/fork.ts')).fork,
+  },
+  'share image': {
+    summary: 'share an image with another workspace',
+    load: async () => (await import('./cli/share.ts')).share,
+  },
+  'unshare image': {
+    summary: 'take a shared image back',
+    load: async () => (await import('./cli/share.ts')).unshare,
   },
   'sandbox ls': { summary: 'list sandboxes', load: async () => (await import('./cli/sandbox.ts')).list },
   'sandbox get': { summary: 'show one sandbox', load: async () => (await import('./cli/sandbox.ts')).get },

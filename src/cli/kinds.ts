@@ -32,6 +32,9 @@ const created: Column = [
 const image: Column = ['IMAGE', (resource) => text(at(resource, 'spec.runtime.image'))]
 
 export const kinds: readonly Kind[] = [
+  deployment('Agent', 'agent', ['ag'], 'replace'),
+  deployment('Function', 'function', ['fn', 'mcp', 'mcps'], 'replace'),
+  deployment('Application', 'application', ['app', 'apps'], 'create'),
   {
     kind: 'Sandbox',
     singular: 'sandbox',
@@ -115,6 +118,26 @@ export const kinds: readonly Kind[] = [
     apply: 'only-create',
   },
 ]
+
+function deployment(kind: string, singular: string, aliases: string[], apply: 'create' | 'replace'): Kind {
+  const plural = `${singular}s`
+  return {
+    kind,
+    singular,
+    plural,
+    aliases,
+    collection: () => `/${plural}`,
+    parents: [],
+    columns: [
+      ...[name, status],
+      ['IMAGE', (resource) => text(at(resource, 'spec.runtime.image') ?? at(resource, 'spec.image'))],
+      ['URL', (resource) => text(resource.metadata?.url)],
+      created,
+    ],
+    apply,
+    runs: true,
+  }
+}
 
 /** Catalogues of the platform: they are read, never changed. */
 export const catalogues: readonly Pick<Kind, 'kind' | 'plural' | 'aliases' | 'collection' | 'columns'>[] = [

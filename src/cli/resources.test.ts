@@ -188,7 +188,7 @@ test.each([
   ['kind: [', 'is no YAML'],
   ['metadata: {name: x}', 'kind is missing'],
   ['kind: Sandbox', 'metadata.name is missing'],
-  ['kind: Nonsense\nmetadata: {name: x}', 'kind Nonsense is none of Sandbox'],
+  ['kind: Nonsense\nmetadata: {name: x}', 'kind Nonsense is none of Agent'],
   ['kind: Preview\nmetadata: {name: x}', 'metadata.resourceName is missing'],
   ['kind: Sandbox\nmetadata: {name: x}\nspec: [1]', 'spec is to be a mapping'],
   ['# nothing', 'has no manifest'],

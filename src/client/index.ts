@@ -1,19 +1,24 @@
 import { PlatformError } from '../errors.ts'
 import { Files } from './files.ts'
 import { Images } from './images.ts'
+import { Logs } from './logs.ts'
 import { pages } from './pages.ts'
 import { Processes } from './processes.ts'
 import { Resources } from './resources.ts'
 import { Snapshots } from './snapshots.ts'
 import { Terminal, type TerminalOptions } from './terminal.ts'
 import { ClientError, Transport } from './transport.ts'
+import { Uploads } from './uploads.ts'
+import { Workloads } from './workloads.ts'
 
 export { Gate } from './gate.ts'
 export type { ImageInfo } from './images.ts'
+export type { LogLine, LogQuery } from './logs.ts'
 export type { Processes, ProcessInfo } from './processes.ts'
 export type { Accepted, Resource, ResourceEvent } from './resources.ts'
 export type { ForkInfo, SnapshotInfo } from './snapshots.ts'
 export { ClientError } from './transport.ts'
+export { type Invocation, invokeLocal } from './workloads.ts'
 
 export interface ClientOptions {
   /** Base of the control plane, with /v0. */
@@ -84,6 +89,9 @@ export class Client {
   readonly snapshots: Snapshots
   /** Of whatever kind, by path. */
   readonly resources: Resources
+  readonly uploads: Uploads
+  readonly logs: Logs
+  readonly workloads: Workloads
   private readonly transport: Transport
 
   constructor(options: ClientOptions) {
@@ -94,6 +102,9 @@ export class Client {
     this.images = new Images(this.transport)
     this.snapshots = new Snapshots(this.transport)
     this.resources = new Resources(this.transport)
+    this.uploads = new Uploads(this.transport)
+    this.logs = new Logs(this.transport)
+    this.workloads = new Workloads(this.transport)
   }
 
   /** Whether the platform lives, and is ready for work. */

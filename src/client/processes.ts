@@ -1,3 +1,4 @@
+import { lines } from './lines.ts'
 import { ClientError, type Transport } from './transport.ts'
 
 export interface ProcessInfo {
@@ -30,7 +31,6 @@ export interface ExecRequest {
 }
 
 const endPollMsMax = 1000
-const lineCharactersMax = 16 * 1024 * 1024
 
 /** Processes of one sandbox. */
 export class Processes {
@@ -115,17 +115,4 @@ export class Processes {
       yield { type: event.type, data: event.encoding === 'base64' ? Buffer.from(data, 'base64') : data }
     }
   }
-}
-
-async function* lines(response: Response): AsyncIterable<string> {
-  let rest = ''
-  const decoder = new TextDecoder()
-  for await (const chunk of response.body ?? []) {
-    rest += decoder.decode(chunk as Uint8Array, { stream: true })
-    const parts = rest.split('\n')
-    rest = parts.pop() ?? ''
-    if (rest.length > lineCharactersMax) throw new ClientError(0, 'the platform sent a line without an end')
-    for (const part of parts) if (part !== '') yield part
-  }
-  if (rest !== '') yield rest
 }

@@ -21,7 +21,6 @@ export class Transport {
   readonly apiUrl: string
   private readonly headers: Record<string, string>
   private readonly fetch: NonNullable<ClientOptions['fetch']>
-  private readonly way: BunFetchRequestInit
 
   constructor(options: ClientOptions) {
     this.apiUrl = options.apiUrl.replace(/\/+$/, '')
@@ -31,8 +30,6 @@ export class Transport {
       'blaxel-version': apiVersion,
     }
     this.fetch = options.fetch ?? fetch
-    // A proxy that the environment names cannot reach this machine's own platform, and must not see the key to it.
-    this.way = isLoopbackHost(new URL(this.apiUrl).host) ? { proxy: false } : {}
   }
 
   /** `path` below the control plane, or a whole address. Any answer that is not a success is thrown. */
@@ -55,14 +52,22 @@ export class Transport {
   /** The answer whatever its status. */
   async send(url: string, init: RequestInit): Promise<Response> {
     this.checkOrigin(url)
+    return await this.dispatch(url, { ...init, headers: { ...this.headers, ...(init.headers as object) } })
+  }
+
+  /** Without our key, so to whatever address the platform named. Any answer that is not a success is thrown. */
+  async bare(url: string, init: RequestInit): Promise<Response> {
+    const response = await this.dispatch(url, init)
+    if (!response.ok) throw await failure(response)
+    return response
+  }
+
+  private async dispatch(url: string, init: RequestInit): Promise<Response> {
+    // A proxy that the environment names cannot reach this machine's own platform, and must not see the key to it.
+    const way: BunFetchRequestInit = isLoopbackHost(new URL(url).host) ? { proxy: false } : {}
     try {
-      return await this.fetch(url, {
-        ...init,
-        ...this.way,
-        headers: { ...this.headers, ...(init.headers as Record<string, string> | undefined) },
-        // A redirect would carry the key somewhere else.
-        redirect: 'manual',
-      })
+      // A redirect would carry the key somewhere else.
+      return await this.fetch(url, { ...init, ...way, redirect: 'manual' })
     } catch (cause) {
       if (init.signal?.aborted) throw cause
       const { origin } = new URL(url)

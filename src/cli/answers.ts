@@ -1,0 +1,89 @@
+import { paint } from './output.ts'
+
+const lineCharsMax = 10 * 1024 * 1024
+
+/** Whether an answer is to be shown as it comes. */
+export function isStream(response: Response): boolean {
+  const type = response.headers.get('content-type') ?? ''
+  return /text\/event-stream|application\/x-ndjson|application\/jsonl/.test(type)
+}
+
+/**
+ * The text that a stream of a program says, piece by piece: of server-sent events and of JSON lines what their messages
+ * are (in the shapes that models stream in), else the text itself.
+ */
+export async function* spokenText(response: Response): AsyncIterable<string> {
+  if (!isStream(response)) {
+    const decoder = new TextDecoder()
+    for await (const chunk of response.body ?? []) yield decoder.decode(chunk as Uint8Array, { stream: true })
+    return
+  }
+  const events = (response.headers.get('content-type') ?? '').includes('event-stream')
+  for await (const line of textLines(response)) {
+    if (events && !line.startsWith('data:')) continue
+    const data = events ? line.slice('data:'.length).replace(/^ /, '') : line
+    if (data === '[DONE]') return
+    if (data !== '') yield messageIn(data) ?? `${data}\n`
+  }
+}
+
+/** Null: it is in no shape that is known here. */
+function messageIn(data: string): string | null {
+  let value: unknown
+  try {
+    value = JSON.parse(data)
+  } catch {
+    return null
+  }
+  if (typeof value === 'string') return value
+  if (typeof value !== 'object' || value === null) return null
+  const { choices, delta, ...rest } = value as {
+    choices?: { delta?: { content?: unknown } }[]
+    delta?: unknown
+  } & Record<string, unknown>
+  const said =
+    choices?.[0]?.delta?.content ??
+    (typeof delta === 'object' ? (delta as { text?: unknown } | null)?.text : delta)
+  if (typeof said === 'string') return said
+  // A model's last word, or its first, has no text.
+  if (Array.isArray(choices)) return ''
+  for (const key of ['content', 'text', 'message', 'output']) {
+    if (typeof rest[key] === 'string') return rest[key]
+  }
+  return null
+}
+
+/** What a whole answer says: JSON laid out for reading. */
+export function readable(text: string): string {
+  try {
+    return JSON.stringify(JSON.parse(text), null, 2)
+  } catch {
+    return text.trimEnd()
+  }
+}
+
+/** Of a whole answer the text that it is about, where it is JSON in a shape that is known here. */
+export function spokenAnswer(text: string): string {
+  try {
+    return messageIn(text) ?? JSON.stringify(JSON.parse(text), null, 2)
+  } catch {
+    return text.trimEnd()
+  }
+}
+
+export function requestLine(method: string, url: string, response: Response, tookMs: number): string {
+  return paint('dim', `${method} ${url} ${response.status} in ${Math.round(tookMs)} ms`, process.stderr)
+}
+
+async function* textLines(response: Response): AsyncIterable<string> {
+  const decoder = new TextDecoder()
+  let rest = ''
+  for await (const chunk of response.body ?? []) {
+    rest += decoder.decode(chunk as Uint8Array, { stream: true })
+    const parts = rest.split(/\r\n|\n/)
+    rest = parts.pop() ?? ''
+    if (rest.length > lineCharsMax) throw new Error('the answer has a line without an end')
+    yield* parts
+  }
+  if (rest !== '') yield rest
+}

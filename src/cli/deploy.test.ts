@@ -1,0 +1,412 @@
+import { afterAll, beforeEach, describe, expect, test } from 'bun:test'
+import {
+  chmodSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from 'node:fs'
+import { tmpdir } from 'node:os'
+import { dirname, join } from 'node:path'
+import { inflateRawSync } from 'node:zlib'
+import { type SeenRequest, TestPlatform } from './test-platform.ts'
+
+// deploy and push as people type them, against a platform that follows a script.
+
+const platform = new TestPlatform()
+const directory = mkdtempSync(join(tmpdir(), 'hutch-deploy-test-'))
+const temporary = join(directory, 'tmp')
+mkdirSync(temporary)
+afterAll(() => {
+  platform[Symbol.dispose]()
+  rmSync(directory, { recursive: true, force: true })
+})
+beforeEach(() => {
+  platform.seen.length = 0
+})
+
+let folders = 0
+/** A folder with these files. */
+function project(files: Record<string, string>): string {
+  const folder = join(directory, `project-${folders++}`, 'My Agent')
+  for (const [path, text] of Object.entries(files)) {
+    mkdirSync(dirname(join(folder, path)), { recursive: true })
+    writeFileSync(join(folder, path), text)
+  }
+  return folder
+}
+
+const hello = {
+  'blaxel.toml': 'type = "agent"\n[env]\nCITY = "Paris"\nPLACE = "$WHERE"\n[runtime]\nmemory = 1024\n',
+  'index.js': 'Bun.serve({ port: process.env.PORT, fetch: () => new Response("hi") })\n',
+}
+
+interface Script {
+  /** Of its revision, one more each time it is looked at. */
+  statuses: string[]
+  message?: string
+  log?: string[]
+  /** Answers to uploads, in order; then 200. */
+  uploads?: number[]
+  exists?: boolean
+}
+
+/** A platform on which one thing after the other happens whenever the deployment is looked at. */
+function script(steps: Script): void {
+  const { statuses, message = '', log = [], uploads = [], exists = false } = steps
+  const created = new Map<string, unknown>()
+  let looks = 0
+  platform.answer = ({ method, path, body }) => {
+    if (path.startsWith('/-/uploads/')) {
+      const status = uploads.shift() ?? 200
+      return Response.json(status === 200 ? {} : { error: 'not now' }, { status })
+    }
+    if (path.includes('/observability/logs')) {
+      const name = new URLSearchParams(path.split('?')[1]).get('workloadIds') ?? ''
+      if (path.includes('follow=true'))
+        return new Response('', { headers: { 'content-type': 'application/x-ndjson' } })
+      const logs = log.map((text, index) => ({
+        timestamp: `2030-01-01T00:00:0${index}Z`,
+        message: text,
+        severity: 9,
+      }))
+      return Response.json({ [name]: { logs: logs.reverse(), totalCount: logs.length } })
+    }
+    const [plain = ''] = path.split('?')
+    if (method === 'GET') {
+      const found = created.get(plain)
+      if (found === undefined) return null
+      const seen = statuses.slice(0, Math.min(++looks, statuses.length))
+      const events = seen.map((status, index) => ({
+        time: `2030-01-01T00:00:0${index}Z`,
+        type: 'deployment',
+        status,
+        revision: 'rev-2',
+        message: status === 'FAILED' ? message : status,
+      }))
+      const old = { time: '2029-01-01T00:00:00Z', type: 'deployment', status: 'DEPLOYED', revision: 'rev-1' }
+      return Response.json({ ...(found as object), status: 'BUILDING', events: [old, ...events] })
+    }
+    if (method === 'PUT' && !exists && !created.has(plain)) return null
+    if (method === 'POST' && exists) return Response.json({ error: 'taken' }, { status: 409 })
+    const sent = JSON.parse(body) as { metadata: { name: string } }
+    const at = method === 'POST' ? `${plain}/${sent.metadata.name}` : plain
+    const url = `${platform.origin}/main${at.slice('/v0'.length)}`
+    const resource = { ...sent, metadata: { ...sent.metadata, url, updatedAt: '2030-01-01T00:00:00Z' } }
+    created.set(at, resource)
+    const headers: Record<string, string> = { 'x-hutch-revision': 'rev-2' }
+    if (path.includes('upload=true'))
+      headers['x-blaxel-upload-url'] = `${platform.origin}/-/uploads/t${created.size}`
+    return Response.json(resource, { headers })
+  }
+}
+
+function uploaded(): SeenRequest {
+  const found = platform.seen.findLast(({ path }) => path.startsWith('/-/uploads/'))
+  if (found === undefined) throw new Error('nothing was uploaded')
+  return found
+}
+
+/** Files of an archive, read by its local headers. */
+function unzip({ body }: SeenRequest): Map<string, { text: string; mode: number }> {
+  const bytes = Buffer.from(body, 'latin1')
+  const files = new Map<string, { text: string; mode: number }>()
+  const end = bytes.lastIndexOf(Buffer.from('PK\x05\x06'))
+  let at = bytes.readUInt32LE(end + 16)
+  for (let left = bytes.readUInt16LE(end + 10); left > 0; left--) {
+    const nameBytes = bytes.readUInt16LE(at + 28)
+    const name = bytes.toString('utf8', at + 46, at + 46 + nameBytes)
+    const local = bytes.readUInt32LE(at + 42)
+    const start = local + 30 + bytes.readUInt16LE(local + 26)
+    const content = bytes.subarray(start, start + bytes.readUInt32LE(at + 20))
+    const method = bytes.readUInt16LE(at + 10)
+    const text = (method === 8 ? inflateRawSync(content) : content).toString()
+    files.set(name, { text, mode: (bytes.readUInt32LE(at + 38) >>> 16) & 0o777 })
+    at += 46 + nameBytes
+  }
+  return files
+}
+
+async function run(args: string[], cwd: string, env: Record<string, string> = {}) {
+  const ran = await platform.run(args, { cwd, env: { TMPDIR: temporary, ...env } })
+  // Archives hold code: none stays.
+  expect(readdirSync(temporary)).toEqual([])
+  return ran
+}
+
+describe('deploy', () => {
+  test('sends the resource, then the archive without a key, and waits for the revision', async () => {
+    script({ statuses: ['UPLOADING', 'BUILDING', 'DEPLOYING', 'DEPLOYED'], log: ['installing', 'built'] })
+    const folder = project({ ...hello, '.env': 'TOKEN=s3cret\nPORT=1\nBL_API_KEY=k\n' })
+    const { code, stdout, stderr } = await run(['deploy', '-s', 'MORE=x=y'], folder, { WHERE: 'here' })
+    expect([code, stdout]).toEqual([0, `${platform.origin}/main/agents/my-agent\n`])
+    expect(platform.log.slice(0, 3)).toEqual([
+      'PUT /v0/agents/my-agent?upload=true',
+      'POST /v0/agents?upload=true',
+      expect.stringContaining('PUT /-/uploads/'),
+    ])
+    expect(JSON.parse(platform.seen[1]?.body ?? '')).toEqual({
+      metadata: { name: 'my-agent', labels: { 'x-blaxel-auto-generated': 'true' } },
+      spec: {
+        runtime: {
+          memory: 1024,
+          envs: [
+            { name: 'TOKEN', value: 's3cret', secret: true },
+            { name: 'MORE', value: 'x=y', secret: true },
+            { name: 'CITY', value: 'Paris' },
+            { name: 'PLACE', value: 'here' },
+          ],
+        },
+      },
+    })
+    const { headers } = uploaded()
+    expect(headers.get('content-type')).toBe('application/zip')
+    expect(headers.get('x-blaxel-authorization') ?? headers.get('authorization')).toBeNull()
+    expect([...unzip(uploaded()).keys()]).toEqual(['blaxel.toml', 'index.js'])
+    expect(stderr).toContain('Building agent my-agent ...\n')
+    expect(stderr).toContain('  installing\n  built\n')
+    expect(stderr).toContain('next: hutch run agent my-agent')
+    expect(stderr).toContain('BL_API_KEY, PORT are set by the platform')
+    expect(stderr).not.toContain('s3cret')
+  })
+
+  test('says why a build failed, what it said last and what to type, and exits with 1', async () => {
+    script({
+      statuses: ['BUILDING', 'FAILED'],
+      message: 'install failed (npm ci):\nnpm error 404 no-such-package',
+      exists: true,
+    })
+    const folder = project(hello)
+    const { code, stdout, stderr } = await run(['deploy'], folder)
+    expect([code, stdout]).toEqual([1, ''])
+    expect(stderr).toContain(
+      'agent my-agent was not deployed: install failed (npm ci):\nnpm error 404 no-such-package',
+    )
+    expect(stderr).toContain('try:   hutch logs agent my-agent')
+    const json = await run(['deploy', '--json'], folder)
+    expect(json.code).toBe(1)
+    expect(JSON.parse(json.stdout)).toMatchObject({
+      success: false,
+      resources: [
+        { kind: 'agent', name: 'my-agent', status: 'FAILED', error: expect.stringContaining('npm ci') },
+      ],
+    })
+  })
+
+  test('asks for another address when an upload failed, and gives up on an archive that is refused', async () => {
+    script({ statuses: ['DEPLOYED'], uploads: [503], exists: true })
+    const folder = project(hello)
+    expect((await run(['deploy'], folder)).code).toBe(0)
+    const changes = platform.log.filter((line) => line.startsWith('PUT') && !line.includes('/-/'))
+    expect(changes).toEqual(Array(2).fill('PUT /v0/agents/my-agent?upload=true'))
+    script({ statuses: ['DEPLOYED'], uploads: [413], exists: true })
+    const refused = await run(['deploy'], folder)
+    expect([refused.code, refused.stderr]).toEqual([1, expect.stringContaining('not now')])
+  })
+
+  test('archives what the rules leave, links as what they lead to, with their modes', async () => {
+    script({ statuses: ['DEPLOYED'], exists: true })
+    const folder = project({
+      ...hello,
+      'run.sh': '#!/bin/sh\n',
+      'node_modules/x/index.js': '',
+      'sub/node_modules/y.js': '',
+      'sub/.env.local': 'SECRET=1',
+      '.git/config': '',
+      'dist/out.js': '',
+      'distribution/keep.js': '',
+      '.env.build': 'NPM_TOKEN=1',
+    })
+    chmodSync(join(folder, 'run.sh'), 0o755)
+    writeFileSync(join(directory, 'outside.txt'), 'shared')
+    symlinkSync(join(directory, 'outside.txt'), join(folder, 'linked.txt'))
+    symlinkSync('.', join(folder, 'sub', 'circle'))
+    symlinkSync('/nowhere/at/all', join(folder, 'broken'))
+    expect((await run(['deploy'], folder)).code).toBe(0)
+    const files = unzip(uploaded())
+    expect([...files.keys()].sort()).toEqual([
+      '.env.build',
+      'blaxel.toml',
+      'distribution/',
+      'distribution/keep.js',
+      'index.js',
+      'linked.txt',
+      'run.sh',
+      'sub/',
+    ])
+    expect(files.get('linked.txt')?.text).toBe('shared')
+    expect(files.get('run.sh')?.mode).toBe(0o755)
+    writeFileSync(join(folder, '.blaxelignore'), '# not these\n/distribution/\n*.sh # scripts\nlinked.txt\n')
+    expect((await run(['deploy'], folder)).code).toBe(0)
+    const left = [...unzip(uploaded()).keys()]
+    for (const path of ['run.sh', 'linked.txt', 'distribution/keep.js', 'sub/.env.local', '.git/config'])
+      expect(left).not.toContain(path)
+    expect(left).toContain('dist/out.js')
+  })
+
+  test('a folder below with a Dockerfile is sent with all that is around it, under its own name', async () => {
+    script({ statuses: ['DEPLOYED'], exists: true })
+    const folder = project({
+      'blaxel.toml': 'name = "root"\ntype = "function"\n',
+      Dockerfile: 'FROM root\n',
+      'shared/lib.js': '',
+      'inner/blaxel.toml': 'name = "inner"\ntype = "agent"\n',
+      'inner/Dockerfile': 'FROM scratch\nCOPY shared shared\n',
+      'inner/.env': 'ONE=inner\n',
+      '.env': 'ONE=root\nTWO=root\n',
+      'plain/blaxel.toml': 'name = "plain"\ntype = "agent"\n',
+      'plain/main.py': 'import os; os.environ["PORT"]\n',
+    })
+    expect((await run(['deploy', '-d', 'inner'], folder)).code).toBe(0)
+    const files = unzip(uploaded())
+    expect(files.get('blaxel.toml')?.text).toContain('"inner"')
+    expect(files.get('Dockerfile')?.text).toContain('COPY shared')
+    expect(files.has('shared/lib.js')).toBe(true)
+    const { spec } = JSON.parse(platform.seen[0]?.body ?? '') as { spec: { runtime: { envs: object[] } } }
+    expect(spec.runtime.envs).toEqual([
+      { name: 'ONE', value: 'inner', secret: true },
+      { name: 'TWO', value: 'root', secret: true },
+    ])
+    // Without one nothing says what else belongs to it.
+    expect((await run(['deploy', '-d', 'plain'], folder)).code).toBe(0)
+    expect([...unzip(uploaded()).keys()].sort()).toEqual(['blaxel.toml', 'main.py'])
+  })
+
+  test('all packages of a monorepo are deployed, and one that fails does not keep the others', async () => {
+    script({ statuses: ['DEPLOYED'], exists: true })
+    const answer = platform.answer
+    platform.answer = (request) =>
+      request.path.includes('/functions/tools') && request.method === 'PUT'
+        ? Response.json({ error: 'memory is wrong' }, { status: 400 })
+        : answer(request)
+    const folder = project({
+      'blaxel.toml':
+        'skipRoot = true\n[agent.one]\npath = "one"\n[function.tools]\npath = "tools"\n[agent.two]\npath = "two"\n',
+      'one/main.py': 'PORT',
+      'tools/package.json': '{"scripts":{"start":"node x"}}',
+      'two/main.py': 'PORT',
+      '.env': 'SHARED=1\n',
+    })
+    const { code, stdout, stderr } = await run(['deploy'], folder)
+    expect(code).toBe(1)
+    expect(stdout.split('\n').map((line) => line.split('/').at(-1))).toEqual(['one', 'two', ''])
+    expect(stderr).toContain('tools: memory is wrong')
+    expect(stderr).toContain('1 of 3 could not be deployed')
+    expect(platform.seen[0]?.body).toContain('SHARED')
+  })
+
+  test('manifests beside it are applied first', async () => {
+    script({ statuses: ['DEPLOYED'], exists: false })
+    const folder = project({ ...hello, '.blaxel/box.yaml': 'kind: Sandbox\nmetadata: {name: box}\n' })
+    expect((await run(['deploy'], folder)).code).toBe(0)
+    expect(platform.log[0]).toBe('POST /v0/sandboxes')
+    expect(unzip(uploaded()).has('.blaxel/box.yaml')).toBe(false)
+  })
+
+  test('a dry run prints what would be sent, secrets hidden, and sends nothing', async () => {
+    const folder = project({ ...hello, '.env': 'TOKEN=s3cret\n' })
+    const { code, stdout } = await run(['deploy', '--dryrun', '--traffic', '20'], folder)
+    expect(code).toBe(0)
+    expect(stdout).toContain('kind: Agent')
+    expect(stdout).toContain('traffic: 20')
+    expect(stdout).toMatch(/\d+ B {2}index\.js/)
+    expect(stdout).not.toContain('s3cret')
+    expect(platform.seen).toEqual([])
+  })
+
+  test('an image that is named is not built; --skip-build keeps the one there is', async () => {
+    script({ statuses: ['DEPLOYED'], exists: true })
+    const folder = project({ 'blaxel.toml': 'type = "agent"\nname = "x"\nimage = "docker.io/a/b:1"\n' })
+    expect((await run(['deploy', '-c', 'docker.io=me:pw'], folder)).code).toBe(0)
+    expect(platform.log[0]).toBe('PUT /v0/agents/x')
+    const { metadata, spec } = JSON.parse(platform.seen[0]?.body ?? '')
+    expect([metadata.labels, spec.runtime.image]).toEqual([{}, 'docker.io/a/b:1'])
+    expect(JSON.parse(spec.runtime.dockerConfig)).toEqual({ auths: { 'docker.io': { auth: btoa('me:pw') } } })
+    const answer = platform.answer
+    platform.seen.length = 0
+    platform.answer = (request) =>
+      request.method === 'GET' && platform.seen.length === 1
+        ? Response.json({ metadata: {}, spec: { runtime: { image: 'agent/x:rev-1' } } })
+        : answer(request)
+    const skipped = await run(
+      ['deploy', '--skip-build', '-t', 'agent', '-n', 'x'],
+      project({ 'main.py': '' }),
+    )
+    expect(skipped.code).toBe(0)
+    expect(platform.seen[1]?.body).toContain('agent/x:rev-1')
+  })
+
+  test('--detach returns once the code is there', async () => {
+    script({ statuses: ['BUILDING'], exists: true })
+    const { code, stderr } = await run(['deploy', '--detach'], project(hello))
+    expect([code, stderr]).toEqual([0, expect.stringContaining('hutch get agent my-agent --watch')])
+    expect(platform.log.some((line) => line.startsWith('GET'))).toBe(false)
+  })
+
+  test('Ctrl-C says what goes on, and exits with 130', async () => {
+    script({ statuses: ['BUILDING'], exists: true })
+    const child = platform.spawn(['deploy'], { cwd: project(hello), env: { TMPDIR: temporary } })
+    let said = ''
+    for await (const chunk of child.stderr) {
+      said += new TextDecoder().decode(chunk)
+      if (said.includes('Building agent')) break
+    }
+    child.kill('SIGINT')
+    expect(await child.exited).toBe(130)
+    expect(readdirSync(temporary)).toEqual([])
+  })
+
+  test.each([
+    [{ 'main.py': 'PORT' }, [], 2, 'type = "agent"'],
+    [hello, ['--traffic', '101'], 2, 'no percentage'],
+    [hello, ['-t', 'job'], 2, 'type "job" is none of agent, function, application, sandbox'],
+    [{ 'blaxel.toml': 'type = "agent"\nport = "x"' }, [], 1, 'blaxel.toml: port is "x"'],
+    [hello, ['-e', 'none.env'], 1, 'none.env does not exist'],
+    [hello, ['-e', 'A=1'], 2, 'for a variable: -s A=1'],
+    [hello, ['-d', 'nowhere'], 1, 'nowhere is no folder'],
+    [hello, ['-c', 'password'], 2, 'HOST=USER:PASSWORD'],
+    [hello, ['--timeout', 'soon'], 2, '--timeout must be a duration'],
+  ] as [Record<string, string>, string[], number, string][])(
+    '%#: %j is answered with what would be right',
+    async (files, args, code, message) => {
+      script({ statuses: ['DEPLOYED'], exists: true })
+      const ran = await run(['deploy', ...args], project(files))
+      expect([ran.code, ran.stderr]).toEqual([code, expect.stringContaining(message)])
+    },
+  )
+
+  test('what is likely to go wrong is said before', async () => {
+    script({ statuses: ['DEPLOYED'], exists: true })
+    const nothing = await run(['deploy'], project({ 'blaxel.toml': 'type = "agent"' }))
+    expect(nothing.stderr).toContain('warning: my-agent: no language was found here')
+    const unset = await run(['deploy'], project(hello))
+    expect(unset.stderr).toContain('warning: WHERE is not set')
+    const sandbox = await run(['deploy', '-t', 'sandbox'], project({ Dockerfile: 'FROM x' }))
+    expect(sandbox.stderr).toContain('sandbox-api')
+  })
+})
+
+test('push builds an image and waits for it', async () => {
+  let looks = 0
+  platform.answer = ({ method, path }) => {
+    if (path.startsWith('/-/uploads/')) return Response.json({})
+    if (path.includes('/observability/logs'))
+      return Response.json({ 'my-agent': { logs: [], totalCount: 0 } })
+    if (method === 'POST')
+      return Response.json({}, { headers: { 'x-blaxel-upload-url': `${platform.origin}/-/uploads/t` } })
+    const status = ++looks < 3 ? 'BUILDING' : 'BUILT'
+    return Response.json({
+      metadata: { name: 'my-agent', resourceType: 'agent', status },
+      spec: { tags: [] },
+    })
+  }
+  const { code, stdout } = await run(['push'], project(hello))
+  expect([code, stdout]).toEqual([0, 'agent/my-agent\n'])
+  expect(platform.seen[0]).toMatchObject({ path: '/v0/images?upload=true' })
+  expect(JSON.parse(platform.seen[0]?.body ?? '')).toEqual({ name: 'my-agent', resourceType: 'agent' })
+  expect(unzip(uploaded()).has('index.js')).toBe(true)
+  expect(existsSync(temporary)).toBe(true)
+})

@@ -1,0 +1,197 @@
+import type { Client, Resource } from '../client/index.ts'
+import { applyManifest, placeOf } from './applying.ts'
+import { type ArchiveContent, packed } from './archive.ts'
+import { clientFor, withHints } from './client.ts'
+import { CommandError, command, sameTarget, type Target, UsageError } from './command.ts'
+import { type DeployInput, type Deployment, plan, sourceFlags, timeoutOf } from './deploy-plan.ts'
+import { environmentFlags } from './environment.ts'
+import { follow } from './following.ts'
+import { Interruption } from './interruption.ts'
+import { bytes, note, paint, print, printJson } from './output.ts'
+import { Progress, seconds } from './progress.ts'
+import { formatOf } from './resource-output.ts'
+import { spelled } from './shell.ts'
+import { upload } from './uploading.ts'
+
+const dryRunFilesShown = 1000
+
+export const deploy = command({
+  name: 'deploy',
+  summary: 'Builds the code of this folder and serves it.',
+  flags: {
+    ...sourceFlags,
+    ...environmentFlags,
+    traffic: {
+      kind: 'number',
+      value: 'PERCENT',
+      about: 'of requests that the new revision gets; 0: none yet (100, if the newest one serves now)',
+    },
+    recursive: { kind: 'boolean', short: 'r', about: 'the packages that blaxel.toml names, too (true)' },
+    dryrun: { kind: 'boolean', about: 'print what would be sent, and send nothing' },
+    detach: { kind: 'boolean', about: 'do not wait for the build' },
+    experimental: { kind: 'boolean', about: 'label it so that experimental features count' },
+  },
+  notes: [
+    'What is built is in blaxel.toml (type, name, entrypoint, env, runtime, ...) or seen from its files: package.json,',
+    'pyproject.toml, requirements.txt, Dockerfile. .blaxelignore names what is not sent. Manifests in .blaxel are applied',
+    'first. Variables of .env (-e) and of -s are secrets of the program: encrypted here, in no image.',
+  ],
+  async run({ flags }) {
+    const startedAt = performance.now()
+    if (flags.traffic !== undefined && flags.traffic > 100)
+      throw new UsageError(`--traffic ${flags.traffic} is no percentage: 0 to 100`)
+    const structured = ['json', 'yaml'].includes(formatOf(flags) ?? '')
+    const deployments = await plan(flags)
+    if (flags.dryrun) return await dryRun(deployments)
+    const results: DeployResult[] = []
+    for (const deployment of deployments) {
+      try {
+        results.push(await deployOne(flags, deployment, structured))
+      } catch (error) {
+        if (!(error instanceof CommandError) || (deployments.length === 1 && !structured)) throw error
+        results.push({ kind: deployment.type, name: deployment.name, status: 'FAILED', error: error.message })
+        if (!structured)
+          note(`${paint('red', 'error:', process.stderr)} ${deployment.name}: ${error.message}`)
+      }
+    }
+    const failed = results.filter(({ error }) => error !== undefined)
+    if (structured) {
+      const total = seconds(performance.now() - startedAt)
+      const answer = { resources: results, success: failed.length === 0, totalDuration: total }
+      if (flags.output === 'yaml') print(Bun.YAML.stringify(answer, null, 2))
+      else printJson(answer)
+      return failed.length === 0 ? 0 : 1
+    }
+    if (failed.length === 0) return 0
+    throw new CommandError(`${failed.length} of ${results.length} could not be deployed`)
+  },
+})
+
+interface DeployResult {
+  kind: string
+  name: string
+  status: string
+  url?: string
+  revision?: string
+  error?: string
+}
+
+async function dryRun(deployments: Deployment[]): Promise<number> {
+  for (const { manifest, beside, content } of deployments) {
+    for (const { kind, metadata, spec } of [...beside, manifest])
+      print(
+        `---\n${Bun.YAML.stringify({ apiVersion: 'blaxel.ai/v1alpha1', kind, metadata, spec: masked(spec) }, null, 2)}`,
+      )
+    if (content === null) continue
+    const { files, size } = await packed(content, async ({ files, bytes: size }) => ({ files, size }))
+    print(`--- ${files.length} files, ${bytes(size)} packed`)
+    for (const { path, bytes: length } of files.slice(0, dryRunFilesShown))
+      print(`${bytes(length).padStart(9)}  ${path}`)
+    if (files.length > dryRunFilesShown) print(`and ${files.length - dryRunFilesShown} more`)
+  }
+  return 0
+}
+
+/** A dry run is looked at, pasted and logged: no secret is in it. */
+function masked(spec: Record<string, unknown>): unknown {
+  return JSON.parse(
+    JSON.stringify(spec, (_, value) =>
+      typeof value === 'object' && value?.secret === true ? { ...value, value: '****' } : value,
+    ),
+  )
+}
+
+async function deployOne(flags: DeployInput, deployment: Deployment, quiet: boolean): Promise<DeployResult> {
+  const { type, name, manifest, content } = deployment
+  const client = clientFor(flags)
+  const title = `${type} ${name}`
+  using progress = new Progress(quiet)
+  using interruption = new Interruption(progress, flags)
+  return await withHints(flags, async () => {
+    for (const each of deployment.beside) {
+      progress.start(`Applying ${each.kind} ${each.metadata.name}`)
+      await applyManifest(client, each)
+    }
+    const applied =
+      content === null
+        ? await applyManifest(client, manifest)
+        : await send(client, progress, interruption, deployment, content)
+    interruption.watch = `hutch get ${type} ${name} --watch`
+    const { resource, revision } = applied
+    const done = (status: string, now: Resource): DeployResult => ({
+      kind: type,
+      name,
+      status,
+      ...(now.metadata?.url === undefined ? {} : { url: now.metadata.url }),
+      ...(revision === null ? {} : { revision }),
+    })
+    if (flags.detach) {
+      progress.done()
+      if (!quiet) noteNext(`hutch get ${type} ${name} --watch`, flags)
+      return done(resource.status ?? 'UPLOADING', resource)
+    }
+    const { kind, path } = placeOf(manifest)
+    const followed = { title, path, resourceType: kind.plural, name, revision, since: sinceOf(resource) }
+    const outcome = await follow(client, followed, progress, timeoutOf(flags))
+    if (outcome.status !== 'DEPLOYED' && outcome.status !== 'BUILT') {
+      progress.fail()
+      const why = outcome.message ?? `its status is ${outcome.status}`
+      throw new CommandError(
+        `${title} was not deployed: ${why}`,
+        sameTarget(`hutch logs ${type} ${name}`, flags),
+      )
+    }
+    progress.done(`${title} is deployed`)
+    const result = done(outcome.status, outcome.resource)
+    if (!quiet) tellOf(result, flags)
+    return result
+  })
+}
+
+async function send(
+  client: Client,
+  progress: Progress,
+  interruption: Interruption,
+  { name, manifest }: Deployment,
+  content: ArchiveContent,
+): Promise<Awaited<ReturnType<typeof applyManifest>>> {
+  progress.start(`Packing ${name}`)
+  return await packed(content, async (archive) => {
+    progress.done(`Packed ${archive.files.length} files, ${bytes(archive.bytes)}`)
+    progress.start(`Sending ${bytes(archive.bytes)}`)
+    let applied = await applyManifest(client, manifest, { upload: true })
+    interruption.begun = true
+    if (applied.uploadUrl === null) throw new CommandError('the platform named no address for the archive')
+    await upload(
+      client,
+      { path: archive.path, contentType: 'application/zip' },
+      applied.uploadUrl,
+      async () => {
+        applied = await applyManifest(client, manifest, { upload: true })
+        return applied.uploadUrl
+      },
+    )
+    progress.done()
+    return applied
+  })
+}
+
+/** What a person types next, by what it is. */
+function tellOf({ kind, name, url }: DeployResult, flags: Target): void {
+  if (url !== undefined) print(url)
+  const next: Record<string, string> = {
+    agent: `hutch run agent ${name} -d '{"inputs":"Hello"}'`,
+    function: `hutch logs function ${name} -f`,
+    application: `hutch logs application ${name} -f`,
+    sandbox: `hutch sandbox exec ${name} -- ls`,
+  }
+  noteNext(next[kind] ?? `hutch get ${kind} ${name}`, flags)
+}
+
+function noteNext(line: string, flags: Target): void {
+  note(paint('dim', `next: ${spelled(sameTarget(line, flags))}`, process.stderr))
+}
+
+function sinceOf(resource: Resource): string {
+  return String(resource.metadata?.updatedAt ?? resource.metadata?.createdAt ?? new Date().toISOString())
+}

@@ -1,0 +1,139 @@
+import { type Client, ClientError, type LogLine, type Resource, type ResourceEvent } from '../client/index.ts'
+import { CommandError } from './command.ts'
+import type { Progress } from './progress.ts'
+
+const pollMs = 300
+const failedPollsMax = 20
+const logLinesMax = 1000
+
+/** What is on its way, and how it is looked at. */
+export interface Followed {
+  title: string
+  /** Of the resource, below the control plane. */
+  path: string
+  /** As its logs are asked for. */
+  resourceType: string
+  name: string
+  /** Null: what its `status` says is followed. */
+  revision: string | null
+  /** From when on its build speaks, where it has no revision. */
+  since: string
+}
+
+export interface Outcome {
+  status: string
+  /** Of what failed: the step, and the last lines. */
+  message: string | null
+  resource: Resource
+}
+
+const working: Record<string, (title: string) => string> = {
+  UPLOADING: (title) => `Waiting for the archive of ${title}`,
+  BUILDING: (title) => `Building ${title}`,
+  DEPLOYING: (title) => `Starting ${title}`,
+}
+const over = new Set(['DEPLOYED', 'BUILT', 'FAILED', 'DEACTIVATED', 'DEACTIVATING', 'DELETING', 'TERMINATED'])
+
+/** Waits until a build and what follows it are over, and shows what they say meanwhile. @throws CommandError on timeout */
+export async function follow(
+  client: Client,
+  followed: Followed,
+  progress: Progress,
+  timeoutMs: number,
+): Promise<Outcome> {
+  const log = new BuildLog(client, followed, (line) => progress.line(line))
+  const deadline = performance.now() + timeoutMs
+  let shown = ''
+  let failedPolls = 0
+  try {
+    for (;;) {
+      const resource = await client.resources.get(followed.path).catch((error: unknown) => {
+        if (!(error instanceof ClientError) || error.status !== 0 || ++failedPolls > failedPollsMax)
+          throw error
+        return null
+      })
+      if (resource !== null) {
+        failedPolls = 0
+        const { status, message } = stateOf(resource, followed.revision)
+        if (over.has(status)) {
+          await log.finish()
+          return { status, message: status === 'FAILED' ? message : null, resource }
+        }
+        const step = working[status]?.(followed.title)
+        if (step !== undefined && step !== shown) {
+          progress.start(step)
+          shown = step
+        }
+      }
+      if (performance.now() > deadline)
+        throw new CommandError(`${followed.title} was not there in time; it goes on`)
+      await Bun.sleep(pollMs)
+    }
+  } finally {
+    log.stop()
+  }
+}
+
+/** Of its revision what the events say, in true time; else of the resource. */
+function stateOf(resource: Resource, revision: string | null): { status: string; message: string | null } {
+  const events = resource.events ?? []
+  const own = revision === null ? events : events.filter((event) => event.revision === revision)
+  const last = newest(own)
+  const image = (resource.metadata as { status?: string; events?: ResourceEvent[] } | undefined) ?? {}
+  if (revision !== null) return { status: last?.status ?? 'UPLOADING', message: last?.message ?? null }
+  const status = resource.status ?? image.status ?? 'UPLOADING'
+  return { status, message: (last ?? newest(image.events ?? []))?.message ?? null }
+}
+
+/** They are listed in either order. */
+function newest(events: ResourceEvent[]): ResourceEvent | undefined {
+  const ordered = (events[0]?.time ?? '') <= (events.at(-1)?.time ?? '') ? events : events.toReversed()
+  return ordered.findLast(({ status }) => status !== undefined)
+}
+
+/** The lines of a build, each once: as they come, and at the end what is still missing. */
+class BuildLog {
+  private readonly gone = new AbortController()
+  private readonly following: Promise<void>
+  private lastTimestamp = ''
+
+  constructor(
+    private readonly client: Client,
+    private readonly followed: Followed,
+    private readonly print: (line: string) => void,
+  ) {
+    this.following = this.run()
+  }
+
+  stop(): void {
+    this.gone.abort()
+  }
+
+  async finish(): Promise<void> {
+    this.stop()
+    await this.following
+    const { logs } = await this.client.logs
+      .query({ ...this.query(), limit: logLinesMax })
+      .catch(() => ({ logs: [] }))
+    for (const line of logs.toReversed()) this.show(line)
+  }
+
+  private async run(): Promise<void> {
+    try {
+      for await (const line of this.client.logs.follow(this.query(), this.gone.signal)) this.show(line)
+    } catch {
+      // What it would have said is read at the end.
+    }
+  }
+
+  private query() {
+    const { resourceType, name, revision, since } = this.followed
+    return { resourceType, name, stream: 'build', ...(revision === null ? { start: since } : { revision }) }
+  }
+
+  private show({ timestamp, message }: LogLine): void {
+    if (timestamp <= this.lastTimestamp) return
+    this.lastTimestamp = timestamp
+    for (const line of message.trimEnd().split('\n')) this.print(line)
+  }
+}

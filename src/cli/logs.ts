@@ -1,0 +1,136 @@
+import type { LogLine } from '../client/index.ts'
+import { parseDuration } from '../lib/duration.ts'
+import { clientFor, withHints } from './client.ts'
+import { command, connectionFlags, UsageError } from './command.ts'
+import { runningKind } from './invoking.ts'
+import { note, paint, print, printable } from './output.ts'
+import { logs as sandboxLogs } from './sandbox-exec.ts'
+
+const periodDefault = '1h'
+const followPeriodDefault = '15m'
+const periodMsMax = 7 * 24 * 60 * 60 * 1000
+const pageLines = 1000
+const linesShownMax = 100_000
+const severities: readonly [atLeast: number, name: string][] = [
+  [21, 'FATAL'],
+  [17, 'ERROR'],
+  [13, 'WARN'],
+]
+
+export const logs = command({
+  name: 'logs',
+  summary:
+    'Prints what an agent, a function, an application or a sandbox says, and what was said when it was built.',
+  usage: 'KIND NAME [PROCESS]',
+  flags: {
+    ...connectionFlags,
+    follow: { kind: 'boolean', short: 'f', about: 'go on with what comes' },
+    period: {
+      kind: 'text',
+      value: 'TIME',
+      short: 'p',
+      about: `how far back, e.g. 10m, 3h, 2d (${periodDefault}; with -f ${followPeriodDefault})`,
+    },
+    start: { kind: 'text', value: 'TIME', about: 'from when on, e.g. 2030-12-31T08:00:00Z or 2030-12-31' },
+    end: { kind: 'text', value: 'TIME', about: 'until when' },
+    severity: { kind: 'text', value: 'LIST', about: 'FATAL, ERROR, WARNING, INFO, DEBUG, TRACE, UNKNOWN' },
+    search: { kind: 'text', value: 'TEXT', about: 'lines that have this' },
+    build: { kind: 'boolean', about: 'what builds said, alone' },
+    revision: { kind: 'text', value: 'ID', about: 'of one revision' },
+    'no-timestamps': { kind: 'boolean', about: 'the messages alone' },
+    utc: { kind: 'boolean', short: 'u', about: 'times in UTC, instead of this time zone' },
+  },
+  positionals: [2, 3],
+  notes: ['PROCESS: of a sandbox, the output of one process instead.'],
+  async run({ flags, positionals }) {
+    const [word = '', name = '', processId] = positionals
+    const kind = runningKind(word)
+    if (processId !== undefined) {
+      if (kind.kind !== 'Sandbox') throw new UsageError(`unexpected argument ${JSON.stringify(processId)}`)
+      const { 'data-dir': dataDir, workspace, follow, json } = flags
+      const own = Object.entries({ 'data-dir': dataDir, workspace, follow, json })
+      const given = Object.fromEntries(own.filter(([, value]) => value !== undefined))
+      return await sandboxLogs.run({ flags: given as never, positionals: [name, processId], rest: [] })
+    }
+    const query = {
+      resourceType: kind.plural,
+      name,
+      start: startOf(flags),
+      ...(flags.end === undefined ? {} : { end: moment('--end', flags.end) }),
+      ...(flags.severity === undefined ? {} : { severity: flags.severity }),
+      ...(flags.search === undefined ? {} : { search: flags.search }),
+      ...(flags.build ? { stream: 'build' } : {}),
+      ...(flags.revision === undefined ? {} : { revision: flags.revision }),
+    }
+    const show = (line: LogLine) => print(flags.json ? JSON.stringify(line) : lineText(line, flags))
+    return await withHints(
+      flags,
+      async () => {
+        const client = clientFor(flags)
+        // A name that is nobody's has no logs either: what is mistyped is told so.
+        await client.resources.get(`${kind.collection([])}/${encodeURIComponent(name)}`)
+        if (flags.follow) {
+          const gone = new AbortController()
+          for await (const line of client.logs.follow(query, gone.signal)) show(line)
+          return 0
+        }
+        const lines: LogLine[] = []
+        for (;;) {
+          const page = await client.logs.query({ ...query, limit: pageLines, offset: lines.length })
+          lines.push(...page.logs)
+          if (page.logs.length < pageLines || lines.length >= linesShownMax) break
+        }
+        for (const line of lines.reverse()) show(line)
+        if (lines.length === 0 && !flags.json) note('nothing was said in that time')
+        return 0
+      },
+      { 404: `hutch get ${kind.plural}` },
+      { start: '--start', end: '--end', severity: '--severity' },
+    )
+  },
+})
+
+function lineText(
+  { timestamp, message, severity, stream }: LogLine,
+  flags: { 'no-timestamps'?: boolean | undefined; utc?: boolean | undefined },
+): string {
+  const level = severities.find(([atLeast]) => severity >= atLeast)?.[1]
+  const said = message.trimEnd().split('\n').map(printable).join('\n')
+  const coloured = level === undefined ? said : paint(level === 'WARN' ? 'yellow' : 'red', said)
+  if (flags['no-timestamps']) return coloured
+  const from = stream === 'build' || stream === 'platform' ? `[${stream}] ` : ''
+  return `${paint('dim', timeText(timestamp, flags.utc === true))} ${from}${coloured}`
+}
+
+function timeText(timestamp: string, utc: boolean): string {
+  const at = new Date(timestamp)
+  if (utc || Number.isNaN(at.getTime())) return timestamp.replace(/(\.\d{3})\d+/, '$1')
+  const two = (value: number) => String(value).padStart(2, '0')
+  const day = `${at.getFullYear()}-${two(at.getMonth() + 1)}-${two(at.getDate())}`
+  const ms = String(at.getMilliseconds()).padStart(3, '0')
+  return `${day} ${two(at.getHours())}:${two(at.getMinutes())}:${two(at.getSeconds())}.${ms}`
+}
+
+function startOf(flags: {
+  start?: string | undefined
+  period?: string | undefined
+  follow?: boolean | undefined
+}): string {
+  const { start, period, follow } = flags
+  if (start !== undefined && period !== undefined)
+    throw new UsageError('--start and --period say the same: give one')
+  if (start !== undefined) return moment('--start', start)
+  const text = period ?? (follow ? followPeriodDefault : periodDefault)
+  try {
+    return new Date(Date.now() - parseDuration('--period', text, periodMsMax)).toISOString()
+  } catch (error) {
+    throw new UsageError((error as Error).message)
+  }
+}
+
+function moment(flag: string, text: string): string {
+  const ms = Date.parse(text)
+  if (Number.isNaN(ms))
+    throw new UsageError(`${flag} ${JSON.stringify(text)} is no time like 2030-12-31T08:00:00Z`)
+  return new Date(ms).toISOString()
+}

@@ -1,0 +1,254 @@
+import { afterAll, beforeEach, expect, test } from 'bun:test'
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { TestPlatform } from './test-platform.ts'
+
+// run, chat, logs, fork and share as people type them, against a scripted platform.
+
+const platform = new TestPlatform()
+const directory = mkdtempSync(join(tmpdir(), 'hutch-requests-'))
+afterAll(() => {
+  platform[Symbol.dispose]()
+  rmSync(directory, { recursive: true, force: true })
+})
+beforeEach(() => {
+  platform.seen.length = 0
+})
+
+/** An agent `hello` that answers with this. */
+function agent(respond: (body: string) => Response): void {
+  platform.answer = ({ path, body }) => {
+    if (path === '/v0/agents/hello') {
+      const url = `${platform.origin}/main/agents/hello`
+      return Response.json({ metadata: { name: 'hello', url }, spec: {}, status: 'DEPLOYED' })
+    }
+    return path.startsWith('/main/agents/hello') ? respond(body) : null
+  }
+}
+
+function stream(type: string, pieces: string[]): Response {
+  const body = new ReadableStream<Uint8Array>({
+    start(controller) {
+      for (const piece of pieces) controller.enqueue(new TextEncoder().encode(piece))
+      controller.close()
+    },
+  })
+  return new Response(body, { headers: { 'content-type': type } })
+}
+
+test('run sends what is asked to the address that the platform names', async () => {
+  agent(() => Response.json({ answer: [1] }))
+  const { code, stdout } = await platform.run([
+    ...[
+      'run',
+      'agent',
+      'hello',
+      '-d',
+      '{"inputs":"x"}',
+      '--path',
+      '/deep',
+      '--params',
+      'a=1=2',
+      '--params',
+      'b=',
+    ],
+    ...['--header', 'X-User: me: too'],
+  ])
+  expect([code, stdout]).toEqual([0, '{\n  "answer": [\n    1\n  ]\n}\n'])
+  const [, asked] = platform.seen
+  expect(asked).toMatchObject({
+    method: 'POST',
+    path: '/main/agents/hello/deep?a=1%3D2&b=',
+    body: '{"inputs":"x"}',
+  })
+  expect(asked?.headers.get('x-user')).toBe('me: too')
+  expect(asked?.headers.get('content-type')).toBe('application/json')
+  expect(asked?.headers.get('x-blaxel-authorization')).toBe('Bearer test-key')
+})
+
+test('run takes its body from a file or standard input, and no two at once', async () => {
+  agent((body) => new Response(`got ${body}`))
+  writeFileSync(join(directory, 'in.json'), '{"a":1}')
+  expect((await platform.run(['run', 'ag', 'hello', '-f', 'in.json'], { cwd: directory })).stdout).toBe(
+    'got {"a":1}\n',
+  )
+  expect((await platform.run(['run', 'ag', 'hello', '-f', '-'], { stdin: 'typed' })).stdout).toBe(
+    'got typed\n',
+  )
+  const both = await platform.run(['run', 'ag', 'hello', '-f', 'x', '-d', 'y'])
+  expect([both.code, both.stderr]).toEqual([2, expect.stringContaining('only one of')])
+})
+
+test.each([
+  [
+    'text/event-stream',
+    [
+      'event: x\ndata: {"choices":[{"delta":{"content":"Hel',
+      'lo"}}]}\n\n',
+      'data: {"choices":[{"delta":{}}]}\n\ndata: [DONE]\n\n',
+    ],
+    'Hello\n',
+  ],
+  ['text/event-stream; charset=utf-8', ['data: plain\n\ndata: words\n\n'], 'plain\nwords\n'],
+  ['application/x-ndjson', ['{"text":"a"}\n{"content":"b"}\n{"other":1}\n'], 'ab{"other":1}\n'],
+])('a stream of %s is read for what it says', async (type, pieces, said) => {
+  agent(() => stream(type, pieces))
+  expect((await platform.run(['run', 'agent', 'hello', '-d', '{}'])).stdout).toBe(said)
+})
+
+test('an answer that is an error is printed, and the exit code says so', async () => {
+  agent(() => Response.json({ error: 'no such thing' }, { status: 422 }))
+  const { code, stdout, stderr } = await platform.run(['run', 'agent', 'hello', '--method', 'get'])
+  expect([code, JSON.parse(stdout)]).toEqual([1, { error: 'no such thing' }])
+  expect(stderr).toContain('422')
+  const whole = await platform.run(['run', 'agent', 'hello', '-o', 'json'])
+  expect(JSON.parse(whole.stdout)).toMatchObject({ status: 422, body: { error: 'no such thing' } })
+  const none = await platform.run(['run', 'agent', 'nobody'])
+  expect([none.code, none.stderr]).toEqual([1, expect.stringContaining('hutch get agents')])
+})
+
+test('run gives up after its timeout', async () => {
+  agent(() => stream('text/plain', []))
+  const answer = platform.answer
+  const { promise, resolve } = Promise.withResolvers<null>()
+  platform.answer = (request) => (request.path.startsWith('/main') ? promise : answer(request))
+  const { code, stderr } = await platform.run(['run', 'agent', 'hello', '--timeout', '1'])
+  resolve(null)
+  expect([code, stderr]).toEqual([1, expect.stringContaining('within 1 s')])
+  expect(stderr).toContain('hutch logs agent hello')
+})
+
+test('what hutch serve serves is asked without the platform, and without its key', async () => {
+  platform.answer = () => Response.json('from here')
+  const port = new URL(platform.origin).port
+  const env = { BL_API_URL: '', BL_API_KEY: '' }
+  const ran = await platform.run(['run', 'agent', 'hello', '--local', '-p', port, '-d', '{}'], { env })
+  expect([ran.code, ran.stdout]).toEqual([0, '"from here"\n'])
+  expect(platform.seen[0]?.headers.get('x-blaxel-authorization')).toBeNull()
+})
+
+test('chat sends each line, and keeps to one conversation', async () => {
+  agent((body) =>
+    stream('text/event-stream', [`data: {"content":"you said ${JSON.parse(body).inputs}"}\n\n`]),
+  )
+  const { code, stdout } = await platform.run(['chat', 'hello', '--header', 'x-user: me'], {
+    stdin: 'one\n\ntwo\n',
+  })
+  expect([code, stdout]).toEqual([0, 'you said one\nyou said two\n'])
+  const asked = platform.seen.filter(({ path }) => path.startsWith('/main'))
+  expect(asked.map(({ path }) => path)).toEqual(Array(2).fill('/main/agents/hello/?stream=true'))
+  const [one, two] = asked.map(({ headers }) => headers.get('x-blaxel-thread-id'))
+  expect([one === two, one?.length, asked[0]?.headers.get('x-user')]).toEqual([true, 36, 'me'])
+})
+
+const line = (second: number, message: string, severity = 9, stream = 'stdout') => ({
+  timestamp: `2030-01-01T00:00:0${second}.123456Z`,
+  message,
+  severity,
+  stream,
+})
+
+test('logs are printed oldest first, page after page', async () => {
+  const all = Array.from({ length: 1500 }, (_, index) => line(index % 10, `line ${1499 - index}`))
+  platform.answer = ({ path }) => {
+    if (path === '/v0/agents/hello') return Response.json({})
+    const query = new URL(path, platform.origin).searchParams
+    const from = Number(query.get('offset'))
+    return Response.json({ hello: { logs: all.slice(from, from + 1000), totalCount: all.length } })
+  }
+  const { code, stdout } = await platform.run(['logs', 'agent', 'hello', '--no-timestamps', '-p', '2d'])
+  const lines = stdout.trimEnd().split('\n')
+  expect([code, lines.length, lines[0], lines.at(-1)]).toEqual([0, 1500, 'line 0', 'line 1499'])
+  expect(platform.log[1]).toContain('resourceType=agents')
+  expect(platform.log[1]).toContain('workloadIds=hello')
+})
+
+test('logs say when and from where, and cannot reach the terminal', async () => {
+  platform.answer = ({ path }) =>
+    path === '/v0/functions/hello'
+      ? Response.json({})
+      : Response.json({ hello: { logs: [line(2, 'bad \x1b[2J', 17), line(1, 'built', 9, 'build')] } })
+  const { stdout } = await platform.run([
+    'logs',
+    'mcp',
+    'hello',
+    '--utc',
+    '--search',
+    'b',
+    '--severity',
+    'ERROR',
+  ])
+  expect(stdout).toBe('2030-01-01T00:00:01.123Z [build] built\n2030-01-01T00:00:02.123Z bad \\x1b[2J\n')
+  const json = await platform.run(['logs', 'mcp', 'hello', '--json'])
+  expect(json.stdout.split('\n').map((text) => text && JSON.parse(text).message)).toEqual([
+    'built',
+    'bad \x1b[2J',
+    '',
+  ])
+})
+
+test('logs that are followed come as they are said', async () => {
+  const { promise, resolve } = Promise.withResolvers<void>()
+  platform.answer = ({ path }) => {
+    if (path === '/v0/agents/hello') return Response.json({})
+    const body = new ReadableStream<Uint8Array>({
+      async start(controller) {
+        const send = (record: object) =>
+          controller.enqueue(new TextEncoder().encode(`${JSON.stringify(record)}\n`))
+        send(line(1, 'first'))
+        send({ type: 'keepalive' })
+        await promise
+        send(line(2, 'second'))
+        controller.close()
+      },
+    })
+    return new Response(body, { headers: { 'content-type': 'application/x-ndjson' } })
+  }
+  const child = platform.spawn(['logs', 'agent', 'hello', '-f', '--no-timestamps'])
+  let said = ''
+  for await (const chunk of child.stdout) {
+    said += new TextDecoder().decode(chunk)
+    if (said === 'first\n') resolve()
+  }
+  expect([await child.exited, said]).toEqual([0, 'first\nsecond\n'])
+  expect(platform.log[1]).toContain('follow=true')
+})
+
+test.each([
+  [['logs', 'agent', 'hello', '--start', 'soon'], 2, 'is no time like'],
+  [['logs', 'agent', 'hello', '-p', 'x'], 2, '--period must be a duration'],
+  [['logs', 'agent', 'nobody'], 1, 'hutch get agents'],
+  [['logs', 'preview', 'x'], 2, 'there are agents, functions, applications, sandboxes'],
+  [['run', 'agent', 'hello', '--header', 'x'], 2, "is not 'NAME: VALUE'"],
+  [['run', 'agent', 'hello', '-p', '1'], 2, '--port is for --local'],
+  [['share', 'image', 'agent/x:1', '-w', 'team'], 2, 'an image is shared whole'],
+  [['share', 'image', 'agent/x'], 2, '--workspace says with which workspace'],
+  [['fork', 'app/x', 'y'], 2, 'what is forked is a sandbox'],
+])('%j is answered with what would be right', async (words, code, message) => {
+  agent(() => new Response('ok'))
+  const ran = await platform.run(words)
+  expect([ran.code, ran.stderr]).toEqual([code, expect.stringContaining(message)])
+})
+
+test('images are shared and taken back, sandboxes forked into applications', async () => {
+  platform.answer = () => Response.json({ name: 'web' })
+  expect((await platform.run(['share', 'image', 'agent/x', '--workspace', 'team'])).stdout).toBe(
+    'agent/x is shared with team\n',
+  )
+  expect((await platform.run(['unshare', 'image', 'agent/x', '-w', 'team'])).code).toBe(0)
+  expect(
+    (await platform.run(['fork', 'sbx/box', 'app/web', '--port', '3000', '--traffic', '20'])).stdout,
+  ).toBe('application/web\n')
+  expect(platform.seen.map(({ method, path, body }) => [method, path, body])).toEqual([
+    ['POST', '/v0/images/agent/x/share', '{"targetWorkspace":"team"}'],
+    ['DELETE', '/v0/images/agent/x/share/team', ''],
+    [
+      'POST',
+      '/v0/sandboxes/box/fork',
+      '{"targetName":"web","targetType":"application","traffic":20,"port":3000}',
+    ],
+  ])
+  // The other workspace is where it goes, not where we are.
+  expect(platform.seen[0]?.headers.get('x-blaxel-workspace')).toBe('main')
+})

@@ -1,0 +1,131 @@
+import { readFileSync } from 'node:fs'
+import { isStream, readable, requestLine, spokenText } from './answers.ts'
+import { withHints } from './client.ts'
+import { CommandError, command, sameTarget, UsageError } from './command.ts'
+import { headersOf, invoke, requestFlags, runningKind } from './invoking.ts'
+import { note, print } from './output.ts'
+
+export const run = command({
+  name: 'run',
+  summary: 'Makes a request to what is served: an agent, a function, an application, a sandbox.',
+  usage: 'KIND NAME',
+  flags: {
+    ...requestFlags,
+    data: { kind: 'text', value: 'JSON', short: 'd', about: 'body of the request' },
+    file: { kind: 'text', value: 'FILE', short: 'f', about: 'file with the body; - for standard input' },
+    'upload-file': { kind: 'text', value: 'FILE', about: 'file to send as it is' },
+    path: { kind: 'text', value: 'PATH', about: 'below its address' },
+    method: { kind: 'text', value: 'METHOD', about: 'POST, GET, ... (POST)' },
+    params: { kind: 'list', value: 'NAME=VALUE', about: 'parameter of the query' },
+    stream: { kind: 'boolean', about: 'print the answer as it comes, whatever its type' },
+    timeout: { kind: 'number', value: 'SECONDS', about: 'give up after so long (never)' },
+    output: {
+      kind: 'text',
+      value: 'FORMAT',
+      short: 'o',
+      about: 'json: the answer, with its status and headers',
+    },
+  },
+  positionals: [2, 2],
+  notes: [
+    `For example: hutch run agent hello -d '{"inputs":"Hello"}'`,
+    `             hutch run sandbox box --path /process -d '{"command":"ls","waitForCompletion":true}'`,
+    'An answer of status 400 or more is printed, too, and the exit code is 1.',
+  ],
+  async run({ flags, positionals }) {
+    const [word = '', name = ''] = positionals
+    const kind = runningKind(word)
+    const body = bodyOf(flags)
+    const method = (flags.method ?? 'POST').toUpperCase()
+    const { timeout } = flags
+    const invocation = {
+      method,
+      path: flags.path ?? '',
+      params: paramsOf(flags.params),
+      headers: {
+        ...(body === undefined ? {} : { 'content-type': 'application/json' }),
+        ...headersOf(flags.header),
+      },
+      ...(body === undefined ? {} : { body }),
+      ...(timeout === undefined ? {} : { signal: AbortSignal.timeout(timeout * 1000) }),
+    }
+    return await withHints(flags, async () => {
+      const startedAt = performance.now()
+      try {
+        const { url, response } = await invoke(flags, kind, name, invocation)
+        if (flags.debug) {
+          note(requestLine(method, url + invocation.path, response, performance.now() - startedAt))
+          for (const [header, value] of response.headers) note(`  ${header}: ${value}`)
+        }
+        await show(response, {
+          stream: flags.stream === true,
+          whole: flags.json === true || flags.output === 'json',
+        })
+        if (response.ok) return 0
+        if (!flags.debug) note(`the answer's status is ${response.status} ${response.statusText}`.trim())
+        return 1
+      } catch (error) {
+        if ((error as Error).name !== 'TimeoutError') throw error
+        throw new CommandError(
+          `there was no whole answer within ${timeout} s`,
+          sameTarget(`hutch logs ${kind.singular} ${name}`, flags),
+        )
+      }
+    })
+  },
+})
+
+async function show(
+  response: Response,
+  { stream, whole }: { stream: boolean; whole: boolean },
+): Promise<void> {
+  if (whole) {
+    const { status, headers } = response
+    const text = await response.text()
+    print(JSON.stringify({ status, headers: Object.fromEntries(headers), body: parsed(text) }, null, 2))
+  } else if (stream || isStream(response)) {
+    let last = '\n'
+    for await (const piece of spokenText(response)) {
+      process.stdout.write(piece)
+      last = piece || last
+    }
+    if (!last.endsWith('\n')) process.stdout.write('\n')
+  } else {
+    const type = response.headers.get('content-type') ?? ''
+    if (/^(image|audio|video|application\/(octet-stream|zip|pdf))/.test(type)) {
+      for await (const chunk of response.body ?? []) process.stdout.write(chunk as Uint8Array)
+      return
+    }
+    const text = await response.text()
+    if (text !== '') print(readable(text))
+  }
+}
+
+function parsed(text: string): unknown {
+  try {
+    return JSON.parse(text)
+  } catch {
+    return text
+  }
+}
+
+function paramsOf(given: string[] | undefined): [string, string][] {
+  return (given ?? []).map((pair) => {
+    const equals = pair.indexOf('=')
+    if (equals < 1) throw new UsageError(`--params: ${JSON.stringify(pair)} is not NAME=VALUE`)
+    return [pair.slice(0, equals), pair.slice(equals + 1)]
+  })
+}
+
+function bodyOf(flags: {
+  data?: string | undefined
+  file?: string | undefined
+  'upload-file'?: string | undefined
+}): string | Blob | undefined {
+  const { data, file, 'upload-file': raw } = flags
+  if ([data, file, raw].filter((each) => each !== undefined).length > 1)
+    throw new UsageError('only one of --data, --file and --upload-file says what is sent')
+  if (raw !== undefined) return Bun.file(raw)
+  if (file !== undefined) return readFileSync(file === '-' ? 0 : file, 'utf8')
+  return data
+}
