@@ -18,6 +18,7 @@ const nouns = [
   'telemetry',
   'builds',
   'deployments',
+  'builder',
 ]
 const domain = [...seams, 'instances', 'config', ...nouns]
 const everything = [...domain, 'http', 'guest', 'runtimes', 'stores', 'platform']

@@ -33,3 +33,13 @@ declare module '*/server.py' {
   const text: string
   export default text
 }
+
+/** What runs inside the machine of a build, as text. */
+declare module '*/pack.mjs' {
+  const text: string
+  export default text
+}
+declare module '*/bundle.mjs' {
+  const text: string
+  export default text
+}

@@ -6,6 +6,7 @@ import { existsSync, mkdtempSync, rmSync, statfsSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { Access, FirstCredentials } from './access/index.ts'
+import { Builder } from './builder/index.ts'
 import { Codegen } from './codegen/index.ts'
 import { type Config, configDefaults, type RuntimeName } from './config.ts'
 import { dataDirDefault } from './data-directory.ts'
@@ -36,10 +37,6 @@ import { frontPageRoutes } from './http/front-page.ts'
 import { Hosts } from './http/host.ts'
 import { Readiness } from './http/readiness.ts'
 import type { Route } from './http/route.ts'
-import { agentRunRoutes } from './http/run/agents.ts'
-import { ApplicationGateway } from './http/run/applications.ts'
-import { Exchanges } from './http/run/exchanges.ts'
-import { functionRunRoutes } from './http/run/functions.ts'
 import { PreviewGateway } from './http/run/previews.ts'
 import { createSandboxMcp } from './http/run/sandbox/mcp.ts'
 import { sandboxRunRoutes } from './http/run/sandbox.ts'
@@ -250,11 +247,12 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
     ...{ store, instances, images, secrets, clock, log, dataDir, limits },
     ...region,
   })
+  const builder = new Builder({ store, instances, images, clock, log })
+  workspaces.onDelete((workspace) => builder.removal(workspace))
   let probes: StdioProbes | null = null
   const fleet = new Fleet({
     ...{ store, instances, images, logs, clock, log },
     ...region,
-    idleMs: config.scaleToZeroAfterSeconds > 0 ? config.scaleToZeroAfterSeconds * 1000 : null,
     async probeStdio(...probed) {
       probes ??= new (await import('./deployments/stdio/index.ts')).StdioProbes({ clock, logs })
       await probes.probe(...probed)
@@ -292,6 +290,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   await snapshots.open()
   // What instances and snapshots of an earlier life stand on must not go while another platform of this host freezes anew.
   await host.retain([...instances.roots(), ...snapshots.roots()].flatMap(({ root }) => root.mounts))
+  builder.open()
   await deployments.load()
   fleet.open()
   await deployments.open()
@@ -309,8 +308,6 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
     build: { version, gitCommit: commit },
     mcp: createSandboxMcp({ version, log }),
   }
-  const plane = { deployments, exchanges: opened.use(new Exchanges({ clock, log })) }
-  const applications = new ApplicationGateway({ ...plane, domains: config.domains })
   const gateway = new PreviewGateway({ previews, sandboxes, domains: config.domains, api, log })
   const readiness = new Readiness({ store, runtime, clock, log })
   const app = createApp({
@@ -334,15 +331,10 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
       ...observabilityRoutes(logs),
       ...gateway.routes(),
       ...sandboxRunRoutes(sandboxes, api),
-      ...agentRunRoutes(plane),
-      ...functionRunRoutes(plane),
-      ...applications.routes(),
     ],
     access,
     hosts,
-    serveHost: async (request, hostName, context) =>
-      (await applications.serveHost(request, hostName, context)) ??
-      (await gateway.serveHost(request, hostName, context)),
+    serveHost: (request, hostName, context) => gateway.serveHost(request, hostName, context),
     clock,
     log,
     version,

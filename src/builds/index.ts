@@ -1,5 +1,6 @@
 /** Builds: from an upload address, by way of an archive and a queue, to an image, and what its owner is told meanwhile. */
 import { mkdir } from 'node:fs/promises'
+import type { Builder, BuildRequest, BuildResult } from '../builder/index.ts'
 import { PlatformError } from '../errors.ts'
 import { Background } from '../lib/background.ts'
 import type { Clock } from '../lib/clock.ts'
@@ -12,7 +13,6 @@ import { Semaphore } from '../lib/semaphore.ts'
 import type { BatchStep, Store } from '../spec/store.ts'
 import type { LogKind, Logs } from '../telemetry/index.ts'
 import { Archives } from './archives.ts'
-import type { Builder, BuildRequest, BuildResult } from './builder.ts'
 import {
   archiveTypes,
   type BuildBody,

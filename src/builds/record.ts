@@ -1,5 +1,5 @@
+import type { BuildRequest } from '../builder/index.ts'
 import type { Resource } from '../spec/store.ts'
-import type { BuildRequest } from './builder.ts'
 
 export const buildKind = 'build'
 

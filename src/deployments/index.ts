@@ -127,6 +127,15 @@ export interface DeploymentChange {
   uploadUrl: string | null
 }
 
+/** What decides who answers. */
+export interface DeploymentRequest {
+  cookie: string | null
+  /** Where the cookie that keeps a client with its revision counts; default: the deployment's path. */
+  cookiePath?: string
+  /** An instance that it says no to has no place for this caller. */
+  fits?: (instanceId: string) => boolean
+}
+
 export interface DeploymentLease {
   lease: RevisionLease
   revisionId: string
@@ -339,7 +348,7 @@ export class Deployments {
     workspace: string,
     kind: DeploymentKind,
     name: string,
-    request: { cookie: string | null; cookiePath?: string },
+    request: DeploymentRequest,
     signal?: AbortSignal,
   ): Promise<DeploymentLease> {
     const cookieName = stickyCookieName(kind, name)
@@ -350,7 +359,8 @@ export class Deployments {
       const revisionId = pick(traffic, sticky, this.#random())
       if (revisionId === null) throw await this.#unavailable(workspace, kind, name)
       try {
-        const lease = await this.#fleet.acquire(revisionId, signal)
+        const { fits } = request
+        const lease = await this.#fleet.acquire(revisionId, signal, fits ? { fits } : {})
         return {
           lease,
           revisionId,

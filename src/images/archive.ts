@@ -3,11 +3,12 @@ import { readFile } from 'node:fs/promises'
 import { join, posix } from 'node:path'
 import { Readable } from 'node:stream'
 import { PlatformError } from '../errors.ts'
+import { ByteReader } from '../lib/byte-reader.ts'
+import { compressionOf, decompressed } from '../lib/compression.ts'
 import { ReceivedFile } from '../lib/received-file.ts'
-import { ByteReader } from './byte-reader.ts'
+import { TarReader } from '../lib/tar.ts'
 import type { ImageSource } from './install.ts'
 import { cleanPath } from './layer.ts'
-import { compressionOf, decompressed } from './layer-store.ts'
 import {
   configBytesMax,
   type Descriptor,
@@ -19,7 +20,6 @@ import {
   parseIndex,
   parseManifest,
 } from './manifest.ts'
-import { TarReader } from './tar.ts'
 
 const filesMax = 10_000
 const linksFollowedMax = 8

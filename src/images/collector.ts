@@ -15,6 +15,7 @@ export class LayerCollector {
   readonly #records: ImageRecords
   readonly #inUse: RootsInUse
   readonly #log: Logger
+  readonly #keepers: (() => AsyncIterable<string>)[] = []
   readonly #held = new Map<string, number>()
   /** Since the catalogue was last read: a tag may have come after, and its holder gone. */
   readonly #namedSince = new Set<string>()
@@ -25,6 +26,11 @@ export class LayerCollector {
     this.#records = options.records
     this.#inUse = options.inUse
     this.#log = options.log
+  }
+
+  /** Layers that somebody else has a use for: asked at every collection. Layers are held until they are among them. */
+  keep(keeper: () => AsyncIterable<string>): void {
+    this.#keepers.push(keeper)
   }
 
   /** Returns what lets go of them again, once. */
@@ -61,6 +67,7 @@ export class LayerCollector {
     const named = new Set<string>()
     for await (const { body } of this.#records.every())
       for (const { layers } of body.tags) for (const diffId of layers) named.add(diffId)
+    for (const keeper of this.#keepers) for await (const diffId of keeper()) named.add(diffId)
     let removed = 0
     for (const diffId of present) {
       if (named.has(diffId)) continue

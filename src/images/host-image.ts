@@ -209,6 +209,11 @@ export class HostImage {
     return await this.#resolved.root
   }
 
+  /** Another one once programs of the host were installed, upgraded or removed. */
+  async revision(): Promise<string> {
+    return await this.#usrStamp()
+  }
+
   async #resolveNow(): Promise<RootFilesystem> {
     const skeleton = await this.#currentSkeleton()
     const stamp = await this.#usrStamp()

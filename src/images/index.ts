@@ -9,6 +9,7 @@ import type { Layers } from '../spec/layers.ts'
 import type { RootFilesystem } from '../spec/runtime.ts'
 import type { BatchStep, Store } from '../spec/store.ts'
 import type { Workspaces } from '../workspaces/index.ts'
+import { BuiltImages } from './built.ts'
 import { catalogue, wellKnown } from './catalogue.ts'
 import { LayerCollector, type RootsInUse } from './collector.ts'
 import { Credentials } from './credentials.ts'
@@ -31,6 +32,7 @@ import { ImageShares } from './shares.ts'
 import { type ImportOptions, type PullOptions, Transfers } from './transfers.ts'
 import { type ImageView, imageView } from './view.ts'
 
+export type { BuiltImages, HeldLayer } from './built.ts'
 export { catalogue } from './catalogue.ts'
 export { type Credentials, passwordCharsMax, usernameCharsMax } from './credentials.ts'
 export { HostImage, type HostImageSource } from './host-image.ts'
@@ -95,6 +97,8 @@ export interface TransferAnswer {
 export class Images {
   readonly credentials: Credentials
   readonly shares: ImageShares
+  /** Images made here, of layers on top of the host image. */
+  readonly built: BuiltImages
   readonly #options: ImagesOptions
   readonly #records: ImageRecords
   readonly #layers: LayerStore
@@ -126,6 +130,15 @@ export class Images {
     const shared = { layers: this.#layers, records: this.#records, log }
     this.#collector = new LayerCollector({ ...shared, inUse: options.inUse })
     this.shares = new ImageShares({ ...options, records: this.#records, collector: this.#collector })
+    this.built = new BuiltImages({
+      ...shared,
+      host: options.host,
+      hostEnv: () => this.#hostEnv(),
+      collector: this.#collector,
+      imageBytesMax,
+      clock,
+      changed: () => this.#collectSoon(),
+    })
     this.#transfers = new Transfers({
       ...shared,
       able: options.layers !== null,
@@ -211,7 +224,7 @@ export class Images {
     if (tag === null) throw await this.#missing(workspace, reference, parsed)
     const hold = this.#collector.hold(tag.layers)
     try {
-      return { ...(await this.#resolveTag(reference, tag)), [Symbol.dispose]: hold }
+      return { ...(await this.#resolveTag(reference, tag, signal)), [Symbol.dispose]: hold }
     } catch (error) {
       hold()
       throw error
@@ -363,12 +376,7 @@ export class Images {
     return {
       reference,
       root: await this.#options.host.resolve(signal),
-      env: {
-        PATH: '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/opt/hutch/bin',
-        HOME: '/blaxel',
-        LANG: 'C.UTF-8',
-        ...this.#options.hostEnv,
-      },
+      env: this.#hostEnv(),
       workingDir: '/blaxel',
       user: '',
       entrypoint: entry.program?.argv ?? [],
@@ -379,9 +387,21 @@ export class Images {
     }
   }
 
-  async #resolveTag(reference: string, tag: ImageTag): Promise<Omit<ResolvedImage, typeof Symbol.dispose>> {
+  #hostEnv(): Record<string, string> {
+    return {
+      PATH: '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/opt/hutch/bin',
+      HOME: '/blaxel',
+      LANG: 'C.UTF-8',
+      ...this.#options.hostEnv,
+    }
+  }
+
+  async #resolveTag(
+    reference: string,
+    tag: ImageTag,
+    signal: AbortSignal | undefined,
+  ): Promise<Omit<ResolvedImage, typeof Symbol.dispose>> {
     const { standInPath: source } = this.#options
-    const frame = await this.#openFrame()
     const { settings } = tag
     const facts = await Promise.all(tag.layers.map((diffId) => this.#layers.facts(diffId)))
     if (facts.includes(null)) {
@@ -390,14 +410,20 @@ export class Images {
         `a layer of the image ${JSON.stringify(reference)} is missing on this host: pull or import it again`,
       )
     }
+    const trees = tag.layers.map((diffId) => this.#layers.treeOf(diffId))
+    const base = tag.base === 'host' ? await this.#options.host.resolve(signal) : null
+    const frame = base === null ? await this.#openFrame() : null
     return {
       reference,
       root: {
         digest: tag.digest,
-        layers: [frame.above, ...tag.layers.map((diffId) => this.#layers.treeOf(diffId)), frame.below],
-        mounts: source ? tag.sandboxApis.map((target) => ({ source, target, kind: 'bind' as const })) : [],
+        layers: frame ? [frame.above, ...trees, frame.below] : [...trees, ...base!.layers],
+        mounts: [
+          ...(base?.mounts ?? []),
+          ...(source ? tag.sandboxApis.map((target) => ({ source, target, kind: 'bind' as const })) : []),
+        ],
       },
-      env: { ...imageEnvDefault, ...settings.env },
+      env: { ...(base ? this.#hostEnv() : imageEnvDefault), ...settings.env },
       workingDir: settings.workingDir || '/',
       user: settings.user,
       entrypoint: settings.entrypoint,

@@ -1,4 +1,4 @@
-import { createReadStream, existsSync, readdirSync } from 'node:fs'
+import { existsSync, readdirSync } from 'node:fs'
 import {
   chmod,
   mkdir,
@@ -13,9 +13,8 @@ import {
   statfs,
 } from 'node:fs/promises'
 import { join } from 'node:path'
-import { pipeline, type Readable } from 'node:stream'
-import { createGunzip, createZstdDecompress } from 'node:zlib'
 import { PlatformError } from '../errors.ts'
+import { uncompressed } from '../lib/compression.ts'
 import { KeyedLock } from '../lib/keyed-lock.ts'
 import type { Logger } from '../lib/log.ts'
 import { Semaphore } from '../lib/semaphore.ts'
@@ -26,7 +25,6 @@ import { type LayerFacts, writeLayer } from './layer.ts'
 export const freeBytesMin = 1024 ** 3
 /** Written between two looks at the free space. */
 const bytesPerSpaceCheck = 64 * 1024 * 1024
-const readBytes = 256 * 1024
 const layerEntriesMax = 1_000_000
 const unpackConcurrencyMax = 2
 const unpackWaitingMax = 4096
@@ -134,44 +132,81 @@ export class LayerStore {
     await this.open()
   }
 
+  /**
+   * Unpacks a tar archive whose digest is not known yet, and is its name then. `hold` is told it before the layer can be
+   * seen. @throws as `add`
+   */
+  async addNew(
+    content: AsyncIterable<Uint8Array>,
+    hold: (diffId: string) => void,
+    signal?: AbortSignal,
+  ): Promise<{ diffId: string; facts: LayerFacts }> {
+    return await this.#unpacking.run(async () => {
+      await using draft = await this.#draft()
+      const { digest, facts } = await this.#write(draft.path, content, signal)
+      hold(digest)
+      return await this.#lock.run(digest, async () => {
+        const present = await this.#factsNow(digest)
+        if (present) return { diffId: digest, facts: present }
+        await draft.keepAs(this.#dirOf(digest))
+        return { diffId: digest, facts }
+      })
+    })
+  }
+
   async #unpack(diffId: string, file: string, signal: AbortSignal | undefined): Promise<LayerFacts> {
+    await using draft = await this.#draft()
+    const { digest, facts } = await this.#write(draft.path, uncompressed(file), signal)
+    if (digest !== diffId) {
+      throw new PlatformError(
+        'unprocessable',
+        `a layer is not what the image says: its digest is ${digest}, not ${diffId}`,
+      )
+    }
+    await draft.keepAs(this.#dirOf(diffId))
+    return facts
+  }
+
+  /** A directory that becomes a layer in one step, or goes. */
+  async #draft(): Promise<{ path: string; keepAs(target: string): Promise<void> } & AsyncDisposable> {
+    if (this.#options.layers === null) throw cannotUnpack()
+    await this.#prepare()
+    const path = await mkdtemp(join(this.#partialDir, 'layer-'))
+    let kept = false
+    return {
+      path,
+      keepAs: async (target) => {
+        await rename(path, target)
+        kept = true
+        await syncDirectory(this.#layersDir)
+      },
+      [Symbol.asyncDispose]: async () => {
+        if (kept) return
+        await this.#removeDirectory(path).catch((failure) =>
+          this.#options.log.warn('a part of an image was not removed', { error: String(failure) }),
+        )
+      },
+    }
+  }
+
+  /** Durable, with what is known of it beside it. */
+  async #write(
+    draft: string,
+    content: AsyncIterable<Uint8Array>,
+    signal: AbortSignal | undefined,
+  ): Promise<{ digest: string; facts: LayerFacts }> {
     const { layers, layerBytesMax } = this.#options
     if (layers === null) throw cannotUnpack()
-    await this.#prepare()
-    const draft = await mkdtemp(join(this.#partialDir, 'layer-'))
-    try {
-      const tree = join(draft, 'tree')
-      await mkdir(tree, { mode: 0o755 })
-      await chmod(tree, 0o755)
-      const hash = new Bun.CryptoHasher('sha256')
-      await using sink = await layers.open(tree)
-      const content = watched(uncompressed(file), {
-        hash,
-        signal,
-        checkSpace: () => this.checkSpace(),
-      })
-      const facts = await writeLayer(content, sink, {
-        bytesMax: layerBytesMax,
-        entriesMax: layerEntriesMax,
-      })
-      const digest = `sha256:${hash.digest('hex')}`
-      if (digest !== diffId) {
-        throw new PlatformError(
-          'unprocessable',
-          `a layer is not what the image says: its digest is ${digest}, not ${diffId}`,
-        )
-      }
-      await sink.finish()
-      await writeDurably(join(draft, 'layer.json'), JSON.stringify(facts))
-      await rename(draft, this.#dirOf(diffId))
-      await syncDirectory(this.#layersDir)
-      return facts
-    } catch (error) {
-      await this.#removeDirectory(draft).catch((failure) =>
-        this.#options.log.warn('a part of an image was not removed', { error: String(failure) }),
-      )
-      throw error
-    }
+    const tree = join(draft, 'tree')
+    await mkdir(tree, { mode: 0o755 })
+    await chmod(tree, 0o755)
+    const hash = new Bun.CryptoHasher('sha256')
+    await using sink = await layers.open(tree)
+    const looked = watched(content, { hash, signal, checkSpace: () => this.checkSpace() })
+    const facts = await writeLayer(looked, sink, { bytesMax: layerBytesMax, entriesMax: layerEntriesMax })
+    await sink.finish()
+    await writeDurably(join(draft, 'layer.json'), JSON.stringify(facts))
+    return { digest: `sha256:${hash.digest('hex')}`, facts }
   }
 
   /** @throws insufficient_storage */
@@ -246,57 +281,6 @@ async function* watched(
       unchecked = 0
     }
     yield chunk
-  }
-}
-
-/** The tar archive in a file: by what the bytes are, whatever they were said to be. */
-async function* uncompressed(file: string): AsyncGenerator<Uint8Array> {
-  const compression = compressionOf(await firstBytes(file))
-  const stored = createReadStream(file, { highWaterMark: readBytes })
-  try {
-    yield* decompressed(stored, compression)
-  } finally {
-    stored.destroy()
-  }
-}
-
-export type Compression = 'none' | 'gzip' | 'zstd'
-
-export function compressionOf(bytes: Uint8Array): Compression {
-  if (bytes[0] === 0x1f && bytes[1] === 0x8b) return 'gzip'
-  const isZstd = bytes[0] === 0x28 && bytes[1] === 0xb5 && bytes[2] === 0x2f && bytes[3] === 0xfd
-  return isZstd ? 'zstd' : 'none'
-}
-
-export async function* decompressed(stored: Readable, compression: Compression): AsyncGenerator<Uint8Array> {
-  if (compression === 'none') {
-    yield* stored
-    return
-  }
-  const inflate =
-    compression === 'gzip'
-      ? createGunzip({ chunkSize: readBytes })
-      : createZstdDecompress({ chunkSize: readBytes })
-  // Its error reaches the reader below.
-  pipeline(stored, inflate, () => {})
-  try {
-    yield* inflate
-  } catch (cause) {
-    if (PlatformError.is(cause)) throw cause
-    throw new PlatformError('unprocessable', `the archive is not well-formed ${compression}`, { cause })
-  } finally {
-    inflate.destroy()
-  }
-}
-
-async function firstBytes(file: string): Promise<Uint8Array> {
-  const handle = await open(file)
-  try {
-    const bytes = new Uint8Array(4)
-    const { bytesRead } = await handle.read(bytes, 0, 4, 0)
-    return bytes.subarray(0, bytesRead)
-  } finally {
-    await handle.close()
   }
 }
 

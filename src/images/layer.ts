@@ -1,5 +1,7 @@
 /** From the bytes of a layer to its tree: whiteouts, names, limits. Which bytes go where is decided here; the sink writes. */
 import { PlatformError } from '../errors.ts'
+import { ByteReader } from '../lib/byte-reader.ts'
+import { type TarEntry, TarReader } from '../lib/tar.ts'
 import {
   type LayerAttributes,
   type LayerEntry,
@@ -9,8 +11,6 @@ import {
   layerPathBytesMax,
   layerXattrBytesMax,
 } from '../spec/layers.ts'
-import { ByteReader } from './byte-reader.ts'
-import { type TarEntry, TarReader } from './tar.ts'
 
 export interface LayerLimits {
   /** Of all files together, written out. */

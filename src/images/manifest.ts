@@ -5,7 +5,7 @@ import { PlatformError } from '../errors.ts'
 export const manifestBytesMax = 4 * 1024 * 1024
 export const configBytesMax = 8 * 1024 * 1024
 /** Of the 128 layers that an instance can have, some are the platform's own. */
-const imageLayersMax = 120
+export const imageLayersMax = 120
 const indexEntriesMax = 1000
 const envEntriesMax = 512
 const argumentsMax = 1024

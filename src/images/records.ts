@@ -16,6 +16,8 @@ export interface ImageTag {
   source: string | null
   /** Diff ids, topmost first. */
   layers: string[]
+  /** What they stand on: the host image as it is at each start; absent: nothing, they are all of it. */
+  base?: 'host'
   sandboxApis: string[]
   settings: ImageSettings
   bytes: number
@@ -80,7 +82,7 @@ export class ImageRecords {
   async setTag(
     workspace: string,
     target: { type: ResourceType; name: string; tag: string; source: string | null },
-    installed: InstalledImage & { settings: ImageSettings },
+    installed: InstalledImage & { settings: ImageSettings; base?: 'host' },
     now: number,
   ): Promise<StoredImage> {
     const key = keyOf(workspace, target.type, target.name)
@@ -92,6 +94,7 @@ export class ImageRecords {
         digest: installed.digest,
         source: target.source,
         layers: installed.layers,
+        ...(installed.base === undefined ? {} : { base: installed.base }),
         sandboxApis: installed.sandboxApis,
         settings: installed.settings,
         bytes: installed.bytes,

@@ -3,7 +3,7 @@ import { PlatformError } from '../errors.ts'
 const referenceCharsMax = 512
 export const tagDefault = 'latest'
 /** Kinds of workload that images are kept for; the cloud's clients write them in the singular and in the plural. */
-const resourceTypes = ['sandbox', 'agent', 'function', 'job'] as const
+const resourceTypes = ['sandbox', 'agent', 'function', 'job', 'application'] as const
 export type ResourceType = (typeof resourceTypes)[number]
 
 const imageName = /^[a-z0-9]+(?:(?:[._]|__|-+)[a-z0-9]+)*$/
@@ -105,7 +105,7 @@ export function checkTag(tag: string, field: string): string {
 /** @throws bad_request */
 export function checkResourceType(type: string, field: string): ResourceType {
   const singular = type.endsWith('s') ? type.slice(0, -1) : type
-  const known = singular === 'sandboxe' ? 'sandbox' : singular
+  const known = singular === 'sandboxe' ? 'sandbox' : singular === 'app' ? 'application' : singular
   if ((resourceTypes as readonly string[]).includes(known)) return known as ResourceType
   throw new PlatformError('bad_request', `${field} ${shown(type)} is not one of ${resourceTypes.join(', ')}`)
 }

@@ -116,7 +116,7 @@ const nobodyId = 65534
 export const draftMark = '.draft-'
 
 /** Changes with the rules above, so that an older skeleton is not taken for a current one. */
-const skeletonRevision = 4
+const skeletonRevision = 5
 
 /** A value that changes when the skeleton made from this host would. Cheap: a few dozen lstat calls. */
 export async function skeletonStamp(root = '/'): Promise<string> {
@@ -177,12 +177,17 @@ export async function makeSkeleton(target: string, root = '/'): Promise<void> {
   }
 }
 
-/** `bun` inside is this executable, mounted over a file of no content. */
+/**
+ * `bun` inside is this executable, mounted over a file of no content. `as-node/node` is the same, for projects on a host
+ * without node.
+ */
 async function writeBunLauncher(root: string): Promise<void> {
-  const path = join(root, 'opt/hutch/bin')
-  await mkdir(path, { recursive: true })
-  await writeFile(join(path, 'bun'), '#!/bin/sh\nBUN_BE_BUN=1 exec /opt/hutch/bun "$@"\n')
-  await chmod(join(path, 'bun'), 0o755)
+  for (const name of ['bin/bun', 'as-node/node']) {
+    const path = join(root, 'opt/hutch', name)
+    await mkdir(dirname(path), { recursive: true })
+    await writeFile(path, '#!/bin/sh\nBUN_BE_BUN=1 exec /opt/hutch/bun "$@"\n')
+    await chmod(path, 0o755)
+  }
 }
 
 /** Package sources may name a user and a password in their addresses, which are the host's alone. */

@@ -1,7 +1,7 @@
 import { describe, expect, test } from 'bun:test'
+import { header, padded, type TestEntry, tar, withChecksum } from '../images/test-image.ts'
 import { ByteReader } from './byte-reader.ts'
 import { type TarEntry, TarReader } from './tar.ts'
-import { header, padded, type TestEntry, tar, withChecksum } from './test-image.ts'
 
 async function* inChunks(bytes: Uint8Array, size: number): AsyncGenerator<Uint8Array> {
   for (let at = 0; at < bytes.length; at += size) yield bytes.subarray(at, at + size)

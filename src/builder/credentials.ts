@@ -1,0 +1,69 @@
+/** Credentials of registries in a project's own settings: a build may use them, no image has them. */
+
+const npmSecret = /^\s*[^#;=]*(?:_auth|_authToken|_password|:username|:email|_secret)\s*=\s*(.*)$/i
+const yarnSecret = /^\s*["']?(?:npmAuthToken|npmAuthIdent)["']?\s*:\s*(.*)$/
+const bunSecret = /\b(token|password|username)(\s*=\s*)"(?!\$)[^"]*"/g
+const urlSecret = /(\b[a-z][a-z0-9+.-]*:\/\/)[^\s/@"']+@/gi
+/** What names a variable says nothing of its value. */
+const variable = /^["']?\$\{?\w+(?:[:-][^}]*)?\}?["']?$/
+
+const withUrls =
+  /(?:^|\/)(?:\.npmrc|\.yarnrc|\.yarnrc\.yml|bunfig\.toml|pip\.conf|uv\.toml|uv\.lock|pyproject\.toml|setup\.cfg|package\.json|package-lock\.json|npm-shrinkwrap\.json|pnpm-lock\.yaml|yarn\.lock|bun\.lock|[\w.-]*(?:requirements|constraints)[\w.-]*\.(?:txt|in))$/
+
+/** The file without credentials; null when it has none. */
+export function withoutCredentials(path: string, content: Uint8Array): Uint8Array | null {
+  if (!withUrls.test(path)) return null
+  // By bytes, whatever the encoding.
+  const text = Buffer.from(content).toString('latin1')
+  const name = path.slice(path.lastIndexOf('/') + 1)
+  let clean = text
+  if (name === '.npmrc' || name === '.yarnrc') clean = withoutLines(clean, npmSecret)
+  if (name === '.yarnrc.yml') clean = withoutLines(clean, yarnSecret)
+  if (name === 'bunfig.toml') clean = clean.replace(bunSecret, '$1$2""')
+  clean = clean.replace(urlSecret, (whole, scheme: string) =>
+    whole.includes('${') || isGitUser(whole) ? whole : scheme,
+  )
+  return clean === text ? null : Buffer.from(clean, 'latin1')
+}
+
+/** Secrets that such a file has in it, for the log to leave out. */
+export function credentialsIn(path: string, content: Uint8Array): string[] {
+  if (!withUrls.test(path)) return []
+  const text = Buffer.from(content).toString('latin1')
+  const found: string[] = []
+  for (const line of text.split('\n')) {
+    const value = (npmSecret.exec(line) ?? yarnSecret.exec(line))?.[1]?.trim().replace(/^["']|["']$/g, '')
+    if (value && !variable.test(value)) found.push(value)
+  }
+  for (const [whole] of text.matchAll(urlSecret)) {
+    const user = whole.slice(whole.indexOf('://') + 3, -1)
+    const password = user.includes(':') ? user.slice(user.indexOf(':') + 1) : user
+    if (!isGitUser(whole)) found.push(decoded(password))
+  }
+  if (path.endsWith('bunfig.toml'))
+    for (const [whole] of text.matchAll(bunSecret)) found.push(whole.replace(/^[^"]*"|"$/g, ''))
+  return found
+}
+
+/** `git+ssh://git@host/` names a user that everybody is. */
+function isGitUser(url: string): boolean {
+  return /:\/\/git@$/.test(url)
+}
+
+function withoutLines(text: string, pattern: RegExp): string {
+  return text
+    .split('\n')
+    .filter((line) => {
+      const match = pattern.exec(line)
+      return match === null || variable.test(match[1]?.trim() ?? '')
+    })
+    .join('\n')
+}
+
+function decoded(text: string): string {
+  try {
+    return decodeURIComponent(text)
+  } catch {
+    return text
+  }
+}

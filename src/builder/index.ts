@@ -1,0 +1,127 @@
+/** Builds: from an uploaded archive of source code to an image. */
+import { totalmem } from 'node:os'
+import { PlatformError } from '../errors.ts'
+import type { Images } from '../images/index.ts'
+import type { Instances } from '../instances/index.ts'
+import type { Clock } from '../lib/clock.ts'
+import { parseDotenv } from '../lib/dotenv.ts'
+import type { Logger } from '../lib/log.ts'
+import { emptyProjectSettings, type ProjectSettings, parseProjectSettings } from '../lib/project-settings.ts'
+import type { BatchStep, Store } from '../spec/store.ts'
+import { DependencyLayers } from './dependencies.ts'
+import type { BuildJob, BuildRequest, BuildResult } from './job.ts'
+import { BuildMachines } from './machine.ts'
+import type { SourceBuilder } from './source.ts'
+
+export type { BuildRequest, BuildResult } from './job.ts'
+
+const buildMsMax = 15 * 60 * 1000
+const buildMemoryMbMin = 512
+const buildMemoryMbMax = 4096
+const buildStorageMb = 10 * 1024
+
+export interface BuilderOptions {
+  store: Store
+  instances: Instances
+  images: Images
+  /** Credentials of the host's registries, for installations alone. */
+  registries?: { env: Record<string, string>; npmrc: string; secrets: string[] }
+  clock: Clock
+  log: Logger
+  /** Of dependency layers that are kept. */
+  cacheBytesMax?: number
+  buildMsMax?: number
+}
+
+export class Builder {
+  readonly #options: BuilderOptions
+  readonly #dependencies: DependencyLayers
+  readonly #machines: BuildMachines
+  #source: Promise<SourceBuilder> | null = null
+
+  constructor(options: BuilderOptions) {
+    this.#options = options
+    const { store, images, clock, log, cacheBytesMax } = options
+    this.#dependencies = new DependencyLayers({
+      ...{ store, images: images.built, clock, log },
+      ...(cacheBytesMax === undefined ? {} : { bytesMax: cacheBytesMax }),
+    })
+    this.#machines = new BuildMachines(options)
+  }
+
+  /** At start, once the instances are known: takes away what a platform before this one left. */
+  open(): void {
+    this.#machines.removeLeft()
+  }
+
+  /** Steps that forget what is kept of a workspace, for the batch that removes it. */
+  async removal(workspace: string): Promise<BatchStep[]> {
+    return await this.#dependencies.removal(workspace)
+  }
+
+  /**
+   * Makes an image of an archive. What it takes meanwhile is gone when it ends, whichever way.
+   * @throws unprocessable, whose message names the step that failed and has its last lines; the signal's reason
+   */
+  async build(request: BuildRequest): Promise<BuildResult> {
+    // Only who builds needs what reads archives.
+    const [{ survey }, { Steps, secretsOf }] = await Promise.all([import('./tree.ts'), import('./steps.ts')])
+    const limit = this.#options.buildMsMax ?? buildMsMax
+    const late = AbortSignal.timeout(limit)
+    const signal = AbortSignal.any([request.signal, late])
+    let steps = new Steps({ onLine: request.onLine, secrets: request.redact ?? [] })
+    try {
+      const found = await survey(request.archivePath, request.archiveType, signal)
+      const own = parseDotenv(found.buildEnvText ?? '')
+      const secrets = [
+        ...(request.redact ?? []),
+        ...secretsOf(own),
+        ...(this.#options.registries?.secrets ?? []),
+        ...(await import('./credentials.ts').then(({ credentialsIn }) =>
+          [...found.noticed].flatMap(([path, content]) => credentialsIn(path, content)),
+        )),
+      ]
+      steps = new Steps({ onLine: request.onLine, secrets })
+      const settings = settingsOf(found.noticed.get('blaxel.toml'))
+      const buildEnv = { ...settings.build.args, ...own }
+      const job: BuildJob = { request, survey: found, settings, buildEnv, steps, signal }
+      return { ...(await this.#run(job)), settings }
+    } catch (error) {
+      if (late.aborted && !request.signal.aborted)
+        throw steps.failed(`not done after ${limit / 60_000} minutes`)
+      throw error
+    }
+  }
+
+  async #run(job: BuildJob): Promise<Omit<BuildResult, 'settings'>> {
+    this.#source ??= this.#openSource()
+    return await (await this.#source).build(job)
+  }
+
+  async #openSource(): Promise<SourceBuilder> {
+    const { SourceBuilder } = await import('./source.ts')
+    return new SourceBuilder({
+      images: this.#options.images.built,
+      machines: this.#machines,
+      dependencies: this.#dependencies,
+      registries: this.#options.registries ?? { env: {}, npmrc: '', secrets: [] },
+      memoryMb: Math.min(
+        buildMemoryMbMax,
+        Math.max(buildMemoryMbMin, Math.floor(totalmem() / 1024 ** 2 / 2)),
+      ),
+      storageMb: buildStorageMb,
+    })
+  }
+}
+
+/** @throws unprocessable */
+function settingsOf(content: Uint8Array | undefined): ProjectSettings {
+  if (content === undefined) return emptyProjectSettings()
+  try {
+    return parseProjectSettings(Buffer.from(content).toString('utf8'))
+  } catch (error) {
+    throw PlatformError.is(error)
+      ? new PlatformError('unprocessable', error.message, { cause: error })
+      : error
+  }
+}

@@ -1,0 +1,57 @@
+import type { Project } from '../lib/project.ts'
+import type { ProjectSettings } from '../lib/project-settings.ts'
+import type { Toolchain } from './toolchain.ts'
+
+/** Where a project is, while it is built and when it runs. */
+export const projectDir = '/blaxel'
+
+/** One command of a build. */
+export interface Action {
+  /** As a person would say it; of a failure the message names it. */
+  name: string
+  argv: string[]
+  env?: Record<string, string>
+}
+
+/** How the dependencies of a project come. */
+export interface Installation {
+  /** What is told of in the log. */
+  manager: string
+  actions: Action[]
+  /** Written before, into the project's directory: what decides which dependencies there are. */
+  files: ReadonlyMap<string, Uint8Array>
+  /** It depends on other files of the project, too: then any change of those installs anew. */
+  needsSource: boolean
+  /** Names of the directories that are kept of it, wherever they come to be. */
+  keeps: string[]
+  /** Said when it fails. */
+  hint?: string
+}
+
+/** What is to be done to make an image of a project. */
+export interface Plan {
+  language: 'typescript' | 'python'
+  /** Paths that are not taken from the archive. */
+  without(path: string): boolean
+  installation: Installation | null
+  /** After the dependencies, with all of the source. */
+  actions: Action[]
+  /** What a TypeScript program is started from, when a bundle of it may stand in. */
+  bundle: { entry: string; args: string[] } | null
+  /** Of the image. */
+  env: Record<string, string>
+  program: string[]
+  /** Warnings for the log. */
+  notes: string[]
+}
+
+export interface PlanInput {
+  project: Project
+  kind: string
+  settings: ProjectSettings
+  tools: Toolchain
+  files: ReadonlyMap<string, number>
+  /** Contents by path. */
+  noticed: ReadonlyMap<string, Uint8Array>
+  text(path: string): string | null
+}

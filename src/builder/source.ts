@@ -1,0 +1,286 @@
+/** Projects without a Dockerfile: installed and built on top of the host image, in a machine of their own. */
+import { createHash } from 'node:crypto'
+import { PlatformError } from '../errors.ts'
+import type { BuiltImages, HeldLayer } from '../images/index.ts'
+import { detectProject } from '../lib/project.ts'
+import { withoutCredentials } from './credentials.ts'
+import type { DependencyLayers } from './dependencies.ts'
+import bundleScript from './inside/bundle.mjs' with { type: 'text' }
+import packScript from './inside/pack.mjs' with { type: 'text' }
+import type { BuildJob, BuildResult } from './job.ts'
+import type { BuildMachine, BuildMachines } from './machine.ts'
+import { type Action, type Installation, type Plan, type PlanInput, projectDir } from './plan.ts'
+import { planPython } from './python.ts'
+import { lookForTools, type Toolchain } from './toolchain.ts'
+import { treeOf } from './tree.ts'
+import { planTypeScript } from './typescript.ts'
+
+const scratchDir = '/tmp/hutch-build'
+const bun = '/opt/hutch/bin/bun'
+const killed = 9
+/** What build tools keep for their own next run. */
+const cachesOfTools = ['.next/cache', '.turbo', '.npm', '.cache']
+
+export interface SourceBuilderOptions {
+  images: BuiltImages
+  machines: BuildMachines
+  dependencies: DependencyLayers
+  registries: { env: Record<string, string>; npmrc: string; secrets: string[] }
+  memoryMb: number
+  storageMb: number
+}
+
+export class SourceBuilder {
+  readonly #options: SourceBuilderOptions
+  /** Of one state of the host: looking for them takes a machine. */
+  #tools: { revision: string; tools: Promise<Toolchain> } | null = null
+
+  constructor(options: SourceBuilderOptions) {
+    this.#options = options
+  }
+
+  async build(job: BuildJob): Promise<Omit<BuildResult, 'settings'>> {
+    const { request, survey, steps, signal } = job
+    const plan = await this.#plan(job)
+    for (const note of plan.notes) steps.line(note, 'stdout')
+    const replaced = new Set<string>()
+    using source = await this.#options.images.addLayer(
+      treeOf(request.archivePath, request.archiveType, survey, {
+        into: projectDir.slice(1),
+        without: plan.without,
+        replace: (path, content) => {
+          const clean = withoutCredentials(path, content)
+          if (clean) replaced.add(path)
+          return clean
+        },
+      }),
+      signal,
+    )
+    using dependencies = plan.installation && (await this.#install(job, plan.installation, source))
+    const below = dependencies === null ? [source] : [dependencies, source]
+    using made = await this.#make(job, plan, below, replaced)
+    steps.step('packing the image')
+    const image = await this.#options.images.add(request.workspace, {
+      type: request.kind,
+      name: request.name,
+      tag: request.tag,
+      layers: made.layer === null ? below : [...below, made.layer],
+      settings: {
+        env: plan.env,
+        workingDir: projectDir,
+        user: '',
+        entrypoint: made.program,
+        command: [],
+        ports: [],
+      },
+    })
+    steps.line(`It starts with: ${made.program.join(' ')}`, 'stdout')
+    return { image, language: plan.language }
+  }
+
+  async #plan(job: BuildJob): Promise<Plan> {
+    const { request, survey, settings, steps } = job
+    const text = (path: string) => {
+      const content = survey.noticed.get(path)
+      return content === undefined ? null : Buffer.from(content).toString('utf8')
+    }
+    const files = { has: (path: string) => survey.files.has(path), read: text }
+    const project = detectProject(files, settings.entrypoint)
+    if (project === null) {
+      throw new PlatformError(
+        'unprocessable',
+        'there is nothing here that could be built: the archive has no Dockerfile, no package.json, pyproject.toml or requirements.txt at its root, and no src/index.ts or src/main.py',
+      )
+    }
+    steps.step('looking at the project')
+    const tools = await this.#toolchain(job)
+    const input: PlanInput = {
+      ...{ project, settings, tools, text },
+      kind: request.kind,
+      files: survey.files,
+      noticed: survey.noticed,
+    }
+    const plan = project.language === 'python' ? planPython(input) : planTypeScript(input)
+    const by = plan.installation === null ? 'no dependencies' : plan.installation.manager
+    steps.line(`${plan.language === 'python' ? 'Python' : 'TypeScript'}, ${by}`, 'stdout')
+    return plan
+  }
+
+  async #toolchain(job: BuildJob): Promise<Toolchain> {
+    const revision = await this.#options.images.hostRevision()
+    if (this.#tools?.revision === revision) {
+      const found = await this.#tools.tools.catch(() => null)
+      // Who failed was another build, e.g. because it was called off: this one looks itself.
+      if (found !== null) return found
+      job.signal.throwIfAborted()
+    }
+    const look = async () => {
+      await using opened = await this.#machine(job, [])
+      return await lookForTools(opened.machine, opened.env, job.signal)
+    }
+    const known = { revision, tools: look() }
+    this.#tools = known
+    known.tools.catch(() => {
+      if (this.#tools === known) this.#tools = null
+    })
+    return await known.tools
+  }
+
+  /** The layer with the dependencies: the one that is kept, where nothing changed that they depend on. */
+  async #install(job: BuildJob, installation: Installation, source: HeldLayer): Promise<HeldLayer> {
+    const { request, steps, signal, buildEnv } = job
+    const { images, dependencies, registries } = this.#options
+    const parts = [
+      [...installation.files].map(([path, content]) => [path, sha256(content)]).sort(),
+      installation.actions.map(({ argv, env }) => [argv, env ?? {}]),
+      installation.keeps,
+      (await this.#toolchain(job)).text,
+      await images.hostRevision(),
+      Object.entries((await images.onHost([], signal)).env).sort(),
+      sha256(Buffer.from(JSON.stringify([Object.entries(buildEnv).sort(), registries]))),
+      installation.needsSource ? source.diffId : null,
+    ]
+    const { layer, wasHere } = await dependencies.get(request.workspace, parts, async () => {
+      await using opened = await this.#machine(job, installation.needsSource ? [source] : [])
+      const { machine, env } = opened
+      await machine.write([
+        ...[...installation.files].map(([path, data]) => ({ path: `${projectDir}/${path}`, data })),
+        ...(registries.npmrc === ''
+          ? []
+          : [{ path: '/root/.npmrc', data: Buffer.from(registries.npmrc), mode: 0o600 }]),
+      ])
+      for (const action of installation.actions)
+        await this.#act(job, machine, action, { ...env, ...registries.env, ...buildEnv })
+      const out = await this.#pack(job, machine, { mode: 'pack', names: installation.keeps })
+      return await images.addLayer(machine.read(out, signal), signal)
+    })
+    if (wasHere) steps.line('The dependencies are as they were: nothing is installed', 'stdout')
+    return layer
+  }
+
+  /** What the project's own build makes of it, as a layer on top; null where it has none. */
+  async #make(
+    job: BuildJob,
+    plan: Plan,
+    below: HeldLayer[],
+    replaced: ReadonlySet<string>,
+  ): Promise<{ layer: HeldLayer | null; program: string[] } & Disposable> {
+    const nothing = { layer: null, program: plan.program, [Symbol.dispose]() {} }
+    if (plan.actions.length === 0 && plan.bundle === null) return nothing
+    const { survey, signal, buildEnv } = job
+    await using opened = await this.#machine(job, below)
+    const { machine, env } = opened
+    const skip = [...replaced, ...cachesOfTools]
+    const noted = await this.#pack(job, machine, { mode: 'note', skip })
+    await machine.write(
+      [...replaced].map((path) => ({
+        path: `${projectDir}/${Buffer.from(path, 'latin1').toString('utf8')}`,
+        data: survey.noticed.get(path)!,
+      })),
+    )
+    for (const action of plan.actions) await this.#act(job, machine, action, { ...env, ...buildEnv })
+    const program = plan.bundle === null ? null : await this.#bundle(job, machine, plan.bundle, env)
+    if (program === null && plan.actions.length === 0) return nothing
+    const out = await this.#pack(job, machine, { mode: 'changes', noted, skip })
+    const layer = await this.#options.images.addLayer(machine.read(out, signal), signal)
+    return { layer, program: program ?? plan.program, [Symbol.dispose]: () => layer[Symbol.dispose]() }
+  }
+
+  /** The program that starts a bundle instead of sources; null where that could be something else. */
+  async #bundle(
+    job: BuildJob,
+    machine: BuildMachine,
+    { entry, args }: NonNullable<Plan['bundle']>,
+    env: Record<string, string>,
+  ): Promise<string[] | null> {
+    const script = `${scratchDir}/bundle.mjs`
+    await machine.write([{ path: script, data: Buffer.from(bundleScript) }])
+    const argv = ['node', script, projectDir, entry]
+    const { exitCode, stdout } = await machine.output({ argv, env, workingDir: projectDir }, job.signal)
+    const said = stdout.split('\n').at(-1) ?? ''
+    const path = exitCode === 0 ? /^bundled (\S+)$/.exec(said)?.[1] : undefined
+    if (path === undefined) {
+      job.steps.line(
+        `It is started from its sources: ${said.replace(/^not bundled: /, '') || 'no bundle could be made'}`,
+        'stdout',
+      )
+      return null
+    }
+    return ['node', '--enable-source-maps', path, ...args]
+  }
+
+  async #act(
+    job: BuildJob,
+    machine: BuildMachine,
+    action: Action,
+    env: Record<string, string>,
+  ): Promise<void> {
+    const { steps, signal } = job
+    steps.step(action.name)
+    const { exitCode, signal: endedBy } = await machine.run(
+      {
+        argv: action.argv,
+        env: { ...env, ...action.env },
+        workingDir: projectDir,
+        onLine: (line, stream) => steps.line(line, stream),
+      },
+      signal,
+    )
+    if (exitCode === 0) return
+    if (exitCode !== null) throw steps.failed(`exit code ${exitCode}`)
+    const hint =
+      endedBy === killed
+        ? `It may have needed more than the ${this.#options.memoryMb} MiB of memory that a build has.`
+        : ''
+    throw steps.failed(`ended by signal ${endedBy}`, hint)
+  }
+
+  /** Runs the packer inside; answers the path of what it wrote. */
+  async #pack(job: BuildJob, machine: BuildMachine, what: Record<string, unknown>): Promise<string> {
+    const out = `${scratchDir}/${what.mode}.out`
+    const settings = `${scratchDir}/${what.mode}.json`
+    const script = `${scratchDir}/pack.mjs`
+    await machine.write([
+      { path: script, data: Buffer.from(packScript) },
+      { path: settings, data: Buffer.from(JSON.stringify({ root: projectDir, skip: [], ...what, out })) },
+    ])
+    const lines: string[] = []
+    const { exitCode } = await machine.run(
+      {
+        argv: ['/bin/sh', bun, 'run', script, settings],
+        env: { PATH: '/usr/bin:/bin', HOME: '/root' },
+        workingDir: '/',
+        onLine: (line) => lines.push(line),
+      },
+      job.signal,
+    )
+    if (exitCode === 0) return out
+    for (const line of lines) job.steps.line(line, 'stderr')
+    throw job.steps.failed('what it made could not be packed')
+  }
+
+  async #machine(
+    job: BuildJob,
+    layers: HeldLayer[],
+  ): Promise<{ machine: BuildMachine; env: Record<string, string> } & AsyncDisposable> {
+    const { request, signal } = job
+    const { images, machines, memoryMb, storageMb } = this.#options
+    const { root, env: hostEnv } = await images.onHost(layers, signal)
+    const path = `${scratchDir}/bin:${projectDir}/node_modules/.bin:${projectDir}/.venv/bin:${hostEnv.PATH}:/opt/hutch/as-node`
+    const env = { ...hostEnv, PATH: path, HOME: '/root', CI: '1', NO_COLOR: '1', TMPDIR: '/tmp' }
+    const machine = await machines.open(
+      {
+        workspace: request.workspace,
+        name: `${request.kind}/${request.name}`,
+        ...{ root, memoryMb, storageMb, env },
+        workingDir: projectDir,
+      },
+      signal,
+    )
+    return { machine, env, [Symbol.asyncDispose]: () => machine[Symbol.asyncDispose]() }
+  }
+}
+
+function sha256(content: Uint8Array): string {
+  return createHash('sha256').update(content).digest('hex')
+}
