@@ -56,6 +56,8 @@ export interface Config {
   standbyAfterSeconds: number
   /** Frozen, until a sandbox gives its memory back to the host; 0: never. */
   reclaimAfterSeconds: number
+  /** Without a request, until an instance of something deployed is removed, if it has more than minScale; 0: never. */
+  scaleToZeroAfterSeconds: number
   /** Without a word on it, until an open WebSocket keeps a sandbox awake no more; 0: it always does. */
   idleConnectionSeconds: number
 }
@@ -195,6 +197,11 @@ const keys = {
     allowed: 'seconds in standby, 0 to 2592000 (0: never)',
     schema: z.number().min(0).max(2_592_000),
   },
+  scaleToZeroAfterSeconds: {
+    kind: 'number',
+    allowed: 'seconds, 0 to 2592000 (0: never)',
+    schema: z.number().min(0).max(2_592_000),
+  },
   idleConnectionSeconds: {
     kind: 'number',
     allowed: 'seconds, 0 to 2592000 (0: an open connection always counts)',
@@ -266,6 +273,7 @@ function complete(values: Values, dataDir: string, env: Record<string, string | 
     sandboxMemoryMbMax: values.sandboxMemoryMbMax ?? 65_536,
     standbyAfterSeconds: values.standbyAfterSeconds ?? 15,
     reclaimAfterSeconds: values.reclaimAfterSeconds ?? 300,
+    scaleToZeroAfterSeconds: values.scaleToZeroAfterSeconds ?? 300,
     idleConnectionSeconds: values.idleConnectionSeconds ?? 900,
   }
 }

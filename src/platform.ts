@@ -37,6 +37,10 @@ import { frontPageRoutes } from './http/front-page.ts'
 import { Hosts } from './http/host.ts'
 import { Readiness } from './http/readiness.ts'
 import type { Route } from './http/route.ts'
+import { agentRunRoutes } from './http/run/agents.ts'
+import { ApplicationGateway } from './http/run/applications.ts'
+import { Exchanges } from './http/run/exchanges.ts'
+import { functionRunRoutes } from './http/run/functions.ts'
 import { PreviewGateway } from './http/run/previews.ts'
 import { createSandboxMcp } from './http/run/sandbox/mcp.ts'
 import { sandboxRunRoutes } from './http/run/sandbox.ts'
@@ -253,6 +257,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   const fleet = new Fleet({
     ...{ store, instances, images, logs, clock, log },
     ...region,
+    idleMs: config.scaleToZeroAfterSeconds > 0 ? config.scaleToZeroAfterSeconds * 1000 : null,
     async probeStdio(...probed) {
       probes ??= new (await import('./deployments/stdio/index.ts')).StdioProbes({ clock, logs })
       await probes.probe(...probed)
@@ -308,6 +313,8 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
     build: { version, gitCommit: commit },
     mcp: createSandboxMcp({ version, log }),
   }
+  const plane = { deployments, exchanges: opened.use(new Exchanges({ clock, log })) }
+  const applications = new ApplicationGateway({ ...plane, domains: config.domains })
   const gateway = new PreviewGateway({ previews, sandboxes, domains: config.domains, api, log })
   const readiness = new Readiness({ store, runtime, clock, log })
   const app = createApp({
@@ -331,10 +338,15 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
       ...observabilityRoutes(logs),
       ...gateway.routes(),
       ...sandboxRunRoutes(sandboxes, api),
+      ...agentRunRoutes(plane),
+      ...functionRunRoutes(plane),
+      ...applications.routes(),
     ],
     access,
     hosts,
-    serveHost: (request, hostName, context) => gateway.serveHost(request, hostName, context),
+    serveHost: async (request, hostName, context) =>
+      (await applications.serveHost(request, hostName, context)) ??
+      (await gateway.serveHost(request, hostName, context)),
     clock,
     log,
     version,

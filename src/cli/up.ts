@@ -87,6 +87,11 @@ export const up = command({
       value: 'N',
       about: 'frozen until its memory is given back; 0: never (300)',
     },
+    'scale-to-zero-after-seconds': {
+      kind: 'text',
+      value: 'N',
+      about: 'idle until an instance of something deployed is removed; 0: never (300)',
+    },
     'idle-connection-seconds': {
       kind: 'text',
       value: 'N',

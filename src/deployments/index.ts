@@ -127,15 +127,6 @@ export interface DeploymentChange {
   uploadUrl: string | null
 }
 
-/** What decides who answers. */
-export interface DeploymentRequest {
-  cookie: string | null
-  /** Where the cookie that keeps a client with its revision counts; default: the deployment's path. */
-  cookiePath?: string
-  /** An instance that it says no to has no place for this caller. */
-  fits?: (instanceId: string) => boolean
-}
-
 export interface DeploymentLease {
   lease: RevisionLease
   revisionId: string
@@ -348,7 +339,7 @@ export class Deployments {
     workspace: string,
     kind: DeploymentKind,
     name: string,
-    request: DeploymentRequest,
+    request: { cookie: string | null; cookiePath?: string },
     signal?: AbortSignal,
   ): Promise<DeploymentLease> {
     const cookieName = stickyCookieName(kind, name)
@@ -359,8 +350,7 @@ export class Deployments {
       const revisionId = pick(traffic, sticky, this.#random())
       if (revisionId === null) throw await this.#unavailable(workspace, kind, name)
       try {
-        const { fits } = request
-        const lease = await this.#fleet.acquire(revisionId, signal, fits ? { fits } : {})
+        const lease = await this.#fleet.acquire(revisionId, signal)
         return {
           lease,
           revisionId,

@@ -357,6 +357,15 @@ test('one that retires answers what is under way, takes nothing new, and leaves 
   expect(fleet.retire('rev-one')).resolves.toBeUndefined()
 })
 
+test('one that is to go at once waits for nothing that is under way', async () => {
+  fleet.serve(runOf())
+  using lease = await acquire()
+  const retired = fleet.retire('rev-one')
+  await passing(Promise.all([retired, fleet.retire('rev-one', { now: true })]))
+  await until(() => instances.ownerOf(lease.instance.id) === null)
+  expect(fleet.revisionOf(lease.instance.id)).toBeNull()
+})
+
 test('one that retires and is wanted again goes on with what it has', async () => {
   fleet.serve(runOf())
   const lease = await acquire()

@@ -18,31 +18,27 @@ export {
   sessionProcessIdMin,
 } from './run.ts'
 
-/** An instance without a request for so long is removed; it rests (`standby`) long before. */
-const idleMsDefault = 5 * 60_000
-
 export interface FleetOptions extends MemberHost {
   readonly clock: Clock
   readonly log: Logger
-  /** Without a request, until an instance beyond minScale goes. Default idleMsDefault. */
-  readonly idleMs?: number
+  /** Without a request, until an instance beyond minScale goes; null: never. It rests (`standby`) long before. */
+  readonly idleMs: number | null
 }
 
 export class Fleet {
   readonly #options: FleetOptions
   readonly #revisions = new Map<string, RevisionMembers>()
   readonly #closing = new AbortController()
-  readonly #idle: Lingering<{ members: RevisionMembers; member: Member }>
+  readonly #idle: Lingering<{ members: RevisionMembers; member: Member }> | null
   #opened = false
 
   constructor(options: FleetOptions) {
     this.#options = options
-    this.#idle = new Lingering({
-      afterMs: options.idleMs ?? idleMsDefault,
-      clock: options.clock,
-      log: options.log,
-      due: ({ members, member }) => members.idledOut(member),
-    })
+    const { idleMs: afterMs, clock, log } = options
+    this.#idle =
+      afterMs === null
+        ? null
+        : new Lingering({ afterMs, clock, log, due: ({ members, member }) => members.idledOut(member) })
   }
 
   /** Knows a revision from now on and, once `open`, brings up minScale instances; one that retires serves again. Idempotent. */
@@ -131,7 +127,7 @@ export class Fleet {
     this.#closing.abort(
       new PlatformError('unavailable', 'the platform is stopping', { retryAfterSeconds: 5 }),
     )
-    this.#idle[Symbol.dispose]()
+    this.#idle?.[Symbol.dispose]()
     for (const members of this.#revisions.values()) members.release()
   }
 

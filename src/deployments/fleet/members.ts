@@ -45,7 +45,7 @@ interface Waiter {
 export class RevisionMembers {
   run: RevisionRun
   readonly #host: MemberHost
-  readonly #idle: Lingering<{ members: RevisionMembers; member: Member }>
+  readonly #idle: Lingering<{ members: RevisionMembers; member: Member }> | null
   readonly #closing: AbortSignal
   readonly #entries = new Map<Member, { members: RevisionMembers; member: Member }>()
   readonly #waiting = new Set<Waiter>()
@@ -62,7 +62,7 @@ export class RevisionMembers {
     run: RevisionRun,
     options: {
       host: MemberHost
-      idle: Lingering<{ members: RevisionMembers; member: Member }>
+      idle: Lingering<{ members: RevisionMembers; member: Member }> | null
       closing: AbortSignal
     },
   ) {
@@ -387,7 +387,7 @@ export class RevisionMembers {
 
   async #lease(member: Member, signal: AbortSignal | undefined): Promise<RevisionLease> {
     member.load++
-    if (member.load === 1) this.#idle.delete(this.#entryOf(member))
+    if (member.load === 1) this.#idle?.delete(this.#entryOf(member))
     let held = true
     const release = () => {
       if (!held) return
@@ -422,7 +422,7 @@ export class RevisionMembers {
   }
 
   #linger(member: Member): void {
-    if (member.state === 'ready' && member.load === 0) this.#idle.add(this.#entryOf(member))
+    if (member.state === 'ready' && member.load === 0) this.#idle?.add(this.#entryOf(member))
   }
 
   #keepAwake(member: Member, awake: boolean): void {
@@ -441,7 +441,7 @@ export class RevisionMembers {
 
   #forget(member: Member): void {
     this.#members.delete(member)
-    this.#idle.delete(this.#entryOf(member))
+    this.#idle?.delete(this.#entryOf(member))
     this.#entries.delete(member)
   }
 

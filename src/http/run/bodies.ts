@@ -29,8 +29,29 @@ export function untyped(bytes: Uint8Array): ReadableStream<Uint8Array> {
  * away never becomes an unhandled rejection. A failure cuts the answer off without its reason, since the server would
  * print that on stderr, addresses and all.
  */
-export function onceEnded(body: ReadableStream<Uint8Array>, onEnd: () => void): ReadableStream<Uint8Array> {
-  return relay(body.getReader(), onEnd, null, false)
+export function onceEnded(
+  body: ReadableStream<Uint8Array>,
+  onEnd: () => void,
+  passed?: (bytes: number) => void,
+): ReadableStream<Uint8Array> {
+  return relay(body.getReader(), onEnd, null, false, passed)
+}
+
+/** The same stream; `passed` is told of each chunk, and what it throws ends it. */
+export function counted(
+  body: ReadableStream<Uint8Array>,
+  passed: (bytes: number) => void,
+): ReadableStream<Uint8Array> {
+  const reader = body.getReader()
+  return new ReadableStream<Uint8Array>({
+    async pull(controller) {
+      const { done, value } = await reader.read()
+      if (done) return controller.close()
+      passed(value.byteLength)
+      controller.enqueue(value)
+    },
+    cancel: (reason) => reader.cancel(reason).catch(() => {}),
+  })
 }
 
 /**
@@ -64,6 +85,7 @@ function relay(
   onEnd: () => void,
   first: Read | null,
   freesChunks: boolean,
+  passed?: (bytes: number) => void,
 ): ReadableStream<Uint8Array> {
   let ended = false
   let given: Uint8Array | undefined
@@ -73,7 +95,10 @@ function relay(
   }
   const pass = (controller: ReadableStreamDefaultController<Uint8Array>, { done, value }: Read) => {
     given = value
-    if (!done) return controller.enqueue(value)
+    if (!done) {
+      passed?.(value.byteLength)
+      return controller.enqueue(value)
+    }
     end()
     controller.close()
   }

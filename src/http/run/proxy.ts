@@ -1,7 +1,8 @@
 import { PlatformError } from '../../errors.ts'
 import type { PortAddress } from '../../spec/runtime.ts'
 import type { ConsumedCredentials, RouteContext, Socket } from '../route.ts'
-import { collect, onceEnded, untyped } from './bodies.ts'
+import { collect, counted, onceEnded, untyped } from './bodies.ts'
+import type { Exchange } from './exchanges.ts'
 
 /** A request on its way to a port inside an instance, and what the program there must not see or must be told. */
 export interface ProxyOptions {
@@ -13,7 +14,13 @@ export interface ProxyOptions {
   /** What stands before `path` in the public address: '' or e.g. `/-/preview/abc`. */
   publicPrefix: string
   consumed: ConsumedCredentials
+  /** Name of a cookie that is the platform's, not the program's. */
+  ownCookie?: string
   requestHeaders?: Record<string, string>
+  /** How whatever listens is called in messages; default: the sandbox. */
+  title?: string
+  /** How long it may take and how large it may be; absent: as it comes. For `proxyHttp`. */
+  exchange?: Exchange
   /** Is there a listener on the port now? Tells a server that is down from one that hung up. */
   listening: () => Promise<boolean>
   /** Called once, when the exchange is over. */
@@ -70,15 +77,16 @@ export async function proxyHttp(
   options: ProxyOptions,
 ): Promise<Response> {
   const method = request.method
+  const { exchange } = options
   const replayable = request.body === null && (method === 'GET' || method === 'HEAD' || method === 'OPTIONS')
   const send = () =>
     fetchPort(target, options.path, {
       method,
       headers: upstreamHeaders(request.headers, options),
-      body: request.body,
+      body: bodyOf(request, exchange),
       redirect: 'manual',
       decompress: false,
-      signal: request.signal,
+      signal: exchange?.signal ?? request.signal,
       timeout: false,
     })
   try {
@@ -87,10 +95,11 @@ export async function proxyHttp(
       upstream = await send()
     } catch (error) {
       if (request.signal.aborted) throw error
-      if (!(await options.listening())) throw notListening(options.port, error)
+      if (exchange?.failure) throw exchange.failure
+      if (!(await options.listening())) throw notListening(options, error)
       if (!replayable) throw hungUp(options.port, error)
       upstream = await send().catch((again) => {
-        throw hungUp(options.port, again)
+        throw exchange?.failure ?? hungUp(options.port, again)
       })
     }
     return await answerOf(upstream, request, options)
@@ -113,6 +122,7 @@ async function answerOf(upstream: Response, request: Request, options: ProxyOpti
   const headers = answerHeaders(upstream.headers, options)
   const init = { status: upstream.status, statusText: upstream.statusText, headers }
   const { body } = upstream
+  const { exchange } = options
   if (!body || request.method === 'HEAD') {
     await body?.cancel().catch(() => {})
     options.onEnd()
@@ -121,12 +131,20 @@ async function answerOf(upstream: Response, request: Request, options: ProxyOpti
   const length = upstream.headers.get('content-length')
   if (length !== null && Number(length) <= bufferedBytesMax) {
     const bytes = await collect(body).catch((error) => {
-      throw hungUp(options.port, error)
+      throw exchange?.failure ?? hungUp(options.port, error)
     })
     options.onEnd()
     return new Response(headers.has('content-type') ? bytes : untyped(bytes), init)
   }
-  return new Response(onceEnded(body, options.onEnd), init)
+  const passed = exchange && ((bytes: number) => exchange.answered(bytes))
+  return new Response(onceEnded(body, options.onEnd, passed), init)
+}
+
+/** A body whose length nobody told is counted as it passes. */
+function bodyOf(request: Request, exchange: Exchange | undefined): ReadableStream<Uint8Array> | null {
+  const { body } = request
+  if (body === null || exchange === undefined || request.headers.has('content-length')) return body
+  return counted(body, (bytes) => exchange.sent(bytes))
 }
 
 /**
@@ -159,9 +177,7 @@ export async function proxySocket(
     await relay.opened(request.signal).catch(async (error) => {
       upstream.close()
       if (request.signal.aborted) throw error
-      throw (await options.listening())
-        ? refusedSocket(options.port, error)
-        : notListening(options.port, error)
+      throw (await options.listening()) ? refusedSocket(options.port, error) : notListening(options, error)
     })
     const answer =
       upstream.protocol === '' ? {} : { headers: { 'sec-websocket-protocol': upstream.protocol } }
@@ -293,13 +309,22 @@ function upstreamHeaders(incoming: Headers, options: ProxyOptions): Headers {
   const headers = withoutHopByHop(incoming)
   for (const name of [...forwarded, ...alwaysConsumed, ...options.consumed.headers, 'expect'])
     headers.delete(name)
-  const { host, protocol } = new URL(options.publicOrigin)
+  const [protocol = '', host = ''] = options.publicOrigin.split('://')
   headers.set('host', options.publicPrefix === '' ? host : `localhost:${options.port}`)
   headers.set('x-forwarded-host', host)
-  headers.set('x-forwarded-proto', protocol.slice(0, -1))
+  headers.set('x-forwarded-proto', protocol)
   if (options.publicPrefix !== '') headers.set('x-forwarded-prefix', options.publicPrefix)
+  if (options.ownCookie !== undefined) hideCookie(headers, options.ownCookie)
   for (const [name, value] of Object.entries(options.requestHeaders ?? {})) headers.set(name, value)
   return headers
+}
+
+function hideCookie(headers: Headers, name: string): void {
+  const cookie = headers.get('cookie')
+  if (!cookie?.includes(name)) return
+  const kept = cookie.split(';').filter((pair) => pair.split('=', 1)[0]?.trim() !== name)
+  if (kept.length === 0) headers.delete('cookie')
+  else headers.set('cookie', kept.join(';').trim())
 }
 
 function answerHeaders(incoming: Headers, options: ProxyOptions): Headers {
@@ -373,7 +398,13 @@ export function isSocketRequest(request: Request): boolean {
   return request.method === 'GET' && (request.headers.get('upgrade') ?? '').toLowerCase() === 'websocket'
 }
 
-function notListening(port: number, cause: unknown): PlatformError {
+function notListening({ port, title }: ProxyOptions, cause: unknown): PlatformError {
+  if (title !== undefined) {
+    return new PlatformError('bad_gateway', `${title} does not listen on port ${port} (any more)`, {
+      cause,
+      details: { reason: 'port_closed', port },
+    })
+  }
   return new PlatformError(
     'bad_gateway',
     `nothing listens on port ${port} inside the sandbox: start a server there that listens on 0.0.0.0 or localhost`,

@@ -1,0 +1,81 @@
+import { PlatformError } from '../../errors.ts'
+import type { HostContext } from '../app.ts'
+import { type Route, route } from '../route.ts'
+import { splitUrl } from '../url.ts'
+import { type DeploymentPlane, runDeployment, serveDeployment } from './deployments.ts'
+
+const kind = 'application'
+const hyphensMax = 63
+
+/** The data plane of applications, by path and by host name. */
+export class ApplicationGateway {
+  readonly #plane: DeploymentPlane
+  readonly #suffixes: string[]
+
+  /** Applications by host name are `<name>-<workspace>.app.<domain>`. */
+  constructor({ domains, ...plane }: DeploymentPlane & { domains: string[] }) {
+    this.#plane = plane
+    this.#suffixes = domains.map((domain) => `.app.${domain.toLowerCase()}`)
+  }
+
+  routes(): Route[] {
+    const plane = this.#plane
+    return [
+      route({
+        method: 'ALL',
+        path: '/{workspace}/applications/{applicationName}/{path*}',
+        access: 'read',
+        isOpen: ({ workspace, applicationName }) =>
+          plane.deployments.isPublic(workspace, kind, applicationName),
+        errors: 'gateway',
+        summary: 'A request to an application',
+        tag: 'run',
+        handle(context) {
+          const { workspace, applicationName: name } = context.params
+          return runDeployment(context, { workspace, kind, name, timed: false }, plane)
+        },
+      }),
+    ]
+  }
+
+  /** Answers a request for an application's host name; null for every other host. `host` without port, in lower case. */
+  async serveHost(request: Request, host: string, context: HostContext): Promise<Response | null> {
+    const suffix = this.#suffixes.find((candidate) => host.endsWith(candidate))
+    if (suffix === undefined) return null
+    const found = this.#find(host.slice(0, -suffix.length))
+    if (found === null) {
+      throw new PlatformError(
+        'workload_not_found',
+        'there is no such application: it was deleted or never was',
+      )
+    }
+    const { protocol, port } = new URL(context.origin)
+    const { path, search } = splitUrl(request.url)
+    return await serveDeployment(
+      {
+        request,
+        path: path || '/',
+        search,
+        publicOrigin: `${protocol}//${host}${port === '' ? '' : `:${port}`}`,
+        publicPrefix: '',
+        consumed: context.consumed,
+        upgrade: context.upgrade,
+        ...found,
+        kind,
+        timed: false,
+      },
+      this.#plane,
+    )
+  }
+
+  /** Both names may have hyphens: of several that would do it is the one with the longest name. */
+  #find(label: string): { workspace: string; name: string } | null {
+    const words = label.split('-')
+    if (words.length > hyphensMax) return null
+    for (let at = words.length - 1; at > 0; at--) {
+      const [name, workspace] = [words.slice(0, at).join('-'), words.slice(at).join('-')]
+      if (this.#plane.deployments.isPublic(workspace, kind, name)) return { workspace, name }
+    }
+    return null
+  }
+}

@@ -1,0 +1,357 @@
+import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from 'bun:test'
+import { PlatformError } from '../../errors.ts'
+import { FakeClock } from '../../lib/test-clock.ts'
+import type { Instance } from '../../spec/runtime.ts'
+import { type HttpServer, startServer } from '../server.ts'
+import { TestPlatform } from '../testing/test-platform.ts'
+import { agentRunRoutes } from './agents.ts'
+import { ApplicationGateway } from './applications.ts'
+import type { DeploymentSource } from './deployments.ts'
+import { Exchanges } from './exchanges.ts'
+import { functionRunRoutes } from './functions.ts'
+
+const port = 3000
+const clock = new FakeClock()
+const exchanges = new Exchanges({ clock, log: { debug() {}, info() {}, warn() {}, error() {} } })
+let platform: TestPlatform
+let server: HttpServer
+let program: Bun.Server<string>
+/** What the program does with a request. */
+let answer: (request: Request) => Response | Promise<Response>
+let leases = 0
+let cookies: (string | null)[] = []
+let setCookie: string | null = null
+/** Somebody waits for an instance of "slow". */
+const slowly = Promise.withResolvers<void>()
+
+const deployments: DeploymentSource = {
+  isPublic: (workspace, kind, name) => `${workspace} ${kind}` === 'main application' || name === 'open',
+  async acquire(_workspace, kind, name, { cookie }, signal) {
+    if (name === 'missing') throw new PlatformError('workload_not_found', `there is no ${kind} "missing"`)
+    if (name === 'off') throw new PlatformError('workload_unavailable', `the ${kind} "off" is deactivated`)
+    if (name === 'slow') {
+      slowly.resolve()
+      await new Promise((_, reject) => signal?.addEventListener('abort', () => reject(signal.reason)))
+    }
+    cookies.push(cookie)
+    leases++
+    let held = true
+    return {
+      setCookie,
+      revisionId: 'rev-one',
+      transport: null,
+      lease: {
+        instance: {
+          id: 'instance',
+          address: async () => ({ origin: `http://127.0.0.1:${name === 'down' ? 1 : program.port}` }),
+          listening: async () => name !== 'down',
+        } as unknown as Instance,
+        port,
+        program: { argv: [], env: {}, workingDir: '/' },
+        asConnection: () => ({ touch() {} }),
+        [Symbol.dispose]() {
+          if (held) leases--
+          held = false
+        },
+      },
+    }
+  },
+}
+
+beforeAll(async () => {
+  const plane = { deployments, exchanges }
+  const applications = new ApplicationGateway({ ...plane, domains: ['localhost'] })
+  platform = await TestPlatform.open({
+    routes: [...agentRunRoutes(plane), ...functionRunRoutes(plane), ...applications.routes()],
+    app: { serveHost: (request, host, context) => applications.serveHost(request, host, context) },
+  })
+  server = startServer({ app: platform.app, port: 0, log: platform.log })
+  program = Bun.serve<string>({
+    port: 0,
+    hostname: '127.0.0.1',
+    idleTimeout: 0,
+    async fetch(request, self) {
+      const data = new URL(request.url).pathname
+      if (request.headers.get('upgrade') && self.upgrade(request, { data })) return
+      return await answer(request)
+    },
+    websocket: {
+      message: (socket, message) => void socket.send(`${socket.data} ${message}`),
+    },
+  })
+})
+
+afterAll(async () => {
+  exchanges[Symbol.dispose]()
+  await server.stop()
+  await program.stop(true)
+  await platform[Symbol.asyncDispose]()
+})
+
+beforeEach(() => {
+  cookies = []
+  setCookie = null
+  answer = async (request) =>
+    Response.json({
+      method: request.method,
+      path: new URL(request.url).pathname + new URL(request.url).search,
+      headers: Object.fromEntries(request.headers),
+      body: await request.text(),
+    })
+})
+
+afterEach(async () => {
+  while (leases > 0) await new Promise((resolve) => setImmediate(resolve))
+})
+
+interface Echo {
+  method: string
+  path: string
+  headers: Record<string, string>
+  body: string
+}
+
+const ask = (path: string, init: RequestInit = {}, key: string | null = platform.adminKey) =>
+  fetch(`${server.url}${path}`, {
+    ...init,
+    headers: { ...(key === null ? {} : { authorization: `Bearer ${key}` }), ...init.headers },
+  })
+const echo = async (path: string, init?: RequestInit, key?: string | null) =>
+  (await (await ask(path, init, key)).json()) as Echo
+const failure = async (response: Response) =>
+  ((await response.json()) as { error: { code: string; message: string; origin: string } }).error
+
+test('a request reaches the program as it was sent, but for the credential', async () => {
+  const seen = await echo('/main/agents/hello/deep/%2Fpath?x=1&y', {
+    method: 'PUT',
+    body: 'some text',
+    headers: {
+      'x-own': 'kept',
+      'x-blaxel-authorization': 'Bearer nothing',
+      'x-api-key': 'of-the-program',
+      cookie: 'a=b',
+    },
+  }).catch(() => null)
+  expect(seen).toMatchObject({ error: { code: 'AUTHENTICATION_FAILED' } })
+  const { method, path, headers, body } = await echo('/main/agents/hello/deep/%2Fpath?x=1&y', {
+    method: 'PUT',
+    body: 'some text',
+    headers: { 'x-own': 'kept', 'x-api-key': 'of-the-program', cookie: 'a=b', 'user-agent': 'tester' },
+  })
+  expect({ method, path, body }).toEqual({ method: 'PUT', path: '/deep/%2Fpath?x=1&y', body: 'some text' })
+  expect(headers).toMatchObject({
+    'x-own': 'kept',
+    'x-api-key': 'of-the-program',
+    cookie: 'a=b',
+    'user-agent': 'tester',
+    'content-length': '9',
+    'x-forwarded-prefix': '/main/agents/hello',
+  })
+  expect(headers).not.toHaveProperty('authorization')
+  for (const header of ['x-blaxel-authorization', 'x-api-key']) {
+    const sent = await echo(
+      '/main/agents/hello',
+      { headers: { [header]: header === 'x-api-key' ? platform.adminKey : `Bearer ${platform.adminKey}` } },
+      null,
+    )
+    expect(sent.path).toBe('/')
+    expect(JSON.stringify(sent)).not.toContain(platform.adminKey)
+  }
+})
+
+test.each(['agents', 'functions'])('%s are private unless they are public', async (plural) => {
+  for (const name of ['hello', 'missing']) {
+    const refused = await ask(`/main/${plural}/${name}`, {}, null)
+    expect(refused.status).toBe(401)
+    expect(refused.headers.get('x-blaxel-error-code')).toBe('AUTHENTICATION_REQUIRED')
+  }
+  const own = { authorization: 'Bearer its-own' }
+  const open = await ask(`/main/${plural}/open/x`, { method: 'POST', headers: own }, null)
+  expect(((await open.json()) as Echo).headers).toMatchObject(own)
+  expect((await ask(`/other/${plural}/hello`)).status).toBe(403)
+})
+
+test('what is not there, or does not run, is told of as clients of the cloud know it', async () => {
+  const missing = await ask('/main/agents/missing')
+  expect(missing.status).toBe(404)
+  expect(await failure(missing)).toMatchObject({ code: 'WORKLOAD_NOT_FOUND', origin: 'platform' })
+  const off = await ask('/main/functions/off/mcp', { method: 'POST' })
+  expect(off.status).toBe(404)
+  expect(await failure(off)).toMatchObject({ code: 'WORKLOAD_UNAVAILABLE', retryable: true })
+  const down = await ask('/main/agents/down')
+  expect(down.status).toBe(502)
+  expect(await failure(down)).toMatchObject({
+    message: expect.stringContaining('the agent "down" does not listen'),
+  })
+  const later = await ask('/main/agents/hello?async=true', { method: 'POST' })
+  expect(later.status).toBe(501)
+})
+
+test('an answer is streamed as it comes', async () => {
+  const chunks = Promise.withResolvers<ReadableStreamDefaultController<string>>()
+  answer = () =>
+    new Response(new ReadableStream<string>({ start: (controller) => chunks.resolve(controller) }), {
+      headers: { 'content-type': 'text/event-stream' },
+    })
+  const asked = ask('/main/agents/hello')
+  const controller = await chunks.promise
+  controller.enqueue('data: one\n\n')
+  const reader = (await asked).body!.pipeThrough(new TextDecoderStream()).getReader()
+  expect((await reader.read()).value).toBe('data: one\n\n')
+  controller.enqueue('data: two\n\n')
+  expect((await reader.read()).value).toBe('data: two\n\n')
+  controller.close()
+  expect((await reader.read()).done).toBe(true)
+})
+
+test('without data for 100 seconds the endpoint closes, and each chunk begins that time anew', async () => {
+  const begun = Promise.withResolvers<void>()
+  answer = (request) => {
+    begun.resolve()
+    return new Promise((resolve) => request.signal.addEventListener('abort', () => resolve(new Response())))
+  }
+  const silent = ask('/main/agents/hello', { method: 'POST', body: 'x' })
+  await begun.promise
+  clock.advance(100_000)
+  const cut = await silent
+  expect(cut.status).toBe(504)
+  expect(await failure(cut)).toMatchObject({
+    code: 'GATEWAY_TIMEOUT',
+    message: expect.stringContaining('100 seconds'),
+  })
+
+  const chunks = Promise.withResolvers<ReadableStreamDefaultController<string>>()
+  answer = () =>
+    new Response(new ReadableStream<string>({ start: (controller) => chunks.resolve(controller) }))
+  const asked = ask('/main/agents/hello')
+  const controller = await chunks.promise
+  controller.enqueue('one ')
+  const reader = (await asked).body!.pipeThrough(new TextDecoderStream()).getReader()
+  expect((await reader.read()).value).toBe('one ')
+  for (const word of ['two ', 'three ']) {
+    clock.advance(99_000)
+    controller.enqueue(word)
+    expect((await reader.read()).value).toBe(word)
+  }
+  clock.advance(100_000)
+  await expect(reader.read()).rejects.toThrow()
+})
+
+test('a start that takes too long for the endpoint is told of, and what takes 15 minutes in all is cut', async () => {
+  const slow = ask('/main/agents/slow')
+  await slowly.promise
+  clock.advance(100_000)
+  expect((await slow).status).toBe(504)
+
+  const chunks = Promise.withResolvers<ReadableStreamDefaultController<string>>()
+  answer = () =>
+    new Response(new ReadableStream<string>({ start: (controller) => chunks.resolve(controller) }))
+  const asked = ask('/main/agents/hello')
+  const controller = await chunks.promise
+  controller.enqueue('.')
+  const reader = (await asked).body!.getReader()
+  await reader.read()
+  for (let minute = 1; minute < 15; minute++) {
+    clock.advance(60_000)
+    controller.enqueue('.')
+    await reader.read()
+  }
+  clock.advance(60_000)
+  await expect(reader.read()).rejects.toThrow()
+})
+
+test('neither limit is for the event stream of an MCP server, nor for applications', async () => {
+  for (const [path, headers] of [
+    ['/main/functions/hello/mcp', { accept: 'text/event-stream' }],
+    ['/main/applications/hello/events', {}],
+  ] as const) {
+    const chunks = Promise.withResolvers<ReadableStreamDefaultController<string>>()
+    answer = () =>
+      new Response(new ReadableStream<string>({ start: (controller) => chunks.resolve(controller) }))
+    const asked = ask(path, { headers })
+    const controller = await chunks.promise
+    controller.enqueue(':\n')
+    const reader = (await asked).body!.getReader()
+    await reader.read()
+    clock.advance(60 * 60_000)
+    controller.enqueue('data: late\n\n')
+    expect(new TextDecoder().decode((await reader.read()).value)).toBe('data: late\n\n')
+    controller.close()
+    await reader.read()
+  }
+})
+
+test('a request that says it is too large is refused, and one that does not say is cut', async () => {
+  const declared = await platform.app.fetch(
+    new Request('http://localhost:4400/main/agents/hello', {
+      method: 'POST',
+      headers: { authorization: `Bearer ${platform.adminKey}`, 'content-length': String(2 ** 40) },
+      body: 'x',
+    }),
+  )
+  expect(declared.status).toBe(413)
+  expect(await failure(declared)).toMatchObject({ code: 'REQUEST_ENTITY_TOO_LARGE' })
+  const chunk = new Uint8Array(16 * 2 ** 20)
+  let sent = 0
+  answer = async (request) => {
+    for await (const _ of request.body ?? []) {
+    }
+    return new Response('read')
+  }
+  const body = new ReadableStream<Uint8Array>({
+    pull(controller) {
+      sent += chunk.length
+      if (sent > 2 ** 40) controller.close()
+      else controller.enqueue(chunk)
+    },
+  })
+  const endless = await platform.app.fetch(
+    new Request('http://localhost:4400/main/agents/hello', {
+      method: 'POST',
+      headers: { authorization: `Bearer ${platform.adminKey}` },
+      body,
+    }),
+  )
+  expect(endless.status).toBe(413)
+  expect(sent).toBeLessThan(2 ** 30)
+})
+
+test('a WebSocket is joined with the program', async () => {
+  const Client = WebSocket as unknown as new (url: string, init: object) => WebSocket
+  const socket = new Client(`${server.url.replace('http', 'ws')}/main/agents/hello/talk`, {
+    headers: { authorization: `Bearer ${platform.adminKey}` },
+  })
+  const heard = Promise.withResolvers<string>()
+  socket.addEventListener('message', ({ data }) => heard.resolve(String(data)))
+  socket.addEventListener('open', () => socket.send('hello'))
+  expect(await heard.promise).toBe('/talk hello')
+  socket.close()
+})
+
+test('who is to stay with a revision gets a cookie, and brings it', async () => {
+  setCookie = 'hutch-revision-agent-hello=rev-one; Path=/main/agents/hello; HttpOnly'
+  const cookie = 'a=b; hutch-revision-agent-hello=rev-two; c=d'
+  const first = await ask('/main/agents/hello', { headers: { cookie } })
+  expect(first.headers.getSetCookie()).toEqual([setCookie])
+  expect(cookies).toEqual([cookie])
+  expect(((await first.json()) as Echo).headers.cookie).toBe('a=b; c=d')
+  const alone = { headers: { cookie: 'hutch-revision-agent-hello=rev-two' } }
+  expect((await echo('/main/agents/hello', alone)).headers).not.toHaveProperty('cookie')
+})
+
+test('an application is reached by its host name as by its path', async () => {
+  const { port: front } = new URL(server.url)
+  const host = `my-app-main.app.localhost:${front}`
+  const byHost = (path: string) => fetch(`${server.url}${path}`, { headers: { host } })
+  const answered = await byHost('/deep/path?x=1')
+  const seen = (await answered.json()) as Echo
+  expect(seen.path).toBe('/deep/path?x=1')
+  expect(seen.headers).toMatchObject({ host, 'x-forwarded-host': host })
+  expect(seen.headers).not.toHaveProperty('x-forwarded-prefix')
+  expect(answered.headers.get('content-security-policy')).toBeNull()
+  const none = await fetch(server.url, { headers: { host: `my-app-other.app.localhost:${front}` } })
+  expect(none.status).toBe(404)
+  const path = await ask('/main/applications/my-app/deep', {}, null)
+  expect(path.headers.get('content-security-policy')).toBe('sandbox')
+  expect(((await path.json()) as Echo).path).toBe('/deep')
+})

@@ -1,0 +1,146 @@
+import type { RevisionLease } from '../../deployments/fleet/index.ts'
+import { type DeploymentKind, stickyCookieName } from '../../deployments/index.ts'
+import type { ConsumedCredentials, RouteContext } from '../route.ts'
+import { splitUrl } from '../url.ts'
+import { checkRequestLength, type Exchanges } from './exchanges.ts'
+import { isSocketRequest, proxyHttp, proxySocket, withoutParameters } from './proxy.ts'
+import { spoken } from './spoken.ts'
+
+/** An instance of what is deployed, for one request. */
+export interface Acquired {
+  lease: RevisionLease
+  revisionId: string
+  /** Of functions: how the revision speaks. */
+  transport: string | null
+  /** Of a visitor who is to stay with this revision. */
+  setCookie: string | null
+}
+
+/** Where requests to deployments find their instances. */
+export interface DeploymentSource {
+  /** Asked before a credential is; no work. False for one that there is not. */
+  isPublic(workspace: string, kind: DeploymentKind, name: string): boolean
+  /** @throws workload_not_found, workload_unavailable */
+  acquire(
+    workspace: string,
+    kind: DeploymentKind,
+    name: string,
+    request: { cookie: string | null; cookiePath?: string },
+    signal?: AbortSignal,
+  ): Promise<Acquired>
+}
+
+export interface DeploymentPlane {
+  deployments: DeploymentSource
+  exchanges: Exchanges
+}
+
+/** Serves a request that came by the deployment's address in the path. */
+export function runDeployment(
+  context: Pick<RouteContext<unknown, unknown, unknown>, 'request' | 'origin' | 'consumed' | 'upgrade'>,
+  target: Pick<DeploymentRequest, 'workspace' | 'kind' | 'name' | 'timed' | 'acquire'>,
+  plane: DeploymentPlane,
+): Promise<Response> {
+  const { request, origin, consumed, upgrade } = context
+  const { path, search } = splitUrl(request.url)
+  // Behind the workspace, the kind and the name.
+  const end = indexOfSlash(path, 4)
+  return serveDeployment(
+    {
+      request,
+      path: path.slice(end) || '/',
+      search,
+      publicOrigin: origin,
+      publicPrefix: path.slice(0, end),
+      consumed,
+      upgrade,
+      ...target,
+    },
+    plane,
+  )
+}
+
+/** A request on its way to something deployed. */
+export interface DeploymentRequest {
+  readonly request: Request
+  /** Undecoded, as the program shall see it. */
+  readonly path: string
+  readonly search: string
+  readonly publicOrigin: string
+  /** What stands before `path` in the public address. */
+  readonly publicPrefix: string
+  readonly consumed: ConsumedCredentials
+  readonly upgrade: RouteContext<unknown, unknown, unknown>['upgrade']
+  readonly workspace: string
+  readonly kind: DeploymentKind
+  readonly name: string
+  /** It may be silent, or take, only so long. */
+  readonly timed: boolean
+  /** Finds an instance otherwise than by traffic. */
+  readonly acquire?: (signal: AbortSignal) => Promise<Acquired>
+}
+
+/**
+ * Passes a request on to an instance: headers as they came but for what authenticated, both bodies streamed, WebSockets
+ * joined.
+ * @throws what `acquire` throws, body_too_large, gateway_timeout, bad_gateway
+ */
+export async function serveDeployment(
+  incoming: DeploymentRequest,
+  { deployments, exchanges }: DeploymentPlane,
+): Promise<Response> {
+  const { request, path, search, publicOrigin, publicPrefix, consumed, upgrade, workspace, kind, name } =
+    incoming
+  checkRequestLength(request.headers)
+  const isSocket = upgrade !== null && isSocketRequest(request)
+  const exchange = exchanges.begin(request, { timed: incoming.timed && !isSocket })
+  let acquired: Acquired
+  try {
+    const cookie = request.headers.get('cookie')
+    const cookiePath = publicPrefix || '/'
+    acquired = await (incoming.acquire?.(exchange.signal) ??
+      deployments.acquire(workspace, kind, name, { cookie, cookiePath }, exchange.signal))
+  } catch (error) {
+    exchange.end()
+    throw exchange.failure ?? error
+  }
+  const { lease, setCookie } = acquired
+  const { instance, port } = lease
+  const onEnd = () => {
+    exchange.end()
+    lease[Symbol.dispose]()
+  }
+  const options = {
+    port,
+    path: path + withoutParameters(search, consumed.query),
+    publicOrigin,
+    publicPrefix,
+    consumed,
+    ownCookie: stickyCookieName(kind, name),
+    title: `the ${kind} "${name}"`,
+    listening: () => instance.listening(port),
+    onEnd,
+  }
+  let address: Awaited<ReturnType<typeof instance.address>>
+  try {
+    address = await instance.address(port)
+  } catch (error) {
+    onEnd()
+    throw error
+  }
+  const response = isSocket
+    ? await proxySocket(request, spoken(upgrade, lease), address, options)
+    : await proxyHttp(request, address, { ...options, exchange })
+  if (setCookie !== null && response.status !== 101) response.headers.append('set-cookie', setCookie)
+  return response
+}
+
+/** Of the `count`th slash; the length where there are fewer. */
+function indexOfSlash(path: string, count: number): number {
+  let at = -1
+  for (let seen = 0; seen < count; seen++) {
+    at = path.indexOf('/', at + 1)
+    if (at < 0) return path.length
+  }
+  return at
+}

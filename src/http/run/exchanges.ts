@@ -1,0 +1,126 @@
+import { PlatformError } from '../../errors.ts'
+import type { Clock } from '../../lib/clock.ts'
+import { Lingering } from '../../lib/lingering.ts'
+import type { Logger } from '../../lib/log.ts'
+
+/** Without a byte in either direction a request is given up. */
+const silenceMsMax = 100_000
+/** Of a request in all. */
+const exchangeMsMax = 15 * 60_000
+export const requestBytesMax = 128 * 1024 * 1024
+const responseBytesMax = 1024 * 1024 * 1024
+
+/** How long requests to something deployed may take, be silent and be large. */
+export class Exchanges implements Disposable {
+  readonly #silent: Lingering<Exchange>
+  readonly #long: Lingering<Exchange>
+
+  constructor({ clock, log }: { clock: Clock; log: Logger }) {
+    const after = (afterMs: number, message: string) =>
+      new Lingering<Exchange>({
+        afterMs,
+        clock,
+        log,
+        due: (exchange) => exchange.cut(new PlatformError('gateway_timeout', message)),
+      })
+    this.#silent = after(
+      silenceMsMax,
+      `No data came for ${silenceMsMax / 1000} seconds, after which the synchronous endpoint closes the connection: ` +
+        'stream the answer, or run what takes long as a job',
+    )
+    this.#long = after(
+      exchangeMsMax,
+      `The request took ${exchangeMsMax / 60_000} minutes, the most that one may take`,
+    )
+  }
+
+  /** One that begins now. `timed`: it may not be silent, or take, too long. */
+  begin(request: Request, { timed }: { timed: boolean }): Exchange {
+    const exchange = new Exchange(request, timed ? this.#silent : null, timed ? this.#long : null)
+    return exchange
+  }
+
+  [Symbol.dispose](): void {
+    this.#silent[Symbol.dispose]()
+    this.#long[Symbol.dispose]()
+  }
+}
+
+/** One request and its answer. */
+export class Exchange {
+  readonly #silent: Lingering<Exchange> | null
+  readonly #long: Lingering<Exchange> | null
+  readonly #cut = new AbortController()
+  readonly #client: AbortSignal
+  #sentBytes = 0
+  #answeredBytes = 0
+
+  constructor(request: Request, silent: Lingering<Exchange> | null, long: Lingering<Exchange> | null) {
+    this.#silent = silent
+    this.#long = long
+    this.#client = request.signal
+    this.#client.addEventListener('abort', this.#onLeave, { once: true })
+    silent?.add(this)
+    long?.add(this)
+  }
+
+  /** Aborted when the client left, or it is cut. */
+  get signal(): AbortSignal {
+    return this.#cut.signal
+  }
+
+  /** Why it was cut; null while it was not. */
+  get failure(): PlatformError | null {
+    const { reason } = this.#cut.signal
+    return PlatformError.is(reason) ? reason : null
+  }
+
+  readonly #onLeave = () => this.#cut.abort(this.#client.reason)
+
+  cut(failure: PlatformError): void {
+    this.end()
+    this.#cut.abort(failure)
+  }
+
+  /** Bytes of the request. @throws body_too_large */
+  sent(bytes: number): void {
+    this.#silent?.add(this)
+    this.#sentBytes += bytes
+    if (this.#sentBytes <= requestBytesMax) return
+    const failure = tooLarge()
+    this.cut(failure)
+    throw failure
+  }
+
+  /** Bytes of the answer. */
+  answered(bytes: number): void {
+    this.#silent?.add(this)
+    this.#answeredBytes += bytes
+    if (this.#answeredBytes <= responseBytesMax) return
+    this.cut(
+      new PlatformError(
+        'bad_gateway',
+        `The answer is larger than ${responseBytesMax / 2 ** 20} MiB, the most there may be`,
+      ),
+    )
+  }
+
+  /** It is over, whatever became of it. Idempotent. */
+  end(): void {
+    this.#silent?.delete(this)
+    this.#long?.delete(this)
+    this.#client.removeEventListener('abort', this.#onLeave)
+  }
+}
+
+/** @throws body_too_large */
+export function checkRequestLength(headers: Headers): void {
+  if (Number(headers.get('content-length') ?? 0) > requestBytesMax) throw tooLarge()
+}
+
+function tooLarge(): PlatformError {
+  return new PlatformError(
+    'body_too_large',
+    `The request is larger than ${requestBytesMax / 2 ** 20} MiB, the most there may be`,
+  )
+}
