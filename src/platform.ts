@@ -35,6 +35,7 @@ import { workspaceRoutes } from './http/control/workspaces.ts'
 import { InstanceDoors } from './http/doors.ts'
 import { frontPageRoutes } from './http/front-page.ts'
 import { Hosts } from './http/host.ts'
+import { LazyMcpBridge } from './http/mcp/index.ts'
 import { Readiness } from './http/readiness.ts'
 import type { Route } from './http/route.ts'
 import { agentRunRoutes } from './http/run/agents.ts'
@@ -314,6 +315,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
     mcp: createSandboxMcp({ version, log }),
   }
   const plane = { deployments, exchanges: opened.use(new Exchanges({ clock, log })) }
+  const bridge = opened.use(new LazyMcpBridge({ clock, log }))
   const applications = new ApplicationGateway({ ...plane, domains: config.domains })
   const gateway = new PreviewGateway({ previews, sandboxes, domains: config.domains, api, log })
   const readiness = new Readiness({ store, runtime, clock, log })
@@ -339,7 +341,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
       ...gateway.routes(),
       ...sandboxRunRoutes(sandboxes, api),
       ...agentRunRoutes(plane),
-      ...functionRunRoutes(plane),
+      ...functionRunRoutes({ ...plane, deployments, bridge, logs }),
       ...applications.routes(),
     ],
     access,

@@ -1,14 +1,15 @@
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from 'bun:test'
 import { PlatformError } from '../../errors.ts'
+import { silentLogger } from '../../lib/log.ts'
 import { FakeClock } from '../../lib/test-clock.ts'
 import type { Instance } from '../../spec/runtime.ts'
+import { LazyMcpBridge } from '../mcp/index.ts'
 import { type HttpServer, startServer } from '../server.ts'
 import { TestPlatform } from '../testing/test-platform.ts'
 import { agentRunRoutes } from './agents.ts'
 import { ApplicationGateway } from './applications.ts'
-import type { DeploymentSource } from './deployments.ts'
 import { Exchanges } from './exchanges.ts'
-import { functionRunRoutes } from './functions.ts'
+import { type FunctionPlane, functionRunRoutes } from './functions.ts'
 
 const port = 3000
 const clock = new FakeClock()
@@ -24,7 +25,8 @@ let setCookie: string | null = null
 /** Somebody waits for an instance of "slow". */
 const slowly = Promise.withResolvers<void>()
 
-const deployments: DeploymentSource = {
+const deployments: FunctionPlane['deployments'] = {
+  acquireInstance: async () => null,
   isPublic: (workspace, kind, name) => `${workspace} ${kind}` === 'main application' || name === 'open',
   async acquire(_workspace, kind, name, { cookie }, signal) {
     if (name === 'missing') throw new PlatformError('workload_not_found', `there is no ${kind} "missing"`)
@@ -60,9 +62,14 @@ const deployments: DeploymentSource = {
 
 beforeAll(async () => {
   const plane = { deployments, exchanges }
+  const functions = {
+    ...plane,
+    bridge: new LazyMcpBridge({ clock, log: silentLogger }),
+    logs: { append() {} },
+  }
   const applications = new ApplicationGateway({ ...plane, domains: ['localhost'] })
   platform = await TestPlatform.open({
-    routes: [...agentRunRoutes(plane), ...functionRunRoutes(plane), ...applications.routes()],
+    routes: [...agentRunRoutes(plane), ...functionRunRoutes(functions), ...applications.routes()],
     app: { serveHost: (request, host, context) => applications.serveHost(request, host, context) },
   })
   server = startServer({ app: platform.app, port: 0, log: platform.log })

@@ -25,7 +25,7 @@ export interface DeploymentSource {
     workspace: string,
     kind: DeploymentKind,
     name: string,
-    request: { cookie: string | null; cookiePath?: string },
+    request: { cookie: string | null; cookiePath?: string; fits?: (instanceId: string) => boolean },
     signal?: AbortSignal,
   ): Promise<Acquired>
 }
@@ -38,7 +38,10 @@ export interface DeploymentPlane {
 /** Serves a request that came by the deployment's address in the path. */
 export function runDeployment(
   context: Pick<RouteContext<unknown, unknown, unknown>, 'request' | 'origin' | 'consumed' | 'upgrade'>,
-  target: Pick<DeploymentRequest, 'workspace' | 'kind' | 'name' | 'timed' | 'acquire'>,
+  target: Pick<
+    DeploymentRequest,
+    'workspace' | 'kind' | 'name' | 'timed' | 'acquire' | 'listens' | 'requestHeaders'
+  >,
   plane: DeploymentPlane,
 ): Promise<Response> {
   const { request, origin, consumed, upgrade } = context
@@ -76,6 +79,10 @@ export interface DeploymentRequest {
   readonly name: string
   /** It may be silent, or take, only so long. */
   readonly timed: boolean
+  /** Somebody listens to what may come: keeps the instance awake only while something does. */
+  readonly listens?: boolean
+  /** For the program, over what came. */
+  readonly requestHeaders?: Record<string, string>
   /** Finds an instance otherwise than by traffic. */
   readonly acquire?: (signal: AbortSignal) => Promise<Acquired>
 }
@@ -106,6 +113,7 @@ export async function serveDeployment(
   }
   const { lease, setCookie } = acquired
   const { instance, port } = lease
+  if (incoming.listens) exchange.stayOpen(lease.asConnection())
   const onEnd = () => {
     exchange.end()
     lease[Symbol.dispose]()
@@ -116,6 +124,7 @@ export async function serveDeployment(
     publicOrigin,
     publicPrefix,
     consumed,
+    requestHeaders: incoming.requestHeaders ?? {},
     ownCookie: stickyCookieName(kind, name),
     title: `the ${kind} "${name}"`,
     listening: () => instance.listening(port),

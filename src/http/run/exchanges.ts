@@ -52,6 +52,7 @@ export class Exchange {
   readonly #long: Lingering<Exchange> | null
   readonly #cut = new AbortController()
   readonly #client: AbortSignal
+  #connection: { touch(): void } | null = null
   #sentBytes = 0
   #answeredBytes = 0
 
@@ -82,6 +83,11 @@ export class Exchange {
     this.#cut.abort(failure)
   }
 
+  /** It is used only while something is said on it. */
+  stayOpen(connection: { touch(): void }): void {
+    this.#connection = connection
+  }
+
   /** Bytes of the request. @throws body_too_large */
   sent(bytes: number): void {
     this.#silent?.add(this)
@@ -94,6 +100,7 @@ export class Exchange {
 
   /** Bytes of the answer. */
   answered(bytes: number): void {
+    this.#connection?.touch()
     this.#silent?.add(this)
     this.#answeredBytes += bytes
     if (this.#answeredBytes <= responseBytesMax) return
