@@ -289,6 +289,7 @@ describe('who may do what, over the whole route table', () => {
       'POST /oauth/token',
       'POST /v0/login/device',
       'POST /v0/oauth/token',
+      'PUT /-/uploads/{token}',
     ])
   })
 })

@@ -7,6 +7,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { Access, FirstCredentials } from './access/index.ts'
 import { Builder } from './builder/index.ts'
+import { Builds } from './builds/index.ts'
 import { Codegen } from './codegen/index.ts'
 import { type Config, configDefaults, type RuntimeName } from './config.ts'
 import { dataDirDefault } from './data-directory.ts'
@@ -45,6 +46,7 @@ import { functionRunRoutes } from './http/run/functions.ts'
 import { PreviewGateway } from './http/run/previews.ts'
 import { createSandboxMcp } from './http/run/sandbox/mcp.ts'
 import { sandboxRunRoutes } from './http/run/sandbox.ts'
+import { uploadRoutes } from './http/run/uploads.ts'
 import { type HttpServer, loopbackHosts, startServer } from './http/server.ts'
 import { HostImage, Images } from './images/index.ts'
 import { Instances } from './instances/index.ts'
@@ -254,6 +256,11 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   })
   const builder = new Builder({ store, instances, images, clock, log })
   workspaces.onDelete((workspace) => builder.removal(workspace))
+  const builds = new Builds({
+    ...{ store, secrets, builder, logs, clock, log },
+    dir: join(dataDir, 'builds'),
+  })
+  workspaces.onDelete((workspace) => builds.removal(workspace))
   let probes: StdioProbes | null = null
   const fleet = new Fleet({
     ...{ store, instances, images, logs, clock, log },
@@ -266,12 +273,12 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   })
   opened.defer(() => fleet.close())
   const deployments = new Deployments({
-    ...{ store, fleet, images, logs, secrets, clock, log },
-    builds: null,
+    ...{ store, fleet, builds, images, logs, secrets, clock, log },
     memoryMbMax: config.sandboxMemoryMbMax,
     ...region,
   })
   opened.defer(() => deployments.close())
+  opened.defer(() => builds.close())
   const domain = config.domains[0] ?? 'localhost'
   const hosts = new Hosts({
     listenHosts: config.hosts,
@@ -300,6 +307,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   await deployments.load()
   fleet.open()
   await deployments.open()
+  await builds.open()
   await sandboxes.open()
   await previews.open()
   await schedules.open()
@@ -338,6 +346,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
       ...deploymentRoutes({ deployments, log }),
       ...imageRoutes(images),
       ...observabilityRoutes(logs),
+      ...uploadRoutes(builds),
       ...gateway.routes(),
       ...sandboxRunRoutes(sandboxes, api),
       ...agentRunRoutes(plane),
