@@ -7,7 +7,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { Access, FirstCredentials } from './access/index.ts'
 import { Builder } from './builder/index.ts'
-import { Builds } from './builds/index.ts'
+import { Builds, ImageBuilds } from './builds/index.ts'
 import { Codegen } from './codegen/index.ts'
 import { type Config, configDefaults, type RuntimeName } from './config.ts'
 import { dataDirDefault } from './data-directory.ts'
@@ -250,17 +250,15 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   })
   const limits = { sandboxesMax: config.sandboxesMax, memoryMbMax: config.sandboxMemoryMbMax }
   const region = config.region === null ? {} : { region: config.region }
-  const sandboxes = new Sandboxes({
-    ...{ store, instances, images, secrets, clock, log, dataDir, limits },
-    ...region,
-  })
   const builder = new Builder({ store, instances, images, clock, log })
   workspaces.onDelete((workspace) => builder.removal(workspace))
-  const builds = new Builds({
-    ...{ store, secrets, builder, logs, clock, log },
-    dir: join(dataDir, 'builds'),
-  })
+  const builds = new Builds({ store, secrets, builder, logs, clock, log, dir: join(dataDir, 'builds') })
   workspaces.onDelete((workspace) => builds.removal(workspace))
+  const imageBuilds = new ImageBuilds({ builds, images })
+  const sandboxes = new Sandboxes({
+    ...{ store, instances, images, builds, logs, secrets, clock, log, dataDir, limits },
+    ...region,
+  })
   let probes: StdioProbes | null = null
   const fleet = new Fleet({
     ...{ store, instances, images, logs, clock, log },
@@ -278,7 +276,6 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
     ...region,
   })
   opened.defer(() => deployments.close())
-  opened.defer(() => builds.close())
   const domain = config.domains[0] ?? 'localhost'
   const hosts = new Hosts({
     listenHosts: config.hosts,
@@ -299,6 +296,8 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   opened.defer(() => schedules.close())
   // First: a sandbox that waits for its image would be waited for.
   opened.defer(() => images.close())
+  // Before that: what is built goes on at the next start.
+  opened.defer(() => builds.close())
   await instances.recover()
   await snapshots.open()
   // What instances and snapshots of an earlier life stand on must not go while another platform of this host freezes anew.
@@ -307,12 +306,12 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   await deployments.load()
   fleet.open()
   await deployments.open()
-  await builds.open()
   await sandboxes.open()
   await previews.open()
   await schedules.open()
   host.start()
   images.start()
+  await builds.open()
 
   const codegen = new Codegen({ dialer, log })
   opened.defer(() => codegen.close())
@@ -344,9 +343,9 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
       ...previewRoutes({ previews }),
       ...schedulesRoutes({ schedules, clock, log }),
       ...deploymentRoutes({ deployments, log }),
-      ...imageRoutes(images),
-      ...observabilityRoutes(logs),
+      ...imageRoutes(images, imageBuilds),
       ...uploadRoutes(builds),
+      ...observabilityRoutes({ logs, sandboxes }),
       ...gateway.routes(),
       ...sandboxRunRoutes(sandboxes, api),
       ...agentRunRoutes(plane),

@@ -26,8 +26,11 @@ import {
 import { BuildRecords, keyOf } from './records.ts'
 import { BuildTurns } from './turns.ts'
 
+export { ImageBuilds } from './image-builds.ts'
 export type { BuildOwner, BuildView } from './record.ts'
 
+/** Clients that poll are told at least this long after the upload that something is being built. */
+export const buildingShownMs = 9_000
 /** From the address to the end of the upload. */
 const uploadMsMax = 60 * 60 * 1000
 const archiveBytesMaxDefault = 1024 * 1024 * 1024
@@ -225,6 +228,14 @@ export class Builds {
   async newest(owner: Omit<BuildOwner, 'tag'>): Promise<BuildView | null> {
     const [found] = await this.#records.ofOwner(owner)
     return found === undefined ? null : buildView(found)
+  }
+
+  /** The newest of each owner of a kind. */
+  async newestOf(workspace: string, kind: string): Promise<BuildView[]> {
+    const newest = new Map<string, BuildView>()
+    for await (const build of this.#records.ofWorkspace(workspace))
+      if (build.body.owner.kind === kind) newest.set(ownerKey(build.body.owner), buildView(build))
+    return [...newest.values()]
   }
 
   /**

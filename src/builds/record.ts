@@ -43,6 +43,7 @@ export interface BuildView {
   owner: BuildOwner
   status: 'uploading' | 'building' | 'built' | 'failed'
   /** Milliseconds since the epoch. */
+  begunAt: number
   uploadedAt: number | null
   startedAt: number | null
   endedAt: number | null
@@ -51,9 +52,10 @@ export interface BuildView {
   image: string | null
 }
 
-export function buildView({ name, workspace, body }: StoredBuild): BuildView {
+export function buildView({ name, workspace, createdAt, body }: StoredBuild): BuildView {
   const { owner, status, uploadedAt, startedAt, endedAt, error, image } = body
-  return { id: name, owner: { workspace, ...owner }, status, uploadedAt, startedAt, endedAt, error, image }
+  const times = { begunAt: createdAt, uploadedAt, startedAt, endedAt }
+  return { id: name, owner: { workspace, ...owner }, status, ...times, error, image }
 }
 
 export function indexesOf(body: BuildBody): Record<string, string> {

@@ -110,6 +110,9 @@ export type PathParams<Path extends string> = Path extends `${string}{${infer Na
   : unknown
 type TrimStar<Name extends string> = Name extends `${infer Bare}*` ? Bare : Name
 
+/** Of answers to who wants something built: where its archive goes. */
+export const uploadUrlHeader = 'x-blaxel-upload-url'
+
 export const jsonBodyBytesMax = 4 * 1024 * 1024
 
 /** Identity, for inference of params, query and body from the literal. */

@@ -37,8 +37,9 @@ export { catalogue } from './catalogue.ts'
 export { type Credentials, passwordCharsMax, usernameCharsMax } from './credentials.ts'
 export { HostImage, type HostImageSource } from './host-image.ts'
 export { freeBytesMin } from './layer-store.ts'
+export { checkImageName, checkResourceType } from './reference.ts'
 export { pendingShareEntrySchema, pendingShareSchema, shareTargetSchema } from './shares.ts'
-export { imageViewSchema } from './view.ts'
+export { type ImageView, imageViewSchema } from './view.ts'
 
 /** Less than clients and proxies wait for an answer. */
 export const pullAnswerMsMax = 50_000

@@ -79,7 +79,10 @@ export class SandboxCreation {
         ? null
         : await this.#images.prepare(workspace, image, dockerConfig ? { dockerConfig } : {})
       if (missing === null) return await this.#deployments.launch(deployment)
-      const pending = await this.#deployments.announce(deployment, `Deployment started: pulling ${image}`)
+      const pending = await this.#deployments.announce(deployment, {
+        status: 'DEPLOYING',
+        message: `Deployment started: pulling ${image}`,
+      })
       pull = { pending, pulling: missing.pulling }
       return pending
     })

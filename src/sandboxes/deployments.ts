@@ -8,7 +8,14 @@ import type { SandboxDraft } from './draft.ts'
 import type { SandboxExpiry } from './expiry.ts'
 import type { SandboxLeases } from './leases.ts'
 import type { SandboxMachines } from './machines.ts'
-import { deployed, indexesOf, type SandboxBody, type StoredSandbox, sandboxKind } from './record.ts'
+import {
+  deployed,
+  indexesOf,
+  type SandboxBody,
+  type SandboxSource,
+  type StoredSandbox,
+  sandboxKind,
+} from './record.ts'
 import type { SandboxRecords } from './records.ts'
 import type { SandboxRemoval } from './removal.ts'
 import type { ProcessRestarts } from './restarts.ts'
@@ -29,6 +36,14 @@ export interface Deployment {
   actor: string
   /** One of this name that runs no more, and goes as the new one comes. */
   replaced: StoredSandbox | null
+}
+
+/** How a sandbox is told of that has no machine yet. */
+export interface Announcement {
+  status: 'DEPLOYING' | 'UPLOADING'
+  message: string
+  /** Where its image is to be built first. */
+  source?: (uid: string) => SandboxSource
 }
 
 /** From a draft to a record, and a machine that runs as it says: the two are written in one batch. */
@@ -98,7 +113,10 @@ export class SandboxDeployments {
   async launch(deployment: Deployment): Promise<StoredSandbox> {
     const { workspace, name, draft, replaced } = deployment
     const startedAt = this.#clock.now()
-    const body = this.#bodyOf(deployment, startedAt, 'Deployment started')
+    const body = this.#bodyOf(deployment, startedAt, {
+      status: 'DEPLOYING',
+      message: 'Deployment started',
+    })
     const gone = replaced ? await this.#removal.steps(replaced) : []
     let created: StoredSandbox | undefined
     await this.#machines.start(workspace, name, draft, async (step, instanceId) => {
@@ -109,11 +127,11 @@ export class SandboxDeployments {
     return this.inUse(created!)
   }
 
-  /** A new sandbox whose machine is to come: until `replaceMachine` it is DEPLOYING. For who has the turn. */
-  async announce(deployment: Deployment, message: string): Promise<StoredSandbox> {
+  /** A new sandbox whose machine is to come: until `replaceMachine` it has that status. For who has the turn. */
+  async announce(deployment: Deployment, told: Announcement): Promise<StoredSandbox> {
     const { replaced } = deployment
     const startedAt = this.#clock.now()
-    const body = this.#bodyOf(deployment, startedAt, message)
+    const body = this.#bodyOf(deployment, startedAt, told)
     const gone = replaced ? await this.#removal.steps(replaced) : []
     const announced = await this.#write(deployment, body, startedAt, gone, [])
     if (replaced) this.#removal.noteForgotten(replaced)
@@ -174,16 +192,19 @@ export class SandboxDeployments {
     )
   }
 
-  #bodyOf({ draft, actor }: Deployment, startedAt: number, message: string): SandboxBody {
+  #bodyOf({ draft, actor }: Deployment, startedAt: number, told: Announcement): SandboxBody {
+    const { status, message, source } = told
     const time = new Date(startedAt).toISOString()
-    return this.#sealing.bodyOf(draft, {
-      uid: randomText(20),
+    const uid = randomText(20)
+    const body = this.#sealing.bodyOf(draft, {
+      uid,
       createdBy: actor,
       updatedBy: actor,
       instanceId: null,
-      status: 'DEPLOYING',
-      events: [{ time, type: 'deployment', status: 'DEPLOYING', message }],
+      status,
+      events: [{ time, type: 'deployment', status, message }],
     })
+    return source === undefined ? body : { ...body, source: source(uid) }
   }
 
   async #write(

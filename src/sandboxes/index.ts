@@ -9,6 +9,7 @@ import { randomText } from '../lib/ids.ts'
 import type { Logger } from '../lib/log.ts'
 import type { SecretBox } from '../lib/secret-box.ts'
 import type { Page, Store } from '../spec/store.ts'
+import type { Logs } from '../telemetry/index.ts'
 import { SandboxArchives } from './archives.ts'
 import { type CreationImages, SandboxCreation } from './creation.ts'
 import { SandboxDeployments, type SandboxLimits } from './deployments.ts'
@@ -17,6 +18,7 @@ import { SandboxExpiry } from './expiry.ts'
 import { SandboxInstanceNotes } from './instance-notes.ts'
 import { type SandboxLease, SandboxLeases } from './leases.ts'
 import { type MachineImages, SandboxMachines } from './machines.ts'
+import { SandboxOutput } from './output-lines.ts'
 import type { ProcessStart } from './processes.ts'
 import { type SandboxBody, type StoredSandbox, sandboxKind, sandboxView, withEvent } from './record.ts'
 import { notFound, type SandboxListQuery, SandboxRecords } from './records.ts'
@@ -25,6 +27,7 @@ import { type SandboxDependent, SandboxRemoval } from './removal.ts'
 import { ProcessRestarts } from './restarts.ts'
 import type { SandboxInput, SandboxView } from './schema.ts'
 import { Sealing } from './sealing.ts'
+import { type Announced, SandboxSources, type SourceBuilds } from './sources.ts'
 import { SandboxTurns } from './turns.ts'
 import { SandboxUpgrades } from './upgrades.ts'
 
@@ -70,6 +73,9 @@ export interface SandboxesOptions {
   log: Logger
   /** Process records go to `<dataDir>/sandboxes/<instance id>.processes`. */
   dataDir: string
+  /** What images are built with from source, and what its logs are kept in; absent: none are built. */
+  builds?: SourceBuilds
+  logs?: Pick<Logs, 'remove'>
   /** What the operator allows; absent: only the limits of the kind itself. */
   limits?: SandboxLimits
   /** Where sandboxes run whose client named no region, as answers and BL_REGION tell it; absent: they tell none. */
@@ -77,6 +83,8 @@ export interface SandboxesOptions {
 }
 
 export class Sandboxes {
+  /** What their processes write. */
+  readonly output: SandboxOutput
   readonly #records: SandboxRecords
   readonly #instances: Instances
   readonly #images: SandboxesOptions['images']
@@ -91,6 +99,7 @@ export class Sandboxes {
   readonly #archives: SandboxArchives
   readonly #restarts: ProcessRestarts
   readonly #recovery: SandboxRecovery
+  readonly #sources: SandboxSources | null
   readonly #background: Background
   readonly #unlisten: () => void
   readonly #limits: SandboxLimits
@@ -148,6 +157,7 @@ export class Sandboxes {
       background,
     })
     const archives = new SandboxArchives({ ...options, records, leases, restarts, expiry, background })
+    this.output = new SandboxOutput({ leases, clock })
     this.#records = records
     this.#instances = instances
     this.#images = images
@@ -172,6 +182,11 @@ export class Sandboxes {
       background,
       clock,
     })
+    const { builds, logs } = options
+    this.#sources =
+      builds && logs
+        ? new SandboxSources({ builds, logs, records, turns, deployments, removal, sealing, clock })
+        : null
     this.#recovery = new SandboxRecovery({
       store,
       records,
@@ -181,6 +196,7 @@ export class Sandboxes {
       archives,
       removal,
       deployments,
+      sources: this.#sources,
       background,
       clock,
     })
@@ -212,6 +228,38 @@ export class Sandboxes {
     const name = checkName(input.metadata?.name || `sandbox-${randomText(10)}`)
     const draft = draftOf(input, null, this.#clock.now(), this.#limits.memoryMbMax)
     return await this.#creation.create({ workspace, name, draft, ...dockerConfigOf(input), ...options })
+  }
+
+  /** A sandbox of an image that is built from an archive to be uploaded. @throws bad_request, already_exists */
+  async createFromSource(
+    workspace: string,
+    input: SandboxInput,
+    options: { actor: string; origin: string },
+  ): Promise<Announced> {
+    this.#background.refuseWhenClosing()
+    const name = checkName(input.metadata?.name || `sandbox-${randomText(10)}`)
+    return await this.#fromSource.create({ workspace, name, ...options }, (image) =>
+      draftOf(ofImage(input, image), null, this.#clock.now(), this.#limits.memoryMbMax),
+    )
+  }
+
+  /** As `createFromSource`, for one that there is: it goes on as it is until then. @throws not_found, conflict */
+  async updateFromSource(
+    workspace: string,
+    name: string,
+    input: SandboxInput,
+    options: { actor: string; origin: string },
+  ): Promise<Announced> {
+    this.#background.refuseWhenClosing()
+    checkSameName(input, name)
+    return await this.#fromSource.update({ workspace, name, ...options }, (previous, image) =>
+      draftOf(ofImage(input, image), previous, this.#clock.now(), this.#limits.memoryMbMax),
+    )
+  }
+
+  get #fromSource(): SandboxSources {
+    if (this.#sources !== null) return this.#sources
+    throw new PlatformError('not_implemented', 'upload=true: this platform builds no images')
   }
 
   /** @throws not_found */
@@ -263,12 +311,7 @@ export class Sandboxes {
     options: { actor: string },
   ): Promise<StoredSandbox> {
     this.#background.refuseWhenClosing()
-    if (input.metadata?.name && input.metadata.name !== name) {
-      throw new PlatformError(
-        'bad_request',
-        `metadata.name: a sandbox cannot be renamed; send "${name}" or leave it out`,
-      )
-    }
+    checkSameName(input, name)
     // Outside of the lock: the sandbox can be used and deleted while an image comes.
     const image = input.spec?.runtime?.image
     if (image) await (await this.#images.prepare(workspace, image, dockerConfigOf(input)))?.pulling
@@ -282,6 +325,7 @@ export class Sandboxes {
           `the sandbox "${name}" cannot be changed, its status is ${status}`,
         )
       }
+      await this.#sources?.drop(existing)
       const previous = this.#sealing.draftOf(existing)
       const draft = draftOf(input, previous, this.#clock.now(), this.#limits.memoryMbMax)
       return this.#deployments.inUse(
@@ -353,6 +397,7 @@ export class Sandboxes {
       }
       const draft = draftOf(this.#sealing.draftOf(existing), existing)
       this.#deployments.admitSize(draft)
+      await this.#sources?.drop(existing)
       return this.#deployments.inUse(await this.#deployments.replaceMachine(existing, draft, actor, message))
     })
   }
@@ -458,6 +503,18 @@ export class Sandboxes {
       else this.#expiry.watch(await this.#turns.kept(found))
     })
   }
+}
+
+function checkSameName(input: SandboxInput, name: string): void {
+  if (!input.metadata?.name || input.metadata.name === name) return
+  throw new PlatformError(
+    'bad_request',
+    `metadata.name: a sandbox cannot be renamed; send "${name}" or leave it out`,
+  )
+}
+
+function ofImage(input: SandboxInput, image: string): SandboxInput {
+  return { ...input, spec: { ...input.spec, runtime: { ...input.spec?.runtime, image } } }
 }
 
 function dockerConfigOf(input: SandboxInput): { dockerConfig?: string } {

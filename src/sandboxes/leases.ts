@@ -149,6 +149,12 @@ export class SandboxLeases {
     lease[Symbol.dispose]()
   }
 
+  /** It is known to be frozen: nothing goes on in it. */
+  isResting(workspace: string, name: string): boolean {
+    const live = this.#live.get(keyOf(workspace, name))
+    return live !== undefined && this.#instances.activity(live.instanceId)?.standby === true
+  }
+
   async removeFiles(instanceId: string): Promise<void> {
     for (const suffix of ['', '.new', '.terminals', '.terminals.new'])
       await rm(`${this.#recordsFile(instanceId)}${suffix}`, { force: true })

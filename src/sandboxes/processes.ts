@@ -308,6 +308,14 @@ export class SandboxProcesses implements AsyncDisposable {
     return views
   }
 
+  /** Whose output there is, the newest process first and its runs in their order; `ended` where nothing more comes. */
+  runs(): { id: number; ended: { at: number } | null }[] {
+    return this.table
+      .every()
+      .reverse()
+      .flatMap(({ record }) => record.runs.map(({ id }) => ({ id, ended: record.ended })))
+  }
+
   /** @throws not_found */
   logs(identifier: string): Promise<OutputSummary> {
     return this.require(identifier).output(fullOutputBytesMax)

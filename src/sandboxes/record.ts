@@ -1,3 +1,4 @@
+import { buildingShownMs } from '../builds/index.ts'
 import type { Clock } from '../lib/clock.ts'
 import { parseDateMs } from '../lib/date.ts'
 import { defined } from '../lib/defined.ts'
@@ -32,6 +33,10 @@ export interface SandboxBody {
   upgrades?: Upgrades
   /** What ran in the snapshot that it was made from, sealed, until it was started here. */
   sealedStarts?: string
+  /** While its image is built from source, and after that failed. */
+  source?: SandboxSource
+  /** When the source came that its image was built from. */
+  uploadedAt?: number
   /** While it is archived, or on the way there or back. */
   archive?: {
     startedAt: number
@@ -41,6 +46,16 @@ export interface SandboxBody {
     /** What ran, to be started again. */
     sealedStarts: string
   }
+}
+
+/** A sandbox to be, of an image to be. One that has a machine goes on as it is meanwhile. */
+export interface SandboxSource {
+  /** Of the image, and of nothing else. */
+  tag: string
+  phase: 'UPLOADING' | 'BUILDING' | 'DEPLOYING' | 'FAILED'
+  /** A `SandboxDraft`, sealed. */
+  sealedDraft: string
+  actor: string
 }
 
 export interface SandboxSpec {
@@ -75,13 +90,31 @@ export function indexesOf(body: SandboxBody): Record<string, string> {
   return { status: body.status, ...(body.externalId === undefined ? {} : { externalId: body.externalId }) }
 }
 
-export function withEvent(
-  body: SandboxBody,
-  nowMs: number,
-  event: { type: string; status: SandboxStatus; message: string },
-): SandboxBody {
+export function withEvent(body: SandboxBody, nowMs: number, event: NewEvent): SandboxBody {
+  return { ...noted(body, nowMs, event), status: event.status }
+}
+
+interface NewEvent {
+  type: string
+  status: SandboxStatus
+  message: string
+}
+
+/** Its status stays. */
+export function noted(body: SandboxBody, nowMs: number, event: NewEvent): SandboxBody {
   const events = [...body.events, { time: new Date(nowMs).toISOString(), ...event }]
-  return { ...body, status: event.status, events: events.slice(-eventsMax) }
+  return { ...body, events: events.slice(-eventsMax) }
+}
+
+/**
+ * As clients are told. Those that uploaded a source look every few seconds, and believe that it is deployed only after they saw it
+ * being built; what takes less is told of for that long. Nothing else waits for it.
+ */
+function toldStatus({ status, source, uploadedAt }: SandboxBody, nowMs: number): SandboxStatus {
+  if (status !== 'DEPLOYED' && status !== 'FAILED' && source === undefined) return status
+  if (source?.phase === 'UPLOADING' || source?.phase === 'BUILDING') return source.phase
+  if (uploadedAt !== undefined && nowMs < uploadedAt + buildingShownMs) return 'BUILDING'
+  return source?.phase ?? status
 }
 
 /** Its machine runs. */
@@ -186,7 +219,7 @@ export function sandboxView(sandbox: StoredSandbox, options: ViewOptions): Sandb
         network: withProxySecrets(spec.network, options.proxySecrets),
       }),
     },
-    status: body.status,
+    status: toldStatus(body, options.clock.now()),
     ...(alive ? { state: options.standby ? ('STANDBY' as const) : ('RUNNING' as const) } : {}),
     ...(body.archive ? { archive: archiveView(sandbox.id, body.archive) } : {}),
     ...(options.events ? { events: body.events } : {}),

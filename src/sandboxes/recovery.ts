@@ -9,6 +9,7 @@ import type { SandboxLeases } from './leases.ts'
 import { deployed, failed, type StoredSandbox, sandboxKind } from './record.ts'
 import type { SandboxRecords } from './records.ts'
 import type { SandboxRemoval } from './removal.ts'
+import type { SandboxSources } from './sources.ts'
 
 /** At start: brings records and instances into agreement, and goes on with what an earlier life left half done. */
 export class SandboxRecovery {
@@ -20,6 +21,7 @@ export class SandboxRecovery {
   readonly #archives: SandboxArchives
   readonly #removal: SandboxRemoval
   readonly #deployments: SandboxDeployments
+  readonly #sources: SandboxSources | null
   readonly #background: Background
   readonly #clock: Clock
 
@@ -32,6 +34,7 @@ export class SandboxRecovery {
     archives: SandboxArchives
     removal: SandboxRemoval
     deployments: SandboxDeployments
+    sources: SandboxSources | null
     background: Background
     clock: Clock
   }) {
@@ -43,6 +46,7 @@ export class SandboxRecovery {
     this.#archives = options.archives
     this.#removal = options.removal
     this.#deployments = options.deployments
+    this.#sources = options.sources
     this.#background = options.background
     this.#clock = options.clock
   }
@@ -63,9 +67,12 @@ export class SandboxRecovery {
     }
   }
 
-  async #reconcile(sandbox: StoredSandbox, instance: InstanceState | undefined): Promise<void> {
+  async #reconcile(found: StoredSandbox, instance: InstanceState | undefined): Promise<void> {
+    const sandbox = (await this.#sources?.recover(found)) ?? found
     const { status } = sandbox.body
-    if (status === 'DELETING') {
+    if (isToCome(sandbox)) {
+      this.#expiry.watch(sandbox)
+    } else if (status === 'DELETING') {
       await this.#removal.forget(sandbox)
     } else if (status === 'TERMINATED' || (status === 'ARCHIVED' && instance === 'archived')) {
       this.#expiry.watch(sandbox)
@@ -97,4 +104,9 @@ export class SandboxRecovery {
       current.status === 'FAILED' ? deployed(current, this.#clock.now(), 'Runs again') : null,
     )
   }
+}
+
+/** Its image is being built, or waited for. */
+function isToCome({ body }: StoredSandbox): boolean {
+  return body.source !== undefined && body.instanceId === null && body.status !== 'DELETING'
 }

@@ -16,7 +16,7 @@ export class Sealing {
     draft: SandboxDraft,
     rest: Pick<
       SandboxBody,
-      'uid' | 'createdBy' | 'updatedBy' | 'instanceId' | 'status' | 'events' | 'upgrades'
+      'uid' | 'createdBy' | 'updatedBy' | 'instanceId' | 'status' | 'events' | 'upgrades' | 'uploadedAt'
     >,
   ): SandboxBody {
     const { env, proxySecrets, seed, ...plain } = draft
@@ -31,6 +31,7 @@ export class Sealing {
       status,
       events,
       ...(rest.upgrades ? { upgrades: rest.upgrades } : {}),
+      ...(rest.uploadedAt === undefined ? {} : { uploadedAt: rest.uploadedAt }),
       ...(seed && seed.starts.length > 0
         ? { sealedStarts: this.#secrets.seal(JSON.stringify(seed.starts), startsPurpose(uid)) }
         : {}),
@@ -53,6 +54,15 @@ export class Sealing {
     }
   }
 
+  /** What a sandbox is to be once its image was built. */
+  sourceOf(uid: string, draft: SandboxDraft): string {
+    return this.#secrets.seal(JSON.stringify(draft), sourcePurpose(uid))
+  }
+
+  draftOfSource(uid: string, sealed: string): SandboxDraft {
+    return JSON.parse(this.#secrets.open(sealed, sourcePurpose(uid))) as SandboxDraft
+  }
+
   env(body: SandboxBody): Record<string, string> {
     return JSON.parse(this.#secrets.open(body.sealedEnv, envPurpose(body.uid))) as Record<string, string>
   }
@@ -70,5 +80,6 @@ export class Sealing {
 }
 
 const startsPurpose = (uid: string) => `sandbox:${uid}:starts`
+const sourcePurpose = (uid: string) => `sandbox:${uid}:source`
 const envPurpose = (uid: string) => `sandbox:${uid}:env`
 const proxyPurpose = (uid: string) => `sandbox:${uid}:proxy`

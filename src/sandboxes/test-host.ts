@@ -2,6 +2,8 @@
 import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import type { BuildRequest, BuildResult } from '../builder/index.ts'
+import { Builds } from '../builds/index.ts'
 import { PlatformError } from '../errors.ts'
 import type { ResolvedImage } from '../images/index.ts'
 import { Instances } from '../instances/index.ts'
@@ -237,7 +239,7 @@ const images = {
     return null
   },
   async resolve(_workspace: string, reference: string): Promise<ResolvedImage> {
-    if (!reference.startsWith('blaxel/base-image')) {
+    if (!reference.startsWith('blaxel/base-image') && !reference.startsWith('sandbox/')) {
       throw new PlatformError('bad_request', `spec.runtime.image "${reference}" is unknown here`)
     }
     return {
@@ -307,6 +309,7 @@ export interface TestPlatform {
   sandboxes: Sandboxes
   previews: Previews
   snapshots: Snapshots
+  builds: Builds
   /** SIGTERM. */
   close(options?: { keepInstances?: boolean }): Promise<void>
 }
@@ -339,7 +342,14 @@ export class TestSite implements AsyncDisposable {
   }
 
   async start(
-    options: { mortal?: Mortal; standby?: StandbyTimes; region?: string; log?: Logger } = {},
+    options: {
+      mortal?: Mortal
+      standby?: StandbyTimes
+      region?: string
+      log?: Logger
+      /** Default: never done. */
+      build?: (request: BuildRequest) => Promise<BuildResult>
+    } = {},
   ): Promise<TestPlatform> {
     const { clock, secrets, dataDir } = this
     const mortal = options.mortal ?? new Mortal()
@@ -351,8 +361,11 @@ export class TestSite implements AsyncDisposable {
     const { standby, region, log = silentLogger } = options
     const shared = { store, secrets, clock, log }
     const instances = new Instances({ ...shared, runtime, ...(standby ? { standby } : {}) })
+    const logs = { append() {}, remove: async () => {} }
+    const builder = { build: options.build ?? (() => new Promise<never>(() => {})) }
+    const builds = new Builds({ ...shared, builder, logs, dir: join(dataDir, 'builds') })
     const sandboxes = new Sandboxes({
-      ...{ ...shared, instances, images, dataDir },
+      ...{ ...shared, instances, images, dataDir, builds, logs },
       ...(region === undefined ? {} : { region }),
     })
     const ownsHost = (host: string) => host === 'hutch.example' || host.endsWith('.hutch.example')
@@ -362,13 +375,16 @@ export class TestSite implements AsyncDisposable {
     await snapshots.open()
     await sandboxes.open()
     await previews.open()
+    await builds.open()
     return {
       store,
       instances,
       sandboxes,
       previews,
       snapshots,
+      builds,
       async close(options = {}) {
+        await builds.close()
         previews.close()
         await snapshots.close()
         await sandboxes.close()

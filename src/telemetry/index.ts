@@ -9,13 +9,12 @@ import type { Logger } from '../lib/log.ts'
 import { Semaphore } from '../lib/semaphore.ts'
 import { isWanted, type LogFilter, wantedText } from './filter.ts'
 import { LogFollower } from './follower.ts'
-import { decodeLine, encodeLine, type LogLine, type LogStream } from './line.ts'
+import { decodeLine, encodeLine, type LogLine, type LogStream, logLine } from './line.ts'
 import { sweep } from './retention.ts'
 import { Segments } from './segments.ts'
-import { type SeverityName, severityIn } from './severity.ts'
 
-export type { LogFilter } from './filter.ts'
-export { type LogLine, type LogStream, logStreams, timestampOf } from './line.ts'
+export { isWanted, type LogFilter } from './filter.ts'
+export { type LogLine, type LogStream, logLine, logStreams, timestampOf } from './line.ts'
 export { type SeverityName, severityNumbers } from './severity.ts'
 
 /** Of one workload; the oldest lines go first. */
@@ -27,7 +26,6 @@ const sweepEveryMs = 10 * 60 * 1000
 const writeEveryMs = 200
 /** What a workload may say in the time between two writes; the rest is left out, and a line says so. */
 const unwrittenBytesMax = 1024 * 1024
-const messageCharsMax = 16 * 1024
 const queriesAtOnceMax = 4
 const queriesWaitingMax = 200
 const followersMax = 200
@@ -270,17 +268,10 @@ export class Logs {
   }
 
   #add(known: Known, source: LogSource, line: string, at: number): void {
-    const message = messageOf(line)
     const atUs = Math.max(known.lastUs + 1, Math.round(at * 1000))
     known.lastUs = atUs
-    const entry: LogLine = {
-      atUs,
-      stream: source.stream,
-      severity: severityOf(message, source.stream),
-      revision: idOf(source.revision),
-      instance: idOf(source.instance),
-      message,
-    }
+    const [revision, instance] = [idOf(source.revision), idOf(source.instance)]
+    const entry = logLine({ atUs, stream: source.stream, message: line, revision, instance })
     for (const follower of known.followers) follower.offer(entry)
     const encoded = encodeLine(entry)
     if (known.unwritten.length === 0) known.unwrittenFirstUs = atUs
@@ -426,16 +417,4 @@ function badName({ name }: LogWorkload): PlatformError {
 
 function idOf(id: string | undefined): string {
   return id !== undefined && idPattern.test(id) ? id : ''
-}
-
-function messageOf(line: string): string {
-  const whole = line.length <= messageCharsMax ? line : `${line.slice(0, messageCharsMax).toWellFormed()}...`
-  // A line's end in it would be the end of its line here.
-  return whole.includes('\n') || whole.includes('\r')
-    ? whole.replace(/\r?\n$|\r$/, '').replace(/[\r\n]+/g, ' ')
-    : whole
-}
-
-function severityOf(message: string, stream: LogStream): SeverityName {
-  return severityIn(message) ?? (stream === 'stderr' ? 'ERROR' : 'INFO')
 }

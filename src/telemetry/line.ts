@@ -1,4 +1,6 @@
-import { type SeverityName, severityNumbers } from './severity.ts'
+import { type SeverityName, severityIn, severityNumbers } from './severity.ts'
+
+const messageCharsMax = 16 * 1024
 
 export const logStreams = ['build', 'stdout', 'stderr', 'platform'] as const
 export type LogStream = (typeof logStreams)[number]
@@ -13,6 +15,22 @@ export interface LogLine {
   revision: string
   instance: string
   message: string
+}
+
+/** A line as somebody wrote it, without its end. */
+export function logLine(
+  written: Pick<LogLine, 'atUs' | 'stream' | 'message'> & { revision?: string; instance?: string },
+): LogLine {
+  const { atUs, stream, revision = '', instance = '' } = written
+  const message = messageOf(written.message)
+  const severity = severityIn(message) ?? (stream === 'stderr' ? 'ERROR' : 'INFO')
+  return { atUs, stream, severity, revision, instance, message }
+}
+
+function messageOf(line: string): string {
+  const whole = line.length <= messageCharsMax ? line : `${line.slice(0, messageCharsMax).toWellFormed()}...`
+  // A line's end in it would be the end of its line in a file.
+  return /[\r\n]/.test(whole) ? whole.replace(/\r?\n$|\r$/, '').replace(/[\r\n]+/g, ' ') : whole
 }
 
 const codes: Record<LogStream, string> = { build: 'b', stdout: 'o', stderr: 'e', platform: 'p' }

@@ -1,4 +1,5 @@
 import { z } from 'zod'
+import type { ImageBuilds } from '../../builds/index.ts'
 import { PlatformError } from '../../errors.ts'
 import {
   catalogue,
@@ -12,7 +13,7 @@ import {
 } from '../../images/index.ts'
 import { memoryMbDefault } from '../../sandboxes/index.ts'
 import { flag } from '../flag.ts'
-import { type Route, route } from '../route.ts'
+import { type Route, route, uploadUrlHeader } from '../route.ts'
 
 const registryHost = /^[a-z0-9.-]+(?::\d{1,5})?$|^\[[0-9a-f:]+\](?::\d{1,5})?$/i
 const dockerConfig = z.string().nullish()
@@ -49,10 +50,10 @@ const hub = catalogue.map((entry) => ({
 const pullAnswer = imageViewSchema.extend({ reference: z.string() })
 
 /** The catalogue of images: what there is, pulling from registries, taking in archives, and letting go. */
-export function imageRoutes(images: Images): Route[] {
+export function imageRoutes(images: Images, builds: ImageBuilds): Route[] {
   return [
     ...hubRoutes(),
-    ...catalogueRoutes(images),
+    ...catalogueRoutes(images, builds),
     ...shareRoutes(images),
     ...transferRoutes(images),
     ...registryRoutes(images),
@@ -74,7 +75,7 @@ function hubRoutes(): Route[] {
   ]
 }
 
-function catalogueRoutes(images: Images): Route[] {
+function catalogueRoutes(images: Images, builds: ImageBuilds): Route[] {
   const shared = { errors: 'control', tag: 'images' } as const
   return [
     route({
@@ -84,14 +85,15 @@ function catalogueRoutes(images: Images): Route[] {
       access: 'read',
       summary: 'List the images of the workspace with their tags',
       answer: z.array(imageViewSchema),
-      handle: ({ workspace }) => images.views(workspace),
+      handle: ({ workspace }) => builds.views(workspace),
     }),
     route({
       ...shared,
       method: 'POST',
       path: '/v0/images',
       access: 'write',
-      summary: 'Pull an image of a registry into the workspace under a name of its own',
+      summary:
+        'Pull an image of a registry into the workspace under a name of its own; with upload=true get an address to upload the source of one to (X-Blaxel-Upload-Url)',
       query: z.object({ upload: flag, 'skip-build': flag }),
       body: z.object({
         resourceType: z.string(),
@@ -107,11 +109,17 @@ function catalogueRoutes(images: Images): Route[] {
         build: z.boolean(),
         message: z.string(),
       }),
-      async handle({ workspace, query, body }) {
-        if (query.upload || !body.image) {
+      async handle({ workspace, query, body, origin }) {
+        if (query.upload) {
+          const { image, resourceType, uploadUrl } = await builds.begin(workspace, body, origin)
+          const message = 'Upload the archive: that starts the build'
+          const answer = { name: body.name, resourceType, image, build: true, message }
+          return Response.json(answer, { headers: { [uploadUrlHeader]: uploadUrl } })
+        }
+        if (!body.image) {
           throw new PlatformError(
-            'not_implemented',
-            'images cannot be built here yet: name one of a registry in image, or import an archive (hutch images import)',
+            'bad_request',
+            'image: missing: name one of a registry, or ask for an address to upload the source to (?upload=true)',
           )
         }
         const answer = await images.pull(workspace, body.image, {
@@ -148,7 +156,7 @@ function catalogueRoutes(images: Images): Route[] {
       access: 'read',
       summary: 'Get an image with its tags',
       answer: imageViewSchema,
-      handle: ({ workspace, params }) => images.view(workspace, params.resourceType, params.imageName),
+      handle: ({ workspace, params }) => builds.view(workspace, params.resourceType, params.imageName),
     }),
     route({
       ...shared,
@@ -157,7 +165,11 @@ function catalogueRoutes(images: Images): Route[] {
       access: 'write',
       summary: 'Delete an image with all its tags; refused while a sandbox stands on it',
       answer: imageViewSchema,
-      handle: ({ workspace, params }) => images.remove(workspace, params.resourceType, params.imageName),
+      async handle({ workspace, params }) {
+        const { resourceType, imageName } = params
+        await builds.cancel(workspace, resourceType, imageName)
+        return await images.remove(workspace, resourceType, imageName)
+      },
     }),
     route({
       ...shared,

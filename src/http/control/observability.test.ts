@@ -4,7 +4,8 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { silentLogger } from '../../lib/log.ts'
 import { FakeClock } from '../../lib/test-clock.ts'
-import { Logs } from '../../telemetry/index.ts'
+import type { Sandboxes } from '../../sandboxes/index.ts'
+import { type LogLine, Logs, logLine } from '../../telemetry/index.ts'
 import { TestPlatform } from '../testing/test-platform.ts'
 import { observabilityRoutes } from './observability.ts'
 
@@ -12,9 +13,26 @@ const dir = mkdtempSync(join(tmpdir(), 'hutch-observability-'))
 const clock = new FakeClock()
 let logs: Logs
 let platform: TestPlatform
+const written = { lines: [] as LogLine[], wake: () => {} }
+/** Of the processes of every sandbox. */
+const output = {
+  lines: async () => [...written.lines],
+  async *follow(_: string, __: string, ___: object, signal: AbortSignal) {
+    for (let at = 0; !signal.aborted; ) {
+      const fresh = written.lines.slice(at)
+      at = written.lines.length
+      if (fresh.length > 0) yield fresh
+      else
+        await new Promise<void>((resolve) => {
+          written.wake = resolve
+          signal.addEventListener('abort', () => resolve(), { once: true })
+        })
+    }
+  },
+} as unknown as Sandboxes['output']
 beforeAll(async () => {
   logs = new Logs({ dir, clock, log: silentLogger })
-  platform = await TestPlatform.open({ routes: observabilityRoutes(logs) })
+  platform = await TestPlatform.open({ routes: observabilityRoutes({ logs, sandboxes: { output } }) })
 })
 afterAll(async () => {
   await logs.close()
@@ -146,4 +164,33 @@ test('logs are followed as NDJSON or as events, and only by members of the works
   expect((await platform.request(`${path}?resourceType=agents&workloadIds=a`, { key: null })).status).toBe(
     401,
   )
+})
+
+test('of a sandbox what its processes wrote is there too, in the order of time', async () => {
+  const box = { workspace: 'main', kind: 'sandboxes', name: 'box' } as const
+  const atUs = clock.now() * 1000
+  logs.append({ ...box, stream: 'build' }, 'Built')
+  written.lines.push(logLine({ atUs: atUs + 500, stream: 'stdout', message: 'hello' }))
+  written.lines.push(logLine({ atUs: atUs + 700, stream: 'stderr', message: 'ouch' }))
+  clock.advance(1000)
+  logs.append({ ...box, stream: 'build' }, 'Built anew')
+  const asked = { ...fromClient('box'), resourceType: 'sandboxes' }
+  const messagesOf = async (more: Record<string, string> = {}) =>
+    (await ask({ ...asked, ...more })).body.box?.logs.map(({ message }) => message)
+  expect(await messagesOf()).toEqual(['Built anew', 'ouch', 'hello', 'Built'])
+  expect(await messagesOf({ limit: '2', offset: '1' })).toEqual(['ouch', 'hello'])
+  expect((await ask(asked)).body.box?.totalCount).toBe(4)
+  const response = await platform.request(`${path}?resourceType=sandboxes&workloadIds=box&follow=true&last=1`)
+  const reader = response.body!.getReader()
+  let text = ''
+  const until = async (wanted: string) => {
+    while (!text.includes(wanted)) text += new TextDecoder().decode((await reader.read()).value)
+  }
+  await until('Built anew')
+  await until('ouch')
+  written.lines.push(logLine({ atUs: atUs + 900, stream: 'stdout', message: 'later' }))
+  written.wake()
+  await until('later')
+  expect(text).not.toContain('hello')
+  await reader.cancel()
 })

@@ -1,5 +1,7 @@
 import { z } from 'zod'
 import { PlatformError } from '../../errors.ts'
+import { merged } from '../../lib/merged.ts'
+import type { Sandboxes } from '../../sandboxes/index.ts'
 import {
   type LogFilter,
   type LogKind,
@@ -31,8 +33,14 @@ const logLine = z.object({
   trace_id: z.string(),
 })
 
+interface LogSources {
+  logs: Logs
+  /** What processes of sandboxes write is kept where they run. */
+  sandboxes: Pick<Sandboxes, 'output'>
+}
+
 /** Logs of workloads and of their builds. */
-export function observabilityRoutes(logs: Logs): Route[] {
+export function observabilityRoutes(sources: LogSources): Route[] {
   return [
     route({
       method: 'GET',
@@ -75,12 +83,12 @@ export function observabilityRoutes(logs: Logs): Route[] {
             `workloadIds: ${names.length} names, at most ${workloadsMax}`,
           )
         }
-        if (query.follow) return follow(logs, { workspace, kind, names }, query, request)
+        if (query.follow) return follow(sources, { workspace, kind, names }, query, request)
         const page = { limit: query.limit ?? linesMax, offset: query.offset ?? 0 }
         const answer: Record<string, object> = {}
         for (const name of names) {
           const workload = { workspace, kind, name }
-          const { lines, total } = await read(logs, workload, query, page, request.signal)
+          const { lines, total } = await read(sources, workload, query, page, request.signal)
           answer[name] = { logs: lines.map(lineView), totalCount: total }
         }
         return answer
@@ -91,7 +99,7 @@ export function observabilityRoutes(logs: Logs): Route[] {
 
 /** One record a line; the connection's end is the follower's. */
 function follow(
-  logs: Logs,
+  { logs, sandboxes }: LogSources,
   { workspace, kind, names }: { workspace: string; kind: LogKind; names: string[] },
   asked: Asked & { last?: number | undefined },
   request: Request,
@@ -103,8 +111,11 @@ function follow(
   const events = (request.headers.get('accept') ?? '').includes('text/event-stream')
   const gone = new AbortController()
   const signal = AbortSignal.any([request.signal, gone.signal])
-  const last = asked.last === undefined ? {} : { last: asked.last }
-  const lines = logs.follow({ workspace, kind, name }, { ...filterOf(asked), ...last }, signal)
+  const { last = Number.POSITIVE_INFINITY } = asked
+  const filter = filterOf(asked)
+  const said = logs.follow({ workspace, kind, name }, { ...filter, last }, signal)
+  const written = () => newest(sandboxes.output.follow(workspace, name, filter, signal), last)
+  const lines = kind === 'sandboxes' ? merged(said, written()) : said
   const text = events ? ': keepalive\n\n' : '{"type":"keepalive"}\n'
   const body = keptAlive(recordsOf(lines, events), { text, everyMs: keepaliveMs }, () => gone.abort())
   const type = events ? 'text/event-stream' : 'application/x-ndjson'
@@ -121,7 +132,34 @@ interface Asked {
   instance?: string | undefined
 }
 
+/** One by one, of the first batch the last `last`. */
+async function* newest(batches: AsyncIterable<LogLine[]>, last: number): AsyncGenerator<LogLine> {
+  let kept = last
+  for await (const batch of batches) {
+    yield* batch.slice(kept > 0 ? -kept : batch.length)
+    kept = Number.POSITIVE_INFINITY
+  }
+}
+
 async function read(
+  { logs, sandboxes }: LogSources,
+  workload: { workspace: string; kind: LogKind; name: string },
+  asked: Asked,
+  page: { limit: number; offset: number },
+  signal: AbortSignal,
+): Promise<{ lines: LogLine[]; total: number }> {
+  if (workload.kind === 'sandboxes') {
+    const { workspace, name } = workload
+    const written = await sandboxes.output.lines(workspace, name, filterOf(asked), signal)
+    const end = page.offset + page.limit
+    const said = await queryWatched(logs, workload, asked, { limit: end, offset: 0 }, signal)
+    const lines = [...said.lines, ...written.reverse()].sort((left, right) => right.atUs - left.atUs)
+    return { lines: lines.slice(page.offset, end), total: said.total + written.length }
+  }
+  return await queryWatched(logs, workload, asked, page, signal)
+}
+
+async function queryWatched(
   logs: Logs,
   workload: { workspace: string; kind: LogKind; name: string },
   asked: Asked,

@@ -102,16 +102,44 @@ test('lists are pages, or bare arrays before there were pages', async () => {
   expect(bare).toHaveLength(names.length)
 })
 
-test('secrets are for admins who ask, uploads are refused clearly', async () => {
+test('secrets are for admins who ask', async () => {
   await client.SandboxInstance.create({ name: 'secretive', envs: [{ name: 'K', value: 'plain-value' }] })
   const shown = await (await api('/sandboxes/secretive?show_secrets=true')).json()
   expect(shown.spec.runtime.envs).toEqual([{ name: 'K', value: 'plain-value' }])
-  const upload = await api('/sandboxes?upload=true', {
+})
+
+test('one from source answers with where the source is to be uploaded, also for one that runs', async () => {
+  const ask = async (method: string, path: string, body: object) => {
+    const headers = { 'content-type': 'application/json' }
+    const response = await api(`${path}?upload=true`, { method, body: JSON.stringify(body), headers })
+    const { status } = (await response.json()) as { status: string }
+    return [response.status, status, response.headers.get('x-blaxel-upload-url')]
+  }
+  const address = expect.stringMatching(new RegExp(`^${client.url}/-/uploads/[\\w-]{43}$`))
+  const spec = { runtime: { memory: 512 } }
+  expect((await ask('PUT', '/sandboxes/built', { spec }))[0]).toBe(404)
+  const created = await ask('POST', '/sandboxes', { metadata: { name: 'built' }, spec })
+  expect(created).toEqual([200, 'UPLOADING', address])
+  expect((await ask('POST', '/sandboxes', { metadata: { name: 'built' }, spec }))[0]).toBe(409)
+  expect(await ask('PUT', '/sandboxes/built', { spec })).toEqual([200, 'UPLOADING', address])
+  await client.SandboxInstance.create({ name: 'running' })
+  expect(await ask('PUT', '/sandboxes/running', { spec })).toEqual([200, 'UPLOADING', address])
+  const image = await api('/images?upload=true', {
     method: 'POST',
-    body: JSON.stringify({ metadata: { name: 'built' }, spec: {} }),
+    body: JSON.stringify({ name: 'tool', resourceType: 'agent', labels: {}, generation: 'mk3' }),
     headers: { 'content-type': 'application/json' },
   })
-  expect(upload.status).toBe(501)
+  expect(image.headers.get('x-blaxel-upload-url')).toEqual(address)
+  expect(await image.json()).toMatchObject({
+    name: 'tool',
+    resourceType: 'agent',
+    image: expect.stringMatching(/^agent\/tool:[a-z0-9]{12}$/),
+    build: true,
+  })
+  const view = (await (await api('/images/agent/tool')).json()) as object
+  expect(view).toMatchObject({ metadata: { status: 'BUILDING', events: [{ status: 'UPLOADING' }] } })
+  expect(await (await api('/images')).json()).toMatchObject([{ metadata: { name: 'tool' } }])
+  for (const name of ['built', 'running']) await client.SandboxInstance.delete(name)
 })
 
 test('previews, their tokens and sessions', async () => {

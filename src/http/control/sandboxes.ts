@@ -4,7 +4,7 @@ import type { Logger } from '../../lib/log.ts'
 import { type Sandboxes, sandboxInputSchema, sandboxSchema } from '../../sandboxes/index.ts'
 import { flag } from '../flag.ts'
 import { listAnswer, listQuery, listSchema } from '../list.ts'
-import { type Route, type RouteContext, route } from '../route.ts'
+import { type Route, type RouteContext, route, uploadUrlHeader } from '../route.ts'
 
 const tag = 'sandboxes'
 
@@ -46,14 +46,19 @@ export function sandboxRoutes(options: { sandboxes: Sandboxes; log: Logger }): R
       path: '/v0/sandboxes',
       access: 'workload',
       errors: 'control',
-      summary: 'Create a sandbox; answers when it can be used',
+      summary:
+        'Create a sandbox; answers when it can be used, or with upload=true where its source is to be uploaded (X-Blaxel-Upload-Url)',
       tag,
       query: z.object({ createIfNotExist: flag, upload: flag }),
       body: sandboxInputSchema,
       answer: sandboxSchema,
       handle: async (context) => {
         const { workspace, origin, query, body } = context
-        refuseUpload(query.upload)
+        if (query.upload) {
+          const options = { actor: actorOf(context), origin }
+          const { sandbox, uploadUrl } = await sandboxes.createFromSource(workspace, body, options)
+          return uploadAnswer(sandboxes.view(sandbox, origin, { created: true }), uploadUrl)
+        }
         const sandbox = await sandboxes.create(workspace, body, {
           actor: actorOf(context),
           createIfNotExist: query.createIfNotExist === true,
@@ -92,17 +97,22 @@ export function sandboxRoutes(options: { sandboxes: Sandboxes; log: Logger }): R
       path: '/v0/sandboxes/{sandboxName}',
       access: 'write',
       errors: 'control',
-      summary: 'Replace a sandbox; a new image, memory, storage or environment starts it with empty files',
+      summary:
+        'Replace a sandbox; a new image, memory, storage or environment starts it with empty files, with upload=true once its image was built',
       tag,
       query: z.object({ upload: flag }),
       body: sandboxInputSchema,
       answer: sandboxSchema,
       handle: async (context) => {
         const { workspace, origin, params, query, body } = context
-        refuseUpload(query.upload)
-        const sandbox = await sandboxes.update(workspace, params.sandboxName, body, {
-          actor: actorOf(context),
-        })
+        const options = { actor: actorOf(context) }
+        const { sandboxName: name } = params
+        if (query.upload) {
+          const wanted = { ...options, origin }
+          const { sandbox, uploadUrl } = await sandboxes.updateFromSource(workspace, name, body, wanted)
+          return uploadAnswer(sandboxes.view(sandbox, origin), uploadUrl)
+        }
+        const sandbox = await sandboxes.update(workspace, name, body, options)
         return sandboxes.view(sandbox, origin)
       },
     }),
@@ -165,10 +175,6 @@ export function mayReadSecrets(
   return true
 }
 
-function refuseUpload(upload: boolean | undefined): void {
-  if (!upload) return
-  throw new PlatformError(
-    'not_implemented',
-    'upload=true: images cannot be built here yet; leave it out and name a known image in spec.runtime.image',
-  )
+function uploadAnswer(view: object, uploadUrl: string): Response {
+  return Response.json(view, { headers: { [uploadUrlHeader]: uploadUrl } })
 }
