@@ -229,7 +229,7 @@ test('what the document says of each operation is what is asked for and answered
     },
   )
   const application = { targetType: 'application', targetName: 'app' }
-  expect((await call('POST /sandboxes/{sandboxName}/fork', box, { json: application })).status).toBe(501)
+  expect((await call('POST /sandboxes/{sandboxName}/fork', box, { json: application })).status).toBe(400)
   await call('GET /schedules/metrics')
   for (const version of [undefined, '2026-04-16', '2026-04-28']) {
     for (const path of ['/sandboxes', '/schedules', '/schedule-executions', '/snapshots'])

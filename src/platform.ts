@@ -12,7 +12,7 @@ import { Codegen } from './codegen/index.ts'
 import { type Config, configDefaults, type RuntimeName } from './config.ts'
 import { dataDirDefault } from './data-directory.ts'
 import { Fleet } from './deployments/fleet/index.ts'
-import { Deployments, deploymentKinds } from './deployments/index.ts'
+import { ApplicationForks, Deployments, deploymentKinds, RevisionImages } from './deployments/index.ts'
 import type { StdioProbes } from './deployments/stdio/index.ts'
 import { PlatformError } from './errors.ts'
 import { HelperLayers } from './guest/index.ts'
@@ -60,7 +60,7 @@ import { hostRegistries, Network } from './network/index.ts'
 import { extractHelper } from './runtimes/helper-binary.ts'
 import { openNamespaceRuntime } from './runtimes/namespace/index.ts'
 import { openProcessRuntime } from './runtimes/process/index.ts'
-import { Previews, Sandboxes, Schedules, Snapshots } from './sandboxes/index.ts'
+import { Previews, Sandboxes, Schedules, Snapshots, snapshotReference } from './sandboxes/index.ts'
 import type { Egress } from './spec/egress.ts'
 import type { Runtime } from './spec/runtime.ts'
 import type { Store } from './spec/store.ts'
@@ -259,9 +259,15 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
     ...{ store, instances, images, builds, logs, secrets, clock, log, dataDir, limits },
     ...region,
   })
+  const snapshots = new Snapshots({
+    ...{ store, sandboxes, instances, secrets, clock, log },
+    ...region,
+    userOf: (workspace, id) => deployments.userOf(workspace, snapshotReference(id)),
+  })
+  const revisionImages = new RevisionImages({ images, snapshots })
   let probes: StdioProbes | null = null
   const fleet = new Fleet({
-    ...{ store, instances, images, logs, clock, log },
+    ...{ store, instances, images: revisionImages, logs, clock, log },
     ...region,
     idleMs: config.scaleToZeroAfterSeconds > 0 ? config.scaleToZeroAfterSeconds * 1000 : null,
     async probeStdio(...probed) {
@@ -271,7 +277,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   })
   opened.defer(() => fleet.close())
   const deployments = new Deployments({
-    ...{ store, fleet, builds, images, logs, secrets, clock, log },
+    ...{ store, fleet, builds, images: revisionImages, logs, secrets, clock, log },
     memoryMbMax: config.sandboxMemoryMbMax,
     ...region,
   })
@@ -286,10 +292,6 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   const ownsHost = (host: string) => hosts.owns(host)
   const previews = new Previews({ store, sandboxes, secrets, clock, log, domain, ownsHost })
   const schedules = new Schedules({ store, sandboxes, secrets, clock, log })
-  const snapshots = new Snapshots({
-    ...{ store, sandboxes, instances, secrets, clock, log },
-    ...region,
-  })
   opened.defer(() => previews.close())
   opened.defer(() => sandboxes.close())
   opened.defer(() => snapshots.close())
@@ -339,7 +341,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
       ...apiKeyRoutes(access.keys),
       ...serviceAccountRoutes(access),
       ...sandboxRoutes({ sandboxes, log }),
-      ...snapshotRoutes(snapshots),
+      ...snapshotRoutes({ snapshots, applications: new ApplicationForks({ deployments, snapshots }) }),
       ...previewRoutes({ previews }),
       ...schedulesRoutes({ schedules, clock, log }),
       ...deploymentRoutes({ deployments, log }),

@@ -110,8 +110,12 @@ describe('what there is, what is refused', () => {
     await expectRefusal(sandbox.fork('other', { snapshotId: snapshot.id }), 409, '"other" exists already')
     await expectRefusal(sandbox.fork('other'), 409, '"other" exists already')
     await expectRefusal(sandbox.fork('No Name'), 400, 'metadata.name "No Name" is not valid')
-    await expectRefusal(sandbox.fork('app', { targetType: 'application' }), 501, 'no applications')
-    await expectRefusal(snapshot.fork('app', { targetType: 'application' }), 501, 'no applications')
+    await expectRefusal(sandbox.fork('app', { targetType: 'application' }), 400, 'nothing ran in the sandbox')
+    await expectRefusal(
+      snapshot.fork('app', { targetType: 'application' }),
+      400,
+      'nothing ran in the sandbox',
+    )
     await expectRefusal(sandbox.fork('copy', { traffic: 10 }), 400, 'traffic: applications alone')
     await expectRefusal(sandbox.fork('copy', { port: 8080 }), 400, '8080 is reserved')
     const post = (path: string, body: object) =>
@@ -310,6 +314,57 @@ describe.skipIf(why !== '')('real machines', () => {
     expect(await resting.fs.read('/srv/file')).toBe('resting')
     await resting.delete()
     for (const one of [first, second]) await one.delete()
+  })
+
+  test('a fork into an application serves what ran in the sandbox, and holds its snapshot while it is there', async () => {
+    const box = await client.SandboxInstance.create({
+      name: 'web',
+      memory: 512,
+      envs: [{ name: 'GREETING', value: 'hello' }],
+      ports: [{ target: 8123 }],
+    })
+    const server = `Bun.serve({ port: 8123, fetch: async (request) => new Response(
+      process.env.GREETING + ' ' + process.env.OWN + ' ' + await Bun.file('/srv/page').text()) })`
+    await box.fs.write('/srv/page', 'one')
+    await box.fs.write('/srv/server.ts', server)
+    await box.process.exec({
+      name: 'server',
+      command: 'bun server.ts',
+      workingDir: '/srv',
+      env: { OWN: "it's" },
+      waitForPorts: [8123],
+    })
+    const answer = await box.fork('site', { targetType: 'application' })
+    expect(answer).toMatchObject({ type: 'application', name: 'site' })
+    await box.fs.write('/srv/page', 'two')
+    const { ApplicationInstance } = await import('@blaxel/core')
+    const deployed = (count: number) =>
+      eventually(`${count} revisions deployed`, async () => {
+        const { status, spec, events } = await ApplicationInstance.get('site')
+        if (status === 'FAILED') throw new Error(events?.at(-1)?.message)
+        return status === 'DEPLOYED' && spec.revisions?.length === count ? spec : null
+      })
+    const { revisions } = await deployed(1)
+    expect(revisions?.[0]).toMatchObject({ snapshot: answer.snapshotId, port: 8123, memory: 512 })
+    const page = async () => await (await client.request('/main/applications/site/')).text()
+    expect(await page()).toBe("hello it's one")
+    const { snapshotId = '' } = answer
+    const held = await refusal(Snapshot.delete(snapshotId))
+    expect([held.code, held.message]).toEqual([409, expect.stringContaining('the application site')])
+
+    const second = await box.fork('site', { targetType: 'application', traffic: 100 })
+    await deployed(2)
+    expect(await page()).toBe("hello it's two")
+    // Another environment, of the same files.
+    const site = await ApplicationInstance.get('site')
+    await site.update({ envs: [{ name: 'GREETING', value: 'bye' }] })
+    await deployed(3)
+    expect(await page()).toBe("bye it's two")
+    await box.delete()
+    expect(await page()).toBe("bye it's two")
+    await site.delete()
+    for (const id of [snapshotId, second.snapshotId ?? ''])
+      expect(await refusal(Snapshot.get(id))).toMatchObject({ code: 404 })
   })
 
   test('a fork has files, image, memory, ports and environment, and its own name', async () => {

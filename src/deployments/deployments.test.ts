@@ -309,6 +309,15 @@ test('who sends back what he read changes nothing', async () => {
   expect(after.body.traffic).toEqual({ active: first!, canary: canary!, canaryPercent: 20 })
 })
 
+test('who sends back what he read with another variable has that served', async () => {
+  await revisions(1)
+  const { spec } = viewOf(await read())
+  const changed = { ...spec, runtime: { ...spec.runtime, envs: [{ name: 'A', value: '1' }] } }
+  const { revisionId } = await update({ spec: changed })
+  await isDeployed(revisionId)
+  expect((await acquire()).revisionId).toBe(revisionId!)
+})
+
 test('what is deactivated is not reached, and what is activated again is', async () => {
   const [first] = await revisions(1)
   await update({ spec: { enabled: false } })

@@ -1,4 +1,7 @@
 /** The images that revisions stand on. */
+import { PlatformError } from '../errors.ts'
+import type { Images, ResolvedImage } from '../images/index.ts'
+import type { Snapshots } from '../sandboxes/index.ts'
 import type { DeploymentKind } from './kinds.ts'
 
 export interface ImageTarget {
@@ -34,6 +37,68 @@ export interface DeploymentImages {
     target: ImageTarget,
     options: { dockerConfig?: string; fresh: boolean },
   ): Promise<PinnedImage>
-  /** @throws not_found, bad_request while something stands on it */
-  remove(workspace: string, type: string, name: string, tag: string): Promise<unknown>
+  /** Whether it is gone, or never was a revision's own; false while something stands on it. */
+  release(
+    workspace: string,
+    reference: string,
+    target: { type: DeploymentKind; name: string },
+  ): Promise<boolean>
+}
+
+/** Images of the catalogue, and snapshots where they stand for one. */
+export class RevisionImages implements DeploymentImages {
+  readonly #images: Pick<Images, 'look' | 'pin' | 'remove' | 'resolve'>
+  readonly #snapshots: Pick<Snapshots, 'image' | 'letGo'>
+
+  constructor(options: {
+    images: Pick<Images, 'look' | 'pin' | 'remove' | 'resolve'>
+    snapshots: Pick<Snapshots, 'image' | 'letGo'>
+  }) {
+    this.#images = options.images
+    this.#snapshots = options.snapshots
+  }
+
+  /** For who starts instances. */
+  async resolve(workspace: string, reference: string, signal?: AbortSignal): Promise<ResolvedImage> {
+    return (
+      (await this.#snapshots.image(workspace, reference)) ??
+      (await this.#images.resolve(workspace, reference, signal))
+    )
+  }
+
+  async look(workspace: string, reference: string): Promise<ImageFacts> {
+    using snapshot = await this.#snapshots.image(workspace, reference)
+    if (snapshot) return { registry: false, digest: null }
+    return await this.#images.look(workspace, reference)
+  }
+
+  async pin(
+    workspace: string,
+    reference: string,
+    target: ImageTarget,
+    options: { dockerConfig?: string; fresh: boolean },
+  ): Promise<PinnedImage> {
+    using snapshot = await this.#snapshots.image(workspace, reference)
+    if (!snapshot) return await this.#images.pin(workspace, reference, target, options)
+    return { reference, digest: snapshot.root.digest, ports: [] }
+  }
+
+  async release(
+    workspace: string,
+    reference: string,
+    { type, name }: { type: DeploymentKind; name: string },
+  ): Promise<boolean> {
+    const own = `${type}/${name}:`
+    try {
+      if (reference.startsWith(own))
+        await this.#images.remove(workspace, type, name, reference.slice(own.length))
+      else await this.#snapshots.letGo(workspace, reference)
+      return true
+    } catch (error) {
+      if (!PlatformError.is(error)) throw error
+      if (error.code === 'not_found') return true
+      if (error.code === 'bad_request' || error.code === 'conflict') return false
+      throw error
+    }
+  }
 }

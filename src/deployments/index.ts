@@ -12,6 +12,7 @@ import { KeyedLock } from '../lib/keyed-lock.ts'
 import type { Logger } from '../lib/log.ts'
 import type { ProjectSettings } from '../lib/project-settings.ts'
 import type { SecretBox } from '../lib/secret-box.ts'
+import { snapshotReference } from '../sandboxes/index.ts'
 import type { RootFilesystem } from '../spec/runtime.ts'
 import type { Page, Store } from '../spec/store.ts'
 import { applicationDraft, type DeploymentDraft, workloadDraft } from './draft.ts'
@@ -33,7 +34,7 @@ import {
 } from './record.ts'
 import { type DeploymentListQuery, DeploymentRecords } from './records.ts'
 import { Rollouts } from './rollouts.ts'
-import { trafficAsked, trafficByDefault, withRouting } from './routing.ts'
+import { trafficOfNew, withRouting } from './routing.ts'
 import type { ApplicationInput, WorkloadInput } from './schema.ts'
 import { DeploymentSealing } from './sealing.ts'
 import { failureOf, statusOf } from './status.ts'
@@ -41,6 +42,8 @@ import { DeploymentTable, type TableEntry } from './table.ts'
 import { pick, stickyCookie, stickyCookieName, stickyValue } from './traffic.ts'
 import type { DeploymentViewOptions } from './view.ts'
 
+export { ApplicationForks } from './forks.ts'
+export { RevisionImages } from './images.ts'
 export { type DeploymentKind, deploymentKinds, kindFacts } from './kinds.ts'
 export type { DeploymentBody, StoredDeployment } from './record.ts'
 export {
@@ -118,6 +121,8 @@ export interface DeploymentInput {
   upload: boolean
   /** Upload addresses begin with it. */
   origin: string
+  /** A snapshot that its files are of; its image is only what that is called by. */
+  snapshotId?: string
 }
 
 export interface DeploymentChange {
@@ -287,6 +292,10 @@ export class Deployments {
     return found
   }
 
+  async find(workspace: string, kind: DeploymentKind, name: string): Promise<StoredDeployment | null> {
+    return await this.#records.get(workspace, kind, name)
+  }
+
   list(workspace: string, kind: DeploymentKind, query: DeploymentListQuery): Promise<Page<DeploymentBody>> {
     return this.#records.list(workspace, kind, query)
   }
@@ -393,6 +402,13 @@ export class Deployments {
     }
   }
 
+  /** Which of them stands on an image, or a snapshot, as people call it; null: none does. */
+  userOf(workspace: string, image: string): string | null {
+    for (const entry of this.#table.every())
+      if (entry.workspace === workspace && entry.images.has(image)) return `the ${entry.kind} ${entry.name}`
+    return null
+  }
+
   /** What images revisions stand on, whether an instance of them runs or not; kept in memory, for who asks at any time. */
   *roots(): Iterable<{ workspace: string; name: string; root: RootFilesystem }> {
     for (const { workspace, kind, name, digests } of this.#table.every())
@@ -444,7 +460,9 @@ export class Deployments {
     if (upload) this.#buildsHere()
     const now = this.#clock.now()
     const newest = body.revisions.findLast(({ phase }) => phase !== 'failed' && phase !== 'uploading')
-    const source = upload ? undefined : (draft.spec.image ?? newest?.image ?? newest?.source)
+    const snapshotId = upload ? undefined : (asked.snapshotId ?? snapshotOf(newest, draft.spec.image))
+    const named = draft.spec.image ?? newest?.image ?? newest?.source
+    const source = upload ? undefined : snapshotId === undefined ? named : snapshotReference(snapshotId)
     if (!upload && source === undefined) return null
     const image = source === undefined ? null : await this.#images.look(workspace, source)
     if (image?.registry && kind === 'application') {
@@ -454,6 +472,7 @@ export class Deployments {
     }
     if (
       !upload &&
+      asked.snapshotId === undefined &&
       newest !== undefined &&
       image !== null &&
       !this.#differs(body, newest, draft, source, image)
@@ -463,14 +482,13 @@ export class Deployments {
     const id = `${kindFacts[kind].revisionPrefix}${randomText(12)}`
     const origin = body.revisions.find((one) => one.image !== undefined && one.image === source)
     const { memoryMb, minScale, maxScale, port, transport, envs } = draft.spec
-    const traffic = trafficAsked(draft.routing)
     return {
       id,
       createdAt: now,
       createdBy: actor,
       phase: upload ? 'uploading' : 'deploying',
       spec: {
-        image: origin ? origin.spec.image : (source ?? null),
+        image: origin ? origin.spec.image : upload ? null : (draft.spec.image ?? source ?? null),
         memoryMb,
         minScale,
         maxScale,
@@ -479,8 +497,9 @@ export class Deployments {
         ...(transport === undefined ? {} : { transport }),
       },
       sealedEnv: this.#sealing.sealRevisionEnv(body.uid, id, draft.env),
-      traffic: traffic ?? (draft.routing?.active ? 0 : trafficByDefault(body)),
+      traffic: trafficOfNew(body, draft.routing),
       ...(source === undefined ? {} : { source }),
+      ...(snapshotId === undefined ? {} : { snapshotId }),
       ...(image?.registry && !draft.skipBuild ? { fresh: true } : {}),
       ...(draft.dockerConfig === undefined
         ? {}
@@ -725,6 +744,11 @@ function metadataOf(draft: DeploymentDraft): Pick<DeploymentBody, 'displayName' 
     ...(displayName === undefined ? {} : { displayName }),
     ...(externalId === undefined ? {} : { externalId }),
   }
+}
+
+/** The snapshot that a revision's files are of, for another one whose image is called as before. */
+function snapshotOf(newest: Revision | undefined, image: string | null): string | undefined {
+  return image === null || image === newest?.spec.image ? newest?.snapshotId : undefined
 }
 
 /** Whether an image is one that was built for it, as who sends back what he read names it. */

@@ -79,7 +79,7 @@ export interface Revision {
   digest?: string
   /** Credentials for the registry of its image, sealed, until that is here. */
   sealedDockerConfig?: string
-  /** Files and processes of a sandbox that it was forked from. */
+  /** Whose files it begins with, as it was forked from a sandbox. */
   snapshotId?: string
 }
 

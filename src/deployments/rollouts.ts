@@ -365,22 +365,9 @@ export class Rollouts {
   }
 
   /** Whether it is gone, or not this deployment's own; one that something else stands on stays. */
-  async #removeImage(deployment: StoredDeployment, image: string): Promise<boolean> {
-    const own = `${kindOf(deployment)}/${deployment.name}:`
-    if (!image.startsWith(own)) return true
-    try {
-      await this.#options.images.remove(
-        deployment.workspace,
-        kindOf(deployment),
-        deployment.name,
-        image.slice(own.length),
-      )
-      return true
-    } catch (error) {
-      if (PlatformError.is(error) && error.code === 'not_found') return true
-      if (PlatformError.is(error) && error.code === 'bad_request') return false
-      throw error
-    }
+  #removeImage(deployment: StoredDeployment, image: string): Promise<boolean> {
+    const { workspace, name } = deployment
+    return this.#options.images.release(workspace, image, { type: kindOf(deployment), name })
   }
 
   #runOf(deployment: StoredDeployment, revision: Revision): RevisionRun {

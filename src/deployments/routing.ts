@@ -11,11 +11,16 @@ import {
 import type { RoutingInput } from './schema.ts'
 
 /**
- * Percent of requests for a new revision whose client said nothing of them: all, if what serves is the newest there is;
- * none after somebody went back to an earlier one, or is trying one out.
+ * Percent of requests for a new revision. Where its client says nothing of them: all, if what serves is the newest there is;
+ * none after somebody went back to an earlier one, or is trying one out, or asks for another one in the same breath.
+ * @throws bad_request
  */
-export function trafficByDefault(body: DeploymentBody): number {
+export function trafficOfNew(body: DeploymentBody, routing: RoutingInput | undefined): number {
   const { active } = body.wanted ?? body.traffic
+  const asked = trafficAsked(routing)
+  if (asked !== null) return asked
+  // Who sends back what he read chooses nothing.
+  if (routing?.active && routing.active !== active) return 0
   const newest = body.revisions.findLast(({ phase }) => phase !== 'failed' && phase !== 'uploading')
   if (newest === undefined || newest.id === active) return 100
   if (isUnderWay(newest)) return newest.traffic
@@ -23,7 +28,7 @@ export function trafficByDefault(body: DeploymentBody): number {
 }
 
 /** @throws bad_request */
-export function trafficAsked(routing: RoutingInput | undefined): number | null {
+function trafficAsked(routing: RoutingInput | undefined): number | null {
   const { traffic } = routing ?? {}
   return traffic === undefined || traffic === null
     ? null

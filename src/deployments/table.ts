@@ -15,6 +15,8 @@ export interface TableEntry {
   /** By revision, where it is said. */
   transports: Map<string, Transport>
   revisionIds: Set<string>
+  /** What its revisions stand on, or will. */
+  images: Set<string>
   /** Of the images that its revisions stand on. */
   digests: string[]
 }
@@ -51,6 +53,13 @@ export class DeploymentTable {
       ),
       revisionIds: new Set(body.revisions.map(({ id }) => id)),
       // One that is being deleted holds on to nothing.
+      images: new Set(
+        body.state === 'deleting'
+          ? []
+          : body.revisions.flatMap(({ image, source }) =>
+              [image, source].filter((reference) => reference !== undefined),
+            ),
+      ),
       digests:
         body.state === 'deleting'
           ? []

@@ -138,9 +138,10 @@ class TestImages {
     return { reference: own, digest, ports: [] as number[] }
   }
 
-  async remove(_workspace: string, type: string, name: string, tag: string): Promise<void> {
-    this.removed.push(`${type}/${name}:${tag}`)
-    this.digests.delete(`${type}/${name}:${tag}`)
+  async release(_workspace: string, reference: string): Promise<boolean> {
+    this.removed.push(reference)
+    this.digests.delete(reference)
+    return true
   }
 }
 

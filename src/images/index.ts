@@ -59,6 +59,8 @@ export interface ResolvedImage extends Disposable {
   /** That its own program listens on: a sandbox is not used before. */
   programPort?: number
   ports: { name?: string; target: number; protocol?: string }[]
+  /** An instance of it begins with the files of this snapshot, as the runtime calls it. */
+  snapshotId?: string
 }
 
 export interface ImagesOptions {

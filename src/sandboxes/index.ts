@@ -54,13 +54,17 @@ export {
 } from './schedules.ts'
 export { sandboxInputSchema, sandboxSchema } from './schema.ts'
 export {
+  type ForkAnswer,
+  type ForkInput,
   forkAnswerSchema,
   forkInputSchema,
   restoreAnswerSchema,
   type SnapshotBody,
   Snapshots,
+  type StoredSnapshot,
   sandboxSnapshotInputSchema,
   snapshotInputSchema,
+  snapshotReference,
   snapshotSchema,
 } from './snapshots.ts'
 

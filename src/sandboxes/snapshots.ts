@@ -1,4 +1,5 @@
 import { PlatformError } from '../errors.ts'
+import type { ResolvedImage } from '../images/index.ts'
 import type { Instances } from '../instances/index.ts'
 import { Background } from '../lib/background.ts'
 import type { Clock } from '../lib/clock.ts'
@@ -11,6 +12,7 @@ import type { Sandboxes } from './index.ts'
 import { isReplaceable } from './record.ts'
 import { SnapshotFiles } from './snapshots/files.ts'
 import { forkOf } from './snapshots/forks.ts'
+import { imageOf, nothingRan, programOf, snapshotOfReference } from './snapshots/images.ts'
 import {
   machineSpec,
   type SnapshotBody,
@@ -25,8 +27,11 @@ import { SnapshotRecords } from './snapshots/records.ts'
 import { type ForkAnswer, type ForkInput, type SnapshotView, snapshotView } from './snapshots/schema.ts'
 import { SnapshotTaking, type Wanted } from './snapshots/taking.ts'
 
-export type { SnapshotBody } from './snapshots/record.ts'
+export { snapshotReference } from './snapshots/images.ts'
+export type { SnapshotBody, StoredSnapshot } from './snapshots/record.ts'
 export {
+  type ForkAnswer,
+  type ForkInput,
   forkAnswerSchema,
   forkInputSchema,
   restoreAnswerSchema,
@@ -47,6 +52,8 @@ export interface SnapshotsOptions {
   log: Logger
   /** Where snapshots are whose sandboxes named no region; absent: not told. */
   region?: string
+  /** Which deployment stands on a snapshot, as people call it; null: none does. */
+  userOf?: (workspace: string, snapshotId: string) => string | null
 }
 
 /**
@@ -66,6 +73,7 @@ export class Snapshots {
   readonly #secrets: Pick<SecretBox, 'seal' | 'open'>
   readonly #region: string | undefined
   readonly #background: Background
+  readonly #userOf: NonNullable<SnapshotsOptions['userOf']>
   /** Those that go with a sandbox, once its removal is written; by its workspace and name. */
   readonly #leaving = new Map<string, string[]>()
 
@@ -84,6 +92,7 @@ export class Snapshots {
     this.#secrets = secrets
     this.#region = options.region
     this.#background = background
+    this.#userOf = options.userOf ?? (() => null)
     sandboxes.addDependent({
       removal: (workspace, _, uid) => this.#removalOfImplicit(workspace, uid),
       removed: (workspace, sandbox) => this.#removedWith(workspace, sandbox),
@@ -155,9 +164,19 @@ export class Snapshots {
     return snapshotView(snapshot, { deleted, region: this.#region })
   }
 
-  /** Removes a snapshot; its files once nothing is being made of them any more. Idempotent. */
+  /**
+   * Removes a snapshot; its files once nothing is being made of them any more. Idempotent.
+   * @throws conflict while a deployment stands on it
+   */
   async remove(snapshot: StoredSnapshot): Promise<void> {
     this.#background.refuseWhenClosing()
+    const user = this.#userOf(snapshot.workspace, snapshot.body.id)
+    if (user !== null) {
+      throw new PlatformError(
+        'conflict',
+        `the snapshot ${shown(snapshot)} is used by ${user}: delete that first`,
+      )
+    }
     await this.#taking.over(snapshot.body.id)
     await this.#records.remove(snapshot)
     this.#files.removeSoon(snapshot.body.id)
@@ -230,6 +249,46 @@ export class Snapshots {
     }
   }
 
+  /**
+   * A snapshot that a deployment is to stand on: one that is named, or taken of the sandbox as it is. It stays while
+   * `userOf` knows of somebody. @throws as `create`, bad_request when nothing ran in it
+   */
+  async forDeployment(
+    workspace: string,
+    from: { sandboxName: string; snapshotId: string | null } | StoredSnapshot,
+    wanted: { taker: string; actor: string },
+  ): Promise<{ snapshot: StoredSnapshot; env: Record<string, string> }> {
+    const taking = 'sandboxName' in from && from.snapshotId === null
+    const asked = taking
+      ? await this.create(workspace, from.sandboxName, wanted)
+      : 'sandboxName' in from
+        ? await this.get(workspace, from.snapshotId ?? '', from.sandboxName)
+        : from
+    const snapshot = await this.#ready(asked)
+    const secrets = this.#secretsOf(snapshot)
+    if (programOf(snapshot.body.machine.program ?? [], secrets.starts) === null) {
+      if (taking) await this.remove(snapshot)
+      throw nothingRan(snapshot.body.source.name)
+    }
+    return { snapshot, env: secrets.env }
+  }
+
+  /** What a reference to a snapshot stands for; null for a reference to an image. @throws not_found, conflict */
+  async image(workspace: string, reference: string): Promise<ResolvedImage | null> {
+    const id = snapshotOfReference(reference)
+    if (id === null) return null
+    const snapshot = await this.#ready(await this.#records.require(workspace, id))
+    return imageOf(snapshot, this.#secretsOf(snapshot), this.#files.hold(id))
+  }
+
+  /** Nobody stands on it any more: it goes if it was taken for that alone. Idempotent. @throws conflict */
+  async letGo(workspace: string, reference: string): Promise<void> {
+    const id = snapshotOfReference(reference)
+    if (id === null) return
+    const found = await this.#records.require(workspace, id).catch(() => null)
+    if (found?.body.taker !== undefined) await this.remove(found)
+  }
+
   /** @throws conflict */
   async #ready(snapshot: StoredSnapshot): Promise<StoredSnapshot> {
     const { id } = snapshot.body
@@ -254,12 +313,14 @@ export class Snapshots {
   async #prune({ workspace, body }: StoredSnapshot): Promise<void> {
     const all = await this.#records.ofSandbox(workspace, body.source.uid)
     const implicit = all.filter((other) => other.body.implicit && other.body.status !== 'pending')
-    for (const old of implicit.slice(implicitSnapshotsMax)) await this.remove(old)
+    for (const old of implicit.slice(implicitSnapshotsMax)) {
+      if (this.#userOf(workspace, old.body.id) === null) await this.remove(old)
+    }
   }
 
   async #removalOfImplicit(workspace: string, uid: string): Promise<BatchStep[]> {
     const all = await this.#records.ofSandbox(workspace, uid)
-    const going = all.filter(({ body }) => body.implicit)
+    const going = all.filter(({ body }) => body.implicit && this.#userOf(workspace, body.id) === null)
     for (const { body } of going) {
       const key = `${workspace}/${body.source.name}`
       this.#leaving.set(key, [...(this.#leaving.get(key) ?? []), body.id])

@@ -376,6 +376,7 @@ function specOf(run: RevisionRun, image: ResolvedImage, region: string | undefin
     workingDir: image.workingDir,
     program: [...image.entrypoint, ...image.command],
     ...(rootUsers.has(image.user) ? {} : { user: image.user }),
+    ...(image.snapshotId === undefined ? {} : { snapshotId: image.snapshotId }),
     ephemeral: true,
     withoutApi: true,
   }

@@ -1,5 +1,8 @@
 import { z } from 'zod'
+import type { ApplicationForks } from '../../deployments/index.ts'
+import { PlatformError } from '../../errors.ts'
 import {
+  type ForkInput,
   forkAnswerSchema,
   forkInputSchema,
   restoreAnswerSchema,
@@ -11,7 +14,7 @@ import {
 } from '../../sandboxes/index.ts'
 import type { Resource } from '../../spec/store.ts'
 import { listAnswer, listQuery, listSchema } from '../list.ts'
-import { type Route, route } from '../route.ts'
+import { type Route, type RouteContext, route } from '../route.ts'
 import { actorOf } from './sandboxes.ts'
 
 const tag = 'snapshots'
@@ -21,11 +24,12 @@ const noContent = () => new Response(null, { status: 204 })
  * Files of sandboxes as they were at one moment, and what is made of them. Wherever a snapshot is named in a path, its
  * name will do as well as its id.
  */
-export function snapshotRoutes(snapshots: Snapshots): Route[] {
-  return [...ofSandboxes(snapshots), ...ofWorkspaces(snapshots)]
+export function snapshotRoutes(options: { snapshots: Snapshots; applications: ApplicationForks }): Route[] {
+  const { snapshots, applications } = options
+  return [...ofSandboxes(snapshots, applications), ...ofWorkspaces(snapshots, applications)]
 }
 
-function ofSandboxes(snapshots: Snapshots): Route[] {
+function ofSandboxes(snapshots: Snapshots, applications: ApplicationForks): Route[] {
   const shared = { errors: 'control', tag } as const
   return [
     route({
@@ -88,18 +92,28 @@ function ofSandboxes(snapshots: Snapshots): Route[] {
       path: '/v0/sandboxes/{sandboxName}/fork',
       access: 'workload',
       summary:
-        'Make a new sandbox from one as it is, or from a snapshot of it: with its files, image, memory, storage, environment, ports and network rules. Memory is not carried over: commands that ran are started anew',
+        'Make a new sandbox from one as it is, or from a snapshot of it: with its files, image, memory, storage, environment, ports and network rules. Memory is not carried over: commands that ran are started anew. targetType application makes one, or a revision of it, whose program they are',
       body: forkInputSchema,
       answer: forkAnswerSchema,
       handle: (context) => {
-        const { workspace, params, body } = context
-        return snapshots.forkSandbox(workspace, params.sandboxName, body, { actor: actorOf(context) })
+        const { workspace, params, body, origin } = context
+        const actor = actorOf(context)
+        if (isForApplication(context))
+          return applications.fork(workspace, params.sandboxName, body, { actor, origin })
+        return snapshots.forkSandbox(workspace, params.sandboxName, body, { actor })
       },
     }),
   ]
 }
 
-function ofWorkspaces(snapshots: Snapshots): Route[] {
+/** What is deployed is for people to decide. @throws forbidden */
+function isForApplication({ body, principal }: RouteContext<unknown, unknown, ForkInput>): boolean {
+  if ((body.targetType || body.type) !== 'application') return false
+  if (principal?.kind !== 'workload') return true
+  throw new PlatformError('forbidden', 'Workloads may not deploy applications')
+}
+
+function ofWorkspaces(snapshots: Snapshots, applications: ApplicationForks): Route[] {
   const shared = { errors: 'control', tag } as const
   return [
     route({
@@ -165,13 +179,16 @@ function ofWorkspaces(snapshots: Snapshots): Route[] {
       path: '/v0/snapshots/{snapshotName}/fork',
       access: 'workload',
       summary:
-        'Make a new sandbox from a snapshot, also of a sandbox that is gone. Commands that ran then are started anew',
+        'Make a new sandbox from a snapshot, also of a sandbox that is gone, or with targetType application one of those. Commands that ran then are started anew',
       body: forkInputSchema,
       answer: forkAnswerSchema,
       handle: async (context) => {
-        const { workspace, params, body } = context
+        const { workspace, params, body, origin } = context
+        const actor = actorOf(context)
         const snapshot = await snapshots.get(workspace, params.snapshotName)
-        return await snapshots.fork(snapshot, body, { actor: actorOf(context) })
+        return isForApplication(context)
+          ? await applications.fork(workspace, snapshot, body, { actor, origin })
+          : await snapshots.fork(snapshot, body, { actor })
       },
     }),
   ]

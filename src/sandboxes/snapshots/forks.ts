@@ -7,14 +7,8 @@ import type { ForkInput } from './schema.ts'
 /** What a fork is to be: its name, and what it gets on top of what the snapshot gives. @throws bad_request */
 export function forkOf(input: ForkInput): { name: string; more: (draft: SandboxDraft) => SandboxDraft } {
   const type = input.targetType || input.type || 'sandbox'
-  if (type === 'application') {
-    throw new PlatformError(
-      'not_implemented',
-      'targetType "application": there are no applications on this platform yet; fork into a sandbox',
-    )
-  }
   if (type !== 'sandbox') {
-    throw bad(`targetType: ${JSON.stringify(type.slice(0, 80))} is not "sandbox"`)
+    throw bad(`targetType: ${JSON.stringify(type.slice(0, 80))} is not "sandbox" or "application"`)
   }
   const name = input.targetName || input.target_name
   if (!name) throw bad('targetName is missing: how the new sandbox is to be called')

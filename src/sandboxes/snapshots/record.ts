@@ -26,6 +26,8 @@ export interface SnapshotBody {
   reason?: string
   /** Taken for a fork that asked for none: only the newest of a sandbox are kept, and go with it. */
   implicit?: true
+  /** Taken for a deployment that stands on it, and goes when that is done with it. */
+  taker?: string
   /** What a sandbox that is made from it gets of the one that it was taken of. */
   spec: SandboxSpec
   /** What the files stand on, and the image's program and user. */

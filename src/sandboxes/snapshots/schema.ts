@@ -37,6 +37,8 @@ export const forkInputSchema = z.looseObject({
   type: z.string().nullish(),
   snapshotId: z.string().nullish(),
   port: z.number().int().nullish(),
+  /** Of applications. */
+  memory: z.number().int().nullish(),
   envs: z.array(envSchema).nullish(),
   traffic: z.number().nullish(),
   customDomain: z.string().nullish(),
@@ -45,7 +47,7 @@ export const forkInputSchema = z.looseObject({
 export type ForkInput = z.output<typeof forkInputSchema>
 
 export const forkAnswerSchema = z.object({
-  type: z.literal('sandbox'),
+  type: z.enum(['sandbox', 'application']),
   name: z.string(),
   snapshotId: z.string(),
 })

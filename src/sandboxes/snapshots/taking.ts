@@ -35,6 +35,8 @@ export interface Wanted {
   actor: string
   /** For a fork that asked for none. */
   implicit?: true
+  /** For a deployment, which is named so. */
+  taker?: string
 }
 
 /** A snapshot on its way, and what was told of it. */
@@ -188,11 +190,12 @@ export class SnapshotTaking {
     const { image, workingDir, user, program, programPort } = machine
     const body: SnapshotBody = {
       id,
-      name: wanted.name ?? `${wanted.implicit ? 'fork' : 'snapshot'}-${randomText(10)}`,
+      name: wanted.name ?? `${wanted.implicit || wanted.taker ? 'fork' : 'snapshot'}-${randomText(10)}`,
       source: { name: sandbox.name, uid: sandbox.body.uid, instanceId },
       createdBy: wanted.actor,
       status: 'pending',
       ...(wanted.implicit ? { implicit: true } : {}),
+      ...(wanted.taker === undefined ? {} : { taker: wanted.taker }),
       spec: inheritedSpec(sandbox.body.spec),
       machine: { image, workingDir, ...defined({ user, program, programPort }) },
       sealed: this.#secrets.seal(JSON.stringify(secrets), secretsPurpose(id)),

@@ -1,0 +1,80 @@
+import { PlatformError } from '../errors.ts'
+import { badRequest, checkName } from '../lib/checks.ts'
+import {
+  type ForkAnswer,
+  type ForkInput,
+  type Snapshots,
+  type StoredSnapshot,
+  snapshotReference,
+} from '../sandboxes/index.ts'
+import type { Deployments } from './index.ts'
+
+/** Sandboxes that become applications: a revision with the files of one, and as its program what ran there. */
+export class ApplicationForks {
+  readonly #deployments: Deployments
+  readonly #snapshots: Pick<Snapshots, 'forDeployment' | 'letGo'>
+
+  constructor(options: {
+    deployments: Deployments
+    snapshots: Pick<Snapshots, 'forDeployment' | 'letGo'>
+  }) {
+    this.#deployments = options.deployments
+    this.#snapshots = options.snapshots
+  }
+
+  /**
+   * A new application, or a revision of one that is there, from a sandbox by its name or from a snapshot. @throws not_found, bad_request, conflict, and what taking a
+   * snapshot throws: then nothing is left
+   */
+  async fork(
+    workspace: string,
+    from: string | StoredSnapshot,
+    input: ForkInput,
+    { actor, origin }: { actor: string; origin: string },
+  ): Promise<ForkAnswer> {
+    const given = input.targetName || input.target_name
+    if (!given) throw badRequest('targetName is missing: how the application is to be called')
+    const name = checkName(given)
+    for (const field of ['customDomain', 'prefix'] as const) {
+      if (input[field])
+        throw new PlatformError(
+          'not_implemented',
+          `${field}: there are no custom domains of applications on this platform yet; leave it out`,
+        )
+    }
+    const existing = await this.#deployments.find(workspace, 'application', name)
+    const { snapshot, env } = await this.#snapshots.forDeployment(
+      workspace,
+      typeof from === 'string' ? { sandboxName: from, snapshotId: input.snapshotId || null } : from,
+      { taker: `application/${name}`, actor },
+    )
+    const { spec, id } = snapshot.body
+    const envs = spec.envs.map((entry) => ({ ...entry, value: env[entry.name] ?? '' }))
+    const asked = {
+      workspace,
+      kind: 'application' as const,
+      name,
+      input: {
+        spec: {
+          image: spec.image,
+          memory: input.memory ?? spec.memoryMb,
+          port: input.port ?? spec.ports?.[0]?.target ?? null,
+          envs: [...envs, ...(input.envs ?? [])],
+          ...(typeof input.traffic === 'number' ? { revision: { traffic: input.traffic } } : {}),
+        },
+      },
+      snapshotId: id,
+      actor,
+      upload: false,
+      origin,
+    }
+    try {
+      await (existing ? this.#deployments.update(asked) : this.#deployments.create(asked))
+    } catch (error) {
+      if (typeof from === 'string' && !input.snapshotId)
+        await this.#snapshots.letGo(workspace, snapshotReference(id))
+      throw error
+    }
+    return { type: 'application', name, snapshotId: id }
+  }
+}
