@@ -185,7 +185,7 @@ describe('deploy', () => {
     expect(stderr).toContain(
       'agent my-agent was not deployed: install failed (npm ci):\nnpm error 404 no-such-package',
     )
-    expect(stderr).toContain('try:   hutch logs agent my-agent')
+    expect(stderr).toContain('try:   hutch logs agent my-agent --build')
     const json = await run(['deploy', '--json'], folder)
     expect(json.code).toBe(1)
     expect(JSON.parse(json.stdout)).toMatchObject({

@@ -136,9 +136,10 @@ async function deployOne(flags: DeployInput, deployment: Deployment, quiet: bool
     if (outcome.status !== 'DEPLOYED' && outcome.status !== 'BUILT') {
       progress.fail()
       const why = outcome.message ?? `its status is ${outcome.status}`
+      const build = outcome.during === 'BUILDING' ? ' --build' : ''
       throw new CommandError(
         `${title} was not deployed: ${why}`,
-        sameTarget(`hutch logs ${type} ${name}`, flags),
+        sameTarget(`hutch logs ${type} ${name}${build}`, flags),
       )
     }
     progress.done(`${title} is deployed`)
@@ -158,7 +159,7 @@ async function send(
   progress.start(`Packing ${name}`)
   return await packed(content, async (archive) => {
     progress.done(`Packed ${archive.files.length} files, ${bytes(archive.bytes)}`)
-    progress.start(`Sending ${bytes(archive.bytes)}`)
+    progress.start(`Sending ${bytes(archive.bytes)}`, `Sent ${bytes(archive.bytes)}`)
     let applied = await applyManifest(client, manifest, { upload: true })
     interruption.begun = true
     if (applied.uploadUrl === null) throw new CommandError('the platform named no address for the archive')

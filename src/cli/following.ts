@@ -22,15 +22,17 @@ export interface Followed {
 
 export interface Outcome {
   status: string
+  /** The status before; '' when none was seen. */
+  during: string
   /** Of what failed: the step, and the last lines. */
   message: string | null
   resource: Resource
 }
 
-const working: Record<string, (title: string) => string> = {
-  UPLOADING: (title) => `Waiting for the archive of ${title}`,
-  BUILDING: (title) => `Building ${title}`,
-  DEPLOYING: (title) => `Starting ${title}`,
+const working: Record<string, (title: string) => [now: string, past: string]> = {
+  UPLOADING: (title) => [`Waiting for the code of ${title}`, `The code of ${title} is there`],
+  BUILDING: (title) => [`Building ${title}`, `Built ${title}`],
+  DEPLOYING: (title) => [`Starting ${title}`, `Started ${title}`],
 }
 const over = new Set(['DEPLOYED', 'BUILT', 'FAILED', 'DEACTIVATED', 'DEACTIVATING', 'DELETING', 'TERMINATED'])
 
@@ -57,12 +59,12 @@ export async function follow(
         const { status, message } = stateOf(resource, followed.revision)
         if (over.has(status)) {
           await log.finish()
-          return { status, message: status === 'FAILED' ? message : null, resource }
+          return { status, during: shown, message: status === 'FAILED' ? message : null, resource }
         }
         const step = working[status]?.(followed.title)
-        if (step !== undefined && step !== shown) {
-          progress.start(step)
-          shown = step
+        if (step !== undefined && status !== shown) {
+          progress.start(...step)
+          shown = status
         }
       }
       if (performance.now() > deadline)
@@ -77,10 +79,14 @@ export async function follow(
 /** Of its revision what the events say, in true time; else of the resource. */
 function stateOf(resource: Resource, revision: string | null): { status: string; message: string | null } {
   const events = resource.events ?? []
-  const own = revision === null ? events : events.filter((event) => event.revision === revision)
+  const isOwn = (event: ResourceEvent) => event.revision === revision && event.type !== 'traffic'
+  const own = revision === null ? events : events.filter(isOwn)
   const last = newest(own)
   const image = (resource.metadata as { status?: string; events?: ResourceEvent[] } | undefined) ?? {}
-  if (revision !== null) return { status: last?.status ?? 'UPLOADING', message: last?.message ?? null }
+  // Nothing of what is deactivated is brought up.
+  const rests = resource.status === 'DEACTIVATED' || resource.status === 'DELETING'
+  if (revision !== null && !rests)
+    return { status: last?.status ?? 'UPLOADING', message: last?.message ?? null }
   const status = resource.status ?? image.status ?? 'UPLOADING'
   return { status, message: (last ?? newest(image.events ?? []))?.message ?? null }
 }

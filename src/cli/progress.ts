@@ -9,6 +9,7 @@ const frameMs = 80
  */
 export class Progress implements Disposable {
   private step = ''
+  private past = ''
   private startedAt = 0
   private frame = 0
   private readonly timer: Timer | null
@@ -21,22 +22,18 @@ export class Progress implements Disposable {
     this.timer?.unref()
   }
 
-  /** Begins a step; the one before is done. */
-  start(step: string): void {
+  /** Begins a step; the one before is done. `past`: how it is told of once it is done. */
+  start(step: string, past = step): void {
     this.done()
     this.step = step
+    this.past = past
     this.startedAt = performance.now()
     if (this.live) this.draw()
     else if (!this.quiet) note(`${step} ...`)
   }
 
-  /** Says more of the step that goes on, where it can be seen. */
-  update(step: string): void {
-    this.step = step
-  }
-
   /** The step is done; `result` says more of it. */
-  done(result = this.step): void {
+  done(result = this.past): void {
     if (this.step === '') return
     const took = seconds(performance.now() - this.startedAt)
     this.erase()

@@ -95,7 +95,7 @@ async function send(
   progress.start(`Packing ${request.name}`)
   return await packed(content, async (archive) => {
     progress.done(`Packed ${archive.files.length} files, ${bytes(archive.bytes)}`)
-    progress.start(`Sending ${bytes(archive.bytes)}`)
+    progress.start(`Sending ${bytes(archive.bytes)}`, `Sent ${bytes(archive.bytes)}`)
     const ask = async () => (await client.resources.create('/images', request, { upload: true })).uploadUrl
     const address = await ask()
     interruption.begun = true
