@@ -3,7 +3,7 @@ import { clientFor, openSandbox, withHints } from './client.ts'
 import { CommandError, command, connectionFlags, sameTarget, type Target, UsageError } from './command.ts'
 import { imageReference } from './image-references.ts'
 import { catalogues, type Kind, kindNamed, kinds, unknownKind } from './kinds.ts'
-import { note, paint, print, printJson } from './output.ts'
+import { age, note, paint, print, printJson } from './output.ts'
 import { processTable } from './processes.ts'
 import { describe, type Format, formatOf, outputFlag, printResources } from './resource-output.ts'
 import { spelled } from './shell.ts'
@@ -29,6 +29,7 @@ export const get = command({
     'in the singular and short (sbx, img, pv) too. What belongs to another is reached by it:',
     '  hutch get sandbox NAME process|previews|snapshots|schedules',
     '  hutch get sandbox NAME preview PREVIEW tokens',
+    '  hutch get agent|function|application NAME revisions',
   ],
   async run({ flags, positionals }) {
     const target = targetOf(positionals)
@@ -90,8 +91,23 @@ function targetOf(words: string[]): Looked {
   return inside(kind, name, within, more)
 }
 
-const nested: Record<string, Pick<Kind, 'kind' | 'plural' | 'columns'>> = {
-  snapshots: { ...byPlural('snapshots') },
+type Listed = Pick<Kind, 'kind' | 'plural' | 'columns'>
+
+const revisions: Listed = {
+  kind: 'Revision',
+  plural: 'revisions',
+  columns: [
+    ['REVISION', (resource) => String(resource.id)],
+    ['STATUS', (resource) => String(resource.status ?? '-')],
+    ['TRAFFIC', (resource) => (resource.trafficPercent === undefined ? '-' : `${resource.trafficPercent}%`)],
+    ['IMAGE', (resource) => String(resource.image ?? '-')],
+    ['AGE', (resource) => age(resource.createdAt as string | undefined)],
+    ['BY', (resource) => String(resource.createdBy ?? '-')],
+  ],
+}
+
+const nested: Record<string, Listed> = {
+  snapshots: byPlural('snapshots'),
   schedules: {
     kind: 'Schedule',
     plural: 'schedules',
@@ -120,7 +136,13 @@ function inside(kind: Kind, name: string, within: string, more: string[]): Looke
     const collection = `${kind.collection([])}/${encodeURIComponent(name)}/${within}`
     return { kind: listed, collection, name: more[0] ?? null }
   }
-  throw new UsageError(`a ${kind.singular} has no ${JSON.stringify(within)} to get`)
+  if (kind.revisions && ['revisions', 'revision'].includes(within) && more.length === 0)
+    return {
+      kind: revisions,
+      collection: `${kind.collection([])}/${encodeURIComponent(name)}/revisions`,
+      name: null,
+    }
+  throw new UsageError(`${kind.singular} ${name} has no ${JSON.stringify(within)} to get`)
 }
 
 function byPlural(plural: string): Kind {

@@ -21,6 +21,8 @@ export interface Kind {
   apply: 'create' | 'replace' | 'only-create' | null
   /** Whether its programs write logs, and requests can be made to it. */
   runs?: boolean
+  /** Whether it has revisions. */
+  revisions?: boolean
 }
 
 const name: Column = ['NAME', (resource) => text(resource.metadata?.name)]
@@ -136,6 +138,7 @@ function deployment(kind: string, singular: string, aliases: string[], apply: 'c
     ],
     apply,
     runs: true,
+    revisions: true,
   }
 }
 

@@ -97,6 +97,20 @@ test('what belongs to a sandbox is reached by it', async () => {
   ])
 })
 
+test('revisions of a deployment are a table of who gets which traffic', async () => {
+  const revision = { status: 'DEPLOYED', createdBy: 'me', createdAt: '2030-01-01T00:00:00Z' }
+  platform.answer = ({ path }) =>
+    path.startsWith('/v0/agents/hello/revisions')
+      ? Response.json([
+          { ...revision, id: 'rev-1', trafficPercent: 90 },
+          { ...revision, id: 'rev-2', trafficPercent: 10 },
+        ])
+      : null
+  const { stdout } = await platform.run(['get', 'agent', 'hello', 'revisions'])
+  expect(stdout).toMatch(/^REVISION {2}STATUS {4}TRAFFIC/)
+  expect(stdout).toMatch(/\nrev-2 {5}DEPLOYED {2}10%/)
+})
+
 test('the newest tag of an image', async () => {
   const tags = ['2030-01-02', '2030-01-03', '2030-01-01'].map((updatedAt, index) => ({
     name: `v${index}`,
@@ -111,7 +125,7 @@ test.each([
   [['get', 'previews'], 2, 'hutch get previews SANDBOX'],
   [['get', 'sandboxes', '-o', 'xml'], 2, 'none of pretty, yaml, json, table'],
   [['get', 'sandbox', 'nobody'], 1, 'hutch get sandboxes'],
-  [['get', 'sandbox', 'box', 'nothing'], 2, 'a sandbox has no "nothing" to get'],
+  [['get', 'sandbox', 'box', 'nothing'], 2, 'sandbox box has no "nothing" to get'],
   [['delete', 'sandbox'], 2, 'hutch delete sandbox NAME...'],
   [['delete', 'preview', 'box'], 2, 'hutch delete preview SANDBOX NAME...'],
   [['delete'], 2, 'or -f FILE'],
