@@ -62,6 +62,10 @@ const commands: Record<string, Entry> = {
     summary: 'print what commands authenticate with',
     load: async () => (await import('./cli/token.ts')).token,
   },
+  traffic: {
+    summary: 'lead requests to a revision, such as an earlier one',
+    load: async () => (await import('./cli/traffic.ts')).traffic,
+  },
   fork: {
     summary: 'make a sandbox or an application of a sandbox',
     load: async () => (await import('./cli/fork.ts')).fork,

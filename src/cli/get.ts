@@ -100,7 +100,6 @@ const revisions: Listed = {
     ['REVISION', (resource) => String(resource.id)],
     ['STATUS', (resource) => String(resource.status ?? '-')],
     ['TRAFFIC', (resource) => (resource.trafficPercent === undefined ? '-' : `${resource.trafficPercent}%`)],
-    ['IMAGE', (resource) => String(resource.image ?? '-')],
     ['AGE', (resource) => age(resource.createdAt as string | undefined)],
     ['BY', (resource) => String(resource.createdBy ?? '-')],
   ],

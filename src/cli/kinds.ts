@@ -157,6 +157,27 @@ export const catalogues: readonly Pick<Kind, 'kind' | 'plural' | 'aliases' | 'co
     ],
   },
   {
+    kind: 'McpDefinition',
+    plural: 'mcp-hub',
+    aliases: ['mcphub'],
+    collection: () => '/mcp/hub',
+    columns: [
+      ['NAME', (resource) => text(resource.name)],
+      ['DESCRIPTION', (resource) => text(resource.description)],
+    ],
+  },
+  {
+    kind: 'Template',
+    plural: 'templates',
+    aliases: ['template'],
+    collection: () => '/templates',
+    columns: [
+      ['NAME', (resource) => text(resource.name)],
+      ['TOPICS', (resource) => ((resource.topics ?? []) as string[]).join(', ') || '-'],
+      ['DESCRIPTION', (resource) => text(resource.description)],
+    ],
+  },
+  {
     kind: 'Location',
     plural: 'locations',
     aliases: ['location', 'regions'],

@@ -1,4 +1,4 @@
-import { afterAll, beforeEach, expect, test } from 'bun:test'
+import { afterAll, beforeEach, describe, expect, test } from 'bun:test'
 import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
@@ -251,4 +251,61 @@ test('images are shared and taken back, sandboxes forked into applications', asy
   ])
   // The other workspace is where it goes, not where we are.
   expect(platform.seen[0]?.headers.get('x-blaxel-workspace')).toBe('main')
+})
+
+describe('traffic', () => {
+  const revisions = ['rev-1', 'rev-2']
+
+  /** An agent whose requests go where they were last led to, at the second look. */
+  function agentWithRevisions(): void {
+    let routing: { active: string; canary?: string | null; canaryPercent?: number } = { active: 'rev-2' }
+    let looks = 0
+    platform.answer = ({ method, path, body }) => {
+      if (method === 'PUT') {
+        const asked = JSON.parse(body).spec.revision
+        if (asked.active === 'rev-9')
+          return Response.json({ error: 'spec.revision.active: "rev-9" is not there' }, { status: 400 })
+        routing = asked
+        looks = 0
+      }
+      if (path.includes('/revisions')) {
+        const share = routing.canary ? (routing.canaryPercent ?? 0) : 0
+        const now = ++looks < 2 ? -1 : share
+        return Response.json(
+          revisions.map((id) => ({
+            id,
+            trafficPercent: id === routing.active ? 100 - now : id === routing.canary ? now : 0,
+          })),
+        )
+      }
+      return Response.json({
+        metadata: { name: 'hello' },
+        spec: { runtime: { memory: 1 }, revision: routing },
+      })
+    }
+  }
+
+  test.each([
+    [['rev-1'], { active: 'rev-1', canary: null }],
+    [['rev-1', '20%'], { active: 'rev-2', canary: 'rev-1', canaryPercent: 20 }],
+    [['rev-1', '0'], { active: 'rev-2', canary: null }],
+  ])('%j is asked for, with all else as it was, and waited for', async (words, revision) => {
+    agentWithRevisions()
+    const { code, stdout } = await platform.run(['traffic', 'agent', 'hello', ...words])
+    expect([code, stdout]).toEqual([0, expect.stringContaining('of the requests to hello go to rev-1')])
+    const put = platform.seen.find(({ method }) => method === 'PUT')
+    expect(JSON.parse(put?.body ?? '')).toEqual({
+      metadata: { name: 'hello' },
+      spec: { runtime: { memory: 1 }, revision },
+    })
+  })
+
+  test('a revision that is not there is answered with where they are listed', async () => {
+    agentWithRevisions()
+    const { code, stderr } = await platform.run(['traffic', 'agent', 'hello', 'rev-9'])
+    expect([code, stderr]).toEqual([1, expect.stringContaining('REVISION: "rev-9" is not there')])
+    expect(stderr).toContain('hutch get agent hello revisions')
+    const wrong = await platform.run(['traffic', 'agent', 'hello', 'rev-1', 'much'])
+    expect([wrong.code, wrong.stderr]).toEqual([2, expect.stringContaining('no whole number')])
+  })
 })

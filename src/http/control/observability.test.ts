@@ -81,8 +81,20 @@ test('a client gets what was said up to the second it asks in', async () => {
   expect(body).toEqual({
     talker: {
       logs: [
-        { timestamp: '2030-01-01T12:00:00.400001Z', message: 'ouch', severity: 17, trace_id: '' },
-        { timestamp: '2030-01-01T12:00:00.400000Z', message: 'hello', severity: 9, trace_id: '' },
+        {
+          timestamp: '2030-01-01T12:00:00.400001Z',
+          message: 'ouch',
+          severity: 17,
+          trace_id: '',
+          stream: 'stderr',
+        },
+        {
+          timestamp: '2030-01-01T12:00:00.400000Z',
+          message: 'hello',
+          severity: 9,
+          trace_id: '',
+          stream: 'stdout',
+        },
       ],
       totalCount: 2,
     },

@@ -31,6 +31,10 @@ const logLine = z.object({
   message: z.string(),
   severity: z.number(),
   trace_id: z.string(),
+  /** build, stdout, stderr or platform. */
+  stream: z.string(),
+  revision: z.string().optional(),
+  instance: z.string().optional(),
 })
 
 interface LogSources {
@@ -262,21 +266,21 @@ function kindOf(text: string): LogKind {
   )
 }
 
-function lineView({ atUs, message, severity }: LogLine) {
-  return { timestamp: timestampOf(atUs), message, severity: severityNumbers[severity], trace_id: '' }
+function lineView({ atUs, message, severity, stream, revision, instance }: LogLine) {
+  return {
+    timestamp: timestampOf(atUs),
+    message,
+    severity: severityNumbers[severity],
+    trace_id: '',
+    stream,
+    ...(revision === '' ? {} : { revision }),
+    ...(instance === '' ? {} : { instance }),
+  }
 }
 
 async function* recordsOf(lines: AsyncIterable<LogLine>, events: boolean): AsyncGenerator<string> {
   for await (const line of lines) {
-    const { stream, severity, revision, instance } = line
-    const record = JSON.stringify({
-      type: 'line',
-      ...lineView(line),
-      level: severity,
-      stream,
-      ...(revision === '' ? {} : { revision }),
-      ...(instance === '' ? {} : { instance }),
-    })
+    const record = JSON.stringify({ type: 'line', ...lineView(line), level: line.severity })
     yield events ? `data: ${record}\n\n` : `${record}\n`
   }
 }

@@ -1,0 +1,255 @@
+import { crc32, deflateRawSync } from 'node:zlib'
+
+/**
+ * The requests that the cloud's own command line makes, one after the other, with its headers, its waiting and its rules
+ * for what it believes: for where the program itself cannot be had. Written from what is known of its behaviour.
+ */
+export class BlReplay {
+  constructor(
+    private readonly target: { apiUrl: string; runUrl: string; workspace: string; apiKey: string },
+    /** Time as it passes for the platform. */
+    private readonly clock: { now(): number; wait(ms: number): Promise<void> },
+  ) {}
+
+  /** `bl deploy`: replaces, else creates, uploads, and on a terminal polls `status` until it believes it. */
+  async deploy(
+    kind: 'agent' | 'function',
+    name: string,
+    files: Record<string, string>,
+    options: { interactive: boolean; spec?: object },
+  ): Promise<{ statuses: string[]; buildLog: string[] }> {
+    const resource = {
+      apiVersion: 'blaxel.ai/v1alpha1',
+      kind: kind === 'agent' ? 'Agent' : 'Function',
+      metadata: { name, labels: { 'x-blaxel-auto-generated': 'true' } },
+      spec: { runtime: { envs: [], ...(kind === 'function' ? { type: 'mcp' } : {}) }, ...options.spec },
+    }
+    const put = await this.#send('PUT', `/${kind}s/${name}?upload=true`, resource)
+    const accepted =
+      put.status === 404 || put.status === 405
+        ? await this.#send('POST', `/${kind}s?upload=true`, resource)
+        : put
+    const address = accepted.headers.get('X-Blaxel-Upload-Url')
+    await this.#json(accepted)
+    if (address === null) throw new Error('no X-Blaxel-Upload-Url')
+    const archive = zip(files)
+    const upload = await fetch(address, {
+      method: 'PUT',
+      headers: { 'content-type': 'application/zip', 'content-length': String(archive.length) },
+      body: archive,
+    })
+    await upload.body?.cancel()
+    if (upload.status !== 200) throw new Error(`upload failed with status: ${upload.status}`)
+    return options.interactive ? await this.#watch(kind, name) : { statuses: [], buildLog: [] }
+  }
+
+  async get(path: string): Promise<unknown> {
+    return await this.#json(await this.#send('GET', path))
+  }
+
+  async apply(collection: string, resource: { metadata: { name: string } }): Promise<unknown> {
+    const item = `${collection}/${resource.metadata.name}`
+    const put = await this.#send('PUT', item, resource)
+    if (put.status !== 404 && put.status !== 405) return await this.#json(put)
+    await put.body?.cancel()
+    return await this.#json(await this.#send('POST', collection, resource))
+  }
+
+  async delete(path: string): Promise<unknown> {
+    return await this.#json(await this.#send('DELETE', path))
+  }
+
+  /** `bl run`: at the address that the resource names. */
+  async run(kind: 'agent' | 'function', name: string, data: object): Promise<Response> {
+    const { metadata } = (await this.get(`/${kind}s/${name}`)) as { metadata: { url?: string } }
+    const url = metadata.url ?? `${this.target.runUrl}/${this.target.workspace}/${kind}s/${name}`
+    return await fetch(url, {
+      method: 'POST',
+      headers: { ...this.#headers(), 'content-type': 'application/json' },
+      body: JSON.stringify(data),
+    })
+  }
+
+  /** `bl chat`: where it does not look for the address. */
+  async chat(name: string, message: string): Promise<Response> {
+    await this.get(`/agents/${name}`)
+    return await fetch(`${this.target.runUrl}/${this.target.workspace}/agents/${name}/?stream=true`, {
+      method: 'POST',
+      headers: { ...this.#headers(), 'content-type': 'application/json' },
+      body: JSON.stringify({ inputs: message }),
+    })
+  }
+
+  /** `bl logs`: the last hour, newest first; a key that is not there is an error to it. */
+  async logs(kind: string, name: string, query: Record<string, string> = {}): Promise<string[]> {
+    const at = (ms: number) => new Date(ms).toISOString().slice(0, 19)
+    const parameters = new URLSearchParams({
+      start: at(this.clock.now() - 3_600_000),
+      end: at(this.clock.now() + 60_000),
+      resourceType: `${kind}s`,
+      workloadIds: name,
+      type: 'all',
+      traceId: '',
+      limit: '1000',
+      offset: '0',
+      severity: '',
+      search: '',
+      taskId: '',
+      executionId: '',
+      interval: '60',
+      workspace: this.target.workspace,
+      ...query,
+    })
+    const answer = (await this.get(`/observability/logs?${parameters}`)) as Record<
+      string,
+      { logs: { timestamp: string; message: string; severity: number; trace_id: string }[] }
+    >
+    const found = answer[name]
+    if (found === undefined) throw new Error(`no logs of ${name} in the answer`)
+    return found.logs.map(({ message }) => message).reverse()
+  }
+
+  /** `bl connect sandbox`: the credential is in the address alone. */
+  async connect(name: string, typed: string, until: string): Promise<string> {
+    const { metadata } = (await this.get(`/sandboxes/${name}`)) as { metadata: { url: string } }
+    const address = `${metadata.url.replace(/^http/, 'ws')}/terminal/ws?token=${this.target.apiKey}&cols=80&rows=24`
+    const socket = new WebSocket(address)
+    const { promise, resolve, reject } = Promise.withResolvers<string>()
+    let screen = ''
+    socket.addEventListener('open', () => {
+      socket.send(JSON.stringify({ type: 'resize', cols: 100, rows: 30 }))
+      socket.send(JSON.stringify({ type: 'input', data: typed }))
+    })
+    socket.addEventListener('message', ({ data }) => {
+      const frame = JSON.parse(String(data)) as { type: string; data: string }
+      screen += frame.data
+      if (frame.type === 'error') reject(new Error(frame.data))
+      else if (screen.includes(until)) resolve(screen)
+    })
+    socket.addEventListener('close', ({ code, reason }) =>
+      reject(new Error(`closed: ${code} ${reason}\n${screen}`)),
+    )
+    return await promise.finally(() => socket.close())
+  }
+
+  /** What it does while its screen says that it deploys. */
+  async #watch(kind: string, name: string): Promise<{ statuses: string[]; buildLog: string[] }> {
+    await this.clock.wait(1_000)
+    const initial = await this.#status(kind, name)
+    const statuses: string[] = []
+    let sawBuilding = false
+    let sawChange = false
+    let buildLog: string[] = []
+    for (let polls = 0; polls < 300; polls++) {
+      await this.clock.wait(3_000)
+      const status = await this.#status(kind, name)
+      if (status !== initial) sawChange = true
+      if (status === 'BUILDING') buildLog = await this.logs(kind, name, { severity: 'ALL' })
+      // A status is looked at when it is new, and never again.
+      if (status === statuses.at(-1)) continue
+      statuses.push(status)
+      if (status === 'BUILDING') sawBuilding = true
+      if (status === 'DEPLOYED' && sawBuilding) return { statuses, buildLog }
+      if (status === 'FAILED' && (initial !== 'FAILED' || sawChange)) return { statuses, buildLog }
+      if (/^DEACTIVAT|^DELETING/.test(status)) throw new Error(`unexpected status: ${status}`)
+    }
+    throw new Error(`it would wait for an hour, having seen ${statuses.join(', ')}`)
+  }
+
+  async #status(kind: string, name: string): Promise<string> {
+    return ((await this.get(`/${kind}s/${name}`)) as { status?: string }).status ?? 'UNKNOWN'
+  }
+
+  #headers(): Record<string, string> {
+    return {
+      accept: 'application/json',
+      authorization: `Bearer ${this.target.apiKey}`,
+      'blaxel-version': '2026-04-28',
+      'user-agent': 'blaxel/cli/golang/0.1.90 (linux/amd64)',
+      'x-blaxel-workspace': this.target.workspace,
+      'x-stainless-arch': 'x64',
+      'x-stainless-lang': 'go',
+      'x-stainless-os': 'Linux',
+      'x-stainless-package-version': '0.26.0',
+      'x-stainless-retry-count': '0',
+      'x-stainless-runtime': 'go',
+      'x-stainless-runtime-version': 'go1.25.0',
+      'x-stainless-timeout': '60',
+    }
+  }
+
+  async #send(method: string, path: string, body?: object): Promise<Response> {
+    return await fetch(`${this.target.apiUrl}${path}`, {
+      method,
+      headers: { ...this.#headers(), ...(body === undefined ? {} : { 'content-type': 'application/json' }) },
+      ...(body === undefined ? {} : { body: JSON.stringify(body) }),
+    })
+  }
+
+  /** It takes an answer for a success only when that is JSON. */
+  async #json(response: Response): Promise<unknown> {
+    const text = await response.text()
+    const type = response.headers.get('content-type') ?? ''
+    if (!response.ok) throw new Error(`${response.status} ${text}`)
+    if (!type.includes('json')) throw new Error(`expected JSON, got ${type}`)
+    return JSON.parse(text)
+  }
+}
+
+/** As Go writes it: streamed, so that sizes and checksums come after the contents, and folders are entries. */
+function zip(files: Record<string, string>): Uint8Array<ArrayBuffer> {
+  const parts: Buffer[] = []
+  const directory: Buffer[] = []
+  let offset = 0
+  const add = (name: string, content: Buffer, mode: number) => {
+    const isFolder = name.endsWith('/')
+    const compressed = isFolder ? Buffer.alloc(0) : deflateRawSync(content)
+    const flags = isFolder ? 0x800 : 0x808
+    const fields = (sizes: boolean) => {
+      const header = Buffer.alloc(26)
+      header.writeUInt16LE(20, 0)
+      header.writeUInt16LE(flags, 2)
+      header.writeUInt16LE(isFolder ? 0 : 8, 4)
+      header.writeUInt32LE((0x5a21 << 16) | 0x6000, 6)
+      if (sizes) {
+        header.writeUInt32LE(crc32(content), 10)
+        header.writeUInt32LE(compressed.length, 14)
+        header.writeUInt32LE(content.length, 18)
+      }
+      header.writeUInt16LE(Buffer.byteLength(name), 22)
+      return header
+    }
+    const local = Buffer.concat([Buffer.from('PK\x03\x04'), fields(false), Buffer.from(name)])
+    const descriptor = Buffer.alloc(16)
+    descriptor.write('PK\x07\x08', 'latin1')
+    descriptor.writeUInt32LE(crc32(content), 4)
+    descriptor.writeUInt32LE(compressed.length, 8)
+    descriptor.writeUInt32LE(content.length, 12)
+    const written = isFolder ? [local] : [local, compressed, descriptor]
+    const central = Buffer.alloc(14)
+    central.writeUInt32LE((mode << 16) >>> 0, 6)
+    central.writeUInt32LE(offset, 10)
+    directory.push(Buffer.from('PK\x01\x02\x14\x03'), fields(true), central, Buffer.from(name))
+    parts.push(...written)
+    offset += written.reduce((total, part) => total + part.length, 0)
+  }
+  const folders = new Set(
+    Object.keys(files).flatMap((path) =>
+      path
+        .split('/')
+        .slice(0, -1)
+        .map((_, index, all) => `${all.slice(0, index + 1).join('/')}/`),
+    ),
+  )
+  for (const folder of folders) add(folder, Buffer.alloc(0), 0o40755)
+  for (const [path, text] of Object.entries(files)) add(path, Buffer.from(text), 0o100644)
+  const central = Buffer.concat(directory)
+  const end = Buffer.alloc(22)
+  end.write('PK\x05\x06', 'latin1')
+  const count = folders.size + Object.keys(files).length
+  end.writeUInt16LE(count, 8)
+  end.writeUInt16LE(count, 10)
+  end.writeUInt32LE(central.length, 12)
+  end.writeUInt32LE(offset, 16)
+  return new Uint8Array(Buffer.concat([...parts, central, end]))
+}

@@ -1,0 +1,217 @@
+import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
+import { existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { dirname, join } from 'node:path'
+import { HurriedClock } from '../src/lib/test-clock.ts'
+import { createPlatform, type Platform, temporaryDataDir } from '../src/platform.ts'
+import { BlReplay } from './bl-replay.ts'
+import { capture } from './capture.ts'
+import { canIsolate } from './host.ts'
+
+// The cloud's own command line against a platform: the program itself where scripts/install-bl.sh could get it, and a
+// replay of what it asks everywhere.
+
+const root = dirname(import.meta.dir)
+const usable = canIsolate()
+const bl = [process.env.HUTCH_BL, join(root, 'dist/bl/bl')].find(
+  (path) => path !== undefined && existsSync(path),
+)
+
+/** Stands still unless it is told to go on: what is told of for some seconds is told of however slow this machine is. */
+class HeldClock extends HurriedClock {
+  private readonly startedAt = Date.now()
+  private aheadMs = 0
+
+  override now(): number {
+    return this.startedAt + this.aheadMs
+  }
+
+  override advance(ms: number): void {
+    this.aheadMs += ms
+    super.advance(ms)
+  }
+}
+
+/** Of real time, for three seconds of the platform's. */
+const pollMs = 50
+const clock = new HeldClock()
+let platform: Platform
+let url: string
+let directory: string
+
+beforeAll(async () => {
+  if (!usable) return
+  directory = mkdtempSync(join(tmpdir(), 'hutch-bl-'))
+  platform = await createPlatform({ dataDir: temporaryDataDir, port: 0, logLevel: 'error', clock })
+  url = (await platform.listen()).url
+})
+
+afterAll(async () => {
+  if (!usable) return
+  await platform.close()
+  rmSync(directory, { recursive: true, force: true })
+})
+
+const files = {
+  'blaxel.toml': 'type = "agent"\nname = "hello"\n',
+  'package.json': '{"name":"hello","private":true,"scripts":{"start":"node src/index.js"}}',
+  'src/index.js': `
+const { createServer } = require('node:http')
+createServer((request, response) => {
+  let body = ''
+  request.on('data', (chunk) => (body += chunk))
+  request.on('end', () => {
+    console.log('asked for', request.url)
+    response.setHeader('content-type', 'application/json')
+    response.end(JSON.stringify({ said: JSON.parse(body || '{}').inputs ?? null, path: request.url }))
+  })
+}).listen(process.env.PORT, process.env.HOST)
+`,
+}
+
+const replay = () =>
+  new BlReplay(
+    { apiUrl: `${url}/v0`, runUrl: url, ...platform.credentials },
+    {
+      now: () => clock.now(),
+      // What is waited for takes real time too: a build is no faster for a clock that is ahead.
+      async wait(ms) {
+        clock.advance(ms)
+        await Bun.sleep(pollMs)
+      },
+    },
+  )
+
+describe.skipIf(!usable)('a replay of bl', () => {
+  test('deploy on a terminal believes that it is deployed, since it saw it being built', async () => {
+    const { statuses, buildLog } = await replay().deploy('agent', 'hello', files, { interactive: true })
+    expect([statuses[0], statuses.at(-1)]).toEqual(['BUILDING', 'DEPLOYED'])
+    expect(buildLog.length).toBeGreaterThan(0)
+  }, 120_000)
+
+  test('run and chat are answered, and logs say so', async () => {
+    const ran = await replay().run('agent', 'hello', { inputs: 'Hello' })
+    expect([ran.status, await ran.json()]).toEqual([200, { said: 'Hello', path: '/' }])
+    const chatted = await replay().chat('hello', 'Hi')
+    expect(await chatted.json()).toEqual({ said: 'Hi', path: '/?stream=true' })
+    let lines: string[] = []
+    while (!lines.includes('asked for /?stream=true')) lines = await replay().logs('agent', 'hello')
+    expect(lines).toContain('asked for /')
+  }, 60_000)
+
+  test('get lists pages, and shows one with its events', async () => {
+    const list = (await replay().get('/agents?limit=200&cursor=')) as {
+      data: { metadata: object }[]
+      meta: object
+    }
+    expect(list.data.map(({ metadata }) => metadata)).toEqual([expect.objectContaining({ name: 'hello' })])
+    expect(list.meta).toMatchObject({ hasMore: false })
+    expect(await replay().get('/agents/hello')).toMatchObject({
+      status: 'DEPLOYED',
+      events: expect.any(Array),
+    })
+    expect(await replay().get('/agents/hello/revisions')).toEqual([expect.objectContaining({ active: true })])
+    expect(await replay().get('/templates')).toEqual(expect.any(Array))
+  })
+
+  test('a build that fails is told of, also after one that failed before', async () => {
+    const broken = { ...files, 'package.json': '{"scripts":{"build":"exit 7","start":"node src/index.js"}}' }
+    for (let again = 0; again < 2; again++) {
+      const { statuses } = await replay().deploy('agent', 'hello', broken, { interactive: true })
+      expect(statuses).toEqual(['BUILDING', 'FAILED'])
+      expect((await replay().logs('agent', 'hello')).join('\n')).toContain('npm run build')
+    }
+    expect((await replay().run('agent', 'hello', { inputs: 'still' })).status).toBe(200)
+  }, 120_000)
+
+  test('apply changes, connect types into a sandbox, delete takes away', async () => {
+    const applied = await replay().apply('/agents', {
+      metadata: { name: 'hello', labels: { team: 'a' } },
+      spec: { runtime: { memory: 1024 } },
+    } as never)
+    expect(applied).toMatchObject({ metadata: { labels: { team: 'a' } } })
+    await replay().apply('/sandboxes', { metadata: { name: 'box' }, spec: {} } as never)
+    const screen = await replay().connect('box', 'echo $((6 * 7))is\n', '42is')
+    expect(screen).toContain('42is')
+    await replay().delete('/agents/hello')
+    await replay().delete('/sandboxes/box')
+  }, 60_000)
+})
+
+describe.skipIf(!usable || bl === undefined)('bl itself', () => {
+  const env = () => ({
+    PATH: process.env.PATH ?? '',
+    HOME: directory,
+    BL_API_URL: `${url}/v0`,
+    BL_RUN_URL: url,
+    BL_APP_URL: url,
+    BL_WORKSPACE: platform.credentials.workspace,
+    BL_API_KEY: platform.credentials.apiKey,
+    DO_NOT_TRACK: '1',
+    CI: 'true',
+  })
+  const run = (args: string[], cwd = directory) =>
+    capture([bl ?? '', ...args, '--skip-version-warning'], { cwd, env: env() })
+
+  /** Types into it once it shows something, and waits for what it shows then. */
+  async function type(args: string[], typed: string, until: string): Promise<void> {
+    const { promise: shown, resolve: show } = Promise.withResolvers<void>()
+    const { promise: found, resolve: find } = Promise.withResolvers<void>()
+    let screen = ''
+    const child = Bun.spawn([bl ?? '', ...args, '--skip-version-warning'], {
+      cwd: directory,
+      env: { ...env(), CI: '', TERM: 'xterm-256color' },
+      terminal: {
+        cols: 100,
+        rows: 30,
+        data(_, bytes) {
+          screen += new TextDecoder().decode(bytes)
+          show()
+          if (screen.includes(until)) find()
+        },
+      },
+    })
+    await Promise.race([shown, child.exited])
+    child.terminal?.write(typed)
+    await Promise.race([found, child.exited])
+    child.kill()
+    await child.exited
+    expect(screen).toContain(until)
+  }
+
+  test('logs in, deploys, gets, runs, chats, reads logs, connects, applies and deletes', async () => {
+    const folder = join(directory, 'real')
+    for (const [path, text] of Object.entries({
+      ...files,
+      'blaxel.toml': 'type = "agent"\nname = "real"\n',
+    })) {
+      mkdirSync(dirname(join(folder, path)), { recursive: true })
+      writeFileSync(join(folder, path), text)
+    }
+    expect(await run(['login', platform.credentials.workspace])).toMatchObject({ code: 0 })
+    expect(await run(['deploy', '--yes'], folder)).toMatchObject({ code: 0 })
+    for (;;) {
+      const { stdout } = await run(['get', 'agent', 'real', '-o', 'json'])
+      const [{ status }] = JSON.parse(stdout)
+      if (status === 'DEPLOYED') break
+      expect(['UPLOADING', 'BUILDING', 'DEPLOYING']).toContain(status)
+      clock.advance(1_000)
+    }
+    const ran = await run(['run', 'agent', 'real', '--data', '{"inputs":"Hello"}'])
+    expect([ran.code, ran.stdout]).toEqual([0, expect.stringContaining('"said": "Hello"')])
+    expect(await run(['logs', 'agent', 'real'])).toMatchObject({ code: 0 })
+    await type(['chat', 'real'], 'Greetings\r', '"said"')
+    await replay().apply('/sandboxes', { metadata: { name: 'box' }, spec: {} } as never)
+    await type(['connect', 'sandbox', 'box'], 'echo $((6 * 7))is\r', '42is')
+    writeFileSync(
+      join(directory, 'real.yaml'),
+      'apiVersion: blaxel.ai/v1alpha1\nkind: Agent\nmetadata:\n  name: real\n  labels:\n    team: a\nspec:\n  runtime:\n    memory: 1024\n',
+    )
+    expect(await run(['apply', '-f', 'real.yaml'])).toMatchObject({ code: 0 })
+    expect(await run(['delete', 'agent', 'real'])).toMatchObject({ code: 0 })
+  }, 300_000)
+})
+
+if (!usable) console.warn('skipped, since no instance can be made here')
+if (bl === undefined)
+  console.warn('skipped, since bl is not installed: scripts/install-bl.sh gets it where Go can')
