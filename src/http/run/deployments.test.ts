@@ -244,6 +244,35 @@ test('without data for 100 seconds the endpoint closes, and each chunk begins th
   await expect(reader.read()).rejects.toThrow()
 })
 
+test('a client that leaves ends its request, before the answer began as after', async () => {
+  const [asked, left] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()]
+  answer = (request) => {
+    request.signal.addEventListener('abort', () => left.resolve())
+    asked.resolve()
+    return new Promise(() => {})
+  }
+  const leaving = new AbortController()
+  const silent = ask('/main/agents/hello', { signal: leaving.signal })
+  await asked.promise
+  clock.advance(100)
+  leaving.abort()
+  await expect(silent).rejects.toThrow()
+  await left.promise
+
+  const cancelled = Promise.withResolvers<void>()
+  answer = () =>
+    new Response(
+      new ReadableStream<string>({
+        start: (controller) => controller.enqueue('begun'),
+        cancel: () => cancelled.resolve(),
+      }),
+    )
+  const reader = (await ask('/main/agents/hello')).body!.getReader()
+  await reader.read()
+  await reader.cancel()
+  await cancelled.promise
+})
+
 test('a start that takes too long for the endpoint is told of, and what takes 15 minutes in all is cut', async () => {
   const slow = ask('/main/agents/slow')
   await slowly.promise

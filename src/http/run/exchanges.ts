@@ -7,6 +7,11 @@ import type { Logger } from '../../lib/log.ts'
 const silenceMsMax = 100_000
 /** Of a request in all. */
 const exchangeMsMax = 15 * 60_000
+/**
+ * From then on a client that leaves is noticed before the answer begins. To look for that at once would cost a request that
+ * is answered soon more than all else of the gateway.
+ */
+const unwatchedMs = 100
 export const requestBytesMax = 128 * 1024 * 1024
 const responseBytesMax = 1024 * 1024 * 1024
 
@@ -14,6 +19,7 @@ const responseBytesMax = 1024 * 1024 * 1024
 export class Exchanges implements Disposable {
   readonly #silent: Lingering<Exchange>
   readonly #long: Lingering<Exchange>
+  readonly #unwatched: Lingering<Exchange>
 
   constructor({ clock, log }: { clock: Clock; log: Logger }) {
     const after = (afterMs: number, message: string) =>
@@ -23,6 +29,7 @@ export class Exchanges implements Disposable {
         log,
         due: (exchange) => exchange.cut(new PlatformError('gateway_timeout', message)),
       })
+    this.#unwatched = new Lingering({ afterMs: unwatchedMs, clock, log, due: (exchange) => exchange.watch() })
     this.#silent = after(
       silenceMsMax,
       `No data came for ${silenceMsMax / 1000} seconds, after which the synchronous endpoint closes the connection: ` +
@@ -36,13 +43,14 @@ export class Exchanges implements Disposable {
 
   /** One that begins now. `timed`: it may not be silent, or take, too long. */
   begin(request: Request, { timed }: { timed: boolean }): Exchange {
-    const exchange = new Exchange(request, timed ? this.#silent : null, timed ? this.#long : null)
-    return exchange
+    const [silent, long] = timed ? [this.#silent, this.#long] : [null, null]
+    return new Exchange(request, { silent, long, unwatched: this.#unwatched })
   }
 
   [Symbol.dispose](): void {
     this.#silent[Symbol.dispose]()
     this.#long[Symbol.dispose]()
+    this.#unwatched[Symbol.dispose]()
   }
 }
 
@@ -50,19 +58,30 @@ export class Exchanges implements Disposable {
 export class Exchange {
   readonly #silent: Lingering<Exchange> | null
   readonly #long: Lingering<Exchange> | null
+  readonly #unwatched: Lingering<Exchange>
   readonly #cut = new AbortController()
-  readonly #client: AbortSignal
+  readonly #request: Request
+  #client: AbortSignal | null = null
   #connection: { touch(): void } | null = null
   #sentBytes = 0
   #answeredBytes = 0
+  #over = false
 
-  constructor(request: Request, silent: Lingering<Exchange> | null, long: Lingering<Exchange> | null) {
-    this.#silent = silent
-    this.#long = long
-    this.#client = request.signal
-    this.#client.addEventListener('abort', this.#onLeave, { once: true })
-    silent?.add(this)
-    long?.add(this)
+  constructor(
+    request: Request,
+    times: {
+      silent: Lingering<Exchange> | null
+      long: Lingering<Exchange> | null
+      unwatched: Lingering<Exchange>
+    },
+  ) {
+    this.#silent = times.silent
+    this.#long = times.long
+    this.#unwatched = times.unwatched
+    this.#request = request
+    this.#silent?.add(this)
+    this.#long?.add(this)
+    this.#unwatched.add(this)
   }
 
   /** Aborted when the client left, or it is cut. */
@@ -76,7 +95,14 @@ export class Exchange {
     return PlatformError.is(reason) ? reason : null
   }
 
-  readonly #onLeave = () => this.#cut.abort(this.#client.reason)
+  /** It takes its time: a client that left, or leaves, ends it. */
+  watch(): void {
+    this.#client = this.#request.signal
+    if (this.#client.aborted) this.#onLeave()
+    else this.#client.addEventListener('abort', this.#onLeave, { once: true })
+  }
+
+  readonly #onLeave = () => this.#cut.abort(this.#client?.reason)
 
   cut(failure: PlatformError): void {
     this.end()
@@ -90,6 +116,7 @@ export class Exchange {
 
   /** Bytes of the request. @throws body_too_large */
   sent(bytes: number): void {
+    if (this.#over) return
     this.#silent?.add(this)
     this.#sentBytes += bytes
     if (this.#sentBytes <= requestBytesMax) return
@@ -100,6 +127,7 @@ export class Exchange {
 
   /** Bytes of the answer. */
   answered(bytes: number): void {
+    if (this.#over) return
     this.#connection?.touch()
     this.#silent?.add(this)
     this.#answeredBytes += bytes
@@ -114,9 +142,11 @@ export class Exchange {
 
   /** It is over, whatever became of it. Idempotent. */
   end(): void {
+    this.#over = true
     this.#silent?.delete(this)
     this.#long?.delete(this)
-    this.#client.removeEventListener('abort', this.#onLeave)
+    this.#unwatched.delete(this)
+    this.#client?.removeEventListener('abort', this.#onLeave)
   }
 }
 

@@ -1,7 +1,7 @@
 import { PlatformError } from '../../errors.ts'
 import type { PortAddress } from '../../spec/runtime.ts'
 import type { ConsumedCredentials, RouteContext, Socket } from '../route.ts'
-import { collect, counted, onceEnded, untyped } from './bodies.ts'
+import { counted, onceEnded, untyped } from './bodies.ts'
 import type { Exchange } from './exchanges.ts'
 
 /** A request on its way to a port inside an instance, and what the program there must not see or must be told. */
@@ -54,6 +54,8 @@ const forwarded = [
   'x-real-ip',
 ]
 const alwaysConsumed = ['x-blaxel-authorization', 'x-blaxel-preview-token']
+/** Statuses of answers that have none. */
+const bodiless = new Set([101, 204, 205, 304])
 /** Would speak for the whole origin, which many programs share when they are addressed by path. */
 const originWide = [
   'clear-site-data',
@@ -121,20 +123,21 @@ export function fetchPort(
 async function answerOf(upstream: Response, request: Request, options: ProxyOptions): Promise<Response> {
   const headers = answerHeaders(upstream.headers, options)
   const init = { status: upstream.status, statusText: upstream.statusText, headers }
-  const { body } = upstream
   const { exchange } = options
-  if (!body || request.method === 'HEAD') {
-    await body?.cancel().catch(() => {})
-    options.onEnd()
-    return new Response(null, init)
-  }
+  const withoutBody = request.method === 'HEAD' || bodiless.has(upstream.status)
   const length = upstream.headers.get('content-length')
-  if (length !== null && Number(length) <= bufferedBytesMax) {
-    const bytes = await collect(body).catch((error) => {
+  if (!withoutBody && length !== null && Number(length) <= bufferedBytesMax) {
+    const bytes = await upstream.bytes().catch((error) => {
       throw exchange?.failure ?? hungUp(options.port, error)
     })
     options.onEnd()
     return new Response(headers.has('content-type') ? bytes : untyped(bytes), init)
+  }
+  const { body } = upstream
+  if (!body || withoutBody) {
+    await body?.cancel().catch(() => {})
+    options.onEnd()
+    return new Response(null, init)
   }
   const passed = exchange && ((bytes: number) => exchange.answered(bytes))
   return new Response(onceEnded(body, options.onEnd, passed), init)
