@@ -36,6 +36,10 @@ const commands: Record<string, Entry> = {
     summary: 'make a folder with a small project',
     load: async () => (await import('./cli/new.ts')).newProject,
   },
+  serve: {
+    summary: 'run a project on this machine',
+    load: async () => (await import('./cli/serve.ts')).serve,
+  },
   deploy: {
     summary: 'build the code of a folder and serve it',
     load: async () => (await import('./cli/deploy.ts')).deploy,

@@ -51,8 +51,8 @@ describe('a project of TypeScript', () => {
 
   test('without scripts is started from what looks like its entry', () => {
     expect(detectProject(files({ 'package.json': '{}', 'src/server.ts': '' }))).toMatchObject({
-      prod: 'tsx src/server.ts',
-      start: 'tsx src/server.ts',
+      prod: 'bun src/server.ts',
+      start: 'bun src/server.ts',
       dev: null,
     })
     expect(detectProject(files({ 'index.mjs': '' }))).toMatchObject({

@@ -141,8 +141,9 @@ function builtMain(manifest: Manifest, files: ProjectFiles): string | null {
   return manifest.scripts.build !== undefined || files.has(path) ? runOf(path) : null
 }
 
+/** Sources of TypeScript run by themselves in Bun, which is in every image and in the executable. */
 function runOf(path: string): string {
-  return /\.m?ts$/.test(path) ? `tsx ${path}` : `node ${path}`
+  return /\.m?ts$/.test(path) ? `bun ${path}` : `node ${path}`
 }
 
 function firstOf(files: ProjectFiles, folders: string[], names: string[], endings: string[]): string | null {
