@@ -250,7 +250,10 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   })
   const limits = { sandboxesMax: config.sandboxesMax, memoryMbMax: config.sandboxMemoryMbMax }
   const region = config.region === null ? {} : { region: config.region }
-  const builder = new Builder({ store, instances, images, clock, log })
+  const builder = new Builder({
+    ...{ store, instances, images, clock, log },
+    ...(carried === null ? {} : { registries: carried.installations }),
+  })
   workspaces.onDelete((workspace) => builder.removal(workspace))
   const builds = new Builds({ store, secrets, builder, logs, clock, log, dir: join(dataDir, 'builds') })
   workspaces.onDelete((workspace) => builds.removal(workspace))

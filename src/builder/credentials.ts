@@ -1,5 +1,9 @@
 /** Credentials of registries in a project's own settings: a build may use them, no image has them. */
+import { isSecretName } from '../lib/redact.ts'
 
+/** Shorter ones are in everything. */
+const secretBytesMin = 8
+const publicPrefix = /^(?:NEXT_PUBLIC_|VITE_|PUBLIC_|REACT_APP_|EXPO_PUBLIC_|NUXT_PUBLIC_|GATSBY_)/
 const npmSecret = /^\s*[^#;=]*(?:_auth|_authToken|_password|:username|:email|_secret)\s*=\s*(.*)$/i
 const yarnSecret = /^\s*["']?(?:npmAuthToken|npmAuthIdent)["']?\s*:\s*(.*)$/
 const bunSecret = /\b(token|password|username)(\s*=\s*)"(?!\$)[^"]*"/g
@@ -43,6 +47,46 @@ export function credentialsIn(path: string, content: Uint8Array): string[] {
   if (path.endsWith('bunfig.toml'))
     for (const [whole] of text.matchAll(bunSecret)) found.push(whole.replace(/^[^"]*"|"$/g, ''))
   return found
+}
+
+/**
+ * What a program of the build made, without the secrets that it was given: a package may write down whatever it finds.
+ * Each is painted over in its length.
+ */
+export async function* withoutSecrets(
+  content: AsyncIterable<Uint8Array>,
+  secrets: readonly string[],
+  found: () => void,
+): AsyncGenerator<Uint8Array> {
+  const needles = secrets
+    .map((secret) => Buffer.from(secret))
+    .filter(({ length }) => length >= secretBytesMin)
+  if (needles.length === 0) {
+    yield* content
+    return
+  }
+  const overlap = Math.max(...needles.map(({ length }) => length)) - 1
+  let rest = Buffer.alloc(0)
+  for await (const chunk of content) {
+    const bytes = Buffer.concat([rest, chunk])
+    for (const needle of needles) {
+      for (let at = bytes.indexOf(needle); at >= 0; at = bytes.indexOf(needle, at + needle.length)) {
+        bytes.fill('*', at, at + needle.length)
+        found()
+      }
+    }
+    const sure = Math.max(0, bytes.length - overlap)
+    if (sure > 0) yield bytes.subarray(0, sure)
+    rest = bytes.subarray(sure)
+  }
+  if (rest.length > 0) yield rest
+}
+
+/** Of variables of a build those that are to be in no image: what frameworks put into pages is meant to be read. */
+export function buildSecretsOf(variables: Record<string, string>): string[] {
+  return Object.entries(variables)
+    .filter(([name]) => isSecretName(name) && !publicPrefix.test(name))
+    .map(([, value]) => value)
 }
 
 /** `git+ssh://git@host/` names a user that everybody is. */

@@ -7,6 +7,7 @@ import type { Clock } from '../lib/clock.ts'
 import { parseDotenv } from '../lib/dotenv.ts'
 import type { Logger } from '../lib/log.ts'
 import { emptyProjectSettings, type ProjectSettings, parseProjectSettings } from '../lib/project-settings.ts'
+import type { InstallationSettings } from '../network/index.ts'
 import type { BatchStep, Store } from '../spec/store.ts'
 import { DependencyLayers } from './dependencies.ts'
 import type { BuildJob, BuildRequest, BuildResult } from './job.ts'
@@ -24,8 +25,8 @@ export interface BuilderOptions {
   store: Store
   instances: Instances
   images: Images
-  /** Credentials of the host's registries, for installations alone. */
-  registries?: { env: Record<string, string>; npmrc: string; secrets: string[] }
+  /** Of the host's registries, with their credentials. */
+  registries?: InstallationSettings
   clock: Clock
   log: Logger
   /** Of dependency layers that are kept. */
@@ -73,18 +74,17 @@ export class Builder {
     try {
       const found = await survey(request.archivePath, request.archiveType, signal)
       const own = parseDotenv(found.buildEnvText ?? '')
-      const secrets = [
-        ...(request.redact ?? []),
-        ...secretsOf(own),
+      const { buildSecretsOf, credentialsIn } = await import('./credentials.ts')
+      const credentials = [
         ...(this.#options.registries?.secrets ?? []),
-        ...(await import('./credentials.ts').then(({ credentialsIn }) =>
-          [...found.noticed].flatMap(([path, content]) => credentialsIn(path, content)),
-        )),
+        ...[...found.noticed].flatMap(([path, content]) => credentialsIn(path, content)),
       ]
-      steps = new Steps({ onLine: request.onLine, secrets })
+      const hidden = [...(request.redact ?? []), ...secretsOf(own), ...credentials]
+      steps = new Steps({ onLine: request.onLine, secrets: hidden })
       const settings = settingsOf(found.noticed.get('blaxel.toml'))
       const buildEnv = { ...settings.build.args, ...own }
-      const job: BuildJob = { request, survey: found, settings, buildEnv, steps, signal }
+      const secrets = [...credentials, ...buildSecretsOf(own)]
+      const job: BuildJob = { request, survey: found, settings, buildEnv, secrets, steps, signal }
       return { ...(await this.#run(job)), settings }
     } catch (error) {
       if (late.aborted && !request.signal.aborted)

@@ -35,6 +35,8 @@ export interface BuildJob {
   settings: ProjectSettings
   /** `[build.args]`, and `.env.build` over them: for programs of the build, in no image. */
   buildEnv: Record<string, string>
+  /** What the image must not have in it, wherever a program of the build may write it. */
+  secrets: string[]
   steps: Steps
   signal: AbortSignal
 }

@@ -3,7 +3,8 @@ import { createHash } from 'node:crypto'
 import { PlatformError } from '../errors.ts'
 import type { BuiltImages, HeldLayer } from '../images/index.ts'
 import { detectProject } from '../lib/project.ts'
-import { withoutCredentials } from './credentials.ts'
+import type { InstallationSettings } from '../network/index.ts'
+import { withoutCredentials, withoutSecrets } from './credentials.ts'
 import type { DependencyLayers } from './dependencies.ts'
 import bundleScript from './inside/bundle.mjs' with { type: 'text' }
 import packScript from './inside/pack.mjs' with { type: 'text' }
@@ -25,7 +26,7 @@ export interface SourceBuilderOptions {
   images: BuiltImages
   machines: BuildMachines
   dependencies: DependencyLayers
-  registries: { env: Record<string, string>; npmrc: string; secrets: string[] }
+  registries: InstallationSettings
   memoryMb: number
   storageMb: number
 }
@@ -152,7 +153,7 @@ export class SourceBuilder {
       for (const action of installation.actions)
         await this.#act(job, machine, action, { ...env, ...registries.env, ...buildEnv })
       const out = await this.#pack(job, machine, { mode: 'pack', names: installation.keeps })
-      return await images.addLayer(machine.read(out, signal), signal)
+      return await this.#keep(job, machine, out)
     })
     if (wasHere) steps.line('The dependencies are as they were: nothing is installed', 'stdout')
     return layer
@@ -167,7 +168,7 @@ export class SourceBuilder {
   ): Promise<{ layer: HeldLayer | null; program: string[] } & Disposable> {
     const nothing = { layer: null, program: plan.program, [Symbol.dispose]() {} }
     if (plan.actions.length === 0 && plan.bundle === null) return nothing
-    const { survey, signal, buildEnv } = job
+    const { survey, buildEnv } = job
     await using opened = await this.#machine(job, below)
     const { machine, env } = opened
     const skip = [...replaced, ...cachesOfTools]
@@ -182,7 +183,7 @@ export class SourceBuilder {
     const program = plan.bundle === null ? null : await this.#bundle(job, machine, plan.bundle, env)
     if (program === null && plan.actions.length === 0) return nothing
     const out = await this.#pack(job, machine, { mode: 'changes', noted, skip })
-    const layer = await this.#options.images.addLayer(machine.read(out, signal), signal)
+    const layer = await this.#keep(job, machine, out)
     return { layer, program: program ?? plan.program, [Symbol.dispose]: () => layer[Symbol.dispose]() }
   }
 
@@ -233,6 +234,16 @@ export class SourceBuilder {
         ? `It may have needed more than the ${this.#options.memoryMb} MiB of memory that a build has.`
         : ''
     throw steps.failed(`ended by signal ${endedBy}`, hint)
+  }
+
+  async #keep({ secrets, steps, signal }: BuildJob, machine: BuildMachine, path: string): Promise<HeldLayer> {
+    let told = false
+    const found = () => {
+      if (!told) steps.line('A program of the build wrote a credential down: it is painted over', 'stderr')
+      told = true
+    }
+    const content = withoutSecrets(machine.read(path, signal), secrets, found)
+    return await this.#options.images.addLayer(content, signal)
   }
 
   /** Runs the packer inside; answers the path of what it wrote. */

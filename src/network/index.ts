@@ -18,7 +18,7 @@ import { type HostResolver, hostAddress, Names, platformAddress } from './names.
 import { VerdictLog } from './verdict-log.ts'
 
 export { hostName } from './names.ts'
-export { type CarriedSettings, hostRegistries } from './registries.ts'
+export { type CarriedSettings, hostRegistries, type InstallationSettings } from './registries.ts'
 
 /** Doors of the platform itself, each a unix socket for one instance, made when it is first knocked at. */
 export interface Doors {

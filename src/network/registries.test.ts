@@ -57,11 +57,47 @@ test('credentials stay behind, and which were is told', () => {
     },
     { HTTPS_PROXY: `http://me:${secret}@proxy.corp.test:3128` },
   )
-  expect(JSON.stringify(found)).not.toContain(secret)
+  const { installations, ...forPrograms } = found
+  expect(JSON.stringify(forPrograms)).not.toContain(secret)
   expect(found.env.NPM_CONFIG_REGISTRY).toBe('https://npm.corp.test/')
   expect(found.env.PIP_EXTRA_INDEX_URL).toBe('https://pip.corp.test/simple')
   expect(found.env.HTTPS_PROXY).toBe('http://proxy.corp.test:3128/')
   expect(found.withoutCredential).toEqual(['npm registry', 'pip extra-index-url', 'apt', 'HTTPS_PROXY'])
+})
+
+test('installations have the credentials, for the registries that they are of, and every one is known as a secret', () => {
+  const { installations } = host(
+    {
+      '/home/me/.npmrc': [
+        'registry=https://me:pass-word@npm.corp.test/npm/',
+        '@team:registry=http://127.0.0.1:4873/',
+        `//127.0.0.1:4873/:_authToken=\${TEAM_TOKEN}`,
+        `//other.test/:_authToken=\${UNSET}`,
+      ].join('\n'),
+      '/etc/pip.conf': '[global]\nindex-url = https://bot:pip%21word@localhost:8080/simple\n',
+    },
+    { TEAM_TOKEN: 'team-token', HTTPS_PROXY: 'http://me:proxy-word@proxy.corp.test:3128' },
+  )
+  expect(installations.npmrc.split('\n')).toEqual([
+    '//host.hutch.internal:4873/:_authToken=team-token',
+    `//npm.corp.test/npm/:_auth=${btoa('me:pass-word')}`,
+    '@team:registry=http://host.hutch.internal:4873/',
+    '',
+  ])
+  expect(installations.env).toMatchObject({
+    PIP_INDEX_URL: 'https://bot:pip%21word@host.hutch.internal:8080/simple',
+    UV_INDEX_URL: 'https://bot:pip%21word@host.hutch.internal:8080/simple',
+    HTTPS_PROXY: 'http://me:proxy-word@proxy.corp.test:3128/',
+  })
+  for (const secret of [
+    'team-token',
+    'pass-word',
+    btoa('me:pass-word'),
+    'pip!word',
+    'pip%21word',
+    'proxy-word',
+  ])
+    expect(installations.secrets).toContain(secret)
 })
 
 test('a proxy on the loopback of the host is reached by the name it has inside', () => {

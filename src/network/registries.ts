@@ -14,6 +14,16 @@ export interface CarriedSettings {
   env: Record<string, string>
   /** Settings of which the credential was left behind, for people. */
   withoutCredential: string[]
+  /** With credentials, for installations of builds alone. */
+  installations: InstallationSettings
+}
+
+export interface InstallationSettings {
+  env: Record<string, string>
+  /** Content of an npmrc of the user; '' for none. */
+  npmrc: string
+  /** Every credential in them, for logs to leave out. */
+  secrets: string[]
 }
 
 export interface SettingSources {
@@ -44,6 +54,9 @@ const certificateVariables = [
   'GIT_SSL_CAINFO',
   'PIP_CERT',
 ]
+const npmCredential =
+  /^\s*(\/\/[^=\s]+):(_authToken|_auth|_password|username|email)\s*=\s*["']?(.*?)["']?\s*$/
+const loopbackPlace = /^\/\/(?:localhost|127(?:\.\d+){3}|\[::1\])((?::\d+)?\/)/
 const proxyVariables = ['HTTP_PROXY', 'HTTPS_PROXY', 'ALL_PROXY']
 const proxyExceptionsDefault = 'localhost,127.0.0.1,::1,.internal'
 
@@ -55,7 +68,13 @@ export function hostRegistries(sources: Partial<SettingSources> = {}): CarriedSe
 }
 
 class SettingsReader {
-  readonly settings: CarriedSettings = { names: [], addresses: [], env: {}, withoutCredential: [] }
+  readonly settings: CarriedSettings = {
+    names: [],
+    addresses: [],
+    env: {},
+    withoutCredential: [],
+    installations: { env: {}, npmrc: '', secrets: [] },
+  }
   readonly #sources: SettingSources
 
   constructor(sources: SettingSources) {
@@ -73,6 +92,7 @@ class SettingsReader {
 
   #readNpm(): void {
     const files = [...this.#globalNpmConfigs(), join(this.#sources.home, '.npmrc')]
+    this.#readNpmCredentials(files)
     const values = new Map<string, string>()
     for (const file of files) for (const [key, value] of assignments(this.#text(file))) values.set(key, value)
     for (const [variable, value] of Object.entries(this.#sources.env)) {
@@ -82,7 +102,11 @@ class SettingsReader {
     for (const [key, value] of values) {
       if (key === 'registry' || key.endsWith(':registry')) {
         const url = this.#reach(`npm ${key}`, value)
-        if (key === 'registry' && url !== null) this.#set('NPM_CONFIG_REGISTRY', url)
+        if (url !== null) this.#keepNpmCredential(url, value)
+        if (key === 'registry' && url !== null) {
+          this.#set('NPM_CONFIG_REGISTRY', url)
+          this.settings.installations.env.YARN_NPM_REGISTRY_SERVER = url
+        } else if (url !== null) this.settings.installations.npmrc += `${key}=${url}\n`
       } else if (key === 'cafile') {
         this.#setCertificate('NPM_CONFIG_CAFILE', value)
       } else if (key === 'proxy' || key === 'https-proxy') {
@@ -90,6 +114,32 @@ class SettingsReader {
         if (url !== null) this.#set(key === 'proxy' ? 'NPM_CONFIG_PROXY' : 'NPM_CONFIG_HTTPS_PROXY', url)
       }
     }
+  }
+
+  /** `//host/:_authToken=...` and the like, whose keys have cases that count. */
+  #readNpmCredentials(files: string[]): void {
+    const lines = files.flatMap((file) => this.#text(file).split('\n'))
+    for (const [variable, value] of Object.entries(this.#sources.env))
+      if (/^npm_config_\/\//i.test(variable)) lines.push(`${variable.slice('npm_config_'.length)}=${value}`)
+    for (const line of lines) {
+      const match = npmCredential.exec(line)
+      if (!match) continue
+      const [, place = '', key = '', written = ''] = match
+      const value = written.replace(/\$\{(\w+)\}/g, (whole, name: string) => this.#sources.env[name] ?? whole)
+      if (value === '' || value.includes('${')) continue
+      const host = place.replace(loopbackPlace, `//${hostName}$1`)
+      this.settings.installations.npmrc += `${host}:${key}=${value}\n`
+      if (key !== 'username' && key !== 'email') this.settings.installations.secrets.push(value)
+    }
+  }
+
+  /** One that stands in the address, in the form that npm sends. */
+  #keepNpmCredential(reached: string, written: string): void {
+    const url = new URL(this.#withCredential(reached, written))
+    if (url.username === '') return
+    const auth = btoa(`${decodeURIComponent(url.username)}:${decodeURIComponent(url.password)}`)
+    this.settings.installations.npmrc += `//${url.host}${url.pathname}:_auth=${auth}\n`
+    this.settings.installations.secrets.push(auth)
   }
 
   /** Beside the npm that is found first. */
@@ -112,7 +162,13 @@ class SettingsReader {
     for (const key of ['index-url', 'extra-index-url', 'proxy'] as const) {
       const urls = (values.get(key) ?? '').split(/\s+/).filter((word) => word !== '')
       const reached = urls.map((url) => this.#reach(`pip ${key}`, url)).filter((url) => url !== null)
-      if (reached.length > 0) this.#set(`PIP_${key.toUpperCase().replaceAll('-', '_')}`, reached.join(' '))
+      if (reached.length === 0) continue
+      const name = key.toUpperCase().replaceAll('-', '_')
+      this.#set(`PIP_${name}`, reached.join(' '))
+      const whole = reached.map((url, index) => this.#withCredential(url, urls[index]!)).join(' ')
+      const { env } = this.settings.installations
+      env[`PIP_${name}`] = whole
+      if (key !== 'proxy') env[`UV_${name}`] = whole
     }
     const trusted = values.get('trusted-host')
     if (trusted !== undefined && /^[\w.: -]+$/.test(trusted)) this.#set('PIP_TRUSTED_HOST', trusted)
@@ -146,6 +202,8 @@ class SettingsReader {
       // Programs do not agree on the spelling.
       this.#set(variable, url)
       this.#set(variable.toLowerCase(), url)
+      const whole = this.#withCredential(url, value!)
+      for (const name of [variable, variable.toLowerCase()]) this.settings.installations.env[name] = whole
     }
     if (!any) return
     const own = env.NO_PROXY || env.no_proxy
@@ -185,6 +243,18 @@ class SettingsReader {
       )
       if (specialKind(address) === 'loopback') url.hostname = hostName
     }
+    return url.href
+  }
+
+  /** The address as it is reached from inside, with the credential that stood in it. */
+  #withCredential(reached: string, written: string): string {
+    const from = URL.parse(written)
+    const url = new URL(reached)
+    if (from === null || from.username === '') return reached
+    url.username = from.username
+    url.password = from.password
+    const secret = from.password || from.username
+    this.settings.installations.secrets.push(secret, decodeURIComponent(secret))
     return url.href
   }
 
