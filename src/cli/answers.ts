@@ -1,5 +1,8 @@
+import { messageOf } from '../client/index.ts'
 import { paint } from './output.ts'
 
+/** Says whether an error is the platform's or the program's. */
+const sourceHeader = 'x-blaxel-source'
 const lineCharsMax = 10 * 1024 * 1024
 
 /** Whether an answer is to be shown as it comes. */
@@ -69,6 +72,13 @@ export function spokenAnswer(text: string): string {
   } catch {
     return text.trimEnd()
   }
+}
+
+/** What the platform itself refused, in its words; null for an answer of the program's, which is not read then. */
+export async function platformRefusal(response: Response): Promise<string | null> {
+  if (response.ok || response.headers.get(sourceHeader) !== 'platform') return null
+  const said = messageOf(await response.text())
+  return said ?? `the platform answered ${response.status} ${response.statusText}`.trim()
 }
 
 export function requestLine(method: string, url: string, response: Response, tookMs: number): string {

@@ -1,5 +1,5 @@
 import { createInterface } from 'node:readline/promises'
-import { isStream, requestLine, spokenAnswer, spokenText } from './answers.ts'
+import { isStream, platformRefusal, requestLine, spokenAnswer, spokenText } from './answers.ts'
 import { withHints } from './client.ts'
 import { command } from './command.ts'
 import { headersOf, type InvokeFlags, invoke, requestFlags, runningKind } from './invoking.ts'
@@ -77,9 +77,8 @@ async function say(
     )
     if (flags.debug) note(requestLine('POST', url, response, performance.now() - startedAt))
     if (!response.ok) {
-      note(
-        `${paint('red', 'error:', process.stderr)} ${response.status}: ${spokenAnswer(await response.text())}`,
-      )
+      const said = (await platformRefusal(response)) ?? spokenAnswer(await response.text())
+      note(`${paint('red', 'error:', process.stderr)} ${response.status}: ${said}`)
       return false
     }
     if (isStream(response) || (response.headers.get('content-type') ?? '').startsWith('text/plain')) {

@@ -179,10 +179,11 @@ async function send(
 
 /** What a person types next, by what it is. */
 function tellOf({ kind, name, url }: DeployResult, flags: Target): void {
-  if (url !== undefined) print(url)
+  // Of an MCP server what its clients are to be given.
+  if (url !== undefined) print(kind === 'function' ? `${url}/mcp` : url)
   const next: Record<string, string> = {
     agent: `hutch run agent ${name} -d '{"inputs":"Hello"}'`,
-    function: `hutch logs function ${name} -f`,
+    function: `hutch run function ${name} -d '{"jsonrpc":"2.0","id":1,"method":"tools/list"}'`,
     application: `hutch logs application ${name} -f`,
     sandbox: `hutch sandbox exec ${name} -- ls`,
   }

@@ -140,6 +140,6 @@ class BuildLog {
   private show({ timestamp, message }: LogLine): void {
     if (timestamp <= this.lastTimestamp) return
     this.lastTimestamp = timestamp
-    for (const line of message.trimEnd().split('\n')) this.print(line)
+    for (const line of message.split('\n')) if (line.trim() !== '') this.print(line.trimEnd())
   }
 }

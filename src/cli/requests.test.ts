@@ -108,6 +108,20 @@ test('an answer that is an error is printed, and the exit code says so', async (
   expect([none.code, none.stderr]).toEqual([1, expect.stringContaining('hutch get agents')])
 })
 
+test('what the platform itself refuses is told in its words', async () => {
+  const refusal = { error: { code: 'WORKLOAD_UNAVAILABLE', message: 'it is not served', origin: 'platform' } }
+  agent(() => Response.json(refusal, { status: 404, headers: { 'x-blaxel-source': 'platform' } }))
+  const ran = await platform.run(['run', 'agent', 'hello'])
+  expect([ran.code, ran.stdout, ran.stderr]).toEqual([
+    1,
+    '',
+    expect.stringContaining('error: it is not served\n'),
+  ])
+  expect(ran.stderr).toContain('hutch get agent hello')
+  const chatted = await platform.run(['chat', 'hello'], { stdin: 'one\ntwo\n' })
+  expect([chatted.code, chatted.stderr]).toEqual([1, 'error: 404: it is not served\n'])
+})
+
 test('run gives up after its timeout', async () => {
   agent(() => stream('text/plain', []))
   const answer = platform.answer

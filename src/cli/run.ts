@@ -1,5 +1,5 @@
 import { readFileSync } from 'node:fs'
-import { isStream, readable, requestLine, spokenText } from './answers.ts'
+import { isStream, platformRefusal, readable, requestLine, spokenText } from './answers.ts'
 import { withHints } from './client.ts'
 import { CommandError, command, sameTarget, UsageError } from './command.ts'
 import { headersOf, invoke, requestFlags, runningKind } from './invoking.ts'
@@ -14,7 +14,7 @@ export const run = command({
     data: { kind: 'text', value: 'JSON', short: 'd', about: 'body of the request' },
     file: { kind: 'text', value: 'FILE', short: 'f', about: 'file with the body; - for standard input' },
     'upload-file': { kind: 'text', value: 'FILE', about: 'file to send as it is' },
-    path: { kind: 'text', value: 'PATH', about: 'below its address' },
+    path: { kind: 'text', value: 'PATH', about: 'below its address (of a function /mcp)' },
     method: { kind: 'text', value: 'METHOD', about: 'POST, GET, ... (POST)' },
     params: { kind: 'list', value: 'NAME=VALUE', about: 'parameter of the query' },
     stream: { kind: 'boolean', about: 'print the answer as it comes, whatever its type' },
@@ -29,6 +29,7 @@ export const run = command({
   positionals: [2, 2],
   notes: [
     `For example: hutch run agent hello -d '{"inputs":"Hello"}'`,
+    `             hutch run function tools -d '{"jsonrpc":"2.0","id":1,"method":"tools/list"}'`,
     `             hutch run sandbox box --path /process -d '{"command":"ls","waitForCompletion":true}'`,
     'An answer of status 400 or more is printed, too, and the exit code is 1.',
   ],
@@ -40,9 +41,11 @@ export const run = command({
     const { timeout } = flags
     const invocation = {
       method,
-      path: flags.path ?? '',
+      // Where an MCP server listens; what it answers to has to be asked for.
+      path: flags.path ?? (kind.kind === 'Function' ? '/mcp' : ''),
       params: paramsOf(flags.params),
       headers: {
+        ...(kind.kind === 'Function' ? { accept: 'application/json, text/event-stream' } : {}),
         ...(body === undefined ? {} : { 'content-type': 'application/json' }),
         ...headersOf(flags.header),
       },
@@ -57,10 +60,12 @@ export const run = command({
           note(requestLine(method, url + invocation.path, response, performance.now() - startedAt))
           for (const [header, value] of response.headers) note(`  ${header}: ${value}`)
         }
-        await show(response, {
-          stream: flags.stream === true,
-          whole: flags.json === true || flags.output === 'json',
-        })
+        const whole = flags.json === true || flags.output === 'json'
+        const refusal = whole ? null : await platformRefusal(response)
+        if (refusal !== null) {
+          throw new CommandError(refusal, sameTarget(`hutch get ${kind.singular} ${name}`, flags))
+        }
+        await show(response, { stream: flags.stream === true, whole })
         if (response.ok) return 0
         if (!flags.debug) note(`the answer's status is ${response.status} ${response.statusText}`.trim())
         return 1
