@@ -339,6 +339,21 @@ describe('deploy', () => {
     expect(platform.seen[1]?.body).toContain('agent/x:rev-1')
   })
 
+  test('a revision that gets no requests is told of, with what would lead them to it', async () => {
+    script({ statuses: ['DEPLOYED'], exists: true })
+    const answer = platform.answer
+    platform.answer = async (request) => {
+      const response = await answer(request)
+      if (request.method !== 'GET' || !request.path.startsWith('/v0/agents/')) return response
+      const resource = (await response?.json()) as { spec: object }
+      return Response.json({ ...resource, spec: { ...resource.spec, revision: { active: 'rev-1' } } })
+    }
+    const { code, stderr } = await run(['deploy', '--traffic', '0'], project(hello))
+    expect([code, JSON.parse(platform.seen[0]?.body ?? '').spec.revision]).toEqual([0, { traffic: 0 }])
+    expect(stderr).toContain('no requests go to rev-2 yet: rev-1 serves')
+    expect(stderr).toContain('next: hutch traffic agent my-agent rev-2')
+  })
+
   test('--detach returns once the code is there', async () => {
     script({ statuses: ['BUILDING'], exists: true })
     const { code, stderr } = await run(['deploy', '--detach'], project(hello))

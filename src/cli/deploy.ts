@@ -7,6 +7,7 @@ import { type DeployInput, type Deployment, plan, sourceFlags, timeoutOf } from 
 import { environmentFlags } from './environment.ts'
 import { follow } from './following.ts'
 import { Interruption } from './interruption.ts'
+import { at } from './kinds.ts'
 import { bytes, note, paint, print, printJson } from './output.ts'
 import { Progress, seconds } from './progress.ts'
 import { formatOf } from './resource-output.ts'
@@ -144,7 +145,7 @@ async function deployOne(flags: DeployInput, deployment: Deployment, quiet: bool
     }
     progress.done(`${title} is deployed`)
     const result = done(outcome.status, outcome.resource)
-    if (!quiet) tellOf(result, flags)
+    if (!quiet) tellOf(result, outcome.resource, flags)
     return result
   })
 }
@@ -178,9 +179,15 @@ async function send(
 }
 
 /** What a person types next, by what it is. */
-function tellOf({ kind, name, url }: DeployResult, flags: Target): void {
+function tellOf({ kind, name, url, revision }: DeployResult, resource: Resource, flags: Target): void {
   // Of an MCP server what its clients are to be given.
   if (url !== undefined) print(kind === 'function' ? `${url}/mcp` : url)
+  const { active, canary } = (at(resource, 'spec.revision') ?? {}) as { active?: string; canary?: string }
+  if (revision !== undefined && active !== undefined && ![active, canary].includes(revision)) {
+    note(`no requests go to ${revision} yet: ${active} serves`)
+    noteNext(`hutch traffic ${kind} ${name} ${revision}`, flags)
+    return
+  }
   const next: Record<string, string> = {
     agent: `hutch run agent ${name} -d '{"inputs":"Hello"}'`,
     function: `hutch run function ${name} -d '{"jsonrpc":"2.0","id":1,"method":"tools/list"}'`,

@@ -9,6 +9,7 @@ import {
 } from '../lib/project-settings.ts'
 import { CommandError } from './command.ts'
 import { failureMessage } from './failure.ts'
+import { warn } from './output.ts'
 
 const settingsFile = 'blaxel.toml'
 const nameCharsMax = 63
@@ -58,6 +59,8 @@ export function projectName({ directory, settings }: ProjectFolder, asked: strin
     .split('/')
     .at(-1)
   const written = settings.name ?? asked ?? ofImage ?? basename(directory)
+  if (asked !== undefined && settings.name !== undefined && asked !== settings.name)
+    warn(`${settingsFile} names it ${settings.name}: --name ${asked} is not looked at`)
   const name = slug(written)
   if (name === '')
     throw new CommandError(`no name can be made of ${JSON.stringify(written)}`, 'hutch deploy --name NAME')

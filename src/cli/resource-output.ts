@@ -58,8 +58,9 @@ export function describe(resource: Resource): void {
   const expiresIn = resource.expiresIn as number | undefined
   const rows: [string, unknown][] = [
     ['name', metadata?.name ?? resource.name],
-    ['status', resource.status ?? metadata?.status],
+    ['status', statusOf(resource) ?? metadata?.status],
     ['state', resource.state],
+    ['serves', routing(at(resource, 'spec.revision'))],
     ['image', at(resource, 'spec.runtime.image') ?? at(resource, 'spec.image')],
     ['memory', megabytes(at(resource, 'spec.runtime.memory') ?? at(resource, 'spec.memory'))],
     ['disk', megabytes(at(resource, 'spec.runtime.storageMb'))],
@@ -84,6 +85,31 @@ export function describe(resource: Resource): void {
     print(`${'event'.padEnd(12)} ${age(event.time)} ago  ${printable(line)}`)
     for (const other of more) print(`${' '.repeat(13)}${printable(other)}`)
   }
+}
+
+/**
+ * A deployment is said to be built for some seconds when it is deployed already, for clients that would not believe it
+ * otherwise: its events know.
+ */
+function statusOf({ status, events = [] }: Resource): string | undefined {
+  const own = events.filter(({ type }) => type === 'deployment')
+  const last = own.toSorted((one, other) => one.time.localeCompare(other.time)).at(-1)?.status
+  return status === 'BUILDING' && (last === 'DEPLOYED' || last === 'FAILED') ? last : status
+}
+
+/** Which revisions get the requests. */
+function routing(revision: unknown): string | undefined {
+  const {
+    active,
+    canary,
+    canaryPercent = 0,
+  } = (revision ?? {}) as {
+    active?: string
+    canary?: string
+    canaryPercent?: number
+  }
+  if (active === undefined) return undefined
+  return canary === undefined ? active : `${active}, and ${canary} ${canaryPercent}% of the requests`
 }
 
 function megabytes(count: unknown): string | undefined {

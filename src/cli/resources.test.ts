@@ -55,6 +55,16 @@ test('one resource is told in lines, and its messages cannot reach the terminal'
   expect(stdout).toContain('\n             and \\x1b[2Jmore\n')
 })
 
+test('a deployment whose events say that it is deployed is told to be', async () => {
+  const events = [
+    { time: '2030-01-01T00:00:01Z', type: 'deployment', status: 'BUILDING' },
+    { time: '2030-01-01T00:00:02Z', type: 'deployment', status: 'DEPLOYED' },
+  ]
+  platform.answer = () => Response.json({ metadata: { name: 'hello' }, spec: {}, status: 'BUILDING', events })
+  expect((await platform.run(['get', 'agent', 'hello'])).stdout).toContain('status       DEPLOYED\n')
+  expect((await platform.run(['get', 'agent', 'hello', '--json'])).stdout).toContain('"status": "BUILDING"')
+})
+
 test('JSON is an array, and YAML a manifest, of a single one too', async () => {
   sandboxes()
   const { stdout } = await platform.run(['get', 'sandbox', 'box', '-o', 'json'])
