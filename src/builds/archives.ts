@@ -3,6 +3,7 @@ import { join } from 'node:path'
 import { PlatformError } from '../errors.ts'
 import { flowing } from '../lib/flow.ts'
 import { ReceivedFile } from '../lib/received-file.ts'
+import { free } from '../lib/spent.ts'
 import type { ArchiveType } from './record.ts'
 
 /** For each 64 KiB of an archive. */
@@ -34,19 +35,20 @@ export class Archives {
   }
 
   /**
-   * Resolves once the archive is on the disk for good; of one that breaks off nothing is kept.
+   * Resolves once the archive is on the disk for good, with its size; of one that breaks off nothing is kept.
    * @throws bad_request, body_too_large, bad_gateway, gateway_timeout, insufficient_storage, the signal's reason
    */
-  async receive(id: string, sent: Sent): Promise<void> {
+  async receive(id: string, sent: Sent): Promise<number> {
     const { length, bytesMax } = sent
     if (length !== null && length > bytesMax) throw tooLarge(bytesMax, `${length} bytes`)
     const draft = join(this.#dir, 'partial', id)
     await mkdir(join(this.#dir, 'partial'), { recursive: true, mode: 0o700 })
     await this.#checkSpace(length ?? 0)
     try {
-      await this.#write(draft, sent)
+      const bytes = await this.#write(draft, sent)
       await rename(draft, this.pathOf(id))
       await syncDirectory(this.#dir)
+      return bytes
     } catch (error) {
       await rm(draft, { force: true })
       throw error
@@ -70,7 +72,7 @@ export class Archives {
     }
   }
 
-  async #write(path: string, { body, type, length, bytesMax, signal }: Sent): Promise<void> {
+  async #write(path: string, { body, type, length, bytesMax, signal }: Sent): Promise<number> {
     await using file = await ReceivedFile.open(path, () => this.#checkSpace(0))
     let first: Buffer = Buffer.alloc(0)
     for await (const bytes of flowing(body, { windowMs: stallMsMax, sender: 'the client', signal })) {
@@ -80,6 +82,7 @@ export class Archives {
         if (type === 'zip' && first.length >= 4) checkZip(first)
       }
       await file.write(bytes)
+      free(bytes)
     }
     signal.throwIfAborted()
     if (length !== null && file.size !== length) {
@@ -91,6 +94,7 @@ export class Archives {
     if (file.size === 0) throw new PlatformError('bad_request', 'the body is empty: send the archive in it')
     if (type === 'zip') checkZip(first)
     await file.sync()
+    return file.size
   }
 
   async #checkSpace(bytes: number): Promise<void> {

@@ -34,8 +34,10 @@ export const buildingShownMs = 9_000
 /** From the address to the end of the upload. */
 const uploadMsMax = 60 * 60 * 1000
 const archiveBytesMaxDefault = 1024 * 1024 * 1024
-const uploadsAtOnceMax = 16
+const uploadsAtOnceMax = 64
 const uploadsPerWorkspaceMax = 6
+/** Archives of a workspace that wait to be built; one more may come while there are fewer. */
+const archiveBytesPerWorkspaceMax = 4 * 1024 * 1024 * 1024
 const buildsAtOnceMax = 2
 const buildMsMax = 30 * 60 * 1000
 /** Not over yet, in all and of one workspace. */
@@ -172,6 +174,7 @@ export class Builds {
         tokenHash: secrets.lookupHash(token),
         uploadEndsAt: clock.now() + uploadMsMax,
         archiveType: null,
+        archiveBytes: 0,
         status: 'uploading',
         uploadedAt: null,
         startedAt: null,
@@ -211,8 +214,8 @@ export class Builds {
       using _place = await this.#uploads.acquire()
       const bytesMax = this.#options.archiveBytesMax ?? archiveBytesMaxDefault
       const stop = AbortSignal.any([signal, off.signal, this.#background.closing])
-      await this.#archives.receive(id, { body, type, length, bytesMax, signal: stop })
-      await this.#accept(live, type)
+      const archiveBytes = await this.#archives.receive(id, { body, type, length, bytesMax, signal: stop })
+      await this.#accept(live, { archiveType: type, archiveBytes })
     } finally {
       live.receiving = false
     }
@@ -279,11 +282,12 @@ export class Builds {
       throw new PlatformError('conflict', 'an archive is being uploaded to this address at this moment')
     live.off.signal.throwIfAborted()
     if (this.#options.clock.now() >= body.uploadEndsAt) throw over(tooLate)
-    let own = 0
-    for (const { build, receiving } of this.#live.values())
-      if (receiving && build.workspace === workspace) own++
-    if (own >= uploadsPerWorkspaceMax) {
-      throw new PlatformError('too_many_requests', `${own} archives of this workspace are being uploaded`, {
+    const others = [...this.#live.values()].filter(({ build }) => build.workspace === workspace)
+    const uploads = others.filter(({ receiving }) => receiving).length
+    const bytes = others.reduce((sum, { build }) => sum + build.body.archiveBytes, 0)
+    if (uploads >= uploadsPerWorkspaceMax || bytes >= archiveBytesPerWorkspaceMax) {
+      const what = uploads >= uploadsPerWorkspaceMax ? 'are being uploaded' : 'wait to be built'
+      throw new PlatformError('too_many_requests', `too many archives of this workspace ${what}`, {
         retryAfterSeconds: 5,
       })
     }
@@ -304,13 +308,13 @@ export class Builds {
     return live
   }
 
-  async #accept(live: Live, archiveType: BuildBody['archiveType']): Promise<void> {
+  async #accept(live: Live, archive: Pick<BuildBody, 'archiveType' | 'archiveBytes'>): Promise<void> {
     const { workspace, name: id, body } = live.build
     await this.#lock.run(`${workspace}/${ownerKey(body.owner)}`, async () => {
       const uploadedAt = this.#options.clock.now()
       const accepted = await this.#records.change(live.build, (current) =>
         current.status === 'uploading' && current.error === null && !live.off.signal.aborted
-          ? { ...current, status: 'building', uploadedAt, archiveType }
+          ? { ...current, ...archive, status: 'building', uploadedAt }
           : null,
       )
       if (accepted?.body.status !== 'building') {

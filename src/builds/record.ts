@@ -25,6 +25,8 @@ export interface BuildBody {
   tokenHash: string
   uploadEndsAt: number
   archiveType: ArchiveType | null
+  /** Of the archive, while it is kept. */
+  archiveBytes: number
   status: 'uploading' | 'building' | 'built' | 'failed'
   uploadedAt: number | null
   startedAt: number | null
