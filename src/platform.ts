@@ -262,12 +262,13 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
     ...{ store, instances, images, builds, logs, secrets, clock, log, dataDir, limits },
     ...region,
   })
+  const userOf = (workspace: string, image: string) => deployments.userOf(workspace, image)
   const snapshots = new Snapshots({
     ...{ store, sandboxes, instances, secrets, clock, log },
     ...region,
-    userOf: (workspace, id) => deployments.userOf(workspace, snapshotReference(id)),
+    userOf: (workspace, id) => userOf(workspace, snapshotReference(id)),
   })
-  const revisionImages = new RevisionImages({ images, snapshots })
+  const revisionImages = new RevisionImages({ images, snapshots, userOf })
   let probes: StdioProbes | null = null
   const fleet = new Fleet({
     ...{ store, instances, images: revisionImages, logs, clock, log },

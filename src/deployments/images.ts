@@ -1,5 +1,4 @@
 /** The images that revisions stand on. */
-import { PlatformError } from '../errors.ts'
 import type { Images, ResolvedImage } from '../images/index.ts'
 import type { Snapshots } from '../sandboxes/index.ts'
 import type { DeploymentKind } from './kinds.ts'
@@ -47,15 +46,19 @@ export interface DeploymentImages {
 
 /** Images of the catalogue, and snapshots where they stand for one. */
 export class RevisionImages implements DeploymentImages {
-  readonly #images: Pick<Images, 'look' | 'pin' | 'remove' | 'resolve'>
+  readonly #images: Pick<Images, 'look' | 'pin' | 'unpin' | 'resolve'>
   readonly #snapshots: Pick<Snapshots, 'image' | 'letGo'>
+  readonly #userOf: (workspace: string, reference: string) => string | null
 
   constructor(options: {
-    images: Pick<Images, 'look' | 'pin' | 'remove' | 'resolve'>
+    images: Pick<Images, 'look' | 'pin' | 'unpin' | 'resolve'>
     snapshots: Pick<Snapshots, 'image' | 'letGo'>
+    /** Which deployment stands on an image, or is to; null: none. */
+    userOf: (workspace: string, reference: string) => string | null
   }) {
     this.#images = options.images
     this.#snapshots = options.snapshots
+    this.#userOf = options.userOf
   }
 
   /** For who starts instances. */
@@ -88,17 +91,12 @@ export class RevisionImages implements DeploymentImages {
     reference: string,
     { type, name }: { type: DeploymentKind; name: string },
   ): Promise<boolean> {
+    // Another one is to be made of it, or stands on it.
+    if (this.#userOf(workspace, reference) !== null) return false
     const own = `${type}/${name}:`
-    try {
-      if (reference.startsWith(own))
-        await this.#images.remove(workspace, type, name, reference.slice(own.length))
-      else await this.#snapshots.letGo(workspace, reference)
-      return true
-    } catch (error) {
-      if (!PlatformError.is(error)) throw error
-      if (error.code === 'not_found') return true
-      if (error.code === 'bad_request' || error.code === 'conflict') return false
-      throw error
-    }
+    if (reference.startsWith(own))
+      await this.#images.unpin(workspace, { type, name, tag: reference.slice(own.length) })
+    else await this.#snapshots.letGo(workspace, reference)
+    return true
   }
 }

@@ -1,5 +1,5 @@
 /** What clients that poll a deployment are told of how far it is. */
-import type { DeploymentBody, DeploymentStatus, Revision } from './record.ts'
+import { type DeploymentBody, type DeploymentStatus, isUnderWay, type Revision } from './record.ts'
 
 /**
  * A client that uploaded looks every few seconds and believes a deployment only after it saw it being built; a build that
@@ -11,11 +11,11 @@ export function statusOf(body: DeploymentBody, nowMs: number): DeploymentStatus 
   if (body.state === 'deleting') return 'DELETING'
   if (body.state === 'deactivating') return 'DEACTIVATING'
   const newest = body.revisions.at(-1)
+  if (body.state === 'deactivated' && !(newest && isUnderWay(newest))) return 'DEACTIVATED'
   if (newest !== undefined) {
     const told = phaseStatus(newest, nowMs)
     if (told !== 'DEPLOYED') return told
   }
-  if (body.state === 'deactivated') return 'DEACTIVATED'
   if (body.wanted !== undefined) return 'DEPLOYING'
   return newest === undefined ? 'FAILED' : 'DEPLOYED'
 }

@@ -54,11 +54,7 @@ export class DeploymentTable {
       revisionIds: new Set(body.revisions.map(({ id }) => id)),
       // One that is being deleted holds on to nothing.
       images: new Set(
-        body.state === 'deleting'
-          ? []
-          : body.revisions.flatMap(({ image, source }) =>
-              [image, source].filter((reference) => reference !== undefined),
-            ),
+        body.state === 'deleting' ? [] : body.revisions.map(({ image, source }) => image ?? source ?? ''),
       ),
       digests:
         body.state === 'deleting'

@@ -349,6 +349,16 @@ export class Images {
     return imageView(at, removed, null)
   }
 
+  /**
+   * Removes a tag that `pin` made, or a build, whatever stands on what it names: layers stay while they are needed.
+   * Idempotent.
+   */
+  async unpin(workspace: string, target: PinTarget): Promise<void> {
+    const type = checkResourceType(target.type, 'type')
+    await this.#records.removeTags(workspace, type, target.name, ({ name }) => name === target.tag)
+    this.#collectSoon()
+  }
+
   /** Takes a shared image away from another workspace. @throws not_found */
   async unshare(at: { workspace: string; type: string; name: string }, target: string): Promise<ImageView> {
     const taken = await this.shares.unshare(at, target)
