@@ -66,6 +66,10 @@ const commands: Record<string, Entry> = {
     summary: 'print what commands authenticate with',
     load: async () => (await import('./cli/token.ts')).token,
   },
+  rollback: {
+    summary: 'lead all requests back to an earlier revision',
+    load: async () => (await import('./cli/traffic.ts')).rollback,
+  },
   traffic: {
     summary: 'lead requests to a revision, such as an earlier one',
     load: async () => (await import('./cli/traffic.ts')).traffic,

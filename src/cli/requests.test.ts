@@ -268,7 +268,7 @@ test('images are shared and taken back, sandboxes forked into applications', asy
 })
 
 describe('traffic', () => {
-  const revisions = ['rev-1', 'rev-2']
+  const revisions = ['rev-1', 'rev-2', 'rev-3']
 
   /** An agent whose requests go where they were last led to, at the second look. */
   function agentWithRevisions(): void {
@@ -288,6 +288,8 @@ describe('traffic', () => {
         return Response.json(
           revisions.map((id) => ({
             id,
+            createdAt: `2030-01-0${id.at(-1)}`,
+            status: id === 'rev-3' ? 'FAILED' : 'DEPLOYED',
             trafficPercent: id === routing.active ? 100 - now : id === routing.canary ? now : 0,
           })),
         )
@@ -312,6 +314,16 @@ describe('traffic', () => {
       metadata: { name: 'hello' },
       spec: { runtime: { memory: 1 }, revision },
     })
+  })
+
+  test('a rollback goes to the revision before the one that serves, or to the one that is named', async () => {
+    agentWithRevisions()
+    const back = await platform.run(['rollback', 'agent', 'hello'])
+    expect([back.code, back.stdout]).toEqual([0, 'all requests to hello go to rev-1\n'])
+    const again = await platform.run(['rollback', 'agent', 'hello'])
+    expect([again.code, again.stderr]).toEqual([1, expect.stringContaining('no revision before rev-1')])
+    const named = await platform.run(['rollback', 'agent', 'hello', 'rev-2', '--json'])
+    expect(JSON.parse(named.stdout)).toMatchObject({ revision: 'rev-2', percent: 100 })
   })
 
   test('a revision that is not there is answered with where they are listed', async () => {

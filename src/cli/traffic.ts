@@ -1,20 +1,22 @@
 import type { Client, Resource } from '../client/index.ts'
 import { clientFor, withHints } from './client.ts'
-import { CommandError, command, connectionFlags, sameTarget, UsageError } from './command.ts'
+import { CommandError, command, connectionFlags, sameTarget, type Target, UsageError } from './command.ts'
 import { timeoutOf } from './deploy-plan.ts'
-import { at, kindNamed, kinds, unknownKind } from './kinds.ts'
+import { at, type Kind, kindNamed, kinds, unknownKind } from './kinds.ts'
 import { print, printJson } from './output.ts'
 
 const pollMs = 200
+
+const trafficFlags = {
+  ...connectionFlags,
+  timeout: { kind: 'text', value: 'TIME', about: 'how long to wait until it is so, e.g. 10m (1h)' },
+} as const
 
 export const traffic = command({
   name: 'traffic',
   summary: 'Leads requests to a revision: all of them, such as back to an earlier one, or a part as a trial.',
   usage: 'KIND NAME REVISION [PERCENT]',
-  flags: {
-    ...connectionFlags,
-    timeout: { kind: 'text', value: 'TIME', about: 'how long to wait until it is so, e.g. 10m (1h)' },
-  },
+  flags: trafficFlags,
   positionals: [3, 4],
   notes: [
     'Which there are: hutch get KIND NAME revisions. The last five are kept.',
@@ -22,39 +24,93 @@ export const traffic = command({
   ],
   async run({ flags, positionals }) {
     const [word = '', name = '', revision = '', percentText] = positionals
-    const deployed = kinds.filter(({ revisions }) => revisions)
-    const kind = kindNamed(word, deployed)
-    if (kind === null) throw unknownKind(word, deployed)
     const percent = percentOf(percentText)
-    const path = `${kind.collection([])}/${encodeURIComponent(name)}`
-    const listing = `hutch get ${kind.singular} ${name} revisions`
-    const timeoutMs = timeoutOf(flags)
-    await withHints(
-      flags,
-      async () => {
-        const client = clientFor(flags)
-        const before = await client.resources.get(path)
-        const { metadata, spec } = before
-        const wanted = routing(at(before, 'spec.revision.active'), revision, percent)
-        await client.resources.replace(path, { metadata, spec: { ...spec, revision: wanted } })
-        await settled(client, path, eventsOf(before), wanted, performance.now() + timeoutMs)
-      },
-      { 400: listing, 404: `hutch get ${kind.plural}` },
-      {
-        'spec.revision.active': 'REVISION',
-        'spec.revision.canary': 'REVISION',
-        'spec.revision.canaryPercent': 'PERCENT',
-      },
-    ).catch((error: unknown) => {
-      // What is mistyped is a revision; which there are is no question of flags.
-      if (error instanceof UsageError) throw new CommandError(error.message, sameTarget(listing, flags))
-      throw error
-    })
-    if (flags.json) printJson({ kind: kind.singular, name, revision, percent })
+    await lead(flags, deployedKind(word), name, ({ active }) => routing(active, revision, percent))
+    if (flags.json) printJson({ kind: deployedKind(word).singular, name, revision, percent })
     else print(`${percent}% of the requests to ${name} go to ${revision}`)
     return 0
   },
 })
+
+export const rollback = command({
+  name: 'rollback',
+  summary: 'Leads all requests back to an earlier revision.',
+  usage: 'KIND NAME [REVISION]',
+  flags: trafficFlags,
+  positionals: [2, 3],
+  notes: [
+    'Without REVISION it is the one before the one that serves. What is deployed later gets no requests by itself.',
+  ],
+  async run({ flags, positionals }) {
+    const [word = '', name = '', asked] = positionals
+    const kind = deployedKind(word)
+    const { active } = await lead(flags, kind, name, ({ active: now, revisions }) => ({
+      active: asked ?? earlier(now, revisions),
+      canary: null,
+    }))
+    if (flags.json) printJson({ kind: kind.singular, name, revision: active, percent: 100 })
+    else print(`all requests to ${name} go to ${active}`)
+    return 0
+  },
+})
+
+/** The newest of those that were made before the one that serves. @throws CommandError when there is none */
+function earlier(active: unknown, revisions: Resource[]): string {
+  const ordered = revisions.toSorted((one, other) =>
+    String(other.createdAt).localeCompare(String(one.createdAt)),
+  )
+  const at = ordered.findIndex(({ id }) => id === active)
+  const found = ordered.slice(at + 1).find(({ status = 'DEPLOYED' }) => status === 'DEPLOYED')
+  if (at === -1) throw new CommandError('nothing serves yet that it could be rolled back from')
+  if (found === undefined) throw new CommandError(`there is no revision before ${String(active)}`)
+  return String(found.id)
+}
+
+/** @throws UsageError */
+function deployedKind(word: string): Kind {
+  const deployed = kinds.filter(({ revisions }) => revisions)
+  const kind = kindNamed(word, deployed)
+  if (kind === null) throw unknownKind(word, deployed)
+  return kind
+}
+
+/** Leads requests where `choose` says, and waits until they go there. @throws CommandError */
+async function lead(
+  flags: Target & { timeout?: string | undefined },
+  kind: Kind,
+  name: string,
+  choose: (now: { active: unknown; revisions: Resource[] }) => Routing,
+): Promise<Routing> {
+  const path = `${kind.collection([])}/${encodeURIComponent(name)}`
+  const listing = `hutch get ${kind.singular} ${name} revisions`
+  const timeoutMs = timeoutOf(flags)
+  const typed = {
+    'spec.revision.active': 'REVISION',
+    'spec.revision.canary': 'REVISION',
+    'spec.revision.canaryPercent': 'PERCENT',
+  }
+  try {
+    return await withHints(
+      flags,
+      async () => {
+        const client = clientFor(flags)
+        const before = await client.resources.get(path)
+        const revisions = await Array.fromAsync(client.resources.list(`${path}/revisions`))
+        const wanted = choose({ active: at(before, 'spec.revision.active'), revisions })
+        const { metadata, spec } = before
+        await client.resources.replace(path, { metadata, spec: { ...spec, revision: wanted } })
+        await settled(client, path, eventsOf(before), wanted, performance.now() + timeoutMs)
+        return wanted
+      },
+      { 400: listing, 404: `hutch get ${kind.plural}` },
+      typed,
+    )
+  } catch (error) {
+    // What is mistyped is a revision; which there are is no question of flags.
+    if (error instanceof UsageError) throw new CommandError(error.message, sameTarget(listing, flags))
+    throw error
+  }
+}
 
 function percentOf(text: string | undefined): number {
   if (text === undefined) return 100
