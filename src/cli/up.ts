@@ -1,10 +1,14 @@
 import { dataDirDefault } from '../data-directory.ts'
 import { PlatformError } from '../errors.ts'
+import { releaseProgramPages } from '../lib/program-pages.ts'
 import type { Platform } from '../platform.ts'
 import { CommandError, command, UsageError } from './command.ts'
 import { failureMessage } from './failure.ts'
 import { note, paint, print, printJson } from './output.ts'
 import { shellQuote, spelled } from './shell.ts'
+
+/** By then what a start needs is done. */
+const startedAfterMs = 1000
 
 export const up = command({
   name: 'up',
@@ -130,6 +134,7 @@ export const up = command({
       if (flags.json) printJson({ ready: url, port, pid: process.pid, dataDir: config.dataDir })
       else print(`ready ${url}`)
       if (!stop.signal.aborted) nextSteps(at, config.keepInstances)
+      setTimeout(releaseProgramPages, startedAfterMs).unref()
       await stop.received
     } finally {
       await platform.close({ keepInstances: config.keepInstances })

@@ -22,6 +22,7 @@ function load() {
         recvmsg: { args: ['i32', 'ptr', 'i32'], returns: 'i32' },
         fcntl: { args: ['i32', 'i32'], returns: 'i32' },
         fstatfs: { args: ['i32', 'ptr'], returns: 'i32' },
+        madvise: { args: ['u64', 'u64', 'i32'], returns: 'i32' },
         getpeername: { args: ['i32', 'ptr', 'ptr'], returns: 'i32' },
         getsockname: { args: ['i32', 'ptr', 'ptr'], returns: 'i32' },
         setsockopt: { args: ['i32', 'i32', 'i32', 'ptr', 'i32'], returns: 'i32' },
