@@ -1,4 +1,5 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test'
+import { existsSync } from 'node:fs'
 import { PlatformError } from '../errors.ts'
 import type { TestEntry } from '../images/test-image.ts'
 import { whyNot } from '../test-client.ts'
@@ -6,6 +7,8 @@ import { openTestBuilder, type TestBuilder } from './test-builder.ts'
 
 setDefaultTimeout(120_000)
 const why = await whyNot()
+const hasNpm = why === '' && existsSync('/usr/bin/npm')
+if (why === '' && !hasNpm) console.warn('skipped: workspaces: this host has no npm')
 
 /** Everything a project has, by its manifest and its files. */
 function project(manifest: object, files: Record<string, string> = {}): TestEntry[] {
@@ -101,6 +104,56 @@ describe.skipIf(why !== '')('a project without a Dockerfile', () => {
       .catch((reason) => reason as Error)
     expect((error as Error).message).toBe('called off')
     expect(site.instances.owned('build')).toEqual([])
+  })
+
+  test('of a repository of several is the folder whose blaxel.toml stands at the root as well', async () => {
+    const settings = 'type = "agent"\nname = "two"\n'
+    const entry = (name: string) => `console.log("${name}", require("../../shared/text.js"))`
+    const { image, log } = await site.build([
+      ...project({ scripts: { start: 'node nothing.js' } }),
+      { path: 'blaxel.toml', content: 'name = "all"' },
+      { path: 'shared/text.js', content: 'module.exports = "shared"' },
+      ...['one', 'two'].flatMap((name) => [
+        {
+          path: `apps/${name}/package.json`,
+          content: JSON.stringify({ scripts: { start: 'node index.js' } }),
+        },
+        { path: `apps/${name}/index.js`, content: entry(name) },
+        { path: `apps/${name}/blaxel.toml`, content: settings.replace('two', name) },
+      ]),
+      { path: 'blaxel.toml', content: settings },
+    ])
+    expect(log).toContain('The project is in apps/two')
+    using resolved = await site.images.resolve('main', image)
+    expect(resolved).toMatchObject({ workingDir: '/blaxel/apps/two', entrypoint: ['node', 'index.js'] })
+    expect(await site.inside(image, 'node index.js')).toBe('two shared\n')
+  })
+
+  test.skipIf(!hasNpm)('of a workspace is installed with all of it, and built where it is', async () => {
+    const settings = 'name = "web"\n'
+    const { image } = await site.build([
+      ...project({ private: true, workspaces: ['packages/*'] }),
+      {
+        path: 'packages/lib/package.json',
+        content: JSON.stringify({ name: 'lib', version: '1.0.0', main: 'lib.js' }),
+      },
+      { path: 'packages/lib/lib.js', content: 'module.exports = "of the library"' },
+      {
+        path: 'packages/web/package.json',
+        content: JSON.stringify({
+          name: 'web',
+          version: '1.0.0',
+          dependencies: { lib: '1.0.0' },
+          scripts: { build: 'pwd > where', start: 'node index.js' },
+        }),
+      },
+      { path: 'packages/web/index.js', content: 'console.log(require("lib"))' },
+      { path: 'packages/web/blaxel.toml', content: settings },
+      { path: 'blaxel.toml', content: settings },
+    ])
+    expect(await site.inside(image, 'node index.js; cat where')).toBe(
+      'of the library\n/blaxel/packages/web\n',
+    )
   })
 
   test.each([

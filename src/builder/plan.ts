@@ -2,8 +2,8 @@ import type { Project } from '../lib/project.ts'
 import type { ProjectSettings } from '../lib/project-settings.ts'
 import type { Toolchain } from './toolchain.ts'
 
-/** Where a project is, while it is built and when it runs. */
-export const projectDir = '/blaxel'
+/** Where an archive's files are, while they are built and when they run. */
+export const sourceDir = '/blaxel'
 
 /** One command of a build. */
 export interface Action {
@@ -15,10 +15,12 @@ export interface Action {
 
 /** How the dependencies of a project come. */
 export interface Installation {
+  /** Absolute. */
+  dir: string
   /** What is told of in the log. */
   manager: string
   actions: Action[]
-  /** Written before, into the project's directory: what decides which dependencies there are. */
+  /** Written before, into its directory: what decides which dependencies there are. */
   files: ReadonlyMap<string, Uint8Array>
   /** It depends on other files of the project, too: then any change of those installs anew. */
   needsSource: boolean
@@ -46,12 +48,17 @@ export interface Plan {
 }
 
 export interface PlanInput {
+  /** Of the project: absolute. */
+  dir: string
   project: Project
   kind: string
   settings: ProjectSettings
   tools: Toolchain
+  /** Sizes by path below the project's directory. */
   files: ReadonlyMap<string, number>
-  /** Contents by path. */
+  /** Contents of those that were noticed. */
   noticed: ReadonlyMap<string, Uint8Array>
   text(path: string): string | null
+  /** The project around this one, which installs for all in it; null: it stands alone. */
+  around: PlanInput | null
 }

@@ -1,11 +1,9 @@
 /** How Python projects are installed and started. */
 import { PlatformError } from '../errors.ts'
 import { programOf, shell } from './commands.ts'
-import { type Action, type Installation, type Plan, type PlanInput, projectDir } from './plan.ts'
+import type { Action, Installation, Plan, PlanInput } from './plan.ts'
 import { lockedVersions, type PyProject, readPyProject } from './pyproject.ts'
 
-const venv = `${projectDir}/.venv`
-const venvPython = `${venv}/bin/python`
 const constraintsFile = 'hutch-constraints.txt'
 const requirementsFile = 'hutch-requirements.txt'
 const requirementNames = /^[\w.-]*(?:requirements|constraints)[\w.-]*\.(?:txt|in)$/
@@ -37,19 +35,20 @@ export function planPython(input: PlanInput): Plan {
   // Compiled once here rather than at each start.
   actions.push({
     name: 'compiling',
-    argv: ['python3', '-m', 'compileall', '-q', '-x', '/(\\.venv|node_modules)/', projectDir],
+    argv: ['python3', '-m', 'compileall', '-q', '-x', '/(\\.venv|node_modules)/', input.dir],
   })
   const entry = settings.entrypoint.prod ?? null
   return {
     language: 'python',
-    without: (path) => /^(?:\.venv|venv)(?:\/|$)/.test(path) || /(?:^|\/)__pycache__(?:\/|$)/.test(path),
+    without: (path) =>
+      /(?:^|\/)(?:\.venv|venv)(?:\/|$)/.test(path) || /(?:^|\/)__pycache__(?:\/|$)/.test(path),
     installation,
     actions,
     bundle: null,
     env: {
       PYTHONUNBUFFERED: '1',
-      VIRTUAL_ENV: venv,
-      PATH: `${venv}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/opt/hutch/bin`,
+      VIRTUAL_ENV: venvOf(input),
+      PATH: `${venvOf(input)}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/opt/hutch/bin`,
     },
     program: entry === null ? detectedProgram(input) : programOf(entry, {}),
     notes: notesOf(input, pyproject, project.packageManager),
@@ -82,6 +81,11 @@ function detectedProgram({ project, text, kind, files }: PlanInput): string[] {
   return ['python', path]
 }
 
+/** Of the project, with its own interpreter in it. */
+function venvOf({ dir }: PlanInput): string {
+  return `${dir}/.venv`
+}
+
 function installationOf(input: PlanInput, pyproject: PyProject): Installation | null {
   const { tools, noticed, text } = input
   const files = new Map<string, Uint8Array>()
@@ -112,12 +116,13 @@ function installationOf(input: PlanInput, pyproject: PyProject): Installation | 
   if (lock !== null) files.set(constraintsFile, Buffer.from(`${locked.join('\n')}\n`))
   const constraints = lock === null ? [] : ['-c', constraintsFile]
   const install = ['-r', requirementsFile, ...constraints]
-  const actions: Action[] = [makeVenv(tools)]
+  const actions: Action[] = [makeVenv(input)]
   if (lines.length > 0)
     actions.push(
-      pipInstall(tools, requirements !== null ? 'pip install -r requirements.txt' : 'pip install', install),
+      pipInstall(input, requirements !== null ? 'pip install -r requirements.txt' : 'pip install', install),
     )
   return {
+    dir: input.dir,
     manager: tools.has('uv') ? 'uv' : 'pip',
     actions,
     files,
@@ -127,21 +132,22 @@ function installationOf(input: PlanInput, pyproject: PyProject): Installation | 
 }
 
 function uvInstallation(
-  { noticed }: PlanInput,
+  input: PlanInput,
   pyproject: PyProject,
   files: Map<string, Uint8Array>,
 ): Installation {
   for (const name of ['pyproject.toml', 'uv.lock', '.python-version']) {
-    const content = noticed.get(name)
+    const content = input.noticed.get(name)
     if (content !== undefined) files.set(name, content)
   }
   const env = {
-    UV_PROJECT_ENVIRONMENT: venv,
+    UV_PROJECT_ENVIRONMENT: venvOf(input),
     UV_CACHE_DIR: '/tmp/hutch-build/uv',
     UV_PYTHON_DOWNLOADS: 'never',
     UV_LINK_MODE: 'copy',
   }
   return {
+    dir: input.dir,
     manager: 'uv',
     actions: [
       {
@@ -156,7 +162,9 @@ function uvInstallation(
   }
 }
 
-function makeVenv(tools: PlanInput['tools']): Action {
+function makeVenv(input: PlanInput): Action {
+  const { tools } = input
+  const venv = venvOf(input)
   if (tools.has('uv')) return { name: 'uv venv', argv: ['uv', 'venv', '--quiet', venv] }
   // pip of the host installs into it, so that it needs none of its own, which takes seconds to make.
   if (tools.has('pip'))
@@ -168,7 +176,9 @@ function makeVenv(tools: PlanInput['tools']): Action {
   )
 }
 
-function pipInstall(tools: PlanInput['tools'], name: string, args: string[]): Action {
+function pipInstall(input: PlanInput, name: string, args: string[]): Action {
+  const { tools } = input
+  const venv = venvOf(input)
   if (tools.has('uv')) {
     const env = { VIRTUAL_ENV: venv, UV_CACHE_DIR: '/tmp/hutch-build/uv', UV_LINK_MODE: 'copy' }
     return {
@@ -179,19 +189,19 @@ function pipInstall(tools: PlanInput['tools'], name: string, args: string[]): Ac
   }
   const env = { PIP_CACHE_DIR: '/tmp/hutch-build/pip', PIP_ROOT_USER_ACTION: 'ignore' }
   const pip = tools.has('pip')
-    ? [tools.pythonPath, '-m', 'pip', '--python', venvPython]
-    : [venvPython, '-m', 'pip']
+    ? [tools.pythonPath, '-m', 'pip', '--python', `${venv}/bin/python`]
+    : [`${venv}/bin/python`, '-m', 'pip']
   return { name, argv: [...pip, 'install', ...pipFlags, ...args], env }
 }
 
 /** A program of the project's own, such as `my-server`, is there once the project itself is installed. */
-function ownPackage({ settings, tools }: PlanInput, pyproject: PyProject): Action | null {
-  const first = settings.entrypoint.prod
+function ownPackage(input: PlanInput, pyproject: PyProject): Action | null {
+  const first = input.settings.entrypoint.prod
     ?.trim()
     .split(/\s+/)[0]
     ?.replace(/^(?:\.?\/?\.venv\/bin\/)/, '')
   if (first === undefined || !pyproject.scripts.includes(first)) return null
-  return pipInstall(tools, 'pip install --no-deps -e .', ['--no-deps', '-e', '.'])
+  return pipInstall(input, 'pip install --no-deps -e .', ['--no-deps', '-e', '.'])
 }
 
 function requirementsNeedSource({ text, noticed }: PlanInput): boolean {

@@ -6,11 +6,12 @@ import { detectProject } from '../lib/project.ts'
 import type { InstallationSettings } from '../network/index.ts'
 import { withoutCredentials, withoutSecrets } from './credentials.ts'
 import type { DependencyLayers } from './dependencies.ts'
+import { folderMeant, isWorkspace, viewOf } from './folders.ts'
 import bundleScript from './inside/bundle.mjs' with { type: 'text' }
 import packScript from './inside/pack.mjs' with { type: 'text' }
 import type { BuildJob, BuildResult } from './job.ts'
 import type { BuildMachine, BuildMachines } from './machine.ts'
-import { type Action, type Installation, type Plan, type PlanInput, projectDir } from './plan.ts'
+import { type Action, type Installation, type Plan, type PlanInput, sourceDir } from './plan.ts'
 import { planPython } from './python.ts'
 import { lookForTools, type Toolchain } from './toolchain.ts'
 import { treeOf } from './tree.ts'
@@ -47,7 +48,7 @@ export class SourceBuilder {
     const replaced = new Set<string>()
     using source = await this.#options.images.addLayer(
       treeOf(request.archivePath, request.archiveType, survey, {
-        into: projectDir.slice(1),
+        into: sourceDir.slice(1),
         without: plan.without,
         replace: (path, content) => {
           const clean = withoutCredentials(path, content)
@@ -68,7 +69,7 @@ export class SourceBuilder {
       layers: made.layer === null ? below : [...below, made.layer],
       settings: {
         env: plan.env,
-        workingDir: projectDir,
+        workingDir: plan.dir,
         user: '',
         entrypoint: made.program,
         command: [],
@@ -79,14 +80,12 @@ export class SourceBuilder {
     return { image, language: plan.language }
   }
 
-  async #plan(job: BuildJob): Promise<Plan> {
+  async #plan(job: BuildJob): Promise<Plan & { dir: string }> {
     const { request, survey, settings, steps } = job
-    const text = (path: string) => {
-      const content = survey.noticed.get(path)
-      return content === undefined ? null : Buffer.from(content).toString('utf8')
-    }
-    const files = { has: (path: string) => survey.files.has(path), read: text }
-    const project = detectProject(files, settings.entrypoint)
+    const root = viewOf(survey, '')
+    const folder = folderMeant(survey, settings, root)
+    const view = folder === '' ? root : viewOf(survey, folder)
+    const project = detectProject(view, settings.entrypoint)
     if (project === null) {
       throw new PlatformError(
         'unprocessable',
@@ -94,17 +93,20 @@ export class SourceBuilder {
       )
     }
     steps.step('looking at the project')
+    if (folder !== '') steps.line(`The project is in ${folder}`, 'stdout')
     const tools = await this.#toolchain(job)
-    const input: PlanInput = {
-      ...{ project, settings, tools, text },
-      kind: request.kind,
-      files: survey.files,
-      noticed: survey.noticed,
-    }
+    const shared = { settings, tools, kind: request.kind }
+    const inRoot = folder === '' ? null : detectProject(root)
+    const around: PlanInput | null =
+      inRoot !== null && isWorkspace(root)
+        ? { ...shared, ...root, dir: sourceDir, project: inRoot, text: root.read, around: null }
+        : null
+    const dir = folder === '' ? sourceDir : `${sourceDir}/${folder}`
+    const input: PlanInput = { ...shared, ...view, dir, project, text: view.read, around }
     const plan = project.language === 'python' ? planPython(input) : planTypeScript(input)
     const by = plan.installation === null ? 'no dependencies' : plan.installation.manager
     steps.line(`${plan.language === 'python' ? 'Python' : 'TypeScript'}, ${by}`, 'stdout')
-    return plan
+    return { ...plan, dir }
   }
 
   async #toolchain(job: BuildJob): Promise<Toolchain> {
@@ -145,13 +147,13 @@ export class SourceBuilder {
       await using opened = await this.#machine(job, installation.needsSource ? [source] : [])
       const { machine, env } = opened
       await machine.write([
-        ...[...installation.files].map(([path, data]) => ({ path: `${projectDir}/${path}`, data })),
+        ...[...installation.files].map(([path, data]) => ({ path: `${installation.dir}/${path}`, data })),
         ...(registries.npmrc === ''
           ? []
           : [{ path: '/root/.npmrc', data: Buffer.from(registries.npmrc), mode: 0o600 }]),
       ])
       for (const action of installation.actions)
-        await this.#act(job, machine, action, { ...env, ...registries.env, ...buildEnv })
+        await this.#act(job, machine, action, installation.dir, { ...env, ...registries.env, ...buildEnv })
       const out = await this.#pack(job, machine, { mode: 'pack', names: installation.keeps })
       return await this.#keep(job, machine, out)
     })
@@ -162,7 +164,7 @@ export class SourceBuilder {
   /** What the project's own build makes of it, as a layer on top; null where it has none. */
   async #make(
     job: BuildJob,
-    plan: Plan,
+    plan: Plan & { dir: string },
     below: HeldLayer[],
     replaced: ReadonlySet<string>,
   ): Promise<{ layer: HeldLayer | null; program: string[] } & Disposable> {
@@ -171,16 +173,18 @@ export class SourceBuilder {
     const { survey, buildEnv } = job
     await using opened = await this.#machine(job, below)
     const { machine, env } = opened
-    const skip = [...replaced, ...cachesOfTools]
+    const folder = plan.dir.slice(sourceDir.length + 1)
+    const skip = [...replaced, ...cachesOfTools.map((name) => (folder === '' ? name : `${folder}/${name}`))]
     const noted = await this.#pack(job, machine, { mode: 'note', skip })
     await machine.write(
       [...replaced].map((path) => ({
-        path: `${projectDir}/${Buffer.from(path, 'latin1').toString('utf8')}`,
+        path: `${sourceDir}/${Buffer.from(path, 'latin1').toString('utf8')}`,
         data: survey.noticed.get(path)!,
       })),
     )
-    for (const action of plan.actions) await this.#act(job, machine, action, { ...env, ...buildEnv })
-    const program = plan.bundle === null ? null : await this.#bundle(job, machine, plan.bundle, env)
+    for (const action of plan.actions)
+      await this.#act(job, machine, action, plan.dir, { ...env, ...buildEnv })
+    const program = plan.bundle === null ? null : await this.#bundle(job, machine, plan.bundle, plan.dir, env)
     if (program === null && plan.actions.length === 0) return nothing
     const out = await this.#pack(job, machine, { mode: 'changes', noted, skip })
     const layer = await this.#keep(job, machine, out)
@@ -192,12 +196,13 @@ export class SourceBuilder {
     job: BuildJob,
     machine: BuildMachine,
     { entry, args }: NonNullable<Plan['bundle']>,
+    dir: string,
     env: Record<string, string>,
   ): Promise<string[] | null> {
     const script = `${scratchDir}/bundle.mjs`
     await machine.write([{ path: script, data: Buffer.from(bundleScript) }])
-    const argv = ['node', script, projectDir, entry]
-    const { exitCode, stdout } = await machine.output({ argv, env, workingDir: projectDir }, job.signal)
+    const argv = ['node', script, dir, entry]
+    const { exitCode, stdout } = await machine.output({ argv, env, workingDir: dir }, job.signal)
     const said = stdout.split('\n').at(-1) ?? ''
     const path = exitCode === 0 ? /^bundled (\S+)$/.exec(said)?.[1] : undefined
     if (path === undefined) {
@@ -214,6 +219,7 @@ export class SourceBuilder {
     job: BuildJob,
     machine: BuildMachine,
     action: Action,
+    workingDir: string,
     env: Record<string, string>,
   ): Promise<void> {
     const { steps, signal } = job
@@ -222,7 +228,7 @@ export class SourceBuilder {
       {
         argv: action.argv,
         env: { ...env, ...action.env },
-        workingDir: projectDir,
+        workingDir,
         onLine: (line, stream) => steps.line(line, stream),
       },
       signal,
@@ -253,7 +259,7 @@ export class SourceBuilder {
     const script = `${scratchDir}/pack.mjs`
     await machine.write([
       { path: script, data: Buffer.from(packScript) },
-      { path: settings, data: Buffer.from(JSON.stringify({ root: projectDir, skip: [], ...what, out })) },
+      { path: settings, data: Buffer.from(JSON.stringify({ root: sourceDir, skip: [], ...what, out })) },
     ])
     const lines: string[] = []
     const { exitCode } = await machine.run(
@@ -277,14 +283,14 @@ export class SourceBuilder {
     const { request, signal } = job
     const { images, machines, memoryMb, storageMb } = this.#options
     const { root, env: hostEnv } = await images.onHost(layers, signal)
-    const path = `${scratchDir}/bin:${projectDir}/node_modules/.bin:${projectDir}/.venv/bin:${hostEnv.PATH}:/opt/hutch/as-node`
+    const path = `${scratchDir}/bin:${sourceDir}/node_modules/.bin:${hostEnv.PATH}:/opt/hutch/as-node`
     const env = { ...hostEnv, PATH: path, HOME: '/root', CI: '1', NO_COLOR: '1', TMPDIR: '/tmp' }
     const machine = await machines.open(
       {
         workspace: request.workspace,
         name: `${request.kind}/${request.name}`,
         ...{ root, memoryMb, storageMb, env },
-        workingDir: projectDir,
+        workingDir: sourceDir,
       },
       signal,
     )

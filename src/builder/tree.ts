@@ -8,9 +8,8 @@ const noticedBytesMax = 4 * 1024 * 1024
 const noticedBytesInAllMax = 64 * 1024 * 1024
 const noticedNames =
   /^(?:blaxel\.toml|Dockerfile|\.dockerignore|\.env\.build|package\.json|package-lock\.json|npm-shrinkwrap\.json|pnpm-lock\.yaml|pnpm-workspace\.yaml|yarn\.lock|bun\.lock|bun\.lockb|bunfig\.toml|tsconfig\.json|\.npmrc|\.yarnrc|\.yarnrc\.yml|\.pypirc|\.netrc|pip\.conf|uv\.toml|uv\.lock|pyproject\.toml|setup\.py|setup\.cfg|[\w.-]*requirements[\w.-]*\.(?:txt|in)|[\w.-]*constraints[\w.-]*\.txt|\.python-version|\.nvmrc)$/
-const sourceNames = /\.(?:py|ts|mts|cts|js|mjs|cjs)$/
-/** How deep sources are looked into for what starts them. */
-const sourceDepthMax = 2
+/** What a Python project may begin in. */
+const entryNames = /^(?:main|server|app|api|index|agent|__main__)\.py$/
 /** Left out wherever they are: secrets of the machine that the archive is from, and its history. */
 const secretName = /^\.env/
 const leftOutNames = new Set(['.git', '.hg', '.svn', '.DS_Store', '.pypirc', '.netrc'])
@@ -36,11 +35,14 @@ export interface Survey {
   readonly dockerConfig: string | null
   /** Number of the entry that counts, by path: the last one that has it. */
   readonly winners: ReadonlyMap<string, number>
+  /** Paths that several entries have. */
+  readonly repeated: ReadonlySet<string>
 }
 
 /** Looks through an archive. @throws unprocessable for what is not allowed in one */
 export async function survey(path: string, type: ArchiveType, signal: AbortSignal): Promise<Survey> {
   const winners = new Map<string, number>()
+  const repeated = new Set<string>()
   const kinds = new Map<string, ArchiveEntry['type']>()
   const sizes = new Map<string, number>()
   const noticed = new Map<string, Uint8Array>()
@@ -49,6 +51,7 @@ export async function survey(path: string, type: ArchiveType, signal: AbortSigna
   let index = 0
   for await (const entry of walkArchive(path, type)) {
     signal.throwIfAborted()
+    if (winners.has(entry.path)) repeated.add(entry.path)
     winners.set(entry.path, index++)
     kinds.set(entry.path, entry.type)
     noticed.delete(entry.path)
@@ -77,7 +80,7 @@ export async function survey(path: string, type: ArchiveType, signal: AbortSigna
     noticed.delete(path)
     sizes.delete(path)
   }
-  return { files: sizes, noticed, buildEnvText, dockerConfig, winners }
+  return { files: sizes, noticed, buildEnvText, dockerConfig, winners, repeated }
 }
 
 /** The tree of a project as a tar archive. The same archive gives the same bytes. */
@@ -132,7 +135,7 @@ function isNoticed({ path, bytes }: ArchiveEntry): boolean {
   const names = path.split('/')
   if (names.includes('node_modules')) return false
   const name = names[names.length - 1]!
-  return noticedNames.test(name) || (names.length <= sourceDepthMax && sourceNames.test(name))
+  return noticedNames.test(name) || entryNames.test(name)
 }
 
 /** Nothing stands behind a link or a file. */

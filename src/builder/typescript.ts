@@ -1,7 +1,7 @@
 /** How TypeScript and JavaScript projects are installed, built and started. */
 import { PlatformError } from '../errors.ts'
 import { programOf, type Scripts } from './commands.ts'
-import { type Action, type Installation, type Plan, type PlanInput, projectDir } from './plan.ts'
+import { type Action, type Installation, type Plan, type PlanInput, sourceDir } from './plan.ts'
 import type { Toolchain } from './toolchain.ts'
 
 const manifestNames = [
@@ -51,7 +51,9 @@ interface Manifest {
 export function planTypeScript(input: PlanInput): Plan {
   const { tools, text, files, project } = input
   const manifest = readManifest(text('package.json'))
-  const manager = managerOf(input, manifest)
+  const installing = input.around ?? input
+  const above = input.around === null ? manifest : readManifest(input.around.text('package.json'))
+  const manager = managerOf(installing, above)
   const scripts = manifest.scripts
   const line = project.prod
   if (line === null) {
@@ -70,16 +72,16 @@ export function planTypeScript(input: PlanInput): Plan {
   const program = programOf(line, scripts as Scripts)
   return {
     language: 'typescript',
-    without: (path) => manifest.hasDependencies && path.split('/').includes('node_modules'),
+    without: (path) => above.hasDependencies && path.split('/').includes('node_modules'),
     installation:
-      manifest.hasDependencies || manager.lock !== null ? installationOf(input, manifest, manager) : null,
+      above.hasDependencies || manager.lock !== null ? installationOf(installing, above, manager) : null,
     actions: actions.map((action) => ({ ...action, env: { ...action.env, ...manager.env } })),
     bundle: bundleOf(program, tools, files),
     env: {
       NODE_ENV: 'production',
       ...(manifest.name === undefined ? {} : { npm_package_name: manifest.name }),
       ...(manifest.version === undefined ? {} : { npm_package_version: manifest.version }),
-      PATH: imagePath(tools),
+      PATH: imagePath(input),
     },
     program: withRuntime(program, tools),
     notes: manager.notes,
@@ -87,8 +89,9 @@ export function planTypeScript(input: PlanInput): Plan {
 }
 
 /** With no node on the host, what is asked for as `node` is this executable. */
-function imagePath(tools: Toolchain): string {
-  const path = `${projectDir}/node_modules/.bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:${bunPath}`
+function imagePath({ tools, dir, around }: PlanInput): string {
+  const programs = [dir, ...(around === null ? [] : [sourceDir])].map((at) => `${at}/node_modules/.bin`)
+  const path = `${programs.join(':')}:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:${bunPath}`
   return tools.has('node') ? path : `${path}:${asNodePath}`
 }
 
@@ -231,7 +234,11 @@ function yarnPathOf(settings: string | null): string | null {
   return path === undefined || path.includes('..') ? null : path
 }
 
-function installationOf({ noticed, text }: PlanInput, manifest: Manifest, manager: Manager): Installation {
+function installationOf(
+  { dir, noticed, text }: PlanInput,
+  manifest: Manifest,
+  manager: Manager,
+): Installation {
   const files = new Map<string, Uint8Array>()
   for (const name of manifestNames) {
     const content = noticed.get(name)
@@ -256,6 +263,7 @@ function installationOf({ noticed, text }: PlanInput, manifest: Manifest, manage
       argv: ['/bin/sh', '-c', `mkdir -p ${shimDir}; ${shims.join('; ')}`],
     })
   return {
+    dir,
     manager: manager.said,
     actions,
     files,
