@@ -202,7 +202,10 @@ export class SourceBuilder {
     const script = `${scratchDir}/bundle.mjs`
     await machine.write([{ path: script, data: Buffer.from(bundleScript) }])
     const argv = ['node', script, dir, entry]
-    const { exitCode, stdout } = await machine.output({ argv, env, workingDir: dir }, job.signal)
+    const { exitCode, stdout } = await machine.output(
+      { argv, env: { ...env, NODE_ENV: 'production' }, workingDir: dir },
+      job.signal,
+    )
     const said = stdout.split('\n').at(-1) ?? ''
     const path = exitCode === 0 ? /^bundled (\S+)$/.exec(said)?.[1] : undefined
     if (path === undefined) {
