@@ -318,6 +318,20 @@ test('who sends back what he read with another variable has that served', async 
   expect((await acquire()).revisionId).toBe(revisionId!)
 })
 
+test('a revision that does not hold is told of, and changes nothing else', async () => {
+  const [first] = await revisions(1)
+  host.deployments.noteCrash(
+    { workspace: 'main', kind: 'agent', name: 'one', id: first! },
+    'it ended 3 times in a row',
+  )
+  const told = await eventually('it is told', async () =>
+    (await read()).body.events.find(({ type }) => type === 'instance'),
+  )
+  expect(told).toMatchObject({ status: 'DEPLOYED', revision: first!, message: 'it ended 3 times in a row' })
+  expect(await statusNow()).toBe('DEPLOYED')
+  expect((await acquire()).revisionId).toBe(first!)
+})
+
 test('what is deactivated is not reached, and what is activated again is', async () => {
   const [first] = await revisions(1)
   await update({ spec: { enabled: false } })

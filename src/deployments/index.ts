@@ -402,6 +402,28 @@ export class Deployments {
     }
   }
 
+  /** Adds to its events that a revision does not hold; what is served stays as it is. Never rejects. */
+  noteCrash(
+    run: { workspace: string; kind: DeploymentKind; name: string; id: string },
+    message: string,
+  ): void {
+    if (this.#background.closing.aborted) return
+    this.#background.run(this.#noteCrash(run, message))
+  }
+
+  async #noteCrash(
+    { workspace, kind, name, id }: { workspace: string; kind: DeploymentKind; name: string; id: string },
+    message: string,
+  ): Promise<void> {
+    const found = await this.#records.get(workspace, kind, name)
+    if (!found) return
+    await this.#records.change(found, (body) => {
+      if (body.state !== 'active' || revisionOf(body, id) === undefined) return null
+      const status = statusOf(body, Number.POSITIVE_INFINITY)
+      return withEvent(body, this.#clock.now(), { type: 'instance', status, revision: id, message })
+    })
+  }
+
   /** Which of them stands on an image, or a snapshot, as people call it; null: none does. */
   userOf(workspace: string, image: string): string | null {
     for (const entry of this.#table.every())
