@@ -154,6 +154,28 @@ describe.skipIf(why !== '')('dependencies', () => {
     },
   )
 
+  test('come by the executable itself where the project or the host has no other way', async () => {
+    const { image, log } = await site.build([
+      {
+        path: 'package.json',
+        content: JSON.stringify({
+          name: 'mine',
+          packageManager: 'bun@1.2.0',
+          scripts: { start: 'bun src/index.ts' },
+          dependencies: { greeting: '1.0.0' },
+        }),
+      },
+      {
+        path: 'src/index.ts',
+        content: 'import text from "greeting"\nconst said: string = text\nconsole.log(said)',
+      },
+    ])
+    expect(log).toContain('==> bun install')
+    const script = 'bun src/index.ts; /opt/hutch/as-node/node node_modules/greeting/cli.js'
+    expect(await site.inside(image, script)).toBe('hello\ncli\n')
+    expect(keeps(registries.token)).toEqual([])
+  })
+
   test.skipIf(npm !== '')(
     'that are not to be had say so, with the last lines of who looked for them',
     async () => {
