@@ -1,7 +1,7 @@
 import { afterAll, beforeAll, beforeEach, expect, test } from 'bun:test'
 import { eventually } from '../../../guest/test-guest.ts'
 import { HurriedClock } from '../../../lib/test-clock.ts'
-import { sessionIdleMs, sessionsPerInstanceMax } from './table.ts'
+import { sessionIdleMs, sessionLeftMs, sessionsPerInstanceMax } from './table.ts'
 import { openTestMachine, type TestMachine } from './test-machine.ts'
 
 /** The bridge's own part of the protocol, with a server that does as each request's method says, and requests by hand. */
@@ -311,6 +311,23 @@ test('sessions of an instance are bounded; one that is idle gives way', async ()
     sessions.map(async (session) => (await post(message('echo'), session)).status),
   )
   expect(ended.filter((status) => status === 404)).toHaveLength(1)
+})
+
+test('a session whose client stopped listening is over soon, and gives way at once', async () => {
+  const left = await begin()
+  await eventsOf(await listen(left)).close()
+  // It is known to have gone a moment later.
+  await eventually(async () => {
+    clock.advance(sessionLeftMs + 1)
+    return machine.bridge.sessions === 0
+  })
+  const sessions = await Promise.all(Array.from({ length: sessionsPerInstanceMax }, begin))
+  expect((await post(hello())).status).toBe(429)
+  await eventsOf(await listen(sessions[3]!)).close()
+  await eventually(() => machine.bridge.fits(machine.instance.id))
+  await begin()
+  expect((await post(message('echo'), sessions[3])).status).toBe(404)
+  expect((await post(message('echo'), sessions[4])).status).toBe(200)
 })
 
 test('processes of sessions that an earlier life of the platform began are ended', async () => {

@@ -119,7 +119,12 @@ export class McpBridge implements Disposable {
     const reading = held.session.listen(request.headers.get('last-event-id'), {
       primed: wantsPriming(request.headers.get('mcp-protocol-version')),
     })
-    exchange.atEnd(reading.release)
+    this.#sessions.listening(held, true)
+    exchange.atEnd(() => {
+      reading.release()
+      // Another stream may have taken its place.
+      if (!held.session.listenedTo) this.#sessions.listening(held, false)
+    })
     return { messages: exchange.asConnection(reading.messages), headers: eventHeaders }
   }
 

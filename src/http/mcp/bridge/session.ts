@@ -80,6 +80,10 @@ export class Session {
     return this.#pending.size > 0 || this.#listeners > 0
   }
 
+  get listenedTo(): boolean {
+    return this.#listening.listenedTo
+  }
+
   /**
    * Hands messages to the server; null where none of them wants an answer.
    * @throws HttpRefusal when too much is asked at once, gone when the server is

@@ -25,6 +25,8 @@ export interface Held {
   readonly session: Session
   readonly server: StdioServer
   lastUsedMs: number
+  /** Its client stopped listening, as one does that goes. */
+  left: boolean
 }
 
 /** Each is a process. */
@@ -34,6 +36,8 @@ const processesPerInstanceMax = 2 * sessionsPerInstanceMax
 const sessionsMax = 2048
 /** A session that nobody has used for so long is over: most clients leave without a word. */
 export const sessionIdleMs = 10 * 60_000
+/** One whose client stopped listening and did not come back. */
+export const sessionLeftMs = 60_000
 /** One that was idle for so long gives way to a new one where there is no other room. */
 const givesWayAfterMs = 10_000
 const killSignal = 9
@@ -55,11 +59,18 @@ export class SessionTable {
   readonly #byId = new Map<string, Held>()
   readonly #rooms = new Map<string, Room>()
   readonly #idle: Lingering<Held>
+  readonly #left: Lingering<Held>
 
   constructor({ clock, log }: { clock: Clock; log: Logger }) {
     this.#clock = clock
     this.#log = log
     this.#idle = new Lingering({ afterMs: sessionIdleMs, clock, log, due: (held) => this.#due(held) })
+    this.#left = new Lingering({
+      afterMs: sessionLeftMs,
+      clock,
+      log,
+      due: (held) => held.left && this.#due(held),
+    })
   }
 
   get size(): number {
@@ -99,14 +110,13 @@ export class SessionTable {
       })
       started.resolve(server)
       const id = { instanceId: instance.id, session: randomBytes(16).toString('hex') }
-      const held: Held = { id, place, session, server, lastUsedMs: this.#clock.monotonic() }
+      const held: Held = { id, place, session, server, lastUsedMs: this.#clock.monotonic(), left: false }
       this.#byId.set(id.session, held)
       room.held.add(held)
       void server.ended.then(({ reason, asked }) => {
         if (!asked) onLine(`a session ended: ${reason}`, 'platform')
         held.session.close(reason)
-        this.#byId.delete(id.session)
-        this.#idle.delete(held)
+        this.#forget(held)
         room.held.delete(held)
         this.#leave(room)
       })
@@ -124,15 +134,23 @@ export class SessionTable {
     this.#idle.add(held)
   }
 
+  /** Its client listens, or stopped to. */
+  listening(held: Held, listens: boolean): void {
+    held.left = !listens
+    if (!this.#byId.has(held.id.session)) return
+    if (listens) this.#left.delete(held)
+    else this.#left.add(held)
+  }
+
   end(held: Held, reason: string): void {
-    this.#byId.delete(held.id.session)
-    this.#idle.delete(held)
+    this.#forget(held)
     held.session.close(reason)
     held.server.end()
   }
 
   close(): void {
     this.#idle[Symbol.dispose]()
+    this.#left[Symbol.dispose]()
     for (const held of [...this.#byId.values()]) {
       held.session.close('the platform is restarting')
       held.server.release()
@@ -140,8 +158,14 @@ export class SessionTable {
   }
 
   #due(held: Held): void {
-    if (held.session.busy) this.#idle.add(held)
+    if (held.session.busy) this.used(held)
     else this.end(held, 'nobody used it')
+  }
+
+  #forget(held: Held): void {
+    this.#byId.delete(held.id.session)
+    this.#idle.delete(held)
+    this.#left.delete(held)
   }
 
   #makePlace(room: Room): void {
@@ -172,12 +196,15 @@ export class SessionTable {
     return live
   }
 
+  /** Of those whose client has left, else of those that were idle for a while. */
   #oldestIdle(room: Room): Held | null {
     const before = this.#clock.monotonic() - givesWayAfterMs
     let oldest: Held | null = null
     for (const held of room.held) {
-      if (held.session.busy || held.lastUsedMs > before || !this.#byId.has(held.id.session)) continue
-      if (oldest === null || held.lastUsedMs < oldest.lastUsedMs) oldest = held
+      if (held.session.busy || !this.#byId.has(held.id.session)) continue
+      if (!held.left && held.lastUsedMs > before) continue
+      const older = oldest === null || held.lastUsedMs < oldest.lastUsedMs
+      if (oldest === null || (held.left === oldest.left ? older : held.left)) oldest = held
     }
     return oldest
   }
