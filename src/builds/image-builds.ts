@@ -1,15 +1,19 @@
 import type { BuildRequest } from '../builder/index.ts'
 import { PlatformError } from '../errors.ts'
-import { checkImageName, checkResourceType, type Images, type ImageView } from '../images/index.ts'
-import { randomText } from '../lib/ids.ts'
+import {
+  checkImageName,
+  checkResourceType,
+  type Images,
+  type ImageView,
+  newBuiltTag,
+} from '../images/index.ts'
 import type { Builds, BuildView } from './index.ts'
 
 const imageBuildKind = 'image'
-const tagChars = 12
 
 export interface ImageBuildsOptions {
   builds: Pick<Builds, 'begin' | 'cancel' | 'newest' | 'newestOf' | 'on'>
-  images: Pick<Images, 'view' | 'views' | 'pin'>
+  images: Pick<Images, 'view' | 'views' | 'promote' | 'remove'>
 }
 
 /** Images that are built for themselves, and what is told of them meanwhile. */
@@ -22,10 +26,8 @@ export class ImageBuilds {
     this.#images = images
     builds.on(imageBuildKind, {
       building: async () => {},
-      built: async ({ owner: { workspace, name, imageType = 'sandbox' } }, { image }) => {
-        // Who names no tag means the newest.
-        await this.#images.pin(workspace, image, { type: imageType, name, tag: 'latest' }, {})
-      },
+      built: ({ owner: { workspace, name, tag, imageType = 'sandbox' } }) =>
+        this.#images.promote(workspace, { type: imageType, name, tag }),
       failed: async () => {},
     })
   }
@@ -38,7 +40,7 @@ export class ImageBuilds {
   ): Promise<{ image: string; resourceType: string; uploadUrl: string }> {
     const imageType = checkResourceType(target.resourceType, 'resourceType')
     const name = checkImageName(target.name, 'name')
-    const tag = randomText(tagChars)
+    const tag = newBuiltTag()
     const owner = { workspace, kind: imageBuildKind, imageType, name, tag }
     const { uploadUrl } = await this.#builds.begin(owner, origin)
     return { image: `${imageType}/${name}:${tag}`, resourceType: imageType, uploadUrl }
@@ -72,10 +74,16 @@ export class ImageBuilds {
     return [...views.values()].sort((left, right) => (left.metadata.name < right.metadata.name ? -1 : 1))
   }
 
-  /** Of an image that is deleted. */
-  async cancel(workspace: string, type: string, name: string): Promise<void> {
+  /** Removes an image with what is being built for it, or was: also one that never came to be. @throws as `Images.remove` */
+  async remove(workspace: string, type: string, name: string): Promise<ImageView> {
+    const told = await this.view(workspace, type, name)
     const imageType = checkResourceType(type, 'resourceType')
+    const removed = await this.#images.remove(workspace, imageType, name).catch((error) => {
+      if (PlatformError.is(error) && error.code === 'not_found') return told
+      throw error
+    })
     await this.#builds.cancel({ workspace, kind: imageBuildKind, imageType, name })
+    return removed
   }
 }
 

@@ -21,6 +21,7 @@ import { ImageRecords, type ImageTag, noImage } from './records.ts'
 import {
   checkResourceType,
   type ImageReference,
+  isBuiltTag,
   parseReference,
   parseRegistryReference,
   type ResourceType,
@@ -37,12 +38,14 @@ export { catalogue } from './catalogue.ts'
 export { type Credentials, passwordCharsMax, usernameCharsMax } from './credentials.ts'
 export { HostImage, type HostImageSource } from './host-image.ts'
 export { freeBytesMin } from './layer-store.ts'
-export { checkImageName, checkResourceType } from './reference.ts'
+export { checkImageName, checkResourceType, newBuiltTag } from './reference.ts'
 export { pendingShareEntrySchema, pendingShareSchema, shareTargetSchema } from './shares.ts'
 export { type ImageView, imageViewSchema } from './view.ts'
 
 /** Less than clients and proxies wait for an answer. */
 export const pullAnswerMsMax = 50_000
+/** Of one image. */
+const builtTagsKeptMax = 20
 const collectEveryMs = 10 * 60 * 1000
 
 /** An image made ready on this host, with the settings it carries. Held, so that it stays, until disposed. */
@@ -366,6 +369,28 @@ export class Images {
     const type = checkResourceType(at.type, 'resourceType')
     const image = await this.#records.get(at.workspace, type, at.name)
     return imageView({ ...at, type }, image ?? taken, null)
+  }
+
+  /**
+   * One that was built under a tag of `newBuiltTag` is the latest of its name from now on. Of those that were built before and that
+   * no instance stands on the newest stay. @throws not_found, usage_limit_exceeded
+   */
+  async promote(workspace: string, image: { type: string; name: string; tag: string }): Promise<void> {
+    const { name, tag } = image
+    const type = checkResourceType(image.type, 'type')
+    await this.pin(workspace, `${type}/${name}:${tag}`, { type, name, tag: tagDefault }, {})
+    const used = this.#usersByDigest(workspace)
+    const tags = (await this.#records.get(workspace, type, name))?.body.tags ?? []
+    const old = new Set(
+      tags
+        .filter((one) => isBuiltTag(one.name) && !one.sharedFrom)
+        .sort((left, right) => right.updatedAt - left.updatedAt)
+        .slice(builtTagsKeptMax)
+        .map((one) => one.name),
+    )
+    if (old.size === 0) return
+    await this.#records.removeTags(workspace, type, name, (one) => old.has(one.name) && !used.has(one.digest))
+    this.#collectSoon()
   }
 
   /** Removes every image of the workspace that no instance stands on; answers how many. */

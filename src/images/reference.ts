@@ -1,7 +1,9 @@
 import { PlatformError } from '../errors.ts'
+import { randomText } from '../lib/ids.ts'
 
 const referenceCharsMax = 512
 export const tagDefault = 'latest'
+const builtTagChars = 12
 /** Kinds of workload that images are kept for; the cloud's clients write them in the singular and in the plural. */
 const resourceTypes = ['sandbox', 'agent', 'function', 'job', 'application'] as const
 export type ResourceType = (typeof resourceTypes)[number]
@@ -100,6 +102,15 @@ export function checkTag(tag: string, field: string): string {
     'bad_request',
     `${field} ${shown(tag)} is not a tag: letters, digits, "_", "." and "-", at most 128`,
   )
+}
+
+/** For an image that is to be built, and has no tag by its owner. */
+export function newBuiltTag(): string {
+  return `build-${randomText(builtTagChars)}`
+}
+
+export function isBuiltTag(tag: string): boolean {
+  return tag.startsWith('build-') && tag.length === 'build-'.length + builtTagChars
 }
 
 /** @throws bad_request */

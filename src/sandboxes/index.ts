@@ -27,7 +27,7 @@ import { type SandboxDependent, SandboxRemoval } from './removal.ts'
 import { ProcessRestarts } from './restarts.ts'
 import type { SandboxInput, SandboxView } from './schema.ts'
 import { Sealing } from './sealing.ts'
-import { type Announced, SandboxSources, type SourceBuilds } from './sources.ts'
+import { type Announced, SandboxSources, type SourceBuilds, type SourceImages } from './sources.ts'
 import { SandboxTurns } from './turns.ts'
 import { SandboxUpgrades } from './upgrades.ts'
 
@@ -71,7 +71,7 @@ export {
 export interface SandboxesOptions {
   store: Store
   instances: Instances
-  images: MachineImages & CreationImages
+  images: MachineImages & CreationImages & SourceImages
   secrets: SecretBox
   clock: Clock
   log: Logger
@@ -189,7 +189,7 @@ export class Sandboxes {
     const { builds, logs } = options
     this.#sources =
       builds && logs
-        ? new SandboxSources({ builds, logs, records, turns, deployments, removal, sealing, clock })
+        ? new SandboxSources({ builds, images, logs, records, turns, deployments, removal, sealing, clock })
         : null
     this.#recovery = new SandboxRecovery({
       store,

@@ -63,7 +63,7 @@ test('one is created, uploaded, built and deployed, and says so step by step', a
   const { sandbox, uploadUrl } = await create()
   expect(uploadUrl).toMatch(/^http:\/\/localhost:4400\/-\/uploads\/[\w-]{43}$/)
   const { image } = sandbox.body.spec
-  expect(image).toMatch(/^sandbox\/box:[a-z0-9]{12}$/)
+  expect(image).toMatch(/^sandbox\/box:build-[a-z0-9]{12}$/)
   expect(await status()).toBe('UPLOADING')
   await expect(platform.sandboxes.acquire('main', 'box')).rejects.toMatchObject({
     code: 'workload_unavailable',

@@ -1,7 +1,7 @@
 import type { BuildHandlers, Builds, BuildView } from '../builds/index.ts'
 import { PlatformError } from '../errors.ts'
+import { type Images, newBuiltTag } from '../images/index.ts'
 import type { Clock } from '../lib/clock.ts'
-import { randomText } from '../lib/ids.ts'
 import type { Logs } from '../telemetry/index.ts'
 import type { SandboxDeployments } from './deployments.ts'
 import type { SandboxDraft } from './draft.ts'
@@ -21,6 +21,8 @@ import type { SandboxTurns } from './turns.ts'
 
 export type SourceBuilds = Pick<Builds, 'begin' | 'cancel' | 'newest' | 'on'>
 
+export type SourceImages = Pick<Images, 'promote'>
+
 interface Wanted {
   workspace: string
   name: string
@@ -37,6 +39,7 @@ export interface Announced {
 /** Sandboxes whose image is built from an archive that somebody uploads: what there is meanwhile, and afterwards. */
 export class SandboxSources implements SandboxDependent {
   readonly #builds: SourceBuilds
+  readonly #images: SourceImages
   readonly #logs: Pick<Logs, 'remove'>
   readonly #records: SandboxRecords
   readonly #turns: SandboxTurns
@@ -47,6 +50,7 @@ export class SandboxSources implements SandboxDependent {
 
   constructor(options: {
     builds: SourceBuilds
+    images: SourceImages
     logs: Pick<Logs, 'remove'>
     records: SandboxRecords
     turns: SandboxTurns
@@ -56,6 +60,7 @@ export class SandboxSources implements SandboxDependent {
     clock: Clock
   }) {
     this.#builds = options.builds
+    this.#images = options.images
     this.#logs = options.logs
     this.#records = options.records
     this.#turns = options.turns
@@ -83,7 +88,7 @@ export class SandboxSources implements SandboxDependent {
           `the sandbox "${name}" exists already in this workspace (status ${existing.body.status})`,
         )
       }
-      const tag = newTag()
+      const tag = newBuiltTag()
       const draft = draftOf(imageOf(name, tag))
       this.#deployments.admit(draft)
       const sandbox = await this.#deployments.announce(
@@ -113,7 +118,7 @@ export class SandboxSources implements SandboxDependent {
           `the sandbox "${name}" cannot be changed, its status is ${status}`,
         )
       }
-      const tag = newTag()
+      const tag = newBuiltTag()
       const draft = draftOf(this.#sealing.draftOf(existing), imageOf(name, tag))
       this.#deployments.admitSize(draft)
       const sandbox = await this.#records.change(existing, (current) => {
@@ -184,6 +189,7 @@ export class SandboxSources implements SandboxDependent {
 
   async #built(build: BuildView, image: string): Promise<void> {
     const { workspace, name, tag } = build.owner
+    await this.#images.promote(workspace, { type: sandboxKind, name, tag })
     await this.#change(build, (body) =>
       inPhase(body, this.#clock.now(), 'DEPLOYING', `Built ${image}, starting it`),
     )
@@ -244,11 +250,6 @@ export class SandboxSources implements SandboxDependent {
 }
 
 const waiting = 'Waiting for the source to be uploaded'
-const tagChars = 12
-
-function newTag(): string {
-  return randomText(tagChars)
-}
 
 function imageOf(name: string, tag: string): string {
   return `sandbox/${name}:${tag}`

@@ -235,6 +235,7 @@ export class TestHost {
 }
 
 const images = {
+  async promote() {},
   async prepare() {
     return null
   },

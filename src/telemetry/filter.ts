@@ -15,9 +15,11 @@ export interface LogFilter {
 }
 
 /** Whether an encoded line may be wanted: what costs little, before it is decoded. */
-export function wantedText(text: string, { fromUs = 0, toUs = Number.MAX_SAFE_INTEGER }: LogFilter): boolean {
+export function wantedText(text: string, filter: LogFilter): boolean {
+  const { fromUs = 0, toUs = Number.MAX_SAFE_INTEGER, search } = filter
   const atUs = atUsOf(text)
-  return atUs >= fromUs && atUs <= toUs
+  if (!(atUs >= fromUs && atUs <= toUs)) return false
+  return search === undefined || text.toLowerCase().includes(search.toLowerCase())
 }
 
 export function isWanted(line: LogLine, filter: LogFilter): boolean {

@@ -167,8 +167,7 @@ function catalogueRoutes(images: Images, builds: ImageBuilds): Route[] {
       answer: imageViewSchema,
       async handle({ workspace, params }) {
         const { resourceType, imageName } = params
-        await builds.cancel(workspace, resourceType, imageName)
-        return await images.remove(workspace, resourceType, imageName)
+        return await builds.remove(workspace, resourceType, imageName)
       },
     }),
     route({

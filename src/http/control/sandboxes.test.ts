@@ -133,12 +133,15 @@ test('one from source answers with where the source is to be uploaded, also for 
   expect(await image.json()).toMatchObject({
     name: 'tool',
     resourceType: 'agent',
-    image: expect.stringMatching(/^agent\/tool:[a-z0-9]{12}$/),
+    image: expect.stringMatching(/^agent\/tool:build-[a-z0-9]{12}$/),
     build: true,
   })
   const view = (await (await api('/images/agent/tool')).json()) as object
   expect(view).toMatchObject({ metadata: { status: 'BUILDING', events: [{ status: 'UPLOADING' }] } })
   expect(await (await api('/images')).json()).toMatchObject([{ metadata: { name: 'tool' } }])
+  const remove = () => api('/images/agent/tool', { method: 'DELETE' })
+  expect([(await remove()).status, (await remove()).status]).toEqual([200, 404])
+  expect(await (await api('/images')).json()).toEqual([])
   for (const name of ['built', 'running']) await client.SandboxInstance.delete(name)
 })
 
