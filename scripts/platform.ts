@@ -20,12 +20,23 @@ export class RunningHutch implements AsyncDisposable {
   ) {}
 
   /** `port`: any free one by default. */
-  static async start(options: { dataDir: string; port?: number; args?: string[] }): Promise<RunningHutch> {
+  static async start(options: {
+    dataDir: string
+    port?: number
+    args?: string[]
+    env?: Record<string, string | undefined>
+  }): Promise<RunningHutch> {
     const startedAt = performance.now()
     const port = String(options.port ?? 0)
     const child = Bun.spawn(
       [executablePath, 'up', '--port', port, '--data-dir', options.dataDir, ...(options.args ?? [])],
-      { stdin: 'ignore', stdout: 'pipe', stderr: 'pipe', env: cleanEnvironment(), detached: true },
+      {
+        stdin: 'ignore',
+        stdout: 'pipe',
+        stderr: 'pipe',
+        env: { ...cleanEnvironment(), ...options.env },
+        detached: true,
+      },
     )
     const stderr = { text: '' }
     void drain(child.stderr, (text) => {
@@ -49,7 +60,7 @@ export class RunningHutch implements AsyncDisposable {
   /** One command line against it. */
   async run(
     args: string[],
-    options: { stdin?: string; env?: Record<string, string> } = {},
+    options: { stdin?: string; cwd?: string; env?: Record<string, string> } = {},
   ): Promise<Captured> {
     return await hutch(args, { ...options, env: { HUTCH_DATA_DIR: this.dataDir, ...options.env } })
   }
@@ -77,9 +88,10 @@ export class RunningHutch implements AsyncDisposable {
 /** Runs dist/hutch to its end, with none of the caller's own settings. */
 export async function hutch(
   args: string[],
-  options: { stdin?: string; env?: Record<string, string> } = {},
+  options: { stdin?: string; cwd?: string; env?: Record<string, string> } = {},
 ): Promise<Captured> {
   return await capture([executablePath, ...args], {
+    ...(options.cwd === undefined ? {} : { cwd: options.cwd }),
     env: { ...cleanEnvironment(), ...options.env },
     ...(options.stdin === undefined ? {} : { stdin: options.stdin }),
   })

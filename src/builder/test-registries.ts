@@ -46,6 +46,15 @@ export class TestRegistries implements Disposable {
     this.#wheels.set(name, { file: `${name}-${version}-py3-none-any.whl`, bytes })
   }
 
+  /** A wheel as some other index gave it. */
+  addWheel(file: string, bytes: Buffer): void {
+    const name = file
+      .split('-')[0]!
+      .toLowerCase()
+      .replace(/[-_.]+/g, '-')
+    this.#wheels.set(name, { file, bytes })
+  }
+
   /** The user's settings on the host. */
   get npmrc(): string {
     return `registry=http://127.0.0.1:${this.port}/npm/\n//127.0.0.1:${this.port}/npm/:_authToken=${this.token}\n`
