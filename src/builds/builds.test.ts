@@ -495,7 +495,7 @@ test('builds under way are bounded, of a workspace and uploads of it', async () 
   expect(tokens).toHaveLength(2)
   const never = () => new ReadableStream<Uint8Array>({ pull: () => new Promise(() => {}) })
   const open: Promise<void>[] = []
-  for (let at = 1; at <= 6; at++) {
+  for (let at = 1; at <= 16; at++) {
     const { token } = await life.begin({ ...agent, name: `a${at}` })
     open.push(life.builds.receive(token, never(), type, null))
     open.at(-1)!.catch(() => {})

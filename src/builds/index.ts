@@ -35,7 +35,7 @@ export const buildingShownMs = 9_000
 const uploadMsMax = 60 * 60 * 1000
 const archiveBytesMaxDefault = 1024 * 1024 * 1024
 const uploadsAtOnceMax = 64
-const uploadsPerWorkspaceMax = 6
+const uploadsPerWorkspaceMax = 16
 /** Archives of a workspace that wait to be built; one more may come while there are fewer. */
 const archiveBytesPerWorkspaceMax = 4 * 1024 * 1024 * 1024
 const buildsAtOnceMax = 2
