@@ -2,11 +2,17 @@ import { type Client, ClientError, type Resource } from '../client/index.ts'
 import { applyManifest, placeOf } from './applying.ts'
 import { clientFor, withHints } from './client.ts'
 import { CommandError, command, connectionFlags } from './command.ts'
-import { environmentFlags, Placeholders, readEnvironment } from './environment.ts'
-import { at } from './kinds.ts'
+import {
+  type EnvironmentInput,
+  environmentFlags,
+  Placeholders,
+  plainVariables,
+  readEnvironment,
+} from './environment.ts'
+import { at, type Kind } from './kinds.ts'
 import { fileFlag, type Manifest, readManifests } from './manifests.ts'
 import { note, paint, print, printable } from './output.ts'
-import { formatOf, outputFlag, printResources } from './resource-output.ts'
+import { formatOf, outputFlag, printManifests } from './resource-output.ts'
 
 const usage = 'hutch apply -f FILE'
 
@@ -30,13 +36,14 @@ export const apply = command({
     const format = formatOf(flags)
     const client = clientFor(flags)
     const failures: string[] = []
+    const applied = new Map<Kind, Resource[]>()
     for (const manifest of manifests) {
       const { kind } = placeOf(manifest)
       const title = `${kind.singular}/${printable(manifest.metadata.name)}`
       try {
         const { resource, what } = await withConnection(flags, () => applyManifest(client, manifest))
         if (format === null || format === 'table') print(`${title} ${what}`)
-        else printResources(kind, [resource], format)
+        else applied.set(kind, [...(applied.get(kind) ?? []), resource])
         const address = format === null ? await previewAddress(client, manifest, resource) : null
         if (address !== null) print(address)
       } catch (error) {
@@ -45,21 +52,20 @@ export const apply = command({
         note(`${paint('red', 'failed', process.stderr)} ${title}: ${error.message}`)
       }
     }
+    if (format !== null && format !== 'table') printManifests(applied, format)
     if (failures.length === 0) return 0
     throw new CommandError(`${failures.length} of ${manifests.length} could not be applied`)
   },
 })
 
-type ManifestInput = {
+interface ManifestInput extends EnvironmentInput {
   recursive?: boolean | undefined
-  'env-file'?: string[] | undefined
-  secrets?: string[] | undefined
 }
 
 export async function manifestsOf(flags: ManifestInput, file: string): Promise<Manifest[]> {
   return await readManifests(file, {
     recursive: flags.recursive === true,
-    placeholders: new Placeholders(readEnvironment(flags)),
+    placeholders: new Placeholders({ ...readEnvironment(flags), ...plainVariables(flags) }),
   })
 }
 

@@ -3,7 +3,7 @@ import { isStream, platformRefusal, requestLine, spokenAnswer, spokenText } from
 import { withHints } from './client.ts'
 import { command } from './command.ts'
 import { headersOf, type InvokeFlags, invoke, requestFlags, runningKind } from './invoking.ts'
-import { note, paint } from './output.ts'
+import { note, paint, print } from './output.ts'
 
 /** Says which conversation a message is of, for agents that keep any. */
 const threadHeader = 'x-blaxel-thread-id'
@@ -56,7 +56,7 @@ export const chat = command({
 
 /** Answers whether the agent did. */
 async function say(
-  flags: InvokeFlags & { debug?: boolean | undefined },
+  flags: InvokeFlags & { debug?: boolean | undefined; json?: boolean | undefined },
   name: string,
   inputs: string,
   headers: Record<string, string>,
@@ -76,6 +76,12 @@ async function say(
       invoke(flags, runningKind('agent'), name, invocation),
     )
     if (flags.debug) note(requestLine('POST', url, response, performance.now() - startedAt))
+    if (flags.json) {
+      let answer = ''
+      for await (const piece of spokenText(response)) answer += piece
+      print(JSON.stringify({ inputs, status: response.status, answer }))
+      return response.ok
+    }
     if (!response.ok) {
       const said = (await platformRefusal(response)) ?? spokenAnswer(await response.text())
       note(`${paint('red', 'error:', process.stderr)} ${response.status}: ${said}`)

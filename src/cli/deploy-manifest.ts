@@ -26,6 +26,8 @@ export interface DeployRequest {
   settings: ProjectSettings
   /** Of `.env` and of -s, which are nobody's to read again. */
   secrets: Record<string, string>
+  /** Of the command line, over all else. */
+  variables: Record<string, string>
   placeholders: Placeholders
   /** Taken as it is, instead of an archive. */
   image: string | null
@@ -102,22 +104,21 @@ function applicationSpec({ settings, image, ...request }: DeployRequest): Record
   }
 }
 
-/** Secrets over `[env]`; each name once. */
+/** Variables of the command line over secrets over `[env]`; each name once. */
 function envsOf(
   settings: ProjectSettings,
-  { secrets, placeholders }: Pick<DeployRequest, 'secrets' | 'placeholders'>,
+  { secrets, variables, placeholders }: Pick<DeployRequest, 'secrets' | 'variables' | 'placeholders'>,
 ): { name: string; value: string; secret?: true }[] {
-  const isFree = (name: string) => !reserved.has(name)
-  const left = Object.keys({ ...settings.env, ...secrets })
-    .filter((name) => !isFree(name))
-    .sort()
+  const envs = new Map<string, { value: string; secret?: true }>()
+  for (const [name, value] of Object.entries(settings.env)) {
+    const isOver = Object.hasOwn(secrets, name) || Object.hasOwn(variables, name)
+    if (!isOver) envs.set(name, { value: placeholders.resolve(value) })
+  }
+  for (const [name, value] of Object.entries(secrets)) envs.set(name, { value, secret: true })
+  for (const [name, value] of Object.entries(variables)) envs.set(name, { value })
+  const left = [...envs.keys()].filter((name) => reserved.has(name)).sort()
   if (left.length > 0)
     warn(`${left.join(', ')} ${left.length === 1 ? 'is' : 'are'} set by the platform, and not sent`)
-  const plain = Object.entries(settings.env)
-    .filter(([name]) => isFree(name) && !Object.hasOwn(secrets, name))
-    .map(([name, value]) => ({ name, value: placeholders.resolve(value) }))
-  const secret = Object.entries(secrets)
-    .filter(([name]) => isFree(name))
-    .map(([name, value]) => ({ name, value, secret: true as const }))
-  return [...secret, ...plain]
+  for (const name of left) envs.delete(name)
+  return [...envs].map(([name, env]) => ({ name, ...env }))
 }

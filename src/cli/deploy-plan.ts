@@ -7,7 +7,7 @@ import { clientFor, withHints } from './client.ts'
 import { CommandError, connectionFlags, sameTarget, type Target, UsageError } from './command.ts'
 import { deployManifest } from './deploy-manifest.ts'
 import { dockerConfigOf, registryFlags } from './docker-config.ts'
-import { Placeholders, readEnvironment } from './environment.ts'
+import { type EnvironmentInput, Placeholders, plainVariables, readEnvironment } from './environment.ts'
 import { at } from './kinds.ts'
 import { type Manifest, readManifests } from './manifests.ts'
 import { warn } from './output.ts'
@@ -62,9 +62,7 @@ export interface SourceInput extends Target {
   'docker-config'?: string | undefined
 }
 
-export interface DeployInput extends SourceInput {
-  'env-file'?: string[] | undefined
-  secrets?: string[] | undefined
+export interface DeployInput extends SourceInput, EnvironmentInput {
   traffic?: number | undefined
   recursive?: boolean | undefined
   detach?: boolean | undefined
@@ -116,6 +114,7 @@ export interface Source {
   base: string
   project: ProjectFolder
   secrets: Record<string, string>
+  variables: Record<string, string>
   placeholders: Placeholders
 }
 
@@ -124,17 +123,19 @@ export function source(flags: DeployInput, base: string, above?: string): Source
   const directory = flags.directory === undefined ? base : join(base, flags.directory)
   const places = [directory, base, ...(above === undefined ? [] : [above])]
   const secrets = readEnvironment(flags, [...new Set(places)])
-  const placeholders = new Placeholders(secrets)
+  const variables = plainVariables(flags)
+  const placeholders = new Placeholders({ ...secrets, ...variables })
   return {
     base,
     project: readProject(directory, (text) => placeholders.resolve(text)),
     secrets,
+    variables,
     placeholders,
   }
 }
 
 async function planOne(flags: DeployInput, from: Source): Promise<Deployment> {
-  const { project, secrets, placeholders } = from
+  const { project, secrets, variables, placeholders } = from
   const { settings } = project
   const type = await typeOf(flags, project)
   const name = projectName(project, flags.name)
@@ -143,7 +144,8 @@ async function planOne(flags: DeployInput, from: Source): Promise<Deployment> {
   const image = settings.image ?? (flags['skip-build'] ? await currentImage(flags, type, name) : null)
   if (image === null) await confirmWarnings(flags, name, projectWarnings(project, type))
   const { traffic = null, experimental = false } = flags
-  const request = { type, name, settings, secrets, placeholders, image, dockerConfig, traffic, experimental }
+  const environment = { secrets, variables, placeholders }
+  const request = { type, name, settings, ...environment, image, dockerConfig, traffic, experimental }
   const manifests = join(from.base, manifestFolder)
   return {
     type,

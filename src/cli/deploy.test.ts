@@ -141,7 +141,9 @@ describe('deploy', () => {
   test('sends the resource, then the archive without a key, and waits for the revision', async () => {
     script({ statuses: ['UPLOADING', 'BUILDING', 'DEPLOYING', 'DEPLOYED'], log: ['installing', 'built'] })
     const folder = project({ ...hello, '.env': 'TOKEN=s3cret\nPORT=1\nBL_API_KEY=k\n' })
-    const { code, stdout, stderr } = await run(['deploy', '-s', 'MORE=x=y'], folder, { WHERE: 'here' })
+    const { code, stdout, stderr } = await run(['deploy', '-s', 'MORE=x=y', '-e', 'FLAG=on'], folder, {
+      WHERE: 'here',
+    })
     expect([code, stdout]).toEqual([0, `${platform.origin}/main/agents/my-agent\n`])
     expect(platform.log.slice(0, 3)).toEqual([
       'PUT /v0/agents/my-agent?upload=true',
@@ -154,10 +156,11 @@ describe('deploy', () => {
         runtime: {
           memory: 1024,
           envs: [
-            { name: 'TOKEN', value: 's3cret', secret: true },
-            { name: 'MORE', value: 'x=y', secret: true },
             { name: 'CITY', value: 'Paris' },
             { name: 'PLACE', value: 'here' },
+            { name: 'TOKEN', value: 's3cret', secret: true },
+            { name: 'MORE', value: 'x=y', secret: true },
+            { name: 'FLAG', value: 'on' },
           ],
         },
       },
@@ -312,8 +315,11 @@ describe('deploy', () => {
     expect(code).toBe(0)
     expect(stdout).toContain('kind: Agent')
     expect(stdout).toContain('traffic: 20')
-    expect(stdout).toMatch(/\d+ B {2}index\.js/)
+    expect(stdout).toMatch(/# +\d+ B {2}index\.js/)
     expect(stdout).not.toContain('s3cret')
+    expect(Bun.YAML.parse(stdout)).toMatchObject({ kind: 'Agent' })
+    const json = JSON.parse((await run(['deploy', '--dryrun', '--json'], folder)).stdout)
+    expect(json).toMatchObject([{ kind: 'Agent', files: [{ path: 'blaxel.toml' }, { path: 'index.js' }] }])
     expect(platform.seen).toEqual([])
   })
 
@@ -380,7 +386,6 @@ describe('deploy', () => {
     [hello, ['-t', 'job'], 2, 'type "job" is none of agent, function, application, sandbox'],
     [{ 'blaxel.toml': 'type = "agent"\nport = "x"' }, [], 1, 'blaxel.toml: port is "x"'],
     [hello, ['-e', 'none.env'], 1, 'none.env does not exist'],
-    [hello, ['-e', 'A=1'], 2, 'for a variable: -s A=1'],
     [hello, ['-d', 'nowhere'], 1, 'nowhere is no folder'],
     [hello, ['-c', 'password'], 2, 'HOST=USER:PASSWORD'],
     [hello, ['--timeout', 'soon'], 2, '--timeout must be a duration'],

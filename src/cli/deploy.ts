@@ -1,6 +1,6 @@
 import type { Client, Resource } from '../client/index.ts'
 import { applyManifest, placeOf } from './applying.ts'
-import { type ArchiveContent, packed } from './archive.ts'
+import { type ArchiveContent, type ArchivedFile, packed } from './archive.ts'
 import { clientFor, withHints } from './client.ts'
 import { CommandError, command, sameTarget, type Target, UsageError } from './command.ts'
 import { type DeployInput, type Deployment, plan, sourceFlags, timeoutOf } from './deploy-plan.ts'
@@ -14,6 +14,7 @@ import { formatOf } from './resource-output.ts'
 import { spelled } from './shell.ts'
 import { upload } from './uploading.ts'
 
+const apiVersion = 'blaxel.ai/v1alpha1'
 const dryRunFilesShown = 1000
 
 export const deploy = command({
@@ -43,7 +44,7 @@ export const deploy = command({
       throw new UsageError(`--traffic ${flags.traffic} is no percentage: 0 to 100`)
     const structured = ['json', 'yaml'].includes(formatOf(flags) ?? '')
     const deployments = await plan(flags)
-    if (flags.dryrun) return await dryRun(deployments)
+    if (flags.dryrun) return await dryRun(deployments, formatOf(flags) === 'json')
     const results: DeployResult[] = []
     for (const deployment of deployments) {
       try {
@@ -77,20 +78,31 @@ interface DeployResult {
   error?: string
 }
 
-async function dryRun(deployments: Deployment[]): Promise<number> {
+/** Manifests, and as comments behind each what is sent of its code. */
+async function dryRun(deployments: Deployment[], asJson: boolean): Promise<number> {
+  const all: object[] = []
   for (const { manifest, beside, content } of deployments) {
-    for (const { kind, metadata, spec } of [...beside, manifest])
-      print(
-        `---\n${Bun.YAML.stringify({ apiVersion: 'blaxel.ai/v1alpha1', kind, metadata, spec: masked(spec) }, null, 2)}`,
-      )
-    if (content === null) continue
-    const { files, size } = await packed(content, async ({ files, bytes: size }) => ({ files, size }))
-    print(`--- ${files.length} files, ${bytes(size)} packed`)
+    for (const { kind, metadata, spec } of [...beside, manifest]) {
+      const shown = { apiVersion, kind, metadata, spec: masked(spec) }
+      if (!asJson) print(`---\n${Bun.YAML.stringify(shown, null, 2)}`)
+      all.push({
+        ...shown,
+        ...(asJson && kind === manifest.kind && content !== null ? await sent(content) : {}),
+      })
+    }
+    if (content === null || asJson) continue
+    const { files, size } = await sent(content)
+    print(`# ${files.length} files, ${bytes(size)} packed`)
     for (const { path, bytes: length } of files.slice(0, dryRunFilesShown))
-      print(`${bytes(length).padStart(9)}  ${path}`)
-    if (files.length > dryRunFilesShown) print(`and ${files.length - dryRunFilesShown} more`)
+      print(`# ${bytes(length).padStart(9)}  ${path}`)
+    if (files.length > dryRunFilesShown) print(`# and ${files.length - dryRunFilesShown} more`)
   }
+  if (asJson) printJson(all)
   return 0
+}
+
+async function sent(content: ArchiveContent): Promise<{ files: ArchivedFile[]; size: number }> {
+  return await packed(content, async ({ files, bytes: size }) => ({ files, size }))
 }
 
 /** A dry run is looked at, pasted and logged: no secret is in it. */

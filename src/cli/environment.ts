@@ -1,8 +1,8 @@
-import { readFileSync } from 'node:fs'
+import { existsSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { parseDotenv } from '../lib/dotenv.ts'
 import { interpolate } from '../lib/interpolation.ts'
-import { CommandError, UsageError } from './command.ts'
+import { CommandError } from './command.ts'
 import { warn } from './output.ts'
 import { pairs } from './pairs.ts'
 
@@ -10,25 +10,41 @@ const fileDefault = '.env'
 
 /** Flags of commands that read variables from files and from the command line. */
 export const environmentFlags = {
-  'env-file': { kind: 'list', value: 'FILE', short: 'e', about: 'file with variables (.env)' },
-  secrets: { kind: 'list', value: 'NAME=VALUE', short: 's', about: 'variable, over what the files say' },
+  'env-file': {
+    kind: 'list',
+    value: 'FILE',
+    short: 'e',
+    about: 'file with secret variables (.env), or NAME=VALUE of one that is no secret',
+  },
+  secrets: {
+    kind: 'list',
+    value: 'NAME=VALUE',
+    short: 's',
+    about: 'secret variable, over what the files say',
+  },
 } as const
 
+export interface EnvironmentInput {
+  'env-file'?: string[] | undefined
+  secrets?: string[] | undefined
+}
+
 /**
- * Variables of --secrets over those of the files, the first file over the next. Without --env-file the file is `.env`, in
- * each of `directories`, the first one over the next; it may be missing.
+ * Variables of --secrets over those of the files, the first file over the next. Without a file in --env-file it is `.env`,
+ * in each of `directories`, the first one over the next; it may be missing.
  */
 export function readEnvironment(
-  flags: { 'env-file'?: string[] | undefined; secrets?: string[] | undefined },
+  flags: EnvironmentInput,
   directories: string[] = ['.'],
 ): Record<string, string> {
-  const files = flags['env-file'] ?? [fileDefault]
+  const named = (flags['env-file'] ?? []).filter((file) => !isPair(file))
+  const files = named.length > 0 ? named : [fileDefault]
   const found: Record<string, string>[] = [pairs('secrets', flags.secrets)]
   for (const file of files) {
     const texts = directories
       .map((directory) => readText(join(directory, file)))
       .filter((text) => text !== null)
-    if (texts.length === 0 && flags['env-file'] !== undefined) throw missingFile(file)
+    if (texts.length === 0 && named.length > 0) throw new CommandError(`${file} does not exist`)
     found.push(...texts.map(parseDotenv))
   }
   return Object.assign({}, ...found.reverse()) as Record<string, string>
@@ -55,9 +71,13 @@ export class Placeholders {
   }
 }
 
-function missingFile(file: string): Error {
-  if (file.includes('=')) return new UsageError(`--env-file takes a file; for a variable: -s ${file}`)
-  return new CommandError(`${file} does not exist`)
+/** Variables that --env-file names itself, as NAME=VALUE. */
+export function plainVariables(flags: EnvironmentInput): Record<string, string> {
+  return pairs('env-file', (flags['env-file'] ?? []).filter(isPair))
+}
+
+function isPair(text: string): boolean {
+  return /^[A-Za-z_]\w*=/.test(text) && !existsSync(text)
 }
 
 function readText(path: string): string | null {

@@ -207,7 +207,10 @@ async function printProcesses(flags: Target, target: Looked, format: Format | nu
   return 0
 }
 
-async function printLatest(flags: Target, reference: string): Promise<number> {
+async function printLatest(
+  flags: Target & { json?: boolean | undefined },
+  reference: string,
+): Promise<number> {
   const { type, name } = imageReference(reference)
   const image = await withHints(flags, () => clientFor(flags).images.get(type, name), {
     404: 'hutch get images',
@@ -218,6 +221,7 @@ async function printLatest(flags: Target, reference: string): Promise<number> {
       `${type}/${name} has no tag yet`,
       sameTarget(`hutch get image ${type}/${name}`, flags),
     )
-  print(`${type}/${name}:${newest.name}`)
+  if (flags.json) printJson(`${type}/${name}:${newest.name}`)
+  else print(`${type}/${name}:${newest.name}`)
   return 0
 }

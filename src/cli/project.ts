@@ -52,14 +52,22 @@ export function readProject(directory: string, interpolate: (text: string) => st
   }
 }
 
-/** Its name: of blaxel.toml, else as asked for, else of its image, else of the folder; fit for an address. */
-export function projectName({ directory, settings }: ProjectFolder, asked: string | undefined): string {
+/**
+ * Its name: of blaxel.toml, else as asked for (`first.asked`: the other way around), else of its image, else of the folder;
+ * fit for an address.
+ */
+export function projectName(
+  { directory, settings }: ProjectFolder,
+  asked: string | undefined,
+  first: { asked: boolean } = { asked: false },
+): string {
   const ofImage = settings.image
     ?.replace(/[@:][^/]*$/, '')
     .split('/')
     .at(-1)
-  const written = settings.name ?? asked ?? ofImage ?? basename(directory)
-  if (asked !== undefined && settings.name !== undefined && asked !== settings.name)
+  const named = first.asked ? (asked ?? settings.name) : (settings.name ?? asked)
+  const written = named ?? ofImage ?? basename(directory)
+  if (!first.asked && asked !== undefined && settings.name !== undefined && asked !== settings.name)
     warn(`${settingsFile} names it ${settings.name}: --name ${asked} is not looked at`)
   const name = slug(written)
   if (name === '')

@@ -152,6 +152,8 @@ test('chat sends each line, and keeps to one conversation', async () => {
   expect([code, stdout]).toEqual([0, 'you said one\nyou said two\n'])
   const asked = platform.seen.filter(({ path }) => path.startsWith('/main'))
   expect(asked.map(({ path }) => path)).toEqual(Array(2).fill('/main/agents/hello/?stream=true'))
+  const json = await platform.run(['chat', 'hello', '--json'], { stdin: 'three\n' })
+  expect(JSON.parse(json.stdout)).toEqual({ inputs: 'three', status: 200, answer: 'you said three' })
   const [one, two] = asked.map(({ headers }) => headers.get('x-blaxel-thread-id'))
   expect([one === two, one?.length, asked[0]?.headers.get('x-user')]).toEqual([true, 36, 'me'])
 })

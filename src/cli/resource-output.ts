@@ -40,7 +40,14 @@ export function printResources(kind: Shown, resources: Resource[], format: Forma
     )
     return
   }
-  const manifests = resources.map((resource) => ({ apiVersion, kind: kind.kind, ...resource }))
+  printManifests(new Map([[kind, resources]]), format)
+}
+
+/** Resources of several kinds, as JSON or YAML. */
+export function printManifests(byKind: ReadonlyMap<Shown, Resource[]>, format: Format): void {
+  const manifests = [...byKind].flatMap(([kind, resources]) =>
+    resources.map((resource) => ({ apiVersion, kind: kind.kind, ...resource })),
+  )
   if (format === 'json') {
     printJson(manifests)
     return

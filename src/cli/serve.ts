@@ -4,7 +4,7 @@ import { delimiter, join, resolve } from 'node:path'
 import { CommandError, command, connectionFlags, type Target, UsageError } from './command.ts'
 import { connectionFor } from './connection.ts'
 import { installDependencies } from './dependencies.ts'
-import { environmentFlags, readEnvironment } from './environment.ts'
+import { environmentFlags, plainVariables, readEnvironment } from './environment.ts'
 import { note, warn } from './output.ts'
 import { addressOf, listens, ServedProgram } from './served-program.ts'
 import {
@@ -216,6 +216,7 @@ class Serving {
       ...settings.env,
       ...process.env,
       ...readEnvironment(this.#flags, own),
+      ...plainVariables(this.#flags),
       ...platform,
       ...this.#neighbours(place),
       BL_NAME: name,
