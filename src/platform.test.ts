@@ -252,6 +252,11 @@ describe('who may do what, over the whole route table', () => {
       expiresIn: '1h',
     })
     clock.advance(60 * 60 * 1000)
+    const tokenOf = (instanceId: string, kind: string) =>
+      access.mintWorkloadToken({
+        ...{ instanceId, workspace: 'main', labels: {}, ttlMs: 60_000 },
+        resource: { kind, name: 'box' },
+      })
     const violations = await routeTableRefusals(
       { routes: one.routes, fetch: (request) => one.request(request) },
       {
@@ -259,13 +264,8 @@ describe('who may do what, over the whole route table', () => {
         expiredKey: expired.key,
         foreignKey: await keyOf(stranger.sub),
         memberKey: await keyOf(member.sub),
-        workloadToken: await access.mintWorkloadToken({
-          instanceId: 'instance-1',
-          workspace: 'main',
-          resource: { kind: 'sandbox', name: 'box' },
-          labels: {},
-          ttlMs: 60_000,
-        }),
+        workloadToken: await tokenOf('instance-1', 'sandbox'),
+        deployedToken: await tokenOf('instance-2', 'agent'),
       },
     )
     expect(violations).toEqual([])

@@ -345,7 +345,11 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
       ...apiKeyRoutes(access.keys),
       ...serviceAccountRoutes(access),
       ...sandboxRoutes({ sandboxes, log }),
-      ...snapshotRoutes({ snapshots, applications: new ApplicationForks({ deployments, snapshots }) }),
+      ...snapshotRoutes({
+        snapshots,
+        sandboxes,
+        applications: new ApplicationForks({ deployments, snapshots }),
+      }),
       ...previewRoutes({ previews }),
       ...schedulesRoutes({ schedules, clock, log }),
       ...deploymentRoutes({ deployments, log }),

@@ -28,6 +28,13 @@ beforeAll(async () => {
       labels: {},
       ttlMs: 60_000,
     }),
+    deployedToken: await access.mintWorkloadToken({
+      instanceId: 'ins-4',
+      workspace: 'main',
+      resource: { kind: 'agent', name: 'hello' },
+      labels: {},
+      ttlMs: 60_000,
+    }),
   }
 })
 afterAll(() => platform[Symbol.asyncDispose]())

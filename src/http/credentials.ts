@@ -64,6 +64,7 @@ export function consumedCredentials(
 export function requireAccess(identity: Identity, access: RouteAccess, workspace: string): void {
   if (identity.kind === 'workload') {
     if (access === 'read' || access === 'workload') return
+    if (access === 'deployed' && identity.principal.resource.kind !== 'sandbox') return
     throw new PlatformError(
       'forbidden',
       'Workloads may not do this: use the key of a user or service account',

@@ -8,10 +8,19 @@ import type { OpenFile } from '../spec/guest.ts'
  * - `read`: every principal of the workspace, workloads included
  * - `write`: users and service accounts of the workspace, member or admin
  * - `workload`: `write`, and workloads too
+ * - `deployed`: `write`, and workloads of what is deployed, which sandboxes are not
  * - `admin`: admins of the workspace
  * - `account`: any user or service account, of whatever workspace (to list one's workspaces)
  */
-export type RouteAccess = 'public' | 'capability' | 'read' | 'write' | 'workload' | 'admin' | 'account'
+export type RouteAccess =
+  | 'public'
+  | 'capability'
+  | 'read'
+  | 'write'
+  | 'workload'
+  | 'deployed'
+  | 'admin'
+  | 'account'
 
 /** In which shape errors leave: flat `{error, code, message}`, the gateway envelope, or the sandbox API's `{error}`. */
 export type ErrorShape = 'control' | 'gateway' | 'sandbox' | 'oauth'

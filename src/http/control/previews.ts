@@ -33,7 +33,7 @@ export function previewRoutes(options: { previews: Previews }): Route[] {
     route({
       method: 'POST',
       path: '/v0/sandboxes/{sandboxName}/previews',
-      access: 'write',
+      access: 'deployed',
       errors: 'control',
       summary: 'Create a preview; force replaces one of the same name or custom domain',
       tag,
@@ -67,7 +67,7 @@ export function previewRoutes(options: { previews: Previews }): Route[] {
     route({
       method: 'PUT',
       path: '/v0/sandboxes/{sandboxName}/previews/{previewName}',
-      access: 'write',
+      access: 'deployed',
       errors: 'control',
       summary: 'Replace the spec of a preview; its address and its tokens stay',
       tag,
@@ -78,27 +78,27 @@ export function previewRoutes(options: { previews: Previews }): Route[] {
         const preview = await previews.update(workspace, params.sandboxName, params.previewName, body, {
           actor: actorOf(context),
         })
-        return previews.view(preview, origin, { requestHeaders: true })
+        return previews.view(preview, origin, readable(context.principal))
       },
     }),
     route({
       method: 'DELETE',
       path: '/v0/sandboxes/{sandboxName}/previews/{previewName}',
-      access: 'write',
+      access: 'deployed',
       errors: 'control',
       summary: 'Delete a preview; it answers nobody from then on',
       tag,
       answer: previewSchema,
-      handle: async ({ workspace, origin, params }) =>
+      handle: async ({ workspace, origin, params, principal }) =>
         previews.view(await previews.remove(workspace, params.sandboxName, params.previewName), origin, {
-          requestHeaders: true,
+          ...readable(principal),
           status: 'TERMINATED',
         }),
     }),
     route({
       method: 'GET',
       path: '/v0/sandboxes/{sandboxName}/previews/{previewName}/tokens',
-      access: 'write',
+      access: 'deployed',
       errors: 'control',
       summary: 'List the tokens of a preview, with their values',
       tag,
@@ -109,7 +109,7 @@ export function previewRoutes(options: { previews: Previews }): Route[] {
     route({
       method: 'POST',
       path: '/v0/sandboxes/{sandboxName}/previews/{previewName}/tokens',
-      access: 'write',
+      access: 'deployed',
       errors: 'control',
       summary: 'Create a token that opens a preview',
       tag,
@@ -121,7 +121,7 @@ export function previewRoutes(options: { previews: Previews }): Route[] {
     route({
       method: 'DELETE',
       path: '/v0/sandboxes/{sandboxName}/previews/{previewName}/tokens/{token}',
-      access: 'write',
+      access: 'deployed',
       errors: 'control',
       summary: 'Delete a token, named by its value',
       tag,

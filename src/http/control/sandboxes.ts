@@ -95,7 +95,7 @@ export function sandboxRoutes(options: { sandboxes: Sandboxes; log: Logger }): R
     route({
       method: 'PUT',
       path: '/v0/sandboxes/{sandboxName}',
-      access: 'write',
+      access: 'deployed',
       errors: 'control',
       summary:
         'Replace a sandbox; a new image, memory, storage or environment starts it with empty files, with upload=true once its image was built',
@@ -107,6 +107,7 @@ export function sandboxRoutes(options: { sandboxes: Sandboxes; log: Logger }): R
         const { workspace, origin, params, query, body } = context
         const options = { actor: actorOf(context) }
         const { sandboxName: name } = params
+        await requireOwn(context, sandboxes)
         if (query.upload) {
           const wanted = { ...options, origin }
           const { sandbox, uploadUrl } = await sandboxes.updateFromSource(workspace, name, body, wanted)
@@ -119,42 +120,71 @@ export function sandboxRoutes(options: { sandboxes: Sandboxes; log: Logger }): R
     route({
       method: 'POST',
       path: '/v0/sandboxes/{sandboxName}/archive',
-      access: 'write',
+      access: 'deployed',
       errors: 'control',
       summary: 'Pack the files of a sandbox away and stop it; its status tells when that is done',
       tag,
       answer: sandboxSchema,
-      handle: async ({ workspace, origin, params }) =>
-        sandboxes.view(await sandboxes.archive(workspace, params.sandboxName), origin),
+      handle: async (context) => {
+        const { workspace, origin, params } = context
+        await requireOwn(context, sandboxes)
+        return sandboxes.view(await sandboxes.archive(workspace, params.sandboxName), origin)
+      },
     }),
     route({
       method: 'POST',
       path: '/v0/sandboxes/{sandboxName}/unarchive',
-      access: 'write',
+      access: 'deployed',
       errors: 'control',
       summary: 'Bring an archived sandbox back with its files; its processes are started anew',
       tag,
       answer: sandboxSchema,
-      handle: async ({ workspace, origin, params }) =>
-        sandboxes.view(await sandboxes.unarchive(workspace, params.sandboxName), origin),
+      handle: async (context) => {
+        const { workspace, origin, params } = context
+        await requireOwn(context, sandboxes)
+        return sandboxes.view(await sandboxes.unarchive(workspace, params.sandboxName), origin)
+      },
     }),
     route({
       method: 'DELETE',
       path: '/v0/sandboxes/{sandboxName}',
-      access: 'write',
+      access: 'deployed',
       errors: 'control',
       summary: 'Delete a sandbox, its files and its previews',
       tag,
       answer: sandboxSchema,
-      handle: async ({ workspace, origin, params }) =>
-        sandboxes.view(await sandboxes.remove(workspace, params.sandboxName), origin),
+      handle: async (context) => {
+        const { workspace, origin, params } = context
+        await requireOwn(context, sandboxes)
+        return sandboxes.view(await sandboxes.remove(workspace, params.sandboxName), origin)
+      },
     }),
   ]
 }
 
-/** Who is noted as creator or last editor. */
-export function actorOf(context: Pick<RouteContext<unknown, unknown, unknown>, 'principal'>): string {
-  return context.principal?.name || context.principal?.id || ''
+/** Who is noted as creator or last editor; of a workload, what it is of. */
+export function actorOf({ principal }: Pick<RouteContext<unknown, unknown, unknown>, 'principal'>): string {
+  if (principal?.kind === 'workload') return `${principal.resource.kind}:${principal.resource.name}`
+  return principal?.name || principal?.id || ''
+}
+
+/** A workload changes only sandboxes that it made, it or another one of the same deployment. @throws forbidden, not_found */
+export async function requireOwn(
+  context: Pick<
+    RouteContext<{ sandboxName: string }, unknown, unknown>,
+    'principal' | 'workspace' | 'params'
+  >,
+  sandboxes: Pick<Sandboxes, 'get'>,
+): Promise<void> {
+  const { principal, workspace, params } = context
+  if (principal?.kind !== 'workload') return
+  const { body } = await sandboxes.get(workspace, params.sandboxName)
+  const actor = actorOf(context)
+  if (body.createdBy === actor) return
+  throw new PlatformError(
+    'forbidden',
+    `the sandbox "${params.sandboxName}" was not created by ${actor}: workloads change and delete only their own`,
+  )
 }
 
 /** Whether secrets are asked for, by an admin; who read them is logged. @throws forbidden when by someone else */

@@ -53,7 +53,7 @@ export function schedulesRoutes(options: { schedules: Schedules; clock: Clock; l
     route({
       method: 'POST',
       path: '/v0/sandboxes/{sandboxName}/schedules',
-      access: 'write',
+      access: 'deployed',
       errors: 'control',
       summary: 'Create a schedule: cron (five fields, UTC), at (a moment) or sleep (a duration from now)',
       tag,
@@ -84,7 +84,7 @@ export function schedulesRoutes(options: { schedules: Schedules; clock: Clock; l
     route({
       method: 'PUT',
       path: '/v0/sandboxes/{sandboxName}/schedules/{scheduleId}',
-      access: 'write',
+      access: 'deployed',
       errors: 'control',
       summary: 'Replace a schedule',
       tag,
@@ -96,7 +96,7 @@ export function schedulesRoutes(options: { schedules: Schedules; clock: Clock; l
     route({
       method: 'DELETE',
       path: '/v0/sandboxes/{sandboxName}/schedules/{scheduleId}',
-      access: 'write',
+      access: 'deployed',
       errors: 'control',
       summary: 'Delete a schedule; its executions stay listed',
       tag,

@@ -6,6 +6,7 @@ import {
   forkAnswerSchema,
   forkInputSchema,
   restoreAnswerSchema,
+  type Sandboxes,
   type SnapshotBody,
   type Snapshots,
   sandboxSnapshotInputSchema,
@@ -15,7 +16,7 @@ import {
 import type { Resource } from '../../spec/store.ts'
 import { listAnswer, listQuery, listSchema } from '../list.ts'
 import { type Route, type RouteContext, route } from '../route.ts'
-import { actorOf } from './sandboxes.ts'
+import { actorOf, requireOwn } from './sandboxes.ts'
 
 const tag = 'snapshots'
 const noContent = () => new Response(null, { status: 204 })
@@ -24,12 +25,17 @@ const noContent = () => new Response(null, { status: 204 })
  * Files of sandboxes as they were at one moment, and what is made of them. Wherever a snapshot is named in a path, its
  * name will do as well as its id.
  */
-export function snapshotRoutes(options: { snapshots: Snapshots; applications: ApplicationForks }): Route[] {
-  const { snapshots, applications } = options
-  return [...ofSandboxes(snapshots, applications), ...ofWorkspaces(snapshots, applications)]
+export function snapshotRoutes(options: SnapshotRoutesOptions): Route[] {
+  return [...ofSandboxes(options), ...ofWorkspaces(options)]
 }
 
-function ofSandboxes(snapshots: Snapshots, applications: ApplicationForks): Route[] {
+interface SnapshotRoutesOptions {
+  snapshots: Snapshots
+  sandboxes: Pick<Sandboxes, 'get'>
+  applications: ApplicationForks
+}
+
+function ofSandboxes({ snapshots, sandboxes, applications }: SnapshotRoutesOptions): Route[] {
   const shared = { errors: 'control', tag } as const
   return [
     route({
@@ -48,7 +54,7 @@ function ofSandboxes(snapshots: Snapshots, applications: ApplicationForks): Rout
       ...shared,
       method: 'POST',
       path: '/v0/sandboxes/{sandboxName}/snapshots',
-      access: 'write',
+      access: 'deployed',
       summary:
         'Take a snapshot of a sandbox that runs, rests or is archived: its files as they are at one moment, what it is, and which commands run. Memory is not in it: what is made from it starts those commands anew',
       body: sandboxSnapshotInputSchema,
@@ -63,7 +69,7 @@ function ofSandboxes(snapshots: Snapshots, applications: ApplicationForks): Rout
       ...shared,
       method: 'DELETE',
       path: '/v0/sandboxes/{sandboxName}/snapshots/{snapshotId}',
-      access: 'write',
+      access: 'deployed',
       summary: 'Delete a snapshot of a sandbox',
       successStatus: 204,
       handle: async ({ workspace, params }) => {
@@ -75,13 +81,14 @@ function ofSandboxes(snapshots: Snapshots, applications: ApplicationForks): Rout
       ...shared,
       method: 'POST',
       path: '/v0/sandboxes/{sandboxName}/snapshots/{snapshotId}/restore',
-      access: 'write',
+      access: 'deployed',
       summary:
         'Make a sandbox what it was at one of its snapshots: files, image, memory, storage, environment and ports. What it held since is lost; name, previews and policies stay. Commands that ran then are started anew',
       answer: restoreAnswerSchema,
       handle: async (context) => {
         const { workspace, params } = context
         const { sandboxName: name, snapshotId } = params
+        await requireOwn(context, sandboxes)
         const snapshot = await snapshots.restore(workspace, name, snapshotId, { actor: actorOf(context) })
         return { name, snapshotId: snapshot.body.id }
       },
@@ -113,7 +120,7 @@ function isForApplication({ body, principal }: RouteContext<unknown, unknown, Fo
   throw new PlatformError('forbidden', 'Workloads may not deploy applications')
 }
 
-function ofWorkspaces(snapshots: Snapshots, applications: ApplicationForks): Route[] {
+function ofWorkspaces({ snapshots, applications }: SnapshotRoutesOptions): Route[] {
   const shared = { errors: 'control', tag } as const
   return [
     route({
@@ -141,7 +148,7 @@ function ofWorkspaces(snapshots: Snapshots, applications: ApplicationForks): Rou
       ...shared,
       method: 'POST',
       path: '/v0/snapshots',
-      access: 'write',
+      access: 'deployed',
       summary: 'Take a snapshot of a sandbox: files, definition and running commands, not memory',
       body: snapshotInputSchema,
       answer: snapshotSchema,
@@ -165,7 +172,7 @@ function ofWorkspaces(snapshots: Snapshots, applications: ApplicationForks): Rou
       ...shared,
       method: 'DELETE',
       path: '/v0/snapshots/{snapshotName}',
-      access: 'write',
+      access: 'deployed',
       summary: 'Delete a snapshot',
       successStatus: 204,
       handle: async ({ workspace, params }) => {

@@ -9,8 +9,10 @@ export interface RefusalCredentials {
   foreignKey: string
   /** A user of the workspace who is no admin. */
   memberKey: string
-  /** Of an instance in the workspace. */
+  /** Of a sandbox in the workspace. */
   workloadToken: string
+  /** Of an instance of something deployed in the workspace. */
+  deployedToken: string
 }
 
 /**
@@ -58,7 +60,7 @@ interface Attempt {
 }
 
 function attemptsOn(route: Route, credentials: RefusalCredentials): Attempt[] {
-  const { workspace, expiredKey, foreignKey, memberKey, workloadToken } = credentials
+  const { workspace, expiredKey, foreignKey, memberKey, workloadToken, deployedToken } = credentials
   const own = { 'x-blaxel-workspace': workspace }
   const bearer = (credential: string) => ({ ...own, authorization: `Bearer ${credential}` })
   const wrongKey = `bl_${'0'.repeat(48)}`
@@ -81,7 +83,10 @@ function attemptsOn(route: Route, credentials: RefusalCredentials): Attempt[] {
     )
   }
   if (route.access !== 'read' && route.access !== 'workload') {
-    attempts.push({ name: 'a workload', workspace, headers: bearer(workloadToken), status: 403 })
+    attempts.push({ name: 'a sandbox', workspace, headers: bearer(workloadToken), status: 403 })
+    if (route.access !== 'deployed') {
+      attempts.push({ name: 'something deployed', workspace, headers: bearer(deployedToken), status: 403 })
+    }
   }
   if (route.access === 'admin') {
     attempts.push({ name: 'a member', workspace, headers: bearer(memberKey), status: 403 })
