@@ -249,6 +249,28 @@ test('going back to a revision, after which a new one gets no requests until it 
   ])
 })
 
+test('a part of the requests is for the revision that it was asked with, not for an earlier one', async () => {
+  const [first] = await revisions(1)
+  const idle = await update({ spec: { ...runtime({ memory: 2000 }), revision: { traffic: 0 } } })
+  await isDeployed(idle.revisionId)
+  const gate = Promise.withResolvers<void>()
+  host.fleet.readiness = () => gate.promise
+  const third = await update({ spec: { ...runtime({ memory: 3000 }), revision: { traffic: 10 } } })
+  await eventually('it is on its way', () => host.fleet.runs.has(third.revisionId!))
+  expect(await served()).toEqual({ active: first!, canary: null, canaryPercent: 0 })
+  gate.resolve()
+  await isDeployed(third.revisionId)
+  expect(await served()).toEqual({ active: first!, canary: third.revisionId!, canaryPercent: 10 })
+})
+
+test('one of a name that was deleted is nothing of the one before', async () => {
+  await revisions(1)
+  await host.deployments.remove('main', 'agent', 'one')
+  const { revisionId } = await create()
+  await isDeployed(revisionId)
+  expect((await acquire()).revisionId).toBe(revisionId!)
+})
+
 test('a revision to go back to that does not start changes nothing but a message', async () => {
   const [first, second] = await revisions(2)
   host.fleet.readiness = ({ id }) => {

@@ -6,40 +6,35 @@ import { PlatformError } from '../errors.ts'
 import { Background } from '../lib/background.ts'
 import { badRequest, checkName } from '../lib/checks.ts'
 import type { Clock } from '../lib/clock.ts'
-import { sameEnv } from '../lib/environment.ts'
-import { randomText, sortableId } from '../lib/ids.ts'
+import { sortableId } from '../lib/ids.ts'
 import { KeyedLock } from '../lib/keyed-lock.ts'
 import type { Logger } from '../lib/log.ts'
-import type { ProjectSettings } from '../lib/project-settings.ts'
 import type { SecretBox } from '../lib/secret-box.ts'
-import { snapshotReference } from '../sandboxes/index.ts'
 import type { RootFilesystem } from '../spec/runtime.ts'
 import type { Page, Store } from '../spec/store.ts'
+import { BuildEvents, type BuildOwner, type BuiltImage, type DeploymentBuild } from './build-events.ts'
 import { applicationDraft, type DeploymentDraft, workloadDraft } from './draft.ts'
-import type { Fleet, RevisionLease } from './fleet/index.ts'
+import type { Fleet } from './fleet/index.ts'
 import type { DeploymentImages } from './images.ts'
-import { type DeploymentKind, deploymentKinds, kindFacts, type Transport } from './kinds.ts'
+import { type DeploymentKind, deploymentKinds, kindFacts } from './kinds.ts'
 import {
   type DeploymentBody,
-  isUnderWay,
-  kindOf,
   noTraffic,
-  pruned,
   type Revision,
   revisionOf,
   type StoredDeployment,
   withEvent,
   withoutRevisions,
-  withRevision,
 } from './record.ts'
 import { type DeploymentListQuery, DeploymentRecords } from './records.ts'
+import { type DeploymentLease, type DeploymentRequest, DeploymentRequests } from './requests.ts'
+import { NextRevisions } from './revisions.ts'
 import { Rollouts } from './rollouts.ts'
-import { trafficOfNew, withRouting } from './routing.ts'
+import { withRouting } from './routing.ts'
 import type { ApplicationInput, WorkloadInput } from './schema.ts'
 import { DeploymentSealing } from './sealing.ts'
-import { failureOf, statusOf } from './status.ts'
-import { DeploymentTable, type TableEntry } from './table.ts'
-import { pick, stickyCookie, stickyCookieName, stickyValue } from './traffic.ts'
+import { statusOf } from './status.ts'
+import { DeploymentTable } from './table.ts'
 import type { DeploymentViewOptions } from './view.ts'
 
 export { ApplicationForks } from './forks.ts'
@@ -60,8 +55,6 @@ export { applicationRevisionView, applicationView, revisionView, workloadView } 
 const memoryMbMaxDefault = 256 * 1024
 /** A removal that takes longer goes on after the request was answered. */
 const removeWaitMsMax = 10_000
-/** How often another revision is picked for a request whose revision was just taken away. */
-const picksMax = 3
 
 /** Who runs revisions. */
 export type DeploymentFleet = Pick<Fleet, 'serve' | 'ready' | 'acquire' | 'retire' | 'revisionOf'>
@@ -80,26 +73,10 @@ export interface DeploymentBuilds {
     },
   ): void
 }
-interface BuildOwner {
-  workspace: string
-  kind: string
-  name: string
-  tag: string
-}
-export interface DeploymentBuild {
-  owner: BuildOwner
-  uploadedAt: number | null
-}
-export interface BuiltImage {
-  image: string
-  settings: Pick<ProjectSettings, 'env' | 'transport' | 'runtime'>
-}
-
 export interface DeploymentsOptions {
   store: Store
   fleet: DeploymentFleet
-  /** Null: nothing can be built, and no code is taken. */
-  builds: DeploymentBuilds | null
+  builds: DeploymentBuilds
   images: DeploymentImages
   logs: { remove(workspace: string, kind: string, name: string): Promise<void> | void }
   secrets: Pick<SecretBox, 'seal' | 'open'>
@@ -132,28 +109,18 @@ export interface DeploymentChange {
   uploadUrl: string | null
 }
 
-export interface DeploymentLease {
-  lease: RevisionLease
-  revisionId: string
-  isPublic: boolean
-  transport: Transport | null
-  /** For the answer: keeps the client with this revision. */
-  setCookie: string | null
-}
-
 export class Deployments {
   readonly #records: DeploymentRecords
   readonly #sealing: DeploymentSealing
   readonly #table = new DeploymentTable()
   readonly #rollouts: Rollouts
-  readonly #fleet: DeploymentFleet
-  readonly #builds: DeploymentBuilds | null
-  readonly #images: DeploymentImages
+  readonly #next: NextRevisions
+  readonly #requests: DeploymentRequests
+  readonly #builds: DeploymentBuilds
   readonly #logs: DeploymentsOptions['logs']
   readonly #clock: Clock
   readonly #memoryMbMax: number
   readonly #region: string | undefined
-  readonly #random: () => number
   readonly #background: Background
   /** Of a deployment: who changes what it is to be waits for its turn. */
   readonly #turns = new KeyedLock()
@@ -165,14 +132,11 @@ export class Deployments {
     })
     this.#records = new DeploymentRecords(store, (deployment) => this.#table.set(deployment))
     this.#sealing = new DeploymentSealing(options.secrets)
-    this.#fleet = fleet
     this.#builds = builds
-    this.#images = images
     this.#logs = options.logs
     this.#clock = clock
     this.#memoryMbMax = options.memoryMbMax ?? memoryMbMaxDefault
     this.#region = options.region
-    this.#random = options.random ?? Math.random
     this.#rollouts = new Rollouts({
       records: this.#records,
       sealing: this.#sealing,
@@ -184,14 +148,14 @@ export class Deployments {
       forget: (deployment) => this.#forget(deployment),
       gone: (deployment) => this.#table.delete(deployment),
     })
-    for (const kind of deploymentKinds) {
-      builds?.on(kind, {
-        building: (build) => this.#building(kind, build),
-        built: (build, result) => this.#built(kind, build, result),
-        failed: (build, message) => this.#buildFailed(kind, build, message),
-        redact: (build) => this.#secretsOf(kind, build),
-      })
-    }
+    const parts = { table: this.#table, records: this.#records, sealing: this.#sealing, fleet, images, clock }
+    this.#next = new NextRevisions(parts)
+    this.#requests = new DeploymentRequests({ ...parts, random: options.random ?? Math.random })
+    const events = new BuildEvents({
+      ...parts,
+      settle: (deployment) => void this.#rollouts.settle(deployment),
+    })
+    for (const kind of deploymentKinds) builds.on(kind, events)
   }
 
   /** At start, before the fleet opens: tells it what is served. */
@@ -238,7 +202,7 @@ export class Deployments {
         leftoverImages: [],
         events: [],
       }
-      const revision = await this.#nextRevision(asked, body, draft)
+      const revision = await this.#next.next(asked, body, draft)
       if (revision === null) {
         throw badRequest(
           `${kind === 'application' ? 'spec.image' : 'spec.runtime.image'}: missing: name an image, or send the code: ask with ?upload=true, and put its archive to the address in the header X-Blaxel-Upload-Url`,
@@ -264,7 +228,7 @@ export class Deployments {
         throw badRequest(`metadata.name: ${kind}s cannot be renamed; send "${name}" or leave it out`)
       }
       const draft = this.#draftOf(asked, existing)
-      const revision = await this.#nextRevision(asked, existing.body, draft)
+      const revision = await this.#next.next(asked, existing.body, draft)
       const before = existing.body.state
       const changed = await this.#records.change(existing, (current) => {
         const body: DeploymentBody = {
@@ -276,7 +240,7 @@ export class Deployments {
         }
         if (draft.displayName === undefined) delete body.displayName
         if (draft.externalId === undefined) delete body.externalId
-        const led = draft.routing ? withRouting(body, draft.routing) : body
+        const led = draft.routing ? withRouting(body, draft.routing, revision !== null) : body
         return this.#withNew(this.#withState(led, draft.spec.enabled), revision)
       })
       const interrupt = changed.body.state !== before || changed.body.wanted !== existing.body.wanted
@@ -344,62 +308,25 @@ export class Deployments {
    * Picks a revision and an instance of it, by whom the client was served before where sessions stick.
    * @throws workload_not_found, workload_unavailable while nothing is served, and what the fleet throws
    */
-  async acquire(
+  acquire(
     workspace: string,
     kind: DeploymentKind,
     name: string,
-    request: { cookie: string | null; cookiePath?: string },
+    request: DeploymentRequest,
     signal?: AbortSignal,
   ): Promise<DeploymentLease> {
-    const cookieName = stickyCookieName(kind, name)
-    for (let picks = 1; ; picks++) {
-      const entry = this.#entryOf(workspace, kind, name)
-      const { traffic, stickySessionTtl, transports, isPublic } = entry
-      const sticky = stickySessionTtl > 0 ? stickyValue(request.cookie, cookieName) : null
-      const revisionId = pick(traffic, sticky, this.#random())
-      if (revisionId === null) throw await this.#unavailable(workspace, kind, name)
-      try {
-        const lease = await this.#fleet.acquire(revisionId, signal)
-        return {
-          lease,
-          revisionId,
-          isPublic,
-          transport: transports.get(revisionId) ?? null,
-          setCookie:
-            stickySessionTtl > 0 && sticky !== revisionId
-              ? stickyCookie(cookieName, revisionId, {
-                  ttlSeconds: stickySessionTtl,
-                  path: request.cookiePath ?? `/${workspace}/${kindFacts[kind].plural}/${name}`,
-                })
-              : null,
-        }
-      } catch (error) {
-        // It was taken away in between: another one is served by now.
-        const gone = PlatformError.is(error) && error.code === 'workload_not_found'
-        if (!gone) throw error
-        if (picks >= picksMax) throw await this.#unavailable(workspace, kind, name)
-      }
-    }
+    return this.#requests.acquire(workspace, kind, name, request, signal)
   }
 
   /** One instance of a deployment, whatever revision it is of; null when it is gone, or not of this deployment. */
-  async acquireInstance(
+  acquireInstance(
     workspace: string,
     kind: DeploymentKind,
     name: string,
     instanceId: string,
     signal?: AbortSignal,
   ): Promise<DeploymentLease | null> {
-    const { revisionIds, isPublic, transports } = this.#entryOf(workspace, kind, name)
-    const revisionId = this.#fleet.revisionOf(instanceId)
-    if (revisionId === null || !revisionIds.has(revisionId)) return null
-    try {
-      const lease = await this.#fleet.acquire(revisionId, signal, { instanceId })
-      return { lease, revisionId, isPublic, transport: transports.get(revisionId) ?? null, setCookie: null }
-    } catch (error) {
-      if (PlatformError.is(error) && error.code === 'workload_not_found') return null
-      throw error
-    }
+    return this.#requests.acquireInstance(workspace, kind, name, instanceId, signal)
   }
 
   /** Adds to its events that a revision does not hold; what is served stays as it is. Never rejects. */
@@ -472,110 +399,6 @@ export class Deployments {
       : workloadDraft(asked.kind, asked.input as WorkloadInput, options)
   }
 
-  /** The revision that is to be made; null when nothing that a revision holds changed. @throws bad_request */
-  async #nextRevision(
-    asked: DeploymentInput,
-    body: DeploymentBody,
-    draft: DeploymentDraft,
-  ): Promise<Revision | null> {
-    const { workspace, kind, actor, upload } = asked
-    if (upload) this.#buildsHere()
-    const now = this.#clock.now()
-    const newest = body.revisions.findLast(({ phase }) => phase !== 'failed' && phase !== 'uploading')
-    const snapshotId = upload ? undefined : (asked.snapshotId ?? snapshotOf(newest, draft.spec.image))
-    const named = draft.spec.image ?? newest?.image ?? newest?.source
-    const source = upload ? undefined : snapshotId === undefined ? named : snapshotReference(snapshotId)
-    if (!upload && source === undefined) return null
-    const image = source === undefined ? null : await this.#images.look(workspace, source)
-    if (image?.registry && kind === 'application') {
-      throw badRequest(
-        `spec.image: ${JSON.stringify(source)} is of a registry; an application takes an image of the workspace: bring it here first (hutch images pull), or deploy from source`,
-      )
-    }
-    if (
-      !upload &&
-      asked.snapshotId === undefined &&
-      newest !== undefined &&
-      image !== null &&
-      !this.#differs(body, newest, draft, source, image)
-    ) {
-      return null
-    }
-    const id = `${kindFacts[kind].revisionPrefix}${randomText(12)}`
-    const origin = body.revisions.find((one) => one.image !== undefined && one.image === source)
-    const { memoryMb, minScale, maxScale, port, transport, envs } = draft.spec
-    return {
-      id,
-      createdAt: now,
-      createdBy: actor,
-      phase: upload ? 'uploading' : 'deploying',
-      spec: {
-        image: origin ? origin.spec.image : upload ? null : (draft.spec.image ?? source ?? null),
-        memoryMb,
-        minScale,
-        maxScale,
-        envs,
-        ...(port === undefined ? {} : { port }),
-        ...(transport === undefined ? {} : { transport }),
-      },
-      sealedEnv: this.#sealing.sealRevisionEnv(body.uid, id, draft.env),
-      traffic: trafficOfNew(body, draft.routing),
-      ...(source === undefined ? {} : { source }),
-      ...(snapshotId === undefined ? {} : { snapshotId }),
-      ...(image?.registry && !draft.skipBuild ? { fresh: true } : {}),
-      ...(draft.dockerConfig === undefined
-        ? {}
-        : { sealedDockerConfig: this.#sealing.sealDockerConfig(body.uid, id, draft.dockerConfig) }),
-      ...(origin?.built ? { built: this.#builtAgain(body.uid, origin, id) } : {}),
-    }
-  }
-
-  /** What the code of a revision says, for another one that stands on the same image. */
-  #builtAgain(uid: string, origin: Revision, id: string): NonNullable<Revision['built']> {
-    return {
-      ...origin.built,
-      sealedEnv: this.#sealing.sealBuiltEnv(uid, id, this.#sealing.builtEnv(uid, origin)),
-    }
-  }
-
-  #differs(
-    body: DeploymentBody,
-    newest: Revision,
-    draft: DeploymentDraft,
-    source: string | undefined,
-    image: { registry: boolean; digest: string | null },
-  ): boolean {
-    const { spec } = newest
-    const sameImage = source === newest.image || source === newest.source || source === spec.image
-    // A tag here may have been given to another image since.
-    const moved =
-      !image.registry &&
-      newest.digest !== undefined &&
-      image.digest !== null &&
-      image.digest !== newest.digest
-    return (
-      !sameImage ||
-      moved ||
-      spec.memoryMb !== draft.spec.memoryMb ||
-      spec.minScale !== draft.spec.minScale ||
-      spec.maxScale !== draft.spec.maxScale ||
-      spec.port !== draft.spec.port ||
-      spec.transport !== draft.spec.transport ||
-      !sameEnv(this.#sealing.revisionEnv(body.uid, newest), draft.env) ||
-      this.#isAskedAnew(body, draft, image)
-    )
-  }
-
-  /** The same once more, all of it: whoever says that of a registry's image wants what its tag is by now. */
-  #isAskedAnew(body: DeploymentBody, draft: DeploymentDraft, image: { registry: boolean }): boolean {
-    if (!image.registry || draft.skipBuild || draft.routing) return false
-    const { labels, spec, displayName } = body
-    return (
-      JSON.stringify([labels, displayName, spec]) ===
-      JSON.stringify([draft.labels, draft.displayName, draft.spec])
-    )
-  }
-
   /** With a revision more, in the place of those that nothing was uploaded for. */
   #withNew(body: DeploymentBody, revision: Revision | null): DeploymentBody {
     if (revision === null) return body
@@ -628,134 +451,14 @@ export class Deployments {
   ): Promise<DeploymentChange> {
     const { workspace, kind, name } = deployment
     const owner = revision && { workspace, kind, name, tag: revision.id }
-    const uploadUrl = owner && upload ? (await this.#buildsHere().begin(owner, origin)).uploadUrl : null
+    const uploadUrl = owner && upload ? (await this.#builds.begin(owner, origin)).uploadUrl : null
     void this.#rollouts.settle(deployment, { interrupt })
     return { deployment, revisionId: revision?.id ?? null, uploadUrl }
   }
 
-  #buildsHere(): DeploymentBuilds {
-    if (this.#builds) return this.#builds
-    throw new PlatformError(
-      'not_implemented',
-      'upload=true: nothing can be built here: name an image instead',
-    )
-  }
-
   async #forget({ workspace, kind, name }: StoredDeployment): Promise<void> {
-    await this.#builds?.cancel({ workspace, kind, name })
+    await this.#builds.cancel({ workspace, kind, name })
     await this.#logs.remove(workspace, kindFacts[kind as DeploymentKind].plural, name)
-  }
-
-  async #building(kind: DeploymentKind, build: DeploymentBuild): Promise<void> {
-    await this.#changeRevision(kind, build, (body, revision) => {
-      if (revision.phase !== 'uploading') return null
-      const building = withRevision(body, revision.id, (one) => ({
-        ...one,
-        phase: 'building',
-        uploadedAt: build.uploadedAt ?? this.#clock.now(),
-      }))
-      return withEvent(building, this.#clock.now(), {
-        type: 'deployment',
-        status: 'BUILDING',
-        revision: revision.id,
-        message: 'The code is here, and is being built',
-      })
-    })
-  }
-
-  async #built(kind: DeploymentKind, build: DeploymentBuild, result: BuiltImage): Promise<void> {
-    const { settings, image } = result
-    const transport = settings.transport ?? settings.runtime.transport
-    const changed = await this.#changeRevision(kind, build, (body, revision) => {
-      if (revision.phase !== 'uploading' && revision.phase !== 'building') return null
-      const deploying = withRevision(body, revision.id, (one) => ({
-        ...one,
-        phase: 'deploying',
-        uploadedAt: one.uploadedAt ?? build.uploadedAt ?? this.#clock.now(),
-        image,
-        built: {
-          sealedEnv: this.#sealing.sealBuiltEnv(body.uid, one.id, settings.env),
-          ...(transport === undefined ? {} : { transport }),
-        },
-      }))
-      return withEvent(deploying, this.#clock.now(), {
-        type: 'deployment',
-        status: 'DEPLOYING',
-        revision: revision.id,
-        message: 'Built; the revision is being brought up',
-      })
-    })
-    if (changed) void this.#rollouts.settle(changed)
-  }
-
-  /** Also of one whose code never came. */
-  async #buildFailed(kind: DeploymentKind, build: DeploymentBuild, message: string): Promise<void> {
-    await this.#changeRevision(kind, build, (body, revision) => {
-      if (!isUnderWay(revision) || revision.phase === 'deploying') return null
-      const failed = withRevision(body, revision.id, (one) => ({ ...one, phase: 'failed' }))
-      const { active } = body.traffic
-      return pruned(
-        withEvent(failed, this.#clock.now(), {
-          type: 'deployment',
-          status: 'FAILED',
-          revision: revision.id,
-          message: active === null ? message : `${message}\nThe revision ${active} goes on serving.`,
-        }),
-      )
-    })
-  }
-
-  /** What must not be in the log of a build. */
-  async #secretsOf(kind: DeploymentKind, { owner }: DeploymentBuild): Promise<string[]> {
-    const found = await this.#records.get(owner.workspace, kind, owner.name)
-    const revision = found && revisionOf(found.body, owner.tag)
-    return found && revision ? Object.values(this.#sealing.revisionEnv(found.body.uid, revision)) : []
-  }
-
-  /** Null when the revision is gone, or `change` left it as it is. */
-  async #changeRevision(
-    kind: DeploymentKind,
-    { owner }: DeploymentBuild,
-    change: (body: DeploymentBody, revision: Revision) => DeploymentBody | null,
-  ): Promise<StoredDeployment | null> {
-    const found = await this.#records.get(owner.workspace, kind, owner.name)
-    if (!found) return null
-    const changed = await this.#records.change(found, (body) => {
-      const revision = revisionOf(body, owner.tag)
-      return revision === undefined || body.state === 'deleting' ? null : change(body, revision)
-    })
-    return changed.version === found.version ? null : changed
-  }
-
-  #entryOf(workspace: string, kind: DeploymentKind, name: string): TableEntry {
-    const entry = this.#table.get(workspace, kind, name)
-    if (entry === null || entry.state === 'deleting') {
-      throw new PlatformError(
-        'workload_not_found',
-        `there is no ${kindFacts[kind].title} "${name.slice(0, 64)}" in the workspace "${workspace}"`,
-      )
-    }
-    if (entry.state === 'active') return entry
-    throw new PlatformError(
-      'workload_unavailable',
-      `the ${kindFacts[kind].title} "${name}" is deactivated: activate it first (spec.enabled)`,
-    )
-  }
-
-  /** Why nothing answers. */
-  async #unavailable(workspace: string, kind: DeploymentKind, name: string): Promise<PlatformError> {
-    const found = await this.#records.get(workspace, kind, name)
-    const { title } = kindFacts[kind]
-    if (!found) {
-      return new PlatformError(
-        'workload_not_found',
-        `there is no ${title} "${name.slice(0, 64)}" in the workspace "${workspace}"`,
-      )
-    }
-    const failure = failureOf(found.body)
-    const status = statusOf(found.body, this.#clock.now())
-    const why = failure === null ? `its status is ${status}` : `its last deployment failed: ${failure}`
-    return new PlatformError('workload_unavailable', `the ${title} "${name}" is not served: ${why}`)
   }
 }
 
@@ -768,19 +471,13 @@ function metadataOf(draft: DeploymentDraft): Pick<DeploymentBody, 'displayName' 
   }
 }
 
-/** The snapshot that a revision's files are of, for another one whose image is called as before. */
-function snapshotOf(newest: Revision | undefined, image: string | null): string | undefined {
-  return image === null || image === newest?.spec.image ? newest?.snapshotId : undefined
-}
-
 /** Whether an image is one that was built for it, as who sends back what he read names it. */
 function ownImage(body: DeploymentBody, image: string | null): boolean {
   return body.revisions.some((one) => one.image === image && one.spec.image === null)
 }
 
 function taken({ kind, name, body }: StoredDeployment): PlatformError {
-  const { title } = kindFacts[kindOf({ kind } as StoredDeployment)]
   return body.state === 'deleting'
-    ? new PlatformError('conflict', `the ${title} "${name}" is being deleted: try again when that is over`)
-    : new PlatformError('already_exists', `the ${title} "${name}" exists already: update it (PUT) instead`)
+    ? new PlatformError('conflict', `the ${kind} "${name}" is being deleted: try again when that is over`)
+    : new PlatformError('already_exists', `the ${kind} "${name}" exists already: update it (PUT) instead`)
 }

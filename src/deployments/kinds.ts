@@ -7,14 +7,12 @@ interface KindFacts {
   plural: string
   /** Ids of revisions begin with it. */
   revisionPrefix: string
-  /** For messages, after an article. */
-  title: string
 }
 
 export const kindFacts: Record<DeploymentKind, KindFacts> = {
-  agent: { plural: 'agents', revisionPrefix: 'rev-', title: 'agent' },
-  function: { plural: 'functions', revisionPrefix: 'rev-', title: 'function' },
-  application: { plural: 'applications', revisionPrefix: 'rev_', title: 'application' },
+  agent: { plural: 'agents', revisionPrefix: 'rev-' },
+  function: { plural: 'functions', revisionPrefix: 'rev-' },
+  application: { plural: 'applications', revisionPrefix: 'rev_' },
 }
 
 export const transports = ['http-stream', 'websocket', 'stdio'] as const

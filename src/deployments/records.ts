@@ -2,7 +2,7 @@ import { PlatformError } from '../errors.ts'
 import type { Page, ResourceKey, SortOrder, Store } from '../spec/store.ts'
 import { everyItem } from '../spec/store.ts'
 import { inWorkspace } from '../workspaces/index.ts'
-import { type DeploymentKind, deploymentKinds, kindFacts } from './kinds.ts'
+import { type DeploymentKind, deploymentKinds } from './kinds.ts'
 import type { DeploymentBody, DeploymentStatus, StoredDeployment } from './record.ts'
 import { statusOf } from './status.ts'
 
@@ -120,8 +120,7 @@ export function keyOf({ kind, workspace, name }: ResourceKey): ResourceKey {
 }
 
 export function notFound(kind: string, name: string): PlatformError {
-  const { title } = kindFacts[kind as DeploymentKind]
-  return new PlatformError('not_found', `there is no ${title} "${name.slice(0, 64)}" in this workspace`)
+  return new PlatformError('not_found', `there is no ${kind} "${name.slice(0, 64)}" in this workspace`)
 }
 
 /** As it is once nothing is shown for longer than it lasted: lists are filtered by that. */

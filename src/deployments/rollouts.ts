@@ -18,7 +18,7 @@ import {
   withEvent,
   withRevision,
 } from './record.ts'
-import { type DeploymentRecords, keyOf } from './records.ts'
+import type { DeploymentRecords } from './records.ts'
 import { sameTraffic, trafficOnceReady, trafficText } from './routing.ts'
 import type { DeploymentSealing } from './sealing.ts'
 
@@ -77,9 +77,7 @@ export class Rollouts {
     }
     const worker: Worker = { done: Promise.resolve(), step: new AbortController(), again: false }
     this.#workers.set(key, worker)
-    worker.done = this.#work(worker, deployment).finally(() => {
-      if (this.#workers.get(key) === worker) this.#workers.delete(key)
-    })
+    worker.done = this.#work(worker, deployment)
     this.#options.background.run(worker.done)
     return worker.done
   }
@@ -94,23 +92,34 @@ export class Rollouts {
   }
 
   async #work(worker: Worker, deployment: StoredDeployment): Promise<void> {
-    const { background, records, clock, log } = this.#options
-    while (!background.closing.aborted) {
-      worker.again = false
-      worker.step = new AbortController()
-      try {
-        const current = await records.get(deployment.workspace, kindOf(deployment), deployment.name)
-        if (current?.body.uid !== deployment.body.uid) return
-        const signal = AbortSignal.any([worker.step.signal, background.closing])
-        if (!(await this.#step(current, signal)) && !worker.again) return
-      } catch (error) {
-        if (worker.step.signal.aborted || background.closing.aborted) continue
-        log.error('a deployment cannot be brought to what it is to be; another attempt follows', {
-          deployment: workerKey(deployment),
-          error,
-        })
-        await clock.sleep(retryMs, AbortSignal.any([worker.step.signal, background.closing])).catch(() => {})
+    const { background } = this.#options
+    try {
+      while (!background.closing.aborted) {
+        worker.again = false
+        worker.step = new AbortController()
+        if (!(await this.#attempt(worker, deployment)) && !worker.again) return
       }
+    } finally {
+      // In the same turn as the last look: who comes after it begins anew.
+      this.#workers.delete(workerKey(deployment))
+    }
+  }
+
+  /** Whether there may be more to do. */
+  async #attempt({ step }: Worker, deployment: StoredDeployment): Promise<boolean> {
+    const { background, records, clock, log } = this.#options
+    const signal = AbortSignal.any([step.signal, background.closing])
+    try {
+      const current = await records.get(deployment.workspace, kindOf(deployment), deployment.name)
+      return current?.body.uid === deployment.body.uid && (await this.#step(current, signal))
+    } catch (error) {
+      if (signal.aborted) return true
+      log.error('a deployment cannot be brought to what it is to be; another attempt follows', {
+        deployment: workerKey(deployment),
+        error,
+      })
+      await clock.sleep(retryMs, signal).catch(() => {})
+      return true
     }
   }
 
@@ -404,8 +413,9 @@ export class Rollouts {
 }
 
 function workerKey(deployment: StoredDeployment): string {
-  const { workspace, kind, name } = keyOf(deployment)
-  return `${workspace}/${kindFacts[kind as keyof typeof kindFacts].plural}/${name}`
+  const { workspace, name, body } = deployment
+  // One that was deleted may still be going when another gets its name.
+  return `${workspace}/${kindFacts[kindOf(deployment)].plural}/${name}/${body.uid}`
 }
 
 function served({ active, canary }: Traffic): Set<string> {

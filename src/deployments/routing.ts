@@ -37,11 +37,11 @@ function trafficAsked(routing: RoutingInput | undefined): number | null {
 
 /**
  * As `body`, with the traffic that a client asks for; it is `wanted` until what is in it is ready. A client that sends
- * back what it read changes nothing. @throws bad_request for a revision that is not there, or cannot serve
+ * back what it read changes nothing. `withNew`: what it asks for by `traffic` is for a revision that comes now. @throws bad_request for a revision that is not there, or cannot serve
  */
-export function withRouting(body: DeploymentBody, routing: RoutingInput): DeploymentBody {
+export function withRouting(body: DeploymentBody, routing: RoutingInput, withNew: boolean): DeploymentBody {
   const now = body.wanted ?? body.traffic
-  const next = askedTraffic(body, now, routing)
+  const next = askedTraffic(body, now, routing, withNew)
   if (sameTraffic(now, next)) return body
   const changed = { ...body, wanted: next }
   // Somebody chose: what is still on its way does not undo that.
@@ -53,11 +53,11 @@ export function withRouting(body: DeploymentBody, routing: RoutingInput): Deploy
   }
 }
 
-function askedTraffic(body: DeploymentBody, now: Traffic, routing: RoutingInput): Traffic {
+function askedTraffic(body: DeploymentBody, now: Traffic, routing: RoutingInput, withNew: boolean): Traffic {
   const { active, canary, canaryPercent } = routing
   const traffic = trafficAsked(routing)
   if (!active && canary === undefined && canaryPercent === undefined) {
-    return traffic === null ? now : newestTraffic(body, now, traffic)
+    return traffic === null || withNew ? now : newestTraffic(body, now, traffic)
   }
   const activeId = active ? usable(body, 'spec.revision.active', active).id : now.active
   if (!canary) return { active: activeId, canary: null, canaryPercent: 0 }

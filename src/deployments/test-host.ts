@@ -11,14 +11,9 @@ import type { Instance } from '../spec/runtime.ts'
 import type { Store } from '../spec/store.ts'
 import { openSqliteStore } from '../stores/sqlite/index.ts'
 import { Users, Workspaces } from '../workspaces/index.ts'
+import type { BuiltImage, DeploymentBuild } from './build-events.ts'
 import type { RevisionLease, RevisionRun } from './fleet/index.ts'
-import {
-  type BuiltImage,
-  type DeploymentBuild,
-  type DeploymentBuilds,
-  type DeploymentFleet,
-  Deployments,
-} from './index.ts'
+import { type DeploymentBuilds, type DeploymentFleet, Deployments } from './index.ts'
 
 type Handlers = Parameters<DeploymentBuilds['on']>[1]
 

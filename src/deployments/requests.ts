@@ -1,0 +1,144 @@
+import { PlatformError } from '../errors.ts'
+import type { Clock } from '../lib/clock.ts'
+import type { AcquireOptions, Fleet, RevisionLease } from './fleet/index.ts'
+import { type DeploymentKind, kindFacts, type Transport } from './kinds.ts'
+import type { DeploymentRecords } from './records.ts'
+import { failureOf, statusOf } from './status.ts'
+import type { DeploymentTable, TableEntry } from './table.ts'
+import { pick, stickyCookie, stickyCookieName, stickyValue } from './traffic.ts'
+
+/** How often another revision is picked for a request whose revision was just taken away. */
+const picksMax = 3
+
+/** What decides who answers. */
+export interface DeploymentRequest extends Pick<AcquireOptions, 'fits'> {
+  cookie: string | null
+  /** Where the cookie that keeps a client with its revision counts; default: the deployment's path. */
+  cookiePath?: string
+}
+
+export interface DeploymentLease {
+  lease: RevisionLease
+  revisionId: string
+  isPublic: boolean
+  transport: Transport | null
+  /** For the answer: keeps the client with this revision. */
+  setCookie: string | null
+}
+
+/** From a request to an instance of the revision that it is led to. */
+export class DeploymentRequests {
+  readonly #table: DeploymentTable
+  readonly #fleet: Pick<Fleet, 'acquire' | 'revisionOf'>
+  readonly #records: DeploymentRecords
+  readonly #clock: Clock
+  readonly #random: () => number
+
+  constructor(options: {
+    table: DeploymentTable
+    fleet: Pick<Fleet, 'acquire' | 'revisionOf'>
+    records: DeploymentRecords
+    clock: Clock
+    /** In [0, 1). */
+    random: () => number
+  }) {
+    this.#table = options.table
+    this.#fleet = options.fleet
+    this.#records = options.records
+    this.#clock = options.clock
+    this.#random = options.random
+  }
+
+  /**
+   * Picks a revision and an instance of it, by whom the client was served before where sessions stick.
+   * @throws workload_not_found, workload_unavailable while nothing is served, and what the fleet throws
+   */
+  async acquire(
+    workspace: string,
+    kind: DeploymentKind,
+    name: string,
+    request: DeploymentRequest,
+    signal?: AbortSignal,
+  ): Promise<DeploymentLease> {
+    const cookieName = stickyCookieName(kind, name)
+    for (let picks = 1; ; picks++) {
+      const entry = this.#entryOf(workspace, kind, name)
+      const { traffic, stickySessionTtl, transports, isPublic } = entry
+      const sticky = stickySessionTtl > 0 ? stickyValue(request.cookie, cookieName) : null
+      const revisionId = pick(traffic, sticky, this.#random())
+      if (revisionId === null) throw await this.#unavailable(workspace, kind, name)
+      try {
+        const { fits } = request
+        const lease = await this.#fleet.acquire(revisionId, signal, fits ? { fits } : {})
+        return {
+          lease,
+          revisionId,
+          isPublic,
+          transport: transports.get(revisionId) ?? null,
+          setCookie:
+            stickySessionTtl > 0 && sticky !== revisionId
+              ? stickyCookie(cookieName, revisionId, {
+                  ttlSeconds: stickySessionTtl,
+                  path: request.cookiePath ?? `/${workspace}/${kindFacts[kind].plural}/${name}`,
+                })
+              : null,
+        }
+      } catch (error) {
+        // It was taken away in between: another one is served by now.
+        const gone = PlatformError.is(error) && error.code === 'workload_not_found'
+        if (!gone) throw error
+        if (picks >= picksMax) throw await this.#unavailable(workspace, kind, name)
+      }
+    }
+  }
+
+  /** One instance of a deployment, whatever revision it is of; null when it is gone, or not of this deployment. */
+  async acquireInstance(
+    workspace: string,
+    kind: DeploymentKind,
+    name: string,
+    instanceId: string,
+    signal?: AbortSignal,
+  ): Promise<DeploymentLease | null> {
+    const { revisionIds, isPublic, transports } = this.#entryOf(workspace, kind, name)
+    const revisionId = this.#fleet.revisionOf(instanceId)
+    if (revisionId === null || !revisionIds.has(revisionId)) return null
+    try {
+      const lease = await this.#fleet.acquire(revisionId, signal, { instanceId })
+      return { lease, revisionId, isPublic, transport: transports.get(revisionId) ?? null, setCookie: null }
+    } catch (error) {
+      if (PlatformError.is(error) && error.code === 'workload_not_found') return null
+      throw error
+    }
+  }
+
+  #entryOf(workspace: string, kind: DeploymentKind, name: string): TableEntry {
+    const entry = this.#table.get(workspace, kind, name)
+    if (entry === null || entry.state === 'deleting') {
+      throw new PlatformError(
+        'workload_not_found',
+        `there is no ${kind} "${name.slice(0, 64)}" in the workspace "${workspace}"`,
+      )
+    }
+    if (entry.state === 'active') return entry
+    throw new PlatformError(
+      'workload_unavailable',
+      `the ${kind} "${name}" is deactivated: activate it first (spec.enabled)`,
+    )
+  }
+
+  /** Why nothing answers. */
+  async #unavailable(workspace: string, kind: DeploymentKind, name: string): Promise<PlatformError> {
+    const found = await this.#records.get(workspace, kind, name)
+    if (!found) {
+      return new PlatformError(
+        'workload_not_found',
+        `there is no ${kind} "${name.slice(0, 64)}" in the workspace "${workspace}"`,
+      )
+    }
+    const failure = failureOf(found.body)
+    const status = statusOf(found.body, this.#clock.now())
+    const why = failure === null ? `its status is ${status}` : `its last deployment failed: ${failure}`
+    return new PlatformError('workload_unavailable', `the ${kind} "${name}" is not served: ${why}`)
+  }
+}
