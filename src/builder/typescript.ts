@@ -145,7 +145,6 @@ function managerOf({ project, tools, text }: PlanInput, manifest: Manifest): Man
   const wanted = /^(?:npm|pnpm|yarn|bun)@([\w.-]+)/.exec(manifest.packageManager ?? '')?.[1]
   const common = {
     npm_config_cache: '/tmp/hutch-build/npm',
-    npm_config_store_dir: '/tmp/hutch-build/pnpm',
     npm_config_progress: 'false',
     npm_config_fund: 'false',
     npm_config_audit: 'false',
@@ -196,6 +195,7 @@ function managerOf({ project, tools, text }: PlanInput, manifest: Manifest): Man
         'install',
         lock === null ? '--no-frozen-lockfile' : '--frozen-lockfile',
         '--reporter=append-only',
+        '--store-dir=/tmp/hutch-build/pnpm',
       ]
       if (tools.has('pnpm')) return made('pnpm', ['pnpm', ...args])
       if (!tools.has('npx')) return fallback()
@@ -207,7 +207,7 @@ function managerOf({ project, tools, text }: PlanInput, manifest: Manifest): Man
       const classic = wanted?.startsWith('1.') ?? !/^__metadata:/m.test(text('yarn.lock') ?? '')
       const args = classic
         ? ['install', '--non-interactive', ...(lock === null ? [] : ['--frozen-lockfile'])]
-        : ['install', ...(lock === null ? [] : ['--immutable'])]
+        : ['install', lock === null ? '--no-immutable' : '--immutable']
       const own = yarnPathOf(text('.yarnrc.yml'))
       if (!classic && own !== null && tools.has('node')) return made('yarn', ['node', own, ...args])
       if (classic && tools.has('yarn')) return made('yarn', ['yarn', ...args])
