@@ -79,7 +79,7 @@ export async function follow(
 /** Of its revision what the events say, in true time; else of the resource. */
 function stateOf(resource: Resource, revision: string | null): { status: string; message: string | null } {
   const events = resource.events ?? []
-  const isOwn = (event: ResourceEvent) => event.revision === revision && event.type !== 'traffic'
+  const isOwn = (event: ResourceEvent) => event.revision === revision && event.type === 'deployment'
   const own = revision === null ? events : events.filter(isOwn)
   const last = newest(own)
   const image = (resource.metadata as { status?: string; events?: ResourceEvent[] } | undefined) ?? {}

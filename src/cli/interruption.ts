@@ -21,7 +21,7 @@ export class Interruption implements Disposable {
   }
 
   readonly #interrupted = () => {
-    this.progress.fail()
+    this.progress.leave()
     if (this.watch !== null) note(`it goes on without us: ${spelled(sameTarget(this.watch, this.target))}`)
     else
       note(this.begun ? 'its code was not sent whole: what was there before stays' : 'nothing was deployed')

@@ -49,6 +49,12 @@ export class Progress implements Disposable {
     this.step = ''
   }
 
+  /** The step goes on, and nobody looks any more. */
+  leave(): void {
+    this.erase()
+    this.step = ''
+  }
+
   /** A line of what is built or said, under the step that goes on. */
   line(text: string): void {
     if (this.quiet) return
