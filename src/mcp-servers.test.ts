@@ -6,7 +6,7 @@ import { StreamableHTTPClientTransport } from '@modelcontextprotocol/sdk/client/
 import { LoggingMessageNotificationSchema } from '@modelcontextprotocol/sdk/types.js'
 import { temporaryDataDir } from './platform.ts'
 import { eventually, openTestClient, type TestClient, whyNot } from './test-client.ts'
-import { type Deployed, deploy, fixtureFiles, type TestFiles } from './test-hosting.ts'
+import { bundledFiles, type Deployed, deploy, fixtureFiles, type TestFiles } from './test-hosting.ts'
 import { serveTestPackages, type TestPackages } from './test-packages.ts'
 
 /** The MCP servers of fixtures/, deployed from their source and used by the real clients. */
@@ -179,6 +179,19 @@ describe.skipIf(reason !== '')('MCP servers', () => {
       expect(failed).toContain('The MCP server did not start: the server ended with exit code 3')
       expect(failed).toContain('I would rather serve HTTP')
     })
+  })
+
+  test('one over WebSocket, as they were made before', async () => {
+    const toml = 'type = "function"\n[runtime]\ntransport = "websocket"\n'
+    const files = await bundledFiles(`${import.meta.dir}/test-inside-websocket.ts`, toml)
+    const old = await deploy(client, 'functions', 'old', files)
+    const { BlaxelMcpClientTransport, settings } = await import('@blaxel/core')
+    const mcp = new Client({ name: 'test', version: '1' })
+    await mcp.connect(new BlaxelMcpClientTransport(old.url, settings.headers, { retry: { max: 0 } }))
+    expect(await mcp.callTool({ name: 'shout', arguments: { text: 'still here' } })).toMatchObject({
+      content: [{ text: 'STILL HERE' }],
+    })
+    await mcp.close()
   })
 
   test.skipIf(noPython !== '')('one in Python', async () => {

@@ -1,7 +1,7 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test'
 import { temporaryDataDir } from './platform.ts'
 import { openTestClient, type TestClient, whyNot } from './test-client.ts'
-import { deploy } from './test-hosting.ts'
+import { bundledFiles, deploy } from './test-hosting.ts'
 
 /** The unmodified client of the cloud inside of what is deployed: it finds everything with nothing configured, and may do what a workload may. */
 
@@ -9,24 +9,13 @@ setDefaultTimeout(120_000)
 
 const reason = await whyNot()
 
-/** One file with everything in it: nothing is to be installed. */
-async function bundled(entry: string, toml = ''): Promise<Record<string, string>> {
-  const { outputs, success, logs } = await Bun.build({ entrypoints: [entry], target: 'node', format: 'esm' })
-  if (!success) throw new AggregateError(logs, 'it was not bundled')
-  return {
-    'package.json': '{"name": "inside", "type": "module", "scripts": {"start": "node server.mjs"}}',
-    'server.mjs': await outputs[0]!.text(),
-    'blaxel.toml': toml,
-  }
-}
-
 describe.skipIf(reason !== '')('inside of what is deployed', () => {
   let client: TestClient
 
   beforeAll(async () => {
     client = await openTestClient({ dataDir: temporaryDataDir })
-    const agent = await bundled(`${import.meta.dir}/test-inside-agent.ts`)
-    const notebook = await bundled(
+    const agent = await bundledFiles(`${import.meta.dir}/test-inside-agent.ts`)
+    const notebook = await bundledFiles(
       `${import.meta.dir}/../fixtures/mcp-stdio/src/server.ts`,
       'type = "function"\n[runtime]\ntransport = "stdio"\n',
     )

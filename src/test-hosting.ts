@@ -22,6 +22,17 @@ export async function fixtureFiles(name: string): Promise<TestFiles> {
   return files
 }
 
+/** A server in one file with everything in it: nothing is to be installed. */
+export async function bundledFiles(entry: string, toml = ''): Promise<TestFiles> {
+  const { outputs, success, logs } = await Bun.build({ entrypoints: [entry], target: 'node', format: 'esm' })
+  if (!success) throw new AggregateError(logs, `${entry} was not bundled`)
+  return {
+    'package.json': '{"name": "bundled", "type": "module", "scripts": {"start": "node server.mjs"}}',
+    'server.mjs': await outputs[0]!.text(),
+    'blaxel.toml': toml,
+  }
+}
+
 export interface Deployed {
   /** As the platform tells it. */
   url: string

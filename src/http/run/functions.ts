@@ -1,3 +1,4 @@
+import { PlatformError } from '../../errors.ts'
 import type { Logs } from '../../telemetry/index.ts'
 import type { BridgeAnswer } from '../mcp/bridge/index.ts'
 import { joinSessionId, type LazyMcpBridge, sessionNotFound, splitSessionId } from '../mcp/index.ts'
@@ -107,7 +108,10 @@ async function runBridged(
   const { instance, program } = lease
   if (params.path !== mcpPath) {
     lease[Symbol.dispose]()
-    return new Response(null, { status: 404 })
+    throw new PlatformError(
+      'route_not_found',
+      `the function "${name}" is an MCP server: it is at /mcp, and nowhere else`,
+    )
   }
   const source = { workspace, kind: 'functions' as const, name, revision: revisionId, instance: instance.id }
   let answer: BridgeAnswer
