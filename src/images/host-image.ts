@@ -4,6 +4,7 @@ import { lstat, mkdir, mkdtemp, readdir, readFile, rename, rm, statfs, writeFile
 import { join } from 'node:path'
 import { PlatformError } from '../errors.ts'
 import type { Clock } from '../lib/clock.ts'
+import { randomText } from '../lib/ids.ts'
 import type { Logger } from '../lib/log.ts'
 import type { Layers } from '../spec/layers.ts'
 import type { RootFilesystem, RootMount } from '../spec/runtime.ts'
@@ -345,7 +346,7 @@ export class HostImage {
         if (entry === 'local' && !usrLocal) continue
         await copyTree(join(this.#usr, entry), join(draft, 'usr'), how[source], signal)
       }
-      await removeUnreadable(join(draft, 'usr'), idlePriority())
+      await removeUnreadable(join(draft, 'usr'), idlePriority(), ['.'], signal)
       if (!usrLocal) await makeLocal(join(draft, 'usr/local'))
       if ((await this.#usrStamp()) !== stamp)
         throw new PlatformError('unavailable', `${this.#usr} changed while it was copied`)
@@ -354,7 +355,8 @@ export class HostImage {
       log.info('host image: frozen', { seconds: Math.round((clock.monotonic() - started) / 1000) })
       await this.#dropOld(stamp)
     } finally {
-      await rm(draft, { recursive: true, force: true })
+      if (signal?.aborted) await removeLater(draft)
+      else await rm(draft, { recursive: true, force: true })
       await rm(lock, { force: true })
     }
   }
@@ -396,6 +398,18 @@ export class HostImage {
       if (!held.has(join(path, 'usr'))) await rm(path, { recursive: true, force: true })
     }
   }
+}
+
+/** By a process of its own, which who stops need not wait for: a copy of /usr takes minutes to remove on a busy disk. */
+async function removeLater(path: string): Promise<void> {
+  // Whoever copies next uses the same name.
+  const left = `${path}-${randomText(8)}`
+  await rename(path, left).catch(() => {})
+  const remover = Bun.spawn([...idlePriority(), 'rm', '-rf', '--', left], {
+    stdio: ['ignore', 'ignore', 'ignore'],
+    env: { PATH: '/usr/local/bin:/usr/bin:/bin' },
+  })
+  remover.unref()
 }
 
 function asRoot(): boolean {

@@ -10,6 +10,7 @@ import { createSecretBox } from '../lib/secret-box.ts'
 import { FakeClock } from '../lib/test-clock.ts'
 import type { Store } from '../spec/store.ts'
 import { openSqliteStore } from '../stores/sqlite/index.ts'
+import { eventually } from '../test-client.ts'
 import { HostImage, type HostImageSource, Images } from './index.ts'
 import { makeSkeleton } from './skeleton.ts'
 
@@ -295,5 +296,7 @@ describe('the host image', () => {
     expect(usrOf(await host.resolve())).toBe(usrPath)
     await host.freeze()
     expect(usrOf(await host.resolve())).not.toBe(usrPath)
+    // What was begun is removed behind the back of who called it off.
+    await eventually('no draft left', () => !readdirSync(imageDir).some((name) => name.includes('.draft')))
   })
 })

@@ -75,8 +75,13 @@ export async function unreadableBelow(
 }
 
 /** Takes out of a copy what not everybody may read in it. `paths`, relative to `root`, must exist. */
-export async function removeUnreadable(root: string, how: string[], paths: string[] = ['.']): Promise<void> {
-  await find(paths, [...unreadableTest, '-prune', '-exec', 'rm', '-rf', '--', '{}', '+'], root, how)
+export async function removeUnreadable(
+  root: string,
+  how: string[],
+  paths: string[] = ['.'],
+  signal?: AbortSignal,
+): Promise<void> {
+  await find(paths, [...unreadableTest, '-prune', '-exec', 'rm', '-rf', '--', '{}', '+'], root, how, signal)
 }
 
 function namesIn(printed: string): string[] {
