@@ -253,7 +253,17 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   const builder = new Builder({
     ...{ store, instances, images, clock, log },
     ...(carried === null ? {} : { registries: carried.installations }),
+    ...(layers && helperPath
+      ? {
+          dockerfiles: {
+            capabilities: runtime.capabilities,
+            dir: join(dataDir, 'base-images'),
+            standInPath: helperPath,
+          },
+        }
+      : {}),
   })
+  opened.defer(() => builder.close())
   workspaces.onDelete((workspace) => builder.removal(workspace))
   const builds = new Builds({ store, secrets, builder, logs, clock, log, dir: join(dataDir, 'builds') })
   workspaces.onDelete((workspace) => builds.removal(workspace))

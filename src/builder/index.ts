@@ -8,8 +8,10 @@ import { parseDotenv } from '../lib/dotenv.ts'
 import type { Logger } from '../lib/log.ts'
 import { emptyProjectSettings, type ProjectSettings, parseProjectSettings } from '../lib/project-settings.ts'
 import type { InstallationSettings } from '../network/index.ts'
+import type { RuntimeCapabilities } from '../spec/runtime.ts'
 import type { BatchStep, Store } from '../spec/store.ts'
 import { DependencyLayers } from './dependencies.ts'
+import type { DockerfileBuilds } from './dockerfile/index.ts'
 import type { BuildJob, BuildRequest, BuildResult } from './job.ts'
 import { BuildMachines } from './machine.ts'
 import type { SourceBuilder } from './source.ts'
@@ -20,6 +22,8 @@ const buildMsMax = 15 * 60 * 1000
 const buildMemoryMbMin = 512
 const buildMemoryMbMax = 4096
 const buildStorageMb = 10 * 1024
+/** Base images and the layers of every step lie there, too. */
+const dockerfileStorageMb = 20 * 1024
 
 export interface BuilderOptions {
   store: Store
@@ -27,6 +31,14 @@ export interface BuilderOptions {
   images: Images
   /** Of the host's registries, with their credentials. */
   registries?: InstallationSettings
+  /** For builds with a Dockerfile; absent: there are none. */
+  dockerfiles?: {
+    capabilities: Pick<RuntimeCapabilities, 'ownMounts'>
+    /** For parts of base images; made when missing. */
+    dir: string
+    /** What stands in for the cloud's own sandbox API. */
+    standInPath: string
+  }
   clock: Clock
   log: Logger
   /** Of dependency layers that are kept. */
@@ -39,6 +51,7 @@ export class Builder {
   readonly #dependencies: DependencyLayers
   readonly #machines: BuildMachines
   #source: Promise<SourceBuilder> | null = null
+  #dockerfiles: Promise<DockerfileBuilds> | null = null
 
   constructor(options: BuilderOptions) {
     this.#options = options
@@ -55,8 +68,16 @@ export class Builder {
     this.#machines.removeLeft()
   }
 
+  /** Ends machines that are kept for a next build. Before the instances close. */
+  async close(): Promise<void> {
+    const dockerfiles = await this.#dockerfiles?.catch(() => null)
+    await dockerfiles?.close()
+  }
+
   /** Steps that forget what is kept of a workspace, for the batch that removes it. */
   async removal(workspace: string): Promise<BatchStep[]> {
+    const dockerfiles = await this.#dockerfiles?.catch(() => null)
+    await dockerfiles?.forget(workspace)
     return await this.#dependencies.removal(workspace)
   }
 
@@ -94,8 +115,28 @@ export class Builder {
   }
 
   async #run(job: BuildJob): Promise<Omit<BuildResult, 'settings'>> {
+    if (job.survey.files.has('Dockerfile')) {
+      this.#dockerfiles ??= this.#openDockerfiles()
+      return await (await this.#dockerfiles).build(job)
+    }
     this.#source ??= this.#openSource()
     return await (await this.#source).build(job)
+  }
+
+  async #openDockerfiles(): Promise<DockerfileBuilds> {
+    const { images, dockerfiles, clock } = this.#options
+    if (!dockerfiles)
+      throw new PlatformError(
+        'unprocessable',
+        'this platform cannot build with a Dockerfile: that takes the namespace runtime',
+      )
+    const { DockerfileBuilds } = await import('./dockerfile/index.ts')
+    return new DockerfileBuilds({
+      ...{ images, clock, ...dockerfiles },
+      machines: this.#machines,
+      memoryMb: buildMemoryMb(),
+      storageMb: dockerfileStorageMb,
+    })
   }
 
   async #openSource(): Promise<SourceBuilder> {
@@ -105,13 +146,14 @@ export class Builder {
       machines: this.#machines,
       dependencies: this.#dependencies,
       registries: this.#options.registries ?? { env: {}, npmrc: '', secrets: [] },
-      memoryMb: Math.min(
-        buildMemoryMbMax,
-        Math.max(buildMemoryMbMin, Math.floor(totalmem() / 1024 ** 2 / 2)),
-      ),
+      memoryMb: buildMemoryMb(),
       storageMb: buildStorageMb,
     })
   }
+}
+
+function buildMemoryMb(): number {
+  return Math.min(buildMemoryMbMax, Math.max(buildMemoryMbMin, Math.floor(totalmem() / 1024 ** 2 / 2)))
 }
 
 /** @throws unprocessable */

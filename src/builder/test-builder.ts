@@ -29,7 +29,13 @@ export interface TestBuilder extends AsyncDisposable {
 }
 
 export async function openTestBuilder(
-  options: { carried?: CarriedSettings | null; builder?: Partial<BuilderOptions>; allow?: string[] } = {},
+  options: {
+    carried?: CarriedSettings | null
+    builder?: Partial<BuilderOptions>
+    allow?: string[]
+    /** That images may be pulled from. */
+    registries?: string[]
+  } = {},
 ): Promise<TestBuilder> {
   const dir = mkdtempSync(join(tmpdir(), 'hutch-builder-'))
   const [clock, log] = [systemClock, silentLogger]
@@ -74,8 +80,9 @@ export async function openTestBuilder(
   const images: Images = new Images({
     ...{ host, store, secrets, clock, log, layers, workspaces },
     hostEnv: carried?.env ?? {},
+    standInPath: helperPath,
     dir: join(dir, 'images'),
-    registries: [],
+    registries: options.registries ?? [],
     registryAuthFile: null,
     imageBytesMax: 4 * 1024 ** 3,
     inUse: () => instances.roots(),
@@ -88,7 +95,16 @@ export async function openTestBuilder(
     for (const id of await runtime.list()) await runtime.destroy(id)
   })
   opened.defer(() => images.close())
-  const builder = new Builder({ ...{ store, instances, images, clock, log }, ...options.builder })
+  const dockerfiles = {
+    capabilities: runtime.capabilities,
+    dir: join(dir, 'base-images'),
+    standInPath: helperPath,
+  }
+  const builder = new Builder({
+    ...{ store, instances, images, clock, log, dockerfiles },
+    ...options.builder,
+  })
+  opened.defer(() => builder.close())
   let count = 0
   const parts = opened.move()
   return {

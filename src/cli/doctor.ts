@@ -6,6 +6,7 @@ import { dirname, join } from 'node:path'
 import type { Config } from '../config.ts'
 import { readRunningPlatform } from '../data-directory.ts'
 import { systemClock } from '../lib/clock.ts'
+import { findDockerfileTool } from '../lib/dockerfile-tool.ts'
 import { silentLogger } from '../lib/log.ts'
 import { command } from './command.ts'
 import { dataDirFor } from './connection.ts'
@@ -175,18 +176,19 @@ async function images(usrLocal: boolean): Promise<Finding[]> {
         elsewhere === local ? `${install}, or let default images have it: hutch up --image-local` : install,
     }
   })
-  return [
-    ...found,
-    {
-      group: 'images',
-      subject: 'building Dockerfiles',
-      ok: false,
-      needed: false,
-      detail: 'hutch builds none: build elsewhere and import what comes out',
-      remedy:
-        'docker build -t app . && docker save app | gzip > app.tar.gz && hutch images import app.tar.gz --name app',
-    },
-  ]
+  return [...found, await dockerfiles()]
+}
+
+async function dockerfiles(): Promise<Finding> {
+  const { tool, detail, remedy } = await findDockerfileTool(process.getuid?.() === 0)
+  const finding: Finding = {
+    group: 'images',
+    subject: 'building Dockerfiles',
+    ok: tool !== null,
+    needed: false,
+    detail,
+  }
+  return remedy === undefined ? finding : { ...finding, remedy }
 }
 
 async function clients(): Promise<Finding[]> {

@@ -16,6 +16,7 @@ import { Credentials } from './credentials.ts'
 import { type Frame, imageEnvDefault, openFrame } from './frame.ts'
 import type { HostImage } from './host-image.ts'
 import { LayerStore } from './layer-store.ts'
+import { type ImageParts, sourceOf } from './parts.ts'
 import { type ImageFacts, ImagePins, type PinOptions, type PinTarget } from './pins.ts'
 import { ImageRecords, type ImageTag, noImage } from './records.ts'
 import {
@@ -29,6 +30,7 @@ import {
   tagDefault,
   tagOfDigest,
 } from './reference.ts'
+import type { RegistryImage } from './registry.ts'
 import { ImageShares } from './shares.ts'
 import { type ImportOptions, type PullOptions, Transfers } from './transfers.ts'
 import { type ImageView, imageView } from './view.ts'
@@ -38,6 +40,7 @@ export { catalogue } from './catalogue.ts'
 export { type Credentials, passwordCharsMax, usernameCharsMax } from './credentials.ts'
 export { HostImage, type HostImageSource } from './host-image.ts'
 export { freeBytesMin } from './layer-store.ts'
+export type { ImageParts } from './parts.ts'
 export { checkImageName, checkResourceType, newBuiltTag } from './reference.ts'
 export { pendingShareEntrySchema, pendingShareSchema, shareTargetSchema } from './shares.ts'
 export { type ImageView, imageViewSchema } from './view.ts'
@@ -295,6 +298,34 @@ export class Images {
     }
   }
 
+  /**
+   * An image of a registry for who builds on it, by the platform's rules and with the credentials that it has; nothing of
+   * it is kept here. Its layers are downloaded into `dir` as they are opened. @throws as `pull`
+   */
+  async open(
+    workspace: string,
+    reference: string,
+    options: { dockerConfig?: string; dir: string; signal: AbortSignal },
+  ): Promise<RegistryImage> {
+    return await this.#transfers.open(workspace, parseRegistryReference(reference, 'image'), options)
+  }
+
+  /** Takes in an image that a tool built. Answers its reference. @throws as `import` */
+  async install(
+    workspace: string,
+    target: { type: string; name: string; tag: string; signal: AbortSignal },
+    parts: ImageParts,
+  ): Promise<string> {
+    const { image, tag } = await this.#transfers.install(workspace, target, async (dir) =>
+      sourceOf(parts, {
+        dir,
+        bytesMax: this.#options.imageBytesMax,
+        checkSpace: () => this.#layers.checkSpace(),
+      }),
+    )
+    return `${image.body.resourceType}/${image.body.name}:${tag.name}`
+  }
+
   /** By name, those that are being pulled for the first time included. */
   async views(workspace: string): Promise<ImageView[]> {
     const views = (await this.#records.list(workspace)).map((image) => {
@@ -448,7 +479,8 @@ export class Images {
         `a layer of the image ${JSON.stringify(reference)} is missing on this host: pull or import it again`,
       )
     }
-    const trees = tag.layers.map((diffId) => this.#layers.treeOf(diffId))
+    // Each once, where it stands topmost: what it says of its paths holds over all below, itself included.
+    const trees = [...new Set(tag.layers)].map((diffId) => this.#layers.treeOf(diffId))
     const base = tag.base === 'host' ? await this.#options.host.resolve(signal) : null
     const frame = base === null ? await this.#openFrame() : null
     return {

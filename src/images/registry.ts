@@ -48,6 +48,13 @@ export interface RegistryOptions {
   stallMsMax?: number
 }
 
+/** An image of a registry, with its documents as they are. */
+export interface RegistryImage extends ImageSource {
+  configDocument: Uint8Array
+  /** Lowest first. `open` answers the path of the blob, as it is stored there. */
+  layers: { blob: Descriptor; open(signal: AbortSignal): Promise<string> }[]
+}
+
 /** One repository of a registry, with the tokens that it gave us. */
 export class Registry {
   readonly #reference: RegistryReference
@@ -70,7 +77,7 @@ export class Registry {
    * The image, its documents read and checked. Its layers are downloaded into `dir` when they are opened.
    * @throws not_found, forbidden, unprocessable, bad_gateway, unavailable
    */
-  async open(dir: string, signal: AbortSignal): Promise<ImageSource> {
+  async open(dir: string, signal: AbortSignal): Promise<RegistryImage> {
     const { tag, digest } = this.#reference
     let { bytes, mediaType, found } = await this.#manifest(digest ?? tag ?? 'latest', digest, signal)
     for (let nested = 0; isIndex(mediaType, bytes); nested++) {
@@ -91,7 +98,9 @@ export class Registry {
     return {
       digest: found,
       config: parseConfig(config),
+      configDocument: config,
       layers: manifest.layers.map((layer, at) => ({
+        blob: layer,
         open: (stop) => this.#download(layer, `${dir}/layer-${at}`, stop),
       })),
     }

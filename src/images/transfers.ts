@@ -23,7 +23,7 @@ import {
   tagDefault,
   tagOfDigest,
 } from './reference.ts'
-import { Registry } from './registry.ts'
+import { Registry, type RegistryImage } from './registry.ts'
 import type { ImageName, ImageTransfer } from './view.ts'
 
 /** Pulls and imports under way at once. */
@@ -118,32 +118,19 @@ export class Transfers {
 
   /** Takes in an archive: an OCI layout or what `docker save` writes. */
   async import(workspace: string, body: ReadableStream<Uint8Array>, options: ImportOptions): Promise<Pulled> {
-    const target = {
-      type: checkResourceType(options.type ?? 'sandbox', 'type'),
-      name: checkImageName(options.name, 'name'),
-      tag: checkTag(options.tag ?? tagDefault, 'tag'),
-      source: null,
-    }
-    const signal = options.signal
-      ? AbortSignal.any([options.signal, this.#closed.signal])
-      : this.#closed.signal
-    const importing = this.#transfer(workspace, target, signal, (dir, signal) =>
+    const { type = 'sandbox', name, tag = tagDefault, reference } = options
+    const target = { type, name, tag, ...(options.signal ? { signal: options.signal } : {}) }
+    return await this.install(workspace, target, (dir, signal) =>
       openArchive(flowing(body, { windowMs: archiveStallMsMax, sender: 'the client', signal }), {
         dir,
         limits: {
           bytesMax: this.#options.imageBytesMax,
           checkSpace: () => this.#options.layers.checkSpace(),
         },
-        ...(options.reference === undefined ? {} : { reference: options.reference }),
+        ...(reference === undefined ? {} : { reference }),
         signal,
       }),
     )
-    this.#imports.add(importing)
-    try {
-      return await importing
-    } finally {
-      this.#imports.delete(importing)
-    }
   }
 
   /** Pulls an image, also when it is here already: its tag may have moved. One pull for all who ask at once. */
@@ -177,17 +164,55 @@ export class Transfers {
     }
   }
 
-  async #pullNow(
+  /**
+   * An image of a registry for who builds on it: nothing of it is kept here. Its layers are downloaded into `dir` as they are
+   * opened. @throws as `pull`
+   */
+  async open(
     workspace: string,
     reference: RegistryReference,
-    target: { type: ResourceType; name: string | null; tag: string; source: string },
-    given: RegistryCredentials | null,
+    options: { dockerConfig?: string; dir: string; signal: AbortSignal },
+  ): Promise<RegistryImage> {
+    this.checkAllowed(reference.host)
+    const { dockerConfig, dir, signal } = options
+    const given =
+      dockerConfig === undefined ? null : fromDockerConfig(dockerConfig, reference.host, 'dockerConfig')
+    const registry = await this.#registry(workspace, reference, given)
+    return await registry.open(dir, AbortSignal.any([signal, this.#closed.signal]))
+  }
+
+  /** Takes in what `open` brings, under a name of this workspace. */
+  async install(
+    workspace: string,
+    options: { type: string; name: string; tag: string; signal?: AbortSignal },
+    open: (dir: string, signal: AbortSignal) => Promise<ImageSource>,
   ): Promise<Pulled> {
+    const target = {
+      type: checkResourceType(options.type, 'type'),
+      name: checkImageName(options.name, 'name'),
+      tag: checkTag(options.tag, 'tag'),
+      source: null,
+    }
+    const signal = options.signal
+      ? AbortSignal.any([options.signal, this.#closed.signal])
+      : this.#closed.signal
+    const installing = this.#transfer(workspace, target, signal, open)
+    this.#imports.add(installing)
+    try {
+      return await installing
+    } finally {
+      this.#imports.delete(installing)
+    }
+  }
+
+  async #registry(
+    workspace: string,
+    reference: RegistryReference,
+    given: RegistryCredentials | null,
+  ): Promise<Registry> {
     const { clock, log, dialer, imageBytesMax, stallMsMax, layers } = this.#options
-    const credentials = await this.#options.credentials.find(workspace, reference.host, given)
-    const name = target.name ?? (await this.freeName(workspace, target.type, reference))
-    const registry = new Registry(reference, {
-      credentials,
+    return new Registry(reference, {
+      credentials: await this.#options.credentials.find(workspace, reference.host, given),
       clock,
       log,
       checkSpace: () => layers.checkSpace(),
@@ -195,6 +220,16 @@ export class Transfers {
       dialer,
       ...(stallMsMax === undefined ? {} : { stallMsMax }),
     })
+  }
+
+  async #pullNow(
+    workspace: string,
+    reference: RegistryReference,
+    target: { type: ResourceType; name: string | null; tag: string; source: string },
+    given: RegistryCredentials | null,
+  ): Promise<Pulled> {
+    const name = target.name ?? (await this.freeName(workspace, target.type, reference))
+    const registry = await this.#registry(workspace, reference, given)
     return await this.#transfer(workspace, { ...target, name }, this.#closed.signal, (dir, signal) =>
       registry.open(dir, signal),
     )

@@ -1,0 +1,168 @@
+/** buildah and podman, run inside a machine: how they are called, and what their lines mean. */
+import type { DockerfileTool } from '../../lib/dockerfile-tool.ts'
+import type { Steps } from '../steps.ts'
+
+/** The machine's own disk, where the tool keeps its layers; the rest of what a build needs lies beside. */
+export const toolDir = '/var/lib/containers'
+export const workDir = `${toolDir}/work`
+/** Below it: the files of the project. */
+export const contextName = 'context'
+const contextDir = `${workDir}/${contextName}`
+export const baseDir = `${workDir}/base`
+export const builtDir = `${workDir}/built`
+const builtName = 'localhost/hutch-built:latest'
+
+/** Files of the machine that both tools read. Images are never fetched from inside: those that are needed are put there. */
+export const toolFiles: readonly [path: string, content: string][] = [
+  ['/etc/containers/policy.json', '{"default":[{"type":"insecureAcceptAnything"}]}\n'],
+  [
+    '/etc/containers/registries.conf',
+    'unqualified-search-registries = ["docker.io"]\nshort-name-mode = "permissive"\n',
+  ],
+  [
+    '/etc/containers/storage.conf',
+    `[storage]\ndriver = "overlay"\ngraphroot = "${toolDir}/storage"\nrunroot = "${toolDir}/run"\n`,
+  ],
+]
+
+/** Variables of the tool itself. Proxies reach what it runs, and are not in the image. */
+export function toolEnv(proxies: Readonly<Record<string, string>>): Record<string, string> {
+  return {
+    PATH: '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin',
+    HOME: '/root',
+    LANG: 'C.UTF-8',
+    TMPDIR: `${toolDir}/tmp`,
+    BUILDAH_ISOLATION: 'chroot',
+    STORAGE_DRIVER: 'overlay',
+    ...proxies,
+  }
+}
+
+/** Settings of this host, for what is run and for no image. */
+export interface Carried {
+  /** The tool hands them on by itself. */
+  proxies: Record<string, string>
+  /** Variables that are taken out of the image again. */
+  env: Record<string, string>
+  /** Certificates of the machine, to be copied to where everything that runs sees them, and no layer has them. */
+  certificates: { from: string; to: string } | null
+}
+
+const certificates = '/etc/ssl/certs/ca-certificates.crt'
+/** What runs shares `/dev` with the machine. */
+const certificatesInside = '/dev/shm/hutch-certificates.crt'
+
+/**
+ * What programs of a build need to reach package registries as this host does. Base images have certificates of their own:
+ * only a host that says which ones to use has its own put beside them.
+ */
+export function carriedSettings(
+  hostEnv: Readonly<Record<string, string>>,
+  exists: (path: string) => boolean,
+): Carried {
+  const carried: Carried = { proxies: {}, env: {}, certificates: null }
+  for (const [name, value] of Object.entries(hostEnv)) {
+    if (['PATH', 'HOME', 'LANG'].includes(name)) continue
+    if (/^(?:https?|all|ftp|no)_proxy$/i.test(name)) carried.proxies[name] = value
+    else if (!value.startsWith('/')) carried.env[name] = value
+    else if (value === certificates && exists(certificates)) {
+      carried.env[name] = certificatesInside
+      carried.certificates = { from: certificates, to: certificatesInside }
+    }
+  }
+  return carried
+}
+
+/** An image by what names it in the Dockerfile, word by word, and by what names it in the tool's store. */
+export interface LocalBase {
+  written: string
+  /** With its variables filled in. */
+  text: string
+  local: string
+}
+
+export interface BuildArguments extends Pick<Carried, 'env'> {
+  buildArgs: Readonly<Record<string, string>>
+  bases: readonly LocalBase[]
+}
+
+export function buildCommand(tool: DockerfileTool, options: BuildArguments): string[] {
+  const { buildArgs, env, bases } = options
+  return [
+    ...[tool, 'build', '--isolation', 'chroot', '--layers', '--format', 'oci'],
+    tool === 'podman' ? '--pull=never' : '--pull-never',
+    ...Object.entries(buildArgs).flatMap(([name, value]) => ['--build-arg', `${name}=${value}`]),
+    ...Object.entries(env).flatMap(([name, value]) => ['--env', `${name}=${value}`]),
+    ...bases.flatMap(({ written, local }) => ['--build-context', `${written}=container-image://${local}`]),
+    ...['--file', `${contextDir}/Dockerfile`, '--tag', builtName, contextDir],
+  ]
+}
+
+/** Its layers as they are, each in a file named by its digest. */
+export function handOutCommand(tool: DockerfileTool): string[] {
+  return [tool, 'push', '--quiet', '--disable-compression', builtName, `dir:${builtDir}`]
+}
+
+const stepLine = /^(?:\[(\d+)\/(\d+)\] )?STEP (\d+)\/(\d+): (.*)$/
+const cachedLine = /^--> Using cache [0-9a-f]+$/
+const silentLines = [
+  /^--> [0-9a-f]{6,}$/,
+  /^(?:\[\d+\/\d+\] )?COMMIT\b/,
+  /^Successfully tagged /,
+  /^[0-9a-f]{64}$/,
+  /^subprocess exited with status \d+$/,
+  /^(?:error|exit status|while running runtime).*exit status \d+$/,
+]
+const failureLine = /^Error: (?:building|error building) at STEP ".*": (?:.*: )?(.*)$/s
+const otherFailureLine = /^Error: (.*)$/s
+const fullDiskLine = /no space left on device|disk quota exceeded/i
+
+/** Turns what the tool says into the log of a build, and keeps why it failed. */
+export class ToolOutput {
+  readonly #steps: Steps
+  readonly #bases: readonly LocalBase[]
+  #failure = ''
+  fullDisk = false
+
+  constructor(steps: Steps, bases: readonly LocalBase[] = []) {
+    this.#steps = steps
+    this.#bases = bases
+  }
+
+  line(line: string, stream: 'stdout' | 'stderr'): void {
+    if (fullDiskLine.test(line)) this.fullDisk = true
+    const step = stepLine.exec(line)
+    if (step) {
+      const [, stage, stages, at, of, instruction = ''] = step
+      const where = stages === undefined || stages === '1' ? '' : `stage ${stage}/${stages} `
+      this.#steps.step(`${where}${at}/${of} ${this.#named(instruction)}`)
+      return
+    }
+    if (cachedLine.test(line)) {
+      this.#steps.line('(from the cache)', 'stdout')
+      return
+    }
+    if (silentLines.some((pattern) => pattern.test(line))) return
+    const failure = failureLine.exec(line) ?? otherFailureLine.exec(line)
+    if (failure && stream === 'stderr') {
+      this.#failure = this.#named(failure[1] ?? '')
+      return
+    }
+    this.#steps.line(line, stream)
+  }
+
+  /** As the Dockerfile names its images. */
+  #named(text: string): string {
+    let named = text
+    for (const { local, text: name } of this.#bases) named = named.replaceAll(local, name)
+    return named
+  }
+
+  /** How it ended, for people. */
+  failure(exit: { exitCode: number | null; signal: number | null }): string {
+    const status = /exit status (\d+)$/.exec(this.#failure)?.[1]
+    if (status !== undefined) return `exit code ${status}`
+    if (this.#failure !== '') return this.#failure
+    return exit.signal === null ? `exit code ${exit.exitCode}` : `it was ended by signal ${exit.signal}`
+  }
+}
