@@ -3,7 +3,7 @@ import { CommandError } from './command.ts'
 import type { Progress } from './progress.ts'
 
 const pollMs = 300
-const failedPollsMax = 20
+const failedPollsMax = 100
 const logLinesMax = 1000
 
 /** What is on its way, and how it is looked at. */
@@ -63,6 +63,8 @@ export async function follow(
         }
         const step = working[status]?.(followed.title)
         if (step !== undefined && status !== shown) {
+          // What the build said is told before what comes after it.
+          if (shown === 'BUILDING') await log.catchUp()
           progress.start(...step)
           shown = status
         }
@@ -118,6 +120,11 @@ class BuildLog {
   async finish(): Promise<void> {
     this.stop()
     await this.following
+    await this.catchUp()
+  }
+
+  /** Shows what is there and was not shown yet. */
+  async catchUp(): Promise<void> {
     const { logs } = await this.client.logs
       .query({ ...this.query(), limit: logLinesMax })
       .catch(() => ({ logs: [] }))
@@ -125,10 +132,13 @@ class BuildLog {
   }
 
   private async run(): Promise<void> {
-    try {
-      for await (const line of this.client.logs.follow(this.query(), this.gone.signal)) this.show(line)
-    } catch {
-      // What it would have said is read at the end.
+    while (!this.gone.signal.aborted) {
+      try {
+        for await (const line of this.client.logs.follow(this.query(), this.gone.signal)) this.show(line)
+      } catch {
+        // The platform went away for a moment, or cannot say: what is missed is read later.
+      }
+      if (!this.gone.signal.aborted) await Bun.sleep(pollMs)
     }
   }
 
