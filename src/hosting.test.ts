@@ -3,7 +3,8 @@ import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { Agent, ApplicationInstance as ApplicationInstanceOf } from '@blaxel/core'
-import { tar } from './images/test-image.ts'
+import { programs, tar, testImage } from './images/test-image.ts'
+import { TestRegistry } from './images/test-registry.ts'
 import { HurriedClock } from './lib/test-clock.ts'
 import { eventually, openTestClient, type TestClient, whyNot } from './test-client.ts'
 
@@ -38,16 +39,20 @@ const manifest = {
 
 describe.skipIf(why !== '')('hosting', () => {
   const clock = new HurriedClock()
+  const registry = new TestRegistry()
   let client: TestClient
   let sdk: typeof import('@blaxel/core')
   let ApplicationInstance: typeof ApplicationInstanceOf
 
   beforeAll(async () => {
-    client = await openTestClient({ dataDir: join(directory), clock })
+    client = await openTestClient({ dataDir: directory, clock, registries: [registry.host] })
     sdk = await import('@blaxel/core')
     ApplicationInstance = sdk.ApplicationInstance
   })
-  afterAll(() => client?.[Symbol.asyncDispose]())
+  afterAll(async () => {
+    await client?.[Symbol.asyncDispose]()
+    registry[Symbol.dispose]()
+  })
 
   const json = (method: string, body: object): RequestInit => ({
     method,
@@ -294,7 +299,44 @@ describe.skipIf(why !== '')('hosting', () => {
     )
     await ApplicationInstance.delete('twin')
     await site.delete()
-    await expect(ApplicationInstance.get('site')).rejects.toMatchObject({ code: 404 })
+    const gone = await client.request('/v0/applications/site')
+    expect(gone.status).toBe(404)
+  })
+
+  test("an image of a registry is pulled for each revision, which keeps it when the registry's tag moves", async () => {
+    const shell = tar(programs('sh'))
+    const push = (word: string) => {
+      const own = tar([{ path: 'own', content: word }])
+      const config = { Entrypoint: ['sh', '-c', `echo this is ${word} >&2; exit 3`] }
+      registry.push('app', 'v1', testImage([shell, own], { config }))
+    }
+    const image = `${registry.host}/app:v1`
+    const body = { metadata: { name: 'pulled' }, spec: { runtime: { image, memory: 256 } } }
+    const put = async (method: 'POST' | 'PUT') => {
+      const path = method === 'POST' ? '/v0/agents' : '/v0/agents/pulled'
+      const response = await client.request(path, json(method, body))
+      expect(response.status).toBe(200)
+      return response.headers.get('x-hutch-revision') ?? ''
+    }
+    push('first')
+    // It ends at once, and what it says last tells which it was.
+    const first = await outcome('agents', 'pulled', await put('POST'))
+    expect(first.message).toContain('this is first')
+    push('second')
+    const second = await outcome('agents', 'pulled', await put('PUT'))
+    expect(second.message).toContain('this is second')
+    expect((await read('agents', 'pulled')).spec.runtime?.image).toBe(image)
+    const tags = async () => {
+      const response = await client.request('/v0/images/agent/pulled')
+      const { spec } = (await response.json()) as { spec?: { tags: { name: string }[] } }
+      return spec?.tags.map(({ name }) => name).toSorted()
+    }
+    expect(await tags()).toEqual([first.revision ?? '', second.revision ?? ''].toSorted())
+    const application = { metadata: { name: 'far' }, spec: { image } }
+    const refused = await client.request('/v0/applications', json('POST', application))
+    expect([refused.status, await refused.text()]).toEqual([400, expect.stringContaining('images pull')])
+    await client.request('/v0/agents/pulled', { method: 'DELETE' })
+    expect(await tags()).toBeUndefined()
   })
 
   test('what is deleted leaves nothing: no record, no instance, no image, no log', async () => {

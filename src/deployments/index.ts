@@ -53,6 +53,8 @@ export { stickyCookieName } from './traffic.ts'
 export { applicationRevisionView, applicationView, revisionView, workloadView } from './view.ts'
 
 const memoryMbMaxDefault = 256 * 1024
+/** Of one kind, in one workspace: what requests need of each is kept in memory. */
+const deploymentsMax = 1000
 /** A removal that takes longer goes on after the request was answered. */
 const removeWaitMsMax = 10_000
 
@@ -184,6 +186,7 @@ export class Deployments {
     return await this.#turn(workspace, kind, name, async () => {
       const existing = await this.#records.get(workspace, kind, name)
       if (existing) throw taken(existing)
+      await this.#admit(workspace, kind)
       // Nobody reads what one of this name before wrote.
       await this.#logs.remove(workspace, kindFacts[kind].plural, name)
       const draft = this.#draftOf(asked, null)
@@ -377,6 +380,16 @@ export class Deployments {
       ...(this.#region === undefined ? {} : { region: this.#region }),
       ...(options.showSecrets ? { env: this.#sealing.envOf(body) } : {}),
     }
+  }
+
+  /** @throws usage_limit_exceeded */
+  async #admit(workspace: string, kind: DeploymentKind): Promise<void> {
+    const { total } = await this.#records.list(workspace, kind, { limit: 1 })
+    if (total < deploymentsMax) return
+    throw new PlatformError(
+      'usage_limit_exceeded',
+      `this workspace has ${total} ${kindFacts[kind].plural}, the most there can be: delete one first`,
+    )
   }
 
   #turn<Result>(
