@@ -1,4 +1,5 @@
 import { createInterface } from 'node:readline/promises'
+import { Writable } from 'node:stream'
 import { UsageError } from './command.ts'
 import { note, paint } from './output.ts'
 
@@ -12,20 +13,8 @@ export function canAsk(): boolean {
 
 /** Asks for a line; an empty one is `preset`. Questions go to stderr, so that they never mix with output. */
 export async function ask(question: string, preset = ''): Promise<string> {
-  const lines = createInterface({ input: process.stdin, output: process.stderr })
-  lines.on('SIGINT', () => process.exit(interruptedExitCode))
-  const gone = new AbortController()
-  lines.on('close', () => gone.abort())
-  try {
-    const shown = preset === '' ? '' : paint('dim', ` (${preset})`, process.stderr)
-    const answer = await lines.question(`${question}${shown}: `, { signal: gone.signal })
-    return answer.trim() || preset
-  } catch (error) {
-    if (gone.signal.aborted) throw new UsageError(`there was no answer to "${question}"`)
-    throw error
-  } finally {
-    lines.close()
-  }
+  const shown = preset === '' ? '' : paint('dim', ` (${preset})`, process.stderr)
+  return (await line(`${question}${shown}: `, process.stderr, question)) || preset
 }
 
 /** Asks which of a few, by number or by name; the first is the preset. @throws UsageError after a few wrong answers */
@@ -45,24 +34,32 @@ export async function choose(question: string, choices: { name: string; about: s
 
 /** Asks for a line that is not shown, such as a key. */
 export async function askSecret(question: string): Promise<string> {
-  process.stderr.write(`${question}: `)
-  const { stdin } = process
-  stdin.setRawMode(true)
-  const decoder = new TextDecoder()
-  let typed = ''
+  const hidden = new Writable({ write: (_chunk, _encoding, done) => done() })
   try {
-    for await (const chunk of stdin as AsyncIterable<Uint8Array>) {
-      for (const character of decoder.decode(chunk, { stream: true })) {
-        if (character === '\r' || character === '\n') return typed.trim()
-        if (character === '\x03') process.exit(interruptedExitCode)
-        if (character === '\x04') return typed.trim()
-        typed = character === '\x7f' || character === '\b' ? typed.slice(0, -1) : typed + character
-      }
-    }
-    return typed.trim()
+    return await line('', hidden, question, () => process.stderr.write(`${question}: `))
   } finally {
-    stdin.setRawMode(false)
-    stdin.pause()
     process.stderr.write('\n')
+  }
+}
+
+/** `ready`: from now on the terminal shows nothing by itself. */
+async function line(
+  prompt: string,
+  output: NodeJS.WritableStream,
+  question: string,
+  ready: () => void = () => {},
+): Promise<string> {
+  const lines = createInterface({ input: process.stdin, output, terminal: true })
+  ready()
+  lines.on('SIGINT', () => process.exit(interruptedExitCode))
+  const gone = new AbortController()
+  lines.on('close', () => gone.abort())
+  try {
+    return (await lines.question(prompt, { signal: gone.signal })).trim()
+  } catch (error) {
+    if (gone.signal.aborted) throw new UsageError(`there was no answer to "${question}"`)
+    throw error
+  } finally {
+    lines.close()
   }
 }
