@@ -213,6 +213,8 @@ function noteNext(line: string, flags: Target): void {
   note(paint('dim', `next: ${spelled(sameTarget(line, flags))}`, process.stderr))
 }
 
-function sinceOf(resource: Resource): string {
-  return String(resource.metadata?.updatedAt ?? resource.metadata?.createdAt ?? new Date().toISOString())
+/** When the change that was just accepted was made, by the platform's clock. */
+function sinceOf({ events = [], metadata }: Resource): string {
+  const times = events.map(({ time }) => time).sort()
+  return times.at(-1) ?? String(metadata?.updatedAt ?? metadata?.createdAt ?? '')
 }

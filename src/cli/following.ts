@@ -14,9 +14,9 @@ export interface Followed {
   /** As its logs are asked for. */
   resourceType: string
   name: string
-  /** Null: what its `status` says is followed. */
+  /** Null: what happened since `since` is followed. */
   revision: string | null
-  /** From when on its build speaks, where it has no revision. */
+  /** The time of the first event that is of this deployment, where it has no revision. */
   since: string
 }
 
@@ -56,7 +56,7 @@ export async function follow(
       })
       if (resource !== null) {
         failedPolls = 0
-        const { status, message } = stateOf(resource, followed.revision)
+        const { status, message } = stateOf(resource, followed)
         if (over.has(status)) {
           await log.finish()
           return { status, during: shown, message: status === 'FAILED' ? message : null, resource }
@@ -78,19 +78,25 @@ export async function follow(
   }
 }
 
-/** Of its revision what the events say, in true time; else of the resource. */
-function stateOf(resource: Resource, revision: string | null): { status: string; message: string | null } {
+/** What the events of this deployment say, in true time; else what the resource says of itself. */
+function stateOf(
+  resource: Resource,
+  { revision, since }: Pick<Followed, 'revision' | 'since'>,
+): { status: string; message: string | null } {
   const events = resource.events ?? []
-  const isOwn = (event: ResourceEvent) => event.revision === revision && event.type === 'deployment'
-  const own = revision === null ? events : events.filter(isOwn)
-  const last = newest(own)
-  const image = (resource.metadata as { status?: string; events?: ResourceEvent[] } | undefined) ?? {}
   // Nothing of what is deactivated is brought up.
   const rests = resource.status === 'DEACTIVATED' || resource.status === 'DELETING'
-  if (revision !== null && !rests)
-    return { status: last?.status ?? 'UPLOADING', message: last?.message ?? null }
+  const own = events.filter((event) =>
+    revision === null
+      ? event.time >= since && ['deployment', 'build'].includes(event.type)
+      : event.revision === revision && event.type === 'deployment',
+  )
+  const last = newest(own)
+  if (last?.status !== undefined && !rests) return { status: last.status, message: last.message ?? null }
+  if (revision !== null && !rests) return { status: 'UPLOADING', message: null }
+  const image = (resource.metadata as { status?: string; events?: ResourceEvent[] } | undefined) ?? {}
   const status = resource.status ?? image.status ?? 'UPLOADING'
-  return { status, message: (last ?? newest(image.events ?? []))?.message ?? null }
+  return { status, message: newest([...events, ...(image.events ?? [])])?.message ?? null }
 }
 
 /** They are listed in either order. */

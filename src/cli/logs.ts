@@ -67,8 +67,8 @@ export const logs = command({
       flags,
       async () => {
         const client = clientFor(flags)
-        // A name that is nobody's has no logs either: what is mistyped is told so.
-        await client.resources.get(`${kind.collection([])}/${encodeURIComponent(name)}`)
+        // A name that is nobody's has no logs either: what is mistyped is told so. An image may have been built alone.
+        if (!flags.build) await client.resources.get(`${kind.collection([])}/${encodeURIComponent(name)}`)
         if (flags.follow) {
           const gone = new AbortController()
           for await (const line of client.logs.follow(query, gone.signal)) show(line)

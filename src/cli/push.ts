@@ -6,6 +6,7 @@ import { contentOf, type SourceInput, source, sourceFlags, timeoutOf, typeOf } f
 import { dockerConfigOf } from './docker-config.ts'
 import { follow } from './following.ts'
 import { Interruption } from './interruption.ts'
+import { kindNamed, kinds } from './kinds.ts'
 import { bytes, note, paint, print, printJson } from './output.ts'
 import { Progress } from './progress.ts'
 import { projectName } from './project.ts'
@@ -52,11 +53,21 @@ export const push = command({
         interruption.watch = `hutch get image ${type}/${name} --watch`
         if (!wait) return await client.resources.get(path)
         const title = `the image ${type}/${name}`
-        const followed = { title, path, resourceType: `${type}s`, name, revision: null, since }
+        const followed = {
+          title,
+          path,
+          resourceType: kindNamed(type, kinds)?.plural ?? `${type}s`,
+          name,
+          revision: null,
+          since,
+        }
         const outcome = await follow(client, followed, progress, timeoutOf(flags))
         if (outcome.status === 'BUILT') return outcome.resource
         progress.fail()
-        throw new CommandError(`${title} was not built: ${outcome.message ?? outcome.status}`)
+        throw new CommandError(
+          `${title} was not built: ${outcome.message ?? outcome.status}`,
+          sameTarget(`hutch logs ${type} ${name} --build`, flags),
+        )
       },
       { 404: 'hutch get images' },
       { name: '--name', resourceType: '--type', image: '--image' },
