@@ -118,6 +118,34 @@ describe.skipIf(why !== '')('pages', () => {
     expect(grounds).toEqual(['rgb(251, 250, 248)', 'rgb(20, 22, 26)'])
   }, 120_000)
 
+  test('a login is approved on its page by who types a key, in the form and nowhere else', async () => {
+    const { origin } = new URL(address)
+    const begun = (await (await fetch(`${origin}/v0/login/device`, { method: 'POST' })).json()) as {
+      device_code: string
+      verification_uri_complete: string
+    }
+    const { page, problems } = await visit(begun.verification_uri_complete)
+    await page.getByLabel('Your API key').fill('bl_wrong')
+    await page.getByRole('button', { name: 'Approve' }).click()
+    await page.getByRole('alert').filter({ hasText: 'The API key is not valid' }).waitFor()
+    // The browser itself notes an answer of 401.
+    expect(problems.filter((problem) => !problem.includes('401'))).toEqual([])
+    await page.getByLabel('Your API key').fill(token)
+    await page.getByRole('button', { name: 'Approve' }).click()
+    await page.getByRole('heading', { name: 'Approved' }).waitFor()
+    expect(page.url()).toBe(`${origin}/-/login`)
+    const granted = await fetch(`${origin}/oauth/token`, {
+      method: 'POST',
+      headers: { 'content-type': 'application/json' },
+      body: JSON.stringify({
+        grant_type: 'urn:ietf:params:oauth:grant-type:device_code',
+        device_code: begun.device_code,
+      }),
+    })
+    expect(await granted.json()).toMatchObject({ token_type: 'Bearer' })
+    await page.close()
+  }, 120_000)
+
   describe('previews', () => {
     const port = unusedPorts()
     /** A page whose script and socket bring no token of their own. */
