@@ -263,6 +263,30 @@ test('a part of the requests is for the revision that it was asked with, not for
   expect(await served()).toEqual({ active: first!, canary: third.revisionId!, canaryPercent: 10 })
 })
 
+test('a revision need not wait for one before it that hangs, and that one takes nothing from it later', async () => {
+  const gate = Promise.withResolvers<void>()
+  let hanging = ''
+  host.fleet.readiness = ({ id }, signal) =>
+    id === hanging
+      ? Promise.race([
+          gate.promise,
+          new Promise<void>((_, no) => signal?.addEventListener('abort', () => no(signal.reason))),
+        ])
+      : undefined
+  const { deployment } = await create({ upload: true, spec: {} })
+  hanging = deployment.body.revisions[0]!.id
+  await host.builds.uploaded(host.clock.now())
+  await host.builds.built()
+  await eventually('it hangs', () => host.fleet.runs.has(hanging))
+  const mended = await update({ spec: runtime({ memory: 3000 }) })
+  await isDeployed(mended.revisionId)
+  expect((await acquire()).revisionId).toBe(mended.revisionId!)
+  gate.resolve()
+  await isDeployed(hanging)
+  expect((await acquire()).revisionId).toBe(mended.revisionId!)
+  await eventually('it ended', () => host.fleet.retired.some(({ id }) => id === hanging))
+})
+
 test('one of a name that was deleted is nothing of the one before', async () => {
   await revisions(1)
   await host.deployments.remove('main', 'agent', 'one')

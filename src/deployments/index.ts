@@ -155,7 +155,7 @@ export class Deployments {
     this.#requests = new DeploymentRequests({ ...parts, random: options.random ?? Math.random })
     const events = new BuildEvents({
       ...parts,
-      settle: (deployment) => void this.#rollouts.settle(deployment),
+      settle: (deployment) => void this.#rollouts.settle(deployment, { interrupt: true }),
     })
     for (const kind of deploymentKinds) builds.on(kind, events)
   }
@@ -246,7 +246,10 @@ export class Deployments {
         const led = draft.routing ? withRouting(body, draft.routing, revision !== null) : body
         return this.#withNew(this.#withState(led, draft.spec.enabled), revision)
       })
-      const interrupt = changed.body.state !== before || changed.body.wanted !== existing.body.wanted
+      const interrupt =
+        revision?.phase === 'deploying' ||
+        changed.body.state !== before ||
+        changed.body.wanted !== existing.body.wanted
       return await this.#begun(changed, revision, asked, interrupt)
     })
   }

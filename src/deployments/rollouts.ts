@@ -138,7 +138,8 @@ export class Rollouts {
       await this.#moveTraffic(deployment, body.wanted, signal)
       return true
     }
-    const next = body.revisions.find(({ phase }) => phase === 'deploying')
+    // The newest first: what a client mended need not wait for what was wrong.
+    const next = body.revisions.findLast(({ phase }) => phase === 'deploying')
     if (next !== undefined) {
       await this.#bringUp(deployment, next, signal)
       return true
