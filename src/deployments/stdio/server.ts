@@ -35,6 +35,10 @@ const unreadMessagesMax = 256
 const unreadMsMax = 60_000
 /** Output on the host's disk that nobody took yet, and then some. */
 const outputBytesMax = 16 * 1024 * 1024
+/** What it writes in a flood is taken in such portions: one program does not take the time of all others. */
+const portionMs = 100
+const portionMessagesMax = 500
+const portionBytesMax = messageBytesMax
 /** To end by itself once its stdin is closed, and once more after SIGTERM. */
 const graceMs = 2_000
 
@@ -135,17 +139,21 @@ export class StdioServer {
     const messages = new MessageCutter(messageBytesMax)
     const lines = new LineCutter()
     const { signal } = this.#reading
+    const portion = new Portion()
     try {
       for await (const batch of guest.processes.output(id, { follow: true, reuseMemory: true, signal })) {
         for (const { kind, data } of batch) {
-          if (kind === 'stderr') for (const line of lines.push('stderr', data)) this.#log(line, 'stderr')
+          if (kind === 'stderr') await this.#log(lines.push('stderr', data), portion)
           if (kind !== 'stdout' || this.#broken !== null) continue
           const whole = messages.push(data)
           if (whole === null) this.#break(`the server wrote a message of more than ${messageBytesMax} bytes`)
-          for (const text of whole ?? []) await this.#take(text)
+          for (const text of whole ?? []) {
+            await portion.room(text.length)
+            await this.#take(text)
+          }
         }
       }
-      for (const line of lines.end('stderr')) this.#log(line, 'stderr')
+      await this.#log(lines.end('stderr'), portion)
       const exit = await guest.processes.wait(id, signal)
       this.#gone.abort()
       void guest.processes.forget(id).catch(() => {})
@@ -165,8 +173,14 @@ export class StdioServer {
     await this.#options.onMessage(text)
   }
 
-  #log(line: Buffer, stream: 'stderr'): void {
-    this.#options.onLine(line.toString().replace(/\r?\n$/, ''), stream)
+  /** Pieces of whole lines. */
+  async #log(pieces: Buffer[], portion: Portion): Promise<void> {
+    for (const piece of pieces) {
+      for (const line of piece.toString().replace(/\n$/, '').split('\n')) {
+        await portion.room(line.length)
+        this.#options.onLine(line.replace(/\r$/, ''), 'stderr')
+      }
+    }
   }
 
   #break(reason: string): void {
@@ -191,6 +205,26 @@ export class StdioServer {
   async #kill(): Promise<void> {
     const { guest, id } = this.#options
     await guest.processes.signal(id, constants.signals.SIGKILL, 'tree').catch(() => {})
+  }
+}
+
+/** Of messages, what is taken in one stretch of time. */
+class Portion {
+  #since = Number.NEGATIVE_INFINITY
+  #messages = 0
+  #bytes = 0
+
+  /** Resolves when one more fits. */
+  async room(bytes: number): Promise<void> {
+    const leftMs = this.#since + portionMs - performance.now()
+    this.#messages++
+    this.#bytes += bytes
+    const full = this.#messages > portionMessagesMax || this.#bytes > portionBytesMax
+    if (leftMs > 0 && !full) return
+    if (leftMs > 0) await Bun.sleep(leftMs)
+    this.#since = performance.now()
+    this.#messages = 1
+    this.#bytes = bytes
   }
 }
 

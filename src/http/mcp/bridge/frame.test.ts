@@ -10,6 +10,7 @@ const program = `
 const say = (message) => process.stdout.write(JSON.stringify({ jsonrpc: '2.0', ...message }) + '\\n')
 const held = []
 for await (const line of console) {
+  if (line === '') break
   const { id, method, params } = JSON.parse(line)
   if (method === 'initialize') {
     if (params.die) { console.error('no database here'); process.exit(3) }
@@ -18,6 +19,7 @@ for await (const line of console) {
   }
   else if (method === 'echo') say({ id, result: params })
   else if (method === 'noise') { console.log('listening, I think'); say({ id, result: {} }) }
+  else if (method === 'lines') { process.stderr.write('one\\ntwo\\r\\nthree'); say({ id, result: {} }) }
   else if (method === 'burst') { for (let at = 0; at < params.count; at++) say({ method: 'notifications/told', params: { at, pad: 'x'.repeat(params.pad ?? 0) } }); say({ id, result: { done: true } }) }
   else if (method === 'huge') process.stdout.write('{' + 'x'.repeat(params.bytes) + '\\n')
   else if (method === 'hold') held.push(id)
@@ -140,6 +142,14 @@ test('what is no message is told to whoever reads the logs', async () => {
   const session = await begin()
   expect(await ask(session, 'noise')).toMatchObject({ result: {} })
   expect(machine.lines).toContain('stdout: listening, I think')
+})
+
+test('what is written to stderr is told line by line', async () => {
+  const session = await begin()
+  await ask(session, 'lines')
+  await fetch(machine.url, { method: 'DELETE', headers: session })
+  await eventually(() => machine.lines.includes('stderr: three'))
+  expect(machine.lines).toEqual(['stderr: one', 'stderr: two', 'stderr: three'])
 })
 
 test('a server that ends at once, or refuses, begins no session and says why', async () => {

@@ -181,7 +181,14 @@ export class McpBridge implements Disposable {
 
   /** The text of the answer to `initialize`. @throws bad_gateway when there is none in time */
   async #greet(held: Held, spoken: Spoken[]): Promise<string> {
-    const asked = await held.session.ask(spoken, { events: false })
+    const asked = await held.session.ask(spoken, { events: false }).catch(async (error) => {
+      if (!PlatformError.is(error) || error.code !== 'gone') throw error
+      const { reason } = await held.server.ended
+      throw new PlatformError(
+        'bad_gateway',
+        `${reason} before it answered "initialize": its logs may say why`,
+      )
+    })
     const late = new AbortController()
     const waited = this.#clock.sleep(startMsMax, late.signal).catch(() => {})
     await Promise.race([asked?.settled, waited])
