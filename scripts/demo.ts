@@ -4,7 +4,7 @@ import { cleanEnvironment, hutch, RunningHutch, temporaryDataDir } from './platf
 
 /**
  * `npm run demo`: the built executable, a throwaway data directory, and fixtures/demo/main.mjs in a Node of its own
- * with the unmodified npm package. Leaves nothing behind, also after Ctrl-C.
+ * with the unmodified npm package; then fixtures/monorepo is deployed and asked. Leaves nothing behind, also after Ctrl-C.
  */
 
 const root = join(import.meta.dir, '..')
@@ -40,7 +40,7 @@ async function demo(): Promise<number> {
     stderr: 'inherit',
     env: { ...cleanEnvironment(), ...(await platform.env()) },
   })
-  const code = await client.exited
+  const code = (await client.exited) || (interrupted ? 130 : await host(platform))
 
   startedAt = performance.now()
   const stopped = await platform.stop()
@@ -52,6 +52,25 @@ async function demo(): Promise<number> {
     return 1
   }
   say('all of it', totalStartedAt, 'worked')
+  return 0
+}
+
+/** Second act: a folder with an agent and the tools that it asks is deployed. */
+async function host(platform: RunningHutch): Promise<number> {
+  let startedAt = performance.now()
+  const deployed = await platform.run(['deploy'], { cwd: join(root, 'fixtures', 'monorepo') })
+  if (deployed.code !== 0) {
+    console.error(deployed.stderr)
+    return deployed.code
+  }
+  say('deploy an agent and its tools', startedAt, deployed.stdout.trim().split('\n').join(', '))
+  startedAt = performance.now()
+  const asked = await platform.run(['run', 'agent', 'weather-agent', '--data', '{"inputs": "Paris"}'])
+  if (asked.stdout !== 'In Paris: rain\n') {
+    console.error(`it answered ${JSON.stringify(asked.stdout)}: ${asked.stderr}`)
+    return 1
+  }
+  say('ask the agent', startedAt, asked.stdout.trim())
   return 0
 }
 

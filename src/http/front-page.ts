@@ -6,9 +6,10 @@ import { documentOf } from './run/gateway-pages.ts'
 const document = documentOf({
   title: 'Hutch runs here',
   lines: [
-    'This is the address of a platform for sandboxes. It is for programs; people use the command line:',
+    'This is the address of a platform for agents and their sandboxes. It is for programs; people use the command line:',
     `<code class="line">hutch sandbox create box</code>
-<code class="line">hutch sandbox connect box</code>`,
+<code class="line">hutch sandbox connect box</code>
+<code class="line">hutch new agent hello &amp;&amp; cd hello &amp;&amp; hutch deploy</code>`,
     'Programs get their variables from <code>hutch env</code>, and what they can ask for from <code>/v0/openapi.json</code>.',
   ],
 })
