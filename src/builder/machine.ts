@@ -1,7 +1,9 @@
 /** Machines that things are built in: instances of the host image with layers on top, gone when the build is. */
 import { PlatformError } from '../errors.ts'
 import type { Instances } from '../instances/index.ts'
+import type { Clock } from '../lib/clock.ts'
 import type { Logger } from '../lib/log.ts'
+import { Pace } from '../lib/pace.ts'
 import type { FileToWrite } from '../spec/guest.ts'
 import type { Instance, RootFilesystem } from '../spec/runtime.ts'
 import type { Store } from '../spec/store.ts'
@@ -14,6 +16,11 @@ const pidsMax = 4096
 /** What is shown lies on the machine's disk until it was read. */
 const outputBytesMax = 1024 * 1024
 const hostname = 'build'
+/** What a program of a build may say; one that says more waits. */
+const bytesPerSecondMax = 2 * 1024 * 1024
+const burstBytesMax = 4 * 1024 * 1024
+/** However short the lines in it are, taking it holds nobody up. */
+const pieceBytes = 1024
 
 export interface MachineOptions {
   workspace: string
@@ -42,11 +49,13 @@ export interface CommandExit {
 }
 
 export class BuildMachines {
+  readonly #clock: Clock
   readonly #instances: Instances
   readonly #store: Store
   readonly #log: Logger
 
-  constructor(options: { instances: Instances; store: Store; log: Logger }) {
+  constructor(options: { instances: Instances; store: Store; clock: Clock; log: Logger }) {
+    this.#clock = options.clock
     this.#instances = options.instances
     this.#store = options.store
     this.#log = options.log
@@ -68,7 +77,7 @@ export class BuildMachines {
     )
     // It must not fall asleep while a compiler thinks.
     const hold = this.#instances.hold(instance.id)
-    const machine = new BuildMachine(instance, async () => {
+    const machine = new BuildMachine(instance, this.#clock, async () => {
       hold[Symbol.dispose]()
       await this.#remove(instance.id)
     })
@@ -94,12 +103,14 @@ export class BuildMachines {
 /** One machine. Everything of it goes when it is disposed, programs that still run included. */
 export class BuildMachine implements AsyncDisposable {
   readonly instance: Instance
+  readonly #clock: Clock
   readonly #end: () => Promise<void>
   #nextProcess = 1
   #ended: Promise<void> | null = null
 
-  constructor(instance: Instance, end: () => Promise<void>) {
+  constructor(instance: Instance, clock: Clock, end: () => Promise<void>) {
     this.instance = instance
+    this.#clock = clock
     this.#end = end
   }
 
@@ -115,8 +126,15 @@ export class BuildMachine implements AsyncDisposable {
       stderr: new LineReader((line) => onLine(line, 'stderr')),
     }
     try {
+      const pace = new Pace({ perSecond: bytesPerSecondMax, burst: burstBytesMax, clock: this.#clock })
       for await (const records of processes.output(id, { follow: true, signal })) {
-        for (const { kind, data } of records) if (kind !== 'truncated') lines[kind].add(data)
+        for (const { kind, data } of records) {
+          for (let at = 0; kind !== 'truncated' && at < data.length; at += pieceBytes) {
+            const piece = data.subarray(at, at + pieceBytes)
+            const wait = pace.pass(piece.length, signal, lines[kind].add(piece))
+            if (wait !== null) await wait
+          }
+        }
       }
       lines.stdout.end()
       lines.stderr.end()

@@ -92,13 +92,15 @@ export class LineReader {
     this.#take = take
   }
 
-  add(bytes: Uint8Array): void {
+  /** Answers how many lines it took. */
+  add(bytes: Uint8Array): number {
     const text = this.#rest + this.#decoder.decode(bytes, { stream: true })
     const lines = text.split('\n')
     this.#rest = lines.pop() ?? ''
     for (const line of lines) this.#take(line)
     // What never ends a line is no reason to keep all of it.
     if (this.#rest.length > lineCharsMax * 4) this.end()
+    return lines.length
   }
 
   end(): void {

@@ -25,7 +25,7 @@ const logAgeMsMax = 7 * 24 * 60 * 60 * 1000
 const sweepEveryMs = 10 * 60 * 1000
 const writeEveryMs = 200
 /** What a workload may say in the time between two writes; the rest is left out, and a line says so. */
-const unwrittenBytesMax = 1024 * 1024
+const unwrittenBytesMax = 512 * 1024
 const queriesAtOnceMax = 4
 const queriesWaitingMax = 200
 const followersMax = 200

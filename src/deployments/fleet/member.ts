@@ -306,6 +306,7 @@ export class Member {
       processId: programId,
       after,
       sink: (line, stream, at) => this.#host.logs.append({ ...source, stream }, line, at),
+      clock: this.#host.clock,
       log: this.#host.log,
     })
   }

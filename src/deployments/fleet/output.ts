@@ -1,4 +1,6 @@
+import type { Clock } from '../../lib/clock.ts'
 import type { Logger } from '../../lib/log.ts'
+import { Pace } from '../../lib/pace.ts'
 import { LineCutter } from '../../sandboxes/processes.ts'
 import type { Guest } from '../../spec/guest.ts'
 
@@ -7,6 +9,9 @@ const keptLinesMax = 20
 const keptLineCharsMax = 500
 /** A line that never ends is passed on in pieces of so many characters. */
 const lineCharsMax = 16 * 1024
+/** What one program may say; one that says more waits. Its last 32 MiB lie between it and that. */
+const bytesPerSecondMax = 512 * 1024
+const burstBytesMax = 2 * 1024 * 1024
 
 export type LineSink = (line: string, stream: 'stdout' | 'stderr', at: number) => void
 
@@ -17,7 +22,14 @@ export class ProgramOutput implements Disposable {
   readonly #closing = new AbortController()
   readonly #kept: string[] = []
 
-  constructor(options: { guest: Guest; processId: number; after: number; sink: LineSink; log: Logger }) {
+  constructor(options: {
+    guest: Guest
+    processId: number
+    after: number
+    sink: LineSink
+    clock: Clock
+    log: Logger
+  }) {
     this.read = this.#read(options).catch((error) => {
       if (this.#closing.signal.aborted) return
       options.log.debug('what a program writes cannot be read any more', { error: String(error) })
@@ -34,14 +46,18 @@ export class ProgramOutput implements Disposable {
     processId,
     after,
     sink,
+    clock,
   }: ConstructorParameters<typeof ProgramOutput>[0]): Promise<void> {
     const cutter = new LineCutter()
     const { signal } = this.#closing
-    const pass = (pieces: Buffer[], stream: 'stdout' | 'stderr', at: number) => {
+    const pace = new Pace({ perSecond: bytesPerSecondMax, burst: burstBytesMax, clock })
+    const pass = async (pieces: Buffer[], stream: 'stdout' | 'stderr', at: number) => {
       for (const piece of pieces) {
         const text = piece.toString()
         for (const line of (text.endsWith('\n') ? text.slice(0, -1) : text).split('\n')) {
           this.#pass(line.endsWith('\r') ? line.slice(0, -1) : line, stream, at, sink)
+          const wait = pace.pass(line.length, signal)
+          if (wait !== null) await wait
         }
       }
     }
@@ -55,10 +71,10 @@ export class ProgramOutput implements Disposable {
         // What an earlier life of the platform passed on already.
         if (kind === 'truncated' || at <= after) continue
         lastAt = at
-        pass(cutter.push(kind, data), kind, at)
+        await pass(cutter.push(kind, data), kind, at)
       }
     }
-    for (const stream of ['stdout', 'stderr'] as const) pass(cutter.end(stream), stream, lastAt)
+    for (const stream of ['stdout', 'stderr'] as const) await pass(cutter.end(stream), stream, lastAt)
   }
 
   #pass(line: string, stream: 'stdout' | 'stderr', at: number, sink: LineSink): void {
