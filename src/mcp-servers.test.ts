@@ -1,9 +1,10 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test'
-import { mkdtempSync, rmSync } from 'node:fs'
+import { existsSync, mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { Client } from '@modelcontextprotocol/sdk/client/index.js'
 import { StreamableHTTPClientTransport } from '@modelcontextprotocol/sdk/client/streamableHttp.js'
 import { LoggingMessageNotificationSchema } from '@modelcontextprotocol/sdk/types.js'
+import { TestRegistries } from './builder/test-registries.ts'
 import { temporaryDataDir } from './platform.ts'
 import { eventually, openTestClient, type TestClient, whyNot } from './test-client.ts'
 import { bundledFiles, type Deployed, deploy, fixtureFiles, type TestFiles } from './test-hosting.ts'
@@ -14,18 +15,29 @@ import { serveTestPackages, type TestPackages } from './test-packages.ts'
 setDefaultTimeout(300_000)
 
 const reason = await whyNot()
-const noPython = reason || whyNoPython()
+const wheels = new TestRegistries()
+/** What the server in Python needs is fetched before anything depends on it: the index may be out of reach. */
+const noPython = reason || fetchWheels('mcp>=2.3,<3')
 
-/** Its packages come from where this host gets them: there is no index of them here. */
-function whyNoPython(): string {
-  const dir = mkdtempSync(`${tmpdir()}/hutch-pip-`)
-  const download = ['-m', 'pip', 'download', '--no-deps', '-q', '-d', dir, '--retries', '0', 'mcp>=2.3,<3']
-  const { exitCode, stderr } = Bun.spawnSync(['/usr/bin/python3', ...download], { timeout: 60_000 })
-  rmSync(dir, { recursive: true, force: true })
-  const why =
-    exitCode === 0 ? '' : `no Python packages can be had: ${stderr.toString().trim().split('\n').at(-1)}`
-  if (why) console.warn(`skipped: ${why}`)
-  return why
+function fetchWheels(wanted: string): string {
+  const python = '/usr/bin/python3'
+  const dir = mkdtempSync(`${tmpdir()}/hutch-wheels-`)
+  const skipped = (why: string) => {
+    console.warn(`skipped: ${why}`)
+    return why
+  }
+  try {
+    if (!existsSync(python)) return skipped(`this host has no ${python}`)
+    const download = ['-m', 'pip', 'download', '-q', '--only-binary', ':all:', '-d', dir, wanted]
+    const { exitCode, stderr } = Bun.spawnSync([python, ...download], { stdout: 'ignore' })
+    if (exitCode === 0) {
+      for (const file of readdirSync(dir)) wheels.addWheel(file, readFileSync(`${dir}/${file}`))
+      return ''
+    }
+    return skipped(`pip cannot fetch ${wanted}: ${stderr.toString().trim().split('\n').at(-1)}`)
+  } finally {
+    rmSync(dir, { recursive: true, force: true })
+  }
 }
 
 interface Session {
@@ -42,12 +54,13 @@ describe.skipIf(reason !== '')('MCP servers', () => {
     packages = serveTestPackages()
     client = await openTestClient({
       dataDir: temporaryDataDir,
-      egressAllow: [`127.0.0.1:${packages.port}`],
+      egressAllow: [`127.0.0.1:${packages.port}`, `127.0.0.1:${wheels.port}`],
     })
   })
   afterAll(async () => {
     await client?.[Symbol.asyncDispose]()
     packages?.[Symbol.dispose]()
+    wheels[Symbol.dispose]()
   })
 
   async function sources(fixture: string): Promise<TestFiles> {
@@ -195,7 +208,11 @@ describe.skipIf(reason !== '')('MCP servers', () => {
   })
 
   test.skipIf(noPython !== '')('one in Python', async () => {
-    const units = await deploy(client, 'functions', 'units', await fixtureFiles('mcp-python'), {
+    const index = `http://bot:${wheels.token}@host.hutch.internal:${wheels.port}/simple/`
+    const files = await fixtureFiles('mcp-python')
+    const requirements = Buffer.from(files['requirements.txt']!).toString()
+    files['requirements.txt'] = `--index-url ${index}\n--trusted-host host.hutch.internal\n${requirements}`
+    const units = await deploy(client, 'functions', 'units', files, {
       triggers: [{ id: 'open', type: 'http', configuration: { authenticationType: 'public' } }],
     })
     const one = await connect(units, {})
