@@ -20,7 +20,7 @@ const listenPollMsMax = 50
 /** A program that is to end has so long after SIGTERM. */
 const stopGraceMs = 5_000
 /** For the last words of one that ended. */
-const lastWordsMs = 1_000
+const lastWordsMs = 5_000
 const pidsMax = 4096
 const storageMbMin = 512
 /** Of what a program writes, on the host's disk; the logs keep more. */
@@ -64,6 +64,8 @@ export class Member {
   #instance: Instance | null = null
   #program: RevisionProgram | null = null
   #output: ProgramOutput | null = null
+  /** Its program was begun here, not by an earlier life. */
+  #spawned = false
   #ending = false
   #beginning: Promise<void> = Promise.resolve()
   #removeListener = () => {}
@@ -141,6 +143,7 @@ export class Member {
       return
     }
     if (argv.length === 0) throw this.#failure({ how: 'unstartable', reason: 'its image names none' })
+    this.#spawned = true
     try {
       await instance.guest.processes.spawn({
         id: programId,
@@ -157,7 +160,8 @@ export class Member {
         reason: `${error.message} (${argv.join(' ').slice(0, 200)})`,
       })
     }
-    this.#follow(instance, Number.NEGATIVE_INFINITY)
+    // It may have ended already, heard of together with its beginning.
+    if (this.#output === null) this.#follow(instance, Number.NEGATIVE_INFINITY)
     await Promise.all([instance.address(this.run.port), this.#listens(instance)])
   }
 
@@ -339,6 +343,8 @@ export class Member {
     this.#ending = true
     const byKill = process.signal === constants.signals.SIGKILL
     const stats = byKill ? await this.#instance?.stats().catch(() => null) : null
+    if (this.#spawned && this.#output === null && this.#instance !== null)
+      this.#follow(this.#instance, Number.NEGATIVE_INFINITY)
     await this.#lastWords()
     this.#ended.resolve(this.#failure({ how: 'ended', process, outOfMemory: (stats?.oomKills ?? 0) > 0 }))
   }
