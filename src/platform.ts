@@ -317,7 +317,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   await instances.recover()
   await snapshots.open()
   // What instances and snapshots of an earlier life stand on must not go while another platform of this host freezes anew.
-  await host.retain([...instances.roots(), ...snapshots.roots()].flatMap(({ root }) => root.mounts))
+  await host.retain([...instances.roots(), ...snapshots.roots()].map(({ root }) => root))
   builder.open()
   await deployments.load()
   fleet.open()

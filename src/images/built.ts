@@ -62,6 +62,12 @@ export class BuiltImages {
     return { root: { ...host, layers: [...trees, ...host.layers] }, env: this.#options.hostEnv() }
   }
 
+  /** The host image as layers alone, and what its programs get: for images that are stacked on it. @throws unprocessable */
+  async wholeHost(signal?: AbortSignal): Promise<{ root: RootFilesystem; env: Record<string, string> }> {
+    const root = await this.#options.host.resolveWhole(signal)
+    return { root, env: this.#options.hostEnv() }
+  }
+
   /**
    * Keeps what an uncompressed tar archive holds as a layer, under its digest. Held until disposed: before that an image
    * or a keeper has to name it. @throws unprocessable, insufficient_storage, not_implemented

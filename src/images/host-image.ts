@@ -5,12 +5,14 @@ import { join } from 'node:path'
 import { PlatformError } from '../errors.ts'
 import type { Clock } from '../lib/clock.ts'
 import { randomText } from '../lib/ids.ts'
+import { KeyedLock } from '../lib/keyed-lock.ts'
 import type { Logger } from '../lib/log.ts'
 import type { Layers } from '../spec/layers.ts'
 import type { RootFilesystem, RootMount } from '../spec/runtime.ts'
 import { draftMark, makeSkeleton, skeletonStamp } from './skeleton.ts'
 import { removeUnreadable } from './unreadable.ts'
 import { makeLocal, UsrMask, usrRevision } from './usr-mask.ts'
+import { makeWholeHost, wholeHostRevision } from './whole-host.ts'
 
 /** How /usr of the host becomes part of the image; `auto` is reflink where the file system can, else copy. */
 const hostImageSources = ['auto', 'reflink', 'copy', 'link', 'live'] as const
@@ -47,6 +49,7 @@ const lockAgeMsMax = 60 * 60 * 1000
 /** Nothing is made for as long. */
 const leftoverAgeMsMin = 60 * 60 * 1000
 const probeMark = 'reflink-'
+const wholeMark = 'host-whole-'
 
 /**
  * The host image: the host's own /usr under a clean root directory. Until a frozen copy of /usr exists (it is made in
@@ -57,6 +60,7 @@ export class HostImage {
   readonly #options: HostImageOptions
   readonly #usr: string
   #skeleton: Promise<{ path: string; stamp: string }> | null = null
+  readonly #making = new KeyedLock()
   #freezing: Promise<void> | null = null
   /** Null for ordinary users: what they may not read outside they do not read inside. */
   readonly #mask: UsrMask | null
@@ -151,11 +155,16 @@ export class HostImage {
   /** What a platform that was killed was making. */
   async #removeLeftovers(): Promise<void> {
     const { imageDir, clock } = this.#options
+    const held = await heldPaths(join(imageDir, 'leases'))
     for (const name of await readdir(imageDir).catch(() => [] as string[])) {
-      if (!name.startsWith(probeMark) && !name.includes(draftMark)) continue
       const path = join(imageDir, name)
+      // Made again when it is needed.
+      const isUnused = name.startsWith(wholeMark) && !held.has(path)
+      if (!name.startsWith(probeMark) && !name.includes(draftMark) && !isUnused) continue
       const stats = await lstat(path).catch(() => null)
-      if (stats && clock.now() - stats.mtimeMs > leftoverAgeMsMin)
+      // Its modification time is that of the directory it was copied from.
+      const madeAt = isUnused ? stats?.ctimeMs : stats?.mtimeMs
+      if (madeAt !== undefined && clock.now() - madeAt > leftoverAgeMsMin)
         await rm(path, { recursive: true, force: true })
     }
   }
@@ -215,22 +224,53 @@ export class HostImage {
     return await this.#usrStamp()
   }
 
-  async #resolveNow(): Promise<RootFilesystem> {
+  /**
+   * The same files as layers alone, topmost first: for images that are stacked on them and have a part of /usr of their own.
+   * @throws unprocessable for ordinary users
+   */
+  async resolveWhole(signal?: AbortSignal): Promise<RootFilesystem> {
+    if (!asRoot()) {
+      throw new PlatformError(
+        'unprocessable',
+        'to build on the host image takes a platform that runs as root',
+      )
+    }
+    signal?.throwIfAborted()
+    const { skeleton, usr, mask, stamp } = await this.#parts()
+    const key = [wholeHostRevision, skeleton.stamp, usr, stamp, mask ?? ''].join(' ')
+    const digest = createHash('sha256').update(`whole ${key}`).digest('hex')
+    const path = join(this.#options.imageDir, `${wholeMark}${digest.slice(0, 32)}`)
+    await this.#hold(path)
+    await this.#making.run(path, async () => {
+      if (!existsSync(path)) await makeWholeHost(path, { skeleton: skeleton.path, usr, mask })
+    })
+    return { digest: `sha256:${digest}`, layers: [path, usr], mounts: this.#ownMounts() }
+  }
+
+  #ownMounts(): RootMount[] {
+    const { executablePath: source } = this.#options
+    return source === undefined ? [] : [{ source, target: '/opt/hutch/bun', kind: 'bind' }]
+  }
+
+  /** What the host image is made of now, held for this data directory. */
+  async #parts() {
     const skeleton = await this.#currentSkeleton()
     const stamp = await this.#usrStamp()
     const frozen = await this.#frozenUsr(stamp)
-    const usr = frozen ?? this.#usr
     const mask = frozen ? null : await this.#maskOf(stamp)
     if (frozen) await this.#hold(frozen)
     else this.#liveStamp = stamp
     if (mask) await this.#hold(mask)
+    return { skeleton, stamp, usr: frozen ?? this.#usr, mask }
+  }
+
+  async #resolveNow(): Promise<RootFilesystem> {
+    const { skeleton, stamp, usr, mask } = await this.#parts()
     const mounts: RootMount[] = [{ source: usr, target: '/usr', kind: 'overlay', ...(mask ? { mask } : {}) }]
     if (!asRoot() && !this.#options.usrLocal && existsSync(join(this.#usr, 'local'))) {
       mounts.push({ source: await this.#ownLocal(), target: '/usr/local', kind: 'overlay' })
     }
-    if (this.#options.executablePath) {
-      mounts.push({ source: this.#options.executablePath, target: '/opt/hutch/bun', kind: 'bind' })
-    }
+    mounts.push(...this.#ownMounts())
     const digest = createHash('sha256')
       .update(`${skeleton.stamp} ${usr} ${stamp} ${mask ?? ''}`)
       .digest('hex')
@@ -365,9 +405,12 @@ export class HostImage {
    * Says which host directories instances of this data directory still stand on; what `resolve` hands out later is
    * added by itself. Everything else this data directory held is let go.
    */
-  async retain(mounts: Iterable<RootMount>): Promise<void> {
+  async retain(roots: Iterable<RootFilesystem>): Promise<void> {
     this.#held.clear()
-    const paths = [...mounts].flatMap(({ source, mask }) => (mask === undefined ? [source] : [source, mask]))
+    const paths = [...roots].flatMap(({ layers, mounts }) => [
+      ...layers,
+      ...mounts.flatMap(({ source, mask }) => (mask === undefined ? [source] : [source, mask])),
+    ])
     for (const path of paths) if (path.startsWith(this.#options.imageDir)) this.#held.add(path)
     await this.#writeLease()
   }

@@ -18,7 +18,7 @@ import type { HostImage } from './host-image.ts'
 import { LayerStore } from './layer-store.ts'
 import { type ImageParts, sourceOf } from './parts.ts'
 import { type ImageFacts, ImagePins, type PinOptions, type PinTarget } from './pins.ts'
-import { ImageRecords, type ImageTag, noImage } from './records.ts'
+import { type ImageBase, ImageRecords, type ImageTag, noImage } from './records.ts'
 import {
   checkResourceType,
   type ImageReference,
@@ -313,7 +313,7 @@ export class Images {
   /** Takes in an image that a tool built. Answers its reference. @throws as `import` */
   async install(
     workspace: string,
-    target: { type: string; name: string; tag: string; signal: AbortSignal },
+    target: { type: string; name: string; tag: string; base?: ImageBase; signal: AbortSignal },
     parts: ImageParts,
   ): Promise<string> {
     const { image, tag } = await this.#transfers.install(workspace, target, async (dir) =>
@@ -481,7 +481,7 @@ export class Images {
     }
     // Each once, where it stands topmost: what it says of its paths holds over all below, itself included.
     const trees = [...new Set(tag.layers)].map((diffId) => this.#layers.treeOf(diffId))
-    const base = tag.base === 'host' ? await this.#options.host.resolve(signal) : null
+    const base = await this.#baseOf(tag, signal)
     const frame = base === null ? await this.#openFrame() : null
     return {
       reference,
@@ -500,6 +500,12 @@ export class Images {
       command: settings.command,
       ports: settings.ports.map((target) => ({ target })),
     }
+  }
+
+  async #baseOf({ base }: ImageTag, signal: AbortSignal | undefined): Promise<RootFilesystem | null> {
+    if (base === undefined) return null
+    const { host } = this.#options
+    return base === 'host' ? await host.resolve(signal) : await host.resolveWhole(signal)
   }
 
   #openFrame(): Promise<Frame> {

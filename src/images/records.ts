@@ -9,6 +9,8 @@ import type { ResourceType } from './reference.ts'
 const imageKind = 'image'
 const tagsMax = 200
 
+export type ImageBase = 'host' | 'host-whole'
+
 export interface ImageTag {
   name: string
   digest: string
@@ -16,8 +18,11 @@ export interface ImageTag {
   source: string | null
   /** Diff ids, topmost first. */
   layers: string[]
-  /** What they stand on: the host image as it is at each start; absent: nothing, they are all of it. */
-  base?: 'host'
+  /**
+   * What they stand on: the host image as it is at each start, below its /usr or, `host-whole`, /usr included; absent:
+   * nothing, they are all of it.
+   */
+  base?: ImageBase
   sandboxApis: string[]
   settings: ImageSettings
   bytes: number
@@ -82,7 +87,7 @@ export class ImageRecords {
   async setTag(
     workspace: string,
     target: { type: ResourceType; name: string; tag: string; source: string | null },
-    installed: InstalledImage & { settings: ImageSettings; base?: 'host' },
+    installed: InstalledImage & { settings: ImageSettings; base?: ImageBase },
     now: number,
   ): Promise<StoredImage> {
     const key = keyOf(workspace, target.type, target.name)

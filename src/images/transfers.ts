@@ -11,7 +11,7 @@ import type { LayerCollector } from './collector.ts'
 import { type Credentials, fromDockerConfig, type RegistryCredentials } from './credentials.ts'
 import { type ImageSource, install } from './install.ts'
 import { cannotUnpack, type LayerStore } from './layer-store.ts'
-import type { ImageRecords, ImageTag, StoredImage } from './records.ts'
+import type { ImageBase, ImageRecords, ImageTag, StoredImage } from './records.ts'
 import {
   checkImageName,
   checkResourceType,
@@ -184,7 +184,7 @@ export class Transfers {
   /** Takes in what `open` brings, under a name of this workspace. */
   async install(
     workspace: string,
-    options: { type: string; name: string; tag: string; signal?: AbortSignal },
+    options: { type: string; name: string; tag: string; base?: ImageBase; signal?: AbortSignal },
     open: (dir: string, signal: AbortSignal) => Promise<ImageSource>,
   ): Promise<Pulled> {
     const target = {
@@ -192,6 +192,7 @@ export class Transfers {
       name: checkImageName(options.name, 'name'),
       tag: checkTag(options.tag, 'tag'),
       source: null,
+      ...(options.base === undefined ? {} : { base: options.base }),
     }
     const signal = options.signal
       ? AbortSignal.any([options.signal, this.#closed.signal])
@@ -248,11 +249,12 @@ export class Transfers {
 
   async #transfer(
     workspace: string,
-    target: { type: ResourceType; name: string; tag: string; source: string | null },
+    target: { type: ResourceType; name: string; tag: string; source: string | null; base?: ImageBase },
     stop: AbortSignal,
     open: (dir: string, signal: AbortSignal) => Promise<ImageSource>,
   ): Promise<Pulled> {
     if (!this.#options.able) throw cannotUnpack()
+    const { base } = target
     stop.throwIfAborted()
     if (this.#running >= transfersMax) {
       throw new PlatformError('too_many_requests', `${transfersMax} images are being fetched already`, {
@@ -278,7 +280,7 @@ export class Transfers {
       const image = await this.#options.records.setTag(
         workspace,
         target,
-        { ...installed, settings: source.config.settings },
+        { ...installed, settings: source.config.settings, ...(base === undefined ? {} : { base }) },
         this.#options.clock.now(),
       )
       this.#options.collector.named(installed.layers)

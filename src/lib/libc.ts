@@ -28,6 +28,8 @@ function load() {
         setsockopt: { args: ['i32', 'i32', 'i32', 'ptr', 'i32'], returns: 'i32' },
         posix_fallocate: { args: ['i32', 'i64', 'i64'], returns: 'i32' },
         shutdown: { args: ['i32', 'i32'], returns: 'i32' },
+        mknod: { args: ['ptr', 'u32', 'u64'], returns: 'i32' },
+        setxattr: { args: ['ptr', 'ptr', 'ptr', 'u64', 'i32'], returns: 'i32' },
       }).symbols
     } catch {
       // The other one, then.

@@ -2,7 +2,7 @@
 import { mkdir, mkdtemp, open, readdir, readFile, rename, rm, stat, utimes } from 'node:fs/promises'
 import { join } from 'node:path'
 import { PlatformError } from '../../errors.ts'
-import type { Images } from '../../images/index.ts'
+import { catalogue, type Images } from '../../images/index.ts'
 import type { Clock } from '../../lib/clock.ts'
 import { TarWriter } from '../tar-writer.ts'
 import type { DockerfileImage } from './file.ts'
@@ -13,6 +13,8 @@ const partsDir = 'parts'
 const scratchMark = 'fetch-'
 const stubName = 'ghcr.io/blaxel-ai/sandbox'
 const manifestType = 'application/vnd.oci.image.manifest.v1+json'
+const layerType = 'application/vnd.oci.image.layer.v1.tar'
+const architecture = process.arch === 'x64' ? 'amd64' : process.arch
 const configType = 'application/vnd.oci.image.config.v1+json'
 
 /** An image as an OCI layout, whose larger parts are files of this host, held until disposed. */
@@ -59,6 +61,7 @@ export class BaseImages {
   ): Promise<BaseImage> {
     try {
       const reference = fullReference(image.text)
+      if (isHostName(image.text)) return this.#hostMark()
       if (reference.split(/[:@]/)[0] === stubName) return await this.#stub()
       return await this.#pull(workspace, reference, options)
     } catch (error) {
@@ -129,7 +132,7 @@ export class BaseImages {
     })
     const layer = Buffer.concat([header, program, writer.padding(program.length), writer.end()])
     const config = {
-      architecture: process.arch === 'x64' ? 'amd64' : process.arch,
+      architecture,
       os: 'linux',
       config: { Entrypoint: ['/sandbox-api'], ExposedPorts: { '8080/tcp': {} } },
       rootfs: { type: 'layers', diff_ids: [digestOf(layer)] },
@@ -140,6 +143,24 @@ export class BaseImages {
       ...layout,
       files: [],
       documents: [...layout.documents, [blobPath(part.digest), layer]],
+    }
+  }
+
+  /** Stands for the host image, whose files are mounted in the place of its one layer. */
+  #hostMark(): BaseImage {
+    const env = ['PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/opt/hutch/bin']
+    const config = {
+      architecture,
+      os: 'linux',
+      config: { Env: [...env, 'HOME=/blaxel', 'LANG=C.UTF-8'], WorkingDir: '/blaxel' },
+      rootfs: { type: 'layers', diff_ids: [hostMarkDiffId] },
+    }
+    const part = { mediaType: layerType, digest: hostMarkDiffId, size: hostMarkLayer.length }
+    const layout = this.#layout(Buffer.from(JSON.stringify(config)), [part], [])
+    return {
+      ...layout,
+      files: [],
+      documents: [...layout.documents, [blobPath(part.digest), hostMarkLayer]],
     }
   }
 
@@ -219,7 +240,28 @@ export class BaseImages {
   }
 }
 
-const layerType = 'application/vnd.oci.image.layer.v1.tar'
+/** Of nothing but what the host image has as well: images on it keep it. */
+const hostMarkLayer = markLayer()
+export const hostMarkDiffId = digestOf(hostMarkLayer)
+
+/** Whether an image is one of the well-known ones that are the host image. */
+export function isHostName(text: string): boolean {
+  const [name, tag = 'latest'] = text.replace(/^docker\.io\//, '').split(':')
+  return tag === 'latest' && catalogue.some((entry) => entry.name === name)
+}
+
+function markLayer(): Buffer {
+  const writer = new TarWriter()
+  const entry = {
+    path: 'tmp/',
+    type: 'directory',
+    mode: 0o1777,
+    modifiedNs: 0n,
+    bytes: 0,
+    target: '',
+  } as const
+  return Buffer.concat([writer.header(entry), writer.end()])
+}
 
 /** As tools spell it out: what names no registry is Docker's own. */
 function fullReference(text: string): string {

@@ -2,8 +2,8 @@
 import { PlatformError } from '../../errors.ts'
 import type { DockerfileTool } from '../../lib/dockerfile-tool.ts'
 import type { BuildMachine } from '../machine.ts'
-import type { BaseImage } from './base-images.ts'
-import { baseDir, contextName, toolEnv, workDir } from './tool.ts'
+import { type BaseImage, hostMarkDiffId } from './base-images.ts'
+import { baseDir, bunPath, contextName, hostDir, layerDir, toolEnv, workDir } from './tool.ts'
 
 /** A tar archive of the files, everything of it below `context/`; what was there before goes. */
 export async function bringContext(
@@ -43,6 +43,27 @@ export async function bringImage(
   if (tagged?.exitCode !== 0)
     throw new PlatformError('unprocessable', `${tool} cannot unpack it, or has no room for it`)
   await files.remove(baseDir, { recursive: true })
+}
+
+/**
+ * The files of the host image, in the place of those of its one layer. By a link, for tools mount their store anew whenever
+ * they run. @throws unavailable
+ */
+export async function linkHost(machine: BuildMachine, signal: AbortSignal): Promise<void> {
+  const dir = layerDir(hostMarkDiffId)
+  await mustSucceed(machine, ['rm', '-r', '--', dir], signal)
+  await mustSucceed(machine, ['ln', '-s', '--', hostDir, dir], signal)
+}
+
+/** What serves as `bun` is mounted in machines of the host image; here it has to lie among its files. */
+export async function bringBun(machine: BuildMachine, signal: AbortSignal): Promise<void> {
+  await mustSucceed(machine, ['cp', '-p', '--', bunPath, `${hostDir}${bunPath}`], signal)
+}
+
+async function mustSucceed(machine: BuildMachine, argv: string[], signal: AbortSignal): Promise<void> {
+  const { exitCode } = await machine.output({ argv, env: toolEnv({}), workingDir: '/' }, signal)
+  if (exitCode !== 0)
+    throw new PlatformError('unavailable', `the host image cannot be built on here (${argv[0]} failed)`)
 }
 
 function streamOf(content: AsyncIterable<Uint8Array>, signal: AbortSignal): ReadableStream<Uint8Array> {

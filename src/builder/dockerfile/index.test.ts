@@ -220,6 +220,39 @@ RUN cat /proc/net/dev
     },
   )
 
+  check('the host image is built on by its names, its /usr included', async (here) => {
+    const text = `FROM blaxel/base-image:latest AS one
+RUN python3 --version && id -u && pwd && bun --version
+RUN echo '#!/bin/sh' > /usr/bin/made-here && echo 'echo "$0 runs"' >> /usr/bin/made-here && chmod +x /usr/bin/made-here
+RUN rm /usr/bin/git && mkdir -p /blaxel/app && mv /usr/share/zoneinfo/Europe /usr/share/zoneinfo/Elsewhere
+FROM docker.io/blaxel/py-app AS two
+COPY --from=one /usr/bin/made-here /usr/local/bin/copied
+COPY file /blaxel/file
+RUN copied && ls /usr/bin/git
+FROM one
+COPY --from=two /blaxel/file /blaxel/file
+CMD ["made-here"]
+`
+    const { image, log } = await here.dockerfile(text, { file: 'of the project' }, { name: 'on-host' })
+    expect(log.some((line) => /^Python 3/.test(line))).toBe(true)
+    expect(log).toContain('/usr/local/bin/copied runs')
+    using resolved = await here.images.resolve('main', image)
+    expect(resolved.env.PATH).toContain('/opt/hutch/bin')
+    const said = await here.inside(
+      image,
+      'made-here; cat file; echo; ls /usr/bin/git; ls /usr/share/zoneinfo | grep E; python3 -c "print(6 * 7)"; ls / | tr "\\n" " "',
+    )
+    expect(said).toStartWith('/usr/bin/made-here runs\nof the project\n')
+    expect(said).toContain("cannot access '/usr/bin/git'")
+    expect(said).toContain('Elsewhere')
+    expect(said).not.toContain('Europe')
+    expect(said).toContain('42')
+    // Nothing of /usr, or of the machine, at the top.
+    const names = said.trim().split('\n').at(-1)?.split(' ') ?? []
+    expect(names).toContain('usr')
+    for (const name of ['share', 'include', 'libexec', 'hutch-host']) expect(names).not.toContain(name)
+  })
+
   check('a build that is called off ends at once, with its machine', async (here) => {
     const base = here.push('sleepy', { programs: ['sh', 'sleep'] })
     const stop = new AbortController()

@@ -8,12 +8,12 @@ import { PlatformError } from '../../errors.ts'
 import type { Images } from '../../images/index.ts'
 import type { Clock } from '../../lib/clock.ts'
 import { type DockerfileTool, findDockerfileTool } from '../../lib/dockerfile-tool.ts'
-import type { RuntimeCapabilities } from '../../spec/runtime.ts'
+import type { RootFilesystem, RuntimeCapabilities } from '../../spec/runtime.ts'
 import type { BuildJob, BuildResult } from '../job.ts'
 import type { BuildMachine, BuildMachines } from '../machine.ts'
 import { treeOf } from '../tree.ts'
-import { BaseImages } from './base-images.ts'
-import { bringContext, bringImage } from './bringing.ts'
+import { BaseImages, isHostName } from './base-images.ts'
+import { bringBun, bringContext, bringImage, linkHost } from './bringing.ts'
 import { type DockerfileImage, dockerfileBytesMax, imagesOf } from './file.ts'
 import { KeptMachines, type Workbench } from './kept-machines.ts'
 import { builtImage } from './output.ts'
@@ -24,6 +24,7 @@ import {
   carriedSettings,
   contextName,
   handOutCommand,
+  hostDir,
   type LocalBase,
   ToolOutput,
   toolDir,
@@ -82,8 +83,13 @@ export class DockerfileBuilds {
     const wanted = imagesOf(Buffer.from(dockerfile).toString('utf8'), job.buildEnv)
     const host = await this.#options.images.built.onHost([], signal)
     const carried = carriedSettings(host.env, existsSync)
+    const whole = wanted.some(({ text }) => isHostName(text))
+      ? (await this.#options.images.built.wholeHost(signal)).root
+      : null
     const key = `${workspace}/${kind}/${name}`
-    const bench = (await this.#kept.take(key, signal)) ?? (await this.#newBench(job, host.root))
+    const bench =
+      (await this.#kept.take(key, whole?.digest ?? null, signal)) ??
+      (await this.#newBench(job, host.root, whole))
     let isSound = false
     try {
       const { machine } = bench
@@ -113,9 +119,18 @@ export class DockerfileBuilds {
     )
   }
 
-  async #newBench({ request, signal }: BuildJob, root: Parameters<BuildMachines['open']>[0]['root']) {
+  async #newBench(
+    { request, signal }: BuildJob,
+    host: RootFilesystem,
+    whole: RootFilesystem | null,
+  ): Promise<Workbench> {
     const { machines, memoryMb, storageMb } = this.#options
     const { workspace, name } = request
+    const [mask, source] = whole?.layers ?? []
+    const root =
+      mask !== undefined && source !== undefined
+        ? { ...host, mounts: [...host.mounts, { source, mask, target: hostDir, kind: 'overlay' as const }] }
+        : host
     const machine = await machines.open(
       { workspace, name, root, memoryMb, storageMb, env: {}, workingDir: '/', ownMounts: toolDir },
       signal,
@@ -123,7 +138,8 @@ export class DockerfileBuilds {
     try {
       await machine.instance.guest.files.makeDirectory(`${toolDir}/tmp`, { parents: true })
       await machine.write(toolFiles.map(([path, content]) => ({ path, data: Buffer.from(content) })))
-      return { machine, bases: new Map() } satisfies Workbench
+      if (whole !== null) await bringBun(machine, signal)
+      return { machine, bases: new Map(), host: whole?.digest ?? null }
     } catch (error) {
       await machine[Symbol.asyncDispose]()
       throw error
@@ -145,6 +161,7 @@ export class DockerfileBuilds {
       if (present !== undefined) return present
       const local = `localhost/hutch-base-${bench.bases.size}:latest`
       await bringImage(bench.machine, tool, base, local, signal)
+      if (isHostName(image.text)) await linkHost(bench.machine, signal)
       bench.bases.set(base.digest, local)
       return local
     }
@@ -208,8 +225,9 @@ export class DockerfileBuilds {
       signal,
     )
     if (exit.exitCode !== 0) throw steps.failed(output.failure(exit))
-    const parts = await builtImage(machine, builtDir, { withoutEnv: carried.env, signal })
-    const reference = await this.#options.images.install(workspace, { type, name, tag, signal }, parts)
+    const { onHost, ...parts } = await builtImage(machine, builtDir, { withoutEnv: carried.env, signal })
+    const target = { type, name, tag, signal, ...(onHost ? { base: 'host-whole' as const } : {}) }
+    const reference = await this.#options.images.install(workspace, target, parts)
     await machine.instance.guest.files.remove(builtDir, { recursive: true })
     return reference
   }

@@ -9,6 +9,8 @@ const keptMsMax = 60 * 60_000
 export interface Workbench {
   machine: BuildMachine
   bases: Map<string, string>
+  /** Digest of the host image that can be built on in it; null: none can. */
+  host: string | null
 }
 
 interface Kept {
@@ -26,17 +28,21 @@ export class KeptMachines {
     this.#clock = options.clock
   }
 
-  /** It is the caller's from then on. Null when there is none that works. */
-  async take(key: string, signal: AbortSignal): Promise<Workbench | null> {
+  /**
+   * It is the caller's from then on. Null when there is none that works, or none with this host image.
+   * @param host null: any does
+   */
+  async take(key: string, host: string | null, signal: AbortSignal): Promise<Workbench | null> {
     const kept = this.#kept.get(key)
     if (!kept) return null
     this.#drop(key, kept)
     const { machine } = kept.bench
-    const sound = await machine
-      .output({ argv: ['true'], env: { PATH: '/usr/bin:/bin' }, workingDir: '/' }, signal)
-      .then(({ exitCode }) => exitCode === 0)
-      .catch(() => false)
-    if (sound) return kept.bench
+    const works = () =>
+      machine
+        .output({ argv: ['true'], env: { PATH: '/usr/bin:/bin' }, workingDir: '/' }, signal)
+        .then(({ exitCode }) => exitCode === 0)
+        .catch(() => false)
+    if ((host === null || host === kept.bench.host) && (await works())) return kept.bench
     await machine[Symbol.asyncDispose]()
     return null
   }

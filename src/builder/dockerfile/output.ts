@@ -2,6 +2,7 @@
 import { PlatformError } from '../../errors.ts'
 import type { ImageParts } from '../../images/index.ts'
 import type { BuildMachine } from '../machine.ts'
+import { hostMarkDiffId } from './base-images.ts'
 
 const documentBytesMax = 8 * 1024 * 1024
 const layersMax = 1000
@@ -12,7 +13,7 @@ export async function builtImage(
   machine: BuildMachine,
   dir: string,
   options: { withoutEnv: Readonly<Record<string, string>>; signal: AbortSignal },
-): Promise<ImageParts> {
+): Promise<ImageParts & { onHost: boolean }> {
   const document = async (name: string): Promise<unknown> => {
     const parts: Uint8Array[] = []
     let bytes = 0
@@ -33,12 +34,18 @@ export async function builtImage(
   } | null
   const layers = Array.isArray(manifest?.layers) ? manifest.layers.map((layer) => hexOf(layer?.digest)) : []
   if (layers.length === 0 || layers.length > layersMax) throw unreadable()
-  const config = withoutEnv(await document(hexOf(manifest?.config?.digest)), options.withoutEnv)
+  const settings = await document(hexOf(manifest?.config?.digest))
+  const config = withoutEnv(settings, options.withoutEnv)
   return {
+    onHost: lowestOf(settings) === hostMarkDiffId,
     digest: `sha256:${new Bun.CryptoHasher('sha256').update(config).digest('hex')}`,
     config,
     layers: layers.map((hex) => ({ content: (signal) => machine.read(`${dir}/${hex}`, signal) })),
   }
+}
+
+function lowestOf(config: unknown): unknown {
+  return (config as { rootfs?: { diff_ids?: unknown[] } } | null)?.rootfs?.diff_ids?.[0]
 }
 
 function withoutEnv(config: unknown, variables: Readonly<Record<string, string>>): Uint8Array {

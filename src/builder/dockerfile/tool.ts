@@ -8,6 +8,15 @@ export const workDir = `${toolDir}/work`
 /** Below it: the files of the project. */
 export const contextName = 'context'
 const contextDir = `${workDir}/${contextName}`
+/** Where the files of the host image lie as a whole, for Dockerfiles that build on them. */
+export const hostDir = '/hutch-host'
+export const bunPath = '/opt/hutch/bun'
+
+/** Where the tool keeps the files of a layer that is the lowest of its image. */
+export function layerDir(diffId: string): string {
+  return `${toolDir}/storage/overlay/${diffId.slice('sha256:'.length)}/diff`
+}
+
 export const baseDir = `${workDir}/base`
 export const builtDir = `${workDir}/built`
 const builtName = 'localhost/hutch-built:latest'
@@ -104,6 +113,8 @@ export function handOutCommand(tool: DockerfileTool): string[] {
 }
 
 const stepLine = /^(?:\[(\d+)\/(\d+)\] )?STEP (\d+)\/(\d+): (.*)$/
+/** Of a stage, which is an image without a name. */
+const stageId = /(?<=^FROM )[0-9a-f]{64}\b/
 const cachedLine = /^--> Using cache [0-9a-f]+$/
 const silentLines = [
   /^--> [0-9a-f]{6,}$/,
@@ -153,7 +164,7 @@ export class ToolOutput {
 
   /** As the Dockerfile names its images. */
   #named(text: string): string {
-    let named = text
+    let named = text.replace(stageId, 'an earlier stage')
     for (const { local, text: name } of this.#bases) named = named.replaceAll(local, name)
     return named
   }
