@@ -1,5 +1,14 @@
 import { crc32, deflateRawSync } from 'node:zlib'
 
+type Kind = 'agent' | 'function' | 'application' | 'sandbox'
+
+const plurals: Record<Kind, string> = {
+  agent: 'agents',
+  function: 'functions',
+  application: 'applications',
+  sandbox: 'sandboxes',
+}
+
 /**
  * The requests that the cloud's own command line makes, one after the other, with its headers, its waiting and its rules
  * for what it believes: for where the program itself cannot be had. Written from what is known of its behaviour.
@@ -11,48 +20,49 @@ export class BlReplay {
     private readonly clock: { now(): number; wait(ms: number): Promise<void> },
   ) {}
 
-  /** `bl deploy`: replaces, else creates, uploads, and on a terminal polls `status` until it believes it. */
+  /** `bl deploy`: sends the resource, uploads, and on a terminal polls `status` until it believes it. */
   async deploy(
-    kind: 'agent' | 'function',
+    kind: Kind,
     name: string,
     files: Record<string, string>,
-    options: { interactive: boolean; spec?: object },
-  ): Promise<{ statuses: string[]; buildLog: string[] }> {
+    options: { interactive: boolean; env?: Record<string, string> },
+  ): Promise<{ statuses: string[] }> {
+    const envs = Object.entries(options.env ?? {}).map(([key, value]) => ({ name: key, value }))
     const resource = {
       apiVersion: 'blaxel.ai/v1alpha1',
-      kind: kind === 'agent' ? 'Agent' : 'Function',
+      kind: `${kind[0]?.toUpperCase()}${kind.slice(1)}`,
       metadata: { name, labels: { 'x-blaxel-auto-generated': 'true' } },
-      spec: { runtime: { envs: [], ...(kind === 'function' ? { type: 'mcp' } : {}) }, ...options.spec },
+      spec:
+        kind === 'application'
+          ? { enabled: true, revisions: [{ envs, memory: 2048 }] }
+          : { runtime: { envs, ...(kind === 'function' ? { type: 'mcp' } : {}) }, triggers: null },
     }
-    const put = await this.#send('PUT', `/${kind}s/${name}?upload=true`, resource)
-    const accepted =
-      put.status === 404 || put.status === 405
-        ? await this.#send('POST', `/${kind}s?upload=true`, resource)
-        : put
-    const address = accepted.headers.get('X-Blaxel-Upload-Url')
-    await this.#json(accepted)
-    if (address === null) throw new Error('no X-Blaxel-Upload-Url')
-    const archive = zip(files)
-    const upload = await fetch(address, {
-      method: 'PUT',
-      headers: { 'content-type': 'application/zip', 'content-length': String(archive.length) },
-      body: archive,
-    })
-    await upload.body?.cancel()
-    if (upload.status !== 200) throw new Error(`upload failed with status: ${upload.status}`)
-    return options.interactive ? await this.#watch(kind, name) : { statuses: [], buildLog: [] }
+    const accepted = await this.#write(kind, plurals[kind], resource, '?upload=true')
+    await this.#upload(accepted, files)
+    return options.interactive ? await this.#watch(kind, name) : { statuses: [] }
   }
 
   async get(path: string): Promise<unknown> {
     return await this.#json(await this.#send('GET', path))
   }
 
-  async apply(collection: string, resource: { metadata: { name: string } }): Promise<unknown> {
-    const item = `${collection}/${resource.metadata.name}`
-    const put = await this.#send('PUT', item, resource)
-    if (put.status !== 404 && put.status !== 405) return await this.#json(put)
-    await put.body?.cancel()
-    return await this.#json(await this.#send('POST', collection, resource))
+  async apply(
+    kind: Kind,
+    resource: { metadata: { name: string; labels?: object }; spec: object },
+  ): Promise<unknown> {
+    return await this.#json(await this.#write(kind, plurals[kind], resource))
+  }
+
+  /** `bl push`: an image of its own, whose status is polled. */
+  async push(kind: Kind, name: string, files: Record<string, string>): Promise<string> {
+    const accepted = await this.#send('POST', '/images?upload=true', { name, resourceType: kind })
+    await this.#upload(accepted, files)
+    for (let polls = 0; polls < 720; polls++) {
+      await this.clock.wait(5_000)
+      const image = (await this.get(`/images/${kind}/${name}`)) as { metadata: { status: string } }
+      if (['BUILT', 'FAILED'].includes(image.metadata.status)) return image.metadata.status
+    }
+    throw new Error('it would wait for an hour')
   }
 
   async delete(path: string): Promise<unknown> {
@@ -81,12 +91,12 @@ export class BlReplay {
   }
 
   /** `bl logs`: the last hour, newest first; a key that is not there is an error to it. */
-  async logs(kind: string, name: string, query: Record<string, string> = {}): Promise<string[]> {
+  async logs(kind: Kind, name: string, query: Record<string, string> = {}): Promise<string[]> {
     const at = (ms: number) => new Date(ms).toISOString().slice(0, 19)
     const parameters = new URLSearchParams({
       start: at(this.clock.now() - 3_600_000),
       end: at(this.clock.now() + 60_000),
-      resourceType: `${kind}s`,
+      resourceType: plurals[kind],
       workloadIds: name,
       type: 'all',
       traceId: '',
@@ -133,31 +143,62 @@ export class BlReplay {
   }
 
   /** What it does while its screen says that it deploys. */
-  async #watch(kind: string, name: string): Promise<{ statuses: string[]; buildLog: string[] }> {
+  async #watch(kind: Kind, name: string): Promise<{ statuses: string[] }> {
     await this.clock.wait(1_000)
     const initial = await this.#status(kind, name)
     const statuses: string[] = []
     let sawBuilding = false
     let sawChange = false
-    let buildLog: string[] = []
     for (let polls = 0; polls < 300; polls++) {
       await this.clock.wait(3_000)
       const status = await this.#status(kind, name)
       if (status !== initial) sawChange = true
-      if (status === 'BUILDING') buildLog = await this.logs(kind, name, { severity: 'ALL' })
+      // Its watcher of logs gives up where one of these fails.
+      if (status === 'BUILDING') await this.logs(kind, name, { severity: 'ALL' })
       // A status is looked at when it is new, and never again.
       if (status === statuses.at(-1)) continue
       statuses.push(status)
       if (status === 'BUILDING') sawBuilding = true
-      if (status === 'DEPLOYED' && sawBuilding) return { statuses, buildLog }
-      if (status === 'FAILED' && (initial !== 'FAILED' || sawChange)) return { statuses, buildLog }
+      if (status === 'DEPLOYED' && sawBuilding) return { statuses }
+      if (status === 'FAILED' && (initial !== 'FAILED' || sawChange)) return { statuses }
       if (/^DEACTIVAT|^DELETING/.test(status)) throw new Error(`unexpected status: ${status}`)
     }
     throw new Error(`it would wait for an hour, having seen ${statuses.join(', ')}`)
   }
 
-  async #status(kind: string, name: string): Promise<string> {
-    return ((await this.get(`/${kind}s/${name}`)) as { status?: string }).status ?? 'UNKNOWN'
+  /** Sandboxes and applications are created, and replaced where they are there; the others the other way around. */
+  async #write(
+    kind: Kind,
+    plural: string,
+    resource: { metadata: { name: string } },
+    query = '',
+  ): Promise<Response> {
+    const create = () => this.#send('POST', `/${plural}${query}`, resource)
+    const replace = () => this.#send('PUT', `/${plural}/${resource.metadata.name}${query}`, resource)
+    const createsFirst = kind === 'sandbox' || kind === 'application'
+    const [first, second] = createsFirst ? [create, replace] : [replace, create]
+    const answered = await first()
+    if (!(createsFirst ? [409] : [404, 405]).includes(answered.status)) return answered
+    await answered.body?.cancel()
+    return await second()
+  }
+
+  async #upload(accepted: Response, files: Record<string, string>): Promise<void> {
+    const address = accepted.headers.get('X-Blaxel-Upload-Url')
+    await this.#json(accepted)
+    if (address === null) throw new Error('no X-Blaxel-Upload-Url')
+    const archive = zip(files)
+    const upload = await fetch(address, {
+      method: 'PUT',
+      headers: { 'content-type': 'application/zip', 'content-length': String(archive.length) },
+      body: archive,
+    })
+    await upload.body?.cancel()
+    if (upload.status !== 200) throw new Error(`upload failed with status: ${upload.status}`)
+  }
+
+  async #status(kind: Kind, name: string): Promise<string> {
+    return ((await this.get(`/${plurals[kind]}/${name}`)) as { status?: string }).status ?? 'UNKNOWN'
   }
 
   #headers(): Record<string, string> {

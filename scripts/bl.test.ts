@@ -2,8 +2,10 @@ import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
 import { existsSync, mkdirSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
+import { findDockerfileTool } from '../src/lib/dockerfile-tool.ts'
 import { HurriedClock } from '../src/lib/test-clock.ts'
 import { createPlatform, type Platform, temporaryDataDir } from '../src/platform.ts'
+import { whyNot } from '../src/test-client.ts'
 import { BlReplay } from './bl-replay.ts'
 import { capture } from './capture.ts'
 import { canIsolate } from './host.ts'
@@ -13,6 +15,9 @@ import { canIsolate } from './host.ts'
 
 const root = dirname(import.meta.dir)
 const usable = canIsolate()
+const noDocker =
+  (await whyNot((able) => (able.ownMounts ? '' : 'instances here have no mounts of their own'))) ||
+  (await findDockerfileTool(true).then(({ tool, detail }) => (tool === null ? detail : '')))
 const bl = [process.env.HUTCH_BL, join(root, 'dist/bl/bl')].find(
   (path) => path !== undefined && existsSync(path),
 )
@@ -84,9 +89,9 @@ const replay = () =>
 
 describe.skipIf(!usable)('a replay of bl', () => {
   test('deploy on a terminal believes that it is deployed, since it saw it being built', async () => {
-    const { statuses, buildLog } = await replay().deploy('agent', 'hello', files, { interactive: true })
+    const { statuses } = await replay().deploy('agent', 'hello', files, { interactive: true })
     expect([statuses[0], statuses.at(-1)]).toEqual(['BUILDING', 'DEPLOYED'])
-    expect(buildLog.length).toBeGreaterThan(0)
+    expect((await replay().logs('agent', 'hello')).join('\n')).toContain('node src/index.js')
   }, 120_000)
 
   test('run and chat are answered, and logs say so', async () => {
@@ -124,13 +129,48 @@ describe.skipIf(!usable)('a replay of bl', () => {
     expect((await replay().run('agent', 'hello', { inputs: 'still' })).status).toBe(200)
   }, 120_000)
 
+  test('an application and an image of its own are built as an agent is', async () => {
+    const web = { ...files, 'blaxel.toml': 'type = "application"\nname = "web"\n' }
+    for (let again = 0; again < 2; again++) {
+      const { statuses } = await replay().deploy('application', 'web', web, {
+        interactive: true,
+        env: { A: '1' },
+      })
+      expect([statuses[0], statuses.at(-1)]).toEqual(['BUILDING', 'DEPLOYED'])
+    }
+    const { spec } = (await replay().get('/applications/web')) as { spec: { memory: number; envs: object[] } }
+    expect([spec.memory, spec.envs]).toEqual([2048, [expect.objectContaining({ name: 'A' })]])
+    expect(await replay().push('agent', 'kept', files)).toBe('BUILT')
+    expect(await replay().get('/images')).toContainEqual(
+      expect.objectContaining({ metadata: expect.objectContaining({ name: 'kept', resourceType: 'agent' }) }),
+    )
+  }, 120_000)
+
+  test.skipIf(noDocker !== '')(
+    'a sandbox is built from a Dockerfile, and believed too',
+    async () => {
+      const Dockerfile = [
+        'FROM scratch',
+        'COPY --from=ghcr.io/blaxel-ai/sandbox:latest /sandbox-api /usr/local/bin/sandbox-api',
+        'COPY blaxel.toml /etc/blaxel.toml',
+        'ENTRYPOINT ["/usr/local/bin/sandbox-api"]',
+      ].join('\n')
+      const own = { Dockerfile, 'blaxel.toml': 'type = "sandbox"\nname = "own"\n' }
+      const { statuses } = await replay().deploy('sandbox', 'own', own, { interactive: true })
+      expect([statuses[0], statuses.at(-1)]).toEqual(['BUILDING', 'DEPLOYED'])
+      expect((await replay().logs('sandbox', 'own')).join('\n')).toContain('FROM scratch')
+      await replay().delete('/sandboxes/own')
+    },
+    120_000,
+  )
+
   test('apply changes, connect types into a sandbox, delete takes away', async () => {
-    const applied = await replay().apply('/agents', {
+    const applied = await replay().apply('agent', {
       metadata: { name: 'hello', labels: { team: 'a' } },
       spec: { runtime: { memory: 1024 } },
-    } as never)
+    })
     expect(applied).toMatchObject({ metadata: { labels: { team: 'a' } } })
-    await replay().apply('/sandboxes', { metadata: { name: 'box' }, spec: {} } as never)
+    await replay().apply('sandbox', { metadata: { name: 'box' }, spec: {} })
     const screen = await replay().connect('box', 'echo $((6 * 7))is\n', '42is')
     expect(screen).toContain('42is')
     await replay().delete('/agents/hello')
@@ -201,7 +241,7 @@ describe.skipIf(!usable || bl === undefined)('bl itself', () => {
     expect([ran.code, ran.stdout]).toEqual([0, expect.stringContaining('"said": "Hello"')])
     expect(await run(['logs', 'agent', 'real'])).toMatchObject({ code: 0 })
     await type(['chat', 'real'], 'Greetings\r', '"said"')
-    await replay().apply('/sandboxes', { metadata: { name: 'box' }, spec: {} } as never)
+    await replay().apply('sandbox', { metadata: { name: 'box' }, spec: {} })
     await type(['connect', 'sandbox', 'box'], 'echo $((6 * 7))is\r', '42is')
     writeFileSync(
       join(directory, 'real.yaml'),
