@@ -345,13 +345,14 @@ describe('deploy', () => {
     expect(platform.seen[1]?.body).toContain('agent/x:rev-1')
   })
 
+  const event = (second: number, type: string, status: string) => ({
+    time: `2030-01-01T00:00:0${second}Z`,
+    type,
+    status,
+    message: status,
+  })
+
   test('what has no revisions is followed by what happened since, in true time', async () => {
-    const event = (second: number, type: string, status: string) => ({
-      time: `2030-01-01T00:00:0${second}Z`,
-      type,
-      status,
-      message: status,
-    })
     const before = [event(1, 'deployment', 'FAILED'), event(2, 'deployment', 'UPLOADING')]
     let looks = 0
     platform.answer = ({ method, path }) => {
@@ -373,6 +374,28 @@ describe('deploy', () => {
     expect([code, looks]).toEqual([0, 4])
     expect(stderr).toContain('Building sandbox box')
     expect(stderr).toContain('next: hutch sandbox exec box -- ls')
+  })
+
+  test('a sandbox that cannot be made is told of at once, with its reason', async () => {
+    platform.answer = ({ method, path }) => {
+      if (path.startsWith('/-/uploads/')) return Response.json({})
+      if (path.includes('/logs')) return Response.json({ box: { logs: [], totalCount: 0 } })
+      const events =
+        method === 'GET'
+          ? [
+              event(2, 'deployment', 'UPLOADING'),
+              { ...event(3, 'instance', 'FAILED'), message: 'no such base' },
+            ]
+          : [event(2, 'deployment', 'UPLOADING')]
+      const headers = { 'x-blaxel-upload-url': `${platform.origin}/-/uploads/t` }
+      return Response.json({ metadata: { name: 'box' }, spec: {}, status: 'BUILDING', events }, { headers })
+    }
+    const { code, stderr } = await run(
+      ['deploy', '-t', 'sandbox', '-n', 'box'],
+      project({ Dockerfile: 'FROM x' }),
+    )
+    expect(code).toBe(1)
+    expect(stderr).toContain('sandbox box was not deployed: no such base')
   })
 
   test('a revision that gets no requests is told of, with what would lead them to it', async () => {

@@ -88,7 +88,10 @@ function stateOf(
   const rests = resource.status === 'DEACTIVATED' || resource.status === 'DELETING'
   const own = events.filter((event) =>
     revision === null
-      ? event.time >= since && ['deployment', 'build'].includes(event.type)
+      ? event.time >= since &&
+        // A sandbox that could not be made is told of as its machine.
+        (['deployment', 'build'].includes(event.type) ||
+          (event.type === 'instance' && event.status === 'FAILED'))
       : event.revision === revision && event.type === 'deployment',
   )
   const last = newest(own)
