@@ -92,7 +92,7 @@ describe.skipIf(!usable)('a replay of bl', () => {
     const { statuses } = await replay().deploy('agent', 'hello', files, { interactive: true })
     expect([statuses[0], statuses.at(-1)]).toEqual(['BUILDING', 'DEPLOYED'])
     expect((await replay().logs('agent', 'hello')).join('\n')).toContain('node src/index.js')
-  }, 120_000)
+  })
 
   test('run and chat are answered, and logs say so', async () => {
     const ran = await replay().run('agent', 'hello', { inputs: 'Hello' })
@@ -102,7 +102,7 @@ describe.skipIf(!usable)('a replay of bl', () => {
     let lines: string[] = []
     while (!lines.includes('asked for /?stream=true')) lines = await replay().logs('agent', 'hello')
     expect(lines).toContain('asked for /')
-  }, 60_000)
+  })
 
   test('get lists pages, and shows one with its events', async () => {
     const list = (await replay().get('/agents?limit=200&cursor=')) as {
@@ -127,7 +127,7 @@ describe.skipIf(!usable)('a replay of bl', () => {
       expect((await replay().logs('agent', 'hello')).join('\n')).toContain('npm run build')
     }
     expect((await replay().run('agent', 'hello', { inputs: 'still' })).status).toBe(200)
-  }, 120_000)
+  })
 
   test('an application and an image of its own are built as an agent is', async () => {
     const web = { ...files, 'blaxel.toml': 'type = "application"\nname = "web"\n' }
@@ -144,25 +144,21 @@ describe.skipIf(!usable)('a replay of bl', () => {
     expect(await replay().get('/images')).toContainEqual(
       expect.objectContaining({ metadata: expect.objectContaining({ name: 'kept', resourceType: 'agent' }) }),
     )
-  }, 120_000)
+  })
 
-  test.skipIf(noDocker !== '')(
-    'a sandbox is built from a Dockerfile, and believed too',
-    async () => {
-      const Dockerfile = [
-        'FROM scratch',
-        'COPY --from=ghcr.io/blaxel-ai/sandbox:latest /sandbox-api /usr/local/bin/sandbox-api',
-        'COPY blaxel.toml /etc/blaxel.toml',
-        'ENTRYPOINT ["/usr/local/bin/sandbox-api"]',
-      ].join('\n')
-      const own = { Dockerfile, 'blaxel.toml': 'type = "sandbox"\nname = "own"\n' }
-      const { statuses } = await replay().deploy('sandbox', 'own', own, { interactive: true })
-      expect([statuses[0], statuses.at(-1)]).toEqual(['BUILDING', 'DEPLOYED'])
-      expect((await replay().logs('sandbox', 'own')).join('\n')).toContain('FROM scratch')
-      await replay().delete('/sandboxes/own')
-    },
-    120_000,
-  )
+  test.skipIf(noDocker !== '')('a sandbox is built from a Dockerfile, and believed too', async () => {
+    const Dockerfile = [
+      'FROM scratch',
+      'COPY --from=ghcr.io/blaxel-ai/sandbox:latest /sandbox-api /usr/local/bin/sandbox-api',
+      'COPY blaxel.toml /etc/blaxel.toml',
+      'ENTRYPOINT ["/usr/local/bin/sandbox-api"]',
+    ].join('\n')
+    const own = { Dockerfile, 'blaxel.toml': 'type = "sandbox"\nname = "own"\n' }
+    const { statuses } = await replay().deploy('sandbox', 'own', own, { interactive: true })
+    expect([statuses[0], statuses.at(-1)]).toEqual(['BUILDING', 'DEPLOYED'])
+    expect((await replay().logs('sandbox', 'own')).join('\n')).toContain('FROM scratch')
+    await replay().delete('/sandboxes/own')
+  })
 
   test('apply changes, connect types into a sandbox, delete takes away', async () => {
     const applied = await replay().apply('agent', {
@@ -175,7 +171,7 @@ describe.skipIf(!usable)('a replay of bl', () => {
     expect(screen).toContain('42is')
     await replay().delete('/agents/hello')
     await replay().delete('/sandboxes/box')
-  }, 60_000)
+  })
 })
 
 describe.skipIf(!usable || bl === undefined)('bl itself', () => {

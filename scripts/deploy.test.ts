@@ -73,7 +73,7 @@ describe.skipIf(!usable)('an agent of a folder of code', () => {
     const chatted = await hutch(['chat', 'hello'], 'first\nsecond\n')
     expect(chatted.stdout).toBe('one secretly first\none secretly second\n')
     expect((await hutch(['get', 'agent', 'hello', '-o', 'yaml'])).stdout).not.toContain('secretly')
-  }, 60_000)
+  })
 
   test('says what it did and how it was built, also while it is asked', async () => {
     const address = join(directory, 'data')
@@ -97,7 +97,7 @@ describe.skipIf(!usable)('an agent of a folder of code', () => {
     const build = await hutch(['logs', 'agent', 'hello', '--build', '--no-timestamps'])
     expect(build.stdout).toContain('It starts with: node index.js')
     expect(build.stdout).not.toContain('asked')
-  }, 60_000)
+  })
 
   test('goes on serving when the next one cannot be built, or does not start', async () => {
     write({
@@ -113,7 +113,7 @@ describe.skipIf(!usable)('an agent of a folder of code', () => {
     const [result] = JSON.parse(unstarted.stdout).resources
     expect(result).toMatchObject({ status: 'FAILED', error: expect.stringContaining('1234') })
     expect((await hutch(['run', 'agent', 'hello', '-d', '{"inputs":"Hi"}'])).stdout).toBe('one secretly Hi\n')
-  }, 60_000)
+  })
 
   test('is tried out with a part of the requests, taken over, and rolled back', async () => {
     write({ 'package.json': '{"scripts":{"start":"node index.js"}}', 'index.js': agent('two') })
@@ -126,7 +126,7 @@ describe.skipIf(!usable)('an agent of a folder of code', () => {
     expect((await hutch(['run', 'agent', 'hello', '-d', '{"inputs":"Hi"}'])).stdout).toBe('two secretly Hi\n')
     expect((await hutch(['rollback', 'agent', 'hello'])).code).toBe(0)
     expect((await hutch(['run', 'agent', 'hello', '-d', '{"inputs":"Hi"}'])).stdout).toBe('one secretly Hi\n')
-  }, 60_000)
+  })
 
   test('is one of several in a monorepo, and goes with a word', async () => {
     write({
@@ -145,7 +145,7 @@ describe.skipIf(!usable)('an agent of a folder of code', () => {
     expect((await hutch(['delete', 'agent', 'hello', 'left', 'right'])).stdout).toBe('hello\nleft\nright\n')
     expect((await hutch(['get', 'agents'])).stderr).toContain('no agents')
     expect((await hutch(['run', 'agent', 'left', '-d', '{}'])).code).toBe(1)
-  }, 60_000)
+  })
 })
 
 if (!usable) console.warn('skipped, since no instance can be made here')

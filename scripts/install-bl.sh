@@ -17,3 +17,4 @@ fi
 # Go names the program after its module.
 mv -f dist/bl/toolkit dist/bl/bl
 dist/bl/bl version --skip-version-warning || true
+echo 'npm test -- scripts/bl.test.ts runs it against hutch'

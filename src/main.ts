@@ -74,6 +74,10 @@ const commands: Record<string, Entry> = {
     summary: 'lead requests to a revision, such as an earlier one',
     load: async () => (await import('./cli/traffic.ts')).traffic,
   },
+  'connect sandbox': {
+    summary: 'open a terminal in a sandbox',
+    load: async () => (await import('./cli/sandbox-connect.ts')).connect,
+  },
   fork: {
     summary: 'make a sandbox or an application of a sandbox',
     load: async () => (await import('./cli/fork.ts')).fork,
@@ -192,7 +196,6 @@ const aliases: Record<string, string> = {
   sandboxes: 'sandbox ls',
   'snapshots list': 'snapshots ls',
   snapshots: 'snapshots ls',
-  'connect sandbox': 'sandbox connect',
   'connect sbx': 'sandbox connect',
   '--version': 'version',
   '-v': 'version',
