@@ -4,6 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { Glob } from 'bun'
 import { TestRegistries } from '../src/builder/test-registries.ts'
+import { findDockerfileTool } from '../src/lib/dockerfile-tool.ts'
 import { buildIfStale } from './build.ts'
 import { type Captured, capture } from './capture.ts'
 import { canIsolate } from './host.ts'
@@ -82,6 +83,10 @@ afterAll(async () => {
   model[Symbol.dispose]()
   rmSync(directory, { recursive: true, force: true })
 })
+
+const { tool, detail: toolDetail } = await findDockerfileTool(process.getuid?.() === 0)
+const whyNoDockerfile = tool === null ? toolDetail : ''
+if (whyNoDockerfile) console.warn(`skipped: ${whyNoDockerfile}`)
 
 /** Why there are none; '' when they are here. */
 async function fetchWheels(names: string[]): Promise<string> {
@@ -173,6 +178,23 @@ describe.skipIf(!usable)('a project is deployed as it stands', () => {
     expect(said.stdout).toBe('1 2 3 (agent counter)\n')
     expect((await ask('counter', 0)).status).toBe(422)
   })
+
+  test.skipIf(whyNoDockerfile !== '')(
+    'a project with a Dockerfile is built by it, on the host image',
+    async () => {
+      const folder = fixture('dockerfile')
+      await deploy(folder)
+      expect(await (await ask('dockerfile', '')).text()).toBe('Good day from an image of its own\n')
+      // What fails is told with its step, and what ran before goes on.
+      const dockerfile = join(folder, 'Dockerfile')
+      const text = readFileSync(dockerfile, 'utf8')
+      writeFileSync(dockerfile, text.replace('COPY server.py .', 'RUN echo nearly && false'))
+      const failed = await platform.run(['deploy'], { cwd: folder })
+      expect(failed.code).not.toBe(0)
+      expect(failed.stderr + failed.stdout).toContain('RUN echo nearly && false": exit code 1')
+      expect(await (await ask('dockerfile', '')).text()).toBe('Good day from an image of its own\n')
+    },
+  )
 
   test('the packages of a monorepo find each other, with no address and no key in them', async () => {
     const folder = fixture('monorepo')
