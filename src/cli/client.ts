@@ -14,7 +14,8 @@ export async function openSandbox(flags: Target, name: string): ReturnType<Clien
     404: 'hutch sandbox ls',
   })
   const { status = 'DEPLOYED' } = sandbox.info
-  if (status === 'DEPLOYED') return sandbox
+  // While another image is built for it the machine there is goes on; without one the platform says so itself.
+  if (['DEPLOYED', 'UPLOADING', 'BUILDING', 'DEPLOYING'].includes(status)) return sandbox
   const next = status === 'ARCHIVED' ? 'unarchive' : 'get'
   throw new CommandError(
     `the sandbox "${name}" does not run, its status is ${status}`,

@@ -121,6 +121,24 @@ test('revisions of a deployment are a table of who gets which traffic', async ()
   expect(stdout).toMatch(/\nrev-2 {5}DEPLOYED {2}10%/)
 })
 
+test('a sandbox whose next image is built can be used meanwhile, one that is archived cannot', async () => {
+  const at = (status: string) => {
+    platform.answer = ({ path }) =>
+      path === '/v0/sandboxes/box'
+        ? Response.json({
+            ...box,
+            status,
+            metadata: { name: 'box', url: `${platform.origin}/main/sandboxes/box` },
+          })
+        : Response.json([])
+  }
+  at('BUILDING')
+  expect((await platform.run(['get', 'sandbox', 'box', 'process', '--json'])).stdout).toBe('[]\n')
+  at('ARCHIVED')
+  const refused = await platform.run(['get', 'sandbox', 'box', 'process'])
+  expect([refused.code, refused.stderr]).toEqual([1, expect.stringContaining('hutch sandbox unarchive box')])
+})
+
 test('the newest tag of an image', async () => {
   const tags = ['2030-01-02', '2030-01-03', '2030-01-01'].map((updatedAt, index) => ({
     name: `v${index}`,
