@@ -10,6 +10,7 @@ import type { Upgrades } from './upgrades.ts'
 
 export const sandboxKind = 'sandbox'
 const eventsMax = 50
+const failureShownMs = 60_000
 const terminatedRetentionMsDefault = 5 * 60_000
 
 /** How a sandbox rests in the store. */
@@ -53,6 +54,8 @@ export interface SandboxSource {
   /** Of the image, and of nothing else. */
   tag: string
   phase: 'UPLOADING' | 'BUILDING' | 'DEPLOYING' | 'FAILED'
+  /** Milliseconds since the epoch. */
+  failedAt?: number
   /** A `SandboxDraft`, sealed. */
   sealedDraft: string
   actor: string
@@ -108,13 +111,15 @@ export function noted(body: SandboxBody, nowMs: number, event: NewEvent): Sandbo
 
 /**
  * As clients are told. Those that uploaded a source look every few seconds, and believe that it is deployed only after they saw it
- * being built; what takes less is told of for that long. Nothing else waits for it.
+ * being built; what takes less is told of for that long. Nothing else waits for it. That it failed is told for a while, too, of a
+ * sandbox that goes on: others take one that is FAILED for lost.
  */
 function toldStatus({ status, source, uploadedAt }: SandboxBody, nowMs: number): SandboxStatus {
   if (status !== 'DEPLOYED' && status !== 'FAILED' && source === undefined) return status
   if (source?.phase === 'UPLOADING' || source?.phase === 'BUILDING') return source.phase
   if (uploadedAt !== undefined && nowMs < uploadedAt + buildingShownMs) return 'BUILDING'
-  return source?.phase ?? status
+  if (source?.phase !== 'FAILED') return source?.phase ?? status
+  return nowMs < (source.failedAt ?? 0) + failureShownMs ? 'FAILED' : status
 }
 
 /** Its machine runs. */

@@ -129,6 +129,9 @@ test('one that runs goes on while its next image is built, and when that fails',
   expect((await view()).events?.at(-1)?.message).toBe('no\nWhat ran before goes on')
   expect((await platform.sandboxes.get('main', 'box')).body.instanceId).toBe(first.body.instanceId)
   await runs()
+  // Others would take it for lost.
+  site.clock.advance(60_000)
+  expect(await status()).toBe('DEPLOYED')
 
   const good = await update()
   await upload(good.uploadUrl)

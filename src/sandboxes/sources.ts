@@ -222,8 +222,11 @@ export class SandboxSources implements SandboxDependent {
   /** It has no machine, or goes on as it was. */
   #withoutSource(body: SandboxBody, reason: string): SandboxBody {
     const now = this.#clock.now()
-    if (body.instanceId !== null) return inPhase(body, now, 'FAILED', `${reason}\nWhat ran before goes on`)
-    const { source: _, ...rest } = body
+    const { source, ...rest } = body
+    if (source && body.instanceId !== null) {
+      const failed = { ...rest, source: { ...source, failedAt: now } }
+      return inPhase(failed, now, 'FAILED', `${reason}\nWhat ran before goes on`)
+    }
     return failed(rest, now, reason)
   }
 
