@@ -2,9 +2,25 @@
 # The API of the sandbox first, then the server, as a process of the sandbox: so its output is kept and it can be restarted.
 /usr/local/bin/sandbox-api &
 
-api=http://127.0.0.1:8080
-until wget -q -O /dev/null "$api/health" 2>/dev/null; do sleep 0.1; done
-wget -q -O /dev/null --header 'Content-Type: application/json' \
-  --post-data '{"name": "app", "command": "python3 server.py", "workingDir": "/app"}' "$api/process"
+python3 - <<'SCRIPT'
+import json
+import time
+from urllib.request import Request, urlopen
+
+API = "http://127.0.0.1:8080"
+
+
+def is_there() -> bool:
+    try:
+        return urlopen(f"{API}/health").status == 200
+    except OSError:
+        return False
+
+
+while not is_there():
+    time.sleep(0.1)
+process = {"name": "app", "command": "python3 server.py", "workingDir": "/app"}
+urlopen(Request(f"{API}/process", json.dumps(process).encode(), {"content-type": "application/json"}))
+SCRIPT
 
 wait

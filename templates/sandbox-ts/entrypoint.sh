@@ -2,9 +2,15 @@
 # The API of the sandbox first, then the server, as a process of the sandbox: so its output is kept and it can be restarted.
 /usr/local/bin/sandbox-api &
 
-api=http://127.0.0.1:8080
-until wget -q -O /dev/null "$api/health" 2>/dev/null; do sleep 0.1; done
-wget -q -O /dev/null --header 'Content-Type: application/json' \
-  --post-data '{"name": "app", "command": "node server.mjs", "workingDir": "/app"}' "$api/process"
+node --input-type=module <<'SCRIPT'
+const api = 'http://127.0.0.1:8080'
+const isThere = () => fetch(`${api}/health`).then(({ ok }) => ok, () => false)
+while (!(await isThere())) await new Promise((resolve) => setTimeout(resolve, 100))
+await fetch(`${api}/process`, {
+  method: 'POST',
+  headers: { 'content-type': 'application/json' },
+  body: JSON.stringify({ name: 'app', command: 'node server.mjs', workingDir: '/app' }),
+})
+SCRIPT
 
 wait
