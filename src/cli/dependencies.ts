@@ -7,6 +7,7 @@ import { shellJoin } from './shell.ts'
 
 /** Of our own environments: what was installed into it. */
 const stampName = '.hutch-installed'
+const quietly = ['--no-audit', '--no-fund', '--loglevel=error']
 
 /**
  * Installs what a project needs where nothing of it is there yet, as its author would; what somebody installed by other
@@ -24,7 +25,7 @@ export async function installDependencies(
     const manager = onPath(project.packageManager, env)
     // The executable is a package manager too.
     if (manager === null) await run([process.execPath, 'install'])
-    else await run([manager, 'install'])
+    else await run([manager, 'install', ...(project.packageManager === 'npm' ? quietly : [])])
     return
   }
   if (env.VIRTUAL_ENV) return

@@ -186,7 +186,7 @@ describe('it says what is wrong', () => {
   test('with a folder that is no project', async () => {
     const served = serve(project({ 'notes.txt': '' }), ['-p', String(unusedPorts())])
     expect(await served.exited()).toBe(1)
-    expect(served.text).toContain('has neither package.json, requirements.txt')
+    expect(served.text).toContain('has none of package.json, requirements.txt')
   })
 
   test('with a port that is taken', async () => {

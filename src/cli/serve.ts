@@ -94,10 +94,10 @@ function placesOf(root: string, recursive: boolean, port: number): Place[] {
   for (const { directory } of places) {
     if (readProject({ directory }) !== null) continue
     const has = existsSync(join(directory, 'Dockerfile'))
-      ? 'has a Dockerfile, which is built by hutch deploy, and no'
-      : 'has neither'
+      ? 'has a Dockerfile, which hutch deploy builds, and none of'
+      : 'has none of'
     throw new CommandError(
-      `${directory} ${has} package.json, requirements.txt, pyproject.toml, src/index.ts or src/main.py`,
+      `${directory} ${has} package.json, requirements.txt, pyproject.toml, src/index.ts and src/main.py`,
       'hutch new agent my-agent',
     )
   }
