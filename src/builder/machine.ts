@@ -13,6 +13,7 @@ import { LineReader, type LogStream } from './steps.ts'
 /** Of whom instances of builds are. */
 const buildOwnerKind = 'build'
 const pidsMax = 4096
+const restMsMax = 30_000
 /** What is shown lies on the machine's disk until it was read. */
 const outputBytesMax = 1024 * 1024
 const hostname = 'build'
@@ -76,10 +77,16 @@ export class BuildMachines {
       (step) => this.#store.batch([step, inWorkspace(workspace)]),
     )
     // It must not fall asleep while a compiler thinks.
-    const hold = this.#instances.hold(instance.id)
-    const machine = new BuildMachine(instance, this.#clock, async () => {
-      hold[Symbol.dispose]()
-      await this.#remove(instance.id)
+    let hold: Disposable = this.#instances.hold(instance.id)
+    const machine = new BuildMachine(instance, this.#clock, {
+      rest: () => hold[Symbol.dispose](),
+      wake: async (stop) => {
+        hold = await this.#instances.acquire(instance.id, stop)
+      },
+      end: async () => {
+        hold[Symbol.dispose]()
+        await this.#remove(instance.id)
+      },
     })
     if (signal.aborted) {
       await machine[Symbol.asyncDispose]()
@@ -100,18 +107,24 @@ export class BuildMachines {
   }
 }
 
+interface MachineUpkeep {
+  rest(): void
+  wake(signal: AbortSignal): Promise<void>
+  end(): Promise<void>
+}
+
 /** One machine. Everything of it goes when it is disposed, programs that still run included. */
 export class BuildMachine implements AsyncDisposable {
   readonly instance: Instance
   readonly #clock: Clock
-  readonly #end: () => Promise<void>
+  readonly #upkeep: MachineUpkeep
   #nextProcess = 1
   #ended: Promise<void> | null = null
 
-  constructor(instance: Instance, clock: Clock, end: () => Promise<void>) {
+  constructor(instance: Instance, clock: Clock, upkeep: MachineUpkeep) {
     this.instance = instance
     this.#clock = clock
-    this.#end = end
+    this.#upkeep = upkeep
   }
 
   /** Runs a program to its end. @throws the signal's reason: it is ended then, with everything it started */
@@ -171,6 +184,18 @@ export class BuildMachine implements AsyncDisposable {
     return { ...exit, stdout: lines.join('\n') }
   }
 
+  /** Ends what its programs left running, and lets it fall asleep, until `wake`. */
+  async rest(): Promise<void> {
+    const argv = ['/bin/sh', '-c', 'kill -9 -1']
+    await this.output({ argv, env: {}, workingDir: '/' }, AbortSignal.timeout(restMsMax))
+    this.#upkeep.rest()
+  }
+
+  /** @throws workload_not_found, workload_unavailable */
+  async wake(signal: AbortSignal): Promise<void> {
+    await this.#upkeep.wake(signal)
+  }
+
   async write(files: readonly FileToWrite[]): Promise<void> {
     await this.instance.guest.files.writeAll(files)
   }
@@ -192,7 +217,7 @@ export class BuildMachine implements AsyncDisposable {
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
-    this.#ended ??= this.#end()
+    this.#ended ??= this.#upkeep.end()
     await this.#ended
   }
 }

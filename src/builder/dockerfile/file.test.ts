@@ -51,3 +51,26 @@ test('a Dockerfile names a bounded number of images', () => {
   const text = Array.from({ length: 51 }, (_, at) => `FROM image:${at}`).join('\n')
   expect(() => names(text)).toThrow('more than 50 images')
 })
+
+test('variables made of variables do not grow without end', () => {
+  const doubled = Array.from({ length: 40 }, () => 'ARG A=$A$A').join('\n')
+  expect(() => names(`ARG A=ab\n${doubled}\nFROM $A`)).toThrow('more than 4096 characters')
+  const nested = `ARG A=${'x'.repeat(4000)}\nFROM ${'$A'.repeat(100)}`
+  expect(() => names(nested)).toThrow('more than 4096 characters')
+})
+
+test('a file made to be slow to read is read in no time to speak of', () => {
+  const long = 1024 * 1024 - 100
+  for (const line of [
+    `COPY ${'--a '.repeat(long / 4)}`,
+    `COPY --a${' '.repeat(long)}b`,
+    `RUN ${'--mount=a '.repeat(long / 10)}`,
+    `ARG ${'A= '.repeat(long / 3)}`,
+    `RUN ${'<<A '.repeat(long / 4)}`,
+    `RUN ${'x\\\n#\n'.repeat(long / 6)}`,
+    `RUN ${' \\\n'.repeat(long / 3)}`,
+    `FROM ${'x '.repeat(long / 2)}`,
+    `FROM b:${'${A'.repeat(long / 3)}`,
+  ])
+    expect(() => names(`FROM a\n${line}`)).not.toThrow()
+})

@@ -3,6 +3,8 @@ import { PlatformError } from '../../errors.ts'
 
 export const dockerfileBytesMax = 1024 * 1024
 const imagesMax = 50
+/** Of a variable, and of what names an image: each may be made of others. */
+const valueCharsMax = 4096
 
 export interface DockerfileImage {
   /** With its variables filled in. */
@@ -82,16 +84,20 @@ function* instructions(dockerfile: string): Generator<Instruction> {
   const continuation = escapeOf(lines)
   for (let at = 0; at < lines.length; at++) {
     const line = at + 1
-    let text = lines[at]!
-    if (isBlank(text)) continue
-    while (continues(text, continuation)) {
-      text = text.replace(/\s+$/, '').slice(0, -1)
+    if (isBlank(lines[at]!)) continue
+    const parts: string[] = []
+    while (at < lines.length) {
+      const part = lines[at]!.trimEnd()
+      if (!part.endsWith(continuation)) {
+        parts.push(lines[at]!)
+        break
+      }
+      parts.push(part.slice(0, -1))
       // Comments and empty lines within an instruction count for nothing.
       do at++
       while (at < lines.length && isBlank(lines[at]!))
-      if (at >= lines.length) break
-      text += lines[at]
     }
+    const text = parts.join('')
     const [, name = '', rest = ''] = /^\s*(\S+)\s*([\s\S]*)$/.exec(text) ?? []
     yield { name: name.toUpperCase(), rest: rest.trim(), line }
     if (!/^(RUN|COPY|ADD)$/i.test(name)) continue
@@ -115,10 +121,6 @@ function escapeOf(lines: readonly string[]): string {
 
 function isBlank(line: string): boolean {
   return /^\s*(#|$)/.test(line)
-}
-
-function continues(line: string, continuation: string): boolean {
-  return line.trimEnd().endsWith(continuation)
 }
 
 function leadingFlags(rest: string): string {
@@ -146,8 +148,19 @@ function filled(text: string, values: ReadonlyMap<string, string>): string {
     if (operator === ':+' || operator === '+') return value === '' ? '' : filled(other ?? '', values)
     return value
   }
+  let chars = 0
   return unquoted(text).replace(
     /\$(?:\{([A-Za-z_]\w*)(?:(:?[-+])([^}]*))?\}|([A-Za-z_]\w*))/g,
-    (_, braced, operator, other, plain) => one(braced ?? plain, operator, other),
+    (_, braced, operator, other, plain) => {
+      const value = one(braced ?? plain, operator, other)
+      chars += value.length
+      if (chars > valueCharsMax) {
+        throw new PlatformError(
+          'unprocessable',
+          `an ARG or a FROM of the Dockerfile has more than ${valueCharsMax} characters once its variables are filled in`,
+        )
+      }
+      return value
+    },
   )
 }

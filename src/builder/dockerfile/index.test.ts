@@ -253,6 +253,20 @@ CMD ["made-here"]
     for (const name of ['share', 'include', 'libexec', 'hutch-host']) expect(names).not.toContain(name)
   })
 
+  check('what a step leaves running is not there for the next build', async (here) => {
+    const base = here.push('busy', { programs: ['sh', 'sleep', 'cat', 'ls'] })
+    const text = (after: string) =>
+      `FROM ${base}\nRUN (trap '' TERM HUP; while :; do sleep 1000; done) > /dev/null 2>&1 & echo begun\n${after}`
+    await here.dockerfile(text(''), {}, { name: 'daemon' })
+    const { log } = await here.dockerfile(
+      text('RUN for one in /proc/[0-9]*; do cat $one/cmdline 2>/dev/null; echo; done\n'),
+      {},
+      { name: 'daemon' },
+    )
+    expect(log[log.findIndex((line) => line.includes('echo begun')) + 1]).toBe('(from the cache)')
+    expect(log.some((line) => line.startsWith('sleep'))).toBe(false)
+  })
+
   check('a build that is called off ends at once, with its machine', async (here) => {
     const base = here.push('sleepy', { programs: ['sh', 'sleep'] })
     const stop = new AbortController()

@@ -28,6 +28,7 @@ import {
   type LocalBase,
   ToolOutput,
   toolDir,
+  toolDirs,
   toolEnv,
   toolFiles,
 } from './tool.ts'
@@ -136,7 +137,7 @@ export class DockerfileBuilds {
       signal,
     )
     try {
-      await machine.instance.guest.files.makeDirectory(`${toolDir}/tmp`, { parents: true })
+      for (const path of toolDirs) await machine.instance.guest.files.makeDirectory(path, { parents: true })
       await machine.write(toolFiles.map(([path, content]) => ({ path, data: Buffer.from(content) })))
       if (whole !== null) await bringBun(machine, signal)
       return { machine, bases: new Map(), host: whole?.digest ?? null }

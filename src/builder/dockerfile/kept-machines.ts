@@ -37,18 +37,28 @@ export class KeptMachines {
     if (!kept) return null
     this.#drop(key, kept)
     const { machine } = kept.bench
-    const works = () =>
-      machine
-        .output({ argv: ['true'], env: { PATH: '/usr/bin:/bin' }, workingDir: '/' }, signal)
-        .then(({ exitCode }) => exitCode === 0)
-        .catch(() => false)
+    const works = async () => {
+      try {
+        await machine.wake(signal)
+        const argv = ['/bin/true']
+        return (await machine.output({ argv, env: {}, workingDir: '/' }, signal)).exitCode === 0
+      } catch {
+        return false
+      }
+    }
     if ((host === null || host === kept.bench.host) && (await works())) return kept.bench
     await machine[Symbol.asyncDispose]()
     return null
   }
 
   async keep(key: string, bench: Workbench): Promise<void> {
-    if (this.#closed) return await bench.machine[Symbol.asyncDispose]()
+    const rests =
+      !this.#closed &&
+      (await bench.machine.rest().then(
+        () => true,
+        () => false,
+      ))
+    if (!rests || this.#closed) return await bench.machine[Symbol.asyncDispose]()
     const ending: Promise<void>[] = []
     const before = this.#kept.get(key)
     if (before) ending.push(this.#end(key, before))

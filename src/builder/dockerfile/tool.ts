@@ -21,6 +21,9 @@ export const baseDir = `${workDir}/base`
 export const builtDir = `${workDir}/built`
 const builtName = 'localhost/hutch-built:latest'
 
+/** Made before either runs; podman looks at control groups, of which a machine has none to show. */
+export const toolDirs: readonly string[] = [`${toolDir}/tmp`, '/sys/fs/cgroup']
+
 /** Files of the machine that both tools read. Images are never fetched from inside: those that are needed are put there. */
 export const toolFiles: readonly [path: string, content: string][] = [
   ['/etc/containers/policy.json', '{"default":[{"type":"insecureAcceptAnything"}]}\n'],
@@ -109,7 +112,8 @@ export function buildCommand(tool: DockerfileTool, options: BuildArguments): str
 
 /** Its layers as they are, each in a file named by its digest. */
 export function handOutCommand(tool: DockerfileTool): string[] {
-  return [tool, 'push', '--quiet', '--disable-compression', builtName, `dir:${builtDir}`]
+  const plain = tool === 'buildah' ? ['--disable-compression'] : []
+  return [tool, 'push', '--quiet', ...plain, builtName, `dir:${builtDir}`]
 }
 
 const stepLine = /^(?:\[(\d+)\/(\d+)\] )?STEP (\d+)\/(\d+): (.*)$/
