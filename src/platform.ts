@@ -284,6 +284,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
     ...{ store, instances, images: revisionImages, logs, clock, log },
     ...region,
     idleMs: config.scaleToZeroAfterSeconds > 0 ? config.scaleToZeroAfterSeconds * 1000 : null,
+    crashed: (run, message) => deployments.noteCrash(run, message),
     async probeStdio(...probed) {
       probes ??= new (await import('./deployments/stdio/index.ts')).StdioProbes({ clock, logs })
       await probes.probe(...probed)
@@ -337,7 +338,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
     build: { version, gitCommit: commit },
     mcp: createSandboxMcp({ version, log }),
   }
-  const plane = { deployments, exchanges: opened.use(new Exchanges({ clock, log })) }
+  const plane = { deployments, exchanges: opened.use(new Exchanges({ clock })) }
   const bridge = opened.use(new LazyMcpBridge({ clock, log }))
   const applications = new ApplicationGateway({ ...plane, domains: config.domains })
   const gateway = new PreviewGateway({ previews, sandboxes, domains: config.domains, api, log })

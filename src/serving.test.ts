@@ -121,7 +121,7 @@ describe.skipIf(why !== '')('an instance of what is deployed', () => {
       keys: number
       made: string
     }
-    expect(seen).toMatchObject({ keyless: 200, itself: 'served', keys: 403, made: 'served' })
+    expect(seen).toMatchObject({ keyless: 200, itself: 'served', keys: 403, made: 'agent:served' })
     expect(seen.other).not.toHaveProperty('authorization')
     expect(JSON.stringify(await (await ask('other/headers')).json())).not.toContain(
       client.platform.credentials.apiKey,
@@ -201,5 +201,11 @@ describe.skipIf(why !== '')('an instance of what is deployed', () => {
     })
     expect(failure.error.code).toBe('WORKLOAD_UNAVAILABLE')
     expect(failure.error.message).toMatch(/ended with exit code 4.*no such table: notes/s)
+    const noted = await eventually('the event', async () => {
+      const answer = await client.request('/v0/agents/broken')
+      const { events } = (await answer.json()) as { events: { type: string; message: string }[] }
+      return events.find(({ type }) => type === 'instance')
+    })
+    expect(noted.message).toMatch(/^Crashed 3 times in a row\. .*no such table: notes/s)
   })
 })

@@ -28,6 +28,8 @@ let program: (context: FakeProgramContext) => Promise<number> | number
 /** Programs that run, newest last. */
 let running: FakeProgramContext[] = []
 let starts = 0
+/** As its owner is told. */
+let crashes: string[] = []
 
 const serves = async (context: FakeProgramContext) => {
   context.serve(port, () => Response.json(context.env))
@@ -57,6 +59,7 @@ function openFleet(): void {
     log: silentLogger,
     idleMs,
     region: 'eu-test-1',
+    crashed: (run, message) => void crashes.push(`${run.name} ${message}`),
   })
 }
 
@@ -96,6 +99,7 @@ beforeEach(async () => {
   program = serves
   running = []
   starts = 0
+  crashes = []
   runtime = fakeRuntime({
     clock,
     programs: {
@@ -337,6 +341,8 @@ test('a revision that crashes over and over backs off, says why, and is not star
     await passing(new Promise((resolve) => setTimeout(resolve, 5)))
   }
   expect(starts).toBeLessThan(12)
+  expect(crashes.length).toBeLessThan(4)
+  expect(crashes[0]).toMatch(/^hello Crashed 3 times in a row\. .*exit code 3.*cannot work/s)
   program = serves
   using lease = await acquire()
   expect(await ask(lease)).toMatchObject({ BL_NAME: 'hello' })

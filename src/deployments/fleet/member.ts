@@ -38,6 +38,8 @@ export interface MemberHost {
   readonly clock: Clock
   readonly log: Logger
   readonly region?: string | undefined
+  /** Told, now and then, of a revision that crashes over and over. */
+  crashed?(run: RevisionRun, message: string): void
   /** Says whether a program that speaks over its standard streams can be used; absent: it is not asked. @throws unprocessable */
   probeStdio?(
     run: RevisionRun,

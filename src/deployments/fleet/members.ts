@@ -23,6 +23,8 @@ const backoffMsMax = 60_000
 const backoffWaitMs = 2_000
 /** An instance that held so long was no crash at its start. */
 const heldMs = 60_000
+/** In a row, until the deployment's owner is told. */
+const crashesTold = 3
 /** Starts that nobody asked for, after crashes: then the next request makes one. */
 const unaskedStartsMax = 5
 /** Requests under way at a revision that serves no more; as long as one may take. */
@@ -357,6 +359,10 @@ export class RevisionMembers {
     this.#lastError = PlatformError.is(error)
       ? error
       : new PlatformError('unprocessable', `${titleOf(this.run)} could not be started`, { cause: error })
+    if (isWorthTelling(this.#crashes)) {
+      const message = `Crashed ${this.#crashes} times in a row. ${this.#lastError.message}`
+      this.#host.crashed?.(this.run, message)
+    }
     const waitMs = Math.min(backoffMsMin * 2 ** (this.#crashes - 1), backoffMsMax)
     this.#startAt = this.#host.clock.monotonic() + waitMs
   }
@@ -469,6 +475,12 @@ export class RevisionMembers {
     )
     await Promise.all([...this.#members].map((member) => this.#end(member)))
   }
+}
+
+/** Ever more seldom: 3, 6, 12, 24 ... in a row. */
+function isWorthTelling(crashes: number): boolean {
+  const doublings = Math.log2(crashes / crashesTold)
+  return doublings >= 0 && Number.isInteger(doublings)
 }
 
 async function abortable<Result>(work: Promise<Result>, signal: AbortSignal | undefined): Promise<Result> {

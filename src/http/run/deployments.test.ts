@@ -13,7 +13,7 @@ import { type FunctionPlane, functionRunRoutes } from './functions.ts'
 
 const port = 3000
 const clock = new FakeClock()
-const exchanges = new Exchanges({ clock, log: { debug() {}, info() {}, warn() {}, error() {} } })
+const exchanges = new Exchanges({ clock })
 let platform: TestPlatform
 let server: HttpServer
 let program: Bun.Server<string>

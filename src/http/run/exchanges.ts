@@ -1,7 +1,5 @@
 import { PlatformError } from '../../errors.ts'
 import type { Clock } from '../../lib/clock.ts'
-import { Lingering } from '../../lib/lingering.ts'
-import type { Logger } from '../../lib/log.ts'
 
 /** Without a byte in either direction a request is given up. */
 const silenceMsMax = 100_000
@@ -11,77 +9,93 @@ const exchangeMsMax = 15 * 60_000
  * From then on a client that leaves is noticed before the answer begins. To look for that at once would cost a request that
  * is answered soon more than all else of the gateway.
  */
-const unwatchedMs = 100
+const lookEveryMs = 100
 export const requestBytesMax = 128 * 1024 * 1024
 const responseBytesMax = 1024 * 1024 * 1024
 
+const silenceMessage =
+  `No data came for ${silenceMsMax / 1000} seconds, after which the synchronous endpoint closes the connection: ` +
+  'stream the answer, or run what takes long as a job'
+const longMessage = `The request took ${exchangeMsMax / 60_000} minutes, the most that one may take`
+
 /** How long requests to something deployed may take, be silent and be large. */
 export class Exchanges implements Disposable {
-  readonly #silent: Lingering<Exchange>
-  readonly #long: Lingering<Exchange>
-  readonly #unwatched: Lingering<Exchange>
+  readonly #active = new Set<Exchange>()
+  readonly #clock: Clock
+  readonly #closing = new AbortController()
+  #looking = false
 
-  constructor({ clock, log }: { clock: Clock; log: Logger }) {
-    const after = (afterMs: number, message: string) =>
-      new Lingering<Exchange>({
-        afterMs,
-        clock,
-        log,
-        due: (exchange) => exchange.cut(new PlatformError('gateway_timeout', message)),
-      })
-    this.#unwatched = new Lingering({ afterMs: unwatchedMs, clock, log, due: (exchange) => exchange.watch() })
-    this.#silent = after(
-      silenceMsMax,
-      `No data came for ${silenceMsMax / 1000} seconds, after which the synchronous endpoint closes the connection: ` +
-        'stream the answer, or run what takes long as a job',
-    )
-    this.#long = after(
-      exchangeMsMax,
-      `The request took ${exchangeMsMax / 60_000} minutes, the most that one may take`,
-    )
+  constructor({ clock }: { clock: Clock }) {
+    this.#clock = clock
   }
 
   /** One that begins now. `timed`: it may not be silent, or take, too long. */
   begin(request: Request, { timed }: { timed: boolean }): Exchange {
-    const [silent, long] = timed ? [this.#silent, this.#long] : [null, null]
-    return new Exchange(request, { silent, long, unwatched: this.#unwatched })
+    const exchange = new Exchange(request, { timed, clock: this.#clock, active: this.#active })
+    this.#active.add(exchange)
+    if (!this.#looking) void this.#look()
+    return exchange
+  }
+
+  /** One timer for all of them, while there is any. */
+  async #look(): Promise<void> {
+    this.#looking = true
+    const { signal } = this.#closing
+    while (this.#active.size > 0 && !signal.aborted) {
+      await this.#clock.sleep(lookEveryMs, signal).catch(() => {})
+      const now = this.#clock.monotonic()
+      for (const exchange of this.#active) exchange.look(now)
+    }
+    this.#looking = false
   }
 
   [Symbol.dispose](): void {
-    this.#silent[Symbol.dispose]()
-    this.#long[Symbol.dispose]()
-    this.#unwatched[Symbol.dispose]()
+    this.#closing.abort()
   }
 }
 
 /** One request and its answer. */
 export class Exchange {
-  readonly #silent: Lingering<Exchange> | null
-  readonly #long: Lingering<Exchange> | null
-  readonly #unwatched: Lingering<Exchange>
-  readonly #cut = new AbortController()
   readonly #request: Request
+  readonly #timed: boolean
+  readonly #clock: Clock
+  readonly #active: Set<Exchange>
+  readonly #beganAt: number
+  readonly #cut = new AbortController()
+  #spokeAt: number
   #client: AbortSignal | null = null
   #connection: { touch(): void } | null = null
   #sentBytes = 0
   #answeredBytes = 0
   #over = false
 
-  constructor(
-    request: Request,
-    times: {
-      silent: Lingering<Exchange> | null
-      long: Lingering<Exchange> | null
-      unwatched: Lingering<Exchange>
-    },
-  ) {
-    this.#silent = times.silent
-    this.#long = times.long
-    this.#unwatched = times.unwatched
+  constructor(request: Request, options: { timed: boolean; clock: Clock; active: Set<Exchange> }) {
     this.#request = request
-    this.#silent?.add(this)
-    this.#long?.add(this)
-    this.#unwatched.add(this)
+    this.#timed = options.timed
+    this.#clock = options.clock
+    this.#active = options.active
+    this.#beganAt = options.clock.monotonic()
+    this.#spokeAt = this.#beganAt
+  }
+
+  /** Called now and then while it lasts. */
+  look(now: number): void {
+    if (this.#client === null) this.#watch()
+    if (!this.#timed) return
+    if (now - this.#spokeAt >= silenceMsMax) this.cut(new PlatformError('gateway_timeout', silenceMessage))
+    else if (now - this.#beganAt >= exchangeMsMax) this.cut(new PlatformError('gateway_timeout', longMessage))
+  }
+
+  /** It takes its time: a client that left, or leaves, ends it. */
+  #watch(): void {
+    this.#client = this.#request.signal
+    if (this.#client.aborted) this.handleEvent()
+    else this.#client.addEventListener('abort', this, { once: true })
+  }
+
+  /** The client left. */
+  handleEvent(): void {
+    this.#cut.abort(this.#client?.reason)
   }
 
   /** Aborted when the client left, or it is cut. */
@@ -94,15 +108,6 @@ export class Exchange {
     const { reason } = this.#cut.signal
     return PlatformError.is(reason) ? reason : null
   }
-
-  /** It takes its time: a client that left, or leaves, ends it. */
-  watch(): void {
-    this.#client = this.#request.signal
-    if (this.#client.aborted) this.#onLeave()
-    else this.#client.addEventListener('abort', this.#onLeave, { once: true })
-  }
-
-  readonly #onLeave = () => this.#cut.abort(this.#client?.reason)
 
   cut(failure: PlatformError): void {
     this.end()
@@ -117,7 +122,7 @@ export class Exchange {
   /** Bytes of the request. @throws body_too_large */
   sent(bytes: number): void {
     if (this.#over) return
-    this.#silent?.add(this)
+    this.#spokeAt = this.#clock.monotonic()
     this.#sentBytes += bytes
     if (this.#sentBytes <= requestBytesMax) return
     const failure = tooLarge()
@@ -129,7 +134,7 @@ export class Exchange {
   answered(bytes: number): void {
     if (this.#over) return
     this.#connection?.touch()
-    this.#silent?.add(this)
+    this.#spokeAt = this.#clock.monotonic()
     this.#answeredBytes += bytes
     if (this.#answeredBytes <= responseBytesMax) return
     this.cut(
@@ -143,10 +148,8 @@ export class Exchange {
   /** It is over, whatever became of it. Idempotent. */
   end(): void {
     this.#over = true
-    this.#silent?.delete(this)
-    this.#long?.delete(this)
-    this.#unwatched.delete(this)
-    this.#client?.removeEventListener('abort', this.#onLeave)
+    this.#active.delete(this)
+    this.#client?.removeEventListener('abort', this)
   }
 }
 

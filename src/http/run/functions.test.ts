@@ -12,7 +12,7 @@ import { type FunctionPlane, functionRunRoutes } from './functions.ts'
 /** Sessions of functions and the instances they are in, over programs that only say what they were sent. */
 
 const clock = new FakeClock()
-const exchanges = new Exchanges({ clock, log: silentLogger })
+const exchanges = new Exchanges({ clock })
 const instanceIds = ['instance0001', 'instance0002']
 let platform: TestPlatform
 let server: HttpServer
