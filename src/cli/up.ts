@@ -237,6 +237,7 @@ function nextSteps(at: string, keepInstances: boolean): void {
     [`eval "${spelled(`$(hutch env${at})`)}"`, 'point any client of the cloud here'],
     [spelled(`hutch sandbox create box${at}`), 'a first sandbox'],
     [spelled(`hutch sandbox exec box${at} -- uname -a`), 'a first command in it'],
+    [`${spelled('hutch new agent hello')} && cd hello && ${spelled(`hutch deploy${at}`)}`, 'a first agent'],
   ]
   const width = Math.max(...steps.map(([line]) => line.length))
   note(
