@@ -1,16 +1,19 @@
 import { Client, ClientError } from '../client/index.ts'
 import { readCredentials, readRunningPlatform } from '../data-directory.ts'
 import { command, sameTarget } from './command.ts'
-import { dataDirFor } from './connection.ts'
+import { type Connection, connectionFor, sourceOf } from './connection.ts'
 import { age, note, paint, print, printJson } from './output.ts'
 import { spelled } from './shell.ts'
 
 export const status = command({
   name: 'status',
-  summary: 'Says whether a platform runs on the data directory, and what it holds. Exits 1 when none does.',
+  summary:
+    'Says whether the platform that commands speak to runs, and what it holds. Exits 1 when it does not.',
   flags: { 'data-dir': { kind: 'text', value: 'DIR', about: 'data directory to look at' } },
   async run({ flags }) {
-    const dataDir = dataDirFor(flags['data-dir'])
+    const source = sourceOf(flags)
+    if (source.kind !== 'data-dir') return await elsewhere(connectionFor(flags), flags)
+    const { dataDir } = source
     const running = readRunningPlatform(dataDir)
     if (!running) {
       if (flags.json) printJson({ running: false, dataDir })
@@ -48,13 +51,33 @@ export const status = command({
     }
     print(`data       ${dataDir}`)
     if (credentials) print(`workspace  ${credentials.workspace}`)
-    if (sandboxes) {
-      const parts = Object.entries(sandboxes).map(([name, count]) => `${count} ${name.toLowerCase()}`)
-      print(`sandboxes  ${parts.join(', ') || 'none'}`)
-    }
+    if (sandboxes) printCounts(sandboxes)
     return health.ready ? 0 : 1
   },
 })
+
+/** Of a platform that variables or a login name: what can be seen from here. */
+async function elsewhere(connection: Connection, flags: { json?: boolean }): Promise<number> {
+  const client = new Client(connection)
+  const url = new URL(connection.apiUrl).origin
+  const health = await client.health().catch(() => ({ alive: false, ready: false }))
+  const sandboxes = health.alive ? await countSandboxes(client) : null
+  const state = health.ready ? 'ready' : health.alive ? 'starting' : 'not answering'
+  if (flags.json) printJson({ running: health.alive, state, url, workspace: connection.workspace, sandboxes })
+  else {
+    print(`${paint(health.ready ? 'green' : 'yellow', state)}  ${url}`)
+    print(
+      `workspace  ${connection.workspace}${health.alive && sandboxes === null ? ', which the key does not reach' : ''}`,
+    )
+    if (sandboxes) printCounts(sandboxes)
+  }
+  return health.ready ? 0 : 1
+}
+
+function printCounts(sandboxes: Record<string, number>): void {
+  const parts = Object.entries(sandboxes).map(([name, count]) => `${count} ${name.toLowerCase()}`)
+  print(`sandboxes  ${parts.join(', ') || 'none'}`)
+}
 
 /** How many sandboxes of each status the first workspace holds; null when its key is not accepted any more. */
 async function countSandboxes(client: Client): Promise<Record<string, number> | null> {
