@@ -177,6 +177,49 @@ describe.skipIf(why !== '')('dependencies', () => {
   })
 
   test.skipIf(npm !== '')(
+    'with a loader of TypeScript are needed no longer to start it, where a bundle is the same',
+    async () => {
+      // Stands for the real one, which takes the internet: it makes one file of one file.
+      const esbuild = `const { readFileSync } = require('fs')
+exports.build = async ({ absWorkingDir, entryPoints: [entry], outfile }) => {
+  const text = readFileSync(absWorkingDir + '/' + entry, 'utf8').replaceAll(': string', '')
+  const imports = [...text.matchAll(/from "([^"]+)"/g)].map(([, path]) => ({ path, external: true }))
+  const outputFiles = [{ path: outfile, text, contents: Buffer.from(text) }]
+  return { warnings: [], outputFiles, metafile: { inputs: { [entry]: {} }, outputs: { [outfile]: { imports } } } }
+}`
+      registries.publish('esbuild', { version: '1.0.0', files: { 'index.js': esbuild } })
+      registries.publish('tsx', { version: '1.0.0', manifest: { dependencies: { esbuild: '1.0.0' } } })
+      const build = (source: string) =>
+        site.build([
+          {
+            path: 'package.json',
+            content: JSON.stringify({
+              type: 'module',
+              scripts: { start: 'tsx src/index.ts --loud' },
+              dependencies: { tsx: '1.0.0', greeting: '1.0.0' },
+            }),
+          },
+          { path: 'src/index.ts', content: source },
+        ])
+      const source = 'import text from "greeting";\nconst said: string = text\nconsole.log(said)'
+      const { image } = await build(source)
+      using resolved = await site.images.resolve('main', image)
+      expect(resolved.entrypoint).toEqual(['node', '--enable-source-maps', 'src/index.bundle.mjs', '--loud'])
+      expect(await site.inside(image, 'node src/index.bundle.mjs')).toBe('hello\n')
+      for (const [other, reason] of [
+        [`${source}\nconsole.log(import.meta.url)`, 'src/index.ts has import.meta'],
+        [source.replace('text from', '{ absent as text } from'), 'greeting has no absent for node'],
+        ['import text from "@/paths"', '@/paths is no package here'],
+      ] as const) {
+        const { image, log } = await build(other)
+        expect(log).toContain(`It is started from its sources: ${reason}`)
+        using asItWas = await site.images.resolve('main', image)
+        expect(asItWas.entrypoint).toEqual(['tsx', 'src/index.ts', '--loud'])
+      }
+    },
+  )
+
+  test.skipIf(npm !== '')(
     'that are not to be had say so, with the last lines of who looked for them',
     async () => {
       const wrong = { ...manifest, dependencies: { 'no-such-package': '1.0.0' } }
