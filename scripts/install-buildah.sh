@@ -12,9 +12,15 @@ if [ "$(id -u)" -ne 0 ] || ! command -v apt-get >/dev/null 2>&1; then
   exit 0
 fi
 export DEBIAN_FRONTEND=noninteractive
+# Seconds; a mirror that does not answer holds nobody up for long.
+limit='-o Acquire::http::Timeout=30 -o Acquire::https::Timeout=30 -o Acquire::Retries=1'
+install() {
+  # shellcheck disable=SC2086
+  timeout 300 apt-get install -y -q --no-install-recommends $limit buildah >/dev/null 2>&1
+}
 # What is known of packages may be old, or nothing at all.
-if apt-get install -y -q --no-install-recommends buildah >/dev/null 2>&1 ||
-  { apt-get update -q >/dev/null 2>&1 && apt-get install -y -q --no-install-recommends buildah >/dev/null 2>&1; }; then
+# shellcheck disable=SC2086
+if install || { timeout 300 apt-get update -q $limit >/dev/null 2>&1 && install; }; then
   buildah --version
 else
   echo 'buildah is not installed: apt-get cannot get it' >&2
