@@ -1,11 +1,6 @@
 /** What clients that poll a deployment are told of how far it is. */
+import { buildingShownMs } from '../builds/index.ts'
 import { type DeploymentBody, type DeploymentStatus, isUnderWay, type Revision } from './record.ts'
-
-/**
- * A client that uploaded looks every few seconds and believes a deployment only after it saw it being built; a build that
- * takes less is told of for this long. Nothing else waits for it: traffic moves at once, and events have their true times.
- */
-const buildingShownMs = 9_000
 
 export function statusOf(body: DeploymentBody, nowMs: number): DeploymentStatus {
   if (body.state === 'deleting') return 'DELETING'

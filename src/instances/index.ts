@@ -3,6 +3,7 @@
  * that an instance lives; this folder sees to it that it does, over crashes of the platform and of the instance.
  */
 import { PlatformError } from '../errors.ts'
+import { abortable } from '../lib/abortable.ts'
 import { Background } from '../lib/background.ts'
 import type { Clock } from '../lib/clock.ts'
 import type { Logger } from '../lib/log.ts'
@@ -315,14 +316,4 @@ export class Instances {
     const stopped = this.#table.every().filter(({ state }) => state !== 'ending')
     return stopped.map(({ owner, id, activity }) => ({ owner, id, lastUsedAt: activity.lastUsedAt }))
   }
-}
-
-async function abortable<Result>(work: Promise<Result>, signal: AbortSignal | undefined): Promise<Result> {
-  if (!signal) return await work
-  signal.throwIfAborted()
-  return await new Promise<Result>((resolve, reject) => {
-    const onAbort = () => reject(signal.reason)
-    signal.addEventListener('abort', onAbort, { once: true })
-    work.then(resolve, reject).finally(() => signal.removeEventListener('abort', onAbort))
-  })
 }

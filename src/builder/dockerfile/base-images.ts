@@ -81,7 +81,11 @@ export class BaseImages {
     { dockerConfig, signal }: { dockerConfig: string | null; signal: AbortSignal },
   ): Promise<BaseImage> {
     const { dir, images } = this.#options
-    this.#prepared ??= this.#prepare()
+    this.#prepared ??= this.#prepare().catch((error) => {
+      // Of a full disk, perhaps: the next one tries again.
+      this.#prepared = null
+      throw error
+    })
     await this.#prepared
     const scratch = await mkdtemp(join(dir, scratchMark))
     const holds: Disposable[] = []

@@ -263,6 +263,7 @@ export class Member {
   async #destroy(): Promise<void> {
     this.#ending = true
     this.state = 'leaving'
+    this.#leaving.abort(new PlatformError('workload_unavailable', 'the instance is gone'))
     this.#letGo()
     const { instances, store, log } = this.#host
     const id = this.#instanceId

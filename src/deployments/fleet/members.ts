@@ -1,4 +1,5 @@
 import { PlatformError } from '../../errors.ts'
+import { abortable } from '../../lib/abortable.ts'
 import type { Lingering } from '../../lib/lingering.ts'
 import { Member, type MemberHost } from './member.ts'
 import {
@@ -481,17 +482,4 @@ export class RevisionMembers {
 function isWorthTelling(crashes: number): boolean {
   const doublings = Math.log2(crashes / crashesTold)
   return doublings >= 0 && Number.isInteger(doublings)
-}
-
-async function abortable<Result>(work: Promise<Result>, signal: AbortSignal | undefined): Promise<Result> {
-  if (!signal) return await work
-  signal.throwIfAborted()
-  const { promise, reject } = Promise.withResolvers<never>()
-  const onAbort = () => reject(signal.reason)
-  signal.addEventListener('abort', onAbort, { once: true })
-  try {
-    return await Promise.race([work, promise])
-  } finally {
-    signal.removeEventListener('abort', onAbort)
-  }
 }
