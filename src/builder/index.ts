@@ -5,6 +5,7 @@ import type { Images } from '../images/index.ts'
 import type { Instances } from '../instances/index.ts'
 import type { Clock } from '../lib/clock.ts'
 import { parseDotenv } from '../lib/dotenv.ts'
+import { formatDuration } from '../lib/duration.ts'
 import type { Logger } from '../lib/log.ts'
 import { emptyProjectSettings, type ProjectSettings, parseProjectSettings } from '../lib/project-settings.ts'
 import type { InstallationSettings } from '../network/index.ts'
@@ -41,9 +42,6 @@ export interface BuilderOptions {
   }
   clock: Clock
   log: Logger
-  /** Of dependency layers that are kept. */
-  cacheBytesMax?: number
-  buildMsMax?: number
 }
 
 export class Builder {
@@ -55,11 +53,8 @@ export class Builder {
 
   constructor(options: BuilderOptions) {
     this.#options = options
-    const { store, images, clock, log, cacheBytesMax } = options
-    this.#dependencies = new DependencyLayers({
-      ...{ store, images: images.built, clock, log },
-      ...(cacheBytesMax === undefined ? {} : { bytesMax: cacheBytesMax }),
-    })
+    const { store, images, clock, log } = options
+    this.#dependencies = new DependencyLayers({ store, images: images.built, clock, log })
     this.#machines = new BuildMachines(options)
   }
 
@@ -88,8 +83,7 @@ export class Builder {
   async build(request: BuildRequest): Promise<BuildResult> {
     // Only who builds needs what reads archives.
     const [{ survey }, { Steps, secretsOf }] = await Promise.all([import('./tree.ts'), import('./steps.ts')])
-    const limit = this.#options.buildMsMax ?? buildMsMax
-    const late = AbortSignal.timeout(limit)
+    const late = AbortSignal.timeout(buildMsMax)
     const signal = AbortSignal.any([request.signal, late])
     let steps = new Steps({ onLine: request.onLine, secrets: request.redact ?? [] })
     try {
@@ -109,7 +103,7 @@ export class Builder {
       return { ...(await this.#run(job)), settings }
     } catch (error) {
       if (late.aborted && !request.signal.aborted)
-        throw steps.failed(`not done after ${limit / 60_000} minutes`)
+        throw steps.failed(`not done after ${formatDuration(buildMsMax)}`)
       throw error
     }
   }

@@ -124,13 +124,13 @@ CMD ["cat", "/app/said.txt"]
     'a failed step is named with its code and last lines, and those before it are not done again',
     async (here) => {
       const base = here.push('base')
-      const text = `FROM ${base}\nRUN echo first > /first\nRUN echo "so far" && cat /nothing\nRUN echo never\n`
+      const text = `FROM ${base}\nRUN echo first > /first\nRUN echo "Error: so far" && cat /nothing 2>&1\nRUN echo never\n`
       const failed = await here.dockerfile(text, {}, { name: 'fails' }).then(
         () => '',
         (error: Error) => error.message,
       )
       expect(failed).toBe(
-        'the build failed at "3/4 RUN echo "so far" && cat /nothing": exit code 1\nso far\ncat: /nothing: No such file or directory',
+        'the build failed at "3/4 RUN echo "Error: so far" && cat /nothing 2>&1": exit code 1\nError: so far\ncat: /nothing: No such file or directory',
       )
       const mended = text.replace(' && cat /nothing', '')
       const { image, log } = await here.dockerfile(mended, {}, { name: 'fails' })
@@ -184,7 +184,7 @@ RUN cat /proc/net/dev
       { name: 'hostile' },
     )
     for (const said of ['no mount', 'no namespace', 'no device', 'no root', 'still here'])
-      expect(log).toContain(said)
+      expect(log.join('\n')).toContain(said)
     const text = log.join('\n')
     // Of a range of ids of its own: root in it is nobody on the host.
     expect(Number(/^\s*0\s+(\d+)\s+65536$/m.exec(text)?.[1])).toBeGreaterThan(0)

@@ -193,11 +193,11 @@ export class DockerfileBuilds {
         argv: buildCommand(tool, { buildArgs: buildEnv, bases, env: carried.env }),
         env: toolEnv(carried.proxies),
         workingDir: '/',
-        onLine: (line, stream) => output.line(line, stream),
+        onLine: (line) => output.line(line),
       },
       signal,
     )
-    if (exit.exitCode === 0) return
+    if (exit.exitCode === 0) return output.succeeded()
     const how = output.failure(exit)
     const isKilled = exit.signal === killed || how === `exit code ${killedExitCode}`
     let hint = ''
@@ -221,7 +221,7 @@ export class DockerfileBuilds {
         argv: handOutCommand(tool),
         env: toolEnv({}),
         workingDir: '/',
-        onLine: (line, stream) => output.line(line, stream),
+        onLine: (line) => output.line(line),
       },
       signal,
     )

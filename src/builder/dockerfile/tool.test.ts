@@ -2,27 +2,27 @@ import { expect, test } from 'bun:test'
 import { Steps } from '../steps.ts'
 import { buildCommand, carriedSettings, ToolOutput } from './tool.ts'
 
-function said(lines: [line: string, stream: 'stdout' | 'stderr'][]) {
+function said(...lines: string[]) {
   const log: string[] = []
   const steps = new Steps({ onLine: (line) => log.push(line), secrets: [] })
   const bases = [{ written: '$BASE', text: 'python:3', local: 'localhost/hutch-base-0:latest' }]
   const output = new ToolOutput(steps, bases)
-  for (const [line, stream] of lines) output.line(line, stream)
+  for (const line of lines) output.line(line)
   return { log, output }
 }
 
 test('lines of a tool become steps and what they say, with images named as in the file', () => {
-  const { log } = said([
-    ['[1/2] STEP 1/2: FROM localhost/hutch-base-0:latest AS one', 'stdout'],
-    ['--> 1fa60b42be0', 'stdout'],
-    ['[1/2] STEP 2/2: RUN make', 'stdout'],
-    ['--> Using cache 5d1cf45549ac892fc888e0033b8f0a5d2d6e9856a9270881449569a3b69be611', 'stdout'],
-    [`[2/2] STEP 1/1: FROM ${'a'.repeat(64)} AS two`, 'stdout'],
-    ['made', 'stdout'],
-    ['[2/2] COMMIT localhost/hutch-built:latest', 'stdout'],
-    ['Successfully tagged localhost/hutch-built:latest', 'stdout'],
-    ['b'.repeat(64), 'stdout'],
-  ])
+  const { log } = said(
+    '[1/2] STEP 1/2: FROM localhost/hutch-base-0:latest AS one',
+    '--> 1fa60b42be0',
+    '[1/2] STEP 2/2: RUN make',
+    '--> Using cache 5d1cf45549ac892fc888e0033b8f0a5d2d6e9856a9270881449569a3b69be611',
+    `[2/2] STEP 1/1: FROM ${'a'.repeat(64)} AS two`,
+    'made',
+    '[2/2] COMMIT localhost/hutch-built:latest',
+    'Successfully tagged localhost/hutch-built:latest',
+    'b'.repeat(64),
+  )
   expect(log).toEqual([
     '==> stage 1/2 1/2 FROM python:3 AS one',
     '==> stage 1/2 2/2 RUN make',
@@ -34,7 +34,7 @@ test('lines of a tool become steps and what they say, with images named as in th
 
 test('how a build failed is told in the words of people', () => {
   const exit = { exitCode: 125, signal: null }
-  const failure = (line: string) => said([[line, 'stderr']]).output.failure(exit)
+  const failure = (line: string) => said(line).output.failure(exit)
   expect(failure('Error: building at STEP "RUN x": while running runtime: exit status 7')).toBe('exit code 7')
   expect(
     failure('Error: error building at STEP "RUN "a": b": error while running runtime: exit status 2'),
@@ -45,10 +45,13 @@ test('how a build failed is told in the words of people', () => {
   expect(failure('Error: creating build container: localhost/hutch-base-0:latest: image not known')).toBe(
     'creating build container: python:3: image not known',
   )
-  expect(said([]).output.failure({ exitCode: null, signal: 9 })).toBe('it was ended by signal 9')
+  expect(said().output.failure({ exitCode: null, signal: 9 })).toBe('it was ended by signal 9')
   // Programs may say the same on their own account.
-  expect(said([['Error: of a program', 'stdout']]).log).toEqual(['Error: of a program'])
-  expect(said([['cp: write error: No space left on device', 'stderr']]).output.fullDisk).toBe(true)
+  expect(said('Error: of a program', 'which goes on').log).toEqual(['Error: of a program', 'which goes on'])
+  const last = said('Error: of the last program', 'Successfully tagged localhost/hutch-built:latest')
+  last.output.succeeded()
+  expect(last.log).toEqual(['Error: of the last program'])
+  expect(said('cp: write error: No space left on device').output.fullDisk).toBe(true)
 })
 
 test('settings of the host are handed on as far as a base image can have a use for them', () => {

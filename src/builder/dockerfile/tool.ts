@@ -98,9 +98,13 @@ export interface BuildArguments extends Pick<Carried, 'env'> {
   bases: readonly LocalBase[]
 }
 
+/** What the tool says and what it runs says come by one pipe: by two, which was first would be a matter of luck. */
+const inOrder = ['/bin/sh', '-c', 'exec "$@" 2>&1', 'sh']
+
 export function buildCommand(tool: DockerfileTool, options: BuildArguments): string[] {
   const { buildArgs, env, bases } = options
   return [
+    ...inOrder,
     ...[tool, 'build', '--isolation', 'chroot', '--layers', '--format', 'oci'],
     tool === 'podman' ? '--pull=never' : '--pull-never',
     ...Object.entries(buildArgs).flatMap(([name, value]) => ['--build-arg', `${name}=${value}`]),
@@ -113,7 +117,7 @@ export function buildCommand(tool: DockerfileTool, options: BuildArguments): str
 /** Its layers as they are, each in a file named by its digest. */
 export function handOutCommand(tool: DockerfileTool): string[] {
   const plain = tool === 'buildah' ? ['--disable-compression'] : []
-  return [tool, 'push', '--quiet', ...plain, builtName, `dir:${builtDir}`]
+  return [...inOrder, tool, 'push', '--quiet', ...plain, builtName, `dir:${builtDir}`]
 }
 
 const stepLine = /^(?:\[(\d+)\/(\d+)\] )?STEP (\d+)\/(\d+): (.*)$/
@@ -136,7 +140,8 @@ const fullDiskLine = /no space left on device|disk quota exceeded/i
 export class ToolOutput {
   readonly #steps: Steps
   readonly #bases: readonly LocalBase[]
-  #failure = ''
+  /** The last line, where it may be why the tool failed: what follows it is of a program that went on. */
+  #held: { line: string; failure: string } | null = null
   fullDisk = false
 
   constructor(steps: Steps, bases: readonly LocalBase[] = []) {
@@ -144,8 +149,10 @@ export class ToolOutput {
     this.#bases = bases
   }
 
-  line(line: string, stream: 'stdout' | 'stderr'): void {
+  line(line: string): void {
     if (fullDiskLine.test(line)) this.fullDisk = true
+    if (silentLines.some((pattern) => pattern.test(line))) return
+    this.succeeded()
     const step = stepLine.exec(line)
     if (step) {
       const [, stage, stages, at, of, instruction = ''] = step
@@ -157,13 +164,15 @@ export class ToolOutput {
       this.#steps.line('(from the cache)', 'stdout')
       return
     }
-    if (silentLines.some((pattern) => pattern.test(line))) return
     const failure = failureLine.exec(line) ?? otherFailureLine.exec(line)
-    if (failure && stream === 'stderr') {
-      this.#failure = this.#named(failure[1] ?? '')
-      return
-    }
-    this.#steps.line(line, stream)
+    if (failure) this.#held = { line, failure: this.#named(failure[1] ?? '') }
+    else this.#steps.line(line, 'stdout')
+  }
+
+  /** What looked like a failure was said by a program that went on. */
+  succeeded(): void {
+    if (this.#held !== null) this.#steps.line(this.#held.line, 'stdout')
+    this.#held = null
   }
 
   /** As the Dockerfile names its images. */
@@ -175,9 +184,10 @@ export class ToolOutput {
 
   /** How it ended, for people. */
   failure(exit: { exitCode: number | null; signal: number | null }): string {
-    const status = /exit status (\d+)$/.exec(this.#failure)?.[1]
+    const failure = this.#held?.failure ?? ''
+    const status = /exit status (\d+)$/.exec(failure)?.[1]
     if (status !== undefined) return `exit code ${status}`
-    if (this.#failure !== '') return this.#failure
+    if (failure !== '') return failure
     return exit.signal === null ? `exit code ${exit.exitCode}` : `it was ended by signal ${exit.signal}`
   }
 }
