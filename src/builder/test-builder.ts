@@ -3,6 +3,7 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { buildHelper } from '../../scripts/build-helper.ts'
+import { configDefaults } from '../config.ts'
 import { HelperLayers } from '../guest/index.ts'
 import { HostImage, Images } from '../images/index.ts'
 import { type TestEntry, tar } from '../images/test-image.ts'
@@ -66,7 +67,7 @@ export async function openTestBuilder(
   )
   const layers = new HelperLayers(helperPath)
   const host = new HostImage({
-    imageDir: join(tmpdir(), 'hutch-builder-host-image'),
+    imageDir: configDefaults(dir).imageDir,
     dataDir: dir,
     source: 'live',
     usrLocal: false,
