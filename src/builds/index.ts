@@ -11,21 +11,26 @@ import type { Logger } from '../lib/log.ts'
 import type { SecretBox } from '../lib/secret-box.ts'
 import { Semaphore } from '../lib/semaphore.ts'
 import type { BatchStep, Store } from '../spec/store.ts'
-import type { LogKind, Logs } from '../telemetry/index.ts'
+import type { Logs } from '../telemetry/index.ts'
 import { Archives } from './archives.ts'
+import type { BuildHandlers } from './handlers.ts'
 import {
-  archiveTypes,
   type BuildBody,
   type BuildOwner,
   type BuildView,
   buildView,
+  fullKey,
+  imageTypeOf,
   isOver,
+  logKindOf,
   ownerKey,
   type StoredBuild,
 } from './record.ts'
 import { BuildRecords, keyOf } from './records.ts'
+import { archiveTypeOf, CalledOff, over, used } from './refusals.ts'
 import { BuildTurns } from './turns.ts'
 
+export type { BuildHandlers } from './handlers.ts'
 export { ImageBuilds } from './image-builds.ts'
 export type { BuildOwner, BuildView } from './record.ts'
 
@@ -48,21 +53,6 @@ const attemptsMax = 3
 /** Of one owner, of those that are over. */
 const buildsKeptMax = 5
 
-/**
- * Called for one build after the other: `building`, then `built` or `failed`. Each may be called again after a crash, and is awaited:
- * the build counts as over once it resolved. They may call `begin` and `cancel`, and nothing waits for them that these wait for.
- */
-export interface BuildHandlers {
-  /** The archive is here, and the build waits for its turn. */
-  building(build: BuildView): Promise<void>
-  /** What it throws is how the build failed. */
-  built(build: BuildView, result: BuildResult): Promise<void>
-  /** Also when nothing was uploaded in time, and when a newer build of the owner took its place. */
-  failed(build: BuildView, message: string): Promise<void>
-  /** Values that must not be in the build's log. */
-  redact?(build: BuildView): Promise<string[]>
-}
-
 export interface BuildsOptions {
   store: Store
   secrets: Pick<SecretBox, 'lookupHash'>
@@ -82,17 +72,6 @@ interface Live {
   readonly off: AbortController
   /** While the builder works. */
   working: Promise<unknown> | null
-}
-
-/** Why a build is called off. */
-class CalledOff extends PlatformError {
-  /** Null: nobody is told. */
-  readonly told: string | null
-
-  constructor(told: string | null) {
-    super('gone', told ?? 'the build was called off: ask for a new upload address (?upload=true)')
-    this.told = told
-  }
 }
 
 export class Builds {
@@ -507,46 +486,9 @@ export class Builds {
 const replaced = 'a newer build took the place of this one'
 const tooLate = `no archive was uploaded within ${uploadMsMax / 60_000} minutes`
 
-function used(): PlatformError {
-  return new PlatformError(
-    'conflict',
-    'this upload address was used already, each takes one archive: ask for a new one (?upload=true)',
-  )
-}
-
-function over(why: string): PlatformError {
-  return new PlatformError('gone', `${why}: ask for a new upload address (?upload=true)`)
-}
-
-const logKindOf: Record<BuildRequest['kind'], LogKind> = {
-  agent: 'agents',
-  function: 'functions',
-  application: 'applications',
-  job: 'jobs',
-  sandbox: 'sandboxes',
-}
-
-function imageTypeOf({ kind, imageType }: BuildBody['owner']): BuildRequest['kind'] {
-  return imageType ?? (kind as BuildRequest['kind'])
-}
-
-function fullKey({ workspace, body }: StoredBuild): string {
-  return `${workspace}/${ownerKey(body.owner)}`
-}
-
 function newestOf(build: StoredBuild, other: Live | undefined): string {
   const later = (other?.build.body.uploadedAt ?? 0) > (build.body.uploadedAt ?? 0)
   return later ? other!.build.name : build.name
-}
-
-/** @throws unsupported_media_type */
-function archiveTypeOf(contentType: string): (typeof archiveTypes)[keyof typeof archiveTypes] {
-  const type = contentType.split(';', 1)[0]!.trim().toLowerCase()
-  if (Object.hasOwn(archiveTypes, type)) return archiveTypes[type as keyof typeof archiveTypes]
-  throw new PlatformError(
-    'unsupported_media_type',
-    `Content-Type: "${type.slice(0, 60)}" is no archive: send ${Object.keys(archiveTypes).join(' or ')}`,
-  )
 }
 
 function tookTooLong(): PlatformError {

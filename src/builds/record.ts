@@ -1,5 +1,6 @@
 import type { BuildRequest } from '../builder/index.ts'
 import type { Resource } from '../spec/store.ts'
+import type { LogKind } from '../telemetry/index.ts'
 
 export const buildKind = 'build'
 
@@ -75,4 +76,22 @@ export function ownerKey({ kind, name, imageType }: Omit<BuildOwner, 'workspace'
 /** And its owner knows. */
 export function isOver({ status }: Pick<BuildBody, 'status'>): boolean {
   return status === 'built' || status === 'failed'
+}
+
+/** Of an owner in its workspace, among all. */
+export function fullKey({ workspace, body }: StoredBuild): string {
+  return `${workspace}/${ownerKey(body.owner)}`
+}
+
+export function imageTypeOf({ kind, imageType }: BuildBody['owner']): BuildRequest['kind'] {
+  return imageType ?? (kind as BuildRequest['kind'])
+}
+
+/** Whose log a build's lines are in. */
+export const logKindOf: Record<BuildRequest['kind'], LogKind> = {
+  agent: 'agents',
+  function: 'functions',
+  application: 'applications',
+  job: 'jobs',
+  sandbox: 'sandboxes',
 }

@@ -4,11 +4,11 @@ import { lstat, mkdir, mkdtemp, readdir, readFile, rename, rm, statfs, writeFile
 import { join } from 'node:path'
 import { PlatformError } from '../errors.ts'
 import type { Clock } from '../lib/clock.ts'
-import { randomText } from '../lib/ids.ts'
 import { KeyedLock } from '../lib/keyed-lock.ts'
 import type { Logger } from '../lib/log.ts'
 import type { Layers } from '../spec/layers.ts'
 import type { RootFilesystem, RootMount } from '../spec/runtime.ts'
+import { copyTree, idlePriority, removeLater } from './idle-work.ts'
 import { draftMark, makeSkeleton, skeletonStamp } from './skeleton.ts'
 import { removeUnreadable } from './unreadable.ts'
 import { makeLocal, UsrMask, usrRevision } from './usr-mask.ts'
@@ -443,18 +443,6 @@ export class HostImage {
   }
 }
 
-/** By a process of its own, which who stops need not wait for: a copy of /usr takes minutes to remove on a busy disk. */
-async function removeLater(path: string): Promise<void> {
-  // Whoever copies next uses the same name.
-  const left = `${path}-${randomText(8)}`
-  await rename(path, left).catch(() => {})
-  const remover = Bun.spawn([...idlePriority(), 'rm', '-rf', '--', left], {
-    stdio: ['ignore', 'ignore', 'ignore'],
-    env: { PATH: '/usr/local/bin:/usr/bin:/bin' },
-  })
-  remover.unref()
-}
-
 function asRoot(): boolean {
   return process.getuid?.() === 0
 }
@@ -471,33 +459,6 @@ async function heldPaths(leases: string): Promise<Set<string>> {
     else await rm(join(leases, name), { force: true })
   }
   return held
-}
-
-async function copyTree(
-  from: string,
-  into: string,
-  how: string[],
-  signal: AbortSignal | undefined,
-): Promise<void> {
-  signal?.throwIfAborted()
-  const child = Bun.spawn([...idlePriority(), 'cp', '-a', ...how, '--', from, `${into}/`], {
-    stdin: 'ignore',
-    stdout: 'ignore',
-    stderr: 'pipe',
-    env: { PATH: '/usr/local/bin:/usr/bin:/bin', LC_ALL: 'C' },
-    ...(signal ? { signal } : {}),
-  })
-  const [code, errors] = await Promise.all([child.exited, new Response(child.stderr).text()])
-  signal?.throwIfAborted()
-  if (code !== 0) {
-    throw new PlatformError('unavailable', `copying ${from} failed`, { cause: errors.slice(0, 2000) })
-  }
-}
-
-/** Whoever works on this host goes first, for the processor and for the disk. */
-function idlePriority(): string[] {
-  const ionice = Bun.which('ionice')
-  return ['nice', '-n', '19', ...(ionice ? [ionice, '-c', '3'] : [])]
 }
 
 async function takeLock(path: string, now: number): Promise<boolean> {

@@ -202,6 +202,8 @@ export class Session {
       this.#server.end()
       return
     }
+    // As nearly always: no timer for each message.
+    if (!outlet.listenedTo || !outlet.crowded) return
     const late = new AbortController()
     const stalled = this.#clock.sleep(clientStallMsMax, late.signal).then(
       () => true,
