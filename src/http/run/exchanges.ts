@@ -10,6 +10,7 @@ const exchangeMsMax = 15 * 60_000
  * is answered soon more than all else of the gateway.
  */
 const lookEveryMs = 100
+const idleLooksMax = 10
 export const requestBytesMax = 128 * 1024 * 1024
 const responseBytesMax = 1024 * 1024 * 1024
 
@@ -37,11 +38,11 @@ export class Exchanges implements Disposable {
     return exchange
   }
 
-  /** One timer for all of them, while there is any. */
+  /** One timer for all of them, until there was none for a while: to set one for each request costs more. */
   async #look(): Promise<void> {
     this.#looking = true
     const { signal } = this.#closing
-    while (this.#active.size > 0 && !signal.aborted) {
+    for (let idle = 0; idle < idleLooksMax && !signal.aborted; idle = this.#active.size > 0 ? 0 : idle + 1) {
       await this.#clock.sleep(lookEveryMs, signal).catch(() => {})
       const now = this.#clock.monotonic()
       for (const exchange of this.#active) exchange.look(now)
