@@ -225,6 +225,10 @@ describe.skipIf(why !== '')('hosting', () => {
     const second = await deploy('agents', 'busy', [manifest, program('v2')])
     await eventually('v2 answers', () => seen.has('v2'))
     await client.request('/v0/agents/busy', json('PUT', { spec: { revision: { active: first } } }))
+    await eventually('requests are led back', async () => {
+      const { data } = await sdk.listAgentRevisions({ path: { agentName: 'busy' }, throwOnError: true })
+      return data?.some(({ id, active }) => id === first && active)
+    })
     seen.clear()
     await eventually('v1 answers again', () => seen.has('v1'))
     stop = true
