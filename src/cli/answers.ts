@@ -3,6 +3,10 @@ import { paint } from './output.ts'
 
 /** Says whether an error is the platform's or the program's. */
 const sourceHeader = 'x-blaxel-source'
+/** How a line of server-sent events begins. */
+const eventField = /^(data|event|id|retry)?:/
+const eventFieldCharsMax = 'retry:'.length
+const breaksCharsMax = 1024
 const lineCharsMax = 10 * 1024 * 1024
 
 /** Whether an answer is to be shown as it comes. */
@@ -16,13 +20,13 @@ export function isStream(response: Response): boolean {
  * are (in the shapes that models stream in), else the text itself.
  */
 export async function* spokenText(response: Response): AsyncIterable<string> {
-  if (!isStream(response)) {
-    const decoder = new TextDecoder()
-    for await (const chunk of response.body ?? []) yield decoder.decode(chunk as Uint8Array, { stream: true })
-    return
-  }
+  const pieces = decoded(response)
+  if (!isStream(response)) return yield* pieces
   const events = (response.headers.get('content-type') ?? '').includes('event-stream')
-  for await (const line of textLines(response)) {
+  const { text, begins } = events ? await opened(pieces) : { text: pieces, begins: '' }
+  // Agents made from the cloud's templates send plain text as a stream of events.
+  if (events && !eventField.test(begins)) return yield* text
+  for await (const line of textLines(text)) {
     if (events && !line.startsWith('data:')) continue
     const data = events ? line.slice('data:'.length).replace(/^ /, '') : line
     if (data === '[DONE]') return
@@ -85,11 +89,36 @@ export function requestLine(method: string, url: string, response: Response, too
   return paint('dim', `${method} ${url} ${response.status} in ${Math.round(tookMs)} ms`, process.stderr)
 }
 
-async function* textLines(response: Response): AsyncIterable<string> {
+/** A text, and what it begins with behind its first line breaks: as much as says whether it is one of events. */
+async function opened(
+  pieces: AsyncGenerator<string, void>,
+): Promise<{ text: AsyncIterable<string>; begins: string }> {
+  let held = ''
+  while (held.trimStart().length < eventFieldCharsMax && held.length < breaksCharsMax) {
+    const { done, value } = await pieces.next()
+    if (done) break
+    held += value
+  }
+  const text = async function* () {
+    try {
+      yield held
+      yield* pieces
+    } finally {
+      await pieces.return()
+    }
+  }
+  return { text: text(), begins: held.trimStart() }
+}
+
+async function* decoded(response: Response): AsyncGenerator<string, void> {
   const decoder = new TextDecoder()
+  for await (const chunk of response.body ?? []) yield decoder.decode(chunk as Uint8Array, { stream: true })
+}
+
+async function* textLines(text: AsyncIterable<string>): AsyncIterable<string> {
   let rest = ''
-  for await (const chunk of response.body ?? []) {
-    rest += decoder.decode(chunk as Uint8Array, { stream: true })
+  for await (const piece of text) {
+    rest += piece
     const parts = rest.split(/\r\n|\n/)
     rest = parts.pop() ?? ''
     if (rest.length > lineCharsMax) throw new Error('the answer has a line without an end')

@@ -1,8 +1,8 @@
 import { createInterface } from 'node:readline/promises'
 import { isStream, platformRefusal, requestLine, spokenAnswer, spokenText } from './answers.ts'
 import { withHints } from './client.ts'
-import { command } from './command.ts'
-import { headersOf, type InvokeFlags, invoke, requestFlags, runningKind } from './invoking.ts'
+import { CommandError, command } from './command.ts'
+import { addressOf, headersOf, type InvokeFlags, invoke, requestFlags, runningKind } from './invoking.ts'
 import { note, paint, print } from './output.ts'
 
 /** Says which conversation a message is of, for agents that keep any. */
@@ -26,6 +26,8 @@ export const chat = command({
       ...headersOf(flags.header),
     }
     const asked = process.stdin.isTTY === true
+    // Whoever mistyped the name learns it before the first question.
+    if (asked && !flags.local) await addressOf(flags, runningKind('agent'), name)
     const lines = createInterface({ input: process.stdin, output: process.stdout, terminal: asked })
     let answering: AbortController | null = null
     lines.on('SIGINT', () => {
@@ -42,7 +44,15 @@ export const chat = command({
     for await (const line of lines) {
       if (line.trim() !== '') {
         answering = new AbortController()
-        const said = await say(flags, name, line, headers, answering.signal)
+        const said = await say(flags, name, line, headers, answering.signal).catch((error: unknown) => {
+          // On a terminal the conversation goes on: what failed once may come back.
+          if (!asked || !(error instanceof CommandError)) {
+            lines.close()
+            throw error
+          }
+          note(`${paint('red', 'error:', process.stderr)} ${error.message}`)
+          return false
+        })
         failed ||= !said && !answering.signal.aborted
         answering = null
         if (failed && !asked) break

@@ -307,6 +307,16 @@ describe('deploy', () => {
     expect((await run(['deploy'], folder)).code).toBe(0)
     expect(platform.log[0]).toBe('POST /v0/sandboxes')
     expect(unzip(uploaded()).has('.blaxel/box.yaml')).toBe(false)
+    platform.answer = ({ path }) =>
+      path === '/v0/sandboxes' ? Response.json({ error: 'spec.x: no', code: 400 }, { status: 400 }) : null
+    const { code, stderr } = await run(['deploy'], folder)
+    expect([code, stderr]).toEqual([1, expect.stringMatching(/\.blaxel\/box\.yaml: spec\.x: no\n/)])
+  })
+
+  test('a --timeout that is none is told of before anything is sent', async () => {
+    const { code, stderr } = await run(['deploy', '--timeout', 'soon'], project(hello))
+    expect([code, stderr]).toEqual([2, expect.stringContaining('--timeout')])
+    expect(platform.seen).toEqual([])
   })
 
   test('a dry run prints what would be sent, secrets hidden, and sends nothing', async () => {

@@ -1,4 +1,4 @@
-import type { Client, Resource } from '../client/index.ts'
+import { type Client, ClientError, type Resource } from '../client/index.ts'
 import { applyManifest, placeOf } from './applying.ts'
 import { type ArchiveContent, type ArchivedFile, packed } from './archive.ts'
 import { clientFor, withHints } from './client.ts'
@@ -42,6 +42,8 @@ export const deploy = command({
     const startedAt = performance.now()
     if (flags.traffic !== undefined && flags.traffic > 100)
       throw new UsageError(`--traffic ${flags.traffic} is no percentage: 0 to 100`)
+    // What is mistyped is told before anything is sent.
+    timeoutOf(flags)
     const structured = ['json', 'yaml'].includes(formatOf(flags) ?? '')
     const deployments = await plan(flags)
     if (flags.dryrun) return await dryRun(deployments, formatOf(flags) === 'json')
@@ -123,7 +125,10 @@ async function deployOne(flags: DeployInput, deployment: Deployment, quiet: bool
   return await withHints(flags, async () => {
     for (const each of deployment.beside) {
       progress.start(`Applying ${each.kind} ${each.metadata.name}`)
-      await applyManifest(client, each)
+      await applyManifest(client, each).catch((error: unknown) => {
+        if (!(error instanceof ClientError)) throw error
+        throw new ClientError(error.status, `${each.from}: ${error.message}`, { cause: error })
+      })
     }
     const applied =
       content === null

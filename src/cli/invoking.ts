@@ -40,7 +40,7 @@ export async function invoke(
 }
 
 /** Where it is served. @throws CommandError when there is no such thing, or it has no address */
-async function addressOf(flags: Target, kind: Kind, name: string): Promise<string> {
+export async function addressOf(flags: Target, kind: Kind, name: string): Promise<string> {
   const path = `${kind.collection([])}/${encodeURIComponent(name)}`
   const found = await withHints(flags, () => clientFor(flags).resources.get(path), {
     404: `hutch get ${kind.plural}`,

@@ -23,6 +23,7 @@ export const push = command({
   },
   notes: ['Where a sandbox, an agent or the like names it: spec.runtime.image, or image in blaxel.toml.'],
   async run({ flags }) {
+    timeoutOf(flags)
     const structured = ['json', 'yaml'].includes(formatOf(flags) ?? '')
     const from = source(flags, process.cwd())
     const type = await typeOf(flags, from.project)

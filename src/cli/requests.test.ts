@@ -91,6 +91,10 @@ test.each([
     'Hello\n',
   ],
   ['text/event-stream; charset=utf-8', ['data: plain\n\ndata: words\n\n'], 'plain\nwords\n'],
+  // What the cloud's templates send.
+  ['text/event-stream', ['It', ' is\nsun', 'ny: very'], 'It is\nsunny: very\n'],
+  ['text/event-stream', ['\n\n', ': ping\n\n', 'data: a\n\n'], 'a\n'],
+  ['text/event-stream', ['hi'], 'hi\n'],
   ['application/x-ndjson', ['{"text":"a"}\n{"content":"b"}\n{"other":1}\n'], 'ab{"other":1}\n'],
 ])('a stream of %s is read for what it says', async (type, pieces, said) => {
   agent(() => stream(type, pieces))
@@ -156,6 +160,25 @@ test('chat sends each line, and keeps to one conversation', async () => {
   expect(JSON.parse(json.stdout)).toEqual({ inputs: 'three', status: 200, answer: 'you said three' })
   const [one, two] = asked.map(({ headers }) => headers.get('x-blaxel-thread-id'))
   expect([one === two, one?.length, asked[0]?.headers.get('x-user')]).toEqual([true, 36, 'me'])
+})
+
+test('a mistyped agent is told of before the first question, and chat ends', async () => {
+  platform.answer = () => null
+  const { shown, child } = platform.onTerminal(['chat', 'helo'])
+  expect(await child.exited).toBe(1)
+  expect(shown()).toContain('hutch get agents')
+  expect(shown()).not.toContain('you>')
+})
+
+test('on a terminal a question that fails does not end the conversation', async () => {
+  agent(() => Response.json({}))
+  const chat = platform.onTerminal(['chat', 'hello'])
+  await chat.until(/you> /)
+  platform.answer = () => null
+  chat.type('one\r')
+  await chat.until(/error: [\s\S]*you> /)
+  chat.type('\x04')
+  expect(await chat.child.exited).toBe(0)
 })
 
 const line = (second: number, message: string, severity = 9, stream = 'stdout') => ({

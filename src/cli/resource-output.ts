@@ -86,10 +86,14 @@ export function describe(resource: Resource): void {
     print(`${title.padEnd(12)} ${printable(String(value))}`)
   }
   const events = [...(resource.events ?? [])].sort((one, other) => one.time.localeCompare(other.time))
-  for (const event of events.slice(-eventsShownMax)) {
-    const what = [event.status ?? event.type, event.revision, event.message].filter(Boolean).join('  ')
+  const shown = events.slice(-eventsShownMax)
+  const agesChars = Math.max(...shown.map(({ time }) => age(time).length))
+  const statusesChars = Math.max(...shown.map(({ status, type }) => (status ?? type).length))
+  for (const event of shown) {
+    const status = (event.status ?? event.type).padEnd(statusesChars)
+    const what = [status, event.revision, event.message].filter(Boolean).join('  ').trimEnd()
     const [line = '', ...more] = what.split('\n')
-    print(`${'event'.padEnd(12)} ${age(event.time)} ago  ${printable(line)}`)
+    print(`${'event'.padEnd(12)} ${age(event.time).padStart(agesChars)} ago  ${printable(line)}`)
     for (const other of more) print(`${' '.repeat(13)}${printable(other)}`)
   }
 }

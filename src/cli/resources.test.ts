@@ -58,10 +58,12 @@ test('one resource is told in lines, and its messages cannot reach the terminal'
 test('a deployment whose events say that it is deployed is told to be', async () => {
   const events = [
     { time: '2030-01-01T00:00:01Z', type: 'deployment', status: 'BUILDING' },
-    { time: '2030-01-01T00:00:02Z', type: 'deployment', status: 'DEPLOYED' },
+    { time: '2030-01-01T00:00:02Z', type: 'deployment', status: 'DEPLOYED', message: 'it serves' },
   ]
   platform.answer = () => Response.json({ metadata: { name: 'hello' }, spec: {}, status: 'BUILDING', events })
-  expect((await platform.run(['get', 'agent', 'hello'])).stdout).toContain('status       DEPLOYED\n')
+  const { stdout } = await platform.run(['get', 'agent', 'hello'])
+  expect(stdout).toContain('status       DEPLOYED\n')
+  expect(stdout).toMatch(/\nevent {8}\S+ ago {2}BUILDING\nevent {8}\S+ ago {2}DEPLOYED {2}it serves\n$/)
   expect((await platform.run(['get', 'agent', 'hello', '--json'])).stdout).toContain('"status": "BUILDING"')
 })
 

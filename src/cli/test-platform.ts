@@ -74,15 +74,56 @@ export class TestPlatform implements Disposable {
       stdin: options.stdin === undefined ? 'ignore' : new Blob([options.stdin]),
       stdout: 'pipe',
       stderr: 'pipe',
-      env: {
-        PATH: process.env.PATH ?? '',
-        HOME: '/nonexistent',
-        BL_API_URL: `${this.origin}/v0`,
-        BL_API_KEY: 'test-key',
-        BL_WORKSPACE: 'main',
-        ...options.env,
-      },
+      env: { ...this.env, ...options.env },
     })
+  }
+
+  /** One command line on a terminal; `until` waits for what it shows, and is told when it ends without. */
+  onTerminal(args: string[]): {
+    child: Bun.Subprocess
+    shown(): string
+    until(pattern: RegExp): Promise<void>
+    type(text: string): void
+  } {
+    let shown = ''
+    let woken = Promise.withResolvers<void>()
+    const child = Bun.spawn(
+      [process.execPath, '--no-env-file', join(import.meta.dir, '../main.ts'), ...args],
+      {
+        cwd: import.meta.dir,
+        env: { ...this.env, NO_COLOR: '1', TERM: 'xterm' },
+        terminal: {
+          cols: 120,
+          rows: 40,
+          data: (_terminal, bytes) => {
+            shown += new TextDecoder().decode(bytes)
+            woken.resolve()
+            woken = Promise.withResolvers()
+          },
+        },
+      },
+    )
+    return {
+      child,
+      shown: () => shown,
+      async until(pattern) {
+        while (!pattern.test(shown)) {
+          const ended = await Promise.race([woken.promise, child.exited])
+          if (ended !== undefined) throw new Error(`it ended without ${pattern}:\n${shown}`)
+        }
+      },
+      type: (text) => void child.terminal?.write(text),
+    }
+  }
+
+  private get env(): Record<string, string> {
+    return {
+      PATH: process.env.PATH ?? '',
+      HOME: '/nonexistent',
+      BL_API_URL: `${this.origin}/v0`,
+      BL_API_KEY: 'test-key',
+      BL_WORKSPACE: 'main',
+    }
   }
 
   [Symbol.dispose](): void {
