@@ -43,7 +43,7 @@ export class BuildEvents {
     records: DeploymentRecords
     sealing: DeploymentSealing
     clock: Clock
-    /** A revision can be brought up. */
+    /** A revision can be brought up, or an image is left over. */
     settle: (deployment: StoredDeployment) => void
   }) {
     this.#records = options.records
@@ -96,9 +96,14 @@ export class BuildEvents {
 
   /** Also of one whose code never came. */
   async failed(build: DeploymentBuild, message: string): Promise<void> {
-    await this.#change(build, (body, revision) => {
+    const { kind, name, tag } = build.owner
+    const changed = await this.#change(build, (body, revision) => {
       if (!isUnderWay(revision) || revision.phase === 'deploying') return null
-      const failed = withRevision(body, revision.id, (one) => ({ ...one, phase: 'failed' }))
+      const failed = {
+        ...withRevision(body, revision.id, (one) => ({ ...one, phase: 'failed' as const })),
+        // A build that is called off, or cut off by a crash, may have come as far as its image.
+        leftoverImages: [...body.leftoverImages, `${kind}/${name}:${tag}`],
+      }
       const { active } = body.traffic
       return pruned(
         withEvent(failed, this.#clock.now(), {
@@ -109,6 +114,7 @@ export class BuildEvents {
         }),
       )
     })
+    if (changed) this.#settle(changed)
   }
 
   /** What must not be in the log of a build. */

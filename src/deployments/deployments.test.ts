@@ -202,6 +202,22 @@ test('a build that fails, or a program that does not start, leaves the revision 
   await eventually('the first one ended', () => host.fleet.retired.some(({ id }) => id === first))
 })
 
+test('a build that came as far as its image and no further leaves none behind', async () => {
+  const { revisionId } = await create({ upload: true, spec: {} })
+  await host.builds.uploaded(0)
+  host.images.digests.set(`agent/one:${revisionId}`, 'sha256:built')
+  await host.builds.failed('a newer build took the place of this one')
+  await becomes('FAILED')
+  await eventually('its image is gone', () => !host.images.digests.has(`agent/one:${revisionId}`))
+  await eventually('nothing is left to remove', async () => (await read()).body.leftoverImages.length === 0)
+
+  const next = await update({ upload: true, spec: {} })
+  await host.builds.uploaded(0)
+  host.images.digests.set(`agent/one:${next.revisionId}`, 'sha256:built')
+  await host.deployments.remove('main', 'agent', 'one')
+  await eventually('its image is gone', () => !host.images.digests.has(`agent/one:${next.revisionId}`))
+})
+
 test('an address that nothing was uploaded to is replaced by the next, and forgotten', async () => {
   const first = await create({ upload: true, spec: {} })
   const second = await update({ upload: true, spec: {} })

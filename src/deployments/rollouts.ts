@@ -355,8 +355,9 @@ export class Rollouts {
     const { records, forget, gone } = this.#options
     await forget(deployment)
     await this.#endAll(deployment, 0)
-    const { body } = deployment
-    const own = body.revisions.flatMap(({ image }) => (image === undefined ? [] : [image]))
+    const { body, name } = deployment
+    // Of one that was being built there may be an image that its record does not know of yet.
+    const own = body.revisions.map(({ id, image }) => image ?? `${kindOf(deployment)}/${name}:${id}`)
     for (const image of new Set([...body.leftoverImages, ...own])) await this.#removeImage(deployment, image)
     await records.remove(deployment)
     gone(deployment)

@@ -244,6 +244,39 @@ test('without data for 100 seconds the endpoint closes, and each chunk begins th
   await expect(reader.read()).rejects.toThrow()
 })
 
+test('an upload of a known length that takes its time is no silence, and the program is told its length', async () => {
+  const bytes = 300_000
+  const told = Promise.withResolvers<string | null>()
+  const came = [Promise.withResolvers<void>(), Promise.withResolvers<void>()]
+  answer = async (request) => {
+    told.resolve(request.headers.get('content-length'))
+    let read = 0
+    for await (const chunk of request.body!) {
+      read += chunk.byteLength
+      if (read >= bytes / 3) came[0]!.resolve()
+      if (read >= (bytes * 2) / 3) came[1]!.resolve()
+    }
+    return new Response(String(read))
+  }
+  const parts = Promise.withResolvers<ReadableStreamDefaultController<Uint8Array>>()
+  const asked = ask('/main/agents/hello', {
+    method: 'POST',
+    headers: { 'content-length': String(bytes) },
+    body: new ReadableStream<Uint8Array>({ start: (controller) => parts.resolve(controller) }),
+  })
+  const controller = await parts.promise
+  for (const arrived of came) {
+    controller.enqueue(new Uint8Array(bytes / 3))
+    await arrived.promise
+    clock.advance(99_000)
+  }
+  controller.enqueue(new Uint8Array(bytes / 3))
+  controller.close()
+  const response = await asked
+  expect(await told.promise).toBe(String(bytes))
+  expect([response.status, await response.text()]).toEqual([200, String(bytes)])
+})
+
 test('a client that leaves ends its request, before the answer began as after', async () => {
   const [asked, left] = [Promise.withResolvers<void>(), Promise.withResolvers<void>()]
   answer = (request) => {

@@ -240,6 +240,19 @@ describe('HTTP', () => {
     expect(Buffer.from(await answer.arrayBuffer()).equals(Buffer.from(large))).toBe(true)
   })
 
+  test("an answer with a status that there is not is the program's failure, not the platform's", async () => {
+    const net = createServer((socket: NetSocket) => {
+      socket.on('error', () => {})
+      socket.on('data', () =>
+        socket.end('HTTP/1.1 999 Own\r\nContent-Length: 0\r\nConnection: close\r\n\r\n'),
+      )
+    })
+    await new Promise<void>((resolve) => net.listen(join(dir, 'app'), resolve))
+    const answer = await fetch(base)
+    expect([answer.status, await answer.text()]).toEqual([502, expect.stringContaining('the status 999')])
+    await new Promise((resolve) => net.close(resolve))
+  })
+
   test('a connection that went stale is tried again for a GET, and never for a POST', async () => {
     let connections = 0
     const net = createServer((socket: NetSocket) => {

@@ -54,6 +54,10 @@ const forwarded = [
   'x-real-ip',
 ]
 const alwaysConsumed = ['x-blaxel-authorization', 'x-blaxel-preview-token']
+/** No answer can have a higher one. */
+const statusMax = 599
+/** A request of a known length up to this is not watched as it passes: it takes no time. */
+const unwatchedBytesMax = 64 * 1024
 /** Statuses of answers that have none. */
 const bodiless = new Set([101, 204, 205, 304])
 /** Would speak for the whole origin, which many programs share when they are addressed by path. */
@@ -121,6 +125,10 @@ export function fetchPort(
 }
 
 async function answerOf(upstream: Response, request: Request, options: ProxyOptions): Promise<Response> {
+  if (upstream.status > statusMax) {
+    await upstream.body?.cancel().catch(() => {})
+    throw noStatus(options.port, upstream.status)
+  }
   const headers = answerHeaders(upstream.headers, options)
   const init = { status: upstream.status, statusText: upstream.statusText, headers }
   const { exchange } = options
@@ -143,10 +151,12 @@ async function answerOf(upstream: Response, request: Request, options: ProxyOpti
   return new Response(onceEnded(body, options.onEnd, passed), init)
 }
 
-/** A body whose length nobody told is counted as it passes. */
+/** A body whose length nobody told is counted as it passes, and so is one that may be long on its way. */
 function bodyOf(request: Request, exchange: Exchange | undefined): ReadableStream<Uint8Array> | null {
   const { body } = request
-  if (body === null || exchange === undefined || request.headers.has('content-length')) return body
+  if (body === null || exchange === undefined) return body
+  const length = request.headers.get('content-length')
+  if (length !== null && Number(length) <= unwatchedBytesMax) return body
   return counted(body, (bytes) => exchange.sent(bytes))
 }
 
@@ -423,6 +433,14 @@ function hungUp(port: number, cause: unknown): PlatformError {
       cause,
       details: { reason: 'hung_up', port },
     },
+  )
+}
+
+function noStatus(port: number, status: number): PlatformError {
+  return new PlatformError(
+    'bad_gateway',
+    `the server on port ${port} answered with the status ${status}: there is none above ${statusMax}`,
+    { details: { reason: 'bad_answer', port } },
   )
 }
 
