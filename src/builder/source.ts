@@ -13,7 +13,7 @@ import type { BuildJob, BuildResult } from './job.ts'
 import type { BuildMachine, BuildMachines } from './machine.ts'
 import { type Action, type Installation, type Plan, type PlanInput, sourceDir } from './plan.ts'
 import { planPython } from './python.ts'
-import { lookForTools, type Toolchain } from './toolchain.ts'
+import { asNodePath, lookForTools, type Toolchain } from './toolchain.ts'
 import { treeOf } from './tree.ts'
 import { planTypeScript } from './typescript.ts'
 
@@ -286,7 +286,7 @@ export class SourceBuilder {
     const { request, signal } = job
     const { images, machines, memoryMb, storageMb } = this.#options
     const { root, env: hostEnv } = await images.onHost(layers, signal)
-    const path = `${scratchDir}/bin:${sourceDir}/node_modules/.bin:${hostEnv.PATH}:/opt/hutch/as-node`
+    const path = `${scratchDir}/bin:${sourceDir}/node_modules/.bin:${hostEnv.PATH}:${asNodePath}`
     const env = { ...hostEnv, PATH: path, HOME: '/root', CI: '1', NO_COLOR: '1', TMPDIR: '/tmp' }
     const machine = await machines.open(
       {

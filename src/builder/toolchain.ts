@@ -1,6 +1,9 @@
 import { PlatformError } from '../errors.ts'
 import type { BuildMachine } from './machine.ts'
 
+/** In every instance: holds this executable under the name `node`, for hosts without one. */
+export const asNodePath = '/opt/hutch/as-node'
+
 /** Programs of the host image that builds may use. */
 const names = ['node', 'npm', 'npx', 'pnpm', 'yarn', 'python3', 'uv', 'git'] as const
 export type Tool = (typeof names)[number] | 'pip' | 'ensurepip'
@@ -26,13 +29,18 @@ for name, module in (("pip", "pip"), ("ensurepip", "ensurepip")):
     if importlib.util.find_spec(module) and importlib.util.find_spec("venv"): print("has", name)'
 exit 0`
 
-/** Looks which programs there are. */
+/** Looks which programs there are: of the host's own, and not what stands in for a `node` that it has not. */
 export async function lookForTools(
-  machine: BuildMachine,
+  machine: Pick<BuildMachine, 'output'>,
   env: Record<string, string>,
   signal: AbortSignal,
 ): Promise<Toolchain> {
-  const command = { argv: ['/bin/sh', '-c', lookScript], env, workingDir: '/' }
+  const path = (env.PATH ?? '').split(':').filter((dir) => dir !== asNodePath)
+  const command = {
+    argv: ['/bin/sh', '-c', lookScript],
+    env: { ...env, PATH: path.join(':') },
+    workingDir: '/',
+  }
   const { stdout, exitCode } = await machine.output(command, signal)
   if (exitCode !== 0)
     throw new PlatformError('unavailable', 'the host image cannot be built in: its shell does not work')

@@ -2,7 +2,7 @@
 import { PlatformError } from '../errors.ts'
 import { programOf, type Scripts } from './commands.ts'
 import { type Action, type Installation, type Plan, type PlanInput, sourceDir } from './plan.ts'
-import type { Toolchain } from './toolchain.ts'
+import { asNodePath, type Toolchain } from './toolchain.ts'
 
 const manifestNames = [
   'package.json',
@@ -33,9 +33,8 @@ const hooksRun = ['preinstall', 'install', 'postinstall', 'prepare']
 const shimDir = '/tmp/hutch-build/bin'
 /** Where no version is named: those that read the lock files there are. */
 const versions = { pnpm: '10', yarnClassic: '1.22.22', yarn: '4' }
-/** Of the host image: `bun`, and the same called `node` where the host has none. */
+/** Of the host image: `bun`. */
 const bunPath = '/opt/hutch/bin'
-const asNodePath = '/opt/hutch/as-node'
 
 interface Manifest {
   name?: string
