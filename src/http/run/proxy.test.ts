@@ -275,6 +275,27 @@ describe('HTTP', () => {
     await new Promise((resolve) => net.close(resolve))
   })
 
+  test('after a pause a POST does not go by a connection that the program may be about to close', async () => {
+    // As one that was thawed does it: the next thing it says on an old connection is that it is over.
+    const sockets: NetSocket[] = []
+    const net = createServer((socket: NetSocket) => {
+      let asked = false
+      sockets.push(socket)
+      socket.on('error', () => {})
+      socket.on('data', () => {
+        if (asked) return socket.destroy()
+        asked = true
+        socket.write('HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok')
+      })
+    })
+    await new Promise<void>((resolve) => net.listen(join(dir, 'app'), resolve))
+    expect((await fetch(base)).status).toBe(200)
+    await Bun.sleep(1100)
+    expect((await fetch(base, { method: 'POST', body: 'x' })).status).toBe(200)
+    for (const socket of sockets) socket.destroy()
+    await new Promise((resolve) => net.close(resolve))
+  })
+
   test('a port that nothing listens on is a clear 502', async () => {
     const answer = await fetch(base)
     expect([answer.status, await answer.text()]).toEqual([

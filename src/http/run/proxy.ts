@@ -1,4 +1,5 @@
 import { PlatformError } from '../../errors.ts'
+import { BoundedMap } from '../../lib/bounded-map.ts'
 import type { PortAddress } from '../../spec/runtime.ts'
 import type { ConsumedCredentials, RouteContext, Socket } from '../route.ts'
 import { counted, onceEnded, untyped } from './bodies.ts'
@@ -58,6 +59,14 @@ const alwaysConsumed = ['x-blaxel-authorization', 'x-blaxel-preview-token']
 const statusMax = 599
 /** A request of a known length up to this is not watched as it passes: it takes no time. */
 const unwatchedBytesMax = 64 * 1024
+/**
+ * A connection that was quiet for longer may be closed at any moment, and is as a rule when an instance is thawed whose
+ * program counts the time it stood still. It is not trusted with a request that cannot be sent twice.
+ */
+const quietMsMax = 1000
+const portsMax = 4096
+/** When a request went to each port last, by the monotonic clock. */
+const spokenWith = new BoundedMap<string, number>(portsMax)
 /** Statuses of answers that have none. */
 const bodiless = new Set([101, 204, 205, 304])
 /** Would speak for the whole origin, which many programs share when they are addressed by path. */
@@ -74,7 +83,8 @@ const platformOnly = ['x-blaxel-source', 'x-blaxel-error-code']
 /**
  * Sends a request to a port inside an instance and streams both bodies, untouched. When the client leaves, the program's
  * connection is closed. A request without a body whose method is idempotent is sent once more if its connection broke
- * before an answer, as a kept-alive connection may; nothing else is ever sent twice.
+ * before an answer, as a kept-alive connection may; nothing else is ever sent twice, and after a pause it gets a
+ * connection of its own.
  * @throws bad_gateway when nothing listens there or no answer came
  */
 export async function proxyHttp(
@@ -85,9 +95,12 @@ export async function proxyHttp(
   const method = request.method
   const { exchange } = options
   const replayable = request.body === null && (method === 'GET' || method === 'HEAD' || method === 'OPTIONS')
+  const spoke = spokeJustNow(target)
+  const trusted = replayable || spoke
   const send = () =>
     fetchPort(target, options.path, {
       method,
+      keepalive: trusted,
       headers: upstreamHeaders(request.headers, options),
       body: bodyOf(request, exchange),
       redirect: 'manual',
@@ -113,6 +126,14 @@ export async function proxyHttp(
     options.onEnd()
     throw error
   }
+}
+
+function spokeJustNow({ unix, origin }: PortAddress): boolean {
+  const port = unix ?? origin
+  const now = performance.now()
+  const before = spokenWith.get(port)
+  spokenWith.set(port, now)
+  return before !== undefined && now - before < quietMsMax
 }
 
 /** A request to a port, which is on this host: a proxy that the environment names has no part in it. */
