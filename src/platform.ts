@@ -138,6 +138,8 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
       if (freeBytesOf(dataDir) < diskReserveMb * 1024 * 1024) reserve.giveUp()
     }),
   )
+  const extracting = typeof driver === 'string' ? helperPathIn(config.dataDir) : null
+  extracting?.catch(() => {})
   const secrets = createSecretBox(openMasterKey(dataDir))
 
   const carried = config.packageSettings === 'host' ? hostRegistries() : null
@@ -156,10 +158,10 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
     })
   }
 
-  // The runtime looks at the host while the database opens.
-  const helper = typeof driver === 'string' ? helperPathIn(config.dataDir) : null
-  const openingRuntime = helper
-    ? openRuntime(driver as RuntimeName, config, helper, network, { clock, log })
+  // The runtime's own processes look at the host while the database opens, which takes this thread.
+  const helperPath = await extracting
+  const openingRuntime = helperPath
+    ? openRuntime(driver as RuntimeName, config, helperPath, network, { clock, log })
     : null
   opened.defer(async () => {
     // A driver that was handed in stays its owner's. One that failed to open has been told of already.
@@ -181,7 +183,6 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   const access = opened.use(await Access.open({ store, secrets, users, workspaces, clock, log }))
   const credentials = opened.use(await FirstCredentials.open({ dataDir, users, workspaces, access, log }))
 
-  const helperPath = await helper
   // The other runtimes start programs of the host.
   const layers = helperPath && driver === 'namespace' ? new HelperLayers(helperPath) : null
   const host = new HostImage({
@@ -464,11 +465,10 @@ async function helperPathIn(dataDir: string): Promise<string> {
 async function openRuntime(
   driver: RuntimeName,
   config: Config,
-  helper: Promise<string>,
+  helperPath: string,
   egress: Egress,
   { clock, log }: { clock: Clock; log: Logger },
 ): Promise<Runtime> {
-  const helperPath = await helper
   const options = { instancesDir: join(config.dataDir, 'instances'), helperPath, log, clock }
   return driver === 'process'
     ? await openProcessRuntime(options)
