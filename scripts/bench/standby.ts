@@ -61,7 +61,7 @@ async function processorOf(platform: Platform): Promise<{ awakeMs: number; froze
   // Found on the host by a command line that nothing else has.
   const mark = `busy${crypto.getRandomValues(new Uint32Array(1))[0]}`
   await platform.start('busy', `exec node -e 'for (;;) {}' ${mark}`)
-  const pid = pidOf(mark)
+  const pid = await pidOf(mark)
   const used = async () => {
     const before = ticksOf(pid)
     await Bun.sleep(cpuWindowMs)
@@ -75,7 +75,17 @@ async function processorOf(platform: Platform): Promise<{ awakeMs: number; froze
   return { awakeMs, frozenMs: await used() }
 }
 
-function pidOf(mark: string): string {
+/** The shell that starts it may not have become it yet. */
+async function pidOf(mark: string): Promise<string> {
+  for (let attempt = 0; attempt < 200; attempt++) {
+    const pid = pidNow(mark)
+    if (pid !== null) return pid
+    await Bun.sleep(10)
+  }
+  throw new Error('the busy program is not found among the processes of this host')
+}
+
+function pidNow(mark: string): string | null {
   for (const pid of readdirSync('/proc').filter((name) => /^\d+$/.test(name))) {
     try {
       const argv = readFileSync(`/proc/${pid}/cmdline`, 'utf8').split('\0')
@@ -84,7 +94,7 @@ function pidOf(mark: string): string {
       // It ended while we looked.
     }
   }
-  throw new Error('the busy program is not found among the processes of this host')
+  return null
 }
 
 /** Hundredths of a second, of user and system. */
