@@ -3,8 +3,9 @@ import { mkdtempSync, readFileSync, realpathSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { tar } from '../src/images/test-image.ts'
-import { buildIfStale, executablePath } from './build.ts'
-import { cleanEnvironment, RunningHutch } from './platform.ts'
+import { buildIfStale } from './build.ts'
+import { canIsolate } from './host.ts'
+import { RunningHutch } from './platform.ts'
 
 // Kills dist/hutch while something is deployed: what was accepted is finished, and what served goes on serving.
 
@@ -12,12 +13,7 @@ const settleMsMax = 240_000
 
 setDefaultTimeout(600_000)
 await buildIfStale()
-const doctor = Bun.spawnSync([executablePath, 'doctor', '--json'], {
-  env: cleanEnvironment(),
-  stderr: 'ignore',
-})
-const { usable } = JSON.parse(doctor.stdout.toString()) as { usable: boolean }
-if (!usable) console.warn('skipped: deployments cannot be isolated here (hutch doctor says why)')
+const usable = canIsolate()
 
 const directory = realpathSync(mkdtempSync(join(tmpdir(), 'hutch-hosting-recovery-')))
 const dataDir = join(directory, 'data')

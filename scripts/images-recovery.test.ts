@@ -4,8 +4,9 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { ociArchive, programs, type TestImage, tar, testImage } from '../src/images/test-image.ts'
 import { TestRegistry } from '../src/images/test-registry.ts'
-import { buildIfStale, executablePath } from './build.ts'
-import { cleanEnvironment, RunningHutch } from './platform.ts'
+import { buildIfStale } from './build.ts'
+import { canIsolate } from './host.ts'
+import { RunningHutch } from './platform.ts'
 import { seededChoices } from './seeded-choices.ts'
 
 // Kills dist/hutch while images are imported, pulled and removed: nothing half is ever seen, nothing answered is lost.
@@ -17,12 +18,7 @@ const settleMsMax = 60_000
 
 setDefaultTimeout(180_000)
 await buildIfStale()
-const doctor = Bun.spawnSync([executablePath, 'doctor', '--json'], {
-  env: cleanEnvironment(),
-  stderr: 'ignore',
-})
-const { usable } = JSON.parse(doctor.stdout.toString()) as { usable: boolean }
-if (!usable) console.warn('skipped: sandboxes cannot be isolated here (hutch doctor says why)')
+const usable = canIsolate()
 
 const directory = realpathSync(mkdtempSync(join(tmpdir(), 'hutch-images-recovery-')))
 const dataDir = join(directory, 'data')

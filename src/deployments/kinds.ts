@@ -17,3 +17,14 @@ export const kindFacts: Record<DeploymentKind, KindFacts> = {
 
 export const transports = ['http-stream', 'websocket', 'stdio'] as const
 export type Transport = (typeof transports)[number]
+
+export const deploymentStatuses = [
+  'UPLOADING',
+  'BUILDING',
+  'DEPLOYING',
+  'DEPLOYED',
+  'FAILED',
+  'DEACTIVATING',
+  'DEACTIVATED',
+  'DELETING',
+] as const

@@ -1,22 +1,14 @@
 /** How a deployment rests in the store: one record, with its revisions in it, so that every change is one. */
 import type { EnvEntry } from '../lib/environment.ts'
 import type { Resource } from '../spec/store.ts'
-import type { DeploymentKind, Transport } from './kinds.ts'
+import type { DeploymentKind, deploymentStatuses, Transport } from './kinds.ts'
 
 const eventsMax = 100
 const eventMessageCharsMax = 8 * 1024
 /** Those on their way not counted. */
 const revisionsKept = 5
 
-export type DeploymentStatus =
-  | 'UPLOADING'
-  | 'BUILDING'
-  | 'DEPLOYING'
-  | 'DEPLOYED'
-  | 'FAILED'
-  | 'DEACTIVATING'
-  | 'DEACTIVATED'
-  | 'DELETING'
+export type DeploymentStatus = (typeof deploymentStatuses)[number]
 
 export interface DeploymentEvent {
   time: string

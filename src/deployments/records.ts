@@ -2,21 +2,11 @@ import { PlatformError } from '../errors.ts'
 import type { Page, ResourceKey, SortOrder, Store } from '../spec/store.ts'
 import { everyItem } from '../spec/store.ts'
 import { inWorkspace } from '../workspaces/index.ts'
-import { type DeploymentKind, deploymentKinds } from './kinds.ts'
+import { type DeploymentKind, deploymentKinds, deploymentStatuses } from './kinds.ts'
 import type { DeploymentBody, DeploymentStatus, StoredDeployment } from './record.ts'
 import { statusOf } from './status.ts'
 
 const changeAttemptsMax = 8
-const statusesKnown: DeploymentStatus[] = [
-  'UPLOADING',
-  'BUILDING',
-  'DEPLOYING',
-  'DEPLOYED',
-  'FAILED',
-  'DEACTIVATING',
-  'DEACTIVATED',
-  'DELETING',
-]
 /** Of other kinds of resources: no deployment has one, and clients may ask for all there are. */
 const statusesElsewhere = ['TERMINATED', 'BUILT', 'ARCHIVING', 'ARCHIVED', 'UNARCHIVING']
 
@@ -131,11 +121,11 @@ function indexesOf(body: DeploymentBody): Record<string, string> {
 function statusesOf(text: string): string[] {
   return text.split(',').map((part) => {
     const status = part.trim().toUpperCase()
-    if (statusesKnown.includes(status as DeploymentStatus) || statusesElsewhere.includes(status))
+    if (deploymentStatuses.includes(status as DeploymentStatus) || statusesElsewhere.includes(status))
       return status
     throw new PlatformError(
       'bad_request',
-      `status: "${part.trim().slice(0, 40)}" is not one of ${statusesKnown.join(', ')}`,
+      `status: "${part.trim().slice(0, 40)}" is not one of ${deploymentStatuses.join(', ')}`,
     )
   })
 }

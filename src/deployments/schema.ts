@@ -1,5 +1,6 @@
 /** The wire shapes of agents, functions and applications. Loose: clients send back whole objects. */
 import { z } from 'zod'
+import { deploymentStatuses } from './kinds.ts'
 
 /** YAML writes numbers and booleans where text is meant. */
 const labelValue = z.union([z.string(), z.number(), z.boolean()])
@@ -140,16 +141,7 @@ const routing = z.object({
   stickySessionTtl: z.number().optional(),
 })
 
-const status = z.enum([
-  'UPLOADING',
-  'BUILDING',
-  'DEPLOYING',
-  'DEPLOYED',
-  'FAILED',
-  'DEACTIVATING',
-  'DEACTIVATED',
-  'DELETING',
-])
+const status = z.enum(deploymentStatuses)
 
 /** Of agents and functions. */
 export const workloadSchema = z.object({

@@ -77,11 +77,11 @@ suite(`builds with a Dockerfile${why ? ` (skipped: ${why})` : ''}`, () => {
       `ARG BASE
 FROM \${BASE} AS one
 ARG GREETING=none
-WORKDIR /work
+WORKDIR /project
 COPY . .
 RUN echo "$GREETING from $(cat name.txt)" > said.txt && ls -A
 FROM ${base}
-COPY --from=one /work/said.txt /app/said.txt
+COPY --from=one /project/said.txt /app/said.txt
 COPY --from=ghcr.io/blaxel-ai/sandbox:latest /sandbox-api /usr/local/bin/sandbox-api
 ENV MODE=fast
 WORKDIR /app
