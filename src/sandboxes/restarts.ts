@@ -29,11 +29,16 @@ export class ProcessRestarts {
     return starts
   }
 
-  /** One that cannot be started, or runs already, does not keep the others from it. */
+  /**
+   * One that cannot be started, or runs already, does not keep the others from it. One that ended by itself before the
+   * machine did is over, and its client may have been told so: it is not done again.
+   */
   async start(sandbox: StoredSandbox, starts: readonly ProcessStart[]): Promise<void> {
     if (starts.length === 0) return
     using lease = await this.#leases.acquire(sandbox.workspace, sandbox.name)
     for (const start of starts) {
+      const before = lease.processes.find(start.name ?? '')?.record
+      if (before?.ended && (before.ended.status !== 'killed' || before.intent !== null)) continue
       try {
         await lease.processes.launch(start)
       } catch (error) {
