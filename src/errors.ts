@@ -44,6 +44,14 @@ export interface PlatformErrorOptions {
   details?: Record<string, unknown>
   /** Seconds after which trying again makes sense. */
   retryAfterSeconds?: number
+  /** Where its code alone would tell a program to do something unfit: what fits, and then it is not retried. */
+  advice?: Advice
+}
+
+/** What a program is told to do next. */
+export interface Advice {
+  action: string
+  doNot: string
 }
 
 const marker = Symbol.for('hutch.PlatformError')
@@ -54,6 +62,7 @@ export class PlatformError extends Error {
   readonly code: ErrorCode
   readonly details: Record<string, unknown> | undefined
   readonly retryAfterSeconds: number | undefined
+  readonly advice: Advice | undefined
 
   constructor(code: ErrorCode, message: string, options: PlatformErrorOptions = {}) {
     super(message, options.cause === undefined ? undefined : { cause: options.cause })
@@ -61,6 +70,7 @@ export class PlatformError extends Error {
     this.code = code
     this.details = options.details
     this.retryAfterSeconds = options.retryAfterSeconds
+    this.advice = options.advice
   }
 
   get status(): number {
@@ -68,7 +78,7 @@ export class PlatformError extends Error {
   }
 
   get retryable(): boolean {
-    return errorTable[this.code].retryable
+    return this.advice === undefined && errorTable[this.code].retryable
   }
 
   /** Works across duplicate copies of this module, as plugins may load one. */

@@ -280,6 +280,7 @@ describe.skipIf(why !== '')('hosting', () => {
     expect(site.spec.image).toMatch(/^application\/site:rev_/)
     expect(await (await fetch(`${client.url}/main/applications/site/`)).text()).toBe('page')
     const { port } = new URL(client.url)
+    expect(site.metadata.url).toBe(`http://site-main.app.localhost:${port}`)
     const byHost = await fetch(`http://127.0.0.1:${port}/`, {
       headers: { host: `site-main.app.localhost:${port}` },
     })

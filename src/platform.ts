@@ -295,6 +295,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   const deployments = new Deployments({
     ...{ store, fleet, builds, images: revisionImages, logs, secrets, clock, log },
     memoryMbMax: config.sandboxMemoryMbMax,
+    domains: config.domains,
     ...region,
   })
   opened.defer(() => deployments.close())

@@ -1,5 +1,5 @@
 import { type Client, ClientError, type Resource } from '../client/index.ts'
-import { applyManifest, placeOf } from './applying.ts'
+import { applyManifest, checkAppliable, placeOf } from './applying.ts'
 import { clientFor, withHints } from './client.ts'
 import { CommandError, command, connectionFlags } from './command.ts'
 import {
@@ -33,6 +33,7 @@ export const apply = command({
   ],
   async run({ flags }) {
     const manifests = await manifestsOf(flags, fileFlag(flags.filename, usage))
+    checkAppliable(manifests)
     const format = formatOf(flags)
     const client = clientFor(flags)
     const failures: string[] = []

@@ -23,6 +23,15 @@ export function placeOf(manifest: Manifest): { kind: Kind; collection: string; p
   return { kind, collection, path: `${collection}/${encodeURIComponent(manifest.metadata.name)}` }
 }
 
+/** Nothing is begun that cannot be written as a whole. @throws CommandError that names the first manifest that is no use */
+export function checkAppliable(manifests: Iterable<Manifest>): void {
+  for (const manifest of manifests) {
+    const { kind } = placeOf(manifest)
+    if (kind.apply === null)
+      throw new CommandError(`${manifest.from}: a ${kind.singular} is not made by a manifest`)
+  }
+}
+
 /** Makes a resource be what the manifest says, whether it is there or not. */
 export async function applyManifest(
   client: Client,

@@ -1,5 +1,5 @@
 import { type Client, ClientError, type Resource } from '../client/index.ts'
-import { applyManifest, placeOf } from './applying.ts'
+import { applyManifest, checkAppliable, placeOf } from './applying.ts'
 import { type ArchiveContent, type ArchivedFile, packed } from './archive.ts'
 import { clientFor, withHints } from './client.ts'
 import { CommandError, command, sameTarget, type Target, UsageError } from './command.ts'
@@ -46,6 +46,7 @@ export const deploy = command({
     timeoutOf(flags)
     const structured = ['json', 'yaml'].includes(formatOf(flags) ?? '')
     const deployments = await plan(flags)
+    checkAppliable(deployments.flatMap(({ beside }) => beside))
     if (flags.dryrun) return await dryRun(deployments, formatOf(flags) === 'json')
     const results: DeployResult[] = []
     for (const deployment of deployments) {

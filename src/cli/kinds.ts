@@ -132,7 +132,7 @@ function deployment(kind: string, singular: string, aliases: string[], apply: 'c
     parents: [],
     columns: [
       ...[name, status],
-      ['IMAGE', (resource) => text(at(resource, 'spec.runtime.image') ?? at(resource, 'spec.image'))],
+      ['IMAGE', (resource) => text(imageOf(resource))],
       ['URL', (resource) => text(resource.metadata?.url)],
       created,
     ],
@@ -140,6 +140,15 @@ function deployment(kind: string, singular: string, aliases: string[], apply: 'c
     runs: true,
     revisions: true,
   }
+}
+
+/** Of what serves, which after a rollback is not what was deployed last; else what is to be. */
+export function imageOf(resource: Resource): unknown {
+  return (
+    at(resource, 'spec.revision.activeImage') ??
+    at(resource, 'spec.runtime.image') ??
+    at(resource, 'spec.image')
+  )
 }
 
 /** Catalogues of the platform: they are read, never changed. */

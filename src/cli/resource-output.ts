@@ -1,6 +1,6 @@
 import type { Resource } from '../client/index.ts'
 import { UsageError } from './command.ts'
-import { at, type Kind } from './kinds.ts'
+import { at, imageOf, type Kind } from './kinds.ts'
 import { age, paint, print, printable, printJson, span, table } from './output.ts'
 
 export type Format = 'table' | 'json' | 'yaml' | 'pretty'
@@ -68,7 +68,7 @@ export function describe(resource: Resource): void {
     ['status', statusOf(resource) ?? metadata?.status],
     ['state', resource.state],
     ['serves', routing(at(resource, 'spec.revision'))],
-    ['image', at(resource, 'spec.runtime.image') ?? at(resource, 'spec.image')],
+    ['image', imageOf(resource)],
     ['memory', megabytes(at(resource, 'spec.runtime.memory') ?? at(resource, 'spec.memory'))],
     ['disk', megabytes(at(resource, 'spec.runtime.storageMb'))],
     ['port', at(resource, 'spec.port')],

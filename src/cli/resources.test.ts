@@ -236,6 +236,14 @@ test.each([
   ['kind: Preview\nmetadata: {name: x}', 'metadata.resourceName is missing'],
   ['kind: Sandbox\nmetadata: {name: x}\nspec: [1]', 'spec is to be a mapping'],
   ['# nothing', 'has no manifest'],
+  [
+    'kind: Sandbox\nmetadata: {name: good}\n---\nkind: Nonsense\nmetadata: {name: x}',
+    'kind Nonsense is none of',
+  ],
+  [
+    'kind: Sandbox\nmetadata: {name: good}\n---\nkind: Image\nmetadata: {name: x}',
+    'document 2: a image is not made',
+  ],
 ])('a manifest %j is refused before anything is changed', async (text, message) => {
   const { code, stderr } = await platform.run(['apply', '-f', '-'], { stdin: text })
   expect([code, stderr]).toEqual([1, expect.stringContaining(message)])

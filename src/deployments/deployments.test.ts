@@ -337,6 +337,7 @@ test('a canary gets its part of the requests, and a client stays with what it me
   })
   await isDeployed(canary)
   expect(viewOf(await read()).spec.revision).toEqual({
+    activeImage: expect.any(String),
     active: first!,
     canary: canary!,
     canaryPercent: 20,
@@ -356,6 +357,47 @@ test('a canary gets its part of the requests, and a client stays with what it me
   await eventually('the canary serves alone', async () => (await served()).active === canary!)
   expect(await acquire(`${stickyCookieName('agent', 'one')}=${first}`)).toMatchObject({ revisionId: canary! })
 })
+
+test('which image serves is told beside the one that was deployed last', async () => {
+  const { revisionId: first } = await create()
+  await isDeployed(first)
+  host.images.digests.set('sandbox/app:v2', 'sha256:2')
+  const { revisionId: second } = await update({ spec: { runtime: { image: 'sandbox/app:v2' } } })
+  await isDeployed(second)
+  await eventually('the second serves', async () => (await served()).active === second)
+  await update({ spec: { revision: { active: first } } })
+  const { spec } = viewOf(await read())
+  expect(spec).toMatchObject({
+    runtime: { image: 'sandbox/app:v2' },
+    revision: { active: first!, activeImage: 'sandbox/app:v1' },
+  })
+  expect((await update({ spec })).revisionId).toBeNull()
+})
+
+test.each([
+  ['http://localhost:4400', ['localhost'], 'http://site-main.app.localhost:4400'],
+  ['http://127.0.0.1:4400', ['example.com', 'localhost'], 'http://site-main.app.localhost:4400'],
+  [
+    'https://hutch.example.com',
+    ['localhost', 'hutch.example.com'],
+    'https://site-main.app.hutch.example.com',
+  ],
+  ['http://192.0.2.1:4400', ['localhost'], 'http://192.0.2.1:4400/main/applications/site'],
+  ['http://hutch.internal', ['example.com'], 'http://hutch.internal/main/applications/site'],
+])(
+  'an application asked for at %s, where the domains are %j, has the address %s',
+  async (at, domains, url) => {
+    const { deployment } = await create({
+      kind: 'application',
+      name: 'site',
+      spec: { image: 'sandbox/app:v1' },
+    })
+    const options = { ...host.deployments.viewOptions(deployment, at), domains }
+    expect(applicationView(deployment, options).metadata.url).toBe(url)
+    const long = { ...deployment, name: 'n'.repeat(63) }
+    expect(applicationView(long, options).metadata.url).toBe(`${at}/main/applications/${long.name}`)
+  },
+)
 
 test('who sends back what he read changes nothing', async () => {
   const [first] = await revisions(1)
@@ -402,6 +444,8 @@ test('what is deactivated is not reached, and what is activated again is', async
   expect(await failure(acquire())).toMatchObject({
     code: 'workload_unavailable',
     message: expect.stringContaining('deactivated'),
+    retryable: false,
+    advice: { action: expect.stringContaining('spec.enabled: true') },
   })
   await update({ spec: { enabled: true } })
   await becomes('DEPLOYED')

@@ -87,6 +87,8 @@ export interface DeploymentsOptions {
   memoryMbMax?: number
   /** Where deployments are whose client named no region; absent: answers tell none. */
   region?: string
+  /** Applications have addresses below these; absent: by path alone. */
+  domains?: string[]
   /** In [0, 1): decides who meets a canary. */
   random?: () => number
 }
@@ -123,6 +125,7 @@ export class Deployments {
   readonly #clock: Clock
   readonly #memoryMbMax: number
   readonly #region: string | undefined
+  readonly #domains: string[]
   readonly #background: Background
   /** Of a deployment: who changes what it is to be waits for its turn. */
   readonly #turns = new KeyedLock()
@@ -139,6 +142,7 @@ export class Deployments {
     this.#clock = clock
     this.#memoryMbMax = options.memoryMbMax ?? memoryMbMaxDefault
     this.#region = options.region
+    this.#domains = options.domains ?? []
     this.#rollouts = new Rollouts({
       records: this.#records,
       sealing: this.#sealing,
@@ -378,6 +382,7 @@ export class Deployments {
   ): DeploymentViewOptions {
     return {
       origin,
+      domains: this.#domains,
       nowMs: this.#clock.now(),
       events: options.events ?? true,
       ...(this.#region === undefined ? {} : { region: this.#region }),

@@ -124,6 +124,12 @@ export class DeploymentRequests {
     throw new PlatformError(
       'workload_unavailable',
       `the ${kind} "${name}" is deactivated: activate it first (spec.enabled)`,
+      {
+        advice: {
+          action: `Activate it: update the ${kind} with spec.enabled: true.`,
+          doNot: 'Retry before it is active.',
+        },
+      },
     )
   }
 
@@ -139,6 +145,17 @@ export class DeploymentRequests {
     const failure = failureOf(found.body)
     const status = statusOf(found.body, this.#clock.now())
     const why = failure === null ? `its status is ${status}` : `its last deployment failed: ${failure}`
-    return new PlatformError('workload_unavailable', `the ${kind} "${name}" is not served: ${why}`)
+    return new PlatformError(
+      'workload_unavailable',
+      `the ${kind} "${name}" is not served: ${why}`,
+      failure === null
+        ? {}
+        : {
+            advice: {
+              action: 'Correct what the message says, and deploy it again.',
+              doNot: 'Retry before it is deployed.',
+            },
+          },
+    )
   }
 }

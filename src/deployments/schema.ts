@@ -136,6 +136,8 @@ const event = z.object({
 
 const routing = z.object({
   active: z.string().optional(),
+  /** Of the active revision, which after a rollback is not what the spec names. */
+  activeImage: z.string().optional(),
   canary: z.string().optional(),
   canaryPercent: z.number().optional(),
   stickySessionTtl: z.number().optional(),

@@ -1,13 +1,19 @@
 /** Deployments as they are answered. */
 import { defined } from '../lib/defined.ts'
 import { type EnvEntry, maskedValue } from '../lib/environment.ts'
+import { isLoopbackHost } from '../lib/loopback.ts'
+import { platformOrigin } from './fleet/index.ts'
 import { kindFacts } from './kinds.ts'
-import { type DeploymentBody, kindOf, type Revision, type StoredDeployment } from './record.ts'
+import { type DeploymentBody, kindOf, type Revision, revisionOf, type StoredDeployment } from './record.ts'
 import type { ApplicationRevisionView, ApplicationView, RevisionView, WorkloadView } from './schema.ts'
 import { revisionStatus, statusOf } from './status.ts'
 
+const hostLabelCharsMax = 63
+
 export interface DeploymentViewOptions {
   origin: string
+  /** Below which applications are. */
+  domains: string[]
   nowMs: number
   /** Told when the client named none; absent: none is. */
   region?: string
@@ -54,7 +60,10 @@ export function applicationView(
   const { body } = deployment
   const { spec } = body
   return {
-    metadata: metadataOf(deployment, options.origin),
+    metadata: {
+      ...metadataOf(deployment, options.origin),
+      ...defined({ url: applicationAddress(deployment, options) }),
+    },
     spec: {
       enabled: spec.enabled,
       ...defined({ region: spec.region ?? options.region, image: imageOf(body) }),
@@ -120,16 +129,39 @@ function metadataOf(deployment: StoredDeployment, origin: string): WorkloadView[
   }
 }
 
+/**
+ * A host of its own, since pages name what they load from the root of one. Undefined where whoever asks would not reach it by
+ * that name: from inside, by an address, or with names that are too long together.
+ */
+function applicationAddress(
+  { workspace, name }: StoredDeployment,
+  { origin, domains }: DeploymentViewOptions,
+): string | undefined {
+  const { protocol, hostname, port } = new URL(origin)
+  if (hostname === new URL(platformOrigin).hostname) return undefined
+  const isReached = (domain: string) =>
+    hostname === domain ||
+    hostname.endsWith(`.${domain}`) ||
+    (domain === 'localhost' ? isLoopbackHost(hostname) : !isLoopbackHost(hostname))
+  const domain = domains.find(isReached)
+  const label = `${name}-${workspace}`
+  if (domain === undefined || label.length > hostLabelCharsMax) return undefined
+  return `${protocol}//${label}.app.${domain}${port === '' ? '' : `:${port}`}`
+}
+
 /** As it was named, else what was built last. */
 function imageOf({ spec, revisions }: DeploymentBody): string | undefined {
   return spec.image ?? revisions.findLast(({ image }) => image !== undefined)?.image
 }
 
 /** What a client may send back without changing anything: so what is under way is told, and no `traffic`. */
-function routingOf({ traffic, wanted, spec }: DeploymentBody): WorkloadView['spec']['revision'] {
+function routingOf(body: DeploymentBody): WorkloadView['spec']['revision'] {
+  const { traffic, wanted, spec } = body
   const { active, canary, canaryPercent } = wanted ?? traffic
+  const serving = revisionOf(body, active)
   const routing = defined({
     active: active ?? undefined,
+    activeImage: serving && (serving.spec.image ?? serving.image),
     canary: canary ?? undefined,
     canaryPercent: canary === null ? undefined : canaryPercent,
     stickySessionTtl: spec.stickySessionTtl > 0 ? spec.stickySessionTtl : undefined,

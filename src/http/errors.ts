@@ -1,11 +1,6 @@
-import { type ErrorCode, errorTable, PlatformError } from '../errors.ts'
+import { type Advice, type ErrorCode, PlatformError } from '../errors.ts'
 import type { Logger } from '../lib/log.ts'
 import type { ErrorShape } from './route.ts'
-
-export interface Advice {
-  action: string
-  doNot: string
-}
 
 /** What the gateway envelope tells a program to do next. */
 const advice: Partial<Record<ErrorCode, Advice>> = {
@@ -25,9 +20,7 @@ const advice: Partial<Record<ErrorCode, Advice>> = {
     doNot: 'Retry before it exists.',
   },
   workload_unavailable: {
-    action:
-      'Retry with backoff from 500 ms to 30 s, for about a minute, then create it again; one that is archived: ' +
-      'unarchive it.',
+    action: 'Retry with backoff from 500 ms to 30 s, for about a minute, then create it again.',
     doNot: 'Retry without a pause.',
   },
   body_too_large: { action: 'Send a smaller body.', doNot: 'Send the same body again.' },
@@ -86,7 +79,7 @@ function body(
       return { error: oauthError(failure), error_description: message }
     case 'gateway': {
       const { action, doNot } =
-        special ?? advice[code] ?? (errorTable[code].retryable ? retryAdvice : finalAdvice)
+        special ?? failure.advice ?? advice[code] ?? (failure.retryable ? retryAdvice : finalAdvice)
       return {
         error: {
           code: gatewayCode(code),

@@ -100,6 +100,12 @@ export class SandboxLeases {
         throw new PlatformError(
           'workload_unavailable',
           `the sandbox "${name}" is disabled (spec.enabled is false)`,
+          {
+            advice: {
+              action: 'Enable it: update the sandbox with spec.enabled: true.',
+              doNot: 'Retry before it is enabled.',
+            },
+          },
         )
       }
       try {
@@ -269,6 +275,9 @@ export class SandboxLeases {
       throw new PlatformError(
         'workload_unavailable',
         `the sandbox "${name}" does not run, its status is ${status}${status === 'ARCHIVED' ? ': unarchive it first' : ''}`,
+        status === 'ARCHIVED'
+          ? { advice: { action: 'Unarchive the sandbox.', doNot: 'Retry before it is unarchived.' } }
+          : {},
       )
     }
     return this.set(found, instanceId)

@@ -1,7 +1,8 @@
 import { workloadKey } from '../../access/index.ts'
 import type { RevisionRun } from './run.ts'
 
-const platformOrigin = 'http://hutch.internal'
+/** Where programs inside reach the platform. */
+export const platformOrigin = 'http://hutch.internal'
 const anyAddress = '0.0.0.0'
 
 /**

@@ -8,6 +8,7 @@ import { type Member, type MemberHost, revisionOwnerKind } from './member.ts'
 import { RevisionMembers } from './members.ts'
 import type { AcquireOptions, FleetHealth, RevisionLease, RevisionRun } from './run.ts'
 
+export { platformOrigin } from './environment.ts'
 export { revisionOwnerKind } from './member.ts'
 export {
   type AcquireOptions,

@@ -184,7 +184,11 @@ test('what is not there, or does not run, is told of as clients of the cloud kno
   expect(await failure(missing)).toMatchObject({ code: 'WORKLOAD_NOT_FOUND', origin: 'platform' })
   const off = await ask('/main/functions/off/mcp', { method: 'POST' })
   expect(off.status).toBe(404)
-  expect(await failure(off)).toMatchObject({ code: 'WORKLOAD_UNAVAILABLE', retryable: true })
+  expect(await failure(off)).toMatchObject({
+    code: 'WORKLOAD_UNAVAILABLE',
+    retryable: true,
+    action: expect.stringContaining('backoff'),
+  })
   const down = await ask('/main/agents/down')
   expect(down.status).toBe(502)
   expect(await failure(down)).toMatchObject({
