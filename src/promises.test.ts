@@ -171,22 +171,28 @@ describe.skipIf(why !== '')('a client may count on it that', () => {
   test('a page after the other holds every sandbox once', async () => {
     const made = Array.from({ length: 5 }, (_, at) => `paged-${at}`)
     await Promise.all(made.map((name) => SandboxInstance.create({ name, labels: { paged: 'yes' } })))
-    const seen: string[] = []
-    let cursor = ''
-    do {
-      const response = await client.request(`/v0/sandboxes?limit=1${cursor && `&cursor=${cursor}`}`, {
-        headers: { 'blaxel-version': '2026-04-28' },
-      })
-      const page = (await response.json()) as {
+    const list = async (query: string) => {
+      const headers = { 'blaxel-version': '2026-04-28' }
+      const response = await client.request(`/v0/sandboxes?${query}`, { headers })
+      return (await response.json()) as {
         data: { metadata: { name: string } }[]
         meta: { nextCursor?: string }
       }
+    }
+    const seen: string[] = []
+    let cursor = ''
+    do {
+      const page = await list(`limit=1${cursor && `&cursor=${cursor}`}`)
       expect(page.data.length).toBeLessThanOrEqual(1)
       seen.push(...page.data.map(({ metadata }) => metadata.name))
       cursor = encodeURIComponent(page.meta.nextCursor ?? '')
     } while (cursor)
     expect(new Set(seen).size).toBe(seen.length)
     expect(seen).toEqual(expect.arrayContaining(made))
+    const names = async (query: string) => (await list(query)).data.map(({ metadata }) => metadata.name)
+    expect(await names('q=AGED-3')).toEqual(['paged-3'])
+    expect((await names('q=paged&sort=name:asc&limit=5')).sort()).toEqual(made)
+    expect(await names('anchor=end&limit=1')).toEqual(seen.slice(-1))
   })
 
   test('a command runs in a shell, is named when nobody names it, and keeps its last newline', async () => {

@@ -600,8 +600,8 @@ test('triggers get ids of their own, lose secrets that were not made here, and o
   expect(host.deployments.isPublic('main', 'function', 'one')).toBe(true)
 })
 
-test('a list is filtered by status, in any case', async () => {
-  await create()
+test('a list is filtered by status, in any case, and searched by name and label', async () => {
+  await create({ metadata: { labels: { team: 'Blue' } } })
   await becomes('DEPLOYED')
   await create({ name: 'two', upload: true, spec: {} })
   const names = async (status: string) =>
@@ -609,4 +609,7 @@ test('a list is filtered by status, in any case', async () => {
   expect(await names('deployed')).toEqual(['one'])
   expect(await names('UPLOADING,DEPLOYED')).toEqual(['two', 'one'])
   expect(await failure(names('SMOKE'))).toMatchObject({ code: 'bad_request' })
+  const found = async (search: string) =>
+    (await host.deployments.list('main', 'agent', { search })).data.map(({ name }) => name)
+  expect([await found('blue'), await found('TW')]).toEqual([['one'], ['two']])
 })

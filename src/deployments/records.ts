@@ -1,5 +1,5 @@
 import { PlatformError } from '../errors.ts'
-import type { Page, ResourceKey, SortOrder, Store } from '../spec/store.ts'
+import type { Page, PageAsked, ResourceKey, Store } from '../spec/store.ts'
 import { everyItem } from '../spec/store.ts'
 import { inWorkspace } from '../workspaces/index.ts'
 import { type DeploymentKind, deploymentKinds, deploymentStatuses } from './kinds.ts'
@@ -10,10 +10,7 @@ const changeAttemptsMax = 8
 /** Of other kinds of resources: no deployment has one, and clients may ask for all there are. */
 const statusesElsewhere = ['TERMINATED', 'BUILT', 'ARCHIVING', 'ARCHIVED', 'UNARCHIVING']
 
-export interface DeploymentListQuery {
-  limit?: number
-  cursor?: string
-  sort?: SortOrder
+export interface DeploymentListQuery extends PageAsked {
   /** Comma separated, in any case. */
   status?: string
 }

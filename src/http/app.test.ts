@@ -396,6 +396,21 @@ describe('lists', () => {
     expect(paged).toEqual({ data: [{ name: 'r449' }], meta: { hasMore: false, nextCursor: '', total: 450 } })
   })
 
+  test('a search of two characters or more, and the last page, are asked for by clients that know pages', async () => {
+    const asked: object[] = []
+    const note = (query: { limit?: number; cursor?: string }) => {
+      asked.push(query)
+      return read(query)
+    }
+    const query = { q: '  Blue ', anchor: 'end', limit: 1 } as const
+    await listAnswer({ apiVersion: '2026-04-28', query }, note, toBody)
+    await listAnswer({ apiVersion: '2026-04-28', query: { q: ' B ', limit: 2 } }, note, toBody)
+    await listAnswer({ apiVersion: '2026-04-16', query }, note, toBody)
+    expect(asked).toEqual([{ limit: 1, search: 'Blue', anchor: 'end' }, { limit: 2 }, { limit: 1 }])
+    for (const wrong of [{ q: 'x'.repeat(201) }, { anchor: 'start' }])
+      expect(() => parseWith(listQuery, wrong, 'query')).toThrow(Object.keys(wrong)[0])
+  })
+
   test('a limit is 1 to 200, and any other is refused by name', () => {
     expect(listQuery.parse({ limit: '200' }).limit).toBe(200)
     for (const limit of ['0', '201', '1000', '-1', '1.5', 'x', '']) {

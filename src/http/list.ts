@@ -1,6 +1,13 @@
 import { z } from 'zod'
 import { PlatformError } from '../errors.ts'
-import { type Page, pageLimitMax, type Resource, type SortOrder, sortOrders } from '../spec/store.ts'
+import {
+  type Page,
+  type PageAsked,
+  pageLimitMax,
+  type Resource,
+  type SortOrder,
+  sortOrders,
+} from '../spec/store.ts'
 
 /** Without a `Blaxel-Version` header a client gets the first one. */
 export const apiVersionDefault = '2026-04-16'
@@ -9,6 +16,8 @@ export const pagedListsVersion = '2026-04-28'
 /** How many pages a bare array without a limit of its own is collected from. */
 const barePagesMax = 50
 const cursorCharactersMax = 2048
+const searchCharactersMin = 2
+const searchCharactersMax = 200
 
 const limitRange = `a whole number from 1 to ${pageLimitMax}`
 
@@ -30,6 +39,14 @@ export const listQuery = z.object({
     .optional(),
   cursor: z.string().max(cursorCharactersMax).optional(),
   sort: z.enum(sortOrders).optional(),
+  q: z
+    .string()
+    .max(searchCharactersMax)
+    .meta({
+      description: `Text in the name, the display name or a label, in any case; shorter than ${searchCharactersMin} characters it filters nothing`,
+    })
+    .optional(),
+  anchor: z.enum(['end']).meta({ description: 'The last page, of a list by createdAt' }).optional(),
 })
 
 export type ListQuery = z.output<typeof listQuery>
@@ -40,11 +57,7 @@ interface ListContext {
 }
 
 /** Reads one page; `listAnswer` calls it again where a client expects everything in one array. */
-export type PageReader<Body> = (query: {
-  limit?: number
-  cursor?: string
-  sort?: SortOrder
-}) => Promise<Page<Body>>
+export type PageReader<Body> = (query: PageAsked) => Promise<Page<Body>>
 
 /** What `listAnswer` makes, for /v0/openapi.json. */
 export function listSchema<Item extends z.ZodType>(item: Item) {
@@ -69,11 +82,14 @@ export async function listAnswer<Body>(
   toBody: (resource: Resource<Body>) => object,
 ): Promise<PagedList | object[]> {
   const paged = context.apiVersion >= pagedListsVersion
-  const { limit, cursor, sort } = context.query
+  const { limit, cursor, sort, q = '', anchor } = context.query
   if (typeof source === 'function' && !paged && limit === undefined && cursor === undefined) {
     return collect(source, sort, toBody)
   }
-  const page = typeof source === 'function' ? await source({ limit, cursor, sort }) : source
+  const text = q.trim()
+  // Both are of the version that has pages.
+  const more = paged ? { anchor, ...(text.length < searchCharactersMin ? {} : { search: text }) } : {}
+  const page = typeof source === 'function' ? await source({ limit, cursor, sort, ...more }) : source
   const data = page.data.map(toBody)
   if (!paged) return data
   const { hasMore, nextCursor, total } = page

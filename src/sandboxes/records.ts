@@ -1,5 +1,5 @@
 import { PlatformError } from '../errors.ts'
-import type { BatchStep, Page, ResourceKey, SortOrder, Store } from '../spec/store.ts'
+import type { BatchStep, Page, PageAsked, ResourceKey, Store } from '../spec/store.ts'
 import { everyItem } from '../spec/store.ts'
 import { checkExternalId } from './draft.ts'
 import { indexesOf, type SandboxBody, type StoredSandbox, sandboxKind } from './record.ts'
@@ -7,10 +7,7 @@ import { type SandboxStatus, sandboxStatuses } from './schema.ts'
 
 const changeAttemptsMax = 8
 
-export interface SandboxListQuery {
-  limit?: number
-  cursor?: string
-  sort?: SortOrder
+export interface SandboxListQuery extends PageAsked {
   externalId?: string
   /** Comma separated; wins over `showTerminated`. */
   status?: string
@@ -38,18 +35,17 @@ export class SandboxRecords {
 
   /** @throws bad_request */
   async list(workspace: string, query: SandboxListQuery): Promise<Page<SandboxBody>> {
+    const { externalId, showTerminated, ...page } = query
     const status = query.status
       ? statusesOf(query.status)
-      : sandboxStatuses.filter((one) => query.showTerminated || one !== 'TERMINATED')
+      : sandboxStatuses.filter((one) => showTerminated || one !== 'TERMINATED')
     return await this.#store.page<SandboxBody>({
       kind: sandboxKind,
       workspace,
-      ...(query.limit === undefined ? {} : { limit: query.limit }),
-      ...(query.cursor ? { cursor: query.cursor } : {}),
-      ...(query.sort ? { sort: query.sort } : {}),
+      ...page,
       where: {
         status,
-        ...(query.externalId === undefined ? {} : { externalId: checkExternalId(query.externalId) }),
+        ...(externalId === undefined ? {} : { externalId: checkExternalId(externalId) }),
       },
     })
   }

@@ -8,7 +8,7 @@ import { KeyedLock } from '../lib/keyed-lock.ts'
 import type { Logger } from '../lib/log.ts'
 import type { SecretBox } from '../lib/secret-box.ts'
 import { Semaphore } from '../lib/semaphore.ts'
-import type { BatchStep, Page, ResourceKey, SortOrder, Store } from '../spec/store.ts'
+import type { BatchStep, Page, PageAsked, ResourceKey, Store } from '../spec/store.ts'
 import { everyItem } from '../spec/store.ts'
 import type { Sandboxes } from './index.ts'
 import { ScheduleHistory } from './schedules/history.ts'
@@ -49,12 +49,6 @@ export interface SchedulesOptions {
   secrets: Pick<SecretBox, 'seal' | 'open'>
   clock: Clock
   log: Logger
-}
-
-export interface PageRequest {
-  limit?: number
-  cursor?: string
-  sort?: SortOrder
 }
 
 /**
@@ -203,7 +197,7 @@ export class Schedules {
   /** Of one sandbox, or of the whole workspace. @throws not_found (sandbox), bad_request */
   async list(
     workspace: string,
-    query: PageRequest & { sandbox?: string; type?: string },
+    query: PageAsked & { sandbox?: string; type?: string },
   ): Promise<Page<ScheduleBody>> {
     const { sandbox, type, ...page } = query
     return await this.#store.page<ScheduleBody>({
@@ -220,7 +214,7 @@ export class Schedules {
   /** Newest first. A page may be short where `sinceMs` or `untilMs` cut it. @throws not_found (sandbox), bad_request */
   async executions(
     workspace: string,
-    query: PageRequest & {
+    query: PageAsked & {
       sandbox?: string
       scheduleId?: string
       status?: string

@@ -6,7 +6,7 @@ import type { Clock } from '../lib/clock.ts'
 import type { Logger } from '../lib/log.ts'
 import type { SecretBox } from '../lib/secret-box.ts'
 import type { RootFilesystem } from '../spec/runtime.ts'
-import type { BatchStep, Page, SortOrder, Store } from '../spec/store.ts'
+import type { BatchStep, Page, PageAsked, Store } from '../spec/store.ts'
 import type { SandboxDraft } from './draft.ts'
 import type { Sandboxes } from './index.ts'
 import { isReplaceable } from './record.ts'
@@ -135,10 +135,7 @@ export class Snapshots {
     return this.#taking.take(workspace, sandboxName, wanted)
   }
 
-  list(
-    workspace: string,
-    query: { limit?: number; cursor?: string; sort?: SortOrder },
-  ): Promise<Page<SnapshotBody>> {
+  list(workspace: string, query: PageAsked): Promise<Page<SnapshotBody>> {
     return this.#records.page(workspace, query)
   }
 

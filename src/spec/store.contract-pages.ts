@@ -107,6 +107,54 @@ export function pagesContract(context: StoreContext): void {
       expect((await context.store.page({ kind: 'sandbox', workspace: 'a', limit: 1 })).total).toBe(2)
     })
 
+    test('searches names, display names and labels, in any case, over pages; the total ignores it', async () => {
+      await add('alpha', { body: { displayName: 'Größe', labels: { team: 'Blue' } } })
+      await add('beta', { body: { labels: { ALPHA: 'x' } }, indexes: { status: 'FAILED' } })
+      await add('gamma', { body: { displayName: 7, labels: ['alpha'], other: 'alpha' } })
+      // More than are read at once, so that what matches lies behind what does not.
+      for (let at = 0; at < 120; at++) await add(`no${at}`, { body: null })
+      await add('delta', { body: { displayName: 'the alphabet' } })
+      await add('alpha', { workspace: 'other' })
+      const matching = (search: string, more: Partial<PageQuery> = {}) =>
+        collect({ kind: 'sandbox', workspace: 'main', search, sort: 'name:asc', limit: 1, ...more })
+      expect(await matching('alpha')).toEqual(['alpha', 'beta', 'delta', 'gamma'])
+      expect(await matching('ALPHA', { sort: 'createdAt:desc', limit: 3 })).toEqual([
+        'delta',
+        'gamma',
+        'beta',
+        'alpha',
+      ])
+      expect(await matching('alpha', { where: { status: 'FAILED' } })).toEqual(['beta'])
+      expect(await matching('GRÖSSE')).toEqual([])
+      expect(await matching('größ')).toEqual(['alpha'])
+      expect(await matching('blue')).toEqual(['alpha'])
+      expect(await matching('100%_')).toEqual([])
+      expect(await matching('', { limit: 200 })).toHaveLength(124)
+      const query: PageQuery = { kind: 'sandbox', workspace: 'main', search: 'alpha', limit: 1 }
+      const { total, nextCursor: cursor } = await context.store.page(query)
+      expect(total).toBe(124)
+      expect(await codeOf(context.store.page({ ...query, cursor, search: 'beta' }))).toBe('bad_request')
+    })
+
+    test('gives the last page at once, in its order, of lists by time', async () => {
+      for (const name of ['a', 'b', 'c', 'd', 'e'])
+        await add(name, { indexes: { odd: 'ace'.includes(name) ? 'yes' : 'no' } })
+      const end = async (more: Partial<PageQuery>) => {
+        const page = await context.store.page({ kind: 'sandbox', workspace: 'main', anchor: 'end', ...more })
+        expect([page.hasMore, page.nextCursor, page.total]).toEqual([false, '', 5])
+        return page.data.map(({ name }) => name)
+      }
+      expect(await end({ limit: 2 })).toEqual(['b', 'a'])
+      expect(await end({ limit: 2, sort: 'createdAt:asc' })).toEqual(['d', 'e'])
+      expect(await end({})).toEqual(['e', 'd', 'c', 'b', 'a'])
+      expect(await end({ limit: 2, where: { odd: 'yes' } })).toEqual(['c', 'a'])
+      expect(await end({ limit: 2, search: 'b' })).toEqual(['b'])
+      const query: PageQuery = { kind: 'sandbox', workspace: 'main', limit: 1 }
+      const { nextCursor: cursor } = await context.store.page(query)
+      for (const wrong of [{ cursor }, { sort: 'name:asc' as SortOrder }])
+        expect(await codeOf(context.store.page({ ...query, anchor: 'end', ...wrong }))).toBe('bad_request')
+    })
+
     test('filters by one value or a list, all filters at once; the total ignores them', async () => {
       await add('a', { indexes: { status: 'DEPLOYED', region: 'x' } })
       await add('b', { indexes: { status: 'FAILED', region: 'x' } })

@@ -128,7 +128,14 @@ export interface PageQuery {
   sort?: SortOrder
   /** Every named index must equal its value, or one of its values. */
   where?: Record<string, string | string[]>
+  /** What the name, `displayName` of the body or a key or value of its `labels` has in it, in any case; '' filters nothing. */
+  search?: string
+  /** `end`: the last page, in the same order, without the cursors to it. For orders by time alone, and with no cursor. */
+  anchor?: 'end'
 }
+
+/** What a client may say about a page of any list. */
+export type PageAsked = Pick<PageQuery, 'limit' | 'cursor' | 'sort' | 'search' | 'anchor'>
 
 export interface Page<Body = unknown> {
   data: Resource<Body>[]

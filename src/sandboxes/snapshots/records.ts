@@ -1,5 +1,5 @@
 import { PlatformError } from '../../errors.ts'
-import type { Page, SortOrder, Store } from '../../spec/store.ts'
+import type { Page, PageAsked, Store } from '../../spec/store.ts'
 import { everyItem, findLimitMax } from '../../spec/store.ts'
 import { inWorkspace } from '../../workspaces/index.ts'
 import {
@@ -19,10 +19,7 @@ export class SnapshotRecords {
     this.#store = store
   }
 
-  page(
-    workspace: string,
-    query: { limit?: number; cursor?: string; sort?: SortOrder },
-  ): Promise<Page<SnapshotBody>> {
+  page(workspace: string, query: PageAsked): Promise<Page<SnapshotBody>> {
     return this.#store.page<SnapshotBody>({ kind: snapshotKind, workspace, ...query })
   }
 

@@ -52,10 +52,11 @@ function malformed(cause?: unknown): PlatformError {
 }
 
 /** What the cursor is good for. Not the limit: a client may ask for larger pages half-way. */
-function binding({ kind, workspace, where = {} }: PageQuery, sort: SortOrder): string {
+function binding({ kind, workspace, where = {}, search }: PageQuery, sort: SortOrder): string {
   const filters = Object.entries(where)
     .map(([name, value]) => [name, Array.isArray(value) ? [...value].sort() : [value]])
     .sort(([left], [right]) => (left! < right! ? -1 : 1))
-  const text = JSON.stringify([kind, workspace ?? null, sort, filters])
+  const sought = search ? [search.toLowerCase()] : []
+  const text = JSON.stringify([kind, workspace ?? null, sort, filters, ...sought])
   return createHash('sha256').update(text).digest('base64url').slice(0, 16)
 }

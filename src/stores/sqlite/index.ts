@@ -18,10 +18,11 @@ import {
   type ResourceChange,
   type ResourceEvent,
   type ResourceKey,
+  type SortOrder,
   type Store,
 } from '../../spec/store.ts'
 import { type Change, ChangeFeed } from './change-feed.ts'
-import { decodeCursor, encodeCursor } from './cursor.ts'
+import { decodeCursor, encodeCursor, type Position } from './cursor.ts'
 import { databaseVersion, knownVersion, migrate, refuseNewer } from './migrations.ts'
 import type { Mutation, StepResult, WriteStep } from './protocol.ts'
 import { openReader, type Reader } from './reader.ts'
@@ -34,6 +35,7 @@ import {
   decodeRow,
   encodeBody,
   encodeIndexes,
+  isCalled,
 } from './resources.ts'
 import type { ResourceRow } from './schema.ts'
 import { Writer } from './writer.ts'
@@ -50,6 +52,8 @@ export interface SqliteStoreOptions {
 }
 
 const setUpBusyTimeoutMs = 5000
+/** Of a search, before others have their turn. */
+const searchSliceRows = 50
 
 /**
  * One SQLite file: reads on the calling thread, writes on a thread of their own that commits in groups.
@@ -137,21 +141,44 @@ class SqliteStore implements Store {
   async page<Body>(query: PageQuery): Promise<Page<Body>> {
     const { limit, sort } = checkPageQuery(query)
     const nowMs = this.#clock.now()
+    if (query.anchor === 'end') {
+      const backwards = sort === 'createdAt:asc' ? 'createdAt:desc' : 'createdAt:asc'
+      const { rows, total } = await this.#rows(query, backwards, null, limit)
+      const data = rows.reverse().map((row) => decodeRow<Body>(row))
+      return { data, nextCursor: '', hasMore: false, total }
+    }
     const after = query.cursor ? decodeCursor(query.cursor, query, sort, nowMs) : null
     // One more than asked for tells whether there is another page.
-    const { rows, total } = this.#read().page(query, sort, after, limit + 1)
+    const { rows, total } = await this.#rows(query, sort, after, limit + 1)
     const hasMore = rows.length > limit
     const shown = hasMore ? rows.slice(0, limit) : rows
     const last = shown.at(-1)
-    const byName = sort.startsWith('name:')
     return {
       data: shown.map((row) => decodeRow<Body>(row)),
-      nextCursor:
-        hasMore && last
-          ? encodeCursor(query, sort, byName ? [last.name, last.workspace] : [last.createdAt, last.id], nowMs)
-          : '',
+      nextCursor: hasMore && last ? encodeCursor(query, sort, positionOf(last, sort), nowMs) : '',
       hasMore,
       total,
+    }
+  }
+
+  /** At most `count` rows that match, and how many there are of the kind. A search reads a slice at a time, and others between. */
+  async #rows(
+    query: PageQuery,
+    sort: SortOrder,
+    after: Position | null,
+    count: number,
+  ): Promise<{ rows: ResourceRow[]; total: number }> {
+    const text = (query.search ?? '').toLowerCase()
+    if (text === '') return this.#read().page(query, sort, after, count)
+    const { rows: first, total } = this.#read().page(query, sort, after, searchSliceRows)
+    const found: ResourceRow[] = []
+    for (let slice = first; ; ) {
+      for (const row of slice) if (found.length < count && isCalled(row, text)) found.push(row)
+      const last = slice.at(-1)
+      if (last === undefined || slice.length < searchSliceRows || found.length >= count)
+        return { rows: found, total }
+      await new Promise((resume) => setImmediate(resume))
+      slice = this.#read().page(query, sort, positionOf(last, sort), searchSliceRows).rows
     }
   }
 
@@ -245,6 +272,11 @@ class SqliteStore implements Store {
       if (change) this.#feed.emit(change)
     }
   }
+}
+
+/** Where a list goes on behind a row. */
+function positionOf(row: ResourceRow, sort: SortOrder): Position {
+  return sort.startsWith('name:') ? [row.name, row.workspace] : [row.createdAt, row.id]
 }
 
 function changeOf(step: WriteStep, result: StepResult): Change | null {

@@ -88,6 +88,15 @@ export function checkVersion(value: number): number {
   return value
 }
 
+/** Whether a resource has `text`, in lower case, in what people call it by. */
+export function isCalled({ name, body }: Pick<ResourceRow, 'name' | 'body'>, text: string): boolean {
+  const has = (value: unknown) => typeof value === 'string' && value.toLowerCase().includes(text)
+  if (has(name)) return true
+  const { displayName, labels } = (JSON.parse(body) ?? {}) as { displayName?: unknown; labels?: unknown }
+  if (has(displayName)) return true
+  return typeof labels === 'object' && labels !== null && Object.entries(labels).flat().some(has)
+}
+
 /** @throws bad_request */
 export function checkPageQuery(query: PageQuery): { limit: number; sort: SortOrder } {
   checkKey(query)
@@ -99,6 +108,13 @@ export function checkPageQuery(query: PageQuery): { limit: number; sort: SortOrd
     throw new PlatformError(
       'bad_request',
       `sort must be one of ${sortOrders.join(', ')}, got ${String(sort)}`,
+    )
+  }
+  if (query.search !== undefined) checkText('search', query.search)
+  if (query.anchor === 'end' && (query.cursor || !sort.startsWith('createdAt:'))) {
+    throw new PlatformError(
+      'bad_request',
+      `anchor=end is for lists by createdAt, without a cursor; got ${query.cursor ? 'a cursor' : `sort=${sort}`}`,
     )
   }
   const filters = Object.entries(query.where ?? {})
