@@ -55,6 +55,7 @@ import { acquireDataLock } from './lib/data-lock.ts'
 import { Dialer } from './lib/dialer.ts'
 import { DiskReserve } from './lib/disk-reserve.ts'
 import { createLogger, type Logger } from './lib/log.ts'
+import { isLoopbackAddress, isLoopbackHost } from './lib/loopback.ts'
 import { createSecretBox, openMasterKey } from './lib/secret-box.ts'
 import { hostRegistries, Network } from './network/index.ts'
 import { extractHelper } from './runtimes/helper-binary.ts'
@@ -200,6 +201,10 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   const dialer = new Dialer({
     privateTargets: config.privateTargets,
     ownPorts: () => (server === null ? [config.port] : [server.port]),
+    loopbackOpen: () =>
+      config.hosts.every(isLoopbackAddress) &&
+      config.trustedProxies.length === 0 &&
+      (config.url === null || isLoopbackHost(new URL(config.url).host)),
   })
   const { registryAuthFile } = config
   if (registryAuthFile !== null && !existsSync(registryAuthFile)) {

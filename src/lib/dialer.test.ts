@@ -144,3 +144,39 @@ test('a name that does not resolve in time is given up', async () => {
   gone.abort(new Error('enough'))
   await expect(asked).rejects.toThrow('enough')
 })
+
+test('a user may have this machine dialled where nobody else reaches the platform, and never the platform itself', async () => {
+  let isOpen = true
+  const local = new Dialer({ privateTargets: [], ownPorts: () => own, loopbackOpen: () => isOpen })
+  const url = `http://localhost:${port}/`
+  const opening = { method: 'POST', headers: {}, body: Buffer.from('bytes'), what: 'The test' }
+  const refusal = (dialled: Promise<unknown>) => dialled.then(() => null, String)
+  const answer = await local.open(url, { ...opening, loopback: true })
+  expect(await answer.json()).toMatchObject({ body: 'bytes' })
+  await local.check(url, { what: 'The test', loopback: true })
+  const before = asked
+  expect(await refusal(local.open(url, opening))).toContain('private address')
+  expect(await refusal(local.check(url, { what: 'The test' }))).toContain('private address')
+  expect(await refusal(local.open('http://10.0.0.1/', { ...opening, loopback: true }))).toContain('private')
+  own.push(port)
+  expect(await refusal(local.open(url, { ...opening, loopback: true }))).toContain('private address')
+  own.length = 0
+  isOpen = false
+  expect(await refusal(local.open(url, { ...opening, loopback: true }))).toContain('private address')
+  expect(asked).toBe(before)
+})
+
+test('an address that is given for later may have a name that is not known yet, and nothing that is no address', async () => {
+  const unknown = new Dialer({
+    privateTargets: [],
+    ownPorts: () => [],
+    resolve: () => Promise.reject(new Error('no such name')),
+  })
+  await unknown.check('https://later.example/hook', { what: 'The test' })
+  const never = new Dialer({ privateTargets: [], ownPorts: () => [], resolve: () => new Promise(() => {}) })
+  await never.check('https://slow.example/hook', { what: 'The test', signal: AbortSignal.abort() })
+  for (const address of ['ftp://example.com/', 'https://user:pass@example.com/', 'no address'])
+    expect(await unknown.check(address, { what: 'The test' }).then(() => null, String)).toContain(
+      'http or https URL',
+    )
+})

@@ -3,19 +3,22 @@ import { isIP } from 'node:net'
 import { networkInterfaces } from 'node:os'
 import { PlatformError } from '../errors.ts'
 import { AddressList, isPublicAddress, plainAddress } from './addresses.ts'
+import { isLoopbackAddress } from './loopback.ts'
 
 export interface DialerOptions {
   /** Addresses, ranges or either with a port, that are not public and may be dialled all the same. */
   privateTargets: readonly string[]
   /** The platform's own: never dialled at an address of this host, whatever is allowed. */
   ownPorts: () => readonly number[]
+  /** Whether nobody but this machine reaches the platform, so that its users may have it dial this machine. Absent: no. */
+  loopbackOpen?: () => boolean
   resolve?: (host: string) => Promise<string[]>
 }
 
 export interface DialerRequest {
   method: string
   headers: Record<string, string>
-  body?: string
+  body?: string | Uint8Array<ArrayBuffer>
   signal?: AbortSignal
   /** For all of it, the answer's body included. */
   timeoutMs: number
@@ -25,12 +28,19 @@ export interface DialerRequest {
   what: string
 }
 
-export type DialerOpening = Pick<DialerRequest, 'method' | 'headers' | 'signal' | 'what'> & {
+/** Which addresses may be dialled besides public ones. */
+export interface DialerReach {
   /** The operator has named this host for this purpose: it may be private. */
   trusted?: boolean
-  /** The body as it was sent, whatever its encoding. */
-  raw?: boolean
+  /** A user asks for this: it may be this machine itself, where that is open and but for the platform's own ports. */
+  loopback?: boolean
 }
+
+export type DialerOpening = Pick<DialerRequest, 'method' | 'headers' | 'body' | 'signal' | 'what'> &
+  DialerReach & {
+    /** The body as it was sent, whatever its encoding. */
+    raw?: boolean
+  }
 
 export interface DialerAnswer {
   status: number
@@ -69,7 +79,7 @@ export class Dialer {
     const timeout = AbortSignal.timeout(request.timeoutMs)
     const signal = request.signal ? AbortSignal.any([request.signal, timeout]) : timeout
     const { what, signal: caller } = request
-    const targets = await this.#targets(url, port, { what, trusted: false, signal, caller })
+    const targets = await this.#targets(url, port, { what, reach: {}, signal, caller })
     for (const [index, target] of targets.entries()) {
       try {
         const response = await this.#send(url, target, request, signal)
@@ -92,10 +102,10 @@ export class Dialer {
    * @throws as `request`, and what `signal` was aborted with
    */
   async open(address: string, opening: DialerOpening): Promise<Response> {
-    const { what, signal, trusted = false } = opening
+    const { what, signal } = opening
     const url = parsed(address, what)
     const port = url.port === '' ? (url.protocol === 'https:' ? 443 : 80) : Number(url.port)
-    const targets = await this.#targets(url, port, { what, trusted, signal, caller: signal })
+    const targets = await this.#targets(url, port, { what, reach: opening, signal, caller: signal })
     for (const [index, target] of targets.entries()) {
       try {
         return await this.#send(url, target, opening, signal)
@@ -108,18 +118,34 @@ export class Dialer {
     throw new PlatformError('bad_gateway', `${what}: ${url.hostname} has no address`)
   }
 
+  /**
+   * Whether an address that somebody gives for later could be dialled now; a name that is not known at this moment may be
+   * later. @throws bad_request
+   */
+  async check(address: string, options: DialerReach & { what: string; signal?: AbortSignal }): Promise<void> {
+    const { what, signal } = options
+    const url = parsed(address, what)
+    const port = url.port === '' ? (url.protocol === 'https:' ? 443 : 80) : Number(url.port)
+    try {
+      await this.#targets(url, port, { what, reach: options, signal, caller: undefined })
+    } catch (error) {
+      if (PlatformError.is(error) && error.code === 'bad_gateway') return
+      throw error
+    }
+  }
+
   async #targets(
     url: URL,
     port: number,
     from: {
       what: string
-      trusted: boolean
+      reach: DialerReach
       signal: AbortSignal | undefined
       /** The part of `signal` that is the caller's. */
       caller: AbortSignal | undefined
     },
   ): Promise<string[]> {
-    const { what, trusted, signal, caller } = from
+    const { what, reach, signal, caller } = from
     const host = url.hostname.replace(/^\[|\]$/g, '')
     let addresses: string[]
     try {
@@ -129,9 +155,7 @@ export class Dialer {
       if (caller?.aborted) throw caller.reason
       throw new PlatformError('bad_gateway', `${what}: the name ${host} cannot be resolved`, { cause })
     }
-    const open = addresses
-      .slice(0, addressesMax)
-      .filter((candidate) => this.#mayDial(candidate, port, trusted))
+    const open = addresses.slice(0, addressesMax).filter((candidate) => this.#mayDial(candidate, port, reach))
     if (open.length > 0 || addresses.length === 0) return open
     throw new PlatformError(
       'bad_request',
@@ -139,9 +163,10 @@ export class Dialer {
     )
   }
 
-  #mayDial(address: string, port: number, trusted: boolean): boolean {
+  #mayDial(address: string, port: number, { trusted, loopback }: DialerReach): boolean {
     if (this.#options.ownPorts().includes(port) && isOfThisHost(address)) return false
-    return trusted || isPublicAddress(address) || this.#allowed.has(address, port)
+    if (loopback && this.#options.loopbackOpen?.() && isLoopbackAddress(plainAddress(address))) return true
+    return trusted === true || isPublicAddress(address) || this.#allowed.has(address, port)
   }
 
   #send(
