@@ -2,6 +2,7 @@ import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from '
 import { existsSync } from 'node:fs'
 import { PlatformError } from '../errors.ts'
 import type { TestEntry } from '../images/test-image.ts'
+import { HurriedClock } from '../lib/test-clock.ts'
 import { whyNot } from '../test-client.ts'
 import { openTestBuilder, type TestBuilder } from './test-builder.ts'
 
@@ -29,9 +30,10 @@ async function failure(work: Promise<unknown>): Promise<PlatformError & { log: s
 }
 
 describe.skipIf(why !== '')('a project without a Dockerfile', () => {
+  const clock = new HurriedClock()
   let site: TestBuilder
   beforeAll(async () => {
-    site = await openTestBuilder()
+    site = await openTestBuilder({ builder: { clock } })
   })
   afterAll(() => site?.[Symbol.asyncDispose]())
 
@@ -103,6 +105,16 @@ describe.skipIf(why !== '')('a project without a Dockerfile', () => {
       })
       .catch((reason) => reason as Error)
     expect((error as Error).message).toBe('called off')
+    expect(site.instances.owned('build')).toEqual([])
+  })
+
+  test('is given up after a quarter of an hour, and says what it was at', async () => {
+    const error = await failure(
+      site.build(project({ scripts: { build: 'sleep 1000 & echo waiting; wait', start: 'node index.js' } }), {
+        onLine: (line) => line === 'waiting' && clock.advance(15 * 60_000),
+      }),
+    )
+    expect(error.message).toBe('the build failed at "npm run build": not done after 15m\nwaiting')
     expect(site.instances.owned('build')).toEqual([])
   })
 

@@ -80,9 +80,8 @@ async function get(
   workspace = 'main',
   bytes = 100,
 ): Promise<[string, boolean]> {
-  const { layer, wasHere } = await from.get(workspace, [key], async () =>
-    layers.add(`sha256:${workspace}-${key}-${layers.here.size}`, bytes),
-  )
+  const make = async () => layers.add(`sha256:${workspace}-${key}-${layers.here.size}`, bytes)
+  const { layer, wasHere } = await from.get(workspace, [key], make, new AbortController().signal)
   layer[Symbol.dispose]()
   return [layer.diffId, wasHere]
 }
@@ -107,7 +106,12 @@ test('who asks for what is being made waits for it', async () => {
     await made.promise
     return layers.add('sha256:one')
   }
-  const asked = [one.get('main', ['a'], make), one.get('main', ['a'], make)]
+  const { signal } = new AbortController()
+  const asked = [one.get('main', ['a'], make, signal), one.get('main', ['a'], make, signal)]
+  const called = new AbortController()
+  const third = one.get('main', ['a'], make, called.signal).catch((error: unknown) => error)
+  called.abort(new Error('called off'))
+  expect(await third).toEqual(new Error('called off'))
   made.resolve()
   const [left, right] = await Promise.all(asked)
   expect([left!.wasHere, right!.wasHere, makes]).toEqual([false, true, 1])
@@ -115,9 +119,10 @@ test('who asks for what is being made waits for it', async () => {
 
 test('nothing is kept of one that could not be made', async () => {
   const one = cache()
-  const refused = one.get('main', ['a'], async () => {
+  const make = async () => {
     throw new PlatformError('unprocessable', 'npm ci failed')
-  })
+  }
+  const refused = one.get('main', ['a'], make, new AbortController().signal)
   expect(await refused.catch((error) => (error as Error).message)).toBe('npm ci failed')
   expect(await Array.fromAsync(layers.keeper())).toEqual([])
   expect((await get(one, 'a'))[1]).toBe(false)

@@ -44,16 +44,20 @@ export class DependencyLayers {
     options.images.keepLayers(() => this.#layers())
   }
 
-  /** The layer under a key, made by `make` unless it is here. Who asks for the same meanwhile waits for that. */
+  /**
+   * The layer under a key, made by `make` unless it is here. Who asks for the same meanwhile waits for that, until the signal
+   * says otherwise.
+   */
   async get(
     workspace: string,
     parts: readonly unknown[],
     make: () => Promise<HeldLayer>,
+    signal: AbortSignal,
   ): Promise<{ layer: HeldLayer; wasHere: boolean }> {
     const key = createHash('sha256')
       .update(JSON.stringify([revision, ...parts]))
       .digest('hex')
-    return await this.#lock.run(`${workspace}/${key}`, async () => {
+    const work = async () => {
       const known = await this.#find(workspace, key)
       if (known) return { layer: known, wasHere: true }
       const layer = await make()
@@ -64,7 +68,8 @@ export class DependencyLayers {
         throw error
       }
       return { layer, wasHere: false }
-    })
+    }
+    return await this.#lock.run(`${workspace}/${key}`, work, signal)
   }
 
   /** Steps that forget all of a workspace, for the batch that removes it. */

@@ -19,6 +19,7 @@ import type { SourceBuilder } from './source.ts'
 
 export type { BuildRequest, BuildResult } from './job.ts'
 
+/** Of one build, whoever asked for it and however often it was begun. */
 const buildMsMax = 15 * 60 * 1000
 const buildMemoryMbMin = 512
 const buildMemoryMbMax = 4096
@@ -83,8 +84,13 @@ export class Builder {
   async build(request: BuildRequest): Promise<BuildResult> {
     // Only who builds needs what reads archives.
     const [{ survey }, { Steps, secretsOf }] = await Promise.all([import('./tree.ts'), import('./steps.ts')])
-    const late = AbortSignal.timeout(buildMsMax)
-    const signal = AbortSignal.any([request.signal, late])
+    const ended = new AbortController()
+    const late = new AbortController()
+    void this.#options.clock.sleep(buildMsMax, ended.signal).then(
+      () => late.abort(),
+      () => {},
+    )
+    const signal = AbortSignal.any([request.signal, late.signal])
     let steps = new Steps({ onLine: request.onLine, secrets: request.redact ?? [] })
     try {
       const found = await survey(request.archivePath, request.archiveType, signal)
@@ -102,9 +108,11 @@ export class Builder {
       const job: BuildJob = { request, survey: found, settings, buildEnv, secrets, steps, signal }
       return { ...(await this.#run(job)), settings }
     } catch (error) {
-      if (late.aborted && !request.signal.aborted)
+      if (late.signal.aborted && !request.signal.aborted)
         throw steps.failed(`not done after ${formatDuration(buildMsMax)}`)
       throw error
+    } finally {
+      ended.abort()
     }
   }
 

@@ -143,7 +143,7 @@ export class SourceBuilder {
       sha256(Buffer.from(JSON.stringify([Object.entries(buildEnv).sort(), registries]))),
       installation.needsSource ? source.diffId : null,
     ]
-    const { layer, wasHere } = await dependencies.get(request.workspace, parts, async () => {
+    const make = async () => {
       await using opened = await this.#machine(job, installation.needsSource ? [source] : [])
       const { machine, env } = opened
       await machine.write([
@@ -156,7 +156,8 @@ export class SourceBuilder {
         await this.#act(job, machine, action, installation.dir, { ...env, ...registries.env, ...buildEnv })
       const out = await this.#pack(job, machine, { mode: 'pack', names: installation.keeps })
       return await this.#keep(job, machine, out)
-    })
+    }
+    const { layer, wasHere } = await dependencies.get(request.workspace, parts, make, signal)
     if (wasHere) steps.line('The dependencies are as they were: nothing is installed', 'stdout')
     return layer
   }

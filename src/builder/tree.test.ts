@@ -67,6 +67,23 @@ async function refusal(work: Promise<unknown>): Promise<string> {
   throw new Error('it was taken')
 }
 
+test('a file that decides how it is built and is too long to be read is told of, unless another takes its place', async () => {
+  const long = 'x'.repeat(5 * 1024 * 1024)
+  for (const path of ['blaxel.toml', 'Dockerfile', 'package.json', '.docker/config.json'])
+    expect(await refusal(fromTar([{ path, content: long }]))).toBe(
+      `the archive is refused: "${path}" has ${long.length} bytes, and is read up to 4194304`,
+    )
+  const entries = await fromTar([
+    { path: 'blaxel.toml', content: long },
+    { path: 'blaxel.toml', content: 'name = "short"' },
+    { path: 'package-lock.json', content: long },
+    { path: 'fixtures/package.json', content: long },
+    { path: 'main.py', content: long },
+  ])
+  expect(entries.get('blaxel.toml')?.content).toBe('name = "short"')
+  expect(entries.size).toBe(4)
+})
+
 describe('a zip archive', () => {
   test('is read whatever way its entries are written', async () => {
     const long = 'a'.repeat(100_000)

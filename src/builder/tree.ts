@@ -5,9 +5,15 @@ import { TarWriter } from './tar-writer.ts'
 
 /** Files whose content matters to how something is built; larger ones are not looked into. */
 const noticedBytesMax = 4 * 1024 * 1024
+const lockBytesMax = 32 * 1024 * 1024
 const noticedBytesInAllMax = 64 * 1024 * 1024
 const noticedNames =
   /^(?:blaxel\.toml|Dockerfile|\.dockerignore|\.env\.build|package\.json|package-lock\.json|npm-shrinkwrap\.json|pnpm-lock\.yaml|pnpm-workspace\.yaml|yarn\.lock|bun\.lock|bun\.lockb|bunfig\.toml|tsconfig\.json|\.npmrc|\.yarnrc|\.yarnrc\.yml|\.pypirc|\.netrc|pip\.conf|uv\.toml|uv\.lock|pyproject\.toml|setup\.py|setup\.cfg|[\w.-]*requirements[\w.-]*\.(?:txt|in)|[\w.-]*constraints[\w.-]*\.txt|\.python-version|\.nvmrc)$/
+const lockNames =
+  /^(?:package-lock\.json|npm-shrinkwrap\.json|pnpm-lock\.yaml|yarn\.lock|bun\.lockb?|uv\.lock)$/
+/** Of the root, which decide how it is built: one that cannot be read is not passed over. */
+const decidingNames =
+  /^(?:blaxel\.toml|Dockerfile|\.dockerignore|\.env\.build|\.docker\/config\.json|package\.json|\.npmrc|\.yarnrc\.yml|bunfig\.toml|pnpm-workspace\.yaml|pyproject\.toml|requirements\.txt)$/
 /** What a Python project may begin in. */
 const entryNames = /^(?:main|server|app|api|index|agent|__main__)\.py$/
 /** Left out wherever they are: secrets of the machine that the archive is from, and its history. */
@@ -47,6 +53,7 @@ export async function survey(path: string, type: ArchiveType, signal: AbortSigna
   const sizes = new Map<string, number>()
   const noticed = new Map<string, Uint8Array>()
   const hardLinks = new Map<string, string>()
+  const overlong = new Map<string, number>()
   let noticedBytes = 0
   let index = 0
   for await (const entry of walkArchive(path, type)) {
@@ -55,12 +62,18 @@ export async function survey(path: string, type: ArchiveType, signal: AbortSigna
     winners.set(entry.path, index++)
     kinds.set(entry.path, entry.type)
     noticed.delete(entry.path)
+    overlong.delete(entry.path)
     hardLinks.delete(entry.path)
     if (entry.type === 'link') hardLinks.set(entry.path, entry.target)
     if (entry.type !== 'file') sizes.delete(entry.path)
     else {
       sizes.set(entry.path, entry.bytes)
-      if (!isNoticed(entry) || noticedBytes + entry.bytes > noticedBytesInAllMax) continue
+      if (!isNoticed(entry.path)) continue
+      const bytesMax = Math.min(bytesMaxOf(entry.path), noticedBytesInAllMax - noticedBytes)
+      if (entry.bytes > bytesMax) {
+        if (isDeciding(entry.path)) overlong.set(entry.path, entry.bytes)
+        continue
+      }
       noticedBytes += entry.bytes
       noticed.set(entry.path, await readAll(entry.content()))
     }
@@ -70,6 +83,8 @@ export async function survey(path: string, type: ArchiveType, signal: AbortSigna
     if (kinds.get(target) !== 'file')
       throw refused(`the hard link ${shown(link)} is of ${shown(target)}, which is no file of it`)
   }
+  for (const [path, bytes] of overlong)
+    throw refused(`${shown(path)} has ${bytes} bytes, and is read up to ${bytesMaxOf(path)}`)
   const text = (name: string) => {
     const bytes = noticed.get(name)
     return bytes === undefined ? null : Buffer.from(bytes).toString('utf8')
@@ -129,8 +144,15 @@ function isLeftOut(path: string): boolean {
   return false
 }
 
-function isNoticed({ path, bytes }: ArchiveEntry): boolean {
-  if (bytes > noticedBytesMax) return false
+function bytesMaxOf(path: string): number {
+  return lockNames.test(path.split('/').at(-1) ?? '') ? lockBytesMax : noticedBytesMax
+}
+
+function isDeciding(path: string): boolean {
+  return decidingNames.test(path) || lockNames.test(path)
+}
+
+function isNoticed(path: string): boolean {
   if (path === '.docker/config.json') return true
   const names = path.split('/')
   if (names.includes('node_modules')) return false

@@ -44,7 +44,6 @@ const uploadsPerWorkspaceMax = 16
 /** Archives of a workspace that wait to be built; one more may come while there are fewer. */
 const archiveBytesPerWorkspaceMax = 4 * 1024 * 1024 * 1024
 const buildsAtOnceMax = 2
-const buildMsMax = 30 * 60 * 1000
 /** Not over yet, in all and of one workspace. */
 const buildsMax = 1000
 const buildsPerWorkspaceMax = 100
@@ -326,29 +325,20 @@ export class Builds {
   }
 
   async #build(live: Live): Promise<BuildResult> {
-    const { clock, builder } = this.#options
+    const { builder } = this.#options
     const stop = AbortSignal.any([live.off.signal, this.#background.closing])
     using _turn = await this.#turns.take(live.build.workspace, stop)
     await this.#noteStart(live)
     stop.throwIfAborted()
-    const ended = new AbortController()
-    const late = new AbortController()
-    void clock.sleep(buildMsMax, ended.signal).then(
-      () => late.abort(tookTooLong()),
-      () => {},
-    )
-    const request = await this.#requestOf(live, AbortSignal.any([stop, late.signal]))
+    const request = await this.#requestOf(live, stop)
     const building = builder.build(request)
     live.working = building.catch(() => {})
     try {
       const result = await building
       stop.throwIfAborted()
       return result
-    } catch (error) {
-      throw late.signal.aborted ? late.signal.reason : error
     } finally {
       live.working = null
-      ended.abort()
     }
   }
 
@@ -489,10 +479,6 @@ const tooLate = `no archive was uploaded within ${uploadMsMax / 60_000} minutes`
 function newestOf(build: StoredBuild, other: Live | undefined): string {
   const later = (other?.build.body.uploadedAt ?? 0) > (build.body.uploadedAt ?? 0)
   return later ? other!.build.name : build.name
-}
-
-function tookTooLong(): PlatformError {
-  return new PlatformError('unprocessable', `the build took longer than ${buildMsMax / 60_000} minutes`)
 }
 
 function firstLine(text: string): string {

@@ -24,6 +24,35 @@ test('work on one key runs one at a time and in order, whatever fails', async ()
   expect(results[1]).toEqual({ status: 'fulfilled', value: 1 })
 })
 
+test('who gives up waiting hears of it at once, and those behind still wait for who is before', async () => {
+  const lock = new KeyedLock()
+  const held = Promise.withResolvers<void>()
+  const order: string[] = []
+  const first = lock.run('a', async () => {
+    await held.promise
+    order.push('first')
+  })
+  const stop = new AbortController()
+  const second = lock.run('a', () => order.push('second'), stop.signal)
+  const third = lock.run('a', () => order.push('third'))
+  stop.abort(new Error('called off'))
+  const told = await second.then(
+    () => null,
+    (error: Error) => error.message,
+  )
+  expect([told, order]).toEqual(['called off', []])
+  held.resolve()
+  await Promise.all([first, third])
+  expect(order).toEqual(['first', 'third'])
+  const late = await lock
+    .run('a', () => order.push('late'), stop.signal)
+    .then(
+      () => null,
+      (error: Error) => error.message,
+    )
+  expect([late, order.length, lock.size]).toEqual(['called off', 2, 0])
+})
+
 test('other keys do not wait', async () => {
   const lock = new KeyedLock()
   const { promise: held, resolve: release } = Promise.withResolvers<void>()

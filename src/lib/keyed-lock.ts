@@ -1,3 +1,5 @@
+import { abortable } from './abortable.ts'
+
 /** Serialises work per key, first come first served. Keys nobody works on take no memory. */
 export class KeyedLock {
   /** The last work of each key, whether it succeeded or not. */
@@ -14,18 +16,33 @@ export class KeyedLock {
 
   /**
    * Runs `work` when all earlier work of `key` is over; a failure of that is its own caller's affair. Work that takes
-   * its own key again waits for itself for ever.
+   * its own key again waits for itself for ever. The signal ends the wait, with its reason, and not the work.
    */
-  async run<Result>(key: string, work: () => Promise<Result> | Result): Promise<Result> {
+  async run<Result>(
+    key: string,
+    work: () => Promise<Result> | Result,
+    signal?: AbortSignal,
+  ): Promise<Result> {
     const { promise, resolve } = Promise.withResolvers<void>()
     const before = this.#last.get(key)
     this.#last.set(key, promise)
-    try {
-      await before
-      return await work()
-    } finally {
+    const end = () => {
       if (this.#last.get(key) === promise) this.#last.delete(key)
       resolve()
+    }
+    try {
+      if (before !== undefined && signal) await abortable(before, signal)
+      else await before
+    } catch (error) {
+      // Who comes behind goes on waiting for who is before.
+      void before?.then(end)
+      throw error
+    }
+    try {
+      signal?.throwIfAborted()
+      return await work()
+    } finally {
+      end()
     }
   }
 }

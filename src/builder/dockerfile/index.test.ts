@@ -125,17 +125,17 @@ CMD ["cat", "/app/said.txt"]
     async (here) => {
       const base = here.push('base')
       // Each line in one piece: the tool says by itself how a step ended, between any two pieces of what it wrote.
-      const text = `FROM ${base}\nRUN echo first > /first\nRUN echo "Error: so far" && echo no more && exit 7\nRUN echo never\n`
+      const text = `FROM ${base}\nRUN echo first > /first && printf done\nRUN echo "Error: so far" && printf "no more" && exit 7\nRUN echo never\n`
       const failed = await here.dockerfile(text, {}, { name: 'fails' }).then(
         () => '',
         (error: Error) => error.message,
       )
       expect(failed).toBe(
-        'the build failed at "3/4 RUN echo "Error: so far" && echo no more && exit 7": exit code 7\nError: so far\nno more',
+        'the build failed at "3/4 RUN echo "Error: so far" && printf "no more" && exit 7": exit code 7\nError: so far\nno more',
       )
       const mended = text.replace(' && exit 7', '')
       const { image, log } = await here.dockerfile(mended, {}, { name: 'fails' })
-      expect(log[log.indexOf('==> 2/4 RUN echo first > /first') + 1]).toBe('(from the cache)')
+      expect(log[log.indexOf('==> 2/4 RUN echo first > /first && printf done') + 1]).toBe('(from the cache)')
       expect(await here.inside(image, 'cat /first')).toBe('first\n')
     },
   )

@@ -32,6 +32,26 @@ test('lines of a tool become steps and what they say, with images named as in th
   ])
 })
 
+test('what a program writes without ending its line is one line, and what the tool says behind it another', () => {
+  const { log, output } = said(
+    'STEP 2/4: RUN printf "STEP 1/2: x"; printf done',
+    'doneSTEP 3/4: RUN printf a',
+    'a--> 1fa60b42be0',
+    'b[2/2] COMMIT localhost/hutch-built:latest',
+    'oopssubprocess exited with status 3',
+    'Error: building at STEP "RUN STEP 1/2: x": while running runtime: exit status 3',
+  )
+  expect(log).toEqual([
+    '==> 2/4 RUN printf "STEP 1/2: x"; printf done',
+    'done',
+    '==> 3/4 RUN printf a',
+    'a',
+    'b',
+    'oops',
+  ])
+  expect(output.failure({ exitCode: 125, signal: null })).toBe('exit code 3')
+})
+
 test('how a build failed is told in the words of people', () => {
   const exit = { exitCode: 125, signal: null }
   const failure = (line: string) => said(line).output.failure(exit)

@@ -132,6 +132,11 @@ const silentLines = [
   /^subprocess exited with status \d+$/,
   /^(?:error|exit status|while running runtime).*exit status \d+$/,
 ]
+/** What a program wrote last without ending its line, and behind it what the tool said next. */
+const joinedLine =
+  /^(.*?[^ ].*?)((?:\[\d+\/\d+\] )?(?:STEP \d+\/\d+: |COMMIT localhost\/hutch-built).*|--> (?:Using cache )?[0-9a-f]{11,64}|subprocess exited with status \d+|Error: (?:error )?building at STEP ".*)$/s
+/** Its own lines may quote what reads like another one. */
+const toolsOwn = /^(?:(?:\[\d+\/\d+\] )?STEP \d+\/\d+: |Error: )/
 const failureLine = /^Error: (?:building|error building) at STEP ".*": (?:.*: )?(.*)$/s
 const otherFailureLine = /^Error: (.*)$/s
 const fullDiskLine = /no space left on device|disk quota exceeded/i
@@ -150,6 +155,13 @@ export class ToolOutput {
   }
 
   line(line: string): void {
+    const isWhole = toolsOwn.test(line) || silentLines.some((pattern) => pattern.test(line))
+    const [, before, own] = (!isWhole && joinedLine.exec(line)) || []
+    if (before !== undefined) this.#line(before)
+    this.#line(own ?? line)
+  }
+
+  #line(line: string): void {
     if (fullDiskLine.test(line)) this.fullDisk = true
     if (silentLines.some((pattern) => pattern.test(line))) return
     this.succeeded()

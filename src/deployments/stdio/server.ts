@@ -1,6 +1,7 @@
 import { constants } from 'node:os'
 import { PlatformError } from '../../errors.ts'
 import type { Clock } from '../../lib/clock.ts'
+import { Pace } from '../../lib/pace.ts'
 import { LineCutter } from '../../sandboxes/processes.ts'
 import type { Guest } from '../../spec/guest.ts'
 import type { RevisionProgram } from '../fleet/index.ts'
@@ -35,10 +36,13 @@ const unreadMessagesMax = 256
 const unreadMsMax = 60_000
 /** Output on the host's disk that nobody took yet, and then some. */
 const outputBytesMax = 16 * 1024 * 1024
-/** What it writes in a flood is taken in such portions: one program does not take the time of all others. */
-const portionMs = 100
-const portionMessagesMax = 500
-const portionBytesMax = messageBytesMax
+/** What it writes in a flood is taken no faster, so that it waits: one program does not take the time of all others. */
+const outputBytesPerSecond = 10 * messageBytesMax
+/** One message of any size is no flood. */
+const outputBurstBytes = 2 * messageBytesMax
+/** What a message, or a line, is weighed as, and what one weighs more that is long: what is done with it takes its time. */
+const thingsPerMessage = 100
+const bytesPerThing = 64 * 1024
 /** To end by itself once its stdin is closed, and once more after SIGTERM. */
 const graceMs = 2_000
 
@@ -135,25 +139,25 @@ export class StdioServer {
   }
 
   async #read(): Promise<StdioEnd> {
-    const { guest, id, onLine } = this.#options
+    const { guest, id, clock, onLine } = this.#options
     const messages = new MessageCutter(messageBytesMax)
     const lines = new LineCutter()
     const { signal } = this.#reading
-    const portion = new Portion()
+    const pace = new Pace({ perSecond: outputBytesPerSecond, burst: outputBurstBytes, clock })
     try {
       for await (const batch of guest.processes.output(id, { follow: true, reuseMemory: true, signal })) {
         for (const { kind, data } of batch) {
-          if (kind === 'stderr') await this.#log(lines.push('stderr', data), portion)
+          if (kind === 'stderr') await this.#log(lines.push('stderr', data), pace)
           if (kind !== 'stdout' || this.#broken !== null) continue
           const whole = messages.push(data)
           if (whole === null) this.#break(`the server wrote a message of more than ${messageBytesMax} bytes`)
           for (const text of whole ?? []) {
-            await portion.room(text.length)
+            await pace.pass(text.length, signal, weightOf(text))
             await this.#take(text)
           }
         }
       }
-      await this.#log(lines.end('stderr'), portion)
+      await this.#log(lines.end('stderr'), pace)
       const exit = await guest.processes.wait(id, signal)
       this.#gone.abort()
       void guest.processes.forget(id).catch(() => {})
@@ -174,10 +178,10 @@ export class StdioServer {
   }
 
   /** Pieces of whole lines. */
-  async #log(pieces: Buffer[], portion: Portion): Promise<void> {
+  async #log(pieces: Buffer[], pace: Pace): Promise<void> {
     for (const piece of pieces) {
       for (const line of piece.toString().replace(/\n$/, '').split('\n')) {
-        await portion.room(line.length)
+        await pace.pass(line.length, this.#reading.signal, weightOf(line))
         this.#options.onLine(line.replace(/\r$/, ''), 'stderr')
       }
     }
@@ -208,24 +212,8 @@ export class StdioServer {
   }
 }
 
-/** Of messages, what is taken in one stretch of time. */
-class Portion {
-  #since = Number.NEGATIVE_INFINITY
-  #messages = 0
-  #bytes = 0
-
-  /** Resolves when one more fits. */
-  async room(bytes: number): Promise<void> {
-    const leftMs = this.#since + portionMs - performance.now()
-    this.#messages++
-    this.#bytes += bytes
-    const full = this.#messages > portionMessagesMax || this.#bytes > portionBytesMax
-    if (leftMs > 0 && !full) return
-    if (leftMs > 0) await Bun.sleep(leftMs)
-    this.#since = performance.now()
-    this.#messages = 1
-    this.#bytes = bytes
-  }
+function weightOf(text: string): number {
+  return thingsPerMessage + Math.floor(text.length / bytesPerThing)
 }
 
 function gone(): PlatformError {
