@@ -19,6 +19,8 @@ const nouns = [
   'builds',
   'deployments',
   'builder',
+  'memory',
+  'nodes',
 ]
 const domain = [...seams, 'instances', 'config', ...nouns]
 const everything = [...domain, 'http', 'guest', 'runtimes', 'stores', 'platform']

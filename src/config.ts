@@ -46,6 +46,8 @@ export interface Config {
   packageSettings: PackageSettings
   /** Programs in sandboxes reach the platform at http://hutch.internal, as their sandbox. */
   platformDoor: boolean
+  /** Where programs of this host act that come without a credential, by protocols that know none; null: nowhere. */
+  keylessWorkspace: string | null
   logLevel: 'debug' | 'info' | 'warn' | 'error'
   logFormat: 'text' | 'json'
   /** Sandboxes in the whole platform. */
@@ -171,6 +173,11 @@ const keys = {
     schema: z.enum(packageSettingsOptions),
   },
   platformDoor: { kind: 'boolean', allowed: 'true or false', schema: z.boolean() },
+  keylessWorkspace: {
+    kind: 'text',
+    allowed: 'the name of a workspace, such as main',
+    schema: z.string().regex(/^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$/),
+  },
   logLevel: {
     kind: 'text',
     allowed: 'debug, info, warn or error',
@@ -267,6 +274,7 @@ function complete(values: Values, dataDir: string, env: Record<string, string | 
     egressAllow: values.egressAllow ?? [],
     packageSettings: values.packageSettings ?? 'host',
     platformDoor: values.platformDoor ?? false,
+    keylessWorkspace: values.keylessWorkspace ?? null,
     logLevel: values.logLevel ?? 'info',
     logFormat: values.logFormat ?? 'text',
     sandboxesMax: values.sandboxesMax ?? 1000,

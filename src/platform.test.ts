@@ -279,6 +279,8 @@ describe('who may do what, over the whole route table', () => {
       'GET /-/login',
       'GET /.well-known/jwks.json',
       'GET /.well-known/openid-configuration',
+      'GET /api/v1/health',
+      'GET /health',
       'GET /healthz',
       'GET /readyz',
       'GET /v0/.well-known/jwks.json',

@@ -33,9 +33,11 @@ import { snapshotRoutes } from './http/control/snapshots.ts'
 import { templateRoutes } from './http/control/templates.ts'
 import { userRoutes } from './http/control/users.ts'
 import { workspaceRoutes } from './http/control/workspaces.ts'
+import { agentFieldRoutes } from './http/dialects/agentfield/index.ts'
 import { InstanceDoors } from './http/doors.ts'
 import { frontPageRoutes } from './http/front-page.ts'
 import { Hosts } from './http/host.ts'
+import { keylessAccess } from './http/keyless.ts'
 import { LazyMcpBridge } from './http/mcp/index.ts'
 import { Readiness } from './http/readiness.ts'
 import type { Route } from './http/route.ts'
@@ -57,7 +59,9 @@ import { DiskReserve } from './lib/disk-reserve.ts'
 import { createLogger, type Logger } from './lib/log.ts'
 import { isLoopbackAddress, isLoopbackHost } from './lib/loopback.ts'
 import { createSecretBox, openMasterKey } from './lib/secret-box.ts'
+import { Memory } from './memory/index.ts'
 import { hostRegistries, Network } from './network/index.ts'
+import { Nodes } from './nodes/index.ts'
 import { extractHelper } from './runtimes/helper-binary.ts'
 import { openNamespaceRuntime } from './runtimes/namespace/index.ts'
 import { openProcessRuntime } from './runtimes/process/index.ts'
@@ -120,6 +124,12 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
     runtime: typeof driver === 'string' ? driver : 'namespace',
   }
   const log = givenLog ?? createLogger({ clock, level: config.logLevel, format: config.logFormat })
+  if (config.keylessWorkspace !== null && !isOfThisHostAlone(config)) {
+    throw new PlatformError(
+      'bad_request',
+      'keylessWorkspace: not where others can connect: listen on localhost, without a proxy in front, or leave it out',
+    )
+  }
   let keepInstances = config.keepInstances
 
   // Whatever opens puts its own closing here: closed in reverse, also when a later step fails.
@@ -201,10 +211,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   const dialer = new Dialer({
     privateTargets: config.privateTargets,
     ownPorts: () => (server === null ? [config.port] : [server.port]),
-    loopbackOpen: () =>
-      config.hosts.every(isLoopbackAddress) &&
-      config.trustedProxies.length === 0 &&
-      (config.url === null || isLoopbackHost(new URL(config.url).host)),
+    loopbackOpen: () => isOfThisHostAlone(config),
   })
   const { registryAuthFile } = config
   if (registryAuthFile !== null && !existsSync(registryAuthFile)) {
@@ -337,6 +344,10 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   images.start()
   await builds.open()
 
+  const nodes = new Nodes({ store, clock })
+  workspaces.onDelete((workspace) => nodes.removal(workspace))
+  const memory = new Memory({ store, clock })
+  workspaces.onDelete((workspace) => memory.removal(workspace))
   const codegen = new Codegen({ dialer, log })
   opened.defer(() => codegen.close())
   const api = {
@@ -379,9 +390,14 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
       ...agentRunRoutes(plane),
       ...functionRunRoutes({ ...plane, deployments, bridge, logs }),
       ...applications.routes(),
+      ...agentFieldRoutes({
+        ...{ nodes, memory, dialer, clock, log, version },
+        isDeployed: (workspace, name) => deployments.isKnown(workspace, 'agent', name),
+      }),
     ],
     access,
     hosts,
+    ...(config.keylessWorkspace === null ? {} : { keyless: keylessAccess(config.keylessWorkspace) }),
     serveHost: async (request, hostName, context) =>
       (await applications.serveHost(request, hostName, context)) ??
       (await gateway.serveHost(request, hostName, context)),
@@ -456,6 +472,15 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
       return { url, port }
     },
   }
+}
+
+/** Whether nobody elsewhere can connect: it listens on loopback, and nothing says that something is in front. */
+function isOfThisHostAlone({ hosts, trustedProxies, url }: Config): boolean {
+  return (
+    hosts.every(isLoopbackAddress) &&
+    trustedProxies.length === 0 &&
+    (url === null || isLoopbackHost(new URL(url).host))
+  )
 }
 
 function freeBytesOf(directory: string): number {

@@ -76,6 +76,11 @@ export const up = command({
       value: 'WHOSE',
       about: "host: sandboxes use this host's package registries and certificates; or none (host)",
     },
+    'keyless-workspace': {
+      kind: 'text',
+      value: 'NAME',
+      about: 'where programs of this host may use the AgentField API without a key',
+    },
     'platform-door': { kind: 'boolean', about: 'sandboxes reach the platform at http://hutch.internal' },
     'log-level': { kind: 'text', value: 'LEVEL', about: 'debug, info, warn or error (info)' },
     'log-format': { kind: 'text', value: 'FORMAT', about: 'text or json (text)' },

@@ -314,6 +314,11 @@ export class Deployments {
     return this.#table.get(workspace, kind, name)?.isPublic ?? false
   }
 
+  /** Whether there is one of this name, in whatever state. */
+  isKnown(workspace: string, kind: DeploymentKind, name: string): boolean {
+    return this.#table.get(workspace, kind, name) !== null
+  }
+
   /**
    * Picks a revision and an instance of it, by whom the client was served before where sessions stick.
    * @throws workload_not_found, workload_unavailable while nothing is served, and what the fleet throws

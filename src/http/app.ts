@@ -70,6 +70,8 @@ export interface AppOptions {
   access: Access
   hosts: Hosts
   serveHost?: HostHook
+  /** Who comes without a credential to a `keyless` route; absent: nobody. */
+  keyless?: (headers: Headers, address: string | null) => Identity | undefined
   clock: Clock
   log: Logger
   /** For /v0/openapi.json. */
@@ -235,7 +237,7 @@ class Handler {
       return preflight(this.#table.allowed(path))
     } else {
       used = presentedCredential(request.headers, search, route.queryToken === true)
-      const identity = await this.#identify(used, passage)
+      const identity = (await this.#identify(used, passage)) ?? this.#keyless(used, route, passage)
       if (identity === undefined) throw missingCredential()
       if (route.access === 'account') {
         passage.principal = accountPrincipal(identity)
@@ -271,6 +273,11 @@ class Handler {
     const known = connection?.identity
     if (used === null || (known !== undefined && used.credential === workloadKey)) return known
     return this.#options.access.authenticate(used.credential)
+  }
+
+  #keyless(used: PresentedCredential | null, route: Route, passage: Passage): Identity | undefined {
+    if (used !== null || !route.keyless) return undefined
+    return this.#options.keyless?.(passage.request.headers, passage.connection?.address ?? null)
   }
 
   /** Where none is asked for, a credential may be the program's own; one of ours is still not its to see. */
@@ -353,7 +360,7 @@ class Context implements RouteContext<unknown, unknown, unknown> {
 }
 
 /**
- * The path's workspace, else the header's or the query's, else the only one there is. A workspace that does not
+ * The path's workspace, else the header's or the query's, else one that the request hints at, else the only one there is. A workspace that does not
  * exist and one that the caller has no part in get the same answer, so that names cannot be probed.
  */
 function chooseWorkspace(
@@ -373,6 +380,8 @@ function chooseWorkspace(
   }
   const named = fromHeader ?? fromQuery
   if (named !== null) return named
+  const hint = compiled.route.workspaceHint?.(params as never, request.headers) ?? null
+  if (hint !== null && principalIn(identity, hint) !== null) return hint
   const own = workspacesOf(identity)
   if (own.length === 1) return own[0]!
   throw new PlatformError(

@@ -32,6 +32,17 @@ const advice: Partial<Record<ErrorCode, Advice>> = {
 const retryAdvice: Advice = { action: 'Retry with backoff.', doNot: 'Retry without a pause.' }
 const finalAdvice: Advice = { action: 'Read the message.', doNot: 'Send the same request again.' }
 
+/** What kind of failure it is, as programs of AgentField tell them apart. */
+const category: Partial<Record<ErrorCode, string>> = {
+  workload_not_found: 'target_not_found',
+  workload_unavailable: 'node_unavailable',
+  too_many_requests: 'queue_full',
+  bad_gateway: 'agent_unreachable',
+  gateway_timeout: 'agent_timeout',
+  unavailable: 'control_plane_shutdown',
+  internal: 'internal_error',
+}
+
 /** The one place that turns a failure into a response. Anything but a PlatformError is logged and stays private. */
 export function errorResponse(
   error: unknown,
@@ -75,6 +86,15 @@ function body(
       return { ...details, error: code, code: status, message }
     case 'sandbox':
       return { error: message, ...(typeof details?.code === 'string' && { code: details.code }) }
+    case 'agentfield':
+      return {
+        ...(category[code] === undefined ? {} : { error_category: category[code] }),
+        ...(failure.retryAfterSeconds === undefined ? {} : { retry_after: failure.retryAfterSeconds }),
+        ...details,
+        error: message,
+        message,
+        code,
+      }
     case 'oauth':
       return { error: oauthError(failure), error_description: message }
     case 'gateway': {

@@ -22,8 +22,11 @@ export type RouteAccess =
   | 'admin'
   | 'account'
 
-/** In which shape errors leave: flat `{error, code, message}`, the gateway envelope, or the sandbox API's `{error}`. */
-export type ErrorShape = 'control' | 'gateway' | 'sandbox' | 'oauth'
+/**
+ * In which shape errors leave: flat `{error, code, message}`, the gateway envelope, the sandbox API's `{error}`, or as
+ * the protocol says.
+ */
+export type ErrorShape = 'control' | 'gateway' | 'sandbox' | 'oauth' | 'agentfield'
 
 export type Method = 'GET' | 'POST' | 'PUT' | 'PATCH' | 'DELETE' | 'HEAD' | 'OPTIONS' | 'ALL'
 
@@ -89,6 +92,13 @@ export interface Route<
   access: RouteAccess
   /** Whether what this address leads to is open to all: then no credential is asked for. Absent: never. */
   isOpen?(params: PathParams<Path>): boolean | Promise<boolean>
+  /**
+   * A name in the request that may be a workspace's. Where no workspace is named outright, it counts if the caller belongs
+   * to the workspace of that name.
+   */
+  workspaceHint?(params: PathParams<Path>, headers: Headers): string | null
+  /** Its clients come without a credential; the operator may let those of this host (`keylessWorkspace`). */
+  keyless?: boolean
   errors: ErrorShape
   /** For /v0/openapi.json and people. */
   summary: string

@@ -120,6 +120,7 @@ function shapeMatches(route: Route, text: string): boolean {
     case 'gateway':
       return typeof body.error === 'object' && body.error !== null && 'origin' in body.error
     case 'sandbox':
+    case 'agentfield':
     case 'oauth':
       return typeof body.error === 'string'
   }

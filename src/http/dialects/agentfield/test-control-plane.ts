@@ -1,0 +1,68 @@
+import { FakeClock } from '../../../lib/test-clock.ts'
+import { createPlatform, type Platform, type PlatformOptions, temporaryDataDir } from '../../../platform.ts'
+import { fakeRuntime } from '../../../runtimes/fake/index.ts'
+
+type Asked = Omit<RequestInit, 'headers'> & {
+  json?: unknown
+  key?: string | null
+  headers?: Record<string, string>
+}
+
+/** A platform, asked as SDKs of AgentField ask. Its clock stands still until it is moved. */
+export class TestControlPlane implements AsyncDisposable {
+  readonly platform: Platform
+  readonly clock: FakeClock
+
+  private constructor(platform: Platform, clock: FakeClock) {
+    this.platform = platform
+    this.clock = clock
+  }
+
+  static async open(options: PlatformOptions = {}): Promise<TestControlPlane> {
+    const clock = new FakeClock(Date.UTC(2026, 0, 1))
+    const platform = await createPlatform({
+      dataDir: temporaryDataDir,
+      runtime: fakeRuntime(),
+      port: 0,
+      logLevel: 'error',
+      clock,
+      ...options,
+    })
+    return new TestControlPlane(platform, clock)
+  }
+
+  /** With the first admin's key, as SDKs send it, unless another is given; null: with none. */
+  request(path: string, asked: Asked = {}): Promise<Response> {
+    const { json, key = this.platform.credentials.apiKey, headers: given, ...rest } = asked
+    const headers = new Headers(given)
+    if (key !== null) headers.set('x-api-key', key)
+    if (json !== undefined) headers.set('content-type', 'application/json')
+    const body = json === undefined ? rest.body : JSON.stringify(json)
+    return this.platform.request(`/api/v1${path}`, {
+      ...rest,
+      headers,
+      ...(body === undefined || body === null ? {} : { body }),
+      method: rest.method ?? (json === undefined ? 'GET' : 'POST'),
+    })
+  }
+
+  /** The answer's status and body. */
+  async ask(path: string, asked: Asked = {}): Promise<{ status: number; body: unknown }> {
+    const response = await this.request(path, asked)
+    const text = await response.text()
+    const isJson = response.headers.get('content-type')?.includes('json') === true
+    return { status: response.status, body: isJson ? JSON.parse(text) : text }
+  }
+
+  /** Of an instance of something deployed. */
+  async workload(kind: string, name: string, instanceId = `${name}-1`): Promise<string> {
+    return await this.platform.access.mintWorkloadToken({
+      ...{ instanceId, workspace: this.platform.credentials.workspace, labels: {}, ttlMs: 3_600_000 },
+      resource: { kind, name },
+    })
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.platform.close()
+  }
+}
