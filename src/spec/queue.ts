@@ -1,0 +1,186 @@
+/**
+ * The queue seam: work that waits, is claimed under a lease by one worker at a time, and ends once.
+ *
+ * Guarantees every driver gives:
+ * - A mutation that resolved is durable as the store's are: it survives kill -9 and, unless the driver was opened
+ *   otherwise, loss of power.
+ * - `enqueue` and `change` are atomic, with all that they bring along (`follow`).
+ * - Two claims never get the same work while its lease lasts, and each claim's token is larger than the one before:
+ *   a change that expects another token than the newest changes nothing.
+ * - Whoever claims gets what is due: targets by turns, of a target its keys by turns, within a key by priority, then
+ *   by time. A target or key that has as many running as it may is passed over, and costs nobody anything.
+ * - Work that ended is never claimed again.
+ * - Reads see every mutation that resolved before the read began. No list reads inputs or results.
+ * - What waits takes disk, not memory.
+ */
+export interface Queue {
+  /**
+   * All or none. Of work whose idempotency key was seen with the same digest, the work that there is.
+   * @throws conflict for a key with another digest; already_exists for an id that is taken; too_many_requests with
+   * `retryAfterSeconds` past `waitingMax`
+   */
+  enqueue(items: NewWork[]): Promise<EnqueuedWork[]>
+
+  /** At most `limit` that are due and have room, each leased until `leaseMs` from now; their number of attempts is one more. */
+  claim(queue: string, limit: number, leaseMs: number): Promise<ClaimedWork[]>
+
+  /** Null: what it expects does not hold (a stale token, another state, another version, no such work); nothing was changed. */
+  change(change: WorkChange): Promise<ChangedWork | null>
+
+  /** Gives back what is claimed in this queue, as if those claims had not been: for whoever knows that its workers are gone. */
+  release(queue: string): Promise<number>
+
+  /** How many keys may be claimed at once from now on. */
+  limitKey(queue: string, target: string, key: string, max: number): Promise<void>
+
+  get(id: string): Work | null
+  input(id: string): Uint8Array | null
+  result(id: string): Uint8Array | null
+  list(query: WorkQuery): WorkPage
+  /** How many of a group are in each state. */
+  counts(group: string): Record<string, number>
+  depth(filter?: { queue?: string; workspace?: string; target?: string }): WorkDepth
+  /** The next moment at which something comes due or is to be looked at again; null: none. */
+  nextAt(): number | null
+  /** Running or held past the moment they were given until; at most `limit`. */
+  overdue(nowMs: number, limit: number): Work[]
+  /** Groups' parents that are not ended though all of their parts are; at most `limit`. */
+  finishedGroups(limit: number): Work[]
+
+  /** At most `limit` that ended before `endedBefore`, or beyond the newest `keptMax` of their workspace; with all that is kept of them. */
+  prune(options: { endedBefore: number; keptMax: number; limit: number }): Promise<number>
+  /** Whatever its state; false: there was none. */
+  remove(id: string): Promise<boolean>
+  /** Everything of a workspace. */
+  removeWorkspace(workspace: string): Promise<void>
+}
+
+export const workInputBytesMax = 32 * 1024 * 1024
+export const workResultBytesMax = 16 * 1024 * 1024
+export const workBodyBytesMax = 256 * 1024
+export const workLabelsMax = 16
+export const workLabelCharactersMax = 256
+export const workPageLimitMax = 1000
+export const workBatchMax = 1000
+
+/** Not ended. Every other state is a word of the owner's for how it ended. */
+export const openWorkStates = ['waiting', 'running', 'held'] as const
+
+export interface NewWork {
+  /** Unique for ever. */
+  id: string
+  queue: string
+  workspace: string
+  /** Whom it is for: targets get turns, and `targetMax` of it run at once. */
+  target: string
+  targetMax: number
+  /** Of a target: keys get turns, and `keyMax` of it run at once. */
+  key: string
+  keyMax: number
+  /** Higher first. */
+  priority: number
+  /** Not claimed before, in milliseconds since the epoch. */
+  runAt: number
+  /** Held: never claimed, over when it is changed; until `until`. */
+  state: 'waiting' | 'held'
+  until: number | null
+  group: string | null
+  index: number | null
+  /** Of a group's parent: how many parts it has. */
+  parts: number | null
+  labels: Record<string, string>
+  /** JSON. */
+  body: unknown
+  input: Uint8Array | null
+  idempotency: { key: string; digest: string; expiresAt: number } | null
+}
+
+export interface Work {
+  id: string
+  queue: string
+  workspace: string
+  target: string
+  key: string
+  priority: number
+  runAt: number
+  state: string
+  until: number | null
+  group: string | null
+  index: number | null
+  parts: number | null
+  partsLeft: number | null
+  labels: Record<string, string>
+  body: unknown
+  /** One more at each change and claim. */
+  version: number
+  /** Of the newest claim; 0: never claimed. */
+  token: number
+  attempts: number
+  createdAt: number
+  /** Of the first claim. */
+  startedAt: number | null
+  endedAt: number | null
+  resultBytes: number
+}
+
+export interface EnqueuedWork {
+  work: Work
+  /** It was there already, under the same idempotency key. */
+  existing: boolean
+}
+
+export interface ClaimedWork extends Work {
+  input: Uint8Array | null
+}
+
+export interface WorkChange {
+  id: string
+  /** All that is given must hold. */
+  expect: { token?: number; version?: number; states?: readonly string[] }
+  /** Absent: unchanged. */
+  state?: string
+  body?: unknown
+  labels?: Record<string, string>
+  runAt?: number
+  until?: number | null
+  attempts?: number
+  result?: Uint8Array
+  /** Enqueued in the same transaction. */
+  follow?: NewWork[]
+}
+
+export interface ChangedWork {
+  work: Work
+  /** When this ended a part of a group: how many of its parts are not ended yet. */
+  groupPartsLeft: number | null
+}
+
+export interface WorkQuery {
+  workspace: string
+  queues?: readonly string[]
+  target?: string
+  states?: readonly string[]
+  group?: string
+  labels?: Record<string, string>
+  /** createdAt, inclusive. */
+  since?: number
+  until?: number
+  limit: number
+  cursor?: string
+  sort?: 'createdAt:desc' | 'createdAt:asc' | 'index:asc'
+}
+
+export interface WorkPage {
+  data: Work[]
+  /** '' on the last page. */
+  nextCursor: string
+}
+
+export interface WorkDepth {
+  /** Due or delayed. */
+  waiting: number
+  running: number
+  held: number
+  /** When the oldest that waits was accepted; null: none waits. */
+  oldestWaitingAt: number | null
+}
