@@ -21,6 +21,7 @@ const nouns = [
   'builder',
   'memory',
   'nodes',
+  'executions',
 ]
 const domain = [...seams, 'instances', 'config', ...nouns]
 const everything = [...domain, 'http', 'guest', 'runtimes', 'stores', 'platform']

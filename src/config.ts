@@ -62,6 +62,11 @@ export interface Config {
   scaleToZeroAfterSeconds: number
   /** Without a word on it, until an open WebSocket keeps a sandbox awake no more; 0: it always does. */
   idleConnectionSeconds: number
+  /** Executions of one kind that may wait, in the whole platform. */
+  executionsWaitingMax: number
+  /** How long, and how many of a workspace, executions are kept once they ended. */
+  executionsKeptDays: number
+  executionsKeptMax: number
 }
 
 const runtimeNames = ['namespace', 'process'] as const
@@ -214,6 +219,17 @@ const keys = {
     allowed: 'seconds, 0 to 2592000 (0: an open connection always counts)',
     schema: z.number().min(0).max(2_592_000),
   },
+  executionsWaitingMax: {
+    kind: 'number',
+    allowed: 'a whole number 1 to 10000000',
+    schema: z.int().min(1).max(10_000_000),
+  },
+  executionsKeptDays: { kind: 'number', allowed: 'days, 0 to 3650', schema: z.number().min(0).max(3650) },
+  executionsKeptMax: {
+    kind: 'number',
+    allowed: 'a whole number 0 to 10000000',
+    schema: z.int().min(0).max(10_000_000),
+  },
 } as const satisfies Record<string, Key>
 
 export type ConfigKey = keyof typeof keys
@@ -283,6 +299,9 @@ function complete(values: Values, dataDir: string, env: Record<string, string | 
     reclaimAfterSeconds: values.reclaimAfterSeconds ?? 300,
     scaleToZeroAfterSeconds: values.scaleToZeroAfterSeconds ?? 300,
     idleConnectionSeconds: values.idleConnectionSeconds ?? 900,
+    executionsWaitingMax: values.executionsWaitingMax ?? 1_000_000,
+    executionsKeptDays: values.executionsKeptDays ?? 7,
+    executionsKeptMax: values.executionsKeptMax ?? 100_000,
   }
 }
 

@@ -15,6 +15,7 @@ import { Fleet } from './deployments/fleet/index.ts'
 import { ApplicationForks, Deployments, deploymentKinds, RevisionImages } from './deployments/index.ts'
 import type { StdioProbes } from './deployments/stdio/index.ts'
 import { PlatformError } from './errors.ts'
+import { Executions } from './executions/index.ts'
 import { HelperLayers } from './guest/index.ts'
 import { createApp } from './http/app.ts'
 import { apiKeyRoutes } from './http/control/api-keys.ts'
@@ -89,6 +90,7 @@ export interface Platform extends AsyncDisposable {
   readonly workspaces: Workspaces
   readonly users: Users
   readonly sandboxes: Sandboxes
+  readonly executions: Executions
   readonly runtime: Runtime
   /** The first admin's. */
   readonly credentials: { workspace: string; apiKey: string }
@@ -311,6 +313,16 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
     ...region,
   })
   opened.defer(() => deployments.close())
+  const executions = new Executions({
+    ...{ queue: store.queue, clock, log },
+    waitingMax: config.executionsWaitingMax,
+    keptMs: config.executionsKeptDays * 24 * 60 * 60 * 1000,
+    keptMax: config.executionsKeptMax,
+  })
+  workspaces.onDelete(async (workspace) => {
+    await executions.removal(workspace)
+    return []
+  })
   const domain = config.domains[0] ?? 'localhost'
   const hosts = new Hosts({
     listenHosts: config.hosts,
@@ -329,6 +341,8 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   opened.defer(() => images.close())
   // Before that: what is built goes on at the next start.
   opened.defer(() => builds.close())
+  // Before all that they are done with.
+  opened.defer(() => executions.close())
   await instances.recover()
   await snapshots.open()
   // What instances and snapshots of an earlier life stand on must not go while another platform of this host freezes anew.
@@ -343,6 +357,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   host.start()
   images.start()
   await builds.open()
+  await executions.open()
 
   const nodes = new Nodes({ store, clock })
   workspaces.onDelete((workspace) => nodes.removal(workspace))
@@ -440,6 +455,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
     workspaces,
     users,
     sandboxes,
+    executions,
     runtime,
     get credentials() {
       return credentials.current

@@ -106,6 +106,21 @@ export const up = command({
       value: 'N',
       about: 'silence until an open WebSocket keeps no sandbox awake; 0: it always does (900)',
     },
+    'executions-waiting-max': {
+      kind: 'text',
+      value: 'N',
+      about: 'executions of one kind that may wait (1000000)',
+    },
+    'executions-kept-days': {
+      kind: 'text',
+      value: 'N',
+      about: 'days that executions are kept once they ended (7)',
+    },
+    'executions-kept-max': {
+      kind: 'text',
+      value: 'N',
+      about: 'ended executions that are kept of a workspace (100000)',
+    },
     config: { kind: 'text', value: 'FILE', about: 'settings in TOML (hutch.toml in the data directory)' },
   },
   notes: [

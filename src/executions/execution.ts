@@ -59,6 +59,8 @@ export interface Execution {
   note: Record<string, unknown>
   /** Given up after its attempts; can be replayed. */
   isDead: boolean
+  /** Of a group that is being stopped, while parts of it still end. */
+  stopping: 'cancelled' | 'timed_out' | null
 }
 
 export interface RetryPolicy {
@@ -166,6 +168,27 @@ export interface ExecutionPage {
   data: Execution[]
   nextCursor: string
 }
+
+/** Of the parts of a group. `retried`: those that needed more than one attempt so far. */
+export type PartCounts = Record<ExecutionStatus | 'retried', number>
+
+export interface RunnerOptions {
+  /** Attempts of this source at once, over all workspaces. */
+  runningMax: number
+  /** Not in lists, counts and events unless its source is asked for. */
+  hidden?: boolean
+  /** After the commit of every end of one of this source, however it came about. */
+  ended?(execution: Execution): void
+}
+
+export type Runner = (attempt: Attempt, signal: AbortSignal) => Promise<AttemptOutcome>
+
+/** The follow-up work of one that ended, made in the same transaction; null: none. */
+export type ComposeCallback = (
+  execution: Execution,
+  result: Uint8Array | null,
+  callback: Record<string, unknown>,
+) => NewExecution | null
 
 export interface ExecutionEvent {
   /** Larger at each event, also over restarts: what `since` takes. */

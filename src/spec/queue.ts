@@ -16,13 +16,13 @@
 export interface Queue {
   /**
    * All or none. Of work whose idempotency key was seen with the same digest, the work that there is.
-   * @throws conflict for a key with another digest; already_exists for an id that is taken; too_many_requests with
-   * `retryAfterSeconds` past `waitingMax`
+   * At most `workBatchMax`. @throws conflict for a key with another digest; already_exists for an id that is taken;
+   * too_many_requests with `retryAfterSeconds` when more than `waitingMax` of a queue would wait
    */
-  enqueue(items: NewWork[]): Promise<EnqueuedWork[]>
+  enqueue(items: NewWork[], options?: EnqueueOptions): Promise<EnqueuedWork[]>
 
-  /** At most `limit` that are due and have room, each leased until `leaseMs` from now; their number of attempts is one more. */
-  claim(queue: string, limit: number, leaseMs: number): Promise<ClaimedWork[]>
+  /** At most `limit` that are due and have room, each for its `leaseMs` from now on; their number of attempts is one more. */
+  claim(queue: string, limit: number): Promise<ClaimedWork[]>
 
   /** Null: what it expects does not hold (a stale token, another state, another version, no such work); nothing was changed. */
   change(change: WorkChange): Promise<ChangedWork | null>
@@ -30,15 +30,19 @@ export interface Queue {
   /** Gives back what is claimed in this queue, as if those claims had not been: for whoever knows that its workers are gone. */
   release(queue: string): Promise<number>
 
-  /** How many keys may be claimed at once from now on. */
-  limitKey(queue: string, target: string, key: string, max: number): Promise<void>
+  /** Keys of which nothing may run, as `keyMax: 0` says until `limitKey` comes. */
+  closedKeys(): WorkKey[]
 
   get(id: string): Work | null
+  /** What was accepted under an idempotency key that is still good. */
+  known(workspace: string, key: string): { digest: string; work: Work } | null
   input(id: string): Uint8Array | null
   result(id: string): Uint8Array | null
-  list(query: WorkQuery): WorkPage
-  /** How many of a group are in each state. */
-  counts(group: string): Record<string, number>
+  list(query: WorkQuery): Work[]
+  /** Of the parts of a group. */
+  counts(group: string): WorkCounts
+  /** Due or delayed, without a look at the disk. */
+  waiting(queue: string): number
   depth(filter?: { queue?: string; workspace?: string; target?: string }): WorkDepth
   /** The next moment at which something comes due or is to be looked at again; null: none. */
   nextAt(): number | null
@@ -60,7 +64,7 @@ export const workResultBytesMax = 16 * 1024 * 1024
 export const workBodyBytesMax = 256 * 1024
 export const workLabelsMax = 16
 export const workLabelCharactersMax = 256
-export const workPageLimitMax = 1000
+export const workListMax = 1000
 export const workBatchMax = 1000
 
 /** Not ended. Every other state is a word of the owner's for how it ended. */
@@ -81,6 +85,8 @@ export interface NewWork {
   priority: number
   /** Not claimed before, in milliseconds since the epoch. */
   runAt: number
+  /** How long a claim lasts. */
+  leaseMs: number
   /** Held: never claimed, over when it is changed; until `until`. */
   state: 'waiting' | 'held'
   until: number | null
@@ -95,8 +101,23 @@ export interface NewWork {
   idempotency: { key: string; digest: string; expiresAt: number } | null
 }
 
+export interface WorkKey {
+  queue: string
+  workspace: string
+  target: string
+  key: string
+}
+
+export interface EnqueueOptions {
+  waitingMax?: number
+  /** How many of a key may run from now on, in the same transaction. */
+  limitKey?: WorkKey & { max: number }
+}
+
 export interface Work {
   id: string
+  /** Larger for each that was accepted later. */
+  order: number
   queue: string
   workspace: string
   target: string
@@ -153,11 +174,12 @@ export interface ChangedWork {
   work: Work
   /** When this ended a part of a group: how many of its parts are not ended yet. */
   groupPartsLeft: number | null
+  followed: Work[]
 }
 
 export interface WorkQuery {
   workspace: string
-  queues?: readonly string[]
+  queue?: string
   target?: string
   states?: readonly string[]
   group?: string
@@ -165,15 +187,18 @@ export interface WorkQuery {
   /** createdAt, inclusive. */
   since?: number
   until?: number
+  /** 1..workListMax. */
   limit: number
-  cursor?: string
-  sort?: 'createdAt:desc' | 'createdAt:asc' | 'index:asc'
+  /** Default `newest`; `index`: parts of a group in their order. */
+  sort?: 'newest' | 'oldest' | 'index'
+  /** Begins behind the one with this `order` (or `index`). */
+  after?: number
 }
 
-export interface WorkPage {
-  data: Work[]
-  /** '' on the last page. */
-  nextCursor: string
+export interface WorkCounts {
+  states: Record<string, number>
+  /** Claimed more than once. */
+  retried: number
 }
 
 export interface WorkDepth {

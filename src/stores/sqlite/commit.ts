@@ -1,5 +1,7 @@
 import { Database } from 'bun:sqlite'
-import type { Mutation, Outcome, StepResult, WriteStep } from './protocol.ts'
+import type { Mutation, Outcome, ResourceStep, StepResult, WriteStep } from './protocol.ts'
+import type { WorkStep } from './work-protocol.ts'
+import { WorkWriter } from './work-writer.ts'
 
 const busyTimeoutMs = 5000
 const walBytesMax = 64 * 1024 * 1024
@@ -41,13 +43,16 @@ export function openWriter(path: string, synchronous: 'FULL' | 'NORMAL') {
       'SELECT name FROM resources WHERE kind = ? AND workspace = ? LIMIT 1',
     ),
   }
+  const work = new WorkWriter(database)
   return {
     ...statements,
+    work,
     database,
     /** Folds the log into the database. */
     close() {
       // With one left SQLite would keep the connection half open, and the log with it.
       for (const statement of Object.values(statements)) statement.finalize()
+      work.finalize()
       database.exec('PRAGMA wal_checkpoint(TRUNCATE)')
       database.close()
     },
@@ -88,7 +93,7 @@ function apply(writer: WriterConnection, mutation: Mutation): Outcome {
   writer.savepoint.run()
   const results: StepResult[] = []
   for (const [index, step] of mutation.entries()) {
-    const result = applyStep(writer, step)
+    const result = isWork(step) ? writer.work.apply(step) : applyStep(writer, step)
     if ('reason' in result) {
       writer.rollbackTo.run()
       writer.release.run()
@@ -100,11 +105,15 @@ function apply(writer: WriterConnection, mutation: Mutation): Outcome {
   return { ok: true, results }
 }
 
+function isWork(step: WriteStep): step is WorkStep {
+  return step.op.startsWith('work-')
+}
+
 type Refusal =
   | { reason: 'already_exists' | 'not_found' | 'held' }
   | { reason: 'version_mismatch'; storedVersion: number }
 
-function applyStep(writer: WriterConnection, step: WriteStep): StepResult | Refusal {
+function applyStep(writer: WriterConnection, step: ResourceStep): StepResult | Refusal {
   const { kind, workspace, name } = step
   switch (step.op) {
     case 'create': {
@@ -139,7 +148,7 @@ function applyStep(writer: WriterConnection, step: WriteStep): StepResult | Refu
   }
 }
 
-function mismatch(writer: WriterConnection, { kind, workspace, name }: WriteStep): Refusal | null {
+function mismatch(writer: WriterConnection, { kind, workspace, name }: ResourceStep): Refusal | null {
   const row = writer.stored.get(kind, workspace, name)
   return row ? { reason: 'version_mismatch', storedVersion: row.version } : null
 }

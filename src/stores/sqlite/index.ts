@@ -5,6 +5,7 @@ import { PlatformError } from '../../errors.ts'
 import type { Clock } from '../../lib/clock.ts'
 import { sortableId } from '../../lib/ids.ts'
 import type { Logger } from '../../lib/log.ts'
+import type { Queue } from '../../spec/queue.ts'
 import {
   type BatchStep,
   batchStepsMax,
@@ -25,6 +26,7 @@ import { type Change, ChangeFeed } from './change-feed.ts'
 import { decodeCursor, encodeCursor, type Position } from './cursor.ts'
 import { databaseVersion, knownVersion, migrate, refuseNewer } from './migrations.ts'
 import type { Mutation, StepResult, WriteStep } from './protocol.ts'
+import { SqliteQueue } from './queue.ts'
 import { openReader, type Reader } from './reader.ts'
 import {
   checkKey,
@@ -59,13 +61,16 @@ const searchSliceRows = 50
  * One SQLite file: reads on the calling thread, writes on a thread of their own that commits in groups.
  * @throws conflict when the file is of a newer version or of another program
  */
-export async function openSqliteStore(options: SqliteStoreOptions): Promise<Store> {
+export async function openSqliteStore(
+  options: SqliteStoreOptions,
+): Promise<Store & { readonly queue: Queue }> {
   prepareDatabase(options.path, options.clock.now())
   return new SqliteStore(options)
 }
 
 class SqliteStore implements Store {
   readonly name = 'sqlite'
+  readonly queue: SqliteQueue
   readonly #clock: Clock
   readonly #reader: Reader
   readonly #writer: Writer
@@ -82,8 +87,12 @@ class SqliteStore implements Store {
       makeRoom: makeRoom ?? (() => false),
       startWorker: () => new Worker(writerModule()) as unknown as Bun.Worker,
       onCommit: (mutation, results) => this.#publish(mutation, results),
-      onLost: () => this.#feed.lose(),
+      onLost: () => {
+        this.#feed.lose()
+        this.queue.lose()
+      },
     })
+    this.queue = new SqliteQueue({ clock, writer: this.#writer, reader: () => this.#read().work })
   }
 
   async create<Body>(input: NewResource<Body>): Promise<Resource<Body>> {
@@ -280,6 +289,7 @@ function positionOf(row: ResourceRow, sort: SortOrder): Position {
 }
 
 function changeOf(step: WriteStep, result: StepResult): Change | null {
+  if (!('kind' in step)) return null
   const row = rowAfter(step, result)
   if (row) return { type: step.op === 'create' ? 'created' : 'updated', row }
   if (result.op !== 'remove' || result.id === null) return null

@@ -2,6 +2,7 @@ import type { Database } from 'bun:sqlite'
 import { PlatformError } from '../../errors.ts'
 import resourcesSql from './migrations/0001_resources.sql' with { type: 'text' }
 import resourceIndexesSql from './migrations/0002_resource_indexes.sql' with { type: 'text' }
+import workSql from './migrations/0003_work.sql' with { type: 'text' }
 
 export interface Migration {
   version: number
@@ -13,6 +14,7 @@ export interface Migration {
 export const migrations: readonly Migration[] = [
   { version: 1, name: 'resources', sql: resourcesSql },
   { version: 2, name: 'resource_indexes', sql: resourceIndexesSql },
+  { version: 3, name: 'work', sql: workSql },
 ]
 
 export const knownVersion = migrations.length

@@ -1,8 +1,12 @@
 /**
- * What the store's thread and the writer's thread say to each other. Strings and numbers only, so that a message is
- * cheap to copy; times and ids are made by the store's side, which has the clock.
+ * What the store's thread and the writer's thread say to each other. Strings, numbers and bytes only, so that a message
+ * is cheap to copy; times and ids are made by the store's side, which has the clock.
  */
-export type WriteStep =
+import type { WorkRefusal, WorkStep, WorkStepResult } from './work-protocol.ts'
+
+export type WriteStep = ResourceStep | WorkStep
+
+export type ResourceStep =
   | {
       op: 'create'
       id: string
@@ -34,7 +38,9 @@ export type WriteStep =
 /** All of its steps or none. */
 export type Mutation = WriteStep[]
 
-export type StepResult =
+export type StepResult = ResourceStepResult | WorkStepResult
+
+export type ResourceStepResult =
   | { op: 'create' }
   | { op: 'update'; id: string; version: number; createdAt: number; indexes: string }
   /** Null: there was nothing to remove. */
@@ -45,6 +51,7 @@ export type Outcome =
   | { ok: true; results: StepResult[] }
   | { ok: false; step: number; reason: 'already_exists' | 'not_found' | 'held' }
   | { ok: false; step: number; reason: 'version_mismatch'; storedVersion: number }
+  | ({ ok: false; step: number } & WorkRefusal)
   /** `detail` is private: for the log. */
   | { ok: false; step: number; reason: 'disk_full' | 'failed'; detail: string }
 

@@ -4,6 +4,7 @@ import { drizzle } from 'drizzle-orm/bun-sqlite'
 import type { PageQuery, ResourceKey, SortOrder } from '../../spec/store.ts'
 import type { Position } from './cursor.ts'
 import { type ResourceRow, resourceIndexes, resources } from './schema.ts'
+import { WorkReader } from './work-reader.ts'
 
 /** The read side: a read-only connection on the caller's thread, every statement prepared once. */
 export type Reader = ReturnType<typeof openReader>
@@ -100,6 +101,8 @@ export function openReader(path: string) {
   const end = database.prepare('COMMIT')
 
   return {
+    work: new WorkReader(database),
+
     get(key: ResourceKey): ResourceRow | undefined {
       return getRow.get({ kind: key.kind, workspace: key.workspace, name: key.name })
     },

@@ -8,7 +8,7 @@ import { silentLogger } from '../../lib/log.ts'
 import { storeWritesWaitingMax } from '../../spec/store.ts'
 import { commitGroup, openWriter } from './commit.ts'
 import { migrate } from './migrations.ts'
-import type { Mutation, Outcome } from './protocol.ts'
+import type { Mutation, Outcome, ResourceStep } from './protocol.ts'
 import { Writer } from './writer.ts'
 
 const root = mkdtempSync(join(tmpdir(), 'hutch-writer-'))
@@ -169,7 +169,7 @@ describe('the writer', () => {
       log: silentLogger,
       makeRoom: () => false,
       startWorker: () => thread(modules.shift()!),
-      onCommit: ([step]) => committed.push(step!.name),
+      onCommit: ([step]) => committed.push((step as ResourceStep).name),
       onLost: () => lost++,
     })
     const error = await errorOf(writer.submit(creation('a')))

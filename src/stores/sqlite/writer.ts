@@ -1,7 +1,16 @@
 import { PlatformError } from '../../errors.ts'
 import type { Logger } from '../../lib/log.ts'
 import { storeWritesWaitingMax } from '../../spec/store.ts'
-import type { FromWriter, Mutation, Outcome, StepResult, ToWriter, WriteStep } from './protocol.ts'
+import type {
+  FromWriter,
+  Mutation,
+  Outcome,
+  ResourceStep,
+  StepResult,
+  ToWriter,
+  WriteStep,
+} from './protocol.ts'
+import type { AddedWork } from './work-protocol.ts'
 
 const bytesWaitingMax = 128 * 1024 * 1024
 const groupMutationsMax = 256
@@ -192,22 +201,19 @@ export class Writer {
   }
 
   #refusal(mutation: Mutation, outcome: Extract<Outcome, { ok: false }>): PlatformError {
-    const step = mutation[outcome.step]!
-    const which = `${step.kind} ${JSON.stringify(step.name)}`
     switch (outcome.reason) {
       case 'already_exists':
-        return new PlatformError('already_exists', `${which} already exists`)
       case 'not_found':
-        return new PlatformError('not_found', `${which} does not exist`)
       case 'held':
-        return new PlatformError('conflict', `the workspace "${step.workspace}" has a ${step.kind}`)
-      case 'version_mismatch': {
-        const expected = 'expectedVersion' in step ? step.expectedVersion : null
+      case 'version_mismatch':
+        return resourceRefusal(mutation[outcome.step] as ResourceStep, outcome)
+      case 'work_exists':
+        return new PlatformError('already_exists', `the execution "${outcome.name}" already exists`)
+      case 'other_request':
         return new PlatformError(
-          'version_mismatch',
-          `${which} was changed meanwhile: it is at version ${outcome.storedVersion}, not ${expected}. Read it again`,
+          'conflict',
+          `the idempotency key "${outcome.name}" was used for another request: use a new one for this`,
         )
-      }
       case 'disk_full':
         return new PlatformError(
           'insufficient_storage',
@@ -225,14 +231,58 @@ export class Writer {
   }
 }
 
+function resourceRefusal(
+  step: ResourceStep,
+  outcome: Extract<Outcome, { reason: 'already_exists' | 'not_found' | 'held' | 'version_mismatch' }>,
+): PlatformError {
+  const which = `${step.kind} ${JSON.stringify(step.name)}`
+  switch (outcome.reason) {
+    case 'already_exists':
+      return new PlatformError('already_exists', `${which} already exists`)
+    case 'not_found':
+      return new PlatformError('not_found', `${which} does not exist`)
+    case 'held':
+      return new PlatformError('conflict', `the workspace "${step.workspace}" has a ${step.kind}`)
+    case 'version_mismatch': {
+      const expected = 'expectedVersion' in step ? step.expectedVersion : null
+      return new PlatformError(
+        'version_mismatch',
+        `${which} was changed meanwhile: it is at version ${outcome.storedVersion}, not ${expected}. Read it again`,
+      )
+    }
+  }
+}
+
 /** Changes or removes something: what only adds can wait until there is room. */
 function changesWhatIs({ mutation }: Pending): boolean {
-  const keyOf = ({ kind, workspace, name }: WriteStep) => JSON.stringify([kind, workspace, name])
+  const keyOf = (step: WriteStep) =>
+    'kind' in step ? JSON.stringify([step.kind, step.workspace, step.name]) : ''
   const added = new Set(mutation.filter(({ op }) => op === 'create').map(keyOf))
-  return mutation.some((step) => (step.op === 'update' || step.op === 'remove') && !added.has(keyOf(step)))
+  return mutation.some(
+    (step) =>
+      ((step.op === 'update' || step.op === 'remove') && !added.has(keyOf(step))) ||
+      (step.op.startsWith('work-') && step.op !== 'work-add'),
+  )
 }
 
 function bytesOf(step: WriteStep): number {
   const overhead = 256
-  return 'body' in step ? overhead + step.body.length + (step.indexes?.length ?? 0) : overhead
+  switch (step.op) {
+    case 'create':
+    case 'update':
+      return overhead + step.body.length + (step.indexes?.length ?? 0)
+    case 'work-add':
+      return overhead + bytesOfWork(step.work)
+    case 'work-change': {
+      let bytes = overhead + (step.set.body?.length ?? 0) + (step.result?.byteLength ?? 0)
+      for (const work of step.follow) bytes += overhead + bytesOfWork(work)
+      return bytes
+    }
+    default:
+      return overhead
+  }
+}
+
+function bytesOfWork({ body, labels, input }: AddedWork): number {
+  return body.length + labels.length + (input?.byteLength ?? 0)
 }

@@ -1,0 +1,60 @@
+import type { Clock } from '../lib/clock.ts'
+import type { Logger } from '../lib/log.ts'
+import type { Queue } from '../spec/queue.ts'
+
+const lookEveryMs = 60_000
+/** Removed in one commit, so that what is accepted meanwhile waits for no more than this. */
+const stepMax = 200
+/** Between two steps: most of the time is others'. */
+const pauseMs = 20
+
+export interface RetentionOptions {
+  queue: Queue
+  clock: Clock
+  log: Logger
+  keptMs: number
+  /** Of one workspace. */
+  keptMax: number
+}
+
+/** Takes away what ended long ago, and the oldest of what is too much, in small steps. */
+export class Retention {
+  readonly #options: RetentionOptions
+  readonly #closing = new AbortController()
+  #loop: Promise<void> | null = null
+
+  constructor(options: RetentionOptions) {
+    this.#options = options
+  }
+
+  open(): void {
+    this.#loop ??= this.#run()
+  }
+
+  async close(): Promise<void> {
+    this.#closing.abort()
+    await this.#loop
+  }
+
+  async #run(): Promise<void> {
+    const { clock, log } = this.#options
+    const { signal } = this.#closing
+    while (!signal.aborted) {
+      try {
+        await this.#sweep(signal)
+      } catch (error) {
+        if (!signal.aborted) log.error('executions: what is old could not be removed', { error })
+      }
+      await clock.sleep(lookEveryMs, signal).catch(() => {})
+    }
+  }
+
+  async #sweep(signal: AbortSignal): Promise<void> {
+    const { queue, clock, keptMs, keptMax } = this.#options
+    while (!signal.aborted) {
+      const endedBefore = Math.trunc(clock.now() - keptMs)
+      if ((await queue.prune({ endedBefore, keptMax, limit: stepMax })) < stepMax) return
+      await clock.sleep(pauseMs, signal).catch(() => {})
+    }
+  }
+}

@@ -1,0 +1,105 @@
+import type { Clock } from '../lib/clock.ts'
+import type { Logger } from '../lib/log.ts'
+import type { ClaimedWork, Queue } from '../spec/queue.ts'
+
+const claimedAtOnceMax = 64
+const againAfterFailureMs = 1000
+
+export interface WorkersOptions {
+  source: string
+  runningMax: number
+  queue: Queue
+  clock: Clock
+  log: Logger
+  /** Resolves when the attempt is over; what it hands to `settle` is written together with the claim of the next one. */
+  attempt(work: ClaimedWork): Promise<() => Promise<void>>
+}
+
+/** The workers of one source: as many attempts at once as it may have, claimed when there is something to claim. */
+export class Workers {
+  readonly #options: WorkersOptions
+  readonly #under = new Set<Promise<void>>()
+  readonly #closing = new AbortController()
+  #running = 0
+  /** Places that claims on their way may fill. */
+  #claiming = 0
+  #wakes = 0
+
+  constructor(options: WorkersOptions) {
+    this.#options = options
+  }
+
+  get running(): number {
+    return this.#running
+  }
+
+  /** There may be something to claim: `count` of it, or whatever there is. */
+  wake(count = Number.POSITIVE_INFINITY): void {
+    this.#wakes++
+    const { queue, source, runningMax } = this.#options
+    const free = runningMax - this.#running - this.#claiming
+    const limit = Math.min(count, free, claimedAtOnceMax)
+    if (limit <= 0 || this.#closing.signal.aborted || queue.waiting(source) <= 0) return
+    this.#track(this.#claim(limit))
+  }
+
+  /** Claims nothing more; resolves when what runs is over, or after `graceMs`. */
+  async close(graceMs: number): Promise<void> {
+    this.#closing.abort()
+    const grace = new AbortController()
+    const over = this.#options.clock.sleep(graceMs, grace.signal).catch(() => {})
+    const settled = (async () => {
+      while (this.#under.size > 0) await Promise.allSettled(this.#under)
+    })()
+    await Promise.race([settled, over])
+    grace.abort()
+  }
+
+  async #claim(limit: number): Promise<void> {
+    const { queue, source, clock, log } = this.#options
+    const { signal } = this.#closing
+    const wakes = this.#wakes
+    this.#claiming += limit
+    let claimed: ClaimedWork[]
+    try {
+      claimed = await queue.claim(source, limit)
+    } catch (error) {
+      if (signal.aborted) return
+      log.error('executions: nothing could be claimed, it is tried again', { source, error })
+      await clock.sleep(againAfterFailureMs, signal).catch(() => {})
+      return this.wake()
+    } finally {
+      this.#claiming -= limit
+    }
+    // As if they had been begun: the next platform begins them again.
+    if (signal.aborted) return
+    for (const work of claimed) this.#track(this.#run(work))
+    // What came while this claim was on its way found no free place, or is behind it.
+    if (claimed.length === limit || wakes !== this.#wakes) this.wake()
+  }
+
+  async #run(work: ClaimedWork): Promise<void> {
+    const { attempt, log, source } = this.#options
+    this.#running++
+    let settled: Promise<void> | null = null
+    try {
+      const settle = await attempt(work)
+      settled = settle()
+    } catch (error) {
+      log.error('executions: an attempt broke', { source, id: work.id, error })
+    } finally {
+      this.#running--
+      this.wake(1)
+    }
+    try {
+      await settled
+    } catch (error) {
+      log.error('executions: how an attempt ended could not be written', { source, id: work.id, error })
+    }
+  }
+
+  #track(work: Promise<void>): void {
+    this.#under.add(work)
+    void work.finally(() => this.#under.delete(work))
+  }
+}

@@ -1,0 +1,174 @@
+import type { Database, Statement } from 'bun:sqlite'
+import type { WorkCounts, WorkDepth, WorkKey } from '../../spec/queue.ts'
+import type { WorkRow } from './work-protocol.ts'
+
+export interface WorkRowsQuery {
+  workspace: string
+  queue: string | null
+  target: string | null
+  states: readonly string[] | null
+  group: string | null
+  labels: readonly (readonly [string, string])[]
+  since: number | null
+  until: number | null
+  sort: 'newest' | 'oldest' | 'index'
+  after: number | null
+  limit: number
+}
+
+/** The read side of work: prepared statements on the store's reading connection, which it also closes. */
+export class WorkReader {
+  readonly #database: Database
+  readonly #byId
+  readonly #request
+  readonly #input
+  readonly #result
+  readonly #counts
+  readonly #nextAt
+  readonly #overdue
+  readonly #finished
+  readonly #others = new Map<string, Statement>()
+  /** By shape. */
+  readonly #lists = new Map<string, Statement>()
+
+  constructor(database: Database) {
+    this.#database = database
+    this.#byId = database.prepare<WorkRow, [string]>('SELECT * FROM work WHERE id = ?')
+    this.#request = database.prepare<{ digest: string; id: string }, [string, string, number]>(
+      'SELECT digest, id FROM work_requests WHERE workspace = ? AND key = ? AND expires_at > ?',
+    )
+    this.#input = database.prepare<{ bytes: Uint8Array }, [string]>(
+      'SELECT bytes FROM work_inputs WHERE seq = (SELECT seq FROM work WHERE id = ?)',
+    )
+    this.#result = database.prepare<{ bytes: Uint8Array }, [string]>(
+      'SELECT bytes FROM work_results WHERE seq = (SELECT seq FROM work WHERE id = ?)',
+    )
+    this.#counts = database.prepare<{ state: string; count: number; retried: number }, [string]>(
+      'SELECT state, count(*) AS count, sum(attempts > 1) AS retried FROM work WHERE group_id = ? GROUP BY state',
+    )
+    this.#nextAt = database.prepare<{ at: number | null }, []>(
+      `SELECT min(at) AS at FROM (
+         SELECT min(run_at) AS at FROM work WHERE state = 'waiting' AND ready = 0
+         UNION ALL SELECT min(until) FROM work WHERE until IS NOT NULL)`,
+    )
+    this.#overdue = database.prepare<WorkRow, [number, number]>(
+      'SELECT * FROM work WHERE until IS NOT NULL AND until <= ? ORDER BY until LIMIT ?',
+    )
+    this.#finished = database.prepare<WorkRow, [number]>(
+      'SELECT * FROM work WHERE parts_left = 0 AND ended_at IS NULL LIMIT ?',
+    )
+  }
+
+  get(id: string): WorkRow | null {
+    return this.#byId.get(id)
+  }
+
+  known(workspace: string, key: string, nowMs: number): { digest: string; row: WorkRow } | null {
+    const request = this.#request.get(workspace, key, nowMs)
+    const row = request && this.get(request.id)
+    return request && row ? { digest: request.digest, row } : null
+  }
+
+  input(id: string): Uint8Array | null {
+    return this.#input.get(id)?.bytes ?? null
+  }
+
+  result(id: string): Uint8Array | null {
+    return this.#result.get(id)?.bytes ?? null
+  }
+
+  counts(group: string): WorkCounts {
+    const counts: WorkCounts = { states: {}, retried: 0 }
+    for (const { state, count, retried } of this.#counts.all(group)) {
+      counts.states[state] = count
+      counts.retried += retried
+    }
+    return counts
+  }
+
+  nextAt(): number | null {
+    return this.#nextAt.get()?.at ?? null
+  }
+
+  overdue(nowMs: number, limit: number): WorkRow[] {
+    return this.#overdue.all(nowMs, limit)
+  }
+
+  finishedGroups(limit: number): WorkRow[] {
+    return this.#finished.all(limit)
+  }
+
+  closedKeys(): WorkKey[] {
+    return this.#once<WorkKey>(
+      this.#others,
+      `SELECT t.queue, t.workspace, t.target, k.name AS key FROM work_keys k JOIN work_targets t ON t.id = k.target_id
+       WHERE k.running_max = 0`,
+    ).all()
+  }
+
+  waitingByQueue(): { queue: string; waiting: number }[] {
+    return this.#once<{ queue: string; waiting: number }>(
+      this.#others,
+      'SELECT queue, sum(waiting) AS waiting FROM work_targets GROUP BY queue',
+    ).all()
+  }
+
+  depth(filter: { queue?: string; workspace?: string; target?: string }): WorkDepth {
+    const given = (['queue', 'workspace', 'target'] as const).filter((name) => filter[name] !== undefined)
+    const where = given.map((name) => `${name} = ?`).join(' AND ') || 'true'
+    const values = given.map((name) => filter[name] as string)
+    type Counts = { waiting: number; busy: number; held: number }
+    const counts = this.#once<Counts>(
+      this.#others,
+      `SELECT coalesce(sum(waiting), 0) AS waiting, coalesce(sum(busy), 0) AS busy, coalesce(sum(held), 0) AS held
+       FROM work_targets WHERE ${where}`,
+    ).get(...values)
+    const oldest = this.#once<{ at: number | null }>(
+      this.#others,
+      `SELECT min(created_at) AS at FROM work WHERE state = 'waiting' AND ${where}`,
+    ).get(...values)
+    const { waiting = 0, busy = 0, held = 0 } = counts ?? {}
+    return { waiting, running: busy - held, held, oldestWaitingAt: waiting > 0 ? (oldest?.at ?? null) : null }
+  }
+
+  list(query: WorkRowsQuery): WorkRow[] {
+    const { workspace, queue, target, states, group, labels, since, until, sort, after, limit } = query
+    const conditions = ['workspace = ?']
+    const values: (string | number)[] = [workspace]
+    const add = (condition: string, ...given: (string | number)[]) => {
+      conditions.push(condition)
+      values.push(...given)
+    }
+    if (queue !== null) add('queue = ?', queue)
+    if (target !== null) add('target = ?', target)
+    if (group !== null) add('group_id = ?', group)
+    if (states?.length === 1) add('state = ?', states[0]!)
+    // A plus sign: no reason to leave the order of an index.
+    else if (states !== null) add('+state IN (SELECT value FROM json_each(?))', JSON.stringify(states))
+    if (since !== null) add('created_at >= ?', since)
+    if (until !== null) add('created_at <= ?', until)
+    for (const [name, value] of labels) {
+      add(
+        'seq IN (SELECT seq FROM work_labels WHERE workspace = ? AND name = ? AND value = ?)',
+        workspace,
+        name,
+        value,
+      )
+    }
+    const column = sort === 'index' ? 'position' : 'seq'
+    const descending = sort === 'newest'
+    if (after !== null) add(`${column} ${descending ? '<' : '>'} ?`, after)
+    const sql = `SELECT * FROM work WHERE ${conditions.join(' AND ')} ORDER BY ${column} ${descending ? 'DESC' : 'ASC'} LIMIT ?`
+    return this.#once<WorkRow>(this.#lists, sql).all(...values, limit)
+  }
+
+  /** Prepared once for each text; there are as many as combinations of filters. */
+  #once<Row>(kept: Map<string, Statement>, sql: string): Statement<Row, (string | number)[]> {
+    let statement = kept.get(sql)
+    if (!statement) {
+      statement = this.#database.prepare(sql) as Statement
+      kept.set(sql, statement)
+    }
+    return statement as Statement<Row, (string | number)[]>
+  }
+}
