@@ -174,7 +174,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   // The runtime's own processes look at the host while the database opens, which takes this thread.
   const helperPath = await extracting
   const openingRuntime = helperPath
-    ? openRuntime(driver as RuntimeName, config, helperPath, network, { clock, log })
+    ? openRuntime(driver as RuntimeName, config, helperPath, network, { clock, log, temporary })
     : null
   opened.defer(async () => {
     // A driver that was handed in stays its owner's. One that failed to open has been told of already.
@@ -514,10 +514,10 @@ async function openRuntime(
   config: Config,
   helperPath: string,
   egress: Egress,
-  { clock, log }: { clock: Clock; log: Logger },
+  { clock, log, temporary }: { clock: Clock; log: Logger; temporary: boolean },
 ): Promise<Runtime> {
   const options = { instancesDir: join(config.dataDir, 'instances'), helperPath, log, clock }
   return driver === 'process'
     ? await openProcessRuntime(options)
-    : await openNamespaceRuntime({ ...options, egress })
+    : await openNamespaceRuntime({ ...options, egress, temporary })
 }

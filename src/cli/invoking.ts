@@ -45,7 +45,10 @@ export async function addressOf(flags: Target, kind: Kind, name: string): Promis
   const found = await withHints(flags, () => clientFor(flags).resources.get(path), {
     404: `hutch get ${kind.plural}`,
   })
-  const url = found.metadata?.url
+  const { url, workspace } = found.metadata ?? {}
+  // Its own host is for browsers: the key is sent to the platform's alone, which answers for it by path.
+  if (kind.kind === 'Application' && workspace !== undefined)
+    return `${clientFor(flags).origin}/${workspace}${kind.collection([])}/${encodeURIComponent(name)}`
   if (typeof url === 'string' && url !== '') return url
   throw new CommandError(
     `${name} has no address yet`,

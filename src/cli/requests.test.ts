@@ -67,6 +67,20 @@ test('run sends what is asked to the address that the platform names', async () 
   expect(asked?.headers.get('x-blaxel-authorization')).toBe('Bearer test-key')
 })
 
+test('an application, which has a host of its own, is asked by its path', async () => {
+  platform.answer = ({ path }) =>
+    path.startsWith('/v0/')
+      ? Response.json({
+          metadata: { name: 'site', workspace: 'main', url: 'http://site-main.app.localhost:1' },
+          spec: {},
+        })
+      : new Response('page')
+  expect((await platform.run(['run', 'app', 'site', '--method', 'GET', '--path', '/a'])).stdout).toBe(
+    'page\n',
+  )
+  expect(platform.log.at(-1)).toBe('GET /main/applications/site/a')
+})
+
 test('run takes its body from a file or standard input, and no two at once', async () => {
   agent((body) => new Response(`got ${body}`))
   writeFileSync(join(directory, 'in.json'), '{"a":1}')

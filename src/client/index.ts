@@ -107,9 +107,14 @@ export class Client {
     this.workloads = new Workloads(this.transport)
   }
 
+  /** Where the platform is, and the key goes. */
+  get origin(): string {
+    return new URL(this.transport.apiUrl).origin
+  }
+
   /** Whether the platform lives, and is ready for work. */
   async health(): Promise<{ alive: boolean; ready: boolean }> {
-    const origin = new URL(this.transport.apiUrl).origin
+    const { origin } = this
     const answers = async (path: string) => {
       const response = await this.transport.send(`${origin}${path}`, { method: 'GET' })
       await response.body?.cancel()

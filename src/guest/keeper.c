@@ -8,9 +8,11 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
+#include <sys/inotify.h>
 #include <sys/random.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -40,7 +42,9 @@ static struct keeper {
   const struct keeper_start *start;
   int epoll_fd;
   uint64_t boot_id;
-  struct source listener, guest;
+  struct source listener, guest, directory;
+  int directory_fd; /* tells what is removed where the sockets are; -1: nothing does */
+  int unreachable;
   enum guest_state state;
   uint32_t code;
   struct control controls[CONTROLS_MAX];
@@ -227,6 +231,36 @@ static void farewell(void) {
   }
 }
 
+/* Its directory */
+
+static void directory_changed(struct source *source, uint32_t events) {
+  (void)source;
+  (void)events;
+  char notes[4096];
+  while (read(keeper.directory_fd, notes, sizeof notes) > 0) {}
+  struct stat found;
+  keeper.unreachable = lstat("keeper.sock", &found) < 0 && errno == ENOENT;
+}
+
+static void watch_directory(void) {
+  keeper.directory_fd = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
+  if (keeper.directory_fd < 0) return;
+  keeper.directory = (struct source){directory_changed};
+  if (inotify_add_watch(keeper.directory_fd, ".", IN_DELETE) < 0 ||
+      loop_add(keeper.directory_fd, EPOLLIN, &keeper.directory) < 0) {
+    close(keeper.directory_fd);
+    keeper.directory_fd = -1;
+  }
+}
+
+/* The data directory of a platform that was killed was removed: nobody will ever come for this instance. */
+static void end_where_nobody_comes(void) {
+  if (!keeper.unreachable) return;
+  for (int i = 0; i < CONTROLS_MAX; i++)
+    if (keeper.controls[i].fd >= 0) return;
+  kill_guest();
+}
+
 static size_t raise_descriptors(void) {
   struct rlimit limit = {0};
   if (getrlimit(RLIMIT_NOFILE, &limit) < 0) return 0;
@@ -249,6 +283,7 @@ void keeper_run(const struct keeper_start *start) {
       loop_add(start->guest_pidfd, EPOLLIN, &keeper.guest) < 0 ||
       egress_open(&start->network, start->mailbox_fd, relays_max) < 0)
     _exit(1); /* the guest dies with its parent */
+  watch_directory();
 
   struct epoll_event events[EVENTS_PER_TURN];
   int more = 0;
@@ -266,6 +301,7 @@ void keeper_run(const struct keeper_start *start) {
     relays_sweep();
     ports_sweep();
     egress_sweep();
+    end_where_nobody_comes();
   }
   farewell();
 }

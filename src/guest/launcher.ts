@@ -56,12 +56,15 @@ interface Running {
 export class Launcher implements AsyncDisposable {
   readonly #helperPath: string
   readonly #pending = new Map<number, (result: LaunchedInstance | HelperError) => void>()
+  readonly #stays: boolean
   #running: Running | null = null
   #lastId = 0
   #idle: Timer | null = null
 
-  constructor(helperPath: string) {
+  /** `stays`: also without a launch, for instances that are to end with it. */
+  constructor(helperPath: string, { stays = false } = {}) {
     this.#helperPath = helperPath
+    this.#stays = stays
   }
 
   /**
@@ -100,6 +103,7 @@ export class Launcher implements AsyncDisposable {
   }
 
   #endWhenIdle(): void {
+    if (this.#stays) return
     if (this.#idle !== null) clearTimeout(this.#idle)
     this.#idle = setTimeout(() => this.#lost(this.#running), idleMsMax)
     this.#idle.unref()

@@ -280,7 +280,8 @@ export class Instances {
 
   /**
    * Lets go of every instance: with `keepInstances` they go on running and the next start adopts them, without it
-   * they are stopped, their files stay, and the next start starts them again. Idempotent.
+   * they are stopped, their files stay, and the next start starts them again; of those whose files are worth nothing
+   * nothing stays. Idempotent.
    */
   async close(options: { keepInstances: boolean }): Promise<void> {
     this.#background.close()
@@ -290,16 +291,18 @@ export class Instances {
     await Promise.all(
       this.#table.every().map(async (entry) => {
         const { instance } = entry
-        if (instance === null) return
         entry.instance = null
         entry.activity.runsOn(null)
         try {
-          if (!options.keepInstances) await instance.stop()
+          if (!options.keepInstances) await instance?.stop()
         } catch (error) {
           this.#log.error('an instance could not be stopped', { instance: entry.id, error })
         } finally {
-          await instance[Symbol.asyncDispose]().catch(() => {})
+          await instance?.[Symbol.asyncDispose]().catch(() => {})
         }
+        if (options.keepInstances || !entry.spec.ephemeral || entry.state === 'ending') return
+        // What could not be removed is at the next start, which finds that it does not run.
+        await this.#removal.finish(entry.id, entry.owner).catch(() => {})
       }),
     )
     this.#table.clear()

@@ -443,6 +443,7 @@ test('what was stopped together with the platform is made anew when it is asked 
   const lease = await acquire()
   fleet.close()
   await instances.close({ keepInstances: false })
+  expect(await machines()).toEqual([])
   openFleet()
   await instances.recover()
   fleet.serve(runOf())

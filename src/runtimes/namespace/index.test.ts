@@ -370,6 +370,52 @@ describeRoot(`namespace, as root${why === '' ? '' : ` (skipped: ${why})`}`, () =
     expect(await runtime.list()).not.toContain(orphan.id)
   })
 
+  test('instances of a platform that no other comes after end with it, however it ends', async () => {
+    const spec = specOf()
+    const script = `
+      const [{ openNamespaceRuntime }, { systemClock }, { silentLogger }] = await Promise.all(
+        ['${import.meta.dir}/index.ts', '${import.meta.dir}/../../lib/clock.ts', '${import.meta.dir}/../../lib/log.ts'].map((path) => import(path)),
+      )
+      const { options, spec } = JSON.parse(process.argv.at(-1))
+      const runtime = await openNamespaceRuntime({ ...options, clock: systemClock, log: silentLogger, temporary: true })
+      const { handle } = await runtime.create(spec)
+      console.log(JSON.stringify(handle.state))
+      await new Promise(() => setInterval(() => {}, 1000))`
+    const { helperPath } = options
+    const own = { instancesDir: `${dir}/temporary`, helperPath }
+    const child = Bun.spawn([process.execPath, '-e', script, JSON.stringify({ options: own, spec })], {
+      stdout: 'pipe',
+      stderr: 'inherit',
+    })
+    let said = ''
+    for await (const chunk of child.stdout) {
+      said += Buffer.from(chunk).toString()
+      if (said.includes('\n')) break
+    }
+    const { guest, keeper } = JSON.parse(said) as Record<'guest' | 'keeper', { pid: number }>
+    expect([isRunning(guest.pid), isRunning(keeper.pid)]).toEqual([true, true])
+    child.kill('SIGKILL')
+    await eventually(() => !isRunning(guest.pid) && !isRunning(keeper.pid))
+    const next = await openNamespaceRuntime({ ...options, ...own })
+    await next.destroy(spec.id)
+    await next[Symbol.asyncDispose]()
+  })
+
+  test('an instance ends whose directory was removed while no platform was there', async () => {
+    const own = { ...options, instancesDir: `${dir}/removed` }
+    const first = await openNamespaceRuntime(own)
+    const spec = specOf()
+    const { handle } = await first.create(spec)
+    const { guest, keeper } = handle.state as Record<'guest' | 'keeper', { pid: number }>
+    await first[Symbol.asyncDispose]()
+    expect([isRunning(guest.pid), isRunning(keeper.pid)]).toEqual([true, true])
+    rmSync(`${own.instancesDir}/${spec.id}`, { recursive: true })
+    await eventually(() => !isRunning(guest.pid) && !isRunning(keeper.pid))
+    const next = await openNamespaceRuntime(own)
+    await next.destroy(spec.id)
+    await next[Symbol.asyncDispose]()
+  })
+
   test('half an instance, as a crash in the middle of creating leaves, is destroyed', async () => {
     const id = specOf().id
     const halfDir = `${options.instancesDir}/${id}`

@@ -48,6 +48,8 @@ export interface NamespaceOptions {
   clock: Clock
   /** Absent: nothing leaves an instance. */
   egress?: Egress
+  /** Instances end with this process, however it ends: no other will come to look for them. */
+  temporary?: boolean
 }
 
 /** Where all platforms of this host note which uid ranges are theirs; gone after a boot, as the instances are. */

@@ -56,8 +56,10 @@ export interface NamespaceRuntimeOptions {
   /** Null: this host cannot copy the files of instances. */
   snapshots: DiskSnapshots | null
   capabilities: RuntimeCapabilities
-  /** Instances end with this process, however it ends. */
+  /** One instance is tried out, which ends with this process, however it ends. */
   transient?: boolean
+  /** Instances end with this process, however it ends: nobody looks for them afterwards. */
+  temporary?: boolean
   /** Null: nothing leaves an instance. */
   egress: Egress | null
   onDispose: () => void
@@ -87,7 +89,7 @@ export class NamespaceRuntime implements Runtime {
   constructor(options: NamespaceRuntimeOptions) {
     this.#options = options
     this.capabilities = options.capabilities
-    this.#launcher = new Launcher(options.helperPath)
+    this.#launcher = new Launcher(options.helperPath, { stays: options.temporary ?? false })
     this.#settling = new DiskSettling(options.clock)
     this.#dirFile = openSync(options.instancesDir, 'r')
     const { archives, snapshots, clock, helperPath, instancesDir, log } = options
@@ -283,7 +285,7 @@ export class NamespaceRuntime implements Runtime {
       disk: record.disk,
       diskTemplate,
       group,
-      transient: this.#options.transient ?? false,
+      transient: this.#options.transient || this.#options.temporary || false,
       pidsLimited: cgroups.limit('pids') !== 'none',
     })
     this.relaysEgress = relaysEgress
