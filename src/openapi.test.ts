@@ -109,6 +109,27 @@ test('what the document says of each operation is what is asked for and answered
     await call(`GET ${path}`)
   await call('GET /templates/{templateName}', { templateName: 'agent-ts' })
   await call('GET /observability/logs', {}, { query: '?resourceType=agents&workloadIds=a' })
+  platform.executions.runner('probe', async () => ({ status: 'waiting' }), { runningMax: 2 })
+  const ran: string[] = []
+  for (let count = 0; count < 2; count++) {
+    const { execution } = await platform.executions.accept({
+      ...{ workspace: 'main', source: 'probe', target: { kind: 'agent', name: 'a' }, timeoutMs: 600_000 },
+      input: new Uint8Array(),
+    })
+    ran.push(execution.id)
+    const report = { status: 'failed', result: new Uint8Array(), type: 'text/plain' } as const
+    await platform.executions.report('main', execution.id, report)
+  }
+  const executed = { executionId: ran[0]! }
+  for (const path of ['', '/metrics', '/events']) await call(`GET /executions${path}`)
+  await call('GET /agents/{agentName}/executions', { agentName: 'a' })
+  for (const path of ['', '/input', '/result', '/events'])
+    await call(`GET /executions/{executionId}${path}`, executed)
+  const replayed = await call('POST /executions/{executionId}/replay', executed)
+  await call('POST /executions/replay', {}, { json: { status: 'failed' } })
+  const again = { executionId: (replayed.body as { id: string }).id }
+  await call('POST /executions/{executionId}/cancel', again, { json: { reason: 'enough' } })
+  await call('DELETE /executions/{executionId}', executed)
   await call('POST /workspaces', {}, { json: { name: 'lab', displayName: 'Lab', labels } })
   for (const query of ['', '?withReason=true'])
     await call('POST /workspaces/availability', {}, { json: { name: 'lab' }, query })

@@ -20,6 +20,7 @@ import { HelperLayers } from './guest/index.ts'
 import { createApp } from './http/app.ts'
 import { apiKeyRoutes } from './http/control/api-keys.ts'
 import { deploymentRoutes } from './http/control/deployments.ts'
+import { executionRoutes } from './http/control/executions.ts'
 import { imageRoutes } from './http/control/images.ts'
 import { loginRoutes } from './http/control/login.ts'
 import { oauthRoutes } from './http/control/oauth.ts'
@@ -397,6 +398,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
       ...previewRoutes({ previews }),
       ...schedulesRoutes({ schedules, clock, log }),
       ...deploymentRoutes({ deployments, log }),
+      ...executionRoutes({ executions }),
       ...imageRoutes(images, imageBuilds),
       ...uploadRoutes(builds),
       ...observabilityRoutes({ logs, sandboxes }),

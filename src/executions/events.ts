@@ -50,17 +50,19 @@ export class ExecutionEvents {
       this.#watchers.delete(watcher)
       signal.removeEventListener('abort', watcher.end)
     })
-    if (since !== undefined) {
-      for (const { event } of this.#kept) {
-        if (event.number > since && this.#wants(filter, event)) watcher.push(event)
-      }
-    }
+    if (since !== undefined) for (const event of this.since(filter, since)) watcher.push(event)
     if (signal.aborted) watcher.end()
     else {
       this.#watchers.add(watcher)
       signal.addEventListener('abort', watcher.end, { once: true })
     }
     return watcher
+  }
+
+  since(filter: WatchFilter, number: number): ExecutionEvent[] {
+    return this.#kept
+      .map(({ event }) => event)
+      .filter((event) => event.number > number && this.#wants(filter, event))
   }
 
   close(): void {

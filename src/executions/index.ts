@@ -105,7 +105,7 @@ export class Executions {
       attempts: this.#attempts,
       waitingMax: options.waitingMax,
     })
-    this.#lists = new Lists({ queue, sources: () => this.#visibleSources() })
+    this.#lists = new Lists({ queue, sources: () => this.shownSources() })
     this.#reports = new Reports({ clock, transitions: this.#transitions, attempts: this.#attempts })
     this.#retention = new Retention(options)
     this.#alarm = new Deadlines({ clock, log, due: () => this.#due() })
@@ -139,7 +139,7 @@ export class Executions {
     const { work, existing } = added!
     const execution = toExecution(work)
     if (!existing) {
-      this.#meters.accepted(work.queue)
+      this.#meters.accepted(work.workspace, work.queue)
       this.#events.tell('created', execution)
       if (work.runAt > clock.now()) this.#setAlarm(work.runAt)
     }
@@ -177,6 +177,15 @@ export class Executions {
 
   result(workspace: string, id: string): Uint8Array | null {
     return this.#find(workspace, id) ? this.#options.queue.result(id) : null
+  }
+
+  /** Whether it is shown where executions of all sources are: a hidden source's is by its owner, unless it is a part. */
+  isShown({ source, group }: Execution): boolean {
+    return group !== null || !this.#isHidden(source)
+  }
+
+  shownSources(): string[] {
+    return [...this.#sources.keys()].filter((source) => !this.#isHidden(source))
   }
 
   /** Of the parts of a group. */
@@ -252,9 +261,13 @@ export class Executions {
   }
 
   /** Those that ended and match, the newest first, at most a thousand. Answers the new ones. */
-  async replayMany(workspace: string, filter: ExecutionFilter): Promise<Execution[]> {
+  async replayMany(
+    workspace: string,
+    filter: ExecutionFilter,
+    which: (execution: Execution) => boolean = () => true,
+  ): Promise<Execution[]> {
     const { data } = this.list(workspace, filter, { limit: replayedAtOnceMax })
-    const ended = data.filter(({ endedAt, group }) => endedAt !== null && group === null)
+    const ended = data.filter((one) => one.endedAt !== null && one.group === null && which(one))
     const replayed: Execution[] = []
     for (let at = 0; at < ended.length; at += replaysAtOnce) {
       const some = ended.slice(at, at + replaysAtOnce)
@@ -302,6 +315,11 @@ export class Executions {
     return this.#events.watch(filter, signal, since)
   }
 
+  /** What is kept in memory of events after `since`. */
+  happened(filter: WatchFilter, since: number): ExecutionEvent[] {
+    return this.#events.since(filter, since)
+  }
+
   depth(filter: { source?: string; workspace?: string; target?: string } = {}): ExecutionDepth {
     const { queue, clock } = this.#options
     const { source, ...rest } = filter
@@ -313,17 +331,18 @@ export class Executions {
     return { waiting, running, reported: held, oldestWaitingMs }
   }
 
-  /** Every source that has a runner, and what it did since the platform started. */
-  meters(): ({ source: string; runningMax: number } & SourceMeter)[] {
-    return [...this.#sources].map(([source, { options }]) => ({
+  /** What waits and runs of every source in a workspace, and what it did there since the platform started. */
+  metrics(workspace: string): ({ source: string } & ExecutionDepth & SourceMeter)[] {
+    return [...this.#sources.keys()].map((source) => ({
       source,
-      runningMax: options.runningMax,
-      ...this.#meters.read(source),
+      ...this.depth({ source, workspace }),
+      ...this.#meters.read(workspace, source),
     }))
   }
 
   /** All of a workspace, as it is deleted. */
   async removal(workspace: string): Promise<void> {
+    this.#meters.forget(workspace)
     await this.#options.queue.removeWorkspace(workspace)
     const gone = new ExecutionStopped('cancelled', 'its workspace was deleted')
     this.#attempts.stopAll(gone, (id) => this.#options.queue.get(id) === null)
@@ -360,7 +379,7 @@ export class Executions {
       ...{ source, queue, clock, log },
       runningMax: known.options.runningMax,
       attempt: (work) => {
-        this.#meters.started(source, work.attempts)
+        this.#meters.started(work.workspace, source, work.attempts)
         return this.#attempts.run(work, known.run)
       },
     })
@@ -412,7 +431,7 @@ export class Executions {
 
   /** New, and durable. */
   #accepted(work: Work): void {
-    this.#meters.accepted(work.queue)
+    this.#meters.accepted(work.workspace, work.queue)
     this.#events.tell('created', toExecution(work))
     if (work.state === 'held' && work.until !== null) this.#setAlarm(work.until)
     else if (work.runAt > this.#options.clock.now()) this.#setAlarm(work.runAt)
@@ -422,7 +441,7 @@ export class Executions {
   #changed(work: Work, previous: Work): void {
     const execution = toExecution(work)
     if (isEnded(work) && !isEnded(previous)) {
-      this.#meters.ended(work.queue, execution.status)
+      this.#meters.ended(work.workspace, work.queue, execution.status)
       this.#ends.tell(execution)
       this.#events.tell('ended', execution)
       try {
@@ -463,10 +482,6 @@ export class Executions {
     work.catch((error) => {
       if (!this.#closing) this.#options.log.error('executions: it could not be gone on with', { id, error })
     })
-  }
-
-  #visibleSources(): string[] {
-    return [...this.#sources.keys()].filter((source) => !this.#isHidden(source))
   }
 
   #isHidden(source: string): boolean {

@@ -15,37 +15,39 @@ export interface SourceMeter {
   endedPerSecond: number
 }
 
-/** What happened since the platform started, by source, and how much of it in the last minute. */
+/** What happened since the platform started, by workspace and source, and how much of it in the last minute. */
 export class Meters {
   readonly #clock: Clock
-  readonly #sources = new Map<string, Meter>()
+  readonly #meters = new Map<string, Map<string, Meter>>()
 
   constructor(clock: Clock) {
     this.#clock = clock
   }
 
-  accepted(source: string): void {
-    const meter = this.#of(source)
+  accepted(workspace: string, source: string): void {
+    const meter = this.#of(workspace, source)
     meter.acceptedTotal++
     meter.accepted.add(this.#clock.monotonic())
   }
 
-  started(source: string, attempt: number): void {
-    const meter = this.#of(source)
+  started(workspace: string, source: string, attempt: number): void {
+    const meter = this.#of(workspace, source)
     meter.startedTotal++
     if (attempt > 1) meter.retriedTotal++
     meter.started.add(this.#clock.monotonic())
   }
 
-  ended(source: string, status: ExecutionStatus): void {
-    const meter = this.#of(source)
+  ended(workspace: string, source: string, status: ExecutionStatus): void {
+    const meter = this.#of(workspace, source)
     meter.endedTotal[status] = (meter.endedTotal[status] ?? 0) + 1
     meter.ended.add(this.#clock.monotonic())
   }
 
-  read(source: string): SourceMeter {
-    const { acceptedTotal, startedTotal, retriedTotal, endedTotal, accepted, started, ended } =
-      this.#of(source)
+  read(workspace: string, source: string): SourceMeter {
+    const { acceptedTotal, startedTotal, retriedTotal, endedTotal, accepted, started, ended } = this.#of(
+      workspace,
+      source,
+    )
     const now = this.#clock.monotonic()
     return {
       acceptedTotal,
@@ -58,8 +60,14 @@ export class Meters {
     }
   }
 
-  #of(source: string): Meter {
-    let meter = this.#sources.get(source)
+  forget(workspace: string): void {
+    this.#meters.delete(workspace)
+  }
+
+  #of(workspace: string, source: string): Meter {
+    const sources = this.#meters.get(workspace) ?? new Map<string, Meter>()
+    this.#meters.set(workspace, sources)
+    let meter = sources.get(source)
     if (!meter) {
       meter = {
         acceptedTotal: 0,
@@ -70,7 +78,7 @@ export class Meters {
         started: new Rate(),
         ended: new Rate(),
       }
-      this.#sources.set(source, meter)
+      sources.set(source, meter)
     }
     return meter
   }

@@ -36,7 +36,7 @@ export class Transitions {
     for (let race = 0; race < racesMax; race++) {
       const work = queue.get(id)
       const decision = work && decide(work)
-      if (!work || !decision) return null
+      if (!work || !decision || !holds(work, decision.expect)) return null
       const changed = await queue.change({
         ...decision,
         id,
@@ -61,4 +61,8 @@ export class Transitions {
     const kept = result ?? (work.resultBytes > 0 ? queue.result(work.id) : null)
     return follow(toExecution({ ...after, resultBytes: kept?.byteLength ?? 0 }), kept)
   }
+}
+
+function holds(work: Work, { token, states }: Decision['expect']): boolean {
+  return (token === undefined || token === work.token) && (states?.includes(work.state) ?? true)
 }
