@@ -74,6 +74,18 @@ const commands: Record<string, Entry> = {
     summary: 'lead requests to a revision, such as an earlier one',
     load: async () => (await import('./cli/traffic.ts')).traffic,
   },
+  'executions cancel': {
+    summary: 'stop executions',
+    load: async () => (await import('./cli/executions.ts')).cancel,
+  },
+  'executions replay': {
+    summary: 'do once more what executions were to do',
+    load: async () => (await import('./cli/executions.ts')).replay,
+  },
+  'executions metrics': {
+    summary: 'say how much waits, runs and was done',
+    load: async () => (await import('./cli/executions.ts')).metrics,
+  },
   'connect sandbox': {
     summary: 'open a terminal in a sandbox',
     load: async () => (await import('./cli/sandbox-connect.ts')).connect,

@@ -1,6 +1,7 @@
 import type { Resource } from '../client/index.ts'
 import { clientFor, openSandbox, withHints } from './client.ts'
 import { CommandError, command, connectionFlags, sameTarget, type Target, UsageError } from './command.ts'
+import { type ExecutionsAsked, executionFlags, getExecutions, isExecutions } from './executions.ts'
 import { imageReference } from './image-references.ts'
 import { catalogues, type Kind, kindNamed, kinds, unknownKind } from './kinds.ts'
 import { age, note, paint, print, printJson } from './output.ts'
@@ -21,17 +22,21 @@ export const get = command({
     cursor: { kind: 'text', value: 'CURSOR', about: 'the page that the last one named' },
     all: { kind: 'boolean', about: 'every page (which is also so without --limit)' },
     watch: { kind: 'boolean', about: 'go on, and print what changed' },
+    ...executionFlags,
     latest: { kind: 'boolean', about: 'of an image: print the reference of its newest tag' },
   },
   positionals: [1, 6],
   notes: [
     `KIND: ${[...kinds, ...catalogues].map(({ plural }) => plural).join(', ')};`,
-    'in the singular and short (sbx, img, pv) too. What belongs to another is reached by it:',
+    'executions; in the singular and short (sbx, img, pv) too. What belongs to another is reached by it:',
     '  hutch get sandbox NAME process|previews|snapshots|schedules',
     '  hutch get sandbox NAME preview PREVIEW tokens',
     '  hutch get agent|function|application NAME revisions',
+    '  hutch get executions [agent|job NAME], hutch get execution ID',
   ],
   async run({ flags, positionals }) {
+    const [word = '', ...rest] = positionals
+    if (isExecutions(word)) return await printExecutions(flags, rest)
     const target = targetOf(positionals)
     const format = formatOf(flags)
     if (flags.latest) {
@@ -60,6 +65,22 @@ export const get = command({
     }
   },
 })
+
+async function printExecutions(
+  flags: ExecutionsAsked & { watch?: boolean | undefined; output?: string | undefined },
+  words: string[],
+): Promise<number> {
+  const format = formatOf(flags)
+  for (let last = ''; ; await Bun.sleep(watchMs)) {
+    const { read: found, show: print } = await getExecutions(flags, words, format)
+    const now = JSON.stringify(found)
+    const redraw = flags.watch && process.stdout.isTTY && format !== 'json'
+    if (redraw) process.stdout.write('\x1b[H\x1b[2J')
+    if (redraw || now !== last) print()
+    if (!flags.watch) return 0
+    last = now
+  }
+}
 
 interface Looked {
   kind: Pick<Kind, 'kind' | 'plural' | 'columns'>

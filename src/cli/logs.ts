@@ -1,7 +1,9 @@
 import type { LogLine } from '../client/index.ts'
 import { parseDuration } from '../lib/duration.ts'
 import { clientFor, withHints } from './client.ts'
-import { command, connectionFlags, UsageError } from './command.ts'
+import { command, connectionFlags, type Target, UsageError } from './command.ts'
+import { executionLog, followExecution, type Said } from './execution-logs.ts'
+import { isExecutions } from './executions.ts'
 import { runningKind } from './invoking.ts'
 import { note, paint, print, printable } from './output.ts'
 import { logs as sandboxLogs } from './sandbox-exec.ts'
@@ -41,9 +43,13 @@ export const logs = command({
     utc: { kind: 'boolean', short: 'u', about: 'times in UTC, instead of this time zone' },
   },
   positionals: [2, 3],
-  notes: ['PROCESS: of a sandbox, the output of one process instead.'],
+  notes: [
+    'PROCESS: of a sandbox, the output of one process instead.',
+    'hutch logs execution ID: what happened to it, and what its target said meanwhile.',
+  ],
   async run({ flags, positionals }) {
     const [word = '', name = '', processId] = positionals
+    if (isExecutions(word)) return await printExecutionLog(flags, name)
     const kind = runningKind(word)
     if (processId !== undefined) {
       if (kind.kind !== 'Sandbox') throw new UsageError(`unexpected argument ${JSON.stringify(processId)}`)
@@ -90,10 +96,35 @@ export const logs = command({
   },
 })
 
-function lineText(
-  { timestamp, message, severity, stream }: LogLine,
-  flags: { 'no-timestamps'?: boolean | undefined; utc?: boolean | undefined },
-): string {
+async function printExecutionLog(
+  flags: Target & { follow?: boolean | undefined; json?: boolean | undefined } & Stamped,
+  id: string,
+): Promise<number> {
+  const show = ({ at, from, text }: Said) => {
+    if (flags.json) return print(JSON.stringify({ timestamp: at, stream: from, message: text }))
+    const origin = from === 'execution' ? `[${from}] ` : ''
+    const stamp = flags['no-timestamps'] ? '' : `${paint('dim', timeText(at, flags.utc === true))} `
+    print(`${stamp}${origin}${text}`)
+  }
+  return await withHints(
+    flags,
+    async () => {
+      const client = clientFor(flags)
+      const execution = await client.executions.get(id)
+      if (flags.follow) for await (const said of followExecution(client, execution)) show(said)
+      else for (const said of await executionLog(client, execution)) show(said)
+      return 0
+    },
+    { 404: 'hutch get executions' },
+  )
+}
+
+interface Stamped {
+  'no-timestamps'?: boolean | undefined
+  utc?: boolean | undefined
+}
+
+function lineText({ timestamp, message, severity, stream }: LogLine, flags: Stamped): string {
   const level = severities.find(([atLeast]) => severity >= atLeast)?.[1]
   const said = message.trimEnd().split('\n').map(printable).join('\n')
   const coloured = level === undefined ? said : paint(level === 'WARN' ? 'yellow' : 'red', said)

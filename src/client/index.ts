@@ -1,4 +1,5 @@
 import { PlatformError } from '../errors.ts'
+import { Executions } from './executions.ts'
 import { Files } from './files.ts'
 import { Images } from './images.ts'
 import { Logs } from './logs.ts'
@@ -11,6 +12,7 @@ import { ClientError, Transport } from './transport.ts'
 import { Uploads } from './uploads.ts'
 import { Workloads } from './workloads.ts'
 
+export type { ExecutionEventInfo, ExecutionInfo, ExecutionQuery } from './executions.ts'
 export { Gate } from './gate.ts'
 export type { ImageInfo } from './images.ts'
 export type { LogLine, LogQuery } from './logs.ts'
@@ -92,6 +94,7 @@ export class Client {
   readonly uploads: Uploads
   readonly logs: Logs
   readonly workloads: Workloads
+  readonly executions: Executions
   private readonly transport: Transport
 
   constructor(options: ClientOptions) {
@@ -105,6 +108,7 @@ export class Client {
     this.uploads = new Uploads(this.transport)
     this.logs = new Logs(this.transport)
     this.workloads = new Workloads(this.transport)
+    this.executions = new Executions(this.transport)
   }
 
   /** Where the platform is, and the key goes. */

@@ -1,0 +1,174 @@
+import { afterAll, beforeEach, expect, test } from 'bun:test'
+import { TestPlatform } from './test-platform.ts'
+
+// Executions as people look at them, against a scripted platform.
+
+const platform = new TestPlatform()
+afterAll(() => platform[Symbol.dispose]())
+beforeEach(() => {
+  platform.seen.length = 0
+})
+
+const execution = (id: string, given: object = {}) => ({
+  id,
+  workspace: 'main',
+  source: 'agent',
+  target: { kind: 'agent', name: 'mine' },
+  status: 'succeeded',
+  statusReason: null,
+  stopping: null,
+  parent: null,
+  index: null,
+  parts: null,
+  labels: { trigger: 'http-async' },
+  attempts: 1,
+  attemptsMax: 3,
+  dead: false,
+  priority: 0,
+  acceptedAt: '2030-01-01T00:00:00.000Z',
+  runAt: '2030-01-01T00:00:00.000Z',
+  startedAt: '2030-01-01T00:00:01.000Z',
+  endedAt: '2030-01-01T00:00:03.500Z',
+  durationMs: 2500,
+  timeoutSeconds: 900,
+  error: null,
+  result: { bytes: 5, type: 'text/plain' },
+  note: {},
+  ...given,
+})
+const failed = execution('two', {
+  ...{ status: 'failed', dead: true, attempts: 3, result: null },
+  error: { code: 'agent_error', message: 'it broke\x1b[2J' },
+})
+
+function serve(): void {
+  platform.answer = ({ method, path }) => {
+    if (method === 'POST' && path.endsWith('/replay')) {
+      const many = path === '/v0/executions/replay'
+      return Response.json(many ? { replayed: 1, executions: ['again'] } : execution('again'))
+    }
+    if (method === 'POST') return Response.json(execution('one', { status: 'cancelled' }))
+    if (path.startsWith('/v0/executions?')) {
+      const first = !path.includes('cursor=')
+      const data = first ? [execution('one'), failed] : [execution('three')]
+      return Response.json({ data, meta: { hasMore: first, nextCursor: first ? 'newest.7' : '' } })
+    }
+    if (path === '/v0/executions/one/result') {
+      return Response.json({ type: 'text/plain', encoding: 'utf8', data: 'hello' })
+    }
+    if (path.startsWith('/v0/executions/one/events')) {
+      const event = (type: string, of: object) => `event: ${type}\ndata: ${JSON.stringify(of)}\n\n`
+      const at = '2030-01-01T00:00:00.000Z'
+      return new Response(
+        event('state', {
+          at,
+          type: 'state',
+          number: 0,
+          execution: execution('one', { endedAt: null, status: 'running' }),
+        }) +
+          event('progress', {
+            at,
+            type: 'progress',
+            number: 1,
+            execution: execution('one'),
+            progress: { done: 1 },
+          }) +
+          event('ended', { at, type: 'ended', number: 2, execution: failed }),
+        { headers: { 'content-type': 'text/event-stream' } },
+      )
+    }
+    if (path === '/v0/executions/metrics') {
+      const rates = { acceptedPerSecond: 2.5, startedPerSecond: 0, endedPerSecond: 1 }
+      const totals = { acceptedTotal: 9, startedTotal: 8, retriedTotal: 0, endedTotal: { succeeded: 7 } }
+      const depth = { waiting: 2, running: 1, reported: 0, oldestWaitingMs: 90_000 }
+      return Response.json({ sources: [{ source: 'agent', ...depth, ...totals, ...rates }] })
+    }
+    if (path === '/v0/executions/one') return Response.json(execution('one'))
+    if (path === '/v0/executions/two') return Response.json(failed)
+    if (path.startsWith('/v0/observability/logs')) {
+      const line = {
+        timestamp: '2030-01-01T00:00:02.000Z',
+        message: 'working',
+        severity: 9,
+        stream: 'stdout',
+      }
+      return Response.json({ mine: { logs: path.includes('offset=0') ? [line] : [], totalCount: 1 } })
+    }
+    return null
+  }
+}
+
+test('a list says what each is for, how it stands, and why; and how to go on', async () => {
+  serve()
+  const { code, stdout, stderr } = await platform.run(['get', 'executions', 'agents', 'mine', '--limit', '2'])
+  expect(code).toBe(0)
+  expect(platform.log).toEqual(['GET /v0/executions?target=agent%2Fmine&limit=2'])
+  const [head = '', first = '', second = ''] = stdout.split('\n')
+  expect(head).toMatch(/^ID {3}SOURCE {2}TARGET {6}STATUS +ATTEMPT +AGE +TOOK +REASON$/)
+  expect(first).toMatch(/^one +agent +agent\/mine +succeeded +1\/3 .* 2500 ms +-$/)
+  expect(second).toContain('failed (dead)')
+  expect(second).toContain('it broke\\x1b[2J')
+  expect(stderr).toContain('hutch get executions agents mine --limit 2 --cursor newest.7')
+})
+
+test('all pages are read where all are asked for', async () => {
+  serve()
+  const { stdout } = await platform.run(['get', 'executions', '--all', '--json', '--status', 'failed'])
+  expect((JSON.parse(stdout) as { id: string }[]).map(({ id }) => id)).toEqual(['one', 'two', 'three'])
+  expect(platform.log[1]).toBe('GET /v0/executions?status=failed&limit=200&cursor=newest.7')
+})
+
+test('one is told in lines, with what came of it', async () => {
+  serve()
+  const { stdout } = await platform.run(['get', 'execution', 'one'])
+  expect(stdout).toContain('status       succeeded\n')
+  expect(stdout).toContain('labels       trigger=http-async\n')
+  expect(stdout).toContain('took         2500 ms\n')
+  expect(stdout).toContain('result       5 B, text/plain\n             hello\n')
+  const none = await platform.run(['get', 'execution', 'none'])
+  expect([none.code, none.stderr.includes('hutch get executions')]).toEqual([1, true])
+})
+
+test('its log is what happened to it and what its target said meanwhile, in order', async () => {
+  serve()
+  const { stdout } = await platform.run(['logs', 'execution', 'one', '--utc'])
+  expect(stdout.trimEnd().split('\n')).toEqual([
+    '2030-01-01T00:00:00.000Z [execution] accepted for agent mine',
+    '2030-01-01T00:00:01.000Z [execution] started',
+    '2030-01-01T00:00:02.000Z working',
+    '2030-01-01T00:00:03.500Z [execution] succeeded, 5 bytes of text/plain',
+  ])
+  const asked = platform.log.find((line) => line.includes('/observability/logs'))
+  expect(asked).toContain('workloadIds=mine')
+  expect(asked).toContain('start=2029-12-31T23%3A59%3A59.000Z')
+})
+
+test('it is followed until it ended', async () => {
+  serve()
+  const { code, stdout } = await platform.run(['logs', 'execution', 'one', '-f', '--no-timestamps'])
+  expect(code).toBe(0)
+  expect(stdout.trimEnd().split('\n')).toEqual([
+    '[execution] running',
+    '[execution] {"done":1}',
+    '[execution] failed, given up: it broke\\x1b[2J',
+  ])
+})
+
+test('executions are cancelled and done once more, by id or by what they have in common', async () => {
+  serve()
+  const cancelled = await platform.run(['executions', 'cancel', 'one', '--reason', 'enough'])
+  expect(cancelled.stdout).toBe('one cancelled\n')
+  expect(platform.seen.at(-1)?.body).toBe('{"reason":"enough"}')
+  expect((await platform.run(['executions', 'replay', 'two'])).stdout).toBe('again\n')
+  const many = await platform.run(['executions', 'replay', '--dead', '--target', 'agent/mine', '--json'])
+  expect(JSON.parse(many.stdout)).toEqual(['again'])
+  expect(JSON.parse(platform.seen.at(-1)?.body ?? '')).toEqual({ dead: true, target: 'agent/mine' })
+  expect((await platform.run(['executions', 'replay'])).code).toBe(2)
+  expect((await platform.run(['executions', 'replay', 'one', '--dead'])).code).toBe(2)
+})
+
+test('how much waits is told', async () => {
+  serve()
+  const { stdout } = await platform.run(['executions', 'metrics'])
+  expect(stdout.split('\n')[1]).toMatch(/^agent +2 +1 +0 +90s +2.5\/s +1\/s +7 succeeded$/)
+})
