@@ -19,6 +19,7 @@ const nouns = [
   'builds',
   'deployments',
   'builder',
+  'jobs',
   'memory',
   'nodes',
   'executions',

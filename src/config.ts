@@ -67,6 +67,8 @@ export interface Config {
   /** How long, and how many of a workspace, executions are kept once they ended. */
   executionsKeptDays: number
   executionsKeptMax: number
+  /** Tasks of jobs that run at once, in the whole platform: each is an instance. */
+  jobTasksMax: number
 }
 
 const runtimeNames = ['namespace', 'process'] as const
@@ -230,6 +232,11 @@ const keys = {
     allowed: 'a whole number 0 to 10000000',
     schema: z.int().min(0).max(10_000_000),
   },
+  jobTasksMax: {
+    kind: 'number',
+    allowed: 'a whole number 1 to 10000',
+    schema: z.int().min(1).max(10_000),
+  },
 } as const satisfies Record<string, Key>
 
 export type ConfigKey = keyof typeof keys
@@ -302,6 +309,7 @@ function complete(values: Values, dataDir: string, env: Record<string, string | 
     executionsWaitingMax: values.executionsWaitingMax ?? 1_000_000,
     executionsKeptDays: values.executionsKeptDays ?? 7,
     executionsKeptMax: values.executionsKeptMax ?? 100_000,
+    jobTasksMax: values.jobTasksMax ?? 32,
   }
 }
 

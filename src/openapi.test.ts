@@ -166,11 +166,17 @@ test('what the document says of each operation is what is asked for and answered
 
   const image = 'blaxel/base-image:latest'
   const envs = [{ name: 'A', value: '1' }]
+  const volumes = [{ name: 'scratch', type: 'ephemeral', mountPath: '/mnt/scratch', sizeMb: 100 }]
+  const job = {
+    runtime: { image, memory: 512, envs, timeout: 60, maxRetries: 0, maxConcurrentTasks: 2 },
+    volumes,
+  }
   const workload = { runtime: { image, memory: 512, envs }, triggers: [{ type: 'http' }] }
   for (const [plural, own, parameter] of [
     ['agents', workload, 'agentName'],
     ['functions', workload, 'functionName'],
     ['applications', { image, memory: 512, port: 3000, envs }, 'applicationName'],
+    ['jobs', job, 'jobId'],
   ] as const) {
     const item = `/${plural}/{${parameter}}`
     const one = { [parameter]: 'one' }
@@ -185,6 +191,24 @@ test('what the document says of each operation is what is asked for and answered
     await call(`DELETE ${item}`, one)
     expect((await call(`GET ${item}`, one)).status).toBe(404)
   }
+
+  await call('POST /jobs', {}, { json: { metadata: { name: 'work' }, spec: job } })
+  const work = { jobId: 'work' }
+  const isDeployed = async () =>
+    ((await call('GET /jobs/{jobId}', work)).body as { status: string }).status === 'DEPLOYED'
+  while (!(await isDeployed())) await new Promise((resolve) => setImmediate(resolve))
+  const begun = await call('POST /jobs/{jobId}/executions', work, {
+    json: { tasks: [{ name: 'a' }, { name: 'b' }], env: { A: '2' }, memory: 256, id: 'message' },
+  })
+  const execution = { ...work, executionId: (begun.body as { executionId: string }).executionId }
+  for (const version of ['2026-04-16', '2026-04-28']) {
+    await call('GET /jobs/{jobId}/executions', work, { version })
+    await call('GET /jobs/{jobId}/executions/{executionId}/tasks', execution, { version })
+  }
+  await call('GET /jobs/{jobId}/executions/{executionId}', execution)
+  await call('GET /jobs/{jobId}/executions/{executionId}/tasks/{taskName}', { ...execution, taskName: '1' })
+  await call('DELETE /jobs/{jobId}/executions/{executionId}', execution)
+  await call('DELETE /jobs/{jobId}', work)
 
   const spec = {
     runtime: {

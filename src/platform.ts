@@ -22,6 +22,7 @@ import { apiKeyRoutes } from './http/control/api-keys.ts'
 import { deploymentRoutes } from './http/control/deployments.ts'
 import { executionRoutes } from './http/control/executions.ts'
 import { imageRoutes } from './http/control/images.ts'
+import { jobRoutes } from './http/control/jobs.ts'
 import { loginRoutes } from './http/control/login.ts'
 import { oauthRoutes } from './http/control/oauth.ts'
 import { observabilityRoutes } from './http/control/observability.ts'
@@ -46,6 +47,7 @@ import type { Route } from './http/route.ts'
 import { agentRunRoutes } from './http/run/agents.ts'
 import { ApplicationGateway } from './http/run/applications.ts'
 import { Exchanges } from './http/run/exchanges.ts'
+import { executionDataRoutes } from './http/run/executions.ts'
 import { functionRunRoutes } from './http/run/functions.ts'
 import { PreviewGateway } from './http/run/previews.ts'
 import { createSandboxMcp } from './http/run/sandbox/mcp.ts'
@@ -54,6 +56,7 @@ import { uploadRoutes } from './http/run/uploads.ts'
 import { type HttpServer, loopbackHosts, startServer } from './http/server.ts'
 import { HostImage, Images } from './images/index.ts'
 import { Instances } from './instances/index.ts'
+import { Jobs } from './jobs/index.ts'
 import { type Clock, systemClock } from './lib/clock.ts'
 import { acquireDataLock } from './lib/data-lock.ts'
 import { Dialer } from './lib/dialer.ts'
@@ -288,7 +291,8 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
     ...{ store, instances, images, builds, logs, secrets, clock, log, dataDir, limits },
     ...region,
   })
-  const userOf = (workspace: string, image: string) => deployments.userOf(workspace, image)
+  const userOf = (workspace: string, image: string) =>
+    deployments.userOf(workspace, image) ?? jobs.userOf(workspace, image)
   const snapshots = new Snapshots({
     ...{ store, sandboxes, instances, secrets, clock, log },
     ...region,
@@ -311,6 +315,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
     ...{ store, fleet, builds, images: revisionImages, logs, secrets, clock, log },
     memoryMbMax: config.sandboxMemoryMbMax,
     domains: config.domains,
+    ending: (deployment) => jobs.endAll(deployment),
     ...region,
   })
   opened.defer(() => deployments.close())
@@ -323,6 +328,11 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   workspaces.onDelete(async (workspace) => {
     await executions.removal(workspace)
     return []
+  })
+  const jobs = new Jobs({
+    ...{ store, instances, executions, deployments, images: revisionImages, logs, secrets, clock, log },
+    tasksMax: config.jobTasksMax,
+    ...region,
   })
   const domain = config.domains[0] ?? 'localhost'
   const hosts = new Hosts({
@@ -342,8 +352,6 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   opened.defer(() => images.close())
   // Before that: what is built goes on at the next start.
   opened.defer(() => builds.close())
-  // Before all that they are done with.
-  opened.defer(() => executions.close())
   await instances.recover()
   await snapshots.open()
   // What instances and snapshots of an earlier life stand on must not go while another platform of this host freezes anew.
@@ -358,8 +366,6 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   host.start()
   images.start()
   await builds.open()
-  await executions.open()
-
   const nodes = new Nodes({ store, clock })
   workspaces.onDelete((workspace) => nodes.removal(workspace))
   const memory = new Memory({ store, clock })
@@ -400,6 +406,8 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
       ...deploymentRoutes({ deployments, log }),
       ...executionRoutes({ executions }),
       ...imageRoutes(images, imageBuilds),
+      ...jobRoutes(jobs),
+      ...executionDataRoutes(jobs),
       ...uploadRoutes(builds),
       ...observabilityRoutes({ logs, sandboxes }),
       ...gateway.routes(),
@@ -428,7 +436,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
       dir: join(dataDir, 'doors'),
       ownerOf: (instanceId) => instances.ownerOf(instanceId),
       sandboxes,
-      workloadOf: (instanceId) => fleet.workloadOf(instanceId),
+      workloadOf: (instanceId) => fleet.workloadOf(instanceId) ?? jobs.workloadOf(instanceId),
       platformDoor: config.platformDoor,
       api,
       app,
@@ -437,6 +445,10 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
     }),
   )
   network.useDoors(doors)
+  // Closed first: what is under way ends as cut off, not as what fails since the rest is gone.
+  opened.defer(() => executions.close())
+  await jobs.open()
+  await executions.open()
 
   // One that goes with its platform has nothing to be kept for.
   if (!temporary) reserve.keep()

@@ -42,10 +42,10 @@ export interface Deployed {
 /** Deploys what is in `files` and waits until it is served. Fails with what the platform says went wrong. */
 export async function deploy(
   client: TestClient,
-  kind: 'agents' | 'functions',
+  kind: 'agents' | 'functions' | 'jobs',
   name: string,
   files: TestFiles,
-  spec: { runtime?: Record<string, unknown>; public?: boolean; triggers?: object[] } = {},
+  spec: { runtime?: Record<string, unknown>; public?: boolean; triggers?: object[]; volumes?: object[] } = {},
 ): Promise<Deployed> {
   const body = JSON.stringify({
     metadata: { name },

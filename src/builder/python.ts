@@ -67,7 +67,8 @@ function detectedProgram({ project, text, kind, files }: PlanInput): string[] {
     )
   }
   const source = text(path) ?? ''
-  if (startsItself.test(source)) return ['python', path]
+  // A job is run to its end, whatever it could serve besides.
+  if (kind === 'job' || startsItself.test(source)) return ['python', path]
   const slash = path.lastIndexOf('/')
   const [dir, module] = [path.slice(0, Math.max(slash, 0)), path.slice(slash + 1, -'.py'.length)]
   const app = appObject.exec(source)?.[1]

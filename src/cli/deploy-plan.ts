@@ -25,6 +25,7 @@ const types: { name: ProjectType; about: string }[] = [
   { name: 'function', about: 'an MCP server' },
   { name: 'application', about: 'a public web service' },
   { name: 'sandbox', about: 'an environment, from a Dockerfile' },
+  { name: 'job', about: 'a program that is run to its end, task by task' },
 ]
 
 /** Of `deploy` and `push`: what is sent. */
@@ -36,7 +37,7 @@ export const sourceFlags = {
     short: 'n',
     about: 'how it is called, where blaxel.toml does not say',
   },
-  type: { kind: 'text', value: 'TYPE', short: 't', about: 'agent, function, application or sandbox' },
+  type: { kind: 'text', value: 'TYPE', short: 't', about: 'agent, function, application, sandbox or job' },
   directory: { kind: 'text', value: 'DIR', short: 'd', about: 'folder of it below this one' },
   'build-env-file': {
     kind: 'text',

@@ -446,7 +446,7 @@ describe('deploy', () => {
   test.each([
     [{ 'main.py': 'PORT' }, [], 2, 'type = "agent"'],
     [hello, ['--traffic', '101'], 2, 'no percentage'],
-    [hello, ['-t', 'job'], 2, 'type "job" is none of agent, function, application, sandbox'],
+    [hello, ['-t', 'work'], 2, 'type "work" is none of agent, function, application, sandbox, job'],
     [{ 'blaxel.toml': 'type = "agent"\nport = "x"' }, [], 1, 'blaxel.toml: port is "x"'],
     [hello, ['-e', 'none.env'], 1, 'none.env does not exist'],
     [hello, ['-d', 'nowhere'], 1, 'nowhere is no folder'],

@@ -19,7 +19,7 @@ const dryRunFilesShown = 1000
 
 export const deploy = command({
   name: 'deploy',
-  summary: 'Builds the code of this folder and serves it.',
+  summary: 'Builds the code of this folder and serves it; a job is there to be run.',
   flags: {
     ...sourceFlags,
     ...environmentFlags,
@@ -202,7 +202,11 @@ function tellOf({ kind, name, url, revision }: DeployResult, resource: Resource,
   if (url !== undefined) print(kind === 'function' ? `${url}/mcp` : url)
   const { active, canary } = (at(resource, 'spec.revision') ?? {}) as { active?: string; canary?: string }
   if (revision !== undefined && active !== undefined && ![active, canary].includes(revision)) {
-    note(`no requests go to ${revision} yet: ${active} serves`)
+    note(
+      kind === 'job'
+        ? `no execution is of ${revision} yet: ${active} is run`
+        : `no requests go to ${revision} yet: ${active} serves`,
+    )
     noteNext(`hutch traffic ${kind} ${name} ${revision}`, flags)
     return
   }
@@ -210,6 +214,7 @@ function tellOf({ kind, name, url, revision }: DeployResult, resource: Resource,
     agent: `hutch run agent ${name} -d '{"inputs":"Hello"}'`,
     function: `hutch run function ${name} -d '{"jsonrpc":"2.0","id":1,"method":"tools/list"}'`,
     application: `hutch logs application ${name} -f`,
+    job: `hutch run job ${name} --wait`,
     sandbox: `hutch sandbox exec ${name} -- ls`,
   }
   noteNext(next[kind] ?? `hutch get ${kind} ${name}`, flags)

@@ -31,7 +31,8 @@ export const get = command({
     'executions; in the singular and short (sbx, img, pv) too. What belongs to another is reached by it:',
     '  hutch get sandbox NAME process|previews|snapshots|schedules',
     '  hutch get sandbox NAME preview PREVIEW tokens',
-    '  hutch get agent|function|application NAME revisions',
+    '  hutch get agent|function|application|job NAME revisions',
+    '  hutch get job NAME executions, hutch get job NAME execution ID [task [N]]',
     '  hutch get executions [agent|job NAME], hutch get execution ID',
   ],
   async run({ flags, positionals }) {
@@ -126,6 +127,45 @@ const revisions: Listed = {
   ],
 }
 
+const executions: Listed = {
+  kind: 'JobExecution',
+  plural: 'executions',
+  columns: [
+    ['EXECUTION', (resource) => String(resource.metadata?.id)],
+    ['STATUS', (resource) => String(resource.status ?? '-')],
+    ['TASKS', (resource) => String(statsOf(resource).total ?? '-')],
+    ['SUCCEEDED', (resource) => String(statsOf(resource).success ?? '-')],
+    ['FAILED', (resource) => String(statsOf(resource).failure ?? '-')],
+    ['AGE', (resource) => age(resource.metadata?.createdAt)],
+  ],
+}
+
+const tasks: Listed = {
+  kind: 'JobTask',
+  plural: 'tasks',
+  columns: [
+    ['TASK', (resource) => String(resource.index)],
+    ['STATUS', (resource) => String(resource.status ?? '-')],
+    ['EXIT CODE', (resource) => String(resource.exitCode ?? '-')],
+    ['ATTEMPTS', (resource) => String(resource.attempts ?? '-')],
+    ['AGE', (resource) => age(resource.metadata?.startedAt as string | undefined)],
+  ],
+}
+
+function statsOf(resource: Resource): Record<string, number> {
+  return (resource.stats ?? {}) as Record<string, number>
+}
+
+/** `executions`, `execution ID` and `execution ID task [N]`; null for other words. */
+function ofExecutions(kind: Kind, name: string, within: string, more: string[]): Looked | null {
+  if (kind.kind !== 'Job' || !['executions', 'execution'].includes(within)) return null
+  const collection = `${kind.collection([])}/${encodeURIComponent(name)}/executions`
+  const [id = null, word, number = null, ...others] = more
+  if (id === null || word === undefined) return { kind: executions, collection, name: id }
+  if (!['task', 'tasks'].includes(word) || others.length > 0) return null
+  return { kind: tasks, collection: `${collection}/${encodeURIComponent(id)}/tasks`, name: number }
+}
+
 const nested: Record<string, Listed> = {
   snapshots: byPlural('snapshots'),
   schedules: {
@@ -144,6 +184,8 @@ function inside(kind: Kind, name: string, within: string, more: string[]): Looke
   if (kind.kind === 'Sandbox' && ['process', 'processes', 'ps'].includes(within)) {
     return { kind, collection: '', name, processes: { sandbox: name, id: more[0] ?? null } }
   }
+  const ofJob = ofExecutions(kind, name, within, more)
+  if (ofJob !== null) return ofJob
   const child = kindNamed(within, kinds)
   // Its own kind with the parents before it: `sandbox NAME preview P tokens` is `previewtokens NAME P`.
   if (kind.kind === 'Sandbox' && child?.parents.length === 1) {
@@ -207,7 +249,11 @@ function itemPath(kind: { kind: string }, collection: string, name: string): str
 function show(target: Looked, resources: Resource[], format: Format | null, flags: Target): void {
   const { kind, name } = target
   const [only] = resources
-  if (format === null && name !== null && only !== undefined) describe(only)
+  if (format === null && kind.kind === 'JobExecution' && name !== null && only !== undefined) {
+    const { tasks: parts = [], ...execution } = only
+    describe(execution)
+    printResources(tasks, parts as Resource[], 'table')
+  } else if (format === null && name !== null && only !== undefined) describe(only)
   else if (resources.length === 0 && (format === null || format === 'table')) {
     note(`no ${kind.plural} in ${flags.workspace ?? 'this workspace'}`)
   } else printResources(kind, resources, format ?? 'table')

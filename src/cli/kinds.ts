@@ -37,6 +37,7 @@ export const kinds: readonly Kind[] = [
   deployment('Agent', 'agent', ['ag'], 'replace'),
   deployment('Function', 'function', ['fn', 'mcp', 'mcps'], 'replace'),
   deployment('Application', 'application', ['app', 'apps'], 'create'),
+  deployment('Job', 'job', ['jb'], 'replace'),
   {
     kind: 'Sandbox',
     singular: 'sandbox',

@@ -22,8 +22,8 @@ const severities: readonly [atLeast: number, name: string][] = [
 export const logs = command({
   name: 'logs',
   summary:
-    'Prints what an agent, a function, an application or a sandbox says, and what was said when it was built.',
-  usage: 'KIND NAME [PROCESS]',
+    'Prints what an agent, a function, an application, a job or a sandbox says, and what was said when it was built.',
+  usage: 'KIND NAME [PROCESS | EXECUTION [TASK]]',
   flags: {
     ...connectionFlags,
     follow: { kind: 'boolean', short: 'f', about: 'go on with what comes' },
@@ -42,21 +42,24 @@ export const logs = command({
     'no-timestamps': { kind: 'boolean', about: 'the messages alone' },
     utc: { kind: 'boolean', short: 'u', about: 'times in UTC, instead of this time zone' },
   },
-  positionals: [2, 3],
+  positionals: [2, 4],
   notes: [
-    'PROCESS: of a sandbox, the output of one process instead.',
+    'PROCESS: of a sandbox, the output of one process instead. EXECUTION: of a job, of one execution alone, or of one',
+    'TASK of it by its number.',
     'hutch logs execution ID: what happened to it, and what its target said meanwhile.',
   ],
   async run({ flags, positionals }) {
-    const [word = '', name = '', processId] = positionals
+    const [word = '', name = '', part, task] = positionals
     if (isExecutions(word)) return await printExecutionLog(flags, name)
     const kind = runningKind(word)
-    if (processId !== undefined) {
-      if (kind.kind !== 'Sandbox') throw new UsageError(`unexpected argument ${JSON.stringify(processId)}`)
+    const isJob = kind.kind === 'Job'
+    const unexpected = isJob ? undefined : kind.kind === 'Sandbox' ? task : part
+    if (unexpected !== undefined) throw new UsageError(`unexpected argument ${JSON.stringify(unexpected)}`)
+    if (part !== undefined && !isJob) {
       const { 'data-dir': dataDir, workspace, follow, json } = flags
       const own = Object.entries({ 'data-dir': dataDir, workspace, follow, json })
       const given = Object.fromEntries(own.filter(([, value]) => value !== undefined))
-      return await sandboxLogs.run({ flags: given as never, positionals: [name, processId], rest: [] })
+      return await sandboxLogs.run({ flags: given as never, positionals: [name, part], rest: [] })
     }
     const query = {
       resourceType: kind.plural,
@@ -67,6 +70,8 @@ export const logs = command({
       ...(flags.search === undefined ? {} : { search: flags.search }),
       ...(flags.build ? { stream: 'build' } : {}),
       ...(flags.revision === undefined ? {} : { revision: flags.revision }),
+      ...(part === undefined ? {} : { executionId: part }),
+      ...(task === undefined ? {} : { taskId: task }),
     }
     const show = (line: LogLine) => print(flags.json ? JSON.stringify(line) : lineText(line, flags))
     return await withHints(
@@ -74,7 +79,9 @@ export const logs = command({
       async () => {
         const client = clientFor(flags)
         // A name that is nobody's has no logs either: what is mistyped is told so. An image may have been built alone.
-        if (!flags.build) await client.resources.get(`${kind.collection([])}/${encodeURIComponent(name)}`)
+        const path = `${kind.collection([])}/${encodeURIComponent(name)}`
+        const execution = part === undefined ? '' : `/executions/${encodeURIComponent(part)}`
+        if (!flags.build) await client.resources.get(path + execution)
         if (flags.follow) {
           const gone = new AbortController()
           for await (const line of client.logs.follow(query, gone.signal)) show(line)
@@ -90,7 +97,7 @@ export const logs = command({
         if (lines.length === 0 && !flags.json) note('nothing was said in that time')
         return 0
       },
-      { 404: `hutch get ${kind.plural}` },
+      { 404: part === undefined ? `hutch get ${kind.plural}` : `hutch get job ${name} executions` },
       { start: '--start', end: '--end', severity: '--severity' },
     )
   },

@@ -82,8 +82,8 @@ test('one that git made and nothing else is taken', async () => {
 
 test('what is not there is named together with what is', async () => {
   const there = join(root, 'nowhere')
-  await expect(make('job', there)).rejects.toThrow(
-    new UsageError('TYPE "job" is not one of agent, mcp, sandbox'),
+  await expect(make('work', there)).rejects.toThrow(
+    new UsageError('TYPE "work" is not one of agent, mcp, sandbox, job'),
   )
   await expect(make('agent', there, '-l', 'go')).rejects.toThrow(
     '--language "go" is not typescript or python',

@@ -12,8 +12,14 @@ const types = [
   { name: 'agent', about: 'an HTTP server that answers messages' },
   { name: 'mcp', about: 'a server of tools for agents' },
   { name: 'sandbox', about: 'a machine with an image of your own' },
+  { name: 'job', about: 'a program that is run to its end, for many tasks at once' },
 ]
-const typeAliases: Record<string, string> = { function: 'mcp', 'mcp-server': 'mcp', agents: 'agent' }
+const typeAliases: Record<string, string> = {
+  function: 'mcp',
+  'mcp-server': 'mcp',
+  agents: 'agent',
+  jobs: 'job',
+}
 const languages = [
   { name: 'typescript', about: 'Node' },
   { name: 'python', about: '' },
@@ -72,7 +78,7 @@ function sayWhatNext(directory: string, type: string): void {
   const place = relative(process.cwd(), directory)
   const lines = [
     ...(place === '' ? [] : [`cd ${shellQuote(place)}`]),
-    ...(type === 'sandbox' ? [] : ['hutch serve --hotreload']),
+    ...(type === 'sandbox' ? [] : [type === 'job' ? 'hutch run job --local' : 'hutch serve --hotreload']),
     'hutch deploy',
   ]
   lines.forEach((line, index) => {

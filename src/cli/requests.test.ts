@@ -272,7 +272,7 @@ test.each([
   [['logs', 'agent', 'hello', '--start', 'soon'], 2, 'is no time like'],
   [['logs', 'agent', 'hello', '-p', 'x'], 2, '--period must be a duration'],
   [['logs', 'agent', 'nobody'], 1, 'hutch get agents'],
-  [['logs', 'preview', 'x'], 2, 'there are agents, functions, applications, sandboxes'],
+  [['logs', 'preview', 'x'], 2, 'there are agents, functions, applications, jobs, sandboxes'],
   [['run', 'agent', 'hello', '--header', 'x'], 2, "is not 'NAME: VALUE'"],
   [['run', 'agent', 'hello', '-p', '1'], 2, '--port is for --local'],
   [['share', 'image', 'agent/x:1', '-w', 'team'], 2, 'an image is shared whole'],

@@ -2,12 +2,18 @@ import { readFileSync } from 'node:fs'
 import { isStream, platformRefusal, readable, requestLine, spokenText } from './answers.ts'
 import { withHints } from './client.ts'
 import { CommandError, command, sameTarget, UsageError } from './command.ts'
+import { environmentFlags } from './environment.ts'
 import { headersOf, invoke, requestFlags, runningKind } from './invoking.ts'
 import { note, print } from './output.ts'
+import { runLocally, tellOfExecution } from './run-job.ts'
+
+/** Below its address, where nobody says. */
+const pathsDefault: Record<string, string> = { Function: '/mcp', Job: '/executions' }
 
 export const run = command({
   name: 'run',
-  summary: 'Makes a request to what is served: an agent, a function, an application, a sandbox.',
+  summary:
+    'Makes a request to what is served (an agent, a function, an application, a sandbox), or runs a job.',
   usage: 'KIND NAME',
   flags: {
     ...requestFlags,
@@ -19,6 +25,14 @@ export const run = command({
     params: { kind: 'list', value: 'NAME=VALUE', about: 'parameter of the query' },
     stream: { kind: 'boolean', about: 'print the answer as it comes, whatever its type' },
     timeout: { kind: 'number', value: 'SECONDS', about: 'give up after so long (never)' },
+    wait: { kind: 'boolean', about: 'of a job: until it is over; the exit code says how it went' },
+    concurrent: {
+      kind: 'number',
+      value: 'N',
+      short: 'c',
+      about: 'of a job with --local: tasks that run at once (1)',
+    },
+    ...environmentFlags,
     output: {
       kind: 'text',
       value: 'FORMAT',
@@ -26,23 +40,31 @@ export const run = command({
       about: 'json: the answer, with its status and headers',
     },
   },
-  positionals: [2, 2],
+  positionals: [1, 2],
   notes: [
     `For example: hutch run agent hello -d '{"inputs":"Hello"}'`,
     `             hutch run function tools -d '{"jsonrpc":"2.0","id":1,"method":"tools/list"}'`,
     `             hutch run sandbox box --path /process -d '{"command":"ls","waitForCompletion":true}'`,
+    `             hutch run job work -d '{"tasks":[{"name":"John"},{"name":"Jane"}]}' --wait`,
+    'A job with --local is the one of this folder: its program is run here, for each task with --name value of it.',
     'An answer of status 400 or more is printed, too, and the exit code is 1.',
   ],
   async run({ flags, positionals }) {
-    const [word = '', name = ''] = positionals
+    const [word = '', name] = positionals
     const kind = runningKind(word)
-    const body = bodyOf(flags)
+    const isJob = kind.kind === 'Job' && flags.path === undefined
+    const body = bodyOf(flags) ?? (isJob && !flags.local ? '{}' : undefined)
+    if (isJob && flags.local)
+      return await runLocally(flags, typeof body === 'object' ? await body.text() : body)
+    if (flags.wait && !isJob) throw new UsageError('--wait is for jobs')
+    if (flags.concurrent !== undefined) throw new UsageError('--concurrent is for jobs with --local')
+    if (name === undefined) throw new UsageError(`NAME is missing; usage: hutch run ${kind.singular} NAME`)
     const method = (flags.method ?? 'POST').toUpperCase()
     const { timeout } = flags
     const invocation = {
       method,
       // Where an MCP server listens; what it answers to has to be asked for.
-      path: flags.path ?? (kind.kind === 'Function' ? '/mcp' : ''),
+      path: flags.path ?? pathsDefault[kind.kind] ?? '',
       params: paramsOf(flags.params),
       headers: {
         ...(kind.kind === 'Function' ? { accept: 'application/json, text/event-stream' } : {}),
@@ -60,11 +82,13 @@ export const run = command({
           note(requestLine(method, url + invocation.path, response, performance.now() - startedAt))
           for (const [header, value] of response.headers) note(`  ${header}: ${value}`)
         }
-        const whole = flags.json === true || flags.output === 'json'
+        const whole = (flags.json === true && !isJob) || flags.output === 'json'
         const refusal = whole ? null : await platformRefusal(response)
         if (refusal !== null) {
           throw new CommandError(refusal, sameTarget(`hutch get ${kind.singular} ${name}`, flags))
         }
+        if (isJob && response.ok && flags.output === undefined)
+          return await tellOfExecution(flags, name, response)
         await show(response, { stream: flags.stream === true, whole })
         if (response.ok) return 0
         if (!flags.debug) note(`the answer's status is ${response.status} ${response.statusText}`.trim())

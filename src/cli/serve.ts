@@ -1,10 +1,9 @@
-import { chmodSync, existsSync, mkdtempSync, rmSync, writeFileSync } from 'node:fs'
-import { tmpdir } from 'node:os'
-import { delimiter, join, resolve } from 'node:path'
+import { existsSync } from 'node:fs'
+import { join, resolve } from 'node:path'
 import { CommandError, command, connectionFlags, type Target, UsageError } from './command.ts'
-import { connectionFor } from './connection.ts'
 import { installDependencies } from './dependencies.ts'
 import { environmentFlags, plainVariables, readEnvironment } from './environment.ts'
+import { platformVariables, StandInPrograms, type Variables } from './local-environment.ts'
 import { note, warn } from './output.ts'
 import { addressOf, listens, ServedProgram } from './served-program.ts'
 import {
@@ -15,7 +14,6 @@ import {
   readSettings,
   type ServedProject,
 } from './served-project.ts'
-import { shellQuote } from './shell.ts'
 import { SourceWatch } from './source-watch.ts'
 
 const portDefault = 1338
@@ -92,7 +90,10 @@ function placesOf(root: string, recursive: boolean, port: number): Place[] {
     })
   }
   for (const { directory } of places) {
-    if (readProject({ directory }) !== null) continue
+    const served = readProject({ directory })
+    if (served?.kind === 'job')
+      throw new CommandError(`${directory} is a job, which is run, not served`, 'hutch run job --local')
+    if (served !== null) continue
     const has = existsSync(join(directory, 'Dockerfile'))
       ? 'has a Dockerfile, which hutch deploy builds, and none of'
       : 'has none of'
@@ -244,49 +245,4 @@ class Serving {
 function reloadsItself(place: Place): boolean {
   const served = readProject(place)
   return served !== null && lineOf(served, true).reloads
-}
-
-type Variables = Record<string, string | undefined>
-
-/** What the SDK finds the platform by; nothing where there is none, and that is said. */
-function platformVariables(flags: ServeFlags, root: string): Variables {
-  try {
-    const workspace = flags.workspace ?? readSettings(root).workspace
-    const connection = connectionFor({ 'data-dir': flags['data-dir'], workspace })
-    return {
-      BL_API_URL: connection.apiUrl,
-      BL_RUN_URL: connection.apiUrl.replace(/\/v0$/, ''),
-      BL_WORKSPACE: connection.workspace,
-      BL_API_KEY: connection.apiKey,
-      BL_DISABLE_H2: '1',
-    }
-  } catch (error) {
-    if (!(error instanceof CommandError)) throw error
-    note(`without a platform (${error.message}): BL_API_URL and the like are as they were`)
-    return {}
-  }
-}
-
-/** `node` and `bun` for scripts that ask for them, where this machine has none: the executable is one. */
-class StandInPrograms implements Disposable {
-  readonly #directory: string | null
-
-  constructor() {
-    const missing = ['node', 'bun'].filter((name) => Bun.which(name) === null)
-    this.#directory = missing.length === 0 ? null : mkdtempSync(join(tmpdir(), 'hutch-serve-'))
-    for (const name of missing) {
-      const path = join(this.#directory ?? '', name)
-      writeFileSync(path, `#!/bin/sh\nBUN_BE_BUN=1 exec ${shellQuote(process.execPath)} "$@"\n`)
-      chmodSync(path, 0o755)
-    }
-  }
-
-  /** The path with them at its end. */
-  after(path: string): string {
-    return this.#directory === null ? path : `${path}${delimiter}${this.#directory}`
-  }
-
-  [Symbol.dispose](): void {
-    if (this.#directory !== null) rmSync(this.#directory, { recursive: true, force: true })
-  }
 }

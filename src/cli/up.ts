@@ -121,6 +121,7 @@ export const up = command({
       value: 'N',
       about: 'ended executions that are kept of a workspace (100000)',
     },
+    'job-tasks-max': { kind: 'text', value: 'N', about: 'tasks of jobs that run at once (32)' },
     config: { kind: 'text', value: 'FILE', about: 'settings in TOML (hutch.toml in the data directory)' },
   },
   notes: [

@@ -10,6 +10,9 @@ export interface LogLine {
   stream?: 'build' | 'stdout' | 'stderr' | 'platform'
   revision?: string
   instance?: string
+  /** Of a job. */
+  execution?: string
+  task?: string
 }
 
 export interface LogQuery {

@@ -13,6 +13,7 @@ import {
 } from './record.ts'
 import type { DeploymentRecords } from './records.ts'
 import type { DeploymentSealing } from './sealing.ts'
+import { builtTaskSettings } from './task-settings.ts'
 
 export interface BuildOwner {
   workspace: string
@@ -82,6 +83,7 @@ export class BuildEvents {
         built: {
           sealedEnv: this.#sealing.sealBuiltEnv(body.uid, one.id, settings.env),
           ...(transport === undefined ? {} : { transport }),
+          ...(build.owner.kind === 'job' ? { task: builtTaskSettings(settings.runtime) } : {}),
         },
       }))
       return withEvent(deploying, this.#clock.now(), {

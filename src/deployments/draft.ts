@@ -14,7 +14,8 @@ import { defined } from '../lib/defined.ts'
 import { type EnvInput, envsOf } from '../lib/environment.ts'
 import { type DeploymentKind, type Transport, transports } from './kinds.ts'
 import type { DeploymentSpec, StoredTrigger } from './record.ts'
-import type { ApplicationInput, RoutingInput, WorkloadInput } from './schema.ts'
+import type { ApplicationInput, JobInput, RoutingInput, WorkloadInput } from './schema.ts'
+import { type TaskSettings, taskSettings } from './task-settings.ts'
 
 const memoryMbDefault = 2048
 const memoryMbMin = 128
@@ -66,6 +67,8 @@ interface Asked {
   port?: number | null
   ports?: { name?: string | null; target: number; protocol?: string | null }[] | null
   transport?: string | null
+  /** Of jobs; `before` is what an update that says nothing of it leaves. */
+  task?: (before: TaskSettings | undefined) => TaskSettings
   generation?: string | null
   repository?: { type?: string | null; url?: string | null } | null
   triggers?: NonNullable<WorkloadInput['spec']>['triggers']
@@ -93,6 +96,27 @@ export function workloadDraft(
       ...spec,
       ...runtime,
       routing: spec.revision ?? null,
+    },
+    options,
+  )
+}
+
+/** @throws bad_request that names the field, not_implemented */
+export function jobDraft(input: JobInput, options: DraftOptions): DeploymentDraft {
+  const spec = input.spec ?? {}
+  refuse('spec.policies', spec.policies, 'policies')
+  const { enabled, region, triggers, revision } = spec
+  // What else clients send of a runtime is for what is served.
+  const { image, memory, envs, ports, generation, dockerConfig, skipBuild } = spec.runtime ?? {}
+  return draftOf(
+    'job',
+    {
+      metadata: input.metadata ?? {},
+      runtimeField: 'spec.runtime',
+      ...defined({ enabled, region, triggers }),
+      ...defined({ image, memory, envs, ports, generation, dockerConfig, skipBuild }),
+      task: (before) => taskSettings(spec, before),
+      routing: revision ?? null,
     },
     options,
   )
@@ -196,6 +220,7 @@ function draftOf(kind: DeploymentKind, asked: Asked, options: DraftOptions): Dep
       ...defined({
         port: port === undefined ? undefined : checkRange(`${runtimeField}.port`, port, 1, 65535),
         ports,
+        task: asked.task?.(before?.spec.task),
         transport: asked.transport ? transportOf(asked.transport) : before?.spec.transport,
         region: kept(asked.region || undefined, before?.spec.region, checkRegion),
         repository: asked.repository ? repositoryOf(asked.repository) : before?.spec.repository,

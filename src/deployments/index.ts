@@ -1,5 +1,5 @@
 /**
- * Deployments: what agents, functions and applications share. Code or an image becomes a revision, revisions get requests,
+ * Deployments: what agents, functions, applications and jobs share. Code or an image becomes a revision, revisions get requests,
  * and what is served changes without a request lost.
  */
 import { PlatformError } from '../errors.ts'
@@ -13,9 +13,10 @@ import type { SecretBox } from '../lib/secret-box.ts'
 import type { RootFilesystem } from '../spec/runtime.ts'
 import type { Page, Store } from '../spec/store.ts'
 import { BuildEvents, type BuildOwner, type BuiltImage, type DeploymentBuild } from './build-events.ts'
-import { applicationDraft, type DeploymentDraft, workloadDraft } from './draft.ts'
+import { applicationDraft, type DeploymentDraft, jobDraft, workloadDraft } from './draft.ts'
 import type { Fleet } from './fleet/index.ts'
 import type { DeploymentImages } from './images.ts'
+import { type JobRun, JobRuns } from './job-runs.ts'
 import { type DeploymentKind, deploymentKinds, kindFacts } from './kinds.ts'
 import {
   type DeploymentBody,
@@ -31,7 +32,7 @@ import { type DeploymentLease, type DeploymentRequest, DeploymentRequests } from
 import { NextRevisions } from './revisions.ts'
 import { Rollouts } from './rollouts.ts'
 import { withRouting } from './routing.ts'
-import type { ApplicationInput, WorkloadInput } from './schema.ts'
+import type { ApplicationInput, JobInput, WorkloadInput } from './schema.ts'
 import { DeploymentSealing } from './sealing.ts'
 import { statusOf } from './status.ts'
 import { DeploymentTable } from './table.ts'
@@ -39,18 +40,21 @@ import type { DeploymentViewOptions } from './view.ts'
 
 export { ApplicationForks } from './forks.ts'
 export { RevisionImages } from './images.ts'
+export type { JobRun } from './job-runs.ts'
 export { type DeploymentKind, deploymentKinds, kindFacts } from './kinds.ts'
 export type { DeploymentBody, StoredDeployment } from './record.ts'
 export {
   applicationInputSchema,
   applicationRevisionSchema,
   applicationSchema,
+  jobInputSchema,
+  jobSchema,
   revisionSchema,
   workloadInputSchema,
   workloadSchema,
 } from './schema.ts'
 export { stickyCookieName } from './traffic.ts'
-export { applicationRevisionView, applicationView, revisionView, workloadView } from './view.ts'
+export { applicationRevisionView, applicationView, jobView, revisionView, workloadView } from './view.ts'
 
 const memoryMbMaxDefault = 256 * 1024
 /** Of one kind, in one workspace: what requests need of each is kept in memory. */
@@ -81,6 +85,8 @@ export interface DeploymentsOptions {
   builds: DeploymentBuilds
   images: DeploymentImages
   logs: { remove(workspace: string, kind: string, name: string): Promise<void> | void }
+  /** Ends what is under way of one that is being deleted, before its images go. May be called again. */
+  ending?: (deployment: { workspace: string; kind: DeploymentKind; name: string }) => Promise<void>
   secrets: Pick<SecretBox, 'seal' | 'open'>
   clock: Clock
   log: Logger
@@ -97,7 +103,7 @@ export interface DeploymentInput {
   workspace: string
   kind: DeploymentKind
   name: string
-  input: WorkloadInput | ApplicationInput
+  input: WorkloadInput | ApplicationInput | JobInput
   actor: string
   upload: boolean
   /** Upload addresses begin with it. */
@@ -120,8 +126,10 @@ export class Deployments {
   readonly #rollouts: Rollouts
   readonly #next: NextRevisions
   readonly #requests: DeploymentRequests
+  readonly #jobRuns: JobRuns
   readonly #builds: DeploymentBuilds
   readonly #logs: DeploymentsOptions['logs']
+  readonly #ending: NonNullable<DeploymentsOptions['ending']>
   readonly #clock: Clock
   readonly #memoryMbMax: number
   readonly #region: string | undefined
@@ -139,6 +147,7 @@ export class Deployments {
     this.#sealing = new DeploymentSealing(options.secrets)
     this.#builds = builds
     this.#logs = options.logs
+    this.#ending = options.ending ?? (async () => {})
     this.#clock = clock
     this.#memoryMbMax = options.memoryMbMax ?? memoryMbMaxDefault
     this.#region = options.region
@@ -156,7 +165,9 @@ export class Deployments {
     })
     const parts = { table: this.#table, records: this.#records, sealing: this.#sealing, fleet, images, clock }
     this.#next = new NextRevisions(parts)
-    this.#requests = new DeploymentRequests({ ...parts, random: options.random ?? Math.random })
+    const drawn = { ...parts, random: options.random ?? Math.random }
+    this.#requests = new DeploymentRequests(drawn)
+    this.#jobRuns = new JobRuns(drawn)
     const events = new BuildEvents({
       ...parts,
       settle: (deployment) => void this.#rollouts.settle(deployment, { interrupt: true }),
@@ -268,6 +279,11 @@ export class Deployments {
 
   async find(workspace: string, kind: DeploymentKind, name: string): Promise<StoredDeployment | null> {
     return await this.#records.get(workspace, kind, name)
+  }
+
+  /** What an execution of a job that begins now is of. @throws not_found, conflict while there is nothing to run */
+  jobRun(workspace: string, name: string): Promise<JobRun> {
+    return this.#jobRuns.of(workspace, name)
   }
 
   list(workspace: string, kind: DeploymentKind, query: DeploymentListQuery): Promise<Page<DeploymentBody>> {
@@ -420,8 +436,9 @@ export class Deployments {
       upload: asked.upload,
       memoryMbMax: this.#memoryMbMax,
     }
-    return asked.kind === 'application'
-      ? applicationDraft(asked.input as ApplicationInput, options)
+    if (asked.kind === 'application') return applicationDraft(asked.input as ApplicationInput, options)
+    return asked.kind === 'job'
+      ? jobDraft(asked.input as JobInput, options)
       : workloadDraft(asked.kind, asked.input as WorkloadInput, options)
   }
 
@@ -484,6 +501,7 @@ export class Deployments {
 
   async #forget({ workspace, kind, name }: StoredDeployment): Promise<void> {
     await this.#builds.cancel({ workspace, kind, name })
+    await this.#ending({ workspace, kind: kind as DeploymentKind, name })
     await this.#logs.remove(workspace, kindFacts[kind as DeploymentKind].plural, name)
   }
 }

@@ -2,6 +2,7 @@
 import type { EnvEntry } from '../lib/environment.ts'
 import type { Resource } from '../spec/store.ts'
 import type { DeploymentKind, deploymentStatuses, Transport } from './kinds.ts'
+import type { TaskSettings } from './task-settings.ts'
 
 const eventsMax = 100
 const eventMessageCharsMax = 8 * 1024
@@ -43,6 +44,8 @@ export interface RevisionSpec {
   /** Absent: the image's only port, else `portDefault`. */
   port?: number
   transport?: Transport
+  /** Of jobs. */
+  task?: TaskSettings
   envs: EnvEntry[]
 }
 
@@ -67,7 +70,7 @@ export interface Revision {
   /** The port that the image names, if it is one alone. */
   imagePort?: number
   /** What the blaxel.toml of its code says; variables sealed. */
-  built?: { sealedEnv: string; transport?: Transport }
+  built?: { sealedEnv: string; transport?: Transport; task?: TaskSettings }
   digest?: string
   /** Credentials for the registry of its image, sealed, until that is here. */
   sealedDockerConfig?: string

@@ -1,3 +1,4 @@
+import { isDeepStrictEqual } from 'node:util'
 import { badRequest } from '../lib/checks.ts'
 import type { Clock } from '../lib/clock.ts'
 import { sameEnv } from '../lib/environment.ts'
@@ -9,6 +10,7 @@ import { type DeploymentKind, kindFacts } from './kinds.ts'
 import type { DeploymentBody, Revision } from './record.ts'
 import { trafficOfNew } from './routing.ts'
 import type { DeploymentSealing } from './sealing.ts'
+import { taskLimits } from './task-settings.ts'
 
 /** What a revision is asked with, besides its draft. */
 export interface RevisionWanted {
@@ -61,7 +63,7 @@ export class NextRevisions {
     }
     const id = `${kindFacts[kind].revisionPrefix}${randomText(12)}`
     const origin = body.revisions.find((one) => one.image !== undefined && one.image === source)
-    const { memoryMb, minScale, maxScale, port, transport, envs } = draft.spec
+    const { memoryMb, minScale, maxScale, port, transport, task, envs } = draft.spec
     return {
       id,
       createdAt: now,
@@ -75,6 +77,7 @@ export class NextRevisions {
         envs,
         ...(port === undefined ? {} : { port }),
         ...(transport === undefined ? {} : { transport }),
+        ...(task === undefined ? {} : { task }),
       },
       sealedEnv: this.#sealing.sealRevisionEnv(body.uid, id, draft.env),
       traffic: trafficOfNew(body, draft.routing),
@@ -119,6 +122,11 @@ export class NextRevisions {
       spec.maxScale !== draft.spec.maxScale ||
       spec.port !== draft.spec.port ||
       spec.transport !== draft.spec.transport ||
+      // By what holds: who sends back what he read changes nothing.
+      !isDeepStrictEqual(
+        taskLimits(spec.task, newest.built?.task),
+        taskLimits(draft.spec.task, newest.built?.task),
+      ) ||
       !sameEnv(this.#sealing.revisionEnv(body.uid, newest), draft.env) ||
       this.#isAskedAnew(body, draft, image)
     )

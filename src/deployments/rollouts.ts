@@ -4,7 +4,7 @@ import type { Clock } from '../lib/clock.ts'
 import type { Logger } from '../lib/log.ts'
 import type { Fleet, RevisionRun } from './fleet/index.ts'
 import type { DeploymentImages } from './images.ts'
-import { kindFacts } from './kinds.ts'
+import { isServedKind, kindFacts, type ServedKind } from './kinds.ts'
 import {
   type DeploymentBody,
   kindOf,
@@ -84,11 +84,21 @@ export class Rollouts {
 
   /** At start: tells the fleet what is served, before anything else is done. */
   serve(deployment: StoredDeployment): void {
-    if (deployment.body.state !== 'active') return
+    const kind = kindOf(deployment)
+    if (deployment.body.state !== 'active' || !isServedKind(kind)) return
     for (const id of served(deployment.body.traffic)) {
       const revision = revisionOf(deployment.body, id)
-      if (revision?.image !== undefined) this.#options.fleet.serve(this.#runOf(deployment, revision))
+      if (revision?.image !== undefined) this.#options.fleet.serve(this.#runOf(deployment, kind, revision))
     }
+  }
+
+  /** Resolves once a revision can be used: what is served once it answers, a job as soon as its image is here. */
+  async #ready(deployment: StoredDeployment, revision: Revision, signal: AbortSignal): Promise<void> {
+    const { fleet } = this.#options
+    const kind = kindOf(deployment)
+    if (!isServedKind(kind)) return
+    fleet.serve(this.#runOf(deployment, kind, revision))
+    await fleet.ready(revision.id, signal)
   }
 
   async #work(worker: Worker, deployment: StoredDeployment): Promise<void> {
@@ -149,7 +159,7 @@ export class Rollouts {
   }
 
   async #bringUp(deployment: StoredDeployment, revision: Revision, signal: AbortSignal): Promise<void> {
-    const { records, fleet, clock } = this.#options
+    const { records, clock } = this.#options
     const { id } = revision
     try {
       const pinned = await this.#pin(deployment, revision)
@@ -162,8 +172,7 @@ export class Rollouts {
         )
         return
       }
-      fleet.serve(this.#runOf(pinned, ready))
-      await fleet.ready(id, signal)
+      await this.#ready(pinned, ready, signal)
     } catch (error) {
       if (signal.aborted) throw error
       await this.#failed(deployment, revision, error)
@@ -239,13 +248,12 @@ export class Rollouts {
   }
 
   async #moveTraffic(deployment: StoredDeployment, wanted: Traffic, signal: AbortSignal): Promise<void> {
-    const { records, fleet, clock } = this.#options
+    const { records, clock } = this.#options
     try {
       for (const id of served(wanted)) {
         const revision = revisionOf(deployment.body, id)
         if (revision === undefined) throw new PlatformError('not_found', `the revision ${id} is gone`)
-        fleet.serve(this.#runOf(deployment, revision))
-        await fleet.ready(id, signal)
+        await this.#ready(deployment, revision, signal)
       }
     } catch (error) {
       if (signal.aborted) throw error
@@ -381,11 +389,10 @@ export class Rollouts {
     return this.#options.images.release(workspace, image, { type: kindOf(deployment), name })
   }
 
-  #runOf(deployment: StoredDeployment, revision: Revision): RevisionRun {
+  #runOf(deployment: StoredDeployment, kind: ServedKind, revision: Revision): RevisionRun {
     const { workspace, name, body } = deployment
     const { sealing } = this.#options
     const { spec, built } = revision
-    const kind = kindOf(deployment)
     const transport = spec.transport ?? built?.transport
     return {
       id: revision.id,

@@ -1,4 +1,4 @@
-/** The wire shapes of agents, functions and applications. Loose: clients send back whole objects. */
+/** The wire shapes of what is deployed. Loose: clients send back whole objects. */
 import { z } from 'zod'
 import { deploymentStatuses } from './kinds.ts'
 
@@ -77,6 +77,41 @@ export const workloadInputSchema = z.looseObject({
     .nullish(),
 })
 export type WorkloadInput = z.output<typeof workloadInputSchema>
+
+/** Each a directory of its own for every task. */
+const volumeInput = z.looseObject({
+  name: z.string().nullish(),
+  mountPath: z.string().nullish(),
+  type: z.string().nullish(),
+  sizeMb: whole,
+  readOnly: z.boolean().nullish(),
+})
+
+export const jobInputSchema = z.looseObject({
+  metadata: metadataInput.nullish(),
+  spec: z
+    .looseObject({
+      enabled: z.boolean().nullish(),
+      region: z.string().nullish(),
+      policies: texts,
+      revision: routingInput.nullish(),
+      runtime: runtimeInput
+        .extend({
+          /** Seconds, of one task. */
+          timeout: whole,
+          /** Of one task. */
+          maxRetries: whole,
+          maxConcurrentTasks: whole,
+          diskPercent: whole,
+        })
+        .nullish(),
+      triggers: z.array(triggerInput).nullish(),
+      volumes: z.array(volumeInput).nullish(),
+      githubRunner: z.looseObject({ repositories: texts }).nullish(),
+    })
+    .nullish(),
+})
+export type JobInput = z.output<typeof jobInputSchema>
 
 export const applicationInputSchema = z.looseObject({
   metadata: metadataInput.nullish(),
@@ -182,6 +217,33 @@ export const workloadSchema = z.object({
 })
 export type WorkloadView = z.output<typeof workloadSchema>
 
+export const jobSchema = z.object({
+  metadata,
+  spec: z.object({
+    enabled: z.boolean(),
+    region: z.string().optional(),
+    revision: routing.optional(),
+    runtime: z.object({
+      image: z.string().optional(),
+      memory: z.number(),
+      envs: z.array(env).optional(),
+      generation: z.string(),
+      timeout: z.number(),
+      maxRetries: z.number(),
+      maxConcurrentTasks: z.number().optional(),
+      diskPercent: z.number().optional(),
+      ports: workloadSchema.shape.spec.shape.runtime.shape.ports,
+    }),
+    triggers: workloadSchema.shape.spec.shape.triggers,
+    volumes: z
+      .array(z.object({ name: z.string(), mountPath: z.string(), type: z.string(), sizeMb: z.number() }))
+      .optional(),
+  }),
+  status,
+  events: z.array(event).optional(),
+})
+export type JobView = z.output<typeof jobSchema>
+
 /** Of an application. */
 export const applicationRevisionSchema = z.object({
   id: z.string(),
@@ -213,7 +275,7 @@ export const applicationSchema = z.object({
 })
 export type ApplicationView = z.output<typeof applicationSchema>
 
-/** Of an agent or a function. */
+/** Of all but applications. */
 export const revisionSchema = z.object({
   id: z.string(),
   active: z.boolean(),

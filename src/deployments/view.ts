@@ -5,8 +5,15 @@ import { isLoopbackHost } from '../lib/loopback.ts'
 import { platformOrigin } from './fleet/index.ts'
 import { kindFacts } from './kinds.ts'
 import { type DeploymentBody, kindOf, type Revision, revisionOf, type StoredDeployment } from './record.ts'
-import type { ApplicationRevisionView, ApplicationView, RevisionView, WorkloadView } from './schema.ts'
+import type {
+  ApplicationRevisionView,
+  ApplicationView,
+  JobView,
+  RevisionView,
+  WorkloadView,
+} from './schema.ts'
 import { revisionStatus, statusOf } from './status.ts'
+import { taskLimits } from './task-settings.ts'
 
 const hostLabelCharsMax = 63
 
@@ -47,6 +54,39 @@ export function workloadView(deployment: StoredDeployment, options: DeploymentVi
         ...defined({ transport: spec.transport, ports: spec.ports }),
       },
       ...defined({ triggers: spec.triggers }),
+    },
+    status: statusOf(body, options.nowMs),
+    ...(options.events ? { events: body.events } : {}),
+  }
+}
+
+export function jobView(deployment: StoredDeployment, options: DeploymentViewOptions): JobView {
+  const { body } = deployment
+  const { spec } = body
+  const limits = taskLimits(spec.task, body.revisions.at(-1)?.built?.task)
+  const { volumes } = limits
+  return {
+    metadata: metadataOf(deployment, options.origin),
+    spec: {
+      enabled: spec.enabled,
+      ...defined({ region: spec.region ?? options.region, revision: routingOf(body) }),
+      runtime: {
+        ...defined({ image: imageOf(body) }),
+        memory: spec.memoryMb,
+        ...defined({ envs: envsView(spec.envs, options.env) }),
+        generation: spec.generation ?? 'mk3',
+        timeout: limits.timeoutSeconds,
+        maxRetries: limits.maxRetries,
+        ...defined({
+          maxConcurrentTasks: limits.maxConcurrentTasks ?? undefined,
+          diskPercent: spec.task?.diskPercent,
+          ports: spec.ports,
+        }),
+      },
+      ...defined({
+        triggers: spec.triggers,
+        volumes: volumes.length > 0 ? volumes.map((volume) => ({ ...volume, type: 'ephemeral' })) : undefined,
+      }),
     },
     status: statusOf(body, options.nowMs),
     ...(options.events ? { events: body.events } : {}),

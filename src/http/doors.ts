@@ -43,7 +43,8 @@ interface Door {
 }
 
 const sandboxKind = 'sandbox'
-const revisionKind = 'revision'
+/** Owners of instances in which something deployed runs. */
+const deployedKinds = ['revision', 'task']
 const ownNames = /^(?:localhost|127(?:\.\d{1,3}){3}|\[::1\]|10\.201\.0\.2)$/
 
 /**
@@ -71,7 +72,7 @@ export class InstanceDoors implements Doors {
 
   hasPlatform(instanceId: string): boolean {
     const kind = this.#options.ownerOf(instanceId)?.kind ?? sandboxKind
-    return kind === revisionKind || (kind === sandboxKind && this.#options.platformDoor)
+    return deployedKinds.includes(kind) || (kind === sandboxKind && this.#options.platformDoor)
   }
 
   open(instanceId: string, door: 'api' | 'platform'): string | null {

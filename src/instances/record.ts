@@ -5,12 +5,14 @@ import type { Entry } from './entry.ts'
 
 /** Whose machine it is. */
 export interface InstanceOwner {
-  /** 'sandbox', 'revision', 'build' */
+  /** 'sandbox', 'revision', 'build', 'task' */
   kind: string
   workspace: string
   name: string
   /** Of the kind 'revision': which one, and of what kind of deployment `name` is. */
   revision?: { id: string; kind: string }
+  /** Of the kind 'task': of which execution of the job `name`. */
+  task?: { revisionId: string; executionId: string; index: number; labels: Record<string, string> }
 }
 
 /** What to start; `env` rests sealed. */

@@ -12,13 +12,16 @@ export interface LogFilter {
   search?: string
   revision?: string
   instance?: string
+  execution?: string
+  task?: string
 }
 
 /** Whether an encoded line may be wanted: what costs little, before it is decoded. */
 export function wantedText(text: string, filter: LogFilter): boolean {
-  const { fromUs = 0, toUs = Number.MAX_SAFE_INTEGER, search } = filter
+  const { fromUs = 0, toUs = Number.MAX_SAFE_INTEGER, search, execution } = filter
   const atUs = atUsOf(text)
   if (!(atUs >= fromUs && atUs <= toUs)) return false
+  if (execution !== undefined && !text.includes(execution)) return false
   return search === undefined || text.toLowerCase().includes(search.toLowerCase())
 }
 
@@ -31,11 +34,15 @@ export function isWanted(line: LogLine, filter: LogFilter): boolean {
     search,
     revision,
     instance,
+    execution,
+    task,
   } = filter
   if (line.atUs < fromUs || line.atUs > toUs) return false
   if (severities !== undefined && !severities.has(line.severity)) return false
   if (streams !== undefined && !streams.has(line.stream)) return false
   if (revision !== undefined && line.revision !== revision) return false
   if (instance !== undefined && line.instance !== instance) return false
+  if (execution !== undefined && line.execution !== execution) return false
+  if (task !== undefined && line.task !== task) return false
   return search === undefined || line.message.toLowerCase().includes(search.toLowerCase())
 }

@@ -70,6 +70,8 @@ function gap(atUs: number, lines: number): LogLine {
     severity: 'WARNING',
     revision: '',
     instance: '',
+    execution: '',
+    task: '',
     message: `[... ${lines} lines are left out: they came faster than they were read ...]`,
   }
 }

@@ -49,6 +49,9 @@ export interface LogWorkload {
 export interface LogSource extends LogWorkload {
   revision?: string
   instance?: string
+  /** Of a job: its execution, and which task of it. */
+  execution?: string
+  task?: string
   stream: LogStream
 }
 
@@ -270,8 +273,15 @@ export class Logs {
   #add(known: Known, source: LogSource, line: string, at: number): void {
     const atUs = Math.max(known.lastUs + 1, Math.round(at * 1000))
     known.lastUs = atUs
-    const [revision, instance] = [idOf(source.revision), idOf(source.instance)]
-    const entry = logLine({ atUs, stream: source.stream, message: line, revision, instance })
+    const entry = logLine({
+      atUs,
+      stream: source.stream,
+      message: line,
+      revision: idOf(source.revision),
+      instance: idOf(source.instance),
+      execution: idOf(source.execution),
+      task: idOf(source.task),
+    })
     for (const follower of known.followers) follower.offer(entry)
     const encoded = encodeLine(entry)
     if (known.unwritten.length === 0) known.unwrittenFirstUs = atUs

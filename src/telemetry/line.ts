@@ -14,17 +14,21 @@ export interface LogLine {
   /** '' where it has none. */
   revision: string
   instance: string
+  /** Of a job: whose it is, and which of its tasks wrote it. */
+  execution: string
+  task: string
   message: string
 }
 
 /** A line as somebody wrote it, without its end. */
 export function logLine(
-  written: Pick<LogLine, 'atUs' | 'stream' | 'message'> & { revision?: string; instance?: string },
+  written: Pick<LogLine, 'atUs' | 'stream' | 'message'> &
+    Partial<Pick<LogLine, 'revision' | 'instance' | 'execution' | 'task'>>,
 ): LogLine {
-  const { atUs, stream, revision = '', instance = '' } = written
+  const { atUs, stream, revision = '', instance = '', execution = '', task = '' } = written
   const message = messageOf(written.message)
   const severity = severityIn(message) ?? (stream === 'stderr' ? 'ERROR' : 'INFO')
-  return { atUs, stream, severity, revision, instance, message }
+  return { atUs, stream, severity, revision, instance, execution, task, message }
 }
 
 function messageOf(line: string): string {
@@ -39,22 +43,29 @@ const severityOf = new Map(
   Object.entries(severityNumbers).map(([name, number]) => [String(number), name as SeverityName]),
 )
 
-/** One line of a file, its end included. The message is its last field, so that it needs no escapes but for line ends. */
-export function encodeLine({ atUs, stream, severity, revision, instance, message }: LogLine): string {
-  return `${atUs}\t${codes[stream]}\t${severityNumbers[severity]}\t${revision}\t${instance}\t${message}\n`
+/**
+ * One line of a file, its end included. The message is its last field, so that it needs no escapes but for line ends. Of a
+ * task's the field of the instance says which, too: `instance/execution/task`.
+ */
+export function encodeLine(line: LogLine): string {
+  const { atUs, stream, severity, revision, instance, execution, task, message } = line
+  const from = execution === '' ? instance : `${instance}/${execution}/${task}`
+  return `${atUs}\t${codes[stream]}\t${severityNumbers[severity]}\t${revision}\t${from}\t${message}\n`
 }
 
 /** Null for what is no line: half of one, where the disk was full. */
 export function decodeLine(text: string): LogLine | null {
   const fields = text.split('\t', 5)
-  const [at = '', code = '', level = '', revision = '', instance = ''] = fields
+  const [at = '', code = '', level = '', revision = '', from = ''] = fields
+  const [instance = '', execution = '', task = ''] = from.split('/')
   if (fields.length < 5) return null
   const stream = streamOf.get(code)
   const severity = severityOf.get(level)
   const messageAt = fields.reduce((sum, field) => sum + field.length + 1, 0)
   if (stream === undefined || severity === undefined || !/^\d{1,16}$/.test(at) || messageAt > text.length)
     return null
-  return { atUs: Number(at), stream, severity, revision, instance, message: text.slice(messageAt) }
+  const message = text.slice(messageAt)
+  return { atUs: Number(at), stream, severity, revision, instance, execution, task, message }
 }
 
 /** Of a line in a file, without decoding the rest; NaN for what is no line. */

@@ -8,8 +8,9 @@ import { type Member, type MemberHost, revisionOwnerKind } from './member.ts'
 import { RevisionMembers } from './members.ts'
 import type { AcquireOptions, FleetHealth, RevisionLease, RevisionRun } from './run.ts'
 
-export { platformOrigin } from './environment.ts'
-export { revisionOwnerKind } from './member.ts'
+export { platformEnvironment, platformOrigin, programDefaults } from './environment.ts'
+export { isRoot, revisionOwnerKind } from './member.ts'
+export { ProgramOutput } from './output.ts'
 export {
   type AcquireOptions,
   type FleetHealth,

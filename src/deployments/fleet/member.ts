@@ -29,6 +29,11 @@ const programId = 1
 export const revisionOwnerKind = 'revision'
 const rootUsers = new Set(['', 'root', '0', 'root:root', '0:0'])
 
+/** Whether whom an image names is whom programs are run as anyway. */
+export function isRoot(user: string): boolean {
+  return rootUsers.has(user)
+}
+
 /** What instances of revisions need of those who keep them. */
 export interface MemberHost {
   readonly store: Pick<Store, 'batch'>
@@ -385,7 +390,7 @@ function specOf(run: RevisionRun, image: ResolvedImage, region: string | undefin
     env: environmentOf(run, image.env, region),
     workingDir: image.workingDir,
     program: [...image.entrypoint, ...image.command],
-    ...(rootUsers.has(image.user) ? {} : { user: image.user }),
+    ...(isRoot(image.user) ? {} : { user: image.user }),
     ...(image.snapshotId === undefined ? {} : { snapshotId: image.snapshotId }),
     ephemeral: true,
     withoutApi: true,

@@ -1,11 +1,12 @@
 import type { Instance } from '../../spec/runtime.ts'
+import type { ServedKind } from '../kinds.ts'
 
 /** A revision as it is to be run. */
 export interface RevisionRun {
   /** Of the revision. */
   id: string
   workspace: string
-  kind: 'agent' | 'function' | 'application'
+  kind: ServedKind
   /** Of the deployment. */
   name: string
   labels: Record<string, string>

@@ -8,6 +8,9 @@ import {
   type DeploymentChange,
   type DeploymentKind,
   type Deployments,
+  jobInputSchema,
+  jobSchema,
+  jobView,
   kindFacts,
   revisionSchema,
   revisionView,
@@ -34,7 +37,7 @@ interface DeploymentRouteOptions {
   log: Logger
 }
 
-/** Agents, functions and applications: create, read, change and delete, and what their revisions are. */
+/** Agents, functions, applications and jobs: create, read, change and delete, and what their revisions are. */
 export function deploymentRoutes(options: DeploymentRouteOptions): Route[] {
   const workload = { input: workloadInputSchema, schema: workloadSchema, revision: revisionSchema }
   const application = {
@@ -42,10 +45,12 @@ export function deploymentRoutes(options: DeploymentRouteOptions): Route[] {
     schema: applicationSchema,
     revision: applicationRevisionSchema,
   }
+  const job = { input: jobInputSchema, schema: jobSchema, revision: revisionSchema }
   return [
     ...routesOf('agent', '{agentName}', workload, options),
     ...routesOf('function', '{functionName}', workload, options),
     ...routesOf('application', '{applicationName}', application, options),
+    ...routesOf('job', '{jobId}', job, options),
   ]
 }
 
@@ -56,7 +61,7 @@ function routesOf(
   { deployments, log }: DeploymentRouteOptions,
 ): Route[] {
   const { plural } = kindFacts[kind]
-  const article = `an ${kind}`.replace('an f', 'a f')
+  const article = /^[aeiou]/.test(kind) ? `an ${kind}` : `a ${kind}`
   const shared = { errors: 'control', tag: plural } as const
   const collection = `/v0/${plural}`
   const item = `${collection}/${parameter}`
@@ -68,7 +73,8 @@ function routesOf(
     options: { showSecrets?: boolean; events?: boolean } = {},
   ) => {
     const shown = deployments.viewOptions(deployment, origin, options)
-    return kind === 'application' ? applicationView(deployment, shown) : workloadView(deployment, shown)
+    if (kind === 'application') return applicationView(deployment, shown)
+    return kind === 'job' ? jobView(deployment, shown) : workloadView(deployment, shown)
   }
   const answer = ({ deployment, revisionId, uploadUrl }: DeploymentChange, origin: string) =>
     Response.json(viewOf(deployment, origin), {

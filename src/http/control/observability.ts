@@ -35,6 +35,8 @@ const logLine = z.object({
   stream: z.string(),
   revision: z.string().optional(),
   instance: z.string().optional(),
+  execution: z.string().optional(),
+  task: z.string().optional(),
 })
 
 interface LogSources {
@@ -65,6 +67,9 @@ export function observabilityRoutes(sources: LogSources): Route[] {
         stream: z.string().max(100).optional(),
         revision: optional,
         instance: optional,
+        /** Of a job: of one execution, and of one task of it, by its number. */
+        executionId: optional,
+        taskId: optional,
         /** Oldest first, and on: NDJSON, or events where text/event-stream is asked for. */
         follow: flag,
         /** Of what there is already, when following; default all since `start`. */
@@ -72,8 +77,6 @@ export function observabilityRoutes(sources: LogSources): Route[] {
         /** What follows says nothing here yet, or the same always. */
         type: optional,
         traceId: optional,
-        taskId: optional,
-        executionId: optional,
         interval: optional,
         workspace: optional,
       }),
@@ -134,6 +137,8 @@ interface Asked {
   stream?: string | undefined
   revision?: string | undefined
   instance?: string | undefined
+  executionId?: string | undefined
+  taskId?: string | undefined
 }
 
 /** One by one, of the first batch the last `last`. */
@@ -195,7 +200,7 @@ async function queryWatched(
 }
 
 function filterOf(asked: Asked): LogFilter {
-  const { start, end, severity, search, stream, revision, instance } = asked
+  const { start, end, severity, search, stream, revision, instance, executionId, taskId } = asked
   const severities = severitiesOf(severity)
   return {
     ...(start ? { fromUs: timeOf('start', start).firstUs } : {}),
@@ -205,6 +210,9 @@ function filterOf(asked: Asked): LogFilter {
     ...(stream ? { streams: streamsOf(stream) } : {}),
     ...(revision ? { revision } : {}),
     ...(instance ? { instance } : {}),
+    ...(executionId ? { execution: executionId } : {}),
+    // Also as the task is called.
+    ...(taskId ? { task: taskId.replace(/^task-/, '') } : {}),
   }
 }
 
@@ -266,7 +274,8 @@ function kindOf(text: string): LogKind {
   )
 }
 
-function lineView({ atUs, message, severity, stream, revision, instance }: LogLine) {
+function lineView(line: LogLine) {
+  const { atUs, message, severity, stream, revision, instance, execution, task } = line
   return {
     timestamp: timestampOf(atUs),
     message,
@@ -275,6 +284,7 @@ function lineView({ atUs, message, severity, stream, revision, instance }: LogLi
     stream,
     ...(revision === '' ? {} : { revision }),
     ...(instance === '' ? {} : { instance }),
+    ...(execution === '' ? {} : { execution, task }),
   }
 }
 

@@ -14,6 +14,7 @@ const kinds = {
   agent: 'An agent that answers requests and streams',
   mcp: 'An MCP server over streamable HTTP',
   sandbox: 'An image for sandboxes, with a server that begins with it',
+  job: 'A job, whose program is run once for each task',
 }
 /** They are in the executable: `hutch new` writes them, and nothing is cloned from anywhere. */
 const templates: Template[] = Object.entries(kinds).flatMap(([kind, description]) =>
