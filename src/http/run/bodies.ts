@@ -1,5 +1,8 @@
 import { free } from '../../lib/spent.ts'
 
+/** What has a body piece by piece, as the reader of a stream does. */
+export type Pieces = Pick<ReadableStreamDefaultReader<Uint8Array>, 'read' | 'cancel'>
+
 /** All of a stream of known, small size. */
 export async function collect(body: ReadableStream<Uint8Array>): Promise<Uint8Array<ArrayBuffer>> {
   const chunks: Uint8Array[] = []
@@ -25,16 +28,16 @@ export function untyped(bytes: Uint8Array): ReadableStream<Uint8Array> {
 }
 
 /**
- * The same stream, with `onEnd` called once when it ended, failed or was cancelled. Reads are guarded: a peer that goes
+ * A stream of it, with `onEnd` called once when it ended, failed or was cancelled. Reads are guarded: a peer that goes
  * away never becomes an unhandled rejection. A failure cuts the answer off without its reason, since the server would
- * print that on stderr, addresses and all.
+ * print that on stderr, addresses and all. Pieces are freed as of `freeing()`.
  */
 export function onceEnded(
-  body: ReadableStream<Uint8Array>,
+  body: Pieces,
   onEnd: () => void,
   passed?: (bytes: number) => void,
 ): ReadableStream<Uint8Array> {
-  return relay(body.getReader(), onEnd, null, false, passed)
+  return relay(body, onEnd, null, true, passed)
 }
 
 /** The same stream; `passed` is told of each chunk, and what it throws ends it. */
@@ -81,7 +84,7 @@ export async function* freeing(chunks: AsyncIterable<Uint8Array>): AsyncGenerato
 type Read = Awaited<ReturnType<ReadableStreamDefaultReader<Uint8Array>['read']>>
 
 function relay(
-  reader: ReadableStreamDefaultReader<Uint8Array>,
+  reader: Pieces,
   onEnd: () => void,
   first: Read | null,
   freesChunks: boolean,

@@ -62,7 +62,10 @@ export class Exchange {
   readonly #clock: Clock
   readonly #active: Set<Exchange>
   readonly #beganAt: number
-  readonly #cut = new AbortController()
+  /** Made when somebody asks for its signal: most requests are over before. */
+  #cut: AbortController | null = null
+  #cutBy: { reason: unknown } | null = null
+  #onCut: ((reason: unknown) => void) | null = null
   #spokeAt: number
   #client: AbortSignal | null = null
   #connection: { touch(): void } | null = null
@@ -96,23 +99,40 @@ export class Exchange {
 
   /** The client left. */
   handleEvent(): void {
-    this.#cut.abort(this.#client?.reason)
+    this.#break(this.#client?.reason)
   }
 
   /** Aborted when the client left, or it is cut. */
   get signal(): AbortSignal {
+    if (this.#cut === null) {
+      this.#cut = new AbortController()
+      if (this.#cutBy !== null) this.#cut.abort(this.#cutBy.reason)
+    }
     return this.#cut.signal
+  }
+
+  /** Told, instead of who was before, when the client leaves or it is cut: what a signal would cost most requests is saved. */
+  onCut(told: (reason: unknown) => void): void {
+    this.#onCut = told
+    if (this.#cutBy !== null) told(this.#cutBy.reason)
   }
 
   /** Why it was cut; null while it was not. */
   get failure(): PlatformError | null {
-    const { reason } = this.#cut.signal
+    const reason = this.#cutBy?.reason
     return PlatformError.is(reason) ? reason : null
   }
 
   cut(failure: PlatformError): void {
     this.end()
-    this.#cut.abort(failure)
+    this.#break(failure)
+  }
+
+  #break(reason: unknown): void {
+    if (this.#cutBy !== null) return
+    this.#cutBy = { reason }
+    this.#cut?.abort(reason)
+    this.#onCut?.(reason)
   }
 
   /** It is used only while something is said on it. */

@@ -1,9 +1,17 @@
 import { PlatformError } from '../../errors.ts'
-import { BoundedMap } from '../../lib/bounded-map.ts'
+import {
+  type AnswerHead,
+  BadAnswer,
+  type Call,
+  Connections,
+  type OutgoingRequest,
+  type SendOptions,
+} from '../../lib/http1/index.ts'
 import type { PortAddress } from '../../spec/runtime.ts'
 import type { ConsumedCredentials, RouteContext, Socket } from '../route.ts'
 import { counted, onceEnded, untyped } from './bodies.ts'
 import type { Exchange } from './exchanges.ts'
+import { answerHeaders, forEachHeader, outgoingRequest } from './proxy-headers.ts'
 
 /** A request on its way to a port inside an instance, and what the program there must not see or must be told. */
 export interface ProxyOptions {
@@ -34,27 +42,6 @@ const bufferedBytesMax = 256 * 1024
 const socketQueueBytesMax = 16 * 1024 * 1024
 const socketDialMsMax = 30_000
 
-const hopByHop = new Set([
-  'connection',
-  'keep-alive',
-  'proxy-authenticate',
-  'proxy-authorization',
-  'proxy-connection',
-  'te',
-  'trailer',
-  'transfer-encoding',
-  'upgrade',
-])
-/** Told by the platform alone. */
-const forwarded = [
-  'forwarded',
-  'x-forwarded-for',
-  'x-forwarded-host',
-  'x-forwarded-proto',
-  'x-forwarded-prefix',
-  'x-real-ip',
-]
-const alwaysConsumed = ['x-blaxel-authorization', 'x-blaxel-preview-token']
 /** No answer can have a higher one. */
 const statusMax = 599
 /** A request of a known length up to this is not watched as it passes: it takes no time. */
@@ -64,21 +51,10 @@ const unwatchedBytesMax = 64 * 1024
  * program counts the time it stood still. It is not trusted with a request that cannot be sent twice.
  */
 const quietMsMax = 1000
-const portsMax = 4096
-/** When a request went to each port last, by the monotonic clock. */
-const spokenWith = new BoundedMap<string, number>(portsMax)
 /** Statuses of answers that have none. */
 const bodiless = new Set([101, 204, 205, 304])
-/** Would speak for the whole origin, which many programs share when they are addressed by path. */
-const originWide = [
-  'clear-site-data',
-  'service-worker-allowed',
-  'strict-transport-security',
-  'alt-svc',
-  'public-key-pins',
-]
-/** Says that an error is the platform's: only the platform may. */
-const platformOnly = ['x-blaxel-source', 'x-blaxel-error-code']
+/** To whatever listens inside instances. */
+const connections = new Connections()
 
 /**
  * Sends a request to a port inside an instance and streams both bodies, untouched. When the client leaves, the program's
@@ -92,48 +68,54 @@ export async function proxyHttp(
   target: PortAddress,
   options: ProxyOptions,
 ): Promise<Response> {
-  const method = request.method
-  const { exchange } = options
-  const replayable = request.body === null && (method === 'GET' || method === 'HEAD' || method === 'OPTIONS')
-  const spoke = spokeJustNow(target)
-  const trusted = replayable || spoke
-  const send = () =>
-    fetchPort(target, options.path, {
-      method,
-      keepalive: trusted,
-      headers: upstreamHeaders(request.headers, options),
-      body: bodyOf(request, exchange),
-      redirect: 'manual',
-      decompress: false,
-      signal: exchange?.signal ?? request.signal,
-      timeout: false,
-    })
+  const { method } = request
+  const body = bodyOf(request, options.exchange)
+  const replayable = body === null && (method === 'GET' || method === 'HEAD' || method === 'OPTIONS')
+  const outgoing = outgoingRequest(request, body, options)
   try {
-    let upstream: Response
+    let call = send(request, target, outgoing, replayable ? {} : { quietMsMax }, options)
+    let head: AnswerHead
     try {
-      upstream = await send()
+      head = await call.answered
     } catch (error) {
-      if (request.signal.aborted) throw error
-      if (exchange?.failure) throw exchange.failure
-      if (!(await options.listening())) throw notListening(options, error)
+      await explain(error, request, options)
       if (!replayable) throw hungUp(options.port, error)
-      upstream = await send().catch((again) => {
-        throw exchange?.failure ?? hungUp(options.port, again)
+      call = send(request, target, outgoing, { fresh: true }, options)
+      head = await call.answered.catch((again) => {
+        throw (
+          options.exchange?.failure ??
+          (again instanceof BadAnswer ? badAnswer(options.port, again) : hungUp(options.port, again))
+        )
       })
     }
-    return await answerOf(upstream, request, options)
+    return await answerOf(call, head, options)
   } catch (error) {
     options.onEnd()
     throw error
   }
 }
 
-function spokeJustNow({ unix, origin }: PortAddress): boolean {
-  const port = unix ?? origin
-  const now = performance.now()
-  const before = spokenWith.get(port)
-  spokenWith.set(port, now)
-  return before !== undefined && now - before < quietMsMax
+/** It is given up when the client leaves, or the exchange is cut. */
+function send(
+  request: Request,
+  target: PortAddress,
+  outgoing: OutgoingRequest,
+  how: SendOptions,
+  { exchange }: ProxyOptions,
+): Call {
+  const call = connections.send(target, outgoing, how)
+  if (exchange !== undefined) exchange.onCut((reason) => call.abort(reason))
+  else if (request.signal.aborted) call.abort(request.signal.reason)
+  else request.signal.addEventListener('abort', () => call.abort(request.signal.reason), { once: true })
+  return call
+}
+
+/** Returns where there was a program to answer, and it did not. @throws everything else, as clients are told it */
+async function explain(error: unknown, request: Request, options: ProxyOptions): Promise<void> {
+  if (options.exchange?.failure) throw options.exchange.failure
+  if (request.signal.aborted) throw error
+  if (error instanceof BadAnswer) throw badAnswer(options.port, error)
+  if (!(await options.listening())) throw notListening(options, error)
 }
 
 /** A request to a port, which is on this host: a proxy that the environment names has no part in it. */
@@ -145,31 +127,33 @@ export function fetchPort(
   return fetch(`${origin}${path}`, { ...init, proxy: false, ...(unix === undefined ? {} : { unix }) })
 }
 
-async function answerOf(upstream: Response, request: Request, options: ProxyOptions): Promise<Response> {
-  if (upstream.status > statusMax) {
-    await upstream.body?.cancel().catch(() => {})
-    throw noStatus(options.port, upstream.status)
+async function answerOf(call: Call, head: AnswerHead, options: ProxyOptions): Promise<Response> {
+  const { status, statusText, framing } = head
+  if (status > statusMax) {
+    call.abort(null)
+    throw noStatus(options.port, status)
   }
-  const headers = answerHeaders(upstream.headers, options)
-  const init = { status: upstream.status, statusText: upstream.statusText, headers }
+  const headers = answerHeaders(head, options)
+  const init = { status, statusText, headers }
   const { exchange } = options
-  const withoutBody = request.method === 'HEAD' || bodiless.has(upstream.status)
-  const length = upstream.headers.get('content-length')
-  if (!withoutBody && length !== null && Number(length) <= bufferedBytesMax) {
-    const bytes = await upstream.bytes().catch((error) => {
-      throw exchange?.failure ?? hungUp(options.port, error)
-    })
-    options.onEnd()
-    return new Response(headers.has('content-type') ? bytes : untyped(bytes), init)
-  }
-  const { body } = upstream
-  if (!body || withoutBody) {
-    await body?.cancel().catch(() => {})
+  if (framing.kind === 'none' || bodiless.has(status)) {
+    call.abort(null)
     options.onEnd()
     return new Response(null, init)
   }
-  const passed = exchange && ((bytes: number) => exchange.answered(bytes))
-  return new Response(onceEnded(body, options.onEnd, passed), init)
+  let bytes = call.whole()
+  if (bytes === null && framing.kind === 'length' && framing.bytes <= bufferedBytesMax) {
+    bytes = await call.bytes().catch((error) => {
+      throw exchange?.failure ?? hungUp(options.port, error)
+    })
+  }
+  if (bytes !== null) {
+    options.onEnd()
+    const whole = bytes as Uint8Array<ArrayBuffer>
+    return new Response(headers.has('content-type') ? whole : untyped(whole), init)
+  }
+  const passed = exchange && ((count: number) => exchange.answered(count))
+  return new Response(onceEnded(call, options.onEnd, passed), init)
 }
 
 /** A body whose length nobody told is counted as it passes, and so is one that may be long on its way. */
@@ -193,8 +177,10 @@ export async function proxySocket(
   options: ProxyOptions,
 ): Promise<Response> {
   try {
-    const headers = upstreamHeaders(request.headers, options)
-    for (const name of [...headers.keys()]) if (name.startsWith('sec-websocket-')) headers.delete(name)
+    const headers: Record<string, string> = {}
+    forEachHeader(request.headers, options, (name, value) => {
+      if (!name.startsWith('sec-websocket-')) headers[name] = value
+    })
     const protocols = (request.headers.get('sec-websocket-protocol') ?? '')
       .split(',')
       .map((protocol) => protocol.trim())
@@ -205,7 +191,7 @@ export async function proxySocket(
         : `ws+unix://${target.unix}:${options.path}`
     // The options are Bun's; the DOM's type of the constructor does not know them.
     const Client = WebSocket as unknown as new (url: string, init: object) => WebSocket
-    const upstream = new Client(address, { headers: Object.fromEntries(headers), protocols })
+    const upstream = new Client(address, { headers, protocols })
     upstream.binaryType = 'arraybuffer'
     const relay = new Relay(upstream, options.onEnd)
     await relay.opened(request.signal).catch(async (error) => {
@@ -339,77 +325,6 @@ function sendableCode(code: number): number {
   return sendable ? code : 1011
 }
 
-function upstreamHeaders(incoming: Headers, options: ProxyOptions): Headers {
-  const headers = withoutHopByHop(incoming)
-  for (const name of [...forwarded, ...alwaysConsumed, ...options.consumed.headers, 'expect'])
-    headers.delete(name)
-  const [protocol = '', host = ''] = options.publicOrigin.split('://')
-  headers.set('host', options.publicPrefix === '' ? host : `localhost:${options.port}`)
-  headers.set('x-forwarded-host', host)
-  headers.set('x-forwarded-proto', protocol)
-  if (options.publicPrefix !== '') headers.set('x-forwarded-prefix', options.publicPrefix)
-  if (options.ownCookie !== undefined) hideCookie(headers, options.ownCookie)
-  for (const [name, value] of Object.entries(options.requestHeaders ?? {})) headers.set(name, value)
-  return headers
-}
-
-function hideCookie(headers: Headers, name: string): void {
-  const cookie = headers.get('cookie')
-  if (!cookie?.includes(name)) return
-  const kept = cookie.split(';').filter((pair) => pair.split('=', 1)[0]?.trim() !== name)
-  if (kept.length === 0) headers.delete('cookie')
-  else headers.set('cookie', kept.join(';').trim())
-}
-
-function answerHeaders(incoming: Headers, options: ProxyOptions): Headers {
-  const headers = withoutHopByHop(incoming)
-  for (const name of platformOnly) headers.delete(name)
-  const location = headers.get('location')
-  if (location !== null) headers.set('location', publicLocation(location, options))
-  const cookies = incoming.getSetCookie()
-  if (cookies.length > 0) {
-    headers.delete('set-cookie')
-    for (const cookie of cookies) headers.append('set-cookie', scopedCookie(cookie, options.publicPrefix))
-  }
-  if (options.publicPrefix !== '') for (const name of originWide) headers.delete(name)
-  return headers
-}
-
-function withoutHopByHop(incoming: Headers): Headers {
-  const headers = new Headers(incoming)
-  for (const name of (incoming.get('connection') ?? '').split(',')) {
-    const trimmed = name.trim().toLowerCase()
-    if (/^[a-z0-9-]+$/.test(trimmed)) headers.delete(trimmed)
-  }
-  for (const name of hopByHop) headers.delete(name)
-  return headers
-}
-
-/** A redirect to the program's own address, as it knows it, leads to where the client reaches it. */
-function publicLocation(location: string, { port, publicOrigin, publicPrefix }: ProxyOptions): string {
-  const own = new RegExp(
-    `^http://(localhost|127\\.0\\.0\\.1|0\\.0\\.0\\.0|\\[::1\\]):${port}(?=[/?#]|$)`,
-    'i',
-  )
-  if (own.test(location)) return location.replace(own, `${publicOrigin}${publicPrefix}`)
-  if (publicPrefix !== '' && location.startsWith('/') && !location.startsWith('//'))
-    return publicPrefix + location
-  return location
-}
-
-/** Kept to this program's addresses: never to a parent domain, and under its own path where it shares an origin. */
-function scopedCookie(cookie: string, publicPrefix: string): string {
-  const [pair = '', ...attributes] = cookie.split(';').map((part) => part.trim())
-  let path = '/'
-  const kept = attributes.filter((attribute) => {
-    const [name = '', value = ''] = attribute.split('=')
-    if (/^path$/i.test(name)) path = value.startsWith('/') ? value : '/'
-    return !/^domain$/i.test(name) && !(publicPrefix !== '' && /^path$/i.test(name))
-  })
-  if (publicPrefix !== '') kept.push(`Path=${publicPrefix}${path}`)
-  return [pair, ...kept].join('; ')
-}
-
 /** A query string without the parameters that a credential came in. */
 export function withoutParameters(search: string, names: string[]): string {
   if (search.length < 2 || names.length === 0) return search
@@ -454,6 +369,14 @@ function hungUp(port: number, cause: unknown): PlatformError {
       cause,
       details: { reason: 'hung_up', port },
     },
+  )
+}
+
+function badAnswer(port: number, cause: BadAnswer): PlatformError {
+  return new PlatformError(
+    'bad_gateway',
+    `the server on port ${port} gave an answer that cannot be passed on: ${cause.message}`,
+    { cause, details: { reason: 'bad_answer', port } },
   )
 }
 

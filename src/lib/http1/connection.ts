@@ -1,0 +1,146 @@
+import type { Socket } from 'bun'
+
+/** Whoever a connection is for, at the time. */
+export interface ConnectionUser {
+  received(chunk: Buffer): void
+  /** It is over. `error`: it was torn off. */
+  broke(error: unknown): void
+}
+
+/** Where a server listens on this host. */
+export interface ServerAddress {
+  origin: string
+  unix?: string
+}
+
+/** One socket, which its users have one after the other. */
+export class Connection {
+  /** By the monotonic clock: without a user since. */
+  idleSince = 0
+  readonly #onIdle: (connection: Connection) => void
+  readonly #onEnd: (connection: Connection) => void
+  #socket: Socket<Connection> | null = null
+  #user: ConnectionUser | null = null
+  #over = false
+  #paused = false
+  /** What the kernel did not take yet, and whoever waits for that. */
+  #unsent: Uint8Array | null = null
+  #drained: PromiseWithResolvers<void> | null = null
+
+  private constructor(onIdle: (connection: Connection) => void, onEnd: (connection: Connection) => void) {
+    this.#onIdle = onIdle
+    this.#onEnd = onEnd
+  }
+
+  /** `onIdle`: it has no user any more and can have the next one. `onEnd`: it is over. @throws where nobody listens */
+  static async open(
+    server: ServerAddress,
+    onIdle: (connection: Connection) => void,
+    onEnd: (connection: Connection) => void,
+  ): Promise<Connection> {
+    const data = new Connection(onIdle, onEnd)
+    if (server.unix !== undefined) {
+      await Bun.connect<Connection>({ unix: server.unix, data, socket: handlers })
+    } else {
+      const { hostname, port } = new URL(server.origin)
+      await Bun.connect<Connection>({ hostname, port: Number(port || defaultPort), data, socket: handlers })
+    }
+    return data
+  }
+
+  opened(socket: Socket<Connection>): void {
+    this.#socket = socket
+    // Whoever asks keeps the process; a connection that waits for the next one does not.
+    socket.unref()
+  }
+
+  /** It is this one's now. */
+  serve(user: ConnectionUser): void {
+    if (this.#over) user.broke(undefined)
+    else this.#user = user
+  }
+
+  /** Its user is done; unless it is `reusable` it is over. */
+  leave(reusable: boolean): void {
+    this.#user = null
+    if (!reusable || this.#over || this.#unsent !== null) {
+      this.close()
+      return
+    }
+    this.resume()
+    this.#onIdle(this)
+  }
+
+  close(): void {
+    this.#user = null
+    this.#over = true
+    this.#settleDrained()
+    this.#socket?.terminate()
+  }
+
+  /** Takes in nothing more until `resume`. */
+  pause(): void {
+    if (this.#paused || this.#over) return
+    this.#paused = true
+    this.#socket?.pause()
+  }
+
+  resume(): void {
+    if (!this.#paused || this.#over) return
+    this.#paused = false
+    this.#socket?.resume()
+  }
+
+  /**
+   * Null when all of it is with the kernel, else resolves when that is so, or the connection is over. Until then the bytes
+   * are not to change, and nothing else is to be written.
+   */
+  write(bytes: Uint8Array): Promise<void> | null {
+    if (this.#over || this.#socket === null) return null
+    if (this.#unsent !== null) throw new Error('one write at a time')
+    const written = Math.max(0, this.#socket.write(bytes))
+    if (written >= bytes.byteLength) return null
+    this.#unsent = bytes.subarray(written)
+    this.#drained = Promise.withResolvers()
+    return this.#drained.promise
+  }
+
+  drain(): void {
+    if (this.#unsent === null || this.#socket === null) return
+    const written = Math.max(0, this.#socket.write(this.#unsent))
+    if (written < this.#unsent.byteLength) this.#unsent = this.#unsent.subarray(written)
+    else this.#settleDrained()
+  }
+
+  received(chunk: Buffer): void {
+    // What nobody asked for is nobody's answer.
+    if (this.#user === null) this.close()
+    else this.#user.received(chunk)
+  }
+
+  ended(error: unknown): void {
+    this.#over = true
+    this.#settleDrained()
+    const user = this.#user
+    this.#user = null
+    this.#onEnd(this)
+    user?.broke(error)
+  }
+
+  #settleDrained(): void {
+    this.#unsent = null
+    this.#drained?.resolve()
+    this.#drained = null
+  }
+}
+
+const defaultPort = 80
+
+const handlers = {
+  open: (socket: Socket<Connection>) => socket.data.opened(socket),
+  data: (socket: Socket<Connection>, chunk: Buffer) => socket.data.received(chunk),
+  drain: (socket: Socket<Connection>) => socket.data.drain(),
+  close: (socket: Socket<Connection>, error?: unknown) => socket.data.ended(error),
+  // `close` follows, with the same.
+  error: () => {},
+}
