@@ -23,6 +23,8 @@ const nouns = [
   'memory',
   'nodes',
   'executions',
+  'deliveries',
+  'triggers',
 ]
 const domain = [...seams, 'instances', 'config', ...nouns]
 const everything = [...domain, 'http', 'guest', 'runtimes', 'stores', 'platform']

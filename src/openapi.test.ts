@@ -1,5 +1,6 @@
 import { afterAll, beforeAll, expect, test } from 'bun:test'
 import { z } from 'zod'
+import { TestReceiver } from './deliveries/test-receiver.ts'
 import { createPlatform, type Platform, temporaryDataDir } from './platform.ts'
 import { fakeRuntime } from './runtimes/fake/index.ts'
 
@@ -87,6 +88,44 @@ async function call(
   }
   called.set(operation, [...(called.get(operation) ?? []), response.status])
   return { status: response.status, body }
+}
+
+const yearly = { type: 'cron', configuration: { schedule: '0 0 1 1 *' } }
+
+/** Everything that can be done with a trigger. */
+async function callTriggers(item: string, one: Record<string, string>, callsBack: boolean): Promise<void> {
+  await using receiver = new TestReceiver()
+  const given = callsBack
+    ? { id: 'later', type: 'http-async', configuration: { callbackUrl: receiver.url } }
+    : { id: 'later', ...(item.startsWith('/jobs') ? yearly : { type: 'http' }) }
+  const trigger = { ...one, triggerId: 'later' }
+  await call(`POST ${item}/triggers`, one, { json: given })
+  expect((await call(`POST ${item}/triggers`, one, { json: given })).status).toBe(409)
+  await call(`GET ${item}/triggers`, one)
+  if (callsBack) await callDeliveries(receiver)
+  const { body: read } = await call(`GET ${item}/triggers/{triggerId}`, trigger)
+  await call(`PUT ${item}/triggers/{triggerId}`, trigger, { json: { ...(read as object), enabled: false } })
+  if (callsBack)
+    await call(`POST ${item}/triggers/{triggerId}/rotate`, trigger, { json: { overlapSeconds: 60 } })
+  await call(`DELETE ${item}/triggers/{triggerId}`, trigger)
+}
+
+/** The agent does not answer here, which is told. */
+async function callDeliveries(receiver: TestReceiver): Promise<void> {
+  const authorization = `Bearer ${platform.credentials.apiKey}`
+  const asked = await platform.request('/main/agents/one?async=true', {
+    method: 'POST',
+    headers: { authorization },
+  })
+  const executionId = asked.headers.get('x-hutch-execution') ?? ''
+  const { headers } = await receiver.nth(1)
+  const { body } = await call('GET /deliveries', {}, { query: `?execution=${executionId}` })
+  const delivery = { deliveryId: (body as { data: { id: string }[] }).data[0]?.id ?? '' }
+  expect(delivery.deliveryId).toBe(headers['webhook-id'] ?? '')
+  await call('GET /deliveries/{deliveryId}', delivery)
+  await call('POST /deliveries/{deliveryId}/redeliver', delivery)
+  await receiver.nth(2)
+  expect((await call('GET /deliveries/{deliveryId}')).status).toBe(404)
 }
 
 test('what the document says of each operation is what is asked for and answered', async () => {
@@ -187,6 +226,7 @@ test('what the document says of each operation is what is asked for and answered
     const { body: read } = await call(`GET ${item}`, one)
     await call(`PUT ${item}`, one, { json: read as object })
     await call(`GET ${item}/revisions`, one)
+    if (plural !== 'applications') await callTriggers(item, one, plural === 'agents')
     for (const version of ['2026-04-16', '2026-04-28']) await call(`GET /${plural}`, {}, { version })
     await call(`DELETE ${item}`, one)
     expect((await call(`GET ${item}`, one)).status).toBe(404)

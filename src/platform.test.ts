@@ -276,6 +276,7 @@ describe('who may do what, over the whole route table', () => {
     expect(publicPaths(one.routes)).toEqual([
       'ALL /-/preview/{label}/{path*}',
       'GET /',
+      'GET /-/executions/{token}',
       'GET /-/login',
       'GET /.well-known/jwks.json',
       'GET /.well-known/openid-configuration',

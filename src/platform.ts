@@ -11,6 +11,7 @@ import { Builds, ImageBuilds } from './builds/index.ts'
 import { Codegen } from './codegen/index.ts'
 import { type Config, configDefaults, type RuntimeName } from './config.ts'
 import { dataDirDefault } from './data-directory.ts'
+import { Deliveries, newCallbackSecret } from './deliveries/index.ts'
 import { Fleet } from './deployments/fleet/index.ts'
 import { ApplicationForks, Deployments, deploymentKinds, RevisionImages } from './deployments/index.ts'
 import type { StdioProbes } from './deployments/stdio/index.ts'
@@ -19,6 +20,7 @@ import { Executions } from './executions/index.ts'
 import { HelperLayers } from './guest/index.ts'
 import { createApp } from './http/app.ts'
 import { apiKeyRoutes } from './http/control/api-keys.ts'
+import { deliveryRoutes } from './http/control/deliveries.ts'
 import { deploymentRoutes } from './http/control/deployments.ts'
 import { executionRoutes } from './http/control/executions.ts'
 import { imageRoutes } from './http/control/images.ts'
@@ -34,6 +36,7 @@ import { schedulesRoutes } from './http/control/schedules.ts'
 import { serviceAccountRoutes } from './http/control/service-accounts.ts'
 import { snapshotRoutes } from './http/control/snapshots.ts'
 import { templateRoutes } from './http/control/templates.ts'
+import { triggerRoutes } from './http/control/triggers.ts'
 import { userRoutes } from './http/control/users.ts'
 import { workspaceRoutes } from './http/control/workspaces.ts'
 import { agentFieldRoutes } from './http/dialects/agentfield/index.ts'
@@ -49,6 +52,7 @@ import { ApplicationGateway } from './http/run/applications.ts'
 import { Exchanges } from './http/run/exchanges.ts'
 import { executionDataRoutes } from './http/run/executions.ts'
 import { functionRunRoutes } from './http/run/functions.ts'
+import { agentCaller } from './http/run/later.ts'
 import { PreviewGateway } from './http/run/previews.ts'
 import { createSandboxMcp } from './http/run/sandbox/mcp.ts'
 import { sandboxRunRoutes } from './http/run/sandbox.ts'
@@ -76,6 +80,7 @@ import type { Runtime } from './spec/runtime.ts'
 import type { Store } from './spec/store.ts'
 import { openSqliteStore } from './stores/sqlite/index.ts'
 import { Logs } from './telemetry/index.ts'
+import { Triggers } from './triggers/index.ts'
 import { commit, version } from './version.ts'
 import { Users, Workspaces } from './workspaces/index.ts'
 
@@ -316,6 +321,10 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
     memoryMbMax: config.sandboxMemoryMbMax,
     domains: config.domains,
     ending: (deployment) => jobs.endAll(deployment),
+    callbacks: {
+      checkAddress: (field, url) => deliveries.checkAddress(field, url, { loopback: true }),
+      newSecret: newCallbackSecret,
+    },
     ...region,
   })
   opened.defer(() => deployments.close())
@@ -334,6 +343,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
     tasksMax: config.jobTasksMax,
     ...region,
   })
+  const deliveries = new Deliveries({ executions, dialer, secrets, clock, version })
   const domain = config.domains[0] ?? 'localhost'
   const hosts = new Hosts({
     listenHosts: config.hosts,
@@ -379,6 +389,14 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
     mcp: createSandboxMcp({ version, log }),
   }
   const plane = { deployments, exchanges: opened.use(new Exchanges({ clock })) }
+  const triggers = new Triggers({
+    ...{ store, deployments, executions, deliveries, secrets, clock, log },
+    call: agentCaller({ plane: () => plane, clock, log }),
+    origin: () => config.url ?? server?.url ?? `http://localhost:${config.port}`,
+  })
+  triggers.starts('job', ({ workspace, name, tasks, idempotencyKey: key }) =>
+    jobs.start(workspace, name, { tasks }, { key, digest: key }),
+  )
   const bridge = opened.use(new LazyMcpBridge({ clock, log }))
   const applications = new ApplicationGateway({ ...plane, domains: config.domains })
   const gateway = new PreviewGateway({ previews, sandboxes, domains: config.domains, api, log })
@@ -405,6 +423,8 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
       ...schedulesRoutes({ schedules, clock, log }),
       ...deploymentRoutes({ deployments, log }),
       ...executionRoutes({ executions }),
+      ...triggerRoutes({ deployments, log }),
+      ...deliveryRoutes(deliveries),
       ...imageRoutes(images, imageBuilds),
       ...jobRoutes(jobs),
       ...executionDataRoutes(jobs),
@@ -412,7 +432,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
       ...observabilityRoutes({ logs, sandboxes }),
       ...gateway.routes(),
       ...sandboxRunRoutes(sandboxes, api),
-      ...agentRunRoutes(plane),
+      ...agentRunRoutes({ ...plane, later: triggers.agents }),
       ...functionRunRoutes({ ...plane, deployments, bridge, logs }),
       ...applications.routes(),
       ...agentFieldRoutes({
@@ -449,6 +469,8 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   opened.defer(() => executions.close())
   await jobs.open()
   await executions.open()
+  opened.defer(() => triggers.close())
+  await triggers.open()
 
   // One that goes with its platform has nothing to be kept for.
   if (!temporary) reserve.keep()

@@ -93,7 +93,9 @@ test('an image becomes a revision that gets the requests once it is ready', asyn
   await becomes('DEPLOYED')
   using got = (await acquire()).lease
   expect(got.port).toBe(8000)
-  expect(host.deployments.isPublic('main', 'agent', 'one')).toBe(true)
+  expect(host.deployments.isOpen('main', 'agent', 'one', { path: '', method: 'GET', isAsync: false })).toBe(
+    true,
+  )
   const { events } = viewOf(await read())
   expect(events?.map(({ status, revision }) => [status, revision])).toEqual([
     ['DEPLOYING', revisionId!],
@@ -531,7 +533,9 @@ test('an application says its image and port at the top, is public, and has revi
     const { body } = await read('application', 'site')
     return body.traffic.active === revisionId
   })
-  expect(host.deployments.isPublic('main', 'application', 'site')).toBe(true)
+  expect(
+    host.deployments.isOpen('main', 'application', 'site', { path: '', method: 'GET', isAsync: false }),
+  ).toBe(true)
   expect(host.fleet.runs.get(revisionId!)).toMatchObject({ port: 3000, memoryMb: 1024, env: { A: '1' } })
   const deployment = await read('application', 'site')
   const view = applicationView(deployment, host.deployments.viewOptions(deployment, origin))
@@ -585,19 +589,21 @@ test.each([
   expect((await failure(create({ spec }))).message).toContain(message)
 })
 
-test('triggers get ids of their own, lose secrets that were not made here, and one that is public opens the door', async () => {
+test('triggers get ids of their own, lose secrets that were not made here, and one that is public opens what is below its path', async () => {
   const triggers = [
     { type: 'http', configuration: { authenticationType: 'public', path: '/x', callbackSecret: 's' } },
     { type: 'http' },
     { id: 'mine', type: 'http-async', enabled: false },
   ]
-  const { deployment } = await create({ kind: 'function', spec: { ...runtime(), triggers } })
+  const { deployment } = await create({ spec: { ...runtime(), triggers } })
   expect(viewOf(deployment).spec.triggers).toEqual([
     { id: 'http', type: 'http', configuration: { authenticationType: 'public', path: '/x' } },
     { id: 'http-2', type: 'http' },
     { id: 'mine', type: 'http-async', enabled: false },
   ])
-  expect(host.deployments.isPublic('main', 'function', 'one')).toBe(true)
+  const isOpen = (path: string) =>
+    host.deployments.isOpen('main', 'agent', 'one', { path, method: 'GET', isAsync: false })
+  expect([isOpen(''), isOpen('x/y')]).toEqual([false, true])
 })
 
 test('a list is filtered by status, in any case, and searched by name and label', async () => {

@@ -13,21 +13,19 @@ import {
 import { defined } from '../lib/defined.ts'
 import { type EnvInput, envsOf } from '../lib/environment.ts'
 import { type DeploymentKind, type Transport, transports } from './kinds.ts'
-import type { DeploymentSpec, StoredTrigger } from './record.ts'
+import type { DeploymentSpec } from './record.ts'
 import type { ApplicationInput, JobInput, RoutingInput, WorkloadInput } from './schema.ts'
 import { type TaskSettings, taskSettings } from './task-settings.ts'
+import { triggersOf } from './triggers.ts'
 
 const memoryMbDefault = 2048
 const memoryMbMin = 128
 const maxScaleDefault = 10
 const scaleMax = 100
 const portsMax = 10
-const triggersMax = 20
-const triggerBytesMax = 64 * 1024
 const stickySecondsMax = 30 * 24 * 60 * 60
 const externalIdPattern = /^[A-Za-z0-9-]{1,64}$/
 const generations = ['mk2', 'mk3']
-const triggerTypes = ['http', 'http-async', 'cron']
 
 /** What a deployment is to be, secrets in the clear. */
 export interface DeploymentDraft {
@@ -224,7 +222,8 @@ function draftOf(kind: DeploymentKind, asked: Asked, options: DraftOptions): Dep
         transport: asked.transport ? transportOf(asked.transport) : before?.spec.transport,
         region: kept(asked.region || undefined, before?.spec.region, checkRegion),
         repository: asked.repository ? repositoryOf(asked.repository) : before?.spec.repository,
-        triggers: asked.triggers ? triggersOf(asked.triggers) : before?.spec.triggers,
+        // Those that were added meanwhile outlive code that says nothing of triggers.
+        triggers: asked.triggers ? triggersOf(kind, asked.triggers) : previous?.spec.triggers,
       }),
     },
     env: envs.env,
@@ -293,33 +292,5 @@ function repositoryOf(given: NonNullable<Asked['repository']>): { type?: string;
   return defined({
     type: given.type ? checkText('spec.repository.type', given.type, 63) : undefined,
     url: given.url ? checkText('spec.repository.url', given.url, 2048) : undefined,
-  })
-}
-
-/** Each gets an id of its own where it has none, or one that another has. */
-function triggersOf(given: NonNullable<Asked['triggers']>): StoredTrigger[] {
-  if (given.length > triggersMax)
-    throw badRequest(`spec.triggers: ${given.length} triggers, at most ${triggersMax}`)
-  if (Buffer.byteLength(JSON.stringify(given)) > triggerBytesMax)
-    throw badRequest(`spec.triggers: larger than ${triggerBytesMax} bytes`)
-  const ids = new Set<string>()
-  return given.map((trigger, index) => {
-    const type = trigger.type || 'http'
-    if (!triggerTypes.includes(type))
-      throw badRequest(
-        `spec.triggers[${index}].type: ${quoted(type)} is not one of ${triggerTypes.join(', ')}`,
-      )
-    const wanted = checkText(`spec.triggers[${index}].id`, trigger.id || type, 128)
-    let id = wanted
-    for (let count = 2; ids.has(id); count++) id = `${wanted}-${count}`
-    ids.add(id)
-    // Made here, never taken from a client.
-    const { callbackSecret: _, ...configuration } = trigger.configuration ?? {}
-    return {
-      id,
-      type,
-      ...(typeof trigger.enabled === 'boolean' ? { enabled: trigger.enabled } : {}),
-      ...(trigger.configuration ? { configuration } : {}),
-    }
   })
 }

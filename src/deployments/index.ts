@@ -15,10 +15,13 @@ import type { Page, Store } from '../spec/store.ts'
 import { BuildEvents, type BuildOwner, type BuiltImage, type DeploymentBuild } from './build-events.ts'
 import { applicationDraft, type DeploymentDraft, jobDraft, workloadDraft } from './draft.ts'
 import type { Fleet } from './fleet/index.ts'
+import { isOpen, type Passage, type Passing, passageOf } from './gates.ts'
 import type { DeploymentImages } from './images.ts'
 import { type JobRun, JobRuns } from './job-runs.ts'
 import { type DeploymentKind, deploymentKinds, kindFacts } from './kinds.ts'
+import { type CallbackRules, DeploymentTriggers, type TriggerChange } from './own-triggers.ts'
 import {
+  beingDeleted,
   type DeploymentBody,
   noTraffic,
   type Revision,
@@ -39,9 +42,11 @@ import { DeploymentTable } from './table.ts'
 import type { DeploymentViewOptions } from './view.ts'
 
 export { ApplicationForks } from './forks.ts'
+export type { Passage, Passing } from './gates.ts'
 export { RevisionImages } from './images.ts'
 export type { JobRun } from './job-runs.ts'
 export { type DeploymentKind, deploymentKinds, kindFacts } from './kinds.ts'
+export type { DeploymentOf } from './own-triggers.ts'
 export type { DeploymentBody, StoredDeployment } from './record.ts'
 export {
   applicationInputSchema,
@@ -50,11 +55,21 @@ export {
   jobInputSchema,
   jobSchema,
   revisionSchema,
+  triggerInputSchema,
+  triggerSchema,
   workloadInputSchema,
   workloadSchema,
 } from './schema.ts'
 export { stickyCookieName } from './traffic.ts'
-export { applicationRevisionView, applicationView, jobView, revisionView, workloadView } from './view.ts'
+export { isEnabled, type StoredTrigger, type TriggerInput } from './triggers.ts'
+export {
+  applicationRevisionView,
+  applicationView,
+  jobView,
+  revisionView,
+  triggerView,
+  workloadView,
+} from './view.ts'
 
 const memoryMbMaxDefault = 256 * 1024
 /** Of one kind, in one workspace: what requests need of each is kept in memory. */
@@ -93,6 +108,7 @@ export interface DeploymentsOptions {
   memoryMbMax?: number
   /** Where deployments are whose client named no region; absent: answers tell none. */
   region?: string
+  callbacks: CallbackRules
   /** Applications have addresses below these; absent: by path alone. */
   domains?: string[]
   /** In [0, 1): decides who meets a canary. */
@@ -112,14 +128,14 @@ export interface DeploymentInput {
   snapshotId?: string
 }
 
-export interface DeploymentChange {
-  deployment: StoredDeployment
+export interface DeploymentChange extends TriggerChange {
   /** Of the revision that it made; null: it made none. */
   revisionId: string | null
   uploadUrl: string | null
 }
 
 export class Deployments {
+  readonly triggers: DeploymentTriggers
   readonly #records: DeploymentRecords
   readonly #sealing: DeploymentSealing
   readonly #table = new DeploymentTable()
@@ -127,6 +143,7 @@ export class Deployments {
   readonly #next: NextRevisions
   readonly #requests: DeploymentRequests
   readonly #jobRuns: JobRuns
+  readonly #watchers: ((deployment: StoredDeployment) => void)[] = []
   readonly #builds: DeploymentBuilds
   readonly #logs: DeploymentsOptions['logs']
   readonly #ending: NonNullable<DeploymentsOptions['ending']>
@@ -143,7 +160,7 @@ export class Deployments {
     this.#background = new Background((error) => {
       if (!PlatformError.is(error)) log.error('work on a deployment failed behind its request', { error })
     })
-    this.#records = new DeploymentRecords(store, (deployment) => this.#table.set(deployment))
+    this.#records = new DeploymentRecords(store, (deployment) => this.#changed(deployment))
     this.#sealing = new DeploymentSealing(options.secrets)
     this.#builds = builds
     this.#logs = options.logs
@@ -168,6 +185,11 @@ export class Deployments {
     const drawn = { ...parts, random: options.random ?? Math.random }
     this.#requests = new DeploymentRequests(drawn)
     this.#jobRuns = new JobRuns(drawn)
+    this.triggers = new DeploymentTriggers({
+      ...parts,
+      rules: options.callbacks,
+      turn: ({ workspace, kind, name }, work) => this.#turn(workspace, kind, name, work),
+    })
     const events = new BuildEvents({
       ...parts,
       settle: (deployment) => void this.#rollouts.settle(deployment, { interrupt: true }),
@@ -207,6 +229,7 @@ export class Deployments {
       const draft = this.#draftOf(asked, null)
       const uid = sortableId(this.#clock.now())
       const { image, ...spec } = draft.spec
+      const { states, revealed } = await this.triggers.statesOf({ uid, spec: {} }, spec.triggers ?? [])
       const body: DeploymentBody = {
         uid,
         ...metadataOf(draft),
@@ -214,6 +237,7 @@ export class Deployments {
         updatedBy: asked.actor,
         spec: { ...spec, image },
         sealedEnv: this.#sealing.sealEnv(uid, draft.env),
+        triggerStates: states,
         revisions: [],
         traffic: noTraffic,
         state: draft.spec.enabled ? 'active' : 'deactivated',
@@ -227,7 +251,7 @@ export class Deployments {
         )
       }
       const created = await this.#records.create({ kind, workspace, name }, this.#withNew(body, revision))
-      return await this.#begun(created, revision, asked)
+      return { ...(await this.#begun(created, revision, asked)), revealed }
     })
   }
 
@@ -240,7 +264,7 @@ export class Deployments {
     this.#background.refuseWhenClosing()
     return await this.#turn(workspace, kind, name, async () => {
       const existing = await this.#records.require(workspace, kind, name)
-      if (existing.body.state === 'deleting') throw taken(existing)
+      if (existing.body.state === 'deleting') throw beingDeleted(existing)
       const given = asked.input.metadata?.name
       if (given && given !== name) {
         throw badRequest(`metadata.name: ${kind}s cannot be renamed; send "${name}" or leave it out`)
@@ -248,6 +272,7 @@ export class Deployments {
       const draft = this.#draftOf(asked, existing)
       const revision = await this.#next.next(asked, existing.body, draft)
       const before = existing.body.state
+      const { states, revealed } = await this.triggers.statesOf(existing.body, draft.spec.triggers ?? [])
       const changed = await this.#records.change(existing, (current) => {
         const body: DeploymentBody = {
           ...current,
@@ -255,6 +280,7 @@ export class Deployments {
           updatedBy: asked.actor,
           spec: { ...draft.spec, image: ownImage(current, draft.spec.image) ? null : draft.spec.image },
           sealedEnv: this.#sealing.sealEnv(current.uid, draft.env),
+          triggerStates: states,
         }
         if (draft.displayName === undefined) delete body.displayName
         if (draft.externalId === undefined) delete body.externalId
@@ -265,7 +291,7 @@ export class Deployments {
         revision?.phase === 'deploying' ||
         changed.body.state !== before ||
         changed.body.wanted !== existing.body.wanted
-      return await this.#begun(changed, revision, asked, interrupt)
+      return { ...(await this.#begun(changed, revision, asked, interrupt)), revealed }
     })
   }
 
@@ -284,6 +310,11 @@ export class Deployments {
   /** What an execution of a job that begins now is of. @throws not_found, conflict while there is nothing to run */
   jobRun(workspace: string, name: string): Promise<JobRun> {
     return this.#jobRuns.of(workspace, name)
+  }
+
+  /** Of all workspaces. */
+  every(): AsyncIterable<StoredDeployment> {
+    return this.#records.every()
   }
 
   list(workspace: string, kind: DeploymentKind, query: DeploymentListQuery): Promise<Page<DeploymentBody>> {
@@ -325,9 +356,27 @@ export class Deployments {
     return deleting
   }
 
-  /** Whether everybody may send it requests; false for what is not there. */
-  isPublic(workspace: string, kind: DeploymentKind, name: string): boolean {
-    return this.#table.get(workspace, kind, name)?.isPublic ?? false
+  /** Whether who comes so needs no credential; false for what is not there. */
+  isOpen(workspace: string, kind: DeploymentKind, name: string, passing: Passing): boolean {
+    const entry = this.#table.get(workspace, kind, name)
+    return entry !== null && isOpen(entry.gates, passing)
+  }
+
+  /** Where a request goes; what is not there tells when it is acquired. @throws workload_unavailable */
+  passage(workspace: string, kind: DeploymentKind, name: string, passing: Passing): Passage {
+    const entry = this.#table.get(workspace, kind, name)
+    if (entry === null) return { later: null, path: null }
+    if (passing.isAsync && entry.gates.asyncOff)
+      throw new PlatformError(
+        'workload_unavailable',
+        `the ${kind} "${name}" answers nothing later: its triggers of the type http-async are disabled`,
+      )
+    return passageOf(entry.gates, passing)
+  }
+
+  /** Told of every deployment as it changes, and of its end: then its state is `deleting`. */
+  watch(watcher: (deployment: StoredDeployment) => void): void {
+    this.#watchers.push(watcher)
   }
 
   /** Whether there is one of this name, in whatever state. */
@@ -399,8 +448,13 @@ export class Deployments {
   viewOptions(
     { body }: StoredDeployment,
     origin: string,
-    options: { showSecrets?: boolean; events?: boolean } = {},
+    options: { showSecrets?: boolean; events?: boolean; revealed?: readonly string[] } = {},
   ): DeploymentViewOptions {
+    const told = options.showSecrets ? (body.spec.triggers ?? []).map(({ id }) => id) : options.revealed
+    const callbackSecrets = (told ?? []).flatMap((id) => {
+      const [newest] = this.triggers.secretsOf(body, id)
+      return newest === undefined ? [] : [[id, newest] as const]
+    })
     return {
       origin,
       domains: this.#domains,
@@ -408,7 +462,13 @@ export class Deployments {
       events: options.events ?? true,
       ...(this.#region === undefined ? {} : { region: this.#region }),
       ...(options.showSecrets ? { env: this.#sealing.envOf(body) } : {}),
+      ...(callbackSecrets.length > 0 ? { callbackSecrets: Object.fromEntries(callbackSecrets) } : {}),
     }
+  }
+
+  #changed(deployment: StoredDeployment): void {
+    this.#table.set(deployment)
+    for (const watcher of this.#watchers) watcher(deployment)
   }
 
   /** @throws usage_limit_exceeded */
@@ -491,7 +551,7 @@ export class Deployments {
     revision: Revision | null,
     { upload, origin }: DeploymentInput,
     interrupt = false,
-  ): Promise<DeploymentChange> {
+  ): Promise<Omit<DeploymentChange, 'revealed'>> {
     const { workspace, kind, name } = deployment
     const owner = revision && { workspace, kind, name, tag: revision.id }
     const uploadUrl = owner && upload ? (await this.#builds.begin(owner, origin)).uploadUrl : null
@@ -520,8 +580,9 @@ function ownImage(body: DeploymentBody, image: string | null): boolean {
   return body.revisions.some((one) => one.image === image && one.spec.image === null)
 }
 
-function taken({ kind, name, body }: StoredDeployment): PlatformError {
+function taken(existing: StoredDeployment): PlatformError {
+  const { kind, name, body } = existing
   return body.state === 'deleting'
-    ? new PlatformError('conflict', `the ${kind} "${name}" is being deleted: try again when that is over`)
+    ? beingDeleted(existing)
     : new PlatformError('already_exists', `the ${kind} "${name}" exists already: update it (PUT) instead`)
 }

@@ -1,8 +1,10 @@
 /** How a deployment rests in the store: one record, with its revisions in it, so that every change is one. */
+import { PlatformError } from '../errors.ts'
 import type { EnvEntry } from '../lib/environment.ts'
 import type { Resource } from '../spec/store.ts'
 import type { DeploymentKind, deploymentStatuses, Transport } from './kinds.ts'
 import type { TaskSettings } from './task-settings.ts'
+import type { StoredTrigger, TriggerState } from './triggers.ts'
 
 const eventsMax = 100
 const eventMessageCharsMax = 8 * 1024
@@ -91,13 +93,6 @@ export interface DeploymentSpec extends RevisionSpec {
   stickySessionTtl: number
 }
 
-export interface StoredTrigger {
-  id: string
-  type: string
-  enabled?: boolean
-  configuration?: Record<string, unknown>
-}
-
 export interface DeploymentBody {
   /** Unique for ever; binds the sealed texts to this record. */
   uid: string
@@ -109,6 +104,8 @@ export interface DeploymentBody {
   spec: DeploymentSpec
   /** Of the spec. */
   sealedEnv: string
+  /** By the id of the trigger. */
+  triggerStates?: Record<string, TriggerState>
   /** Oldest first. */
   revisions: Revision[]
   traffic: Traffic
@@ -130,14 +127,8 @@ export function kindOf(deployment: StoredDeployment): DeploymentKind {
   return deployment.kind as DeploymentKind
 }
 
-export function isPublic({ spec }: Pick<DeploymentBody, 'spec'>): boolean {
-  return (
-    spec.public ||
-    (spec.triggers ?? []).some(
-      ({ type, enabled, configuration }) =>
-        type === 'http' && enabled !== false && configuration?.authenticationType === 'public',
-    )
-  )
+export function beingDeleted({ kind, name }: StoredDeployment): PlatformError {
+  return new PlatformError('conflict', `the ${kind} "${name}" is being deleted: try again when that is over`)
 }
 
 export function isUnderWay({ phase }: Revision): boolean {

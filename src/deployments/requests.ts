@@ -20,7 +20,6 @@ export interface DeploymentRequest extends Pick<AcquireOptions, 'fits'> {
 export interface DeploymentLease {
   lease: RevisionLease
   revisionId: string
-  isPublic: boolean
   transport: Transport | null
   /** For the answer: keeps the client with this revision. */
   setCookie: string | null
@@ -63,7 +62,7 @@ export class DeploymentRequests {
     const cookieName = stickyCookieName(kind, name)
     for (let picks = 1; ; picks++) {
       const entry = this.#entryOf(workspace, kind, name)
-      const { traffic, stickySessionTtl, transports, isPublic } = entry
+      const { traffic, stickySessionTtl, transports } = entry
       const sticky = stickySessionTtl > 0 ? stickyValue(request.cookie, cookieName) : null
       const revisionId = pick(traffic, sticky, this.#random())
       if (revisionId === null) throw await this.#unavailable(workspace, kind, name)
@@ -73,7 +72,6 @@ export class DeploymentRequests {
         return {
           lease,
           revisionId,
-          isPublic,
           transport: transports.get(revisionId) ?? null,
           setCookie:
             stickySessionTtl > 0 && sticky !== revisionId
@@ -100,12 +98,12 @@ export class DeploymentRequests {
     instanceId: string,
     signal?: AbortSignal,
   ): Promise<DeploymentLease | null> {
-    const { revisionIds, isPublic, transports } = this.#entryOf(workspace, kind, name)
+    const { revisionIds, transports } = this.#entryOf(workspace, kind, name)
     const revisionId = this.#fleet.revisionOf(instanceId)
     if (revisionId === null || !revisionIds.has(revisionId)) return null
     try {
       const lease = await this.#fleet.acquire(revisionId, signal, { instanceId })
-      return { lease, revisionId, isPublic, transport: transports.get(revisionId) ?? null, setCookie: null }
+      return { lease, revisionId, transport: transports.get(revisionId) ?? null, setCookie: null }
     } catch (error) {
       if (PlatformError.is(error) && error.code === 'workload_not_found') return null
       throw error

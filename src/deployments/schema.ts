@@ -24,7 +24,7 @@ const portInput = z.looseObject({
   protocol: z.string().nullish(),
 })
 
-const triggerInput = z.looseObject({
+export const triggerInputSchema = z.looseObject({
   id: z.string().nullish(),
   type: z.string().nullish(),
   enabled: z.boolean().nullish(),
@@ -71,7 +71,7 @@ export const workloadInputSchema = z.looseObject({
       repository: z.looseObject({ type: z.string().nullish(), url: z.string().nullish() }).nullish(),
       revision: routingInput.nullish(),
       runtime: runtimeInput.nullish(),
-      triggers: z.array(triggerInput).nullish(),
+      triggers: z.array(triggerInputSchema).nullish(),
       volumes: z.array(z.unknown()).nullish(),
     })
     .nullish(),
@@ -105,7 +105,7 @@ export const jobInputSchema = z.looseObject({
           diskPercent: whole,
         })
         .nullish(),
-      triggers: z.array(triggerInput).nullish(),
+      triggers: z.array(triggerInputSchema).nullish(),
       volumes: z.array(volumeInput).nullish(),
       githubRunner: z.looseObject({ repositories: texts }).nullish(),
     })
@@ -180,6 +180,14 @@ const routing = z.object({
 
 const status = z.enum(deploymentStatuses)
 
+export const triggerSchema = z.object({
+  id: z.string(),
+  type: z.string(),
+  enabled: z.boolean().optional(),
+  configuration: z.record(z.string(), z.unknown()).optional(),
+})
+export type TriggerView = z.output<typeof triggerSchema>
+
 /** Of agents and functions. */
 export const workloadSchema = z.object({
   metadata,
@@ -201,16 +209,7 @@ export const workloadSchema = z.object({
         .array(z.object({ name: z.string().optional(), target: z.number(), protocol: z.string() }))
         .optional(),
     }),
-    triggers: z
-      .array(
-        z.object({
-          id: z.string(),
-          type: z.string(),
-          enabled: z.boolean().optional(),
-          configuration: z.record(z.string(), z.unknown()).optional(),
-        }),
-      )
-      .optional(),
+    triggers: z.array(triggerSchema).optional(),
   }),
   status,
   events: z.array(event).optional(),

@@ -46,6 +46,14 @@ export class DeploymentSealing {
       : this.#secrets.open(sealedDockerConfig, dockerPurpose(uid, id))
   }
 
+  sealCallbackSecret(uid: string, triggerId: string, secret: string): string {
+    return this.#secrets.seal(secret, callbackPurpose(uid, triggerId))
+  }
+
+  callbackSecret(uid: string, triggerId: string, sealed: string): string {
+    return this.#secrets.open(sealed, callbackPurpose(uid, triggerId))
+  }
+
   draftOf({ body }: StoredDeployment): DeploymentDraft {
     const { displayName, externalId, labels, spec } = body
     return {
@@ -63,3 +71,4 @@ const envPurpose = (uid: string) => `deployment:${uid}:env`
 const revisionPurpose = (uid: string, revisionId: string) => `deployment:${uid}:${revisionId}:env`
 const builtPurpose = (uid: string, revisionId: string) => `deployment:${uid}:${revisionId}:built-env`
 const dockerPurpose = (uid: string, revisionId: string) => `deployment:${uid}:${revisionId}:docker-config`
+const callbackPurpose = (uid: string, triggerId: string) => `deployment:${uid}:trigger:${triggerId}:callback`

@@ -1,5 +1,6 @@
+import { type Gates, gatesOf } from './gates.ts'
 import type { DeploymentKind, Transport } from './kinds.ts'
-import { type DeploymentBody, isPublic, kindOf, type StoredDeployment, type Traffic } from './record.ts'
+import { type DeploymentBody, kindOf, type StoredDeployment, type Traffic } from './record.ts'
 
 /** What a request needs to know of a deployment, without a look at its record. */
 export interface TableEntry {
@@ -9,7 +10,8 @@ export interface TableEntry {
   uid: string
   version: number
   state: DeploymentBody['state']
-  isPublic: boolean
+  /** What its triggers make of requests. */
+  gates: Gates
   traffic: Traffic
   stickySessionTtl: number
   /** By revision, where it is said. */
@@ -42,7 +44,7 @@ export class DeploymentTable {
       uid: body.uid,
       version,
       state: body.state,
-      isPublic: isPublic(body),
+      gates: gatesOf(kind, body),
       traffic: body.traffic,
       stickySessionTtl: body.spec.stickySessionTtl,
       transports: new Map(

@@ -147,6 +147,17 @@ export class TestDeployments implements AsyncDisposable {
   builds = new TestBuilds()
   readonly images = new TestImages()
   readonly forgotten: string[] = []
+  /** Every address is good, and every secret another. */
+  readonly callbacks = {
+    checked: [] as string[],
+    made: 0,
+    async checkAddress(field: string, url: string) {
+      this.checked.push(`${field} ${url}`)
+    },
+    newSecret() {
+      return `secret-${++this.made}`
+    },
+  }
   chance = 0.99
   deployments: Deployments
   readonly store: Store
@@ -185,6 +196,7 @@ export class TestDeployments implements AsyncDisposable {
       secrets: this.#secrets,
       clock: this.clock,
       log: silentLogger,
+      callbacks: this.callbacks,
       random: () => this.chance,
     })
   }

@@ -10,10 +10,12 @@ import type {
   ApplicationView,
   JobView,
   RevisionView,
+  TriggerView,
   WorkloadView,
 } from './schema.ts'
 import { revisionStatus, statusOf } from './status.ts'
 import { taskLimits } from './task-settings.ts'
+import type { StoredTrigger } from './triggers.ts'
 
 const hostLabelCharsMax = 63
 
@@ -26,6 +28,8 @@ export interface DeploymentViewOptions {
   region?: string
   /** Absent: values are masked. */
   env?: Record<string, string>
+  /** Of callbacks, by trigger; those that are not told are masked. */
+  callbackSecrets?: Record<string, string>
   /** Lists leave events out. */
   events: boolean
 }
@@ -53,7 +57,7 @@ export function workloadView(deployment: StoredDeployment, options: DeploymentVi
         generation: spec.generation ?? 'mk3',
         ...defined({ transport: spec.transport, ports: spec.ports }),
       },
-      ...defined({ triggers: spec.triggers }),
+      ...defined({ triggers: spec.triggers?.map((trigger) => triggerView(body, trigger, options)) }),
     },
     status: statusOf(body, options.nowMs),
     ...(options.events ? { events: body.events } : {}),
@@ -84,12 +88,30 @@ export function jobView(deployment: StoredDeployment, options: DeploymentViewOpt
         }),
       },
       ...defined({
-        triggers: spec.triggers,
+        triggers: spec.triggers?.map((trigger) => triggerView(body, trigger, options)),
         volumes: volumes.length > 0 ? volumes.map((volume) => ({ ...volume, type: 'ephemeral' })) : undefined,
       }),
     },
     status: statusOf(body, options.nowMs),
     ...(options.events ? { events: body.events } : {}),
+  }
+}
+
+/** As a client may send it back. */
+export function triggerView(
+  { triggerStates = {} }: DeploymentBody,
+  trigger: StoredTrigger,
+  { callbackSecrets = {} }: Pick<DeploymentViewOptions, 'callbackSecrets'>,
+): TriggerView {
+  const { id, configuration, ...rest } = trigger
+  const hasSecret = Object.hasOwn(triggerStates, id) && (triggerStates[id]?.secrets.length ?? 0) > 0
+  const callbackSecret = Object.hasOwn(callbackSecrets, id) ? callbackSecrets[id] : maskedValue
+  return {
+    id,
+    ...rest,
+    ...(configuration === undefined
+      ? {}
+      : { configuration: { ...configuration, ...(hasSecret ? { callbackSecret } : {}) } }),
   }
 }
 

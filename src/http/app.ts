@@ -230,7 +230,7 @@ class Handler {
     let workspace = ''
     if (passage.open) {
       // Whoever comes is nobody to the platform.
-    } else if (route.isOpen !== undefined && (await route.isOpen(params as never))) {
+    } else if (route.isOpen !== undefined && (await route.isOpen(params as never, request))) {
       passage.open = true
       used = await this.#ownCredential(route, passage)
     } else if (route.isOpen !== undefined && request.method === 'OPTIONS' && isPreflight(request, compiled)) {

@@ -91,7 +91,7 @@ export interface Route<
   path: Path
   access: RouteAccess
   /** Whether what this address leads to is open to all: then no credential is asked for. Absent: never. */
-  isOpen?(params: PathParams<Path>): boolean | Promise<boolean>
+  isOpen?(params: PathParams<Path>, request: Request): boolean | Promise<boolean>
   /**
    * A name in the request that may be a workspace's. Where no workspace is named outright, it counts if the caller belongs
    * to the workspace of that name.

@@ -6,6 +6,8 @@ const yearsMax = 41
 const expressionCharactersMax = 1024
 const dayMs = 86_400_000
 const minuteMs = 60_000
+const hourMs = 60 * minuteMs
+const lookBackFactor = 24
 
 const monthNames = ['jan', 'feb', 'mar', 'apr', 'may', 'jun', 'jul', 'aug', 'sep', 'oct', 'nov', 'dec']
 const dayNames = ['sun', 'mon', 'tue', 'wed', 'thu', 'fri', 'sat']
@@ -44,6 +46,8 @@ export interface Cron {
    * twice counts once, unless every hour does (`*` as the hour).
    */
   next(afterMs: number): number | null
+  /** The last moment after `afterMs` that is not after `untilMs`; null when there is none. */
+  latest(afterMs: number, untilMs: number): number | null
 }
 
 /**
@@ -178,6 +182,16 @@ class Pattern implements Cron {
       if (best !== null && this.#zone.fixed) break
     }
     return best
+  }
+
+  latest(afterMs: number, untilMs: number): number | null {
+    // Back by steps that grow: what comes often is found in the first, and is gone through for as long as that one is.
+    for (let backMs = hourMs; ; backMs *= lookBackFactor) {
+      const from = Math.max(afterMs, untilMs - backMs)
+      let found: number | null = null
+      for (let at = this.next(from); at !== null && at <= untilMs; at = this.next(at)) found = at
+      if (found !== null || from === afterMs) return found
+    }
   }
 
   /** The first moment after `afterMs` that this local day has. */

@@ -70,14 +70,14 @@ function routesOf(
   const viewOf = (
     deployment: StoredDeployment,
     origin: string,
-    options: { showSecrets?: boolean; events?: boolean } = {},
+    options: { showSecrets?: boolean; events?: boolean; revealed?: readonly string[] } = {},
   ) => {
     const shown = deployments.viewOptions(deployment, origin, options)
     if (kind === 'application') return applicationView(deployment, shown)
     return kind === 'job' ? jobView(deployment, shown) : workloadView(deployment, shown)
   }
-  const answer = ({ deployment, revisionId, uploadUrl }: DeploymentChange, origin: string) =>
-    Response.json(viewOf(deployment, origin), {
+  const answer = ({ deployment, revisionId, uploadUrl, revealed }: DeploymentChange, origin: string) =>
+    Response.json(viewOf(deployment, origin, { revealed }), {
       headers: {
         ...(uploadUrl === null ? {} : { [uploadUrlHeader]: uploadUrl }),
         ...(revisionId === null ? {} : { [revisionHeader]: revisionId }),

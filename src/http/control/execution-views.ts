@@ -53,6 +53,7 @@ export function executionView(execution: Execution): z.input<typeof executionSch
   const { acceptedAt, runAt, ...shared } = rest
   return {
     ...shared,
+    note: toldNote(rest.note),
     parent: group,
     dead: isDead,
     acceptedAt: iso(acceptedAt),
@@ -63,6 +64,11 @@ export function executionView(execution: Execution): z.input<typeof executionSch
     timeoutSeconds: timeoutMs / 1000,
     result: resultBytes > 0 || resultType !== null ? { bytes: resultBytes, type: resultType } : null,
   }
+}
+
+/** Without what its source keeps sealed there. */
+function toldNote({ sealed: _, ...note }: Execution['note']): Execution['note'] {
+  return note
 }
 
 export function eventView({ number, at, type, execution, progress }: ExecutionEvent) {

@@ -1,34 +1,50 @@
+import type { Passage, Passing } from '../../deployments/index.ts'
 import { PlatformError } from '../../errors.ts'
 import { type Route, route } from '../route.ts'
 import { splitUrl } from '../url.ts'
-import { type DeploymentPlane, runDeployment } from './deployments.ts'
+import { type DeploymentPlane, type DeploymentSource, runDeployment } from './deployments.ts'
+import { acceptLater, type LaterCalls } from './later.ts'
+
+export interface AgentPlane extends DeploymentPlane {
+  deployments: DeploymentSource & {
+    /** Where a request goes, by the triggers of what it is for. */
+    passage(workspace: string, kind: 'agent', name: string, passing: Passing): Passage
+  }
+  /** Requests that are answered later. */
+  later: LaterCalls
+}
 
 /** The data plane of agents: whatever is below an agent's address is a request to its program. */
-export function agentRunRoutes(plane: DeploymentPlane): Route[] {
+export function agentRunRoutes(plane: AgentPlane): Route[] {
   return [
     route({
       method: 'ALL',
       path: '/{workspace}/agents/{agentName}/{path*}',
       access: 'read',
-      isOpen: ({ workspace, agentName }) => plane.deployments.isPublic(workspace, 'agent', agentName),
+      isOpen: ({ workspace, agentName, path }, request) =>
+        plane.deployments.isOpen(workspace, 'agent', agentName, passing(path, request)),
       errors: 'gateway',
-      summary: 'A request to an agent',
+      summary: 'A request to an agent; with async=true it is answered at once and made after that',
       tag: 'run',
       handle(context) {
         const { request, params } = context
-        if (request.url.includes('async=') && isAsync(request)) {
-          throw new PlatformError(
-            'not_implemented',
-            'async: requests that are answered later are not possible on this platform yet; leave the parameter out',
-          )
-        }
         const { workspace, agentName: name } = params
-        return runDeployment(context, { workspace, kind: 'agent', name, timed: true }, plane)
+        const how = passing(params.path, request)
+        const { later, path } = plane.deployments.passage(workspace, 'agent', name, how)
+        if (later !== null) return acceptLater(context, { workspace, name, ...later, path }, plane.later)
+        const target = { workspace, kind: 'agent', name, timed: true } as const
+        return runDeployment(context, path === null ? target : { ...target, path }, plane)
       },
     }),
   ]
 }
 
-function isAsync({ url }: Request): boolean {
-  return new URLSearchParams(splitUrl(url).search).get('async') === 'true'
+/** @throws bad_request for one that is to be answered later and is no POST */
+function passing(path: string, request: Request): Passing {
+  const { method, url } = request
+  const isAsync = url.includes('async=') && new URLSearchParams(splitUrl(url).search).get('async') === 'true'
+  if (isAsync && method !== 'POST' && method !== 'OPTIONS') {
+    throw new PlatformError('bad_request', `async=true: only a POST is answered later, not a ${method}`)
+  }
+  return { path, method, isAsync: isAsync && method === 'POST' }
 }

@@ -6,6 +6,8 @@ import { type DeploymentPlane, runDeployment, serveDeployment } from './deployme
 
 const kind = 'application'
 const hyphensMax = 63
+/** They are open as a whole, or not at all. */
+const anyRequest = { path: '', method: 'GET', isAsync: false }
 
 /** The data plane of applications, by path and by host name. */
 export class ApplicationGateway {
@@ -26,7 +28,7 @@ export class ApplicationGateway {
         path: '/{workspace}/applications/{applicationName}/{path*}',
         access: 'read',
         isOpen: ({ workspace, applicationName }) =>
-          plane.deployments.isPublic(workspace, kind, applicationName),
+          plane.deployments.isOpen(workspace, kind, applicationName, anyRequest),
         errors: 'gateway',
         summary: 'A request to an application',
         tag: 'run',
@@ -74,7 +76,7 @@ export class ApplicationGateway {
     if (words.length > hyphensMax) return null
     for (let at = words.length - 1; at > 0; at--) {
       const [name, workspace] = [words.slice(0, at).join('-'), words.slice(at).join('-')]
-      if (this.#plane.deployments.isPublic(workspace, kind, name)) return { workspace, name }
+      if (this.#plane.deployments.isOpen(workspace, kind, name, anyRequest)) return { workspace, name }
     }
     return null
   }

@@ -1,15 +1,18 @@
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from 'bun:test'
 import { PlatformError } from '../../errors.ts'
+import type { Execution } from '../../executions/index.ts'
 import { silentLogger } from '../../lib/log.ts'
 import { FakeClock } from '../../lib/test-clock.ts'
 import type { Instance } from '../../spec/runtime.ts'
+import type { AgentCall, AgentRequest } from '../../triggers/index.ts'
 import { LazyMcpBridge } from '../mcp/index.ts'
 import { type HttpServer, startServer } from '../server.ts'
 import { TestPlatform } from '../testing/test-platform.ts'
-import { agentRunRoutes } from './agents.ts'
+import { type AgentPlane, agentRunRoutes } from './agents.ts'
 import { ApplicationGateway } from './applications.ts'
 import { Exchanges } from './exchanges.ts'
 import { type FunctionPlane, functionRunRoutes } from './functions.ts'
+import { agentCaller } from './later.ts'
 
 const port = 3000
 const clock = new FakeClock()
@@ -22,12 +25,23 @@ let answer: (request: Request) => Response | Promise<Response>
 let leases = 0
 let cookies: (string | null)[] = []
 let setCookie: string | null = null
+const kept: AgentCall[] = []
+const later: AgentPlane['later'] = {
+  async accept(call) {
+    kept.push(call)
+    return { execution: { id: 'execution-1' } as Execution, existing: false }
+  },
+}
 /** Somebody waits for an instance of "slow". */
 const slowly = Promise.withResolvers<void>()
 
-const deployments: FunctionPlane['deployments'] = {
+const deployments: FunctionPlane['deployments'] & AgentPlane['deployments'] = {
   acquireInstance: async () => null,
-  isPublic: (workspace, kind, name) => `${workspace} ${kind}` === 'main application' || name === 'open',
+  passage: (_workspace, _kind, _name, { isAsync }) => ({
+    later: isAsync ? { trigger: null } : null,
+    path: null,
+  }),
+  isOpen: (workspace, kind, name) => `${workspace} ${kind}` === 'main application' || name === 'open',
   async acquire(_workspace, kind, name, { cookie }, signal) {
     if (name === 'missing') throw new PlatformError('workload_not_found', `there is no ${kind} "missing"`)
     if (name === 'off') throw new PlatformError('workload_unavailable', `the ${kind} "off" is deactivated`)
@@ -69,7 +83,11 @@ beforeAll(async () => {
   }
   const applications = new ApplicationGateway({ ...plane, domains: ['localhost'] })
   platform = await TestPlatform.open({
-    routes: [...agentRunRoutes(plane), ...functionRunRoutes(functions), ...applications.routes()],
+    routes: [
+      ...agentRunRoutes({ ...plane, later }),
+      ...functionRunRoutes(functions),
+      ...applications.routes(),
+    ],
     app: { serveHost: (request, host, context) => applications.serveHost(request, host, context) },
   })
   server = startServer({ app: platform.app, port: 0, log: platform.log })
@@ -194,8 +212,83 @@ test('what is not there, or does not run, is told of as clients of the cloud kno
   expect(await failure(down)).toMatchObject({
     message: expect.stringContaining('the agent "down" does not listen'),
   })
-  const later = await ask('/main/agents/hello?async=true', { method: 'POST' })
-  expect(later.status).toBe(501)
+})
+
+test('a POST with async=true is kept, and answered at once', async () => {
+  const sent = await ask('/main/agents/hello/deep/down?x=1&async=true&y=2', {
+    method: 'POST',
+    body: 'work',
+    headers: { 'idempotency-key': 'once', 'x-thread': '7' },
+  })
+  expect(sent.status).toBe(202)
+  expect(sent.headers.get('x-hutch-execution')).toBe('execution-1')
+  expect(await sent.json()).toEqual({ success: true })
+  const [{ request, ...call }] = kept.splice(0) as [AgentCall]
+  expect(call).toEqual({ workspace: 'main', name: 'hello', trigger: null, idempotencyKey: 'once' })
+  expect(request).toMatchObject({
+    method: 'POST',
+    path: '/deep/down',
+    search: '?x=1&y=2',
+    prefix: '/main/agents/hello',
+  })
+  expect(Buffer.from(request.body).toString()).toBe('work')
+  const headers = Object.fromEntries(request.headers)
+  expect(headers).toMatchObject({ 'x-thread': '7' })
+  expect(Object.keys(headers).filter((name) => /auth|content-length|connection/.test(name))).toEqual([])
+  const read = await ask('/main/agents/hello?async=true')
+  expect([read.status, (await failure(read)).message]).toEqual([400, expect.stringContaining('only a POST')])
+  expect(kept).toEqual([])
+})
+
+test('what was kept is asked as every other request is, and its answer told whole', async () => {
+  const call = agentCaller({ plane: () => ({ deployments, exchanges }), clock, log: silentLogger })
+  const request: AgentRequest = {
+    method: 'POST',
+    path: '/work',
+    search: '?deep=1',
+    headers: [['x-thread', '7']],
+    origin: 'http://localhost:4400',
+    prefix: '/main/agents/hello',
+    body: Buffer.from('input'),
+  }
+  const asked = (name: string, signal = new AbortController().signal) =>
+    call({ workspace: 'main', name }, request, 'execution-1', signal)
+  const echoed = await asked('hello')
+  expect(echoed).toMatchObject({ status: 200, failure: null, retry: false, retryAfterMs: null })
+  expect(JSON.parse(Buffer.from(echoed.body).toString())).toMatchObject({
+    method: 'POST',
+    path: '/work?deep=1',
+    headers: { 'x-thread': '7', 'x-hutch-execution': 'execution-1', 'content-length': '5' },
+    body: 'input',
+  })
+  answer = () => new Response('later', { status: 503, headers: { 'retry-after': '7' } })
+  expect(await asked('hello')).toMatchObject({ status: 503, failure: null, retry: true, retryAfterMs: 7000 })
+  answer = () => new Response(new Uint8Array(9 * 1024 * 1024))
+  expect(await asked('hello')).toMatchObject({
+    status: 502,
+    failure: { code: 'answer_too_large' },
+    retry: false,
+  })
+  expect(await asked('missing')).toMatchObject({
+    status: 404,
+    failure: { code: 'workload_not_found' },
+    retry: false,
+  })
+  expect(await asked('down')).toMatchObject({ status: 502, failure: { code: 'bad_gateway' }, retry: true })
+
+  const stopped = new AbortController()
+  const reached = Promise.withResolvers<AbortSignal>()
+  answer = async ({ signal }) => {
+    reached.resolve(signal)
+    await new Promise((resolve) => signal.addEventListener('abort', resolve))
+    return new Response()
+  }
+  const cancelled = asked('hello', stopped.signal).then(null, (error: unknown) => error)
+  const inside = await reached.promise
+  stopped.abort('cancelled')
+  await clock.turn(200)
+  expect(await cancelled).toBe('cancelled')
+  if (!inside.aborted) await new Promise((resolve) => inside.addEventListener('abort', resolve))
 })
 
 test('an answer is streamed as it comes', async () => {

@@ -1,5 +1,5 @@
 import type { RevisionLease } from '../../deployments/fleet/index.ts'
-import { type DeploymentKind, stickyCookieName } from '../../deployments/index.ts'
+import { type DeploymentKind, type Passing, stickyCookieName } from '../../deployments/index.ts'
 import type { ConsumedCredentials, RouteContext } from '../route.ts'
 import { splitUrl } from '../url.ts'
 import { checkRequestLength, type Exchanges } from './exchanges.ts'
@@ -19,7 +19,7 @@ export interface Acquired {
 /** Where requests to deployments find their instances. */
 export interface DeploymentSource {
   /** Asked before a credential is; no work. False for one that there is not. */
-  isPublic(workspace: string, kind: DeploymentKind, name: string): boolean
+  isOpen(workspace: string, kind: DeploymentKind, name: string, passing: Passing): boolean
   /** @throws workload_not_found, workload_unavailable */
   acquire(
     workspace: string,
@@ -41,7 +41,8 @@ export function runDeployment(
   target: Pick<
     DeploymentRequest,
     'workspace' | 'kind' | 'name' | 'timed' | 'acquire' | 'listens' | 'requestHeaders'
-  >,
+  > &
+    Partial<Pick<DeploymentRequest, 'path'>>,
   plane: DeploymentPlane,
 ): Promise<Response> {
   const { request, origin, consumed, upgrade } = context

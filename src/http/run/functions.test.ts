@@ -45,7 +45,7 @@ function acquired(index: number): Acquired {
 }
 
 const deployments: FunctionPlane['deployments'] = {
-  isPublic: () => false,
+  isOpen: () => false,
   acquire: async () => acquired(next),
   acquireInstance: async (_workspace, _kind, name, instanceId) => {
     const index = instanceIds.indexOf(instanceId)

@@ -41,8 +41,8 @@ export function functionRunRoutes(plane: FunctionPlane): Route[] {
       method: 'ALL',
       path: '/{workspace}/functions/{functionName}/{path*}',
       access: 'read',
-      isOpen: ({ workspace, functionName }) =>
-        plane.deployments.isPublic(workspace, 'function', functionName),
+      isOpen: ({ workspace, functionName, path }, { method }) =>
+        plane.deployments.isOpen(workspace, 'function', functionName, { path, method, isAsync: false }),
       errors: 'gateway',
       summary: 'A request to a function, such as an MCP server',
       tag: 'run',

@@ -1,0 +1,169 @@
+/** Requests to agents that are answered later: taken up here, made by the same way as every other. */
+import type { StoredTrigger } from '../../deployments/index.ts'
+import { PlatformError } from '../../errors.ts'
+import type { Clock } from '../../lib/clock.ts'
+import type { Logger } from '../../lib/log.ts'
+import {
+  type AgentAnswer,
+  type AgentRequest,
+  agentAnswerBytesMax,
+  agentRequestBytesMax,
+  type CallAgent,
+  type Triggers,
+} from '../../triggers/index.ts'
+import { readBytes } from '../body.ts'
+import { errorResponse } from '../errors.ts'
+import type { RouteContext } from '../route.ts'
+import { splitUrl } from '../url.ts'
+import { type DeploymentPlane, serveDeployment } from './deployments.ts'
+import { withoutParameters } from './proxy.ts'
+
+export type LaterCalls = Pick<Triggers['agents'], 'accept'>
+
+/** Which execution a request became. */
+const executionHeader = 'x-hutch-execution'
+const idempotencyHeader = 'idempotency-key'
+/** Of the connection that it came by, or told anew. */
+const leftBehind = new Set([
+  'content-length',
+  'connection',
+  'keep-alive',
+  'transfer-encoding',
+  'expect',
+  'te',
+])
+const asyncParameter = 'async'
+
+/** Answers once the request is kept; it is made after that. @throws what accepting it throws */
+export async function acceptLater(
+  context: Pick<RouteContext<unknown, unknown, unknown>, 'request' | 'origin' | 'consumed'>,
+  target: { workspace: string; name: string; trigger: StoredTrigger | null; path: string | null },
+  calls: LaterCalls,
+): Promise<Response> {
+  const { request, origin, consumed } = context
+  const { workspace, name, trigger } = target
+  const prefix = `/${workspace}/agents/${name}`
+  const { path, search } = splitUrl(request.url)
+  const below = path.split('/').slice(4).join('/')
+  const body = await readBytes(request, agentRequestBytesMax)
+  const left = new Set([...leftBehind, ...consumed.headers])
+  const { execution } = await calls.accept({
+    workspace,
+    name,
+    trigger,
+    request: {
+      method: request.method,
+      path: target.path ?? `/${below}`,
+      search: withoutParameters(search, [asyncParameter, ...consumed.query]),
+      headers: [...request.headers].filter(([header]) => !left.has(header)),
+      origin,
+      prefix,
+      body,
+    },
+    idempotencyKey: request.headers.get(idempotencyHeader),
+  })
+  return Response.json({ success: true }, { status: 202, headers: { [executionHeader]: execution.id } })
+}
+
+/** Makes kept requests, as if their clients asked now and waited for as long as it takes. */
+export function agentCaller(options: { plane: () => DeploymentPlane; clock: Clock; log: Logger }): CallAgent {
+  return async ({ workspace, name }, kept, executionId, signal) => {
+    try {
+      const answer = await serveDeployment(
+        {
+          request: requestOf(kept, signal),
+          path: kept.path,
+          search: kept.search,
+          publicOrigin: kept.origin,
+          publicPrefix: kept.prefix,
+          consumed: { headers: [], query: [] },
+          upgrade: null,
+          workspace,
+          kind: 'agent',
+          name,
+          timed: false,
+          requestHeaders: { [executionHeader]: executionId },
+        },
+        options.plane(),
+      )
+      return await wholeAnswer(answer, options.clock)
+    } catch (error) {
+      signal.throwIfAborted()
+      return await failedAnswer(error, executionId, options)
+    }
+  }
+}
+
+function requestOf(kept: AgentRequest, signal: AbortSignal): Request {
+  const { method, path, search, headers, origin, prefix, body } = kept
+  const sent = new Headers(headers)
+  // So that it passes in one piece.
+  sent.set('content-length', String(body.length))
+  return new Request(`${origin}${prefix}${path}${search}`, {
+    method,
+    headers: sent,
+    body: body as BodyInit,
+    signal,
+  })
+}
+
+/** @throws what reading it throws */
+async function wholeAnswer(response: Response, clock: Clock): Promise<AgentAnswer> {
+  const { status, headers } = response
+  const chunks: Uint8Array[] = []
+  let bytes = 0
+  for await (const chunk of response.body ?? []) {
+    bytes += chunk.length
+    if (bytes > agentAnswerBytesMax) return tooLarge()
+    chunks.push(chunk)
+  }
+  return {
+    status,
+    type: headers.get('content-type') ?? 'application/octet-stream',
+    body: Buffer.concat(chunks, bytes),
+    retryAfterMs: retryAfterOf(headers, clock.now()),
+    failure: null,
+    retry: status >= 500 || status === 429,
+  }
+}
+
+function tooLarge(): AgentAnswer {
+  const message = `the agent's answer is larger than ${agentAnswerBytesMax / 2 ** 20} MiB, the most that is told later`
+  return {
+    status: 502,
+    type: 'application/json',
+    body: Buffer.from(JSON.stringify({ error: { code: 'ANSWER_TOO_LARGE', status: 502, message } })),
+    retryAfterMs: null,
+    failure: { code: 'answer_too_large', message },
+    // The next one would be, too.
+    retry: false,
+  }
+}
+
+/** As a client that waited would be told. */
+async function failedAnswer(
+  error: unknown,
+  requestId: string,
+  { clock, log }: { clock: Clock; log: Logger },
+): Promise<AgentAnswer> {
+  const response = errorResponse(error, 'gateway', { log, now: clock.now(), requestId })
+  const body = await response.bytes()
+  const known = PlatformError.is(error) ? error : null
+  return {
+    status: response.status,
+    type: 'application/json',
+    body,
+    retryAfterMs: retryAfterOf(response.headers, clock.now()),
+    failure: {
+      code: known?.code ?? 'internal',
+      message: known?.message ?? 'Something failed in the platform',
+    },
+    retry: known?.retryable ?? true,
+  }
+}
+
+function retryAfterOf(headers: Headers, nowMs: number): number | null {
+  const text = headers.get('retry-after')?.trim() ?? ''
+  const ms = /^\d{1,9}$/.test(text) ? Number(text) * 1000 : Date.parse(text) - nowMs
+  return ms >= 0 ? ms : null
+}

@@ -1,0 +1,450 @@
+import { expect, setDefaultTimeout, test } from 'bun:test'
+import { verifyWebhookFromRequest } from '@blaxel/core'
+import { Deliveries } from '../deliveries/index.ts'
+import { TestReceiver } from '../deliveries/test-receiver.ts'
+import type { TriggerInput } from '../deployments/index.ts'
+import { TestDeployments } from '../deployments/test-host.ts'
+import { PlatformError } from '../errors.ts'
+import type { Execution } from '../executions/index.ts'
+import { TestExecutions } from '../executions/test-executions.ts'
+import { Dialer } from '../lib/dialer.ts'
+import { silentLogger } from '../lib/log.ts'
+import { createSecretBox } from '../lib/secret-box.ts'
+import type { Store } from '../spec/store.ts'
+import { eventually } from '../test-client.ts'
+import { type AgentAnswer, type AgentRequest, Triggers } from './index.ts'
+
+setDefaultTimeout(60_000)
+const minuteMs = 60_000
+const hourMs = 60 * minuteMs
+const secrets = createSecretBox(new Uint8Array(32).fill(5))
+
+interface Called {
+  name: string
+  request: AgentRequest
+  executionId: string
+  signal: AbortSignal
+}
+
+/** Triggers over real deployments and executions; the test is the agents. */
+class TestTriggers implements AsyncDisposable {
+  readonly called: Called[] = []
+  readonly receiver = new TestReceiver()
+  answer: (call: Called) => AgentAnswer | Promise<AgentAnswer> = () => said('done')
+  deliveries!: Deliveries
+  triggers!: Triggers
+
+  private constructor(
+    readonly host: TestDeployments,
+    readonly engine: TestExecutions,
+  ) {}
+
+  static async open(): Promise<TestTriggers> {
+    const test = new TestTriggers(await TestDeployments.open(), new TestExecutions())
+    await test.engine.start()
+    await test.#start()
+    return test
+  }
+
+  async #start(store: Store = this.host.store): Promise<void> {
+    const { host, engine } = this
+    const { executions } = engine
+    const dialer = new Dialer({ privateTargets: [], ownPorts: () => [], loopbackOpen: () => true })
+    this.deliveries = new Deliveries({ executions, dialer, secrets, clock: engine.clock, version: '1' })
+    this.triggers = new Triggers({
+      ...{ store, executions, secrets, deployments: host.deployments, deliveries: this.deliveries },
+      clock: host.clock,
+      log: silentLogger,
+      origin: () => 'http://localhost:4400',
+      call: async ({ name }, request, executionId, signal) => {
+        const call = { name, request, executionId, signal }
+        this.called.push(call)
+        return await this.answer(call)
+      },
+    })
+    await executions.open()
+    await this.triggers.open()
+    await this.triggers.settled()
+  }
+
+  /** As after kill -9, `downMs` later. */
+  async restart(downMs = 0, store?: Store): Promise<void> {
+    await this.triggers.close()
+    await this.engine.stop()
+    this.host.clock.advance(downMs)
+    await this.host.restart()
+    await this.engine.start()
+    await this.#start(store)
+    await this.pass(0)
+  }
+
+  /** While something of it is stuck for ever. */
+  async crash(): Promise<void> {
+    void this.triggers.close()
+    await this.engine.stop()
+    await this.host.restart()
+    await this.engine.start()
+    await this.#start()
+    await this.pass(0)
+  }
+
+  /** With everything that comes of it. */
+  async pass(ms: number): Promise<void> {
+    this.host.clock.advance(ms)
+    for (let round = 0; round < 3; round++) {
+      await this.host.clock.turn(0)
+      await this.triggers.settled()
+    }
+  }
+
+  async deploy(triggers: TriggerInput[], name = 'one'): Promise<void> {
+    const spec = { runtime: { image: 'sandbox/app:v1' }, triggers }
+    await this.host.deployments.create({ ...this.of(name), input: { spec }, upload: false, origin: '' })
+    await this.triggers.settled()
+  }
+
+  of(name = 'one') {
+    return { workspace: 'main', kind: 'agent' as const, name, actor: 'ada' }
+  }
+
+  async change(change: (triggers: TriggerInput[]) => TriggerInput[], name = 'one'): Promise<void> {
+    await this.host.deployments.triggers.change(this.of(name), (before) =>
+      change(before.map((trigger) => ({ ...trigger }))),
+    )
+    await this.triggers.settled()
+  }
+
+  get executions(): Execution[] {
+    return this.engine.executions.list('main', { source: 'agent' }, { sort: 'oldest' }).data
+  }
+
+  /** The moments that something was started for. */
+  get ticks(): (string | undefined)[] {
+    return this.executions.map(({ labels }) => labels.tick)
+  }
+
+  async accept(given: { body?: string; key?: string; name?: string; path?: string } = {}) {
+    const { body = 'work', key = null, name = 'one', path = '/' } = given
+    const [trigger = null] = await this.host.deployments.triggers.list(this.of())
+    return await this.triggers.agents.accept({
+      workspace: 'main',
+      name,
+      trigger,
+      request: {
+        method: 'POST',
+        path,
+        search: '?token=s3cret',
+        headers: [['cookie', 'session=s3cret']],
+        origin: 'http://localhost:4400',
+        prefix: `/main/agents/${name}`,
+        body: Buffer.from(body),
+      },
+      idempotencyKey: key,
+    })
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.triggers.close()
+    await this.engine[Symbol.asyncDispose]()
+    await this.host[Symbol.asyncDispose]()
+    await this.receiver[Symbol.asyncDispose]()
+  }
+}
+
+function said(text: string, rest: Partial<AgentAnswer> = {}): AgentAnswer {
+  const body = Buffer.from(text)
+  return { status: 200, type: 'text/plain', body, retryAfterMs: null, failure: null, retry: false, ...rest }
+}
+
+const refusal = (work: Promise<unknown>): Promise<string> =>
+  work.then(
+    () => 'nothing was refused',
+    (error) => (PlatformError.is(error) ? `${error.code} ${error.message}` : String(error)),
+  )
+
+const later = (configuration: Record<string, unknown> = {}): TriggerInput => ({
+  id: 'later',
+  type: 'http-async',
+  configuration,
+})
+const every = (schedule: string, configuration: Record<string, unknown> = {}): TriggerInput => ({
+  id: 'clock',
+  type: 'cron',
+  configuration: { schedule, ...configuration },
+})
+
+test('an agent is asked what was kept, and its answer is told to the address of the trigger', async () => {
+  await using test = await TestTriggers.open()
+  await test.deploy([later({ callbackUrl: test.receiver.url })])
+  test.answer = () => said('{"résult":"ok"}', { status: 201, type: 'application/json' })
+  const { execution } = await test.accept({ path: '/deep' })
+  expect(execution).toMatchObject({
+    source: 'agent',
+    target: { kind: 'agent', name: 'one' },
+    labels: { trigger: 'later' },
+  })
+  const { headers, body } = await test.receiver.nth(1)
+  expect(test.called).toMatchObject([
+    {
+      name: 'one',
+      executionId: execution.id,
+      request: { method: 'POST', path: '/deep', search: '?token=s3cret' },
+    },
+  ])
+  expect(Buffer.from(test.called[0]?.request.body ?? '').toString()).toBe('work')
+  expect(test.called[0]?.request.headers).toEqual([['cookie', 'session=s3cret']])
+  expect(verifyWebhookFromRequest({ headers, body }, 'secret-1')).toBe(true)
+  expect(headers['x-hutch-execution']).toBe(execution.id)
+  expect(JSON.parse(body)).toEqual({
+    status_code: 201,
+    response_body: '{"résult":"ok"}',
+    response_length: 16,
+    timestamp: Math.floor(test.host.clock.now() / 1000),
+  })
+  const ended = await test.engine.ended(execution.id)
+  expect(ended).toMatchObject({
+    status: 'succeeded',
+    note: { status_code: 201 },
+    resultType: 'application/json',
+  })
+  // What a client's headers and parameters hold is kept sealed.
+  expect(JSON.stringify(ended)).not.toContain('s3cret')
+})
+
+test('without a callback nobody is told', async () => {
+  await using test = await TestTriggers.open()
+  await test.deploy([])
+  const { execution } = await test.accept()
+  expect(await test.engine.ended(execution.id)).toMatchObject({ status: 'succeeded', labels: {} })
+  expect(test.deliveries.list('main', { limit: 10 }).data).toEqual([])
+})
+
+test('an agent that fails is told of as it answered, after as many tries as the trigger says', async () => {
+  await using test = await TestTriggers.open()
+  await test.deploy([later({ callbackUrl: test.receiver.url, retry: 2 })])
+  test.answer = () => said('overloaded', { status: 503, retry: true, retryAfterMs: 1 })
+  const { execution } = await test.accept()
+  const { body } = await test.receiver.nth(1)
+  expect(JSON.parse(body)).toMatchObject({ status_code: 503, response_body: 'overloaded' })
+  expect(test.called).toHaveLength(3)
+  expect(await test.engine.ended(execution.id)).toMatchObject({
+    status: 'failed',
+    error: { code: 'agent_error', message: 'the agent answered 503' },
+  })
+  // What the agent decided is not asked again.
+  test.answer = () => said('no', { status: 400 })
+  await test.accept()
+  expect(JSON.parse((await test.receiver.nth(2)).body)).toMatchObject({
+    status_code: 400,
+    response_body: 'no',
+  })
+  expect(test.called).toHaveLength(4)
+  // One that dies mid-way is told of by the platform.
+  const message = 'the server on port 8000 closed the connection before its answer was complete'
+  test.answer = () => said('{}', { status: 502, failure: { code: 'bad_gateway', message } })
+  await test.accept()
+  expect(JSON.parse((await test.receiver.nth(3)).body)).toMatchObject({
+    status_code: 502,
+    response_body: '{}',
+  })
+})
+
+test('at its time, or when it is cancelled, the request is given up and told of', async () => {
+  await using test = await TestTriggers.open()
+  await test.deploy([later({ callbackUrl: test.receiver.url, timeout: 300 })])
+  test.answer = ({ signal }) =>
+    new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason)))
+  const { execution } = await test.accept()
+  await eventually('it is asked', () => test.called.length === 1)
+  test.engine.clock.advance(300_000)
+  expect(JSON.parse((await test.receiver.nth(1)).body)).toMatchObject({
+    status_code: 504,
+    response_body: expect.stringContaining('300 seconds'),
+  })
+  expect(test.engine.executions.get('main', execution.id)?.status).toBe('timed_out')
+  expect(test.called[0]?.signal.aborted).toBe(true)
+  const second = await test.accept()
+  await eventually('it is asked', () => test.called.length === 2)
+  await test.engine.executions.cancel('main', second.execution.id, 'not needed')
+  expect(JSON.parse((await test.receiver.nth(2)).body)).toMatchObject({ status_code: 499 })
+  expect(test.called[1]?.signal.aborted).toBe(true)
+})
+
+test('a key that comes again is the same request, and none with another body', async () => {
+  await using test = await TestTriggers.open()
+  await test.deploy([later()])
+  const first = await test.accept({ key: 'one' })
+  const again = await test.accept({ key: 'one' })
+  expect([again.existing, again.execution.id]).toEqual([true, first.execution.id])
+  expect(await refusal(test.accept({ key: 'one', body: 'other' }))).toStartWith('conflict')
+  expect((await test.accept({ key: 'two' })).existing).toBe(false)
+  expect(await refusal(test.accept({ key: 'x'.repeat(256) }))).toContain(
+    'Idempotency-Key: 1 to 255 characters',
+  )
+  await eventually('both are done', () => test.executions.every(({ endedAt }) => endedAt !== null))
+  expect(test.called).toHaveLength(2)
+})
+
+test('what is unknown, or too large, is refused', async () => {
+  await using test = await TestTriggers.open()
+  await test.deploy([later()])
+  expect(await refusal(test.accept({ name: 'none' }))).toStartWith('workload_not_found')
+  expect(await refusal(test.accept({ body: 'x'.repeat(32 * 1024 * 1024 + 1) }))).toStartWith('body_too_large')
+  expect(test.executions).toEqual([])
+})
+
+test('a callback is signed with the secrets of its moment, also of what was accepted before', async () => {
+  await using test = await TestTriggers.open()
+  await test.deploy([later({ callbackUrl: test.receiver.url })])
+  const gate = Promise.withResolvers<AgentAnswer>()
+  test.answer = () => gate.promise
+  await test.accept()
+  await eventually('it is asked', () => test.called.length === 1)
+  await test.host.deployments.triggers.rotate(test.of(), 'later', 0)
+  gate.resolve(said('done'))
+  expect(verifyWebhookFromRequest(await test.receiver.nth(1), 'secret-2')).toBe(true)
+  // What its trigger accepted is told, when that is gone by then, too.
+  const second = Promise.withResolvers<AgentAnswer>()
+  test.answer = () => second.promise
+  await test.accept()
+  await eventually('it is asked', () => test.called.length === 2)
+  await test.change(() => [])
+  second.resolve(said('done'))
+  expect(verifyWebhookFromRequest(await test.receiver.nth(2), 'secret-2')).toBe(true)
+})
+
+test('what an agent was doing when the platform died is done again, and told once', async () => {
+  await using test = await TestTriggers.open()
+  await test.deploy([later({ callbackUrl: test.receiver.url })])
+  test.answer = ({ signal }) =>
+    new Promise((_, reject) => signal.addEventListener('abort', () => reject(signal.reason)))
+  const { execution } = await test.accept()
+  await eventually('it is asked', () => test.called.length === 1)
+  test.answer = () => said('at last')
+  await test.restart()
+  expect(JSON.parse((await test.receiver.nth(1)).body)).toMatchObject({ response_body: 'at last' })
+  expect(test.called.map(({ executionId }) => executionId)).toEqual([execution.id, execution.id])
+  expect(await test.engine.ended(execution.id)).toMatchObject({ status: 'succeeded', attempts: 1 })
+})
+
+test('an agent is asked by the clock', async () => {
+  await using test = await TestTriggers.open()
+  await test.deploy([every('30 * * * *', { path: '/tick', input: { n: 1 } })])
+  await test.pass(29 * minuteMs)
+  expect(test.ticks).toEqual([])
+  await test.pass(minuteMs)
+  expect(test.ticks).toEqual(['2030-01-01T12:30:00.000Z'])
+  await test.pass(hourMs)
+  expect(test.ticks).toEqual(['2030-01-01T12:30:00.000Z', '2030-01-01T13:30:00.000Z'])
+  await eventually('it is asked', () => test.called.length === 2)
+  expect(test.called[0]?.request).toMatchObject({
+    method: 'POST',
+    path: '/tick',
+    headers: [['content-type', 'application/json']],
+  })
+  expect(Buffer.from(test.called[0]?.request.body ?? '').toString()).toBe('{"n":1}')
+})
+
+test('moments are those of the zone', async () => {
+  await using test = await TestTriggers.open()
+  await test.deploy([every('0 9 * * *', { timezone: 'America/New_York' })])
+  await test.pass(2 * hourMs - 1)
+  expect(test.ticks).toEqual([])
+  await test.pass(1)
+  expect(test.ticks).toEqual(['2030-01-01T14:00:00.000Z'])
+})
+
+test('moments that were missed come once, the last of them, unless the trigger skips them', async () => {
+  await using test = await TestTriggers.open()
+  await test.deploy([every('0 * * * *')])
+  await test.deploy([every('0 * * * *', { missed: 'skip' })], 'two')
+  await test.restart(5.5 * hourMs)
+  expect(test.ticks).toEqual(['2030-01-01T17:00:00.000Z'])
+  expect(test.executions.map(({ target }) => target.name)).toEqual(['one'])
+  await test.restart()
+  expect(test.ticks).toHaveLength(1)
+  await test.pass(0.5 * hourMs)
+  expect(test.ticks.slice(1)).toEqual(['2030-01-01T18:00:00.000Z', '2030-01-01T18:00:00.000Z'])
+})
+
+test('a moment comes once, whenever the platform dies', async () => {
+  await using test = await TestTriggers.open()
+  await test.deploy([every('0 * * * *')])
+  // It dies after the request was kept, and before it is written that the moment came.
+  const dying = new Proxy(test.host.store, {
+    get(store, name) {
+      if (name === 'create' || name === 'update') return () => new Promise(() => {})
+      const value = Reflect.get(store, name)
+      return typeof value === 'function' ? value.bind(store) : value
+    },
+  })
+  await test.restart(0, dying)
+  test.host.clock.advance(hourMs)
+  await eventually('it was started', () => test.ticks.length === 1)
+  await test.crash()
+  expect(test.ticks).toEqual(['2030-01-01T13:00:00.000Z'])
+  await test.pass(hourMs)
+  expect(test.ticks).toEqual(['2030-01-01T13:00:00.000Z', '2030-01-01T14:00:00.000Z'])
+})
+
+test('a clock that is set back brings no moment twice', async () => {
+  await using test = await TestTriggers.open()
+  await test.deploy([every('0 * * * *')])
+  await test.pass(hourMs)
+  test.host.clock.jump(-30 * minuteMs)
+  await test.pass(30 * minuteMs)
+  await test.pass(minuteMs)
+  expect(test.ticks).toEqual(['2030-01-01T13:00:00.000Z'])
+})
+
+test('triggers are added, switched and deleted while all runs', async () => {
+  await using test = await TestTriggers.open()
+  await test.deploy([])
+  await test.change(() => [every('0 * * * *')])
+  await test.pass(hourMs)
+  expect(test.ticks).toHaveLength(1)
+  await test.change(([trigger]) => [{ ...trigger, enabled: false }])
+  await test.pass(2 * hourMs)
+  expect(test.ticks).toHaveLength(1)
+  // What passed while it was off was not missed.
+  await test.change(([trigger]) => [{ ...trigger, enabled: true }])
+  await test.pass(0)
+  expect(test.ticks).toHaveLength(1)
+  await test.change(() => [every('*/10 * * * *')])
+  await test.pass(10 * minuteMs)
+  expect(test.ticks).toHaveLength(2)
+  await test.change(() => [])
+  await test.pass(hourMs)
+  expect(test.ticks).toHaveLength(2)
+})
+
+test('what is deactivated is not asked, and what passed meanwhile was not missed', async () => {
+  await using test = await TestTriggers.open()
+  await test.deploy([every('0 * * * *')])
+  const enabled = (value: boolean) =>
+    test.host.deployments.update({
+      ...test.of(),
+      input: { spec: { enabled: value } },
+      upload: false,
+      origin: '',
+    })
+  await enabled(false)
+  await test.pass(hourMs)
+  await enabled(true)
+  await test.pass(0)
+  expect(test.ticks).toEqual([])
+  await test.pass(hourMs)
+  expect(test.ticks).toEqual(['2030-01-01T14:00:00.000Z'])
+})
+
+test('with a deployment goes what is kept of its triggers', async () => {
+  await using test = await TestTriggers.open()
+  await test.deploy([every('0 * * * *')])
+  await test.pass(hourMs)
+  const kept = async () => (await test.host.store.page({ kind: 'trigger_tick', workspace: 'main' })).total
+  expect(await kept()).toBe(1)
+  await test.host.deployments.remove('main', 'agent', 'one')
+  await eventually('nothing is left', async () => (await kept()) === 0)
+  await test.pass(hourMs)
+  expect(test.ticks).toHaveLength(1)
+})
