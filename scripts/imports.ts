@@ -18,6 +18,7 @@ const nouns = [
   'telemetry',
   'builds',
   'deployments',
+  'domains',
   'builder',
   'jobs',
   'memory',

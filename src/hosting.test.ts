@@ -40,12 +40,14 @@ const manifest = {
 describe.skipIf(why !== '')('hosting', () => {
   const clock = new HurriedClock()
   const registry = new TestRegistry()
+  const txt = new Map<string, string[][]>()
   let client: TestClient
   let sdk: typeof import('@blaxel/core')
   let ApplicationInstance: typeof ApplicationInstanceOf
 
   beforeAll(async () => {
-    client = await openTestClient({ dataDir: directory, clock, registries: [registry.host] })
+    const resolveTxt = async (name: string) => txt.get(name) ?? []
+    client = await openTestClient({ dataDir: directory, clock, registries: [registry.host], resolveTxt })
     sdk = await import('@blaxel/core')
     ApplicationInstance = sdk.ApplicationInstance
   })
@@ -285,6 +287,24 @@ describe.skipIf(why !== '')('hosting', () => {
       headers: { host: `site-main.app.localhost:${port}` },
     })
     expect(await byHost.text()).toBe('page')
+    const byOwn = (host: string) => fetch(`http://127.0.0.1:${port}/`, { headers: { host } })
+    expect((await byOwn('www.example.org')).status).toBe(421)
+    const registered = await client.request(
+      '/v0/applications/site/customdomains',
+      json('POST', { metadata: { name: 'example.org' }, spec: { type: 'applications' } }),
+    )
+    const { spec: domain } = (await registered.json()) as { spec: { txtRecords: Record<string, string> } }
+    const url = { domain: 'example.org', subdomain: 'www' }
+    const urls = json('PUT', { spec: { urls: [url] } })
+    expect((await client.request('/v0/applications/site', urls)).status).toBe(400)
+    for (const [name, value] of Object.entries(domain.txtRecords)) txt.set(name, [[value]])
+    expect((await client.request('/v0/customdomains/example.org/verify', json('POST', {}))).status).toBe(200)
+    const addressed = await client.request('/v0/applications/site', urls)
+    expect(await addressed.json()).toMatchObject({ spec: { urls: [url] } })
+    for (const host of ['www.example.org', 'WWW.Example.org:8080', 'example.org'])
+      expect(await (await byOwn(host)).text()).toBe('page')
+    expect((await byOwn('other.example.org')).status).toBe(421)
+    expect((await client.request('/v0/customdomains/example.org', { method: 'DELETE' })).status).toBe(409)
     const updated = await site.update({ envs: [{ name: 'NEW', value: '1' }] })
     await eventually('the next revision serves', async () => {
       const env = await (await fetch(`${client.url}/main/applications/site/env`)).json()
@@ -296,7 +316,13 @@ describe.skipIf(why !== '')('hosting', () => {
     ])
     expect((await ApplicationInstance.list()).map(({ name }) => name)).toEqual(['site'])
     const image = site.spec.image ?? ''
+    expect((await ApplicationInstance.get('site')).spec.urls).toEqual([url])
     const again = await ApplicationInstance.create({ name: 'twin', image, memory: 512 })
+    const taken = await client.request('/v0/applications/twin', urls)
+    expect([taken.status, await taken.text()]).toEqual([
+      409,
+      expect.stringContaining('application \\"site\\"'),
+    ])
     expect(again.name).toBe('twin')
     await eventually(
       'the twin answers',
@@ -304,6 +330,8 @@ describe.skipIf(why !== '')('hosting', () => {
     )
     await ApplicationInstance.delete('twin')
     await site.delete()
+    expect((await byOwn('www.example.org')).status).toBe(421)
+    expect((await client.request('/v0/customdomains/example.org', { method: 'DELETE' })).status).toBe(200)
     const gone = await client.request('/v0/applications/site')
     expect(gone.status).toBe(404)
   })

@@ -38,6 +38,7 @@ beforeAll(async () => {
     runtime: fakeRuntime(),
     port: 0,
     logLevel: 'error',
+    resolveTxt: async () => [],
   })
   document = (await (await platform.request('/v0/openapi.json')).json()) as Document
 })
@@ -228,6 +229,10 @@ test('what the document says of each operation is what is asked for and answered
     await call(`GET ${item}/revisions`, one)
     if (plural !== 'applications') await callTriggers(item, one, plural === 'agents')
     for (const version of ['2026-04-16', '2026-04-28']) await call(`GET /${plural}`, {}, { version })
+    if (plural === 'applications') {
+      const domain = { metadata: { name: 'app.example.com' }, spec: { type: 'applications' } }
+      await call(`POST ${item}/customdomains`, one, { json: domain })
+    }
     await call(`DELETE ${item}`, one)
     expect((await call(`GET ${item}`, one)).status).toBe(404)
   }
@@ -269,6 +274,17 @@ test('what the document says of each operation is what is asked for and answered
   const { body: found } = await call('GET /sandboxes/{sandboxName}', box)
   await call('PUT /sandboxes/{sandboxName}', box, { json: found as object })
   await call('GET /sandboxes/by-external-id/{externalId}', { externalId: 'mine' })
+
+  const example = { domainName: 'example.com' }
+  const registered = { metadata: { name: 'example.com', labels }, spec: { domainType: 'applications' } }
+  await call('POST /customdomains', {}, { json: registered })
+  await call('GET /customdomains')
+  for (const way of ['GET', 'DELETE']) {
+    if (way === 'DELETE') await call('PUT /customdomains/{domainName}', example, { json: registered })
+    await call(`${way} /customdomains/{domainName}`, example)
+  }
+  await call('POST /customdomains', {}, { json: registered })
+  await call('POST /customdomains/{domainName}/verify', example)
 
   const preview = { ...box, previewName: 'web' }
   const page = { port: 3000, public: false, responseHeaders: { 'X-A': 'b' } }

@@ -15,6 +15,7 @@ import { Deliveries, newCallbackSecret } from './deliveries/index.ts'
 import { Fleet } from './deployments/fleet/index.ts'
 import { ApplicationForks, Deployments, deploymentKinds, RevisionImages } from './deployments/index.ts'
 import type { StdioProbes } from './deployments/stdio/index.ts'
+import { Domains } from './domains/index.ts'
 import { PlatformError } from './errors.ts'
 import { Executions } from './executions/index.ts'
 import { HelperLayers } from './guest/index.ts'
@@ -22,6 +23,7 @@ import { createApp } from './http/app.ts'
 import { apiKeyRoutes } from './http/control/api-keys.ts'
 import { deliveryRoutes } from './http/control/deliveries.ts'
 import { deploymentRoutes } from './http/control/deployments.ts'
+import { domainRoutes } from './http/control/domains.ts'
 import { executionRoutes } from './http/control/executions.ts'
 import { imageRoutes } from './http/control/images.ts'
 import { jobRoutes } from './http/control/jobs.ts'
@@ -89,6 +91,8 @@ export interface PlatformOptions extends Partial<Omit<Config, 'runtime'>> {
   runtime?: RuntimeName | Runtime
   clock?: Clock
   log?: Logger
+  /** Looks up TXT records by which domains are verified; default: with the resolvers of this host. */
+  resolveTxt?: (name: string) => Promise<string[][]>
 }
 
 export interface Platform extends AsyncDisposable {
@@ -118,6 +122,9 @@ const requestGraceMs = 2_000
 /** Disk that is kept for the platform's own writing on a full one, and what else must be free for it to be taken. */
 const diskReserveMb = 64
 const diskFreeMbMin = 256
+/** Of a look for a TXT record, which somebody waits for. */
+const txtTimeoutMs = 3_000
+const txtTries = 2
 
 /**
  * Opens a platform; nothing of it stays behind when it rejects.
@@ -125,7 +132,13 @@ const diskFreeMbMin = 256
  * runtime cannot work here
  */
 export async function createPlatform(options: PlatformOptions = {}): Promise<Platform> {
-  const { runtime: driver = 'namespace', clock = systemClock, log: givenLog, ...settings } = options
+  const {
+    runtime: driver = 'namespace',
+    clock = systemClock,
+    log: givenLog,
+    resolveTxt = lookUpTxt,
+    ...settings
+  } = options
   const temporary = options.dataDir === temporaryDataDir
   const dataDir = temporary ? mkdtempSync(join(tmpdir(), 'hutch-')) : (settings.dataDir ?? dataDirDefault())
   const config: Config = {
@@ -325,6 +338,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
       checkAddress: (field, url) => deliveries.checkAddress(field, url, { loopback: true }),
       newSecret: newCallbackSecret,
     },
+    checkUrls: (workspace, urls) => domains.checkUrls(workspace, urls),
     ...region,
   })
   opened.defer(() => deployments.close())
@@ -352,7 +366,17 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
     ...(config.url === null ? {} : { publicUrl: config.url }),
   })
   const ownsHost = (host: string) => hosts.owns(host)
-  const previews = new Previews({ store, sandboxes, secrets, clock, log, domain, ownsHost })
+  const domains = new Domains({
+    ...{ store, clock, ownsHost },
+    resolveTxt,
+    userOf: (workspace, name) => deployments.domainUser(workspace, name),
+  })
+  workspaces.onDelete((workspace) => domains.removal(workspace))
+  const heldElsewhere = (workspace: string, host: string) =>
+    ![null, workspace].includes(domains.holderOf(host)?.workspace ?? null)
+  const previews = new Previews({
+    ...{ store, sandboxes, secrets, clock, log, domain, ownsHost, heldElsewhere },
+  })
   const schedules = new Schedules({ store, sandboxes, secrets, clock, log })
   opened.defer(() => previews.close())
   opened.defer(() => sandboxes.close())
@@ -367,6 +391,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   // What instances and snapshots of an earlier life stand on must not go while another platform of this host freezes anew.
   await host.retain([...instances.roots(), ...snapshots.roots()].map(({ root }) => root))
   builder.open()
+  await domains.open()
   await deployments.load()
   fleet.open()
   await deployments.open()
@@ -398,7 +423,18 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
     jobs.start(workspace, name, { tasks }, { key, digest: key }),
   )
   const bridge = opened.use(new LazyMcpBridge({ clock, log }))
-  const applications = new ApplicationGateway({ ...plane, domains: config.domains })
+  const applications = new ApplicationGateway({
+    ...plane,
+    domains: config.domains,
+    findHost(host) {
+      const holder = domains.holderOf(host)
+      if (holder === null) return null
+      const { workspace, application } = holder
+      const own = host === holder.domain ? application : null
+      const name = deployments.applicationAt(workspace, host) ?? own
+      return name !== null && deployments.isKnown(workspace, 'application', name) ? { workspace, name } : null
+    },
+  })
   const gateway = new PreviewGateway({ previews, sandboxes, domains: config.domains, api, log })
   const readiness = new Readiness({ store, runtime, clock, log })
   const app = createApp({
@@ -422,6 +458,10 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
       ...previewRoutes({ previews }),
       ...schedulesRoutes({ schedules, clock, log }),
       ...deploymentRoutes({ deployments, log }),
+      ...domainRoutes({
+        domains,
+        requireApplication: (workspace, name) => deployments.get(workspace, 'application', name),
+      }),
       ...executionRoutes({ executions }),
       ...triggerRoutes({ deployments, log }),
       ...deliveryRoutes(deliveries),
@@ -533,6 +573,11 @@ function isOfThisHostAlone({ hosts, trustedProxies, url }: Config): boolean {
     trustedProxies.length === 0 &&
     (url === null || isLoopbackHost(new URL(url).host))
   )
+}
+
+async function lookUpTxt(name: string): Promise<string[][]> {
+  const { Resolver } = await import('node:dns/promises')
+  return await new Resolver({ timeout: txtTimeoutMs, tries: txtTries }).resolveTxt(name)
 }
 
 function freeBytesOf(directory: string): number {

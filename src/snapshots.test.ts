@@ -112,6 +112,11 @@ describe('what there is, what is refused', () => {
     await expectRefusal(sandbox.fork('No Name'), 400, 'metadata.name "No Name" is not valid')
     await expectRefusal(sandbox.fork('app', { targetType: 'application' }), 400, 'nothing ran in the sandbox')
     await expectRefusal(
+      sandbox.fork('app', { targetType: 'application', prefix: 'www' }),
+      400,
+      'prefix: it stands before customDomain',
+    )
+    await expectRefusal(
       snapshot.fork('app', { targetType: 'application' }),
       400,
       'nothing ran in the sandbox',
@@ -352,6 +357,10 @@ describe.skipIf(why !== '')('real machines', () => {
     const held = await refusal(Snapshot.delete(snapshotId))
     expect([held.code, held.message]).toEqual([409, expect.stringContaining('the application site')])
 
+    const elsewhere = await refusal(
+      box.fork('site', { targetType: 'application', customDomain: 'example.org', prefix: 'www' }),
+    )
+    expect([elsewhere.code, elsewhere.message]).toEqual([400, expect.stringContaining('register it first')])
     const second = await box.fork('site', { targetType: 'application', traffic: 100 })
     await deployed(2)
     expect(await page()).toBe("hello it's two")

@@ -57,6 +57,21 @@ export const kinds: readonly Kind[] = [
     runs: true,
   },
   {
+    kind: 'CustomDomain',
+    singular: 'customdomain',
+    plural: 'customdomains',
+    aliases: ['domain', 'domains'],
+    collection: () => '/customdomains',
+    parents: [],
+    columns: [
+      name,
+      ['STATUS', (resource) => text(at(resource, 'spec.status'))],
+      ['TXT RECORD', (resource) => records(resource).join(' ')],
+      created,
+    ],
+    apply: 'create',
+  },
+  {
     kind: 'Image',
     singular: 'image',
     plural: 'images',
@@ -141,6 +156,12 @@ function deployment(kind: string, singular: string, aliases: string[], apply: 'c
     runs: true,
     revisions: true,
   }
+}
+
+/** The TXT records that show whose a domain is, `NAME VALUE` each. */
+export function records(resource: Resource): string[] {
+  const found = at(resource, 'spec.txtRecords') ?? {}
+  return Object.entries(found as Record<string, string>).map(([name, value]) => `${name} ${value}`)
 }
 
 /** Of what serves, which after a rollback is not what was deployed last; else what is to be. */

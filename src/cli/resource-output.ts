@@ -1,6 +1,6 @@
 import type { Resource } from '../client/index.ts'
 import { UsageError } from './command.ts'
-import { at, imageOf, type Kind } from './kinds.ts'
+import { at, imageOf, type Kind, records } from './kinds.ts'
 import { age, paint, print, printable, printJson, span, table } from './output.ts'
 
 export type Format = 'table' | 'json' | 'yaml' | 'pretty'
@@ -65,7 +65,7 @@ export function describe(resource: Resource): void {
   const expiresIn = resource.expiresIn as number | undefined
   const rows: [string, unknown][] = [
     ['name', metadata?.name ?? resource.name],
-    ['status', statusOf(resource) ?? metadata?.status],
+    ['status', statusOf(resource) ?? metadata?.status ?? at(resource, 'spec.status')],
     ['state', resource.state],
     ['serves', routing(at(resource, 'spec.revision'))],
     ['image', imageOf(resource)],
@@ -77,6 +77,9 @@ export function describe(resource: Resource): void {
     ['external id', metadata?.externalId],
     ['labels', labels.map(([key, value]) => `${key}=${value}`).join(', ')],
     ['url', metadata?.url ?? at(resource, 'spec.url')],
+    ['urls', hosts(at(resource, 'spec.urls'))],
+    ['txt record', records(resource).join(', ')],
+    ['error', at(resource, 'spec.verificationError')],
     ['created', metadata?.createdAt ?? resource.createdAt],
     ['updated', metadata?.updatedAt],
     ['deleted', expiresIn === undefined ? undefined : `in ${span(expiresIn)}`],
@@ -121,6 +124,11 @@ function routing(revision: unknown): string | undefined {
   }
   if (active === undefined) return undefined
   return canary === undefined ? active : `${active}, and ${canary} ${canaryPercent}% of the requests`
+}
+
+function hosts(urls: unknown): string | undefined {
+  if (!Array.isArray(urls)) return undefined
+  return urls.map(({ domain, subdomain }) => (subdomain ? `${subdomain}.${domain}` : domain)).join(', ')
 }
 
 function megabytes(count: unknown): string | undefined {

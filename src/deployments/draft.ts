@@ -13,7 +13,7 @@ import {
 import { defined } from '../lib/defined.ts'
 import { type EnvInput, envsOf } from '../lib/environment.ts'
 import { type DeploymentKind, type Transport, transports } from './kinds.ts'
-import type { DeploymentSpec } from './record.ts'
+import { type ApplicationUrl, type DeploymentSpec, hostOf } from './record.ts'
 import type { ApplicationInput, JobInput, RoutingInput, WorkloadInput } from './schema.ts'
 import { type TaskSettings, taskSettings } from './task-settings.ts'
 import { triggersOf } from './triggers.ts'
@@ -23,6 +23,7 @@ const memoryMbMin = 128
 const maxScaleDefault = 10
 const scaleMax = 100
 const portsMax = 10
+const urlsMax = 50
 const stickySecondsMax = 30 * 24 * 60 * 60
 const externalIdPattern = /^[A-Za-z0-9-]{1,64}$/
 const generations = ['mk2', 'mk3']
@@ -123,7 +124,6 @@ export function jobDraft(input: JobInput, options: DraftOptions): DeploymentDraf
 /** @throws bad_request that names the field, not_implemented */
 export function applicationDraft(input: ApplicationInput, options: DraftOptions): DeploymentDraft {
   const spec = input.spec ?? {}
-  refuse('spec.urls', spec.urls, 'custom domains of applications')
   refuse('spec.extensions', Object.keys(spec.extensions ?? {}), 'extensions of applications')
   if (spec.proxy) {
     throw new PlatformError(
@@ -149,7 +149,9 @@ export function applicationDraft(input: ApplicationInput, options: DraftOptions)
     },
     options,
   )
-  return draft
+  // A deployment of the code is none of where it is reached.
+  const urls = spec.urls ? urlsOf(spec.urls) : options.previous?.spec.urls
+  return { ...draft, spec: { ...draft.spec, ...defined({ urls }) } }
 }
 
 /**
@@ -276,6 +278,20 @@ function transportOf(given: string): Transport {
   if (!transport)
     throw badRequest(`spec.runtime.transport: ${quoted(given)} is not one of ${transports.join(', ')}`)
   return transport
+}
+
+function urlsOf(given: { domain: string; subdomain?: string | null }[]): ApplicationUrl[] {
+  if (given.length > urlsMax) throw badRequest(`spec.urls: ${given.length} urls, at most ${urlsMax}`)
+  const urls = given.map(({ domain, subdomain }) => ({
+    domain: domain.toLowerCase(),
+    ...defined({ subdomain: subdomain?.toLowerCase() || undefined }),
+  }))
+  const seen = new Set<string>()
+  for (const host of urls.map(hostOf)) {
+    if (seen.has(host)) throw badRequest(`spec.urls: ${quoted(host)} is there twice`)
+    seen.add(host)
+  }
+  return urls
 }
 
 function portsOf(given: NonNullable<Asked['ports']>): NonNullable<DeploymentSpec['ports']> {

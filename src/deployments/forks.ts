@@ -1,4 +1,3 @@
-import { PlatformError } from '../errors.ts'
 import { badRequest, checkName } from '../lib/checks.ts'
 import {
   type ForkAnswer,
@@ -8,6 +7,16 @@ import {
   snapshotReference,
 } from '../sandboxes/index.ts'
 import type { Deployments } from './index.ts'
+import type { ApplicationUrl } from './record.ts'
+
+function withUrl(
+  urls: readonly ApplicationUrl[],
+  url: { domain: string; subdomain: string | null },
+): { domain: string; subdomain?: string | null }[] {
+  const host = (one: { domain: string; subdomain?: string | null }) =>
+    `${one.subdomain || ''} ${one.domain}`.toLowerCase()
+  return urls.some((one) => host(one) === host(url)) ? [...urls] : [...urls, url]
+}
 
 /** Sandboxes that become applications: a revision with the files of one, and as its program what ran there. */
 export class ApplicationForks {
@@ -35,13 +44,11 @@ export class ApplicationForks {
     const given = input.targetName || input.target_name
     if (!given) throw badRequest('targetName is missing: how the application is to be called')
     const name = checkName(given)
-    for (const field of ['customDomain', 'prefix'] as const) {
-      if (input[field])
-        throw new PlatformError(
-          'not_implemented',
-          `${field}: there are no custom domains of applications on this platform yet; leave it out`,
-        )
-    }
+    const { customDomain, prefix } = input
+    if (prefix && !customDomain)
+      throw badRequest(
+        'prefix: it stands before customDomain, which is missing: a verified domain of this workspace',
+      )
     const existing = await this.#deployments.find(workspace, 'application', name)
     const { snapshot, env } = await this.#snapshots.forDeployment(
       workspace,
@@ -60,6 +67,14 @@ export class ApplicationForks {
           memory: input.memory ?? spec.memoryMb,
           port: input.port ?? spec.ports?.[0]?.target ?? null,
           envs: [...envs, ...(input.envs ?? [])],
+          ...(customDomain
+            ? {
+                urls: withUrl(existing?.body.spec.urls ?? [], {
+                  domain: customDomain,
+                  subdomain: prefix ?? null,
+                }),
+              }
+            : {}),
           ...(typeof input.traffic === 'number' ? { revision: { traffic: input.traffic } } : {}),
         },
       },

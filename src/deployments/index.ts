@@ -21,8 +21,10 @@ import { type JobRun, JobRuns } from './job-runs.ts'
 import { type DeploymentKind, deploymentKinds, kindFacts } from './kinds.ts'
 import { type CallbackRules, DeploymentTriggers, type TriggerChange } from './own-triggers.ts'
 import {
+  type ApplicationUrl,
   beingDeleted,
   type DeploymentBody,
+  hostOf,
   noTraffic,
   type Revision,
   revisionOf,
@@ -111,6 +113,8 @@ export interface DeploymentsOptions {
   callbacks: CallbackRules
   /** Applications have addresses below these; absent: by path alone. */
   domains?: string[]
+  /** Whether a workspace may use such names; absent: none may. @throws bad_request that names the field */
+  checkUrls?: (workspace: string, urls: ApplicationUrl[]) => Promise<void>
   /** In [0, 1): decides who meets a canary. */
   random?: () => number
 }
@@ -151,6 +155,7 @@ export class Deployments {
   readonly #memoryMbMax: number
   readonly #region: string | undefined
   readonly #domains: string[]
+  readonly #checkUrls: DeploymentsOptions['checkUrls']
   readonly #background: Background
   /** Of a deployment: who changes what it is to be waits for its turn. */
   readonly #turns = new KeyedLock()
@@ -169,6 +174,7 @@ export class Deployments {
     this.#memoryMbMax = options.memoryMbMax ?? memoryMbMaxDefault
     this.#region = options.region
     this.#domains = options.domains ?? []
+    this.#checkUrls = options.checkUrls
     this.#rollouts = new Rollouts({
       records: this.#records,
       sealing: this.#sealing,
@@ -227,6 +233,7 @@ export class Deployments {
       // Nobody reads what one of this name before wrote.
       await this.#logs.remove(workspace, kindFacts[kind].plural, name)
       const draft = this.#draftOf(asked, null)
+      await this.#admitUrls(asked, draft)
       const uid = sortableId(this.#clock.now())
       const { image, ...spec } = draft.spec
       const { states, revealed } = await this.triggers.statesOf({ uid, spec: {} }, spec.triggers ?? [])
@@ -270,6 +277,7 @@ export class Deployments {
         throw badRequest(`metadata.name: ${kind}s cannot be renamed; send "${name}" or leave it out`)
       }
       const draft = this.#draftOf(asked, existing)
+      await this.#admitUrls(asked, draft)
       const revision = await this.#next.next(asked, existing.body, draft)
       const before = existing.body.state
       const { states, revealed } = await this.triggers.statesOf(existing.body, draft.spec.triggers ?? [])
@@ -431,6 +439,19 @@ export class Deployments {
     })
   }
 
+  /** Which application of a workspace has a host of its own; null: none. No work. */
+  applicationAt(workspace: string, host: string): string | null {
+    return this.#table.applicationAt(workspace, host)
+  }
+
+  /** Which application has a host at a domain or below it; null: none. */
+  domainUser(workspace: string, domain: string): string | null {
+    for (const { workspace: its, name, hosts } of this.#table.every())
+      if (its === workspace && hosts.some((host) => host === domain || host.endsWith(`.${domain}`)))
+        return name
+    return null
+  }
+
   /** Which of them stands on an image, or a snapshot, as people call it; null: none does. */
   userOf(workspace: string, image: string): string | null {
     for (const entry of this.#table.every())
@@ -469,6 +490,23 @@ export class Deployments {
   #changed(deployment: StoredDeployment): void {
     this.#table.set(deployment)
     for (const watcher of this.#watchers) watcher(deployment)
+  }
+
+  /** @throws bad_request, conflict */
+  async #admitUrls({ workspace, name }: DeploymentInput, { spec }: DeploymentDraft): Promise<void> {
+    const { urls = [] } = spec
+    if (urls.length === 0) return
+    if (!this.#checkUrls)
+      throw new PlatformError('not_implemented', 'spec.urls: this platform has no custom domains')
+    await this.#checkUrls(workspace, urls)
+    for (const host of urls.map(hostOf)) {
+      const other = this.#table.applicationAt(workspace, host)
+      if (other !== null && other !== name)
+        throw new PlatformError(
+          'conflict',
+          `spec.urls: "${host}" is an address of the application "${other}"`,
+        )
+    }
   }
 
   /** @throws usage_limit_exceeded */

@@ -89,8 +89,15 @@ export interface DeploymentSpec extends RevisionSpec {
   ports?: { name?: string; target: number; protocol: string }[]
   repository?: { type?: string; url?: string }
   triggers?: StoredTrigger[]
+  /** Host names of its own, below domains of the workspace; applications alone. */
+  urls?: ApplicationUrl[]
   /** Seconds that a client stays with the revision it met first; 0: it does not. */
   stickySessionTtl: number
+}
+
+export interface ApplicationUrl {
+  domain: string
+  subdomain?: string
 }
 
 export interface DeploymentBody {
@@ -122,6 +129,10 @@ export interface DeploymentBody {
 export type StoredDeployment = Resource<DeploymentBody>
 
 export const noTraffic: Traffic = { active: null, canary: null, canaryPercent: 0 }
+
+export function hostOf({ domain, subdomain }: ApplicationUrl): string {
+  return subdomain === undefined ? domain : `${subdomain}.${domain}`
+}
 
 export function kindOf(deployment: StoredDeployment): DeploymentKind {
   return deployment.kind as DeploymentKind

@@ -138,7 +138,7 @@ export const applicationInputSchema = z.looseObject({
           }),
         )
         .nullish(),
-      urls: z.array(z.unknown()).nullish(),
+      urls: z.array(z.looseObject({ domain: z.string(), subdomain: z.string().nullish() })).nullish(),
     })
     .nullish(),
 })
@@ -267,6 +267,7 @@ export const applicationSchema = z.object({
     envs: z.array(env).optional(),
     revision: routing.optional(),
     revisions: z.array(applicationRevisionSchema).optional(),
+    urls: z.array(z.object({ domain: z.string(), subdomain: z.string().optional() })).optional(),
   }),
   nodeGeneration: z.string(),
   status,

@@ -1,6 +1,6 @@
 import { type Gates, gatesOf } from './gates.ts'
 import type { DeploymentKind, Transport } from './kinds.ts'
-import { type DeploymentBody, kindOf, type StoredDeployment, type Traffic } from './record.ts'
+import { type DeploymentBody, hostOf, kindOf, type StoredDeployment, type Traffic } from './record.ts'
 
 /** What a request needs to know of a deployment, without a look at its record. */
 export interface TableEntry {
@@ -21,11 +21,15 @@ export interface TableEntry {
   images: Set<string>
   /** Of the images that its revisions stand on. */
   digests: string[]
+  /** Of its own, of applications. */
+  hosts: string[]
 }
 
 /** Every deployment as it is served, kept as its record changes. */
 export class DeploymentTable {
   readonly #entries = new Map<string, TableEntry>()
+  /** Names of applications by workspace and host. */
+  readonly #hosts = new Map<string, string>()
 
   get(workspace: string, kind: DeploymentKind, name: string): TableEntry | null {
     return this.#entries.get(keyOf(workspace, kind, name)) ?? null
@@ -37,6 +41,9 @@ export class DeploymentTable {
     const kind = kindOf(deployment)
     const known = this.get(workspace, kind, name)
     if (known?.uid === body.uid && known.version >= version) return
+    if (known !== null) this.#leaveHosts(known)
+    const hosts = body.state === 'deleting' ? [] : (body.spec.urls ?? []).map(hostOf)
+    for (const host of hosts) this.#hosts.set(`${workspace}/${host}`, name)
     this.#entries.set(keyOf(workspace, kind, name), {
       workspace,
       kind,
@@ -62,7 +69,13 @@ export class DeploymentTable {
         body.state === 'deleting'
           ? []
           : body.revisions.flatMap(({ digest }) => (digest === undefined ? [] : [digest])),
+      hosts,
     })
+  }
+
+  /** Which application of a workspace has this host; null: none. */
+  applicationAt(workspace: string, host: string): string | null {
+    return this.#hosts.get(`${workspace}/${host}`) ?? null
   }
 
   every(): Iterable<TableEntry> {
@@ -70,7 +83,14 @@ export class DeploymentTable {
   }
 
   delete({ workspace, kind, name }: { workspace: string; kind: string; name: string }): void {
+    const known = this.get(workspace, kind as DeploymentKind, name)
+    if (known !== null) this.#leaveHosts(known)
     this.#entries.delete(keyOf(workspace, kind as DeploymentKind, name))
+  }
+
+  #leaveHosts({ workspace, name, hosts }: TableEntry): void {
+    for (const host of hosts)
+      if (this.applicationAt(workspace, host) === name) this.#hosts.delete(`${workspace}/${host}`)
   }
 }
 

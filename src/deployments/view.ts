@@ -135,6 +135,7 @@ export function applicationView(
         envs: envsView(spec.envs, options.env),
         revision: routingOf(body),
         revisions: body.revisions.length > 0 ? body.revisions.map(applicationRevisionView) : undefined,
+        urls: spec.urls,
       }),
     },
     nodeGeneration: 'mk3.1',

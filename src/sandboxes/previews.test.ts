@@ -157,6 +157,12 @@ test('a custom domain has one holder; force takes it, but never from another wor
     force: true,
   })
   expect(await failure(steal)).toMatchObject({ code: 'conflict' })
+  const held = { customDomain: 'app.held.example' }
+  expect((await create('held', held)).spec.customDomain).toBe('app.held.example')
+  const below = platform.previews.create('other', 'box', input('d', { customDomain: 'b.held.example' }), {
+    actor,
+  })
+  expect((await failure(below)).message).toContain('below a domain of another workspace')
 })
 
 test('of previews of several sandboxes that ask for one custom domain at once, one gets it', async () => {

@@ -51,6 +51,8 @@ export interface PreviewsOptions {
   domain: string
   /** Whether a name is the platform's own, so that no preview can be reached by it. */
   ownsHost: (host: string) => boolean
+  /** Whether a name is below a domain that another workspace has shown to be its own. */
+  heldElsewhere?: (workspace: string, host: string) => boolean
 }
 
 export class Previews {
@@ -60,6 +62,7 @@ export class Previews {
   readonly #clock: Clock
   readonly #domain: string
   readonly #ownsHost: (host: string) => boolean
+  readonly #heldElsewhere: (workspace: string, host: string) => boolean
   readonly #deadlines: Deadlines
   readonly #targets: PreviewTargets
   readonly #tokens: PreviewTokens
@@ -73,6 +76,7 @@ export class Previews {
     this.#clock = options.clock
     this.#domain = options.domain
     this.#ownsHost = options.ownsHost
+    this.#heldElsewhere = options.heldElsewhere ?? (() => false)
     this.#targets = new PreviewTargets(options)
     this.#tokens = new PreviewTokens({ ...options, targets: this.#targets })
     this.#deadlines = new Deadlines({ clock: options.clock, log: options.log, due: (key) => this.#due(key) })
@@ -349,6 +353,12 @@ export class Previews {
     force: boolean,
   ): Promise<BatchStep[]> {
     if (customDomain === undefined) return []
+    if (this.#heldElsewhere(workspace, customDomain)) {
+      throw new PlatformError(
+        'conflict',
+        `spec.customDomain: "${customDomain}" is below a domain of another workspace`,
+      )
+    }
     const holders = await this.#store.find<PreviewBody>({
       kind: previewKind,
       index: 'customDomain',

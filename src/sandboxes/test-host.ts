@@ -370,7 +370,9 @@ export class TestSite implements AsyncDisposable {
       ...(region === undefined ? {} : { region }),
     })
     const ownsHost = (host: string) => host === 'hutch.example' || host.endsWith('.hutch.example')
-    const previews = new Previews({ ...shared, sandboxes, domain: 'localhost', ownsHost })
+    const heldElsewhere = (workspace: string, host: string) =>
+      workspace !== 'main' && host.endsWith('.held.example')
+    const previews = new Previews({ ...shared, sandboxes, domain: 'localhost', ownsHost, heldElsewhere })
     const snapshots = new Snapshots({ ...shared, sandboxes, instances })
     await instances.recover()
     await snapshots.open()

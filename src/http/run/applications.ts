@@ -13,10 +13,19 @@ const anyRequest = { path: '', method: 'GET', isAsync: false }
 export class ApplicationGateway {
   readonly #plane: DeploymentPlane
   readonly #suffixes: string[]
+  readonly #findHost: (host: string) => { workspace: string; name: string } | null
 
-  /** Applications by host name are `<name>-<workspace>.app.<domain>`. */
-  constructor({ domains, ...plane }: DeploymentPlane & { domains: string[] }) {
+  /** Applications by host name are `<name>-<workspace>.app.<domain>`; `findHost` knows those by hosts of their own. */
+  constructor({
+    domains,
+    findHost,
+    ...plane
+  }: DeploymentPlane & {
+    domains: string[]
+    findHost?(host: string): { workspace: string; name: string } | null
+  }) {
     this.#plane = plane
+    this.#findHost = findHost ?? (() => null)
     this.#suffixes = domains.map((domain) => `.app.${domain.toLowerCase()}`)
   }
 
@@ -43,8 +52,8 @@ export class ApplicationGateway {
   /** Answers a request for an application's host name; null for every other host. `host` without port, in lower case. */
   async serveHost(request: Request, host: string, context: HostContext): Promise<Response | null> {
     const suffix = this.#suffixes.find((candidate) => host.endsWith(candidate))
-    if (suffix === undefined) return null
-    const found = this.#find(host.slice(0, -suffix.length))
+    const found = suffix === undefined ? this.#findHost(host) : this.#find(host.slice(0, -suffix.length))
+    if (suffix === undefined && found === null) return null
     if (found === null) {
       throw new PlatformError(
         'workload_not_found',
