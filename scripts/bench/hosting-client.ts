@@ -39,6 +39,9 @@ export interface Hosting extends AsyncDisposable {
   /** Where requests to the agent begin. */
   readonly url: string
   readonly headers: Record<string, string>
+  /** Of the platform. */
+  readonly origin: string
+  readonly pid: number
   /** Builds and serves a revision of the agent; resolves, with its id, once it gets the requests. */
   deploy(program: string): Promise<string>
   /** Gives the requests back to a revision. */
@@ -74,6 +77,8 @@ export async function hosting(args: string[] = []): Promise<Hosting> {
   return {
     url,
     headers,
+    origin,
+    pid: running.child.pid,
     async deploy(program) {
       const directory = join(dataDir.path, 'project')
       mkdirSync(directory, { recursive: true })

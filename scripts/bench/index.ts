@@ -11,7 +11,10 @@ import type { Row } from './measure.ts'
  * Writes nothing: docs/benchmarks.md is edited by hand, with the machine named.
  */
 
-const helpers = new Set(['index.ts', 'measure.ts', 'platform-client.ts', 'hosting-client.ts', 'sandbox.ts'])
+const helpers = new Set([
+  ...['index.ts', 'measure.ts', 'platform-client.ts', 'hosting-client.ts', 'sandbox.ts'],
+  'executions-client.ts',
+])
 const available = readdirSync(import.meta.dir)
   .filter((file) => file.endsWith('.ts') && !helpers.has(file))
   .map((file) => file.replace(/\.ts$/, ''))
