@@ -1,6 +1,6 @@
 import { PlatformError } from '../errors.ts'
 import { sortableId } from '../lib/ids.ts'
-import { type NewWork, openWorkStates, type Work, workInputBytesMax } from '../spec/queue.ts'
+import { isOpenState, type NewWork, type Work, workInputBytesMax } from '../spec/queue.ts'
 import type {
   Execution,
   ExecutionError,
@@ -48,7 +48,7 @@ export function bodyOf(work: Work): ExecutionBody {
 }
 
 export function isEnded(work: Work): boolean {
-  return !(openWorkStates as readonly string[]).includes(work.state)
+  return !isOpenState(work.state)
 }
 
 export function toExecution(work: Work): Execution {

@@ -4,7 +4,7 @@ import type { Queue } from '../spec/queue.ts'
 
 const lookEveryMs = 60_000
 /** Removed in one commit, so that what is accepted meanwhile waits for no more than this. */
-const stepMax = 200
+const stepMax = 50
 /** Between two steps: most of the time is others'. */
 const pauseMs = 20
 

@@ -70,6 +70,10 @@ export const workBatchMax = 1000
 /** Not ended. Every other state is a word of the owner's for how it ended. */
 export const openWorkStates = ['waiting', 'running', 'held'] as const
 
+export function isOpenState(state: string): boolean {
+  return (openWorkStates as readonly string[]).includes(state)
+}
+
 export interface NewWork {
   /** Unique for ever. */
   id: string

@@ -5,6 +5,8 @@ import { WorkWriter } from './work-writer.ts'
 
 const busyTimeoutMs = 5000
 const walBytesMax = 64 * 1024 * 1024
+/** Pages of the log, 32 MiB: each time it is folded into the database whoever writes waits, for the more the longer ago. */
+const checkpointPages = 8192
 
 export type WriterConnection = ReturnType<typeof openWriter>
 
@@ -13,6 +15,7 @@ export function openWriter(path: string, synchronous: 'FULL' | 'NORMAL') {
   database.exec(`PRAGMA busy_timeout = ${busyTimeoutMs}`)
   database.exec(`PRAGMA synchronous = ${synchronous}`)
   database.exec(`PRAGMA journal_size_limit = ${walBytesMax}`)
+  database.exec(`PRAGMA wal_autocheckpoint = ${checkpointPages}`)
   const statements = {
     begin: database.prepare('BEGIN IMMEDIATE'),
     commit: database.prepare('COMMIT'),

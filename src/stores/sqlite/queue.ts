@@ -18,7 +18,7 @@ import {
   workResultBytesMax,
 } from '../../spec/queue.ts'
 import type { StepResult } from './protocol.ts'
-import type { WorkStep, WorkStepResult } from './work-protocol.ts'
+import type { WorkRow, WorkStep, WorkStepResult } from './work-protocol.ts'
 import type { WorkReader } from './work-reader.ts'
 import { decodeWork, encodeLabels, encodeWork, encodeWorkBody } from './work-rows.ts'
 import type { Writer } from './writer.ts'
@@ -145,25 +145,28 @@ export class SqliteQueue implements Queue {
   }
 
   list(query: WorkQuery): Work[] {
-    const { workspace, queue, target, states, group, labels, since, until, limit, after, sort } = query
+    const { workspace, queue, target, states, group, labels, since, until, limit, after } = query
+    const { sort = 'newest' } = query
     if (!Number.isInteger(limit) || limit < 1 || limit > workListMax) {
       throw new PlatformError('bad_request', `limit must be a whole number from 1 to ${workListMax}`)
     }
-    return this.#reader()
-      .list({
-        workspace,
-        queue: queue ?? null,
-        target: target ?? null,
-        states: states ?? null,
-        group: group ?? null,
-        labels: Object.entries(labels ?? {}),
-        since: since ?? null,
-        until: until ?? null,
-        sort: sort ?? 'newest',
-        after: after ?? null,
-        limit,
-      })
-      .map(decodeWork)
+    const reader = this.#reader()
+    const asked = {
+      workspace,
+      queue: queue ?? null,
+      target: target ?? null,
+      group: group ?? null,
+      labels: Object.entries(labels ?? {}),
+      since: since ?? null,
+      until: until ?? null,
+      sort,
+      after: after ?? null,
+      limit,
+    }
+    // A state at a time: of each an index has the order.
+    const rows = (states ?? [null]).flatMap((state) => reader.list({ ...asked, state }))
+    if (states && states.length > 1) rows.sort((left, right) => difference(left, right, sort))
+    return rows.slice(0, limit).map(decodeWork)
   }
 
   counts(group: string): WorkCounts {
@@ -252,4 +255,9 @@ export class SqliteQueue implements Queue {
   #now(): number {
     return Math.trunc(this.#clock.now())
   }
+}
+
+function difference(left: WorkRow, right: WorkRow, sort: WorkQuery['sort']): number {
+  if (sort === 'index') return (left.position ?? 0) - (right.position ?? 0)
+  return sort === 'oldest' ? left.seq - right.seq : right.seq - left.seq
 }

@@ -1,12 +1,12 @@
 import type { Database, Statement } from 'bun:sqlite'
-import type { WorkCounts, WorkDepth, WorkKey } from '../../spec/queue.ts'
+import { isOpenState as isOpen, type WorkCounts, type WorkDepth, type WorkKey } from '../../spec/queue.ts'
 import type { WorkRow } from './work-protocol.ts'
 
 export interface WorkRowsQuery {
   workspace: string
   queue: string | null
   target: string | null
-  states: readonly string[] | null
+  state: string | null
   group: string | null
   labels: readonly (readonly [string, string])[]
   since: number | null
@@ -123,17 +123,19 @@ export class WorkReader {
       `SELECT coalesce(sum(waiting), 0) AS waiting, coalesce(sum(busy), 0) AS busy, coalesce(sum(held), 0) AS held
        FROM work_targets WHERE ${where}`,
     ).get(...values)
-    const oldest = this.#once<{ at: number | null }>(
+    // In the order of the index: the first that fits is the oldest.
+    const order = filter.queue !== undefined && filter.workspace !== undefined ? 'seq' : 'created_at'
+    const oldest = this.#once<{ at: number }>(
       this.#others,
-      `SELECT min(created_at) AS at FROM work WHERE state = 'waiting' AND ${where}`,
+      `SELECT created_at AS at FROM work WHERE ended_at IS NULL AND state = 'waiting' AND ${where} ORDER BY ${order} LIMIT 1`,
     ).get(...values)
     const { waiting = 0, busy = 0, held = 0 } = counts ?? {}
     return { waiting, running: busy - held, held, oldestWaitingAt: waiting > 0 ? (oldest?.at ?? null) : null }
   }
 
   list(query: WorkRowsQuery): WorkRow[] {
-    const { workspace, queue, target, states, group, labels, since, until, sort, after, limit } = query
-    const conditions = ['workspace = ?']
+    const { workspace, queue, target, state, group, labels, since, until, sort, after, limit } = query
+    const conditions = ['work.workspace = ?']
     const values: (string | number)[] = [workspace]
     const add = (condition: string, ...given: (string | number)[]) => {
       conditions.push(condition)
@@ -142,23 +144,27 @@ export class WorkReader {
     if (queue !== null) add('queue = ?', queue)
     if (target !== null) add('target = ?', target)
     if (group !== null) add('group_id = ?', group)
-    if (states?.length === 1) add('state = ?', states[0]!)
-    // A plus sign: no reason to leave the order of an index.
-    else if (states !== null) add('+state IN (SELECT value FROM json_each(?))', JSON.stringify(states))
+    if (state !== null) {
+      add('state = ?', state)
+      add(isOpen(state) ? 'ended_at IS NULL' : 'ended_at IS NOT NULL')
+    }
     if (since !== null) add('created_at >= ?', since)
     if (until !== null) add('created_at <= ?', until)
-    for (const [name, value] of labels) {
+    const [first, ...others] = labels
+    // The rows of one label are in the order of the list: read from there, a page is as quick whether few have it or all.
+    if (first) add('label.workspace = ? AND label.name = ? AND label.value = ?', workspace, ...first)
+    for (const [name, value] of others) {
       add(
-        'seq IN (SELECT seq FROM work_labels WHERE workspace = ? AND name = ? AND value = ?)',
-        workspace,
-        name,
-        value,
+        'EXISTS (SELECT 1 FROM work_labels o WHERE o.workspace = ? AND o.name = ? AND o.value = ? AND o.seq = work.seq)',
+        ...[workspace, name, value],
       )
     }
-    const column = sort === 'index' ? 'position' : 'seq'
+    const table = first ? 'work_labels label CROSS JOIN work ON work.seq = label.seq' : 'work'
+    const column = sort === 'index' ? 'position' : first ? 'label.seq' : 'seq'
     const descending = sort === 'newest'
     if (after !== null) add(`${column} ${descending ? '<' : '>'} ?`, after)
-    const sql = `SELECT * FROM work WHERE ${conditions.join(' AND ')} ORDER BY ${column} ${descending ? 'DESC' : 'ASC'} LIMIT ?`
+    const sql = `SELECT work.* FROM ${table} WHERE ${conditions.join(' AND ')}
+      ORDER BY ${column} ${descending ? 'DESC' : 'ASC'} LIMIT ?`
     return this.#once<WorkRow>(this.#lists, sql).all(...values, limit)
   }
 

@@ -1,5 +1,5 @@
 import type { Database } from 'bun:sqlite'
-import { openWorkStates } from '../../spec/queue.ts'
+import { isOpenState as isOpen } from '../../spec/queue.ts'
 import { type PlaceChange, WorkPlaces } from './work-places.ts'
 import type {
   AddedWork,
@@ -181,16 +181,17 @@ export class WorkWriter {
 
   #prune({ now, endedBefore, keptMax, limit }: StepOf<'work-prune'>): RemovedWork[] {
     this.#statements.expireRequests.run(now, limit)
-    const rows = this.#statements.endedBefore.all(endedBefore, limit)
+    const removed: RemovedWork[] = []
     for (const { workspace, count } of this.#statements.endedCounts.all()) {
-      const over = Math.min(count - keptMax - rows.length, limit - rows.length)
+      const room = limit - removed.length
+      if (room === 0) break
+      const old = this.#statements.endedBefore.all(workspace, endedBefore, room)
+      removed.push(...old.map((row) => this.#remove(row)))
+      const over = Math.min(count - old.length - keptMax, room - old.length)
       if (over <= 0) continue
-      const known = new Set(rows.map(({ seq }) => seq))
-      for (const row of this.#statements.oldestEnded.all(workspace, over + known.size)) {
-        if (!known.has(row.seq) && rows.length < limit) rows.push(row)
-      }
+      removed.push(...this.#statements.oldestEnded.all(workspace, over).map((row) => this.#remove(row)))
     }
-    return rows.map((row) => this.#remove(row))
+    return removed
   }
 
   #remove(row: WorkRow): RemovedWork {
@@ -215,10 +216,6 @@ export class WorkWriter {
       this.#statements.removeLabel.run(workspace, name, value, seq)
     }
   }
-}
-
-function isOpen(state: string): boolean {
-  return (openWorkStates as readonly string[]).includes(state)
 }
 
 function holds(row: WorkRow, { token, version, states }: StepOf<'work-change'>['expect']): boolean {
@@ -313,13 +310,15 @@ function prepare(database: Database) {
     partEnded: database.prepare<{ parts_left: number | null }, [string]>(
       'UPDATE work SET parts_left = parts_left - 1 WHERE id = ? RETURNING parts_left',
     ),
-    running: database.prepare<WorkRow, [string]>(`SELECT * FROM work WHERE state = 'running' AND queue = ?`),
+    running: database.prepare<WorkRow, [string]>(
+      `SELECT * FROM work WHERE ended_at IS NULL AND state = 'running' AND queue = ?`,
+    ),
     unclaim: database.prepare<null, [number, number]>(
       `UPDATE work SET state = 'waiting', ready = ?, until = NULL, attempts = attempts - 1, version = version + 1
        WHERE seq = ?`,
     ),
-    endedBefore: database.prepare<WorkRow, [number, number]>(
-      `SELECT * FROM work WHERE ended_at IS NOT NULL AND ended_at < ? AND ${groupOver} ORDER BY ended_at LIMIT ?`,
+    endedBefore: database.prepare<WorkRow, [string, number, number]>(
+      `SELECT * FROM work WHERE workspace = ? AND ended_at IS NOT NULL AND ended_at < ? AND ${groupOver} ORDER BY ended_at LIMIT ?`,
     ),
     endedCounts: database.prepare<{ workspace: string; count: number }, []>(
       'SELECT workspace, count(*) AS count FROM work WHERE ended_at IS NOT NULL GROUP BY workspace',

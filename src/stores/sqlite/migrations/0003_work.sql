@@ -70,16 +70,14 @@ CREATE TABLE work (
 CREATE UNIQUE INDEX work_by_id ON work (id);
 CREATE INDEX work_by_queue ON work (workspace, queue);
 CREATE INDEX work_by_target ON work (workspace, queue, target);
-CREATE INDEX work_by_state ON work (workspace, queue, state);
+CREATE INDEX work_open ON work (workspace, queue, state) WHERE ended_at IS NULL;
+CREATE INDEX work_ended_by_state ON work (workspace, queue, state) WHERE ended_at IS NOT NULL;
+CREATE INDEX work_ended_by_time ON work (workspace, ended_at) WHERE ended_at IS NOT NULL;
 CREATE INDEX work_by_group ON work (group_id, position, state, attempts) WHERE group_id IS NOT NULL;
 CREATE INDEX work_ready ON work (key_id, priority DESC, run_at) WHERE state = 'waiting' AND ready = 1;
 CREATE INDEX work_delayed ON work (run_at) WHERE state = 'waiting' AND ready = 0;
-CREATE INDEX work_waiting ON work (queue, created_at) WHERE state = 'waiting';
-CREATE INDEX work_running ON work (queue) WHERE state = 'running';
 CREATE INDEX work_until ON work (until) WHERE until IS NOT NULL;
 CREATE INDEX work_finished_groups ON work (parts_left) WHERE parts_left = 0 AND ended_at IS NULL;
-CREATE INDEX work_ended ON work (ended_at) WHERE ended_at IS NOT NULL;
-CREATE INDEX work_ended_by_workspace ON work (workspace, ended_at) WHERE ended_at IS NOT NULL;
 
 CREATE TABLE work_labels (
   workspace TEXT NOT NULL,
