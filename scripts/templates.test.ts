@@ -20,16 +20,18 @@ const nodeServer = `declare module '@hono/node-server' {
 `
 
 describe('a template in TypeScript', () => {
-  test.each(['agent-ts', 'mcp-ts'])('%s builds as it stands', async (template) => {
+  test.each([
+    ['agent-ts', 'index.js', 'process.env.PORT'],
+    ['mcp-ts', 'server.js', 'process.env.PORT'],
+    ['job-ts', 'task.js', 'BL_EXECUTION_DATA_URL'],
+  ])('%s builds as it stands', async (template, made, word) => {
     const folder = join(directory, template)
     cpSync(join(root, 'templates', template), folder, { recursive: true })
     symlinkSync(join(root, 'node_modules'), join(folder, 'node_modules'))
     writeFileSync(join(folder, 'src', 'node-server.d.ts'), nodeServer)
     const built = await capture([join(root, 'node_modules', '.bin', 'tsc')], { cwd: folder })
     expect(built.stdout + built.stderr).toBe('')
-    expect(
-      await Bun.file(join(folder, 'dist', template === 'agent-ts' ? 'index.js' : 'server.js')).text(),
-    ).toContain('process.env.PORT')
+    expect(await Bun.file(join(folder, 'dist', made)).text()).toContain(word)
   })
 })
 
@@ -41,6 +43,7 @@ describe.skipIf(python === null)('a template in Python', () => {
   test.each([
     ['agent-py', ['src/main.py', 'src/agent.py', 'src/model.py']],
     ['mcp-py', ['src/server.py']],
+    ['job-py', ['src/main.py', 'src/greet.py', 'src/task.py']],
     ['sandbox-py', ['app/server.py']],
   ])('%s compiles', async (template, paths) => {
     for (const path of paths) {

@@ -3,6 +3,7 @@ import { clientFor, openSandbox, withHints } from './client.ts'
 import { CommandError, command, connectionFlags, sameTarget, type Target, UsageError } from './command.ts'
 import { type ExecutionsAsked, executionFlags, getExecutions, isExecutions } from './executions.ts'
 import { imageReference } from './image-references.ts'
+import { describeExecution, describeTask, jobExecutions, jobTasks } from './job-executions.ts'
 import { catalogues, type Kind, kindNamed, kinds, unknownKind } from './kinds.ts'
 import { age, note, paint, print, printJson } from './output.ts'
 import { processTable } from './processes.ts'
@@ -127,43 +128,14 @@ const revisions: Listed = {
   ],
 }
 
-const executions: Listed = {
-  kind: 'JobExecution',
-  plural: 'executions',
-  columns: [
-    ['EXECUTION', (resource) => String(resource.metadata?.id)],
-    ['STATUS', (resource) => String(resource.status ?? '-')],
-    ['TASKS', (resource) => String(statsOf(resource).total ?? '-')],
-    ['SUCCEEDED', (resource) => String(statsOf(resource).success ?? '-')],
-    ['FAILED', (resource) => String(statsOf(resource).failure ?? '-')],
-    ['AGE', (resource) => age(resource.metadata?.createdAt)],
-  ],
-}
-
-const tasks: Listed = {
-  kind: 'JobTask',
-  plural: 'tasks',
-  columns: [
-    ['TASK', (resource) => String(resource.index)],
-    ['STATUS', (resource) => String(resource.status ?? '-')],
-    ['EXIT CODE', (resource) => String(resource.exitCode ?? '-')],
-    ['ATTEMPTS', (resource) => String(resource.attempts ?? '-')],
-    ['AGE', (resource) => age(resource.metadata?.startedAt as string | undefined)],
-  ],
-}
-
-function statsOf(resource: Resource): Record<string, number> {
-  return (resource.stats ?? {}) as Record<string, number>
-}
-
 /** `executions`, `execution ID` and `execution ID task [N]`; null for other words. */
 function ofExecutions(kind: Kind, name: string, within: string, more: string[]): Looked | null {
   if (kind.kind !== 'Job' || !['executions', 'execution'].includes(within)) return null
   const collection = `${kind.collection([])}/${encodeURIComponent(name)}/executions`
   const [id = null, word, number = null, ...others] = more
-  if (id === null || word === undefined) return { kind: executions, collection, name: id }
+  if (id === null || word === undefined) return { kind: jobExecutions, collection, name: id }
   if (!['task', 'tasks'].includes(word) || others.length > 0) return null
-  return { kind: tasks, collection: `${collection}/${encodeURIComponent(id)}/tasks`, name: number }
+  return { kind: jobTasks, collection: `${collection}/${encodeURIComponent(id)}/tasks`, name: number }
 }
 
 const nested: Record<string, Listed> = {
@@ -249,12 +221,11 @@ function itemPath(kind: { kind: string }, collection: string, name: string): str
 function show(target: Looked, resources: Resource[], format: Format | null, flags: Target): void {
   const { kind, name } = target
   const [only] = resources
-  if (format === null && kind.kind === 'JobExecution' && name !== null && only !== undefined) {
-    const { tasks: parts = [], ...execution } = only
-    describe(execution)
-    printResources(tasks, parts as Resource[], 'table')
-  } else if (format === null && name !== null && only !== undefined) describe(only)
-  else if (resources.length === 0 && (format === null || format === 'table')) {
+  if (format === null && name !== null && only !== undefined) {
+    if (kind === jobExecutions) describeExecution(only)
+    else if (kind === jobTasks) describeTask(only)
+    else describe(only)
+  } else if (resources.length === 0 && (format === null || format === 'table')) {
     note(`no ${kind.plural} in ${flags.workspace ?? 'this workspace'}`)
   } else printResources(kind, resources, format ?? 'table')
 }

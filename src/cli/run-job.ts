@@ -4,6 +4,7 @@ import { clientFor, withHints } from './client.ts'
 import { CommandError, sameTarget, type Target, UsageError } from './command.ts'
 import { installDependencies } from './dependencies.ts'
 import { readEnvironment } from './environment.ts'
+import { statsText } from './job-executions.ts'
 import { at } from './kinds.ts'
 import { platformVariables, StandInPrograms } from './local-environment.ts'
 import { note, paint, print, printJson } from './output.ts'
@@ -22,6 +23,7 @@ interface JobFlags extends Target {
 /** Tells of an execution that began, and with --wait of how it ends; answers the exit code. */
 export async function tellOfExecution(flags: JobFlags, job: string, begun: Response): Promise<number> {
   const text = await begun.text()
+  if (!begun.ok) throw new CommandError(refusalOf(text), sameTarget(`hutch get job ${job}`, flags))
   const { executionId } = JSON.parse(text) as { executionId: string }
   if (!flags.wait) {
     if (flags.json) print(text)
@@ -40,6 +42,15 @@ export async function tellOfExecution(flags: JobFlags, job: string, begun: Respo
   return 1
 }
 
+/** Nothing but the platform itself answers here. */
+function refusalOf(text: string): string {
+  try {
+    return (JSON.parse(text) as { message: string }).message
+  } catch {
+    return text
+  }
+}
+
 async function ended(flags: Target, job: string, executionId: string): Promise<Resource> {
   const path = `/jobs/${encodeURIComponent(job)}/executions/${encodeURIComponent(executionId)}`
   const { resources } = clientFor(flags)
@@ -49,20 +60,6 @@ async function ended(flags: Target, job: string, executionId: string): Promise<R
     if (over.has(String(execution.status))) return execution
     await Bun.sleep(pollMs)
   }
-}
-
-/** `998 succeeded, 2 failed, 3 of them tried more than once` */
-function statsText(stats: Record<string, number>): string {
-  const { success = 0, failure = 0, cancelled = 0, running = 0, retried = 0, total = 0 } = stats
-  const pending = total - success - failure - cancelled - running
-  const parts = [
-    [success, 'succeeded'],
-    [failure, 'failed'],
-    [cancelled, 'cancelled'],
-    [running, 'running'],
-    [pending, 'to come'],
-  ].flatMap(([count, word]) => (count === 0 ? [] : [`${count} ${word}`]))
-  return `${parts.join(', ') || 'no tasks'}${retried > 0 ? `; ${retried} tried again` : ''}`
 }
 
 interface LocalFlags extends Target {

@@ -87,8 +87,7 @@ export const run = command({
         if (refusal !== null) {
           throw new CommandError(refusal, sameTarget(`hutch get ${kind.singular} ${name}`, flags))
         }
-        if (isJob && response.ok && flags.output === undefined)
-          return await tellOfExecution(flags, name, response)
+        if (isJob && flags.output === undefined) return await tellOfExecution(flags, name, response)
         await show(response, { stream: flags.stream === true, whole })
         if (response.ok) return 0
         if (!flags.debug) note(`the answer's status is ${response.status} ${response.statusText}`.trim())
