@@ -300,15 +300,17 @@ function report(error: unknown, argv: string[]): number {
     note(`try:   ${spelled(`hutch ${found ? `${found.name} --help` : 'help'}`)}`)
     return exitCodes.usage
   }
+  const inFull = process.env.HUTCH_LOG_LEVEL === 'debug' || own.includes('--verbose') || own.includes('-v')
   if (error instanceof CommandError) {
     note(`${red('error:')} ${error.message}`)
     if (error.hint) note(`try:   ${spelled(error.hint)}`)
+    if (inFull) note(String(error.stack))
     return exitCodes.failure
   }
   const { code } = error as { code?: string }
   note(`${red('error:')} ${failureMessage(error)}`)
   if (code === 'EACCES') note(`try:   sudo ${spelled(`hutch ${shellJoin(argv)}`)}`)
-  else if (process.env.HUTCH_LOG_LEVEL === 'debug') note(String((error as Error).stack))
+  else if (inFull) note(String((error as Error).stack))
   return exitCodes.failure
 }
 

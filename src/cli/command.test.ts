@@ -83,6 +83,17 @@ test('a command that is proposed reaches the same platform and workspace', () =>
   )
 })
 
+test("flags that the cloud's command line takes everywhere are taken, and a command's own go before them", () => {
+  const flagsOf = (...more: string[]) => parseArguments(example, ['a', ...more]).flags as unknown
+  expect(flagsOf('-v', '-u', '--skip-version-warning', '-o', 'yaml')).toEqual({})
+  expect(flagsOf('--output', 'json', '--verbose', '--utc')).toEqual({ json: true })
+  expect(refusal(['a', '-o', 'smoke'])).toBe('--output "smoke" is none of pretty, yaml, json, table')
+  expect(refusal(['a', '--skip'])).not.toContain('--skip-version-warning')
+  const flags = { upper: { kind: 'boolean', short: 'u', about: 'in capitals' } } as const
+  const own = command({ ...example, flags })
+  expect(parseArguments(own, ['a', '-u', '-v']).flags as unknown).toEqual({ upper: true })
+})
+
 test('--help needs nothing else', () => {
   expect(parseArguments(example, ['--help']).help).toBe(true)
 })

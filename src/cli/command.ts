@@ -57,9 +57,22 @@ export class CommandError extends Error {
   }
 }
 
+export const outputFormats: readonly string[] = ['pretty', 'yaml', 'json', 'table']
+
 const commonFlags = {
   json: { kind: 'boolean', about: 'print JSON, for programs' },
   help: { kind: 'boolean', about: 'print this', short: 'h' },
+} as const satisfies FlagTable
+
+/**
+ * Flags that the cloud's command line takes everywhere, and lines written for it have: a command without one of its own takes
+ * it, too. What is printed is not made different by any but `--output json` and, of a failure, `--verbose`.
+ */
+const cloudFlags = {
+  output: { kind: 'text', about: '', short: 'o' },
+  verbose: { kind: 'boolean', about: '', short: 'v' },
+  utc: { kind: 'boolean', about: '', short: 'u' },
+  'skip-version-warning': { kind: 'boolean', about: '' },
 } as const satisfies FlagTable
 
 /** Flags of every command that talks to a running platform. */
@@ -79,7 +92,8 @@ export function command<Flags extends FlagTable>(definition: Command<Flags>): Co
 
 /** @throws UsageError */
 export function parseArguments(definition: Command, argv: string[]): CommandInput & { help: boolean } {
-  const table: FlagTable = { ...definition.flags, ...commonFlags }
+  const known: FlagTable = { ...definition.flags, ...commonFlags }
+  const table: FlagTable = { ...cloudFlags, ...known }
   const flags: Record<string, string | string[] | number | boolean> = {}
   const positionals: string[] = []
   let rest: string[] = []
@@ -101,7 +115,7 @@ export function parseArguments(definition: Command, argv: string[]): CommandInpu
     }
     const [spelled, inline] = splitFlag(word)
     const name = flagNamed(table, spelled)
-    if (name === null) throw unknownFlag(spelled, table)
+    if (name === null) throw unknownFlag(spelled, known)
     const flag = table[name]!
     if (flag.kind === 'boolean') {
       if (inline !== undefined && !['true', 'false'].includes(inline)) {
@@ -116,9 +130,21 @@ export function parseArguments(definition: Command, argv: string[]): CommandInpu
     }
     setValue(flags, name, flag, value)
   }
+  for (const name of Object.keys(cloudFlags)) {
+    if (Object.hasOwn(known, name)) continue
+    if (name === 'output' && flags.output !== undefined) checkOutput(flags)
+    delete flags[name]
+  }
   const help = flags.help === true
   if (!help) checkPositionals(definition, positionals)
   return { flags: flags as CommandInput['flags'], positionals, rest, help }
+}
+
+/** Of a command that says the same in every format but JSON. */
+function checkOutput(flags: Record<string, unknown>): void {
+  if (!outputFormats.includes(String(flags.output)))
+    throw new UsageError(`--output ${JSON.stringify(flags.output)} is none of ${outputFormats.join(', ')}`)
+  if (flags.output === 'json') flags.json = true
 }
 
 function setValue(
@@ -149,7 +175,8 @@ function flagNamed(table: FlagTable, spelled: string): string | null {
     const name = spelled.slice(2)
     return Object.hasOwn(table, name) ? name : null
   }
-  return Object.keys(table).find((name) => table[name]!.short === spelled.slice(1)) ?? null
+  // The command's own, which stand last, go before those of every command.
+  return Object.keys(table).findLast((name) => table[name]!.short === spelled.slice(1)) ?? null
 }
 
 function unknownFlag(spelled: string, table: FlagTable): UsageError {

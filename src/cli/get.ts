@@ -226,7 +226,9 @@ function show(target: Looked, resources: Resource[], format: Format | null, flag
     else if (kind === jobTasks) describeTask(only)
     else describe(only)
   } else if (resources.length === 0 && (format === null || format === 'table')) {
-    note(`no ${kind.plural} in ${flags.workspace ?? 'this workspace'}`)
+    note(
+      `no ${kind.plural} ${target.collection.split('/').length > 2 ? 'there' : `in ${flags.workspace ?? 'this workspace'}`}`,
+    )
   } else printResources(kind, resources, format ?? 'table')
 }
 
@@ -246,7 +248,7 @@ async function printProcesses(flags: Target, target: Looked, format: Format | nu
 }
 
 async function printLatest(
-  flags: Target & { json?: boolean | undefined },
+  flags: Target & { json?: boolean | undefined; output?: string | undefined },
   reference: string,
 ): Promise<number> {
   const { type, name } = imageReference(reference)
@@ -259,7 +261,7 @@ async function printLatest(
       `${type}/${name} has no tag yet`,
       sameTarget(`hutch get image ${type}/${name}`, flags),
     )
-  if (flags.json) printJson(`${type}/${name}:${newest.name}`)
+  if (formatOf(flags) === 'json') printJson(`${type}/${name}:${newest.name}`)
   else print(`${type}/${name}:${newest.name}`)
   return 0
 }

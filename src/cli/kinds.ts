@@ -209,6 +209,18 @@ export const catalogues: readonly Pick<Kind, 'kind' | 'plural' | 'aliases' | 'co
     ],
   },
   {
+    kind: 'Workspace',
+    plural: 'workspaces',
+    aliases: ['workspace', 'ws'],
+    collection: () => '/workspaces',
+    columns: [
+      ['NAME', (resource) => text(resource.name)],
+      ['DISPLAY NAME', (resource) => text(resource.displayName)],
+      ['STATUS', (resource) => text(resource.status)],
+      created,
+    ],
+  },
+  {
     kind: 'Location',
     plural: 'locations',
     aliases: ['location', 'regions'],
@@ -258,6 +270,16 @@ export function at(resource: Resource, path: string): unknown {
 
 function text(value: unknown): string {
   return value === undefined || value === null || value === '' ? '-' : String(value)
+}
+
+/** Of an image; undefined for what is none. */
+export function imageSize(resource: Resource): string | undefined {
+  const found = at(resource, 'spec.size')
+  return typeof found === 'number' ? bytes(found) : undefined
+}
+
+export function imageTags(resource: Resource): string | undefined {
+  return Array.isArray(at(resource, 'spec.tags')) ? tagNames(resource) : undefined
 }
 
 function size(value: unknown): string {

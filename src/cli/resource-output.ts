@@ -1,24 +1,23 @@
 import type { Resource } from '../client/index.ts'
-import { UsageError } from './command.ts'
-import { at, imageOf, type Kind, records } from './kinds.ts'
+import { outputFormats, UsageError } from './command.ts'
+import { at, imageOf, imageSize, imageTags, type Kind, records } from './kinds.ts'
 import { age, paint, print, printable, printJson, span, table } from './output.ts'
 
 export type Format = 'table' | 'json' | 'yaml' | 'pretty'
 
-const formats: readonly Format[] = ['pretty', 'yaml', 'json', 'table']
 const apiVersion = 'blaxel.ai/v1alpha1'
 const eventsShownMax = 10
 
 export const outputFlag = {
-  output: { kind: 'text', value: 'FORMAT', short: 'o', about: `one of ${formats.join(', ')}` },
+  output: { kind: 'text', value: 'FORMAT', short: 'o', about: `one of ${outputFormats.join(', ')}` },
 } as const
 
 /** What --output and --json ask for; null when nothing is. @throws UsageError */
 export function formatOf(flags: { output?: string | undefined; json?: boolean | undefined }): Format | null {
   const { output } = flags
   if (output === undefined) return flags.json ? 'json' : null
-  if (!formats.includes(output as Format)) {
-    throw new UsageError(`--output ${JSON.stringify(output)} is none of ${formats.join(', ')}`)
+  if (!outputFormats.includes(output)) {
+    throw new UsageError(`--output ${JSON.stringify(output)} is none of ${outputFormats.join(', ')}`)
   }
   return output as Format
 }
@@ -69,6 +68,8 @@ export function describe(resource: Resource): void {
     ['state', resource.state],
     ['serves', routing(at(resource, 'spec.revision'))],
     ['image', imageOf(resource)],
+    ['size', imageSize(resource)],
+    ['tags', imageTags(resource)],
     ['memory', megabytes(at(resource, 'spec.runtime.memory') ?? at(resource, 'spec.memory'))],
     ['disk', megabytes(at(resource, 'spec.runtime.storageMb'))],
     ['port', at(resource, 'spec.port')],
