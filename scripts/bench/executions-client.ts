@@ -50,7 +50,8 @@ export interface ExecutionsBench extends AsyncDisposable {
 
 /** A platform with one agent that takes requests which are answered later. */
 export async function executionsBench(args: string[] = []): Promise<ExecutionsBench> {
-  const agent = await hosting(args)
+  // One instance, which knows of all that came.
+  const agent = await hosting(args, { maxScale: 1 })
   await agent.deploy(agentProgram)
   await agent.ask('/seen')
   const headers = { ...agent.headers, 'content-type': 'text/plain' }

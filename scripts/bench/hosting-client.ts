@@ -54,7 +54,8 @@ export interface Hosting extends AsyncDisposable {
   stopped(): Promise<void>
 }
 
-export async function hosting(args: string[] = []): Promise<Hosting> {
+/** `runtime`: of the agent, besides its memory. */
+export async function hosting(args: string[] = [], runtime: object = {}): Promise<Hosting> {
   const stack = new AsyncDisposableStack()
   const dataDir = stack.use(await temporaryDataDir())
   const running = stack.use(await RunningHutch.start({ dataDir: dataDir.path, args }))
@@ -87,7 +88,7 @@ export async function hosting(args: string[] = []): Promise<Hosting> {
         JSON.stringify({ name: agentName, type: 'module', scripts: { start: 'bun index.ts' } }),
       )
       await Bun.write(join(directory, 'index.ts'), program)
-      const spec = wanted({ runtime: { memory: memoryMb } })
+      const spec = wanted({ runtime: { memory: memoryMb, ...runtime } })
       const asked = made
         ? await control('PUT', `/${agentName}?upload=true`, spec)
         : await control('POST', '?upload=true', spec)
@@ -116,7 +117,7 @@ export async function hosting(args: string[] = []): Promise<Hosting> {
       await control(
         'PUT',
         `/${agentName}`,
-        wanted({ runtime: { memory: memoryMb }, revision: { active: revisionId } }),
+        wanted({ runtime: { memory: memoryMb, ...runtime }, revision: { active: revisionId } }),
       )
     },
     async ask(path = '') {

@@ -100,7 +100,7 @@ export class TestJobs implements AsyncDisposable {
   }
 
   idOf(executionId: string): string {
-    return this.executions.get('main', executionId) === null ? `main.work.${executionId}` : executionId
+    return executionId.startsWith('exec-') ? executionId : `main.work.${executionId}`
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
