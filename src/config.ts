@@ -48,6 +48,12 @@ export interface Config {
   platformDoor: boolean
   /** Where programs of this host act that come without a credential, by protocols that know none; null: nowhere. */
   keylessWorkspace: string | null
+  /** Until who calls something of AgentField and waits gets no answer. */
+  agentfieldSyncSeconds: number
+  /** Until what was accepted for a node is given up: of one attempt, and without a word of a node that reports later. */
+  agentfieldAsyncSeconds: number
+  /** Executions that one node works on at once; 0: as many as come. */
+  agentfieldNodeMax: number
   logLevel: 'debug' | 'info' | 'warn' | 'error'
   logFormat: 'text' | 'json'
   /** Sandboxes in the whole platform. */
@@ -185,6 +191,21 @@ const keys = {
     allowed: 'the name of a workspace, such as main',
     schema: z.string().regex(/^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$/),
   },
+  agentfieldSyncSeconds: {
+    kind: 'number',
+    allowed: 'seconds, 1 to 3600',
+    schema: z.number().min(1).max(3600),
+  },
+  agentfieldAsyncSeconds: {
+    kind: 'number',
+    allowed: 'seconds, 1 to 2592000',
+    schema: z.number().min(1).max(2_592_000),
+  },
+  agentfieldNodeMax: {
+    kind: 'number',
+    allowed: 'a whole number 0 to 100000 (0: as many as come)',
+    schema: z.int().min(0).max(100_000),
+  },
   logLevel: {
     kind: 'text',
     allowed: 'debug, info, warn or error',
@@ -298,6 +319,9 @@ function complete(values: Values, dataDir: string, env: Record<string, string | 
     packageSettings: values.packageSettings ?? 'host',
     platformDoor: values.platformDoor ?? false,
     keylessWorkspace: values.keylessWorkspace ?? null,
+    agentfieldSyncSeconds: values.agentfieldSyncSeconds ?? 90,
+    agentfieldAsyncSeconds: values.agentfieldAsyncSeconds ?? 3600,
+    agentfieldNodeMax: values.agentfieldNodeMax ?? 0,
     logLevel: values.logLevel ?? 'info',
     logFormat: values.logFormat ?? 'text',
     sandboxesMax: values.sandboxesMax ?? 1000,

@@ -209,6 +209,24 @@ describe.skipIf(why !== '')('jobs', () => {
     expect((await post('/v0/jobs/another/executions', {})).status).toBe(404)
   })
 
+  test('a job is run by the clock, once for each time that is due', async () => {
+    const configuration = { schedule: '* * * * *', tasks: [{ print: 'BL_NAME' }, {}] }
+    const { spec } = (await json('/v0/jobs/scripted')) as { spec: { runtime: { image: string } } }
+    const triggers = [{ id: 'often', type: 'cron', configuration }]
+    const body = { metadata: { name: 'clockwork' }, spec: { runtime: spec.runtime, triggers } }
+    expect((await post('/v0/jobs', body)).status).toBe(200)
+    await eventually('it is deployed', async () => (await json('/v0/jobs/clockwork')).status === 'DEPLOYED')
+    const job = sdk.blJob('clockwork')
+    const [first] = await eventually('it ran', async () => {
+      clock.advance(20_000)
+      const { data } = await job.listExecutions()
+      return data.length > 0 ? data : null
+    })
+    const execution = await wait('clockwork', first?.metadata?.id ?? '')
+    expect(execution).toMatchObject({ status: 'succeeded', stats: { total: 2 } })
+    expect((await client.request('/v0/jobs/clockwork', { method: 'DELETE' })).status).toBe(200)
+  })
+
   test('what a job cannot have is refused by its name', async () => {
     const put = (spec: object) =>
       client.request('/v0/jobs/scripted', {

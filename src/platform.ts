@@ -41,7 +41,7 @@ import { templateRoutes } from './http/control/templates.ts'
 import { triggerRoutes } from './http/control/triggers.ts'
 import { userRoutes } from './http/control/users.ts'
 import { workspaceRoutes } from './http/control/workspaces.ts'
-import { agentFieldRoutes } from './http/dialects/agentfield/index.ts'
+import { AgentField } from './http/dialects/agentfield/index.ts'
 import { InstanceDoors } from './http/doors.ts'
 import { frontPageRoutes } from './http/front-page.ts'
 import { Hosts } from './http/host.ts'
@@ -72,7 +72,7 @@ import { isLoopbackAddress, isLoopbackHost } from './lib/loopback.ts'
 import { createSecretBox, openMasterKey } from './lib/secret-box.ts'
 import { Memory } from './memory/index.ts'
 import { hostRegistries, Network } from './network/index.ts'
-import { Nodes } from './nodes/index.ts'
+import { Nodes, Notes } from './nodes/index.ts'
 import { extractHelper } from './runtimes/helper-binary.ts'
 import { openNamespaceRuntime } from './runtimes/namespace/index.ts'
 import { openProcessRuntime } from './runtimes/process/index.ts'
@@ -358,6 +358,16 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
     ...region,
   })
   const deliveries = new Deliveries({ executions, dialer, secrets, clock, version })
+  const nodes = new Nodes({ store, clock })
+  const notes = new Notes({ store, clock })
+  const memory = new Memory({ store, clock })
+  for (const owner of [nodes, notes, memory]) workspaces.onDelete((workspace) => owner.removal(workspace))
+  const agentField = new AgentField({
+    ...{ executions, deliveries, deployments, nodes, notes, memory, dialer, logs, clock, log, version },
+    syncMs: config.agentfieldSyncSeconds * 1000,
+    asyncMs: config.agentfieldAsyncSeconds * 1000,
+    nodeRunningMax: config.agentfieldNodeMax > 0 ? config.agentfieldNodeMax : null,
+  })
   const domain = config.domains[0] ?? 'localhost'
   const hosts = new Hosts({
     listenHosts: config.hosts,
@@ -386,6 +396,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   opened.defer(() => images.close())
   // Before that: what is built goes on at the next start.
   opened.defer(() => builds.close())
+  opened.defer(() => agentField.close())
   await instances.recover()
   await snapshots.open()
   // What instances and snapshots of an earlier life stand on must not go while another platform of this host freezes anew.
@@ -401,10 +412,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   host.start()
   images.start()
   await builds.open()
-  const nodes = new Nodes({ store, clock })
-  workspaces.onDelete((workspace) => nodes.removal(workspace))
-  const memory = new Memory({ store, clock })
-  workspaces.onDelete((workspace) => memory.removal(workspace))
+  await agentField.open()
   const codegen = new Codegen({ dialer, log })
   opened.defer(() => codegen.close())
   const api = {
@@ -475,10 +483,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
       ...agentRunRoutes({ ...plane, later: triggers.agents }),
       ...functionRunRoutes({ ...plane, deployments, bridge, logs }),
       ...applications.routes(),
-      ...agentFieldRoutes({
-        ...{ nodes, memory, dialer, clock, log, version },
-        isDeployed: (workspace, name) => deployments.isKnown(workspace, 'agent', name),
-      }),
+      ...agentField.routes(),
     ],
     access,
     hosts,

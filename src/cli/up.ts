@@ -81,6 +81,21 @@ export const up = command({
       value: 'NAME',
       about: 'where programs of this host may use the AgentField API without a key',
     },
+    'agentfield-sync-seconds': {
+      kind: 'text',
+      value: 'SECONDS',
+      about: 'how long a call by the AgentField API waits for its result (90)',
+    },
+    'agentfield-async-seconds': {
+      kind: 'text',
+      value: 'SECONDS',
+      about: 'after how long without a word an AgentField execution is given up (3600)',
+    },
+    'agentfield-node-max': {
+      kind: 'text',
+      value: 'COUNT',
+      about: 'executions that one AgentField node works on at once (0: as many as come)',
+    },
     'platform-door': { kind: 'boolean', about: 'sandboxes reach the platform at http://hutch.internal' },
     'log-level': { kind: 'text', value: 'LEVEL', about: 'debug, info, warn or error (info)' },
     'log-format': { kind: 'text', value: 'FORMAT', about: 'text or json (text)' },

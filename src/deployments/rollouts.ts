@@ -4,7 +4,7 @@ import type { Clock } from '../lib/clock.ts'
 import type { Logger } from '../lib/log.ts'
 import type { Fleet, RevisionRun } from './fleet/index.ts'
 import type { DeploymentImages } from './images.ts'
-import { isServedKind, kindFacts, type ServedKind } from './kinds.ts'
+import { type DeploymentKind, isServedKind, kindFacts, type ServedKind } from './kinds.ts'
 import {
   type DeploymentBody,
   kindOf,
@@ -192,7 +192,7 @@ export class Rollouts {
           status: 'DEPLOYED',
           revision: id,
           ...(traffic.canary === null ? {} : { canaryRevision: traffic.canary }),
-          message: deployedMessage(id, before, traffic),
+          message: deployedMessage(kindOf(deployment), id, before, traffic),
         }),
       )
     })
@@ -290,7 +290,10 @@ export class Rollouts {
           status: 'DEPLOYED',
           ...(wanted.active === null ? {} : { revision: wanted.active }),
           ...(wanted.canary === null ? {} : { canaryRevision: wanted.canary }),
-          message: wanted.active === null ? 'No revision serves' : `Requests go to ${trafficText(wanted)}`,
+          message:
+            wanted.active === null
+              ? 'No revision serves'
+              : `${capitalised(ledWords(kindOf(deployment)))} ${trafficText(wanted)}`,
         }),
       )
     })
@@ -444,9 +447,17 @@ function withServed(reason: string, { active }: Traffic): string {
   return active === null ? reason : `${reason}\nThe revision ${active} goes on serving.`
 }
 
-function deployedMessage(id: string, before: Traffic, traffic: Traffic): string {
-  if (sameTraffic(before, traffic)) return `${id} is ready; no requests go to it`
-  return traffic.active === id
-    ? `Deployment successful: requests go to ${id}`
-    : `Deployment successful: requests go to ${trafficText(traffic)}`
+function deployedMessage(kind: DeploymentKind, id: string, before: Traffic, traffic: Traffic): string {
+  const led = ledWords(kind)
+  if (sameTraffic(before, traffic)) return `${id} is ready; no ${led} it`
+  return `Deployment successful: ${led} ${traffic.active === id ? id : trafficText(traffic)}`
+}
+
+/** What traffic is, of each kind. */
+function ledWords(kind: DeploymentKind): string {
+  return isServedKind(kind) ? 'requests go to' : 'executions are of'
+}
+
+function capitalised(text: string): string {
+  return text.charAt(0).toUpperCase() + text.slice(1)
 }

@@ -90,10 +90,10 @@ function body(
       return {
         ...(category[code] === undefined ? {} : { error_category: category[code] }),
         ...(failure.retryAfterSeconds === undefined ? {} : { retry_after: failure.retryAfterSeconds }),
-        ...details,
         error: message,
         message,
         code,
+        ...details,
       }
     case 'oauth':
       return { error: oauthError(failure), error_description: message }

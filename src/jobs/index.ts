@@ -88,6 +88,8 @@ export class Jobs {
     const { executions, secrets, tasksMax } = options
     this.#orders = new JobOrders({ secrets, input: (workspace, id) => executions.input(workspace, id) })
     this.#addresses = new DataAddresses(secrets)
+    // Its tasks do the work; but it is the execution that is shown.
+    executions.runner(executionSource, runNothing, { runningMax: 1 })
     executions.runner(taskSource, (attempt, signal) => this.#run(attempt, signal), {
       runningMax: tasksMax,
       hidden: true,
@@ -390,6 +392,10 @@ export class Jobs {
       if (!PlatformError.is(error) || error.code !== 'conflict') throw error
     }
   }
+}
+
+async function runNothing(): Promise<never> {
+  throw new Error('an execution of a job runs nothing itself')
 }
 
 function digestOf({ tasks, env, memory }: ExecutionRequest): string {

@@ -331,3 +331,25 @@ test('executions are listed by their job, the newest first, also once that is go
   expect(() => host.jobs.get('other', 'work', ids[0]!)).toThrow('there is no execution')
   expect(() => host.jobs.get('main', 'other', ids[0]!)).toThrow('there is no execution')
 })
+
+test('an execution that is done once more has the same tasks and settings, and an id of its own', async () => {
+  const seen: (string | undefined)[] = []
+  host.program = ({ env }) => {
+    seen.push(env.EXTRA)
+    return 0
+  }
+  const { executionId } = await start({ tasks: tasks(2), env: { EXTRA: 'yes' }, executionId: 'mine' })
+  await host.ended(executionId)
+  // What it ran is settled, whatever became of its job.
+  host.run = null
+  const again = await host.executions.replay('main', host.idOf(executionId))
+  const execution = await host.ended(again.id)
+  expect(execution).toMatchObject({ metadata: { id: again.id }, status: 'succeeded', stats: { success: 2 } })
+  expect(host.jobs.task('main', 'work', again.id, '1').parameters).toEqual({ number: 1 })
+  expect(seen).toEqual(['yes', 'yes', 'yes', 'yes'])
+  const shown = host.executions.list('main').data.map(({ source, target }) => [source, target.name])
+  expect(shown).toEqual([
+    ['job', 'work'],
+    ['job', 'work'],
+  ])
+})

@@ -100,7 +100,7 @@ export class TestJobs implements AsyncDisposable {
   }
 
   idOf(executionId: string): string {
-    return executionId.startsWith('exec-') ? executionId : `main.work.${executionId}`
+    return this.executions.get('main', executionId) === null ? `main.work.${executionId}` : executionId
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

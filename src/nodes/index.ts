@@ -16,6 +16,7 @@ import {
   unknownNode,
 } from './record.ts'
 
+export { type ExecutionNote, Notes } from './notes.ts'
 export {
   type AgentNode,
   type Capability,
@@ -207,6 +208,12 @@ export class Nodes {
         this.#store.page<NodeBody>({ kind: nodeKind, workspace, sort: 'name:asc', ...page }),
       ),
     )
+  }
+
+  /** Of every workspace: those that are instances of something deployed. */
+  async *deployedHere(): AsyncGenerator<AgentNode> {
+    const all = everyItem((page) => this.#store.page<NodeBody>({ kind: nodeKind, ...page }))
+    for await (const node of all) if (node.body.place.at === 'deployment') yield node
   }
 
   health({ workspace, name, body }: AgentNode): NodeHealth {

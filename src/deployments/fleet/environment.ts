@@ -16,7 +16,7 @@ interface Deployed {
 
 /**
  * What the program of a revision finds in its environment: what its image says, over that what its owner set, over that
- * how to be reached and how to reach this platform.
+ * how to be reached and how to reach this platform. Where an agent of AgentField registers is its owner's to say.
  */
 export function environmentOf(
   run: RevisionRun,
@@ -26,6 +26,8 @@ export function environmentOf(
   const port = String(run.port)
   return {
     ...programDefaults,
+    // A node is called in its instance: it need not look for addresses of its own.
+    AGENT_CALLBACK_URL: `http://localhost:${port}`,
     ...imageEnv,
     ...run.env,
     HOST: anyAddress,
@@ -40,6 +42,7 @@ export function environmentOf(
 export const programDefaults = {
   // What is printed is to be in the logs at once, not when a buffer is full.
   PYTHONUNBUFFERED: '1',
+  AGENTFIELD_SERVER: platformOrigin,
 }
 
 /** Over all else: by which clients inside find this platform, with no configuration of their own. */

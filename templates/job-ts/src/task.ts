@@ -1,5 +1,3 @@
-import { parseArgs } from 'node:util'
-
 const attemptsMax = 4
 
 /** Runs the work of one task, and ends the process with how it went. `blStartJob` of @blaxel/core does the same. */
@@ -18,10 +16,19 @@ export function startTask<Parameters extends object>(work: (parameters: Paramete
 /** Where it is deployed, its part of what the execution was given; elsewhere `--name value` of the command line. */
 async function parameters(): Promise<object> {
   const { BL_EXECUTION_DATA_URL: address, BL_TASK_KEY: key = 'TASK_INDEX' } = process.env
-  if (address === undefined) return parseArgs({ strict: false }).values
+  if (address === undefined) return commandLine(process.argv.slice(2))
   const response = await read(address)
   const { tasks } = (await response.json()) as { tasks: object[] }
   return tasks[Number(process.env[key] ?? 0)] ?? {}
+}
+
+function commandLine(words: string[]): object {
+  const found: Record<string, string> = {}
+  for (let at = 0; at < words.length; at += 2) {
+    const name = words[at]?.replace(/^--/, '') ?? ''
+    found[name] = words[at + 1] ?? 'true'
+  }
+  return found
 }
 
 async function read(address: string): Promise<Response> {

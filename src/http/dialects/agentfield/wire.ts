@@ -38,3 +38,11 @@ export function streamOf(chunks: AsyncGenerator<Uint8Array>): ReadableStream<Uin
     cancel: () => void chunks.return(undefined),
   })
 }
+
+export function jsonOf(value: unknown): Uint8Array {
+  return new TextEncoder().encode(JSON.stringify(value))
+}
+
+export function textOf(bytes: Uint8Array): string {
+  return new TextDecoder().decode(bytes)
+}

@@ -1,0 +1,278 @@
+import type { Deployments } from '../../../deployments/index.ts'
+import { PlatformError } from '../../../errors.ts'
+import type {
+  Attempt,
+  AttemptOutcome,
+  Execution,
+  ExecutionError,
+  Executions,
+} from '../../../executions/index.ts'
+import { Background } from '../../../lib/background.ts'
+import type { Logger } from '../../../lib/log.ts'
+import type { Nodes, ReplacedProcess } from '../../../nodes/index.ts'
+import { type NodeAnswer, type NodeCalls, NotReached, type ProcessOfNode } from './calls.ts'
+import { jsonOf, textOf } from './wire.ts'
+
+/** Calls that were accepted here. */
+export const runSource = 'agentfield'
+/** Calls that programs make within themselves, and tell of. */
+export const innerSource = 'agentfield-inner'
+
+const runningMax = 256
+const innerRunningMax = 32
+const cancelMsMax = 10_000
+/** Of an answer that is no JSON, told as why something failed. */
+const toldCharactersMax = 4096
+/** Of an agent that is busy, or says nothing of when. */
+const againMs = 1000
+/** What is looked at when a process is gone. */
+const heldMax = 10_000
+const pageMax = 200
+
+export interface RunsOptions {
+  executions: Executions
+  nodes: Nodes
+  calls: NodeCalls
+  deployments: Pick<Deployments, 'isKnown'>
+  log: Logger
+}
+
+/**
+ * Does what was accepted for nodes: asks the node, which answers with the result or reports it later; tells it when its
+ * work is called off; and ends what a process had that is gone.
+ */
+export class Runs {
+  readonly #options: RunsOptions
+  /** Who works on what, as far as this life of the platform knows. */
+  readonly #at = new Map<string, ProcessOfNode>()
+  readonly #background: Background
+
+  constructor(options: RunsOptions) {
+    this.#options = options
+    const { executions, log } = options
+    this.#background = new Background((error) => log.warn('agentfield: a node could not be told', { error }))
+    executions.runner(runSource, (attempt, signal) => this.#run(attempt, signal), {
+      runningMax,
+      ended: (execution) => this.#ended(execution),
+    })
+    executions.runner(innerSource, async () => ({ status: 'waiting' }), { runningMax: innerRunningMax })
+  }
+
+  /** At start, once instances are there: what they work on goes on, and keeps them awake. */
+  async open(): Promise<void> {
+    const { nodes, calls } = this.#options
+    for await (const node of nodes.deployedHere()) {
+      for (const execution of this.#unended(node.workspace, node.name)) {
+        const { instance_id: instanceId, process_id: processId } = execution.note
+        if (execution.status !== 'waiting' || typeof instanceId !== 'string') continue
+        const lease = await calls.hold(node, instanceId).catch(() => null)
+        if (lease) this.#at.set(execution.id, { instanceId, processId: String(processId ?? ''), lease })
+        else await this.#orphan(execution)
+      }
+    }
+  }
+
+  async close(): Promise<void> {
+    this.#background.close()
+    await this.#background.settled()
+    for (const { lease } of this.#at.values()) lease?.[Symbol.dispose]()
+    this.#at.clear()
+  }
+
+  /** What a process was working on that is gone ends, since nobody will report it. */
+  async replaced(workspace: string, nodeId: string, gone: ReplacedProcess): Promise<void> {
+    for (const execution of this.#unended(workspace, nodeId)) {
+      const at = this.#at.get(execution.id)
+      const instanceId = at?.instanceId ?? execution.note.instance_id ?? null
+      const processId = at?.processId ?? execution.note.process_id ?? ''
+      if (instanceId === gone.instanceId && processId === gone.processId) await this.#orphan(execution)
+    }
+  }
+
+  *#unended(workspace: string, nodeId: string): Iterable<Execution> {
+    const filter = {
+      source: runSource,
+      status: ['running', 'waiting'] as const,
+      target: { kind: 'node', name: nodeId },
+    }
+    let cursor = ''
+    for (let count = 0; count < heldMax; count += pageMax) {
+      const page = this.#options.executions.list(workspace, filter, {
+        limit: pageMax,
+        ...(cursor === '' ? {} : { cursor }),
+      })
+      yield* page.data
+      cursor = page.nextCursor
+      if (cursor === '') return
+    }
+  }
+
+  async #orphan({ workspace, id }: Execution): Promise<void> {
+    await this.#options.executions
+      .report(workspace, id, {
+        status: 'failed',
+        statusReason: 'agent_restart_orphaned',
+        error: {
+          code: 'agent_restart_orphaned',
+          message:
+            'agent_restart_orphaned: the process that worked on it is gone, and another one has its place',
+        },
+        note: { told: true },
+      })
+      .catch((error) => {
+        if (!PlatformError.is(error) || error.code !== 'conflict') throw error
+      })
+  }
+
+  async #run({ execution, input }: Attempt, signal: AbortSignal): Promise<AttemptOutcome> {
+    const { workspace, id, target, labels } = execution
+    const { nodes, calls, deployments } = this.#options
+    const begun = (process: ProcessOfNode) => void this.#at.set(id, process)
+    const request = { headers: contextHeaders(execution), body: input, signal }
+    let answer: NodeAnswer
+    const node = await nodes.find(workspace, target.name)
+    try {
+      if (node !== null) {
+        const path = `/${labels.type === 'skill' ? 'skills' : 'reasoners'}/${encodeURIComponent(labels.reasoner ?? '')}`
+        answer = await calls.post(node, { ...request, path }, begun)
+      } else if (deployments.isKnown(workspace, 'agent', target.name)) {
+        answer = await calls.postToAgent(workspace, target.name, { ...request, path: '/' }, begun)
+      } else {
+        return failed('target_not_found', `there is no node "${target.name}" any more`)
+      }
+    } catch (error) {
+      this.#at.delete(id)
+      signal.throwIfAborted()
+      return failureOf(error)
+    }
+    // What is deployed and is no node knows of no later.
+    const reportsLater = answer.status === 202 && node !== null
+    if (reportsLater && !signal.aborted) {
+      const { instanceId, processId } = answer.process
+      return {
+        status: 'waiting',
+        note: { process_id: processId, ...(instanceId === null ? {} : { instance_id: instanceId }) },
+      }
+    }
+    letGo(answer.process)
+    this.#at.delete(id)
+    signal.throwIfAborted()
+    return outcomeOf(answer, target.name)
+  }
+
+  #ended(execution: Execution): void {
+    const { id, status, note, startedAt } = execution
+    const at = this.#at.get(id)
+    this.#at.delete(id)
+    const isCalledOff = (status === 'cancelled' || status === 'timed_out') && note.told !== true
+    if (isCalledOff && startedAt !== null && !this.#background.closing.aborted)
+      this.#background.run(this.#callOff(execution, at).finally(() => at && letGo(at)))
+    else if (at) letGo(at)
+  }
+
+  /** Its agent stops what it does for that. */
+  async #callOff(execution: Execution, at: ProcessOfNode | undefined): Promise<void> {
+    const { nodes, calls } = this.#options
+    const { workspace, id, target, statusReason, error, note } = execution
+    const node = await nodes.find(workspace, target.name)
+    if (node === null) return
+    const instanceId = at?.instanceId ?? note.instance_id
+    const reason = statusReason ?? error?.message ?? 'cancelled'
+    const answer = await calls.post(node, {
+      path: `/_internal/executions/${encodeURIComponent(id)}/cancel`,
+      headers: {
+        'content-type': 'application/json',
+        'x-agentfield-source': 'control-plane',
+        'x-execution-id': id,
+      },
+      body: jsonOf({ reason, status: execution.status }),
+      signal: AbortSignal.any([AbortSignal.timeout(cancelMsMax), this.#background.closing]),
+      ...(typeof instanceId === 'string' ? { instanceId } : {}),
+    })
+    letGo(answer.process)
+  }
+}
+
+function letGo({ lease }: ProcessOfNode): void {
+  lease?.[Symbol.dispose]()
+}
+
+/** Says whose work it is; what the agent calls meanwhile brings it back. */
+function contextHeaders({ id, labels }: Execution): Record<string, string> {
+  const { run = '', parent, session, actor } = labels
+  return {
+    'content-type': 'application/json',
+    'x-execution-id': id,
+    'x-run-id': run,
+    'x-workflow-id': run,
+    ...(parent ? { 'x-parent-execution-id': parent } : {}),
+    ...(session ? { 'x-session-id': session } : {}),
+    ...(actor ? { 'x-actor-id': actor } : {}),
+  }
+}
+
+function failed(code: string, message: string, details?: unknown): AttemptOutcome & { status: 'failed' } {
+  const error: ExecutionError = {
+    code,
+    message,
+    ...(details === undefined ? {} : { details }),
+  }
+  return { status: 'failed', error, retry: false }
+}
+
+function failureOf(error: unknown): AttemptOutcome {
+  if (!PlatformError.is(error)) throw error
+  const code = error.code === 'bad_gateway' ? 'agent_unreachable' : 'node_unavailable'
+  const mayHelp = error instanceof NotReached || (error.code !== 'bad_gateway' && error.retryable)
+  const { retryAfterSeconds } = error
+  return {
+    ...failed(code, error.message),
+    retry: mayHelp,
+    ...(retryAfterSeconds === undefined ? {} : { retryAfterMs: retryAfterSeconds * 1000 }),
+  }
+}
+
+function outcomeOf({ status, headers, body }: NodeAnswer, node: string): AttemptOutcome {
+  const parsed = parsedOf(body)
+  if (status >= 200 && status < 300) {
+    // Whatever is no JSON is a text.
+    const result = parsed === undefined ? jsonOf(textOf(body)) : body
+    return {
+      status: 'succeeded',
+      result: body.length === 0 ? jsonOf(null) : result,
+      type: 'application/json',
+    }
+  }
+  const details = parsed === undefined ? textOf(body).slice(0, toldCharactersMax) : parsed
+  const said = messageIn(details)
+  const message = `the node "${node}" answered ${status}${said === '' ? '' : `: ${said}`}`
+  const code = status >= 300 && status < 400 ? 'bad_response' : 'agent_error'
+  const isBusy = status === 429 || status === 503
+  return {
+    ...failed(isBusy ? 'concurrency_limit' : code, message, details),
+    retry: isBusy,
+    ...(isBusy ? { retryAfterMs: retryAfterMsOf(headers) } : {}),
+    note: { http_status: status },
+  }
+}
+
+function parsedOf(body: Uint8Array): unknown {
+  try {
+    return JSON.parse(textOf(body))
+  } catch {
+    return undefined
+  }
+}
+
+function messageIn(details: unknown): string {
+  if (typeof details === 'string') return details.trim().slice(0, 500)
+  if (typeof details !== 'object' || details === null) return ''
+  const { error, message, detail } = details as Record<string, unknown>
+  const said = [message, error, detail].find((one) => typeof one === 'string')
+  return typeof said === 'string' ? said.slice(0, 500) : ''
+}
+
+function retryAfterMsOf(headers: Headers): number {
+  const seconds = Number(headers.get('retry-after') ?? Number.NaN)
+  return Number.isFinite(seconds) && seconds >= 0 ? Math.min(seconds, 3600) * 1000 : againMs
+}
