@@ -128,6 +128,18 @@ agent('agents of the agentfield package', () => {
     )
   })
 
+  test('remember together, and hear of what changes', async () => {
+    await call('one.learn', { topic: 'north', direction: [0, 1] })
+    expect(await call('two.learn', { topic: 'east', direction: [1, 0.1] })).toMatchObject({
+      status: 'succeeded',
+      result: {
+        told: { direction: [1, 0.1] },
+        nearest: 'east',
+        keys: ['topic.east', 'topic.north'],
+      },
+    })
+  })
+
   test('tell of what they call within themselves', async () => {
     const { run_id: run, result } = await call('one.greet_twice', { name: 'Di' })
     expect(result).toMatchObject({ first: { greeting: 'Hello, Di!' }, second: { greeting: 'Hello, DI!' } })

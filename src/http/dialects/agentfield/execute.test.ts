@@ -1,4 +1,7 @@
 import { afterEach, beforeEach, describe, expect, test } from 'bun:test'
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { unusedPorts } from '../../../lib/test-ports.ts'
 import { eventually } from '../../../test-client.ts'
 import { TestControlPlane } from './test-control-plane.ts'
@@ -514,6 +517,29 @@ describe('a node that starts anew', () => {
     await plane.ask('/nodes/hello-world/heartbeat', { json: { status: 'ready', instance_id: 'p3' } })
     expect(await ended(next)).toMatchObject({ status_reason: 'agent_restart_orphaned' })
   })
+})
+
+test('what is worked on goes on over a restart of the platform, and its report is heard then', async () => {
+  const dataDir = mkdtempSync(join(tmpdir(), 'hutch-agentfield-'))
+  const before = plane
+  try {
+    plane = await TestControlPlane.open({ dataDir })
+    await using node = new TestNode(plane, { think: later })
+    await node.register()
+    const id = (await executeLater('hello-world.think')).body.execution_id
+    await eventually('it is worked on', () => plane.platform.executions.get('main', id)?.status === 'waiting')
+    await plane[Symbol.asyncDispose]()
+    plane = await TestControlPlane.open({ dataDir })
+    expect((await plane.ask('/nodes/hello-world')).body).toMatchObject({ health_status: 'active' })
+    expect((await told(id)).status).toBe('running')
+    expect((await report(id, { status: 'succeeded', result: { done: true } })).status).toBe(200)
+    expect(await told(id)).toMatchObject({ status: 'succeeded', result: { done: true } })
+    expect(node.calls.length).toBe(1)
+  } finally {
+    await plane[Symbol.asyncDispose]()
+    plane = before
+    rmSync(dataDir, { recursive: true, force: true })
+  }
 })
 
 describe('who says how something ended', () => {

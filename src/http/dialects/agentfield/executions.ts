@@ -312,14 +312,9 @@ export function executionRoutes(options: ExecutionRouteOptions): Route[] {
       summary: 'Keep lines that an agent logs while it works on an execution',
       body: z.object({ entries: z.array(z.json()).max(logEntriesMax) }),
       handle({ workspace, params, body }) {
-        const { id, target } = require(workspace, params.executionId)
-        for (const entry of body.entries) {
-          const line = typeof entry === 'string' ? entry : JSON.stringify(entry)
-          logs.append(
-            { workspace, kind: 'agents', name: target.name, stream: 'stdout', instance: nameIn(id) },
-            line,
-          )
-        }
+        const source = { ...logOf(require(workspace, params.executionId)), stream: 'stdout' } as const
+        for (const entry of body.entries)
+          logs.append(source, typeof entry === 'string' ? entry : JSON.stringify(entry))
         return { success: true, accepted: body.entries.length }
       },
     }),
@@ -330,12 +325,8 @@ export function executionRoutes(options: ExecutionRouteOptions): Route[] {
       access: 'read',
       summary: 'List what an agent logged while it worked on an execution, the oldest first',
       async handle({ workspace, params, request }) {
-        const { id, target } = require(workspace, params.executionId)
-        const { lines } = await logs.query(
-          { workspace, kind: 'agents', name: target.name },
-          { instance: nameIn(id), limit: logLinesMax },
-          request.signal,
-        )
+        const { instance, ...workload } = logOf(require(workspace, params.executionId))
+        const { lines } = await logs.query(workload, { instance, limit: logLinesMax }, request.signal)
         return {
           execution_id: params.executionId,
           entries: lines.toReversed().map(({ message }) => entryOf(message)),
@@ -518,12 +509,14 @@ function noteView({ message, tags, at }: ExecutionNote) {
   return { message, tags, timestamp: new Date(at).toISOString() }
 }
 
-/** Logs know their writer by a name of letters, digits, points, colons and dashes. */
-function nameIn(id: string): string {
-  return id
+/** Beside the logs of an agent that is deployed, which has the same lines in its own output. */
+function logOf({ workspace, id, target }: Execution) {
+  const name = `${target.name.toLowerCase().replace(/[^a-z0-9_-]/g, '-')}.executions`
+  const instance = id
     .slice(id.lastIndexOf('/') + 1)
     .replace(/[^\w.:-]/g, '-')
     .slice(0, 128)
+  return { workspace, kind: 'agents', name, instance } as const
 }
 
 function entryOf(message: string): unknown {
