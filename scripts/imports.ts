@@ -26,6 +26,7 @@ const nouns = [
   'executions',
   'deliveries',
   'triggers',
+  'threads',
 ]
 const domain = [...seams, 'instances', 'config', ...nouns]
 const everything = [...domain, 'http', 'guest', 'runtimes', 'stores', 'platform']

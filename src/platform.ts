@@ -42,6 +42,7 @@ import { triggerRoutes } from './http/control/triggers.ts'
 import { userRoutes } from './http/control/users.ts'
 import { workspaceRoutes } from './http/control/workspaces.ts'
 import { AgentField } from './http/dialects/agentfield/index.ts'
+import { composeCallback, performer, xpanderRoutes } from './http/dialects/xpander/index.ts'
 import { InstanceDoors } from './http/doors.ts'
 import { frontPageRoutes } from './http/front-page.ts'
 import { Hosts } from './http/host.ts'
@@ -82,6 +83,7 @@ import type { Runtime } from './spec/runtime.ts'
 import type { Store } from './spec/store.ts'
 import { openSqliteStore } from './stores/sqlite/index.ts'
 import { Logs } from './telemetry/index.ts'
+import { Agents, Threads, Workers } from './threads/index.ts'
 import { Triggers } from './triggers/index.ts'
 import { commit, version } from './version.ts'
 import { Users, Workspaces } from './workspaces/index.ts'
@@ -422,14 +424,28 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
     mcp: createSandboxMcp({ version, log }),
   }
   const plane = { deployments, exchanges: opened.use(new Exchanges({ clock })) }
+  const origin = () => config.url ?? server?.url ?? `http://localhost:${config.port}`
   const triggers = new Triggers({
     ...{ store, deployments, executions, deliveries, secrets, clock, log },
     call: agentCaller({ plane: () => plane, clock, log }),
-    origin: () => config.url ?? server?.url ?? `http://localhost:${config.port}`,
+    origin,
   })
   triggers.starts('job', ({ workspace, name, tasks, idempotencyKey: key }) =>
     jobs.start(workspace, name, { tasks }, { key, digest: key }),
   )
+  const agents = new Agents({ store, deployments })
+  const threads = new Threads({ store, executions, secrets, clock, log })
+  const workers = new Workers({ threads, clock, log })
+  threads.performer(performer({ agents, workers, threads, plane, deployments, origin }), (task) =>
+    workers.ended(task),
+  )
+  executions.callbacks('xpander', composeCallback(deliveries))
+  workspaces.onDelete((workspace) => agents.removalSteps(workspace))
+  workspaces.onDelete((workspace) => threads.removal(workspace))
+  opened.defer(() => threads.close())
+  opened.defer(() => workers.close())
+  await threads.open()
+  await workers.open()
   const bridge = opened.use(new LazyMcpBridge({ clock, log }))
   const applications = new ApplicationGateway({
     ...plane,
@@ -484,6 +500,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
       ...functionRunRoutes({ ...plane, deployments, bridge, logs }),
       ...applications.routes(),
       ...agentField.routes(),
+      ...xpanderRoutes({ threads, agents, workers, callbacks: deliveries, access, clock }),
     ],
     access,
     hosts,

@@ -1,5 +1,6 @@
 import { createInterface } from 'node:readline/promises'
-import { isStream, platformRefusal, requestLine, spokenAnswer, spokenText } from './answers.ts'
+import { isStream, spokenText } from '../lib/spoken-text.ts'
+import { platformRefusal, requestLine, spokenAnswer } from './answers.ts'
 import { withHints } from './client.ts'
 import { CommandError, command } from './command.ts'
 import { addressOf, headersOf, type InvokeFlags, invoke, requestFlags, runningKind } from './invoking.ts'

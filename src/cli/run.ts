@@ -1,5 +1,6 @@
 import { readFileSync } from 'node:fs'
-import { isStream, platformRefusal, readable, requestLine, spokenText } from './answers.ts'
+import { isStream, spokenText } from '../lib/spoken-text.ts'
+import { platformRefusal, readable, requestLine } from './answers.ts'
 import { withHints } from './client.ts'
 import { CommandError, command, sameTarget, UsageError } from './command.ts'
 import { environmentFlags } from './environment.ts'

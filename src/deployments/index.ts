@@ -18,7 +18,7 @@ import type { Fleet } from './fleet/index.ts'
 import { isOpen, type Passage, type Passing, passageOf } from './gates.ts'
 import type { DeploymentImages } from './images.ts'
 import { type JobRun, JobRuns } from './job-runs.ts'
-import { type DeploymentKind, deploymentKinds, kindFacts } from './kinds.ts'
+import { type DeploymentKind, deploymentKinds, kindFacts, type ServedKind } from './kinds.ts'
 import { type CallbackRules, DeploymentTriggers, type TriggerChange } from './own-triggers.ts'
 import {
   type ApplicationUrl,
@@ -49,7 +49,7 @@ export { RevisionImages } from './images.ts'
 export type { JobRun } from './job-runs.ts'
 export { type DeploymentKind, deploymentKinds, kindFacts } from './kinds.ts'
 export type { DeploymentOf } from './own-triggers.ts'
-export type { DeploymentBody, StoredDeployment } from './record.ts'
+export { type DeploymentBody, numberOf, type Revision, revisionOf, type StoredDeployment } from './record.ts'
 export {
   applicationInputSchema,
   applicationRevisionSchema,
@@ -64,6 +64,7 @@ export {
 } from './schema.ts'
 export { stickyCookieName } from './traffic.ts'
 export { isEnabled, type StoredTrigger, type TriggerInput } from './triggers.ts'
+export { versionOf } from './versions.ts'
 export {
   applicationRevisionView,
   applicationView,
@@ -189,7 +190,10 @@ export class Deployments {
     const parts = { table: this.#table, records: this.#records, sealing: this.#sealing, fleet, images, clock }
     this.#next = new NextRevisions(parts)
     const drawn = { ...parts, random: options.random ?? Math.random }
-    this.#requests = new DeploymentRequests(drawn)
+    this.#requests = new DeploymentRequests({
+      ...drawn,
+      runOf: (deployment, kind, revision) => this.#rollouts.runOf(deployment, kind, revision),
+    })
     this.#jobRuns = new JobRuns(drawn)
     this.triggers = new DeploymentTriggers({
       ...parts,
@@ -404,6 +408,17 @@ export class Deployments {
     signal?: AbortSignal,
   ): Promise<DeploymentLease> {
     return this.#requests.acquire(workspace, kind, name, request, signal)
+  }
+
+  /** @throws bad_request for a version that there is not, workload_not_found, and what the fleet throws */
+  acquireVersion(
+    workspace: string,
+    kind: ServedKind,
+    name: string,
+    version: string,
+    signal?: AbortSignal,
+  ): Promise<DeploymentLease> {
+    return this.#requests.acquireVersion(workspace, kind, name, version, signal)
   }
 
   /** One instance of a deployment, whatever revision it is of; null when it is gone, or not of this deployment. */

@@ -53,6 +53,8 @@ export interface RevisionSpec {
 
 export interface Revision {
   id: string
+  /** Counts the revisions of its deployment, from 1; absent: it is from before they were counted. */
+  number?: number
   createdAt: number
   createdBy: string
   phase: RevisionPhase
@@ -153,6 +155,11 @@ export function isUsable({ phase }: Revision): boolean {
 
 export function revisionOf(body: DeploymentBody, id: string | null): Revision | undefined {
   return id === null ? undefined : body.revisions.find((revision) => revision.id === id)
+}
+
+/** What clients call it that know versions by number. */
+export function numberOf({ revisions }: Pick<DeploymentBody, 'revisions'>, revision: Revision): number {
+  return revision.number ?? revisions.indexOf(revision) + 1
 }
 
 /** Every revision that requests may be led to, or are to be. */

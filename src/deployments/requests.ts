@@ -1,11 +1,13 @@
 import { PlatformError } from '../errors.ts'
 import type { Clock } from '../lib/clock.ts'
-import type { AcquireOptions, Fleet, RevisionLease } from './fleet/index.ts'
-import { type DeploymentKind, kindFacts, type Transport } from './kinds.ts'
+import type { AcquireOptions, Fleet, RevisionLease, RevisionRun } from './fleet/index.ts'
+import { type DeploymentKind, kindFacts, type ServedKind, type Transport } from './kinds.ts'
+import type { Revision, StoredDeployment } from './record.ts'
 import type { DeploymentRecords } from './records.ts'
 import { failureOf, statusOf } from './status.ts'
 import type { DeploymentTable, TableEntry } from './table.ts'
 import { pick, stickyCookie, stickyCookieName, stickyValue } from './traffic.ts'
+import { Versions } from './versions.ts'
 
 /** How often another revision is picked for a request whose revision was just taken away. */
 const picksMax = 3
@@ -32,11 +34,13 @@ export class DeploymentRequests {
   readonly #records: DeploymentRecords
   readonly #clock: Clock
   readonly #random: () => number
+  readonly #versions: Versions
 
   constructor(options: {
     table: DeploymentTable
-    fleet: Pick<Fleet, 'acquire' | 'revisionOf'>
+    fleet: Pick<Fleet, 'acquire' | 'revisionOf' | 'serve' | 'retire'>
     records: DeploymentRecords
+    runOf: (deployment: StoredDeployment, kind: ServedKind, revision: Revision) => RevisionRun
     clock: Clock
     /** In [0, 1). */
     random: () => number
@@ -46,6 +50,7 @@ export class DeploymentRequests {
     this.#records = options.records
     this.#clock = options.clock
     this.#random = options.random
+    this.#versions = new Versions(options)
   }
 
   /**
@@ -88,6 +93,22 @@ export class DeploymentRequests {
         if (picks >= picksMax) throw await this.#unavailable(workspace, kind, name)
       }
     }
+  }
+
+  /**
+   * An instance of one revision, whatever traffic it has: by its number, its id, or `draft` for the newest that can serve.
+   * @throws bad_request for a version that there is not, workload_not_found, and what the fleet throws
+   */
+  async acquireVersion(
+    workspace: string,
+    kind: ServedKind,
+    name: string,
+    version: string,
+    signal?: AbortSignal,
+  ): Promise<DeploymentLease> {
+    const { transports } = this.#entryOf(workspace, kind, name)
+    const { lease, revisionId } = await this.#versions.acquire(workspace, kind, name, version, signal)
+    return { lease, revisionId, transport: transports.get(revisionId) ?? null, setCookie: null }
   }
 
   /** One instance of a deployment, whatever revision it is of; null when it is gone, or not of this deployment. */

@@ -7,7 +7,7 @@ import { snapshotReference } from '../sandboxes/index.ts'
 import type { DeploymentDraft } from './draft.ts'
 import type { DeploymentImages, ImageFacts } from './images.ts'
 import { type DeploymentKind, kindFacts } from './kinds.ts'
-import type { DeploymentBody, Revision } from './record.ts'
+import { type DeploymentBody, numberOf, type Revision } from './record.ts'
 import { trafficOfNew } from './routing.ts'
 import type { DeploymentSealing } from './sealing.ts'
 import { taskLimits } from './task-settings.ts'
@@ -64,8 +64,10 @@ export class NextRevisions {
     const id = `${kindFacts[kind].revisionPrefix}${randomText(12)}`
     const origin = body.revisions.find((one) => one.image !== undefined && one.image === source)
     const { memoryMb, minScale, maxScale, port, transport, task, envs } = draft.spec
+    const last = body.revisions.at(-1)
     return {
       id,
+      number: last === undefined ? 1 : numberOf(body, last) + 1,
       createdAt: now,
       createdBy: actor,
       phase: upload ? 'uploading' : 'deploying',

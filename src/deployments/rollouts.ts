@@ -88,7 +88,7 @@ export class Rollouts {
     if (deployment.body.state !== 'active' || !isServedKind(kind)) return
     for (const id of served(deployment.body.traffic)) {
       const revision = revisionOf(deployment.body, id)
-      if (revision?.image !== undefined) this.#options.fleet.serve(this.#runOf(deployment, kind, revision))
+      if (revision?.image !== undefined) this.#options.fleet.serve(this.runOf(deployment, kind, revision))
     }
   }
 
@@ -97,7 +97,7 @@ export class Rollouts {
     const { fleet } = this.#options
     const kind = kindOf(deployment)
     if (!isServedKind(kind)) return
-    fleet.serve(this.#runOf(deployment, kind, revision))
+    fleet.serve(this.runOf(deployment, kind, revision))
     await fleet.ready(revision.id, signal)
   }
 
@@ -392,7 +392,8 @@ export class Rollouts {
     return this.#options.images.release(workspace, image, { type: kindOf(deployment), name })
   }
 
-  #runOf(deployment: StoredDeployment, kind: ServedKind, revision: Revision): RevisionRun {
+  /** What the fleet is to know of a revision that has its image. */
+  runOf(deployment: StoredDeployment, kind: ServedKind, revision: Revision): RevisionRun {
     const { workspace, name, body } = deployment
     const { sealing } = this.#options
     const { spec, built } = revision

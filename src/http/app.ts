@@ -236,7 +236,7 @@ class Handler {
     } else if (route.isOpen !== undefined && request.method === 'OPTIONS' && isPreflight(request, compiled)) {
       return preflight(this.#table.allowed(path))
     } else {
-      used = presentedCredential(request.headers, search, route.queryToken === true)
+      used = presentedCredential(request.headers, search, route.queryToken ?? false)
       const identity = (await this.#identify(used, passage)) ?? this.#keyless(used, route, passage)
       if (identity === undefined) throw missingCredential()
       if (route.access === 'account') {
@@ -283,7 +283,7 @@ class Handler {
   /** Where none is asked for, a credential may be the program's own; one of ours is still not its to see. */
   async #ownCredential(route: Route, passage: Passage): Promise<PresentedCredential | null> {
     try {
-      const used = presentedCredential(passage.request.headers, passage.search, route.queryToken === true)
+      const used = presentedCredential(passage.request.headers, passage.search, route.queryToken ?? false)
       if (used === null) return null
       return (await this.#identify(used, passage)) === undefined ? null : used
     } catch {

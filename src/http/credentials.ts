@@ -12,14 +12,14 @@ const ownHeaders = ['x-blaxel-authorization', 'x-blaxel-preview-token']
 const ownQuery = ['bl_preview_token']
 
 /**
- * The one credential that counts: x-blaxel-authorization before Authorization before x-api-key, and `?token=` only
- * where the route takes it. A header that is present but wrong is not made up for by another.
+ * The one credential that counts: x-blaxel-authorization before Authorization before x-api-key, and `?token=`, or
+ * a parameter of another name, only where the route takes it. A header that is present but wrong is not made up for by another.
  * @throws authentication_failed for an Authorization that is no bearer
  */
 export function presentedCredential(
   headers: Headers,
   search: string,
-  queryToken: boolean,
+  queryToken: boolean | string,
 ): PresentedCredential | null {
   for (const header of ['x-blaxel-authorization', 'authorization']) {
     const value = headers.get(header)
@@ -35,8 +35,9 @@ export function presentedCredential(
   }
   const apiKey = headers.get('x-api-key')
   if (apiKey !== null) return { credential: apiKey, from: { header: 'x-api-key' } }
-  const token = queryToken ? new URLSearchParams(search).get('token') : null
-  return token === null ? null : { credential: token, from: { query: 'token' } }
+  const name = queryToken === true ? 'token' : queryToken
+  const token = name === false ? null : new URLSearchParams(search).get(name)
+  return name === false || token === null ? null : { credential: token, from: { query: name } }
 }
 
 /** What must not reach anything behind the platform: what authenticated, and whatever else is a key of ours. */

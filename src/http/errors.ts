@@ -67,7 +67,8 @@ export function errorResponse(
     // Sending a run-plane request twice can run work twice; the envelope says when that is safe.
     if (failure.status >= 500) headers.set('x-should-retry', 'false')
   }
-  return Response.json(body(failure, shape, context), { status: failure.status, headers })
+  const status = shape === 'xpander' && failure.code === 'bad_request' ? 422 : failure.status
+  return Response.json(body(failure, shape, context), { status, headers })
 }
 
 /** The code as the data plane spells it, `WORKLOAD_UNAVAILABLE`. */
@@ -95,6 +96,8 @@ function body(
         code,
         ...details,
       }
+    case 'xpander':
+      return { detail: failure.code === 'bad_request' ? [validation(failure)] : message }
     case 'oauth':
       return { error: oauthError(failure), error_description: message }
     case 'gateway': {
@@ -114,6 +117,14 @@ function body(
       }
     }
   }
+}
+
+/** What was wrong with a request, as clients of xpander read it: which field, and what it should be. */
+function validation({ message }: PlatformError): object {
+  const [, field, what] = /^([A-Za-z_][\w.[\]-]*): (.*)$/s.exec(message) ?? []
+  const loc =
+    field === undefined || field === 'body' ? [] : field.split(/[.[\]]+/).filter((step) => step !== '')
+  return { type: 'value_error', loc: ['body', ...loc], msg: what ?? message }
 }
 
 function oauthError(failure: PlatformError): string {

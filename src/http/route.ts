@@ -26,7 +26,7 @@ export type RouteAccess =
  * In which shape errors leave: flat `{error, code, message}`, the gateway envelope, the sandbox API's `{error}`, or as
  * the protocol says.
  */
-export type ErrorShape = 'control' | 'gateway' | 'sandbox' | 'oauth' | 'agentfield'
+export type ErrorShape = 'control' | 'gateway' | 'sandbox' | 'oauth' | 'agentfield' | 'xpander'
 
 export type Method = 'GET' | 'POST' | 'PUT' | 'PATCH' | 'DELETE' | 'HEAD' | 'OPTIONS' | 'ALL'
 
@@ -104,8 +104,11 @@ export interface Route<
   summary: string
   tag: string
   query?: Query
-  /** The credential may also come as `?token=`, for browsers' WebSockets, which cannot send headers. */
-  queryToken?: boolean
+  /**
+   * The credential may also come as `?token=`, for browsers' WebSockets, which cannot send headers; or as the parameter of
+   * this name.
+   */
+  queryToken?: boolean | string
   /** JSON body. Absent: the handler reads `request.body` itself, if at all. */
   body?: Body
   /** What a handler that reads the body itself takes, by content type; for /v0/openapi.json. */

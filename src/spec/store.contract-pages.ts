@@ -43,6 +43,47 @@ export function pagesContract(context: StoreContext): void {
       })
     })
 
+    test('are counted, and begin behind as many as a client leaves out', async () => {
+      const start = 1_700_000_000_000
+      for (let n = 0; n < 12; n++) {
+        const indexes = { agent: n % 2 === 0 ? 'even' : 'odd', status: n < 6 ? 'new' : 'done' }
+        const workspace = n === 11 ? 'other' : 'main'
+        const key = { ...sandbox(`task-${n}`), kind: 'task', workspace }
+        await context.store.create({ ...key, body: { n }, indexes, createdAt: start + n })
+      }
+      const tasks = { kind: 'task', workspace: 'main' }
+      const found = async (query: Partial<PageQuery>) => {
+        const { data } = await context.store.page<{ n: number }>({ ...tasks, ...query })
+        const all = await context.store.count({ ...tasks, ...query })
+        return { numbers: data.map(({ body }) => body.n), all }
+      }
+      expect(await found({ limit: 3 })).toEqual({ numbers: [10, 9, 8], all: 11 })
+      expect(await found({ limit: 3, offset: 9 })).toEqual({ numbers: [1, 0], all: 11 })
+      expect(await found({ limit: 3, offset: 30 })).toEqual({ numbers: [], all: 11 })
+      const where = { agent: 'even', status: ['done', 'lost'] }
+      expect(await found({ where })).toEqual({ numbers: [10, 8, 6], all: 3 })
+      expect(await found({ where, limit: 1, offset: 1 })).toEqual({ numbers: [8], all: 3 })
+      const times = { since: start + 2, until: start + 4 }
+      expect(await found(times)).toEqual({ numbers: [4, 3, 2], all: 3 })
+      expect(await found({ ...times, where: { agent: 'odd' } })).toEqual({ numbers: [3], all: 1 })
+      expect(await context.store.count({ kind: 'task' })).toBe(12)
+      expect(await context.store.count({ kind: 'task', where: { agent: 'odd' } })).toBe(6)
+      for (const offset of [-1, 1.5, Number.NaN]) {
+        expect(await codeOf(context.store.page({ ...tasks, offset }))).toBe('bad_request')
+      }
+      expect(await codeOf(context.store.page({ ...tasks, offset: 1, anchor: 'end' }))).toBe('bad_request')
+      expect(await codeOf(context.store.count({ ...tasks, since: 0.5 }))).toBe('bad_request')
+    })
+
+    test('a cursor is of its query, its times included', async () => {
+      await fill(9)
+      const query = { kind: 'sandbox', workspace: 'main', limit: 2, since: 1_700_000_000_001 }
+      const { nextCursor } = await context.store.page(query)
+      expect((await context.store.page({ ...query, cursor: nextCursor })).data).toHaveLength(2)
+      const other = context.store.page({ ...query, since: 1_700_000_000_002, cursor: nextCursor })
+      expect(await codeOf(other)).toBe('bad_request')
+    })
+
     test('50 by default, from 1 to 200', async () => {
       await fill(pageLimitMax + 5)
       expect((await context.store.page({ kind: 'sandbox', workspace: 'main' })).data).toHaveLength(

@@ -53,6 +53,9 @@ export interface Store extends AsyncDisposable {
    */
   page<Body>(query: PageQuery): Promise<Page<Body>>
 
+  /** How many `page` would find with this, all pages together. */
+  count(query: Pick<PageQuery, 'kind' | 'workspace' | 'where' | 'since' | 'until'>): Promise<number>
+
   /**
    * Changes committed after the call, in commit order, until `signal` aborts or the store closes. A consumer that
    * falls more than `watchBufferMax` changes behind gets one `{ type: 'lost' }` instead of them and must read again;
@@ -65,6 +68,7 @@ export const watchBufferMax = 4096
 export const pageLimitDefault = 50
 export const pageLimitMax = 200
 export const pageFiltersMax = 16
+export const pageOffsetMax = 1_000_000
 export const cursorAgeMsMax = 24 * 60 * 60 * 1000
 export const findLimitDefault = 100
 export const findLimitMax = 1000
@@ -130,8 +134,13 @@ export interface PageQuery {
   where?: Record<string, string | string[]>
   /** What the name, `displayName` of the body or a key or value of its `labels` has in it, in any case; '' filters nothing. */
   search?: string
+  /** Created then or later, and then or before; milliseconds since the epoch. */
+  since?: number
+  until?: number
   /** `end`: the last page, in the same order, without the cursors to it. For orders by time alone, and with no cursor. */
   anchor?: 'end'
+  /** How many of the first are left out, at most `pageOffsetMax`: for clients that count pages. With no cursor, search or anchor. */
+  offset?: number
 }
 
 /** What a client may say about a page of any list. */

@@ -111,7 +111,7 @@ function shapeMatches(route: Route, text: string): boolean {
   if (route.method === 'HEAD') return true
   // A page for people is no error's shape.
   if (text.startsWith('<')) return false
-  const body = JSON.parse(text) as { error?: unknown; code?: unknown; message?: unknown }
+  const body = JSON.parse(text) as { error?: unknown; code?: unknown; message?: unknown; detail?: unknown }
   switch (route.errors) {
     case 'control':
       return (
@@ -119,6 +119,8 @@ function shapeMatches(route: Route, text: string): boolean {
       )
     case 'gateway':
       return typeof body.error === 'object' && body.error !== null && 'origin' in body.error
+    case 'xpander':
+      return typeof body.detail === 'string' || Array.isArray(body.detail)
     case 'sandbox':
     case 'agentfield':
     case 'oauth':

@@ -52,11 +52,13 @@ function malformed(cause?: unknown): PlatformError {
 }
 
 /** What the cursor is good for. Not the limit: a client may ask for larger pages half-way. */
-function binding({ kind, workspace, where = {}, search }: PageQuery, sort: SortOrder): string {
+function binding(query: PageQuery, sort: SortOrder): string {
+  const { kind, workspace, where = {}, search, since, until } = query
   const filters = Object.entries(where)
     .map(([name, value]) => [name, Array.isArray(value) ? [...value].sort() : [value]])
     .sort(([left], [right]) => (left! < right! ? -1 : 1))
   const sought = search ? [search.toLowerCase()] : []
-  const text = JSON.stringify([kind, workspace ?? null, sort, filters, ...sought])
+  const times = since === undefined && until === undefined ? [] : [[since ?? null, until ?? null]]
+  const text = JSON.stringify([kind, workspace ?? null, sort, filters, ...sought, ...times])
   return createHash('sha256').update(text).digest('base64url').slice(0, 16)
 }

@@ -29,6 +29,7 @@ import type { Mutation, StepResult, WriteStep } from './protocol.ts'
 import { SqliteQueue } from './queue.ts'
 import { openReader, type Reader } from './reader.ts'
 import {
+  checkFilters,
   checkKey,
   checkPageQuery,
   checkText,
@@ -168,6 +169,12 @@ class SqliteStore implements Store {
       hasMore,
       total,
     }
+  }
+
+  async count(query: Pick<PageQuery, 'kind' | 'workspace' | 'where' | 'since' | 'until'>): Promise<number> {
+    checkKey(query)
+    checkFilters(query)
+    return this.#read().count(query)
   }
 
   /** At most `count` rows that match, and how many there are of the kind. A search reads a slice at a time, and others between. */

@@ -4,6 +4,7 @@ import {
   pageFiltersMax,
   pageLimitDefault,
   pageLimitMax,
+  pageOffsetMax,
   type Resource,
   resourceBodyBytesMax,
   resourceNameLengthMax,
@@ -117,6 +118,27 @@ export function checkPageQuery(query: PageQuery): { limit: number; sort: SortOrd
       `anchor=end is for lists by createdAt, without a cursor; got ${query.cursor ? 'a cursor' : `sort=${sort}`}`,
     )
   }
+  const { offset } = query
+  if (offset !== undefined) {
+    if (!Number.isInteger(offset) || offset < 0 || offset > pageOffsetMax) {
+      throw new PlatformError(
+        'bad_request',
+        `offset must be an integer from 0 to ${pageOffsetMax}, got ${offset}`,
+      )
+    }
+    if (query.cursor || query.search || query.anchor) {
+      throw new PlatformError('bad_request', 'offset is for pages without a cursor, a search and an anchor')
+    }
+  }
+  checkFilters(query)
+  return { limit, sort }
+}
+
+/** @throws bad_request */
+export function checkFilters(query: Pick<PageQuery, 'where' | 'since' | 'until'>): void {
+  for (const bound of ['since', 'until'] as const) {
+    if (query[bound] !== undefined) checkTime(bound, query[bound])
+  }
   const filters = Object.entries(query.where ?? {})
   if (filters.length > pageFiltersMax) {
     throw new PlatformError(
@@ -128,5 +150,4 @@ export function checkPageQuery(query: PageQuery): { limit: number; sort: SortOrd
     checkText('filter', name)
     for (const one of Array.isArray(value) ? value : [value]) checkText(`filter ${name}`, one)
   }
-  return { limit, sort }
 }

@@ -14,10 +14,11 @@ import type { ExecutionNote, Nodes, Notes } from '../../../nodes/index.ts'
 import type { Logs } from '../../../telemetry/index.ts'
 import { parseWith, readJson } from '../../body.ts'
 import { jsonBodyBytesMax, type Route, route } from '../../route.ts'
+import { eventStream } from '../event-stream.ts'
 import { innerSource, runSource } from './runs.ts'
 import { executionView, innerId, shownId, statusOf, targetNameOf } from './view.ts'
 import type { Webhooks } from './webhooks.ts'
-import { eventStream, jsonOf, tag, timeText } from './wire.ts'
+import { jsonOf, tag, timeText } from './wire.ts'
 
 const reportBytesMax = 17 * 1024 * 1024
 const idsAtOnceMax = 1000

@@ -13,7 +13,8 @@ import {
   memoryScopes,
 } from '../../../memory/index.ts'
 import { type Route, route, type Socket } from '../../route.ts'
-import { eventStream, streamOf, tag } from './wire.ts'
+import { eventStream } from '../event-stream.ts'
+import { streamOf, tag } from './wire.ts'
 
 const key = z.string().min(1)
 const scope = z.enum(memoryScopes).nullish()

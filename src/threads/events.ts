@@ -1,0 +1,71 @@
+/** What is told of tasks while they are worked on, in this process: to whoever watches, in order. */
+import type { Json, Task } from './task.ts'
+
+/** Events that a watcher may be behind; one that reads slower is let go. */
+const behindMax = 2048
+
+export interface TaskEvent {
+  type: string
+  at: number
+  data: Json
+  /** Of what happens to the task itself: how it stood then. */
+  task?: Task
+}
+
+interface Watcher {
+  queue: TaskEvent[]
+  wake: () => void
+  lost: boolean
+}
+
+export class TaskEvents {
+  readonly #watchers = new Map<string, Set<Watcher>>()
+
+  tell(workspace: string, taskId: string, event: TaskEvent): void {
+    for (const watcher of this.#watchers.get(`${workspace}/${taskId}`) ?? []) {
+      if (watcher.queue.length >= behindMax) watcher.lost = true
+      else watcher.queue.push(event)
+      watcher.wake()
+    }
+  }
+
+  /** Whether somebody watches it. */
+  isWatched(workspace: string, taskId: string): boolean {
+    return this.#watchers.has(`${workspace}/${taskId}`)
+  }
+
+  /** From now on, not from the first look at it: events between are kept. Ends with the signal, or when it is too far behind. */
+  watch(workspace: string, taskId: string, signal: AbortSignal): AsyncIterable<TaskEvent> {
+    const key = `${workspace}/${taskId}`
+    const watcher: Watcher = { queue: [], wake: () => {}, lost: false }
+    const watchers = this.#watchers.get(key) ?? new Set()
+    watchers.add(watcher)
+    this.#watchers.set(key, watchers)
+    const leave = () => {
+      watchers.delete(watcher)
+      if (watchers.size === 0 && this.#watchers.get(key) === watchers) this.#watchers.delete(key)
+      watcher.wake()
+    }
+    signal.addEventListener('abort', leave, { once: true })
+    if (signal.aborted) leave()
+    return read(watcher, signal, leave)
+  }
+}
+
+async function* read(watcher: Watcher, signal: AbortSignal, leave: () => void): AsyncIterable<TaskEvent> {
+  try {
+    while (!signal.aborted) {
+      const event = watcher.queue.shift()
+      if (event !== undefined) yield event
+      else if (watcher.lost) return
+      else {
+        const { promise, resolve } = Promise.withResolvers<void>()
+        watcher.wake = resolve
+        await promise
+      }
+    }
+  } finally {
+    signal.removeEventListener('abort', leave)
+    leave()
+  }
+}

@@ -1,0 +1,409 @@
+/**
+ * Threads: conversations with agents. A task is a thread and has its id; each turn is an execution of its own, and the
+ * task's record says how the newest one stands.
+ */
+import { PlatformError } from '../errors.ts'
+import type { Executions } from '../executions/index.ts'
+import { Background } from '../lib/background.ts'
+import type { Clock } from '../lib/clock.ts'
+import { sortableId } from '../lib/ids.ts'
+import { JsonSchema, SchemaError } from '../lib/json-schema/index.ts'
+import type { Logger } from '../lib/log.ts'
+import type { SecretBox } from '../lib/secret-box.ts'
+import { removalOf } from '../spec/journal.ts'
+import type { Store } from '../spec/store.ts'
+import { type TaskEvent, TaskEvents } from './events.ts'
+import { taskIdOf, turnKey, wasAsked, withKey } from './keys.ts'
+import { isSchema, stoppedReason } from './outcome.ts'
+import { noSuchTask, type TaskFilter, TaskRecords } from './records.ts'
+import {
+  type Entry,
+  entryKind,
+  hasEnded,
+  type Json,
+  type JsonObject,
+  type Task,
+  type TaskBody,
+  type TaskInput,
+  taskKind,
+} from './task.ts'
+import { boundedReport, type Performer, type TurnReport, Turns } from './turns.ts'
+
+export { type Agent, Agents } from './agents.ts'
+export type { Message } from './conversation.ts'
+export type { TaskEvent } from './events.ts'
+export { endedTurn, isSchema } from './outcome.ts'
+export type { TaskFilter } from './records.ts'
+export {
+  type Entry,
+  hasEnded,
+  type Json,
+  type JsonObject,
+  type Task,
+  type TaskBody,
+  type TaskInput,
+  type TaskStatus,
+  taskStatuses,
+} from './task.ts'
+export type { Performer, TurnReport } from './turns.ts'
+export { type Worker, Workers } from './workers.ts'
+
+const idPattern = /^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$/
+const eventTextCharsMax = 64 * 1024
+/** Of one workspace. */
+const threadsMax = 100_000
+const pruneEvery = 100
+
+const noEvents: AsyncIterable<TaskEvent> = { async *[Symbol.asyncIterator]() {} }
+
+export interface NewTurn {
+  workspace: string
+  agentId: string
+  /** Of a thread: one that is there goes on, another begins with it. */
+  id?: string
+  input: TaskInput
+  options: JsonObject
+  /** For the program alone. */
+  tokens?: JsonObject
+  version?: string
+  source: string
+  title?: string
+  idempotencyKey?: string
+  /** Where its end is told, for whoever composes that; secrets sealed. */
+  callback?: { dialect: string } & JsonObject
+  /** What happens to it is told from its very beginning, until the signal aborts. */
+  watch?: AbortSignal
+}
+
+export interface ThreadsOptions {
+  store: Store
+  executions: Executions
+  secrets: Pick<SecretBox, 'seal' | 'open'>
+  clock: Clock
+  log: Logger
+}
+
+export class Threads {
+  readonly #options: ThreadsOptions
+  readonly #records: TaskRecords
+  readonly #events = new TaskEvents()
+  readonly #background: Background
+  /** Since the last look at how many there are, by workspace; after a start as good as many. */
+  readonly #begun = new Map<string, number>()
+  readonly #turns: Turns
+
+  constructor(options: ThreadsOptions) {
+    this.#options = options
+    this.#records = new TaskRecords(options.store)
+    this.#background = new Background((error) => {
+      if (!this.#background.closing.aborted)
+        options.log.error('the end of a turn could not be written', { error })
+    })
+    this.#turns = new Turns({
+      ...options,
+      records: this.#records,
+      events: this.#events,
+      background: (work) => this.#background.run(work),
+    })
+  }
+
+  /** Who does turns; `ended` is told of each that ended, whoever ended it. */
+  performer(perform: Performer, ended: (task: Task) => void): void {
+    this.#turns.performer(perform, ended)
+  }
+
+  /** After the executions opened: what a crash left undone is done. */
+  async open(): Promise<void> {
+    for await (const task of this.#records.open()) {
+      const { workspace, body } = task
+      const execution = this.#options.executions.get(workspace, body.executionId)
+      if (execution !== null) await this.#turns.settle(execution)
+      // It was written and not accepted yet: nobody was answered, and whoever asks again with its key gets it.
+      else await this.#turns.accept(task).catch((error) => this.#turns.undone(task, error))
+    }
+  }
+
+  /** Those whose newest turn somebody works on who reports. */
+  async *reported(): AsyncIterable<Task> {
+    for await (const task of this.#records.open()) {
+      const execution = this.#options.executions.get(task.workspace, task.body.executionId)
+      if (execution?.status === 'waiting') yield task
+    }
+  }
+
+  async close(): Promise<void> {
+    this.#background.close()
+    await this.#background.settled()
+  }
+
+  /**
+   * Begins a thread, or its next turn. Durable once it resolves. `existing`: this request was here before.
+   * @throws bad_request, conflict while its turn before goes on, and what `Executions.accept` throws
+   */
+  async begin(asked: NewTurn): Promise<{ task: Task; existing: boolean; events: AsyncIterable<TaskEvent> }> {
+    this.#background.refuseWhenClosing()
+    const { workspace, idempotencyKey, agentId, input, options, version } = asked
+    const now = this.#options.clock.now()
+    checkSchema(options)
+    if (asked.id !== undefined && !idPattern.test(asked.id)) {
+      throw new PlatformError(
+        'bad_request',
+        `id: "${asked.id.slice(0, 80)}" is not an id: up to 128 letters, digits and . _ -`,
+      )
+    }
+    const key =
+      idempotencyKey === undefined
+        ? null
+        : turnKey(
+            workspace,
+            idempotencyKey,
+            [agentId, asked.id ?? null, input, options, version ?? null],
+            now,
+          )
+    const id = asked.id ?? (key === null ? crypto.randomUUID() : taskIdOf(key))
+    const executionId = sortableId(now)
+    const body = this.#newBody(asked, id, executionId, now)
+    const entry = {
+      role: 'user' as const,
+      turn: 1,
+      at: now,
+      text: input.text,
+      ...(input.files.length > 0 ? { files: input.files } : {}),
+      ...(input.user === null ? {} : { user: input.user }),
+    }
+    const found: { before: TaskBody | null; existing: boolean } = { before: null, existing: false }
+    let task: Task
+    try {
+      task = await this.#records.create(workspace, id, { ...body, keys: withKey([], key) }, [entry])
+    } catch (error) {
+      if (!PlatformError.is(error) || error.code !== 'already_exists') throw error
+      await this.get(workspace, id)
+      task = await this.#records.change(workspace, id, (current) => {
+        found.before = null
+        found.existing = key !== null && wasAsked(current, key)
+        if (found.existing) return null
+        if (!hasEnded(current)) throw stillGoesOn(id, current)
+        if (current.agentId !== agentId) throw otherAgent(id, current.agentId)
+        found.before = current
+        const turn = current.turn + 1
+        const next = {
+          ...body,
+          turn,
+          title: asked.title ?? current.title,
+          // What was handed out before says nothing of this turn.
+          leases: current.leases + 1,
+          keys: withKey(current.keys, key),
+        }
+        return { body: next, entries: [{ ...entry, turn }] }
+      })
+    }
+    const { existing } = found
+    const events = asked.watch ? this.watch(workspace, id, asked.watch) : noEvents
+    if (!existing) {
+      try {
+        await this.#turns.accept(task)
+      } catch (error) {
+        // Nothing was promised: the thread is as it was.
+        await this.#takeBack(task, found.before)
+        throw error
+      }
+      await this.#prune(workspace)
+    }
+    return { task: existing ? await this.get(workspace, id) : task, existing, events }
+  }
+
+  /** @throws not_found */
+  async get(workspace: string, id: string): Promise<Task> {
+    return await this.#turns.current(workspace, id)
+  }
+
+  async list(
+    workspace: string,
+    filter: TaskFilter,
+    page: { offset: number; limit: number },
+  ): Promise<{ items: Task[]; total: number }> {
+    return await this.#records.list(workspace, filter, page)
+  }
+
+  /** Everything that was said, in order. @throws not_found */
+  async entries(workspace: string, id: string): Promise<Entry[]> {
+    await this.get(workspace, id)
+    return await this.#records.entries(workspace, id)
+  }
+
+  /** Ends its turn; one that ended already stays as it is. @throws not_found */
+  async stop(workspace: string, id: string): Promise<Task> {
+    const task = await this.get(workspace, id)
+    if (hasEnded(task.body)) return task
+    try {
+      const { execution } = await this.#options.executions.cancel(
+        workspace,
+        task.body.executionId,
+        stoppedReason,
+      )
+      return (await this.#turns.settle(execution)) ?? task
+    } catch (error) {
+      if (!PlatformError.is(error) || error.code !== 'conflict') throw error
+      return await this.get(workspace, id)
+    }
+  }
+
+  /** With all that was said in it; its turn ends. @throws not_found */
+  async remove(workspace: string, id: string): Promise<void> {
+    await this.stop(workspace, id)
+    if (!(await this.#records.remove(workspace, id))) throw noSuchTask(id)
+  }
+
+  /** Something that its program did, for whoever watches and for the thread; stale ones are told nobody. @throws not_found */
+  async happened(workspace: string, id: string, type: string, data: Json): Promise<void> {
+    const task = await this.get(workspace, id)
+    if (hasEnded(task.body)) return
+    this.#events.tell(workspace, id, { type, at: this.#options.clock.now(), data })
+    // Pieces of the answer come again with the answer.
+    if (type === 'chunk') return
+    const text = JSON.stringify(data) ?? 'null'
+    const kept = text.length > eventTextCharsMax ? { shortened: text.slice(0, eventTextCharsMax) } : data
+    await this.#records.change(workspace, id, (body) => ({
+      body,
+      entries: [
+        { role: 'event', turn: body.turn, at: this.#options.clock.now(), text: '', type, data: kept },
+      ],
+    }))
+  }
+
+  /** What it cost, also once it ended. @throws not_found */
+  async measured(workspace: string, id: string, reported: JsonObject): Promise<void> {
+    await this.#records.change(workspace, id, (body) => ({
+      body: { ...body, reported: boundedReport({ ...body.reported, ...reported }) },
+    }))
+  }
+
+  /** Handed to somebody who reports; answers the number of this lease. Null: there is nothing to do any more. */
+  async lease(workspace: string, id: string, executionId: string, workerId: string): Promise<Task | null> {
+    let leased = false
+    const task = await this.#records
+      .change(workspace, id, (body) => {
+        leased = body.executionId === executionId && !hasEnded(body)
+        if (!leased) return null
+        return {
+          body: { ...body, leases: body.leases + 1, reported: { ...body.reported, worker_id: workerId } },
+        }
+      })
+      .catch((error) => {
+        if (PlatformError.is(error) && error.code === 'not_found') return null
+        throw error
+      })
+    return leased ? task : null
+  }
+
+  /** Resolves once its newest turn ended; with how it stands then, after `timeoutMs` or when the signal aborts too. @throws not_found */
+  async ended(
+    workspace: string,
+    { name: id, body }: Task,
+    options: { timeoutMs: number; signal?: AbortSignal },
+  ): Promise<Task> {
+    if (!hasEnded(body)) await this.#options.executions.ended(workspace, body.executionId, options)
+    return await this.get(workspace, id)
+  }
+
+  /** What happens to it from this call on. */
+  watch(workspace: string, id: string, signal: AbortSignal): AsyncIterable<TaskEvent> {
+    return this.#events.watch(workspace, id, signal)
+  }
+
+  /** What its program, or whoever works on it, says. What is stale, or comes after its end, changes nothing. @throws not_found */
+  async report(workspace: string, id: string, report: TurnReport): Promise<Task> {
+    return await this.#turns.report(await this.get(workspace, id), report)
+  }
+
+  /** Says that it is worked on, by which version of its program. */
+  async executing(task: Task, version: string | null): Promise<void> {
+    await this.#turns.executing(task, version)
+  }
+
+  /** What only the program is to read. */
+  tokensOf(task: Task): JsonObject {
+    return this.#turns.tokensOf(task)
+  }
+
+  /** Steps that remove every thread of a workspace. */
+  async removal(workspace: string) {
+    return await removalOf(this.#options.store, [taskKind, entryKind], workspace)
+  }
+
+  #newBody(asked: NewTurn, id: string, executionId: string, now: number): TaskBody {
+    const { tokens = {}, callback } = asked
+    const hasTokens = Object.keys(tokens).length > 0
+    return {
+      agentId: asked.agentId,
+      turn: 1,
+      executionId,
+      turnAt: now,
+      input: asked.input,
+      options: asked.options,
+      ...(hasTokens ? { sealedTokens: this.#turns.seal(id, tokens) } : {}),
+      version: asked.version ?? null,
+      source: asked.source,
+      title: asked.title ?? null,
+      status: 'pending',
+      internalStatus: null,
+      result: null,
+      isManuallyStopped: false,
+      startedAt: null,
+      pausedAt: null,
+      finishedAt: null,
+      leases: 0,
+      reported: {},
+      entries: 0,
+      keys: [],
+      ...(callback === undefined ? {} : { callback }),
+    }
+  }
+
+  /** The threads that were begun first go, of those that nobody works on. */
+  async #prune(workspace: string): Promise<void> {
+    const begun = (this.#begun.get(workspace) ?? pruneEvery - 1) + 1
+    this.#begun.set(workspace, begun % pruneEvery)
+    if (begun < pruneEvery) return
+    const { oldest, total } = await this.#records.oldest(workspace)
+    for (const { name, body } of oldest.slice(0, Math.max(0, total - threadsMax))) {
+      if (hasEnded(body)) await this.#records.remove(workspace, name)
+    }
+  }
+
+  async #takeBack({ workspace, name: id, body }: Task, before: TaskBody | null): Promise<void> {
+    if (before === null) {
+      await this.#records.remove(workspace, id)
+      return
+    }
+    await this.#records.change(workspace, id, (current) =>
+      current.executionId === body.executionId ? { body: before } : null,
+    )
+  }
+}
+
+/** @throws bad_request */
+function checkSchema({ output_schema: schema }: JsonObject): void {
+  if (!isSchema(schema)) return
+  try {
+    new JsonSchema(schema)
+  } catch (error) {
+    if (error instanceof SchemaError)
+      throw new PlatformError('bad_request', `output_schema: ${error.message}`)
+    throw error
+  }
+}
+
+function stillGoesOn(id: string, { status }: TaskBody): PlatformError {
+  return new PlatformError(
+    'conflict',
+    `id: the task "${id.slice(0, 80)}" is ${status}: wait until its turn has ended, or stop it, before the next one`,
+  )
+}
+
+function otherAgent(id: string, agentId: string): PlatformError {
+  return new PlatformError(
+    'conflict',
+    `id: the task "${id.slice(0, 80)}" is a conversation with the agent "${agentId}"`,
+  )
+}

@@ -1,0 +1,172 @@
+/** Tasks and what was said in them, in the store: every change by compare-and-set, and with what belongs to it in one batch. */
+import { PlatformError } from '../errors.ts'
+import { type BatchStep, everyItem, pageLimitMax, type Store } from '../spec/store.ts'
+import { inWorkspace } from '../workspaces/index.ts'
+import {
+  type Entry,
+  type EntryBody,
+  entryKind,
+  indexesOf,
+  type Task,
+  type TaskBody,
+  type TaskStatus,
+  taskKey,
+  taskKind,
+} from './task.ts'
+
+/** Of a thread; a thousand turns that say nothing else. */
+export const entriesMax = 2000
+const attemptsMax = 16
+const stepsMax = 500
+
+export interface TaskFilter {
+  agent?: string
+  user?: string
+  parent?: string
+  triggering?: string
+  status?: TaskStatus[]
+  internal?: string
+  /** When it was made, in milliseconds since the epoch. */
+  since?: number
+  until?: number
+}
+
+export class TaskRecords {
+  readonly #store: Store
+
+  constructor(store: Store) {
+    this.#store = store
+  }
+
+  async get(workspace: string, id: string): Promise<Task | null> {
+    return await this.#store.get<TaskBody>(taskKey(workspace, id))
+  }
+
+  /** @throws already_exists, workspace_not_found */
+  async create(workspace: string, id: string, body: TaskBody, entries: EntryBody[]): Promise<Task> {
+    const whole = { ...body, entries: entries.length }
+    const made = await this.#store.batch([
+      inWorkspace(workspace),
+      { op: 'create', input: { ...taskKey(workspace, id), body: whole, indexes: indexesOf(whole) } },
+      ...entrySteps(workspace, id, 0, entries),
+    ])
+    return made[1] as Task
+  }
+
+  /**
+   * What `next` makes of it, with entries that come with that; null from `next` leaves it as it is.
+   * @throws not_found, version_mismatch when others change it all the time
+   */
+  async change(
+    workspace: string,
+    id: string,
+    next: (body: TaskBody) => { body: TaskBody; entries?: EntryBody[] } | null,
+  ): Promise<Task> {
+    for (let attempt = 1; ; attempt++) {
+      const task = await this.get(workspace, id)
+      if (task === null) throw noSuchTask(id)
+      const made = next(task.body)
+      if (made === null) return task
+      const entries = (made.entries ?? []).slice(0, Math.max(0, entriesMax - task.body.entries))
+      const body = { ...made.body, entries: task.body.entries + entries.length }
+      const change = { body, indexes: indexesOf(body) }
+      try {
+        const done = await this.#store.batch([
+          { op: 'update', key: taskKey(workspace, id), expectedVersion: task.version, change },
+          ...entrySteps(workspace, id, task.body.entries, entries),
+        ])
+        return done[0] as Task
+      } catch (error) {
+        const raced = PlatformError.is(error) && error.code === 'version_mismatch'
+        if (!raced || attempt >= attemptsMax) throw error
+      }
+    }
+  }
+
+  async list(
+    workspace: string,
+    filter: TaskFilter,
+    page: { offset: number; limit: number },
+  ): Promise<{ items: Task[]; total: number }> {
+    const { since, until, ...named } = filter
+    const where = Object.fromEntries(Object.entries(named).filter(([, value]) => value !== undefined))
+    const query = {
+      kind: taskKind,
+      workspace,
+      where: where as Record<string, string | string[]>,
+      ...(since === undefined ? {} : { since }),
+      ...(until === undefined ? {} : { until }),
+    }
+    const { data } = await this.#store.page<TaskBody>({ ...query, ...page })
+    return { items: data, total: await this.#store.count(query) }
+  }
+
+  /** Some of those that were begun first, and how many there are. */
+  async oldest(workspace: string): Promise<{ oldest: Task[]; total: number }> {
+    const { data, total } = await this.#store.page<TaskBody>({
+      ...{ kind: taskKind, workspace },
+      ...{ sort: 'createdAt:asc', limit: pageLimitMax },
+    })
+    return { oldest: data, total }
+  }
+
+  /** Those of all workspaces whose newest turn has not ended, as far as is written. */
+  open(): AsyncIterable<Task> {
+    const status = ['pending', 'executing', 'paused']
+    return everyItem((page) => this.#store.page<TaskBody>({ kind: taskKind, where: { status }, ...page }))
+  }
+
+  /** In the order in which it was said. */
+  async entries(workspace: string, id: string): Promise<Entry[]> {
+    const found: Entry[] = []
+    const read = (page: object) =>
+      this.#store.page<EntryBody>({
+        ...{ kind: entryKind, workspace, where: { thread: id } },
+        ...page,
+        sort: 'name:asc',
+      })
+    for await (const { id: entryId, body } of everyItem(read)) found.push({ ...body, id: entryId })
+    return found
+  }
+
+  /** With everything that was said in it. */
+  async remove(workspace: string, id: string): Promise<boolean> {
+    const task = await this.get(workspace, id)
+    if (task === null) return false
+    // Its record first: nobody sees half of a thread.
+    const removed = await this.#store.remove(taskKey(workspace, id))
+    await this.removeEntries(workspace, id)
+    return removed
+  }
+
+  async removeEntries(workspace: string, id: string): Promise<void> {
+    for (;;) {
+      const found = await this.#store.find({
+        ...{ kind: entryKind, workspace, index: 'thread', value: id },
+        limit: stepsMax,
+      })
+      if (found.length === 0) return
+      await this.#store.batch(
+        found.map(({ name }) => ({ op: 'remove', key: { kind: entryKind, workspace, name } })),
+      )
+    }
+  }
+}
+
+export function noSuchTask(id: string): PlatformError {
+  return new PlatformError('not_found', `there is no task "${id.slice(0, 80)}"`)
+}
+
+function entrySteps(workspace: string, id: string, from: number, entries: EntryBody[]): BatchStep[] {
+  return entries.map((body, index) => ({
+    op: 'create',
+    input: {
+      kind: entryKind,
+      workspace,
+      // Sorts as it was said.
+      name: `${id}.${String(from + index).padStart(6, '0')}`,
+      body,
+      indexes: { thread: id },
+    },
+  }))
+}

@@ -1,0 +1,312 @@
+/** Turns of threads as executions: taken up, done by whoever does them, told of by them, and written into their threads. */
+import { PlatformError } from '../errors.ts'
+import {
+  type Attempt,
+  type AttemptOutcome,
+  type Execution,
+  ExecutionStopped,
+  type Executions,
+} from '../executions/index.ts'
+import type { Clock } from '../lib/clock.ts'
+import type { Logger } from '../lib/log.ts'
+import type { SecretBox } from '../lib/secret-box.ts'
+import { conversation, type Message } from './conversation.ts'
+import type { TaskEvents } from './events.ts'
+import { answered, endedTurn, endReport } from './outcome.ts'
+import { noSuchTask, type TaskRecords } from './records.ts'
+import { hasEnded, type Json, type JsonObject, type Task, type TaskBody, type TaskStatus } from './task.ts'
+
+/** Of executions that are turns of threads. */
+const turnSource = 'xpander'
+/** In all, over every agent. */
+const runningMax = 256
+/** Of one turn, from when it begins. */
+const turnMsMax = 60 * 60_000
+/** A program that could not be reached, or was starting, is asked again. */
+const retry = { attemptsMax: 4, delayMs: 500, delayMsMax: 15_000 }
+const reportedBytesMax = 256 * 1024
+
+/** Whoever does a turn. `waiting`: it was taken up by somebody who reports. */
+export type Performer = (
+  turn: { task: Task; execution: Execution; messages: Message[]; tokens: JsonObject },
+  tell: (type: string, data: Json) => void,
+  signal: AbortSignal,
+) => Promise<
+  | { by: 'reporter' }
+  | { by: 'program'; result: string }
+  | { by: 'failure'; outcome: Extract<AttemptOutcome, { status: 'failed' }> }
+>
+
+/** What a program says of the turn that it works on. */
+export interface TurnReport {
+  status?: TaskStatus
+  result?: string | null
+  internalStatus?: string | null
+  title?: string | null
+  /** By the names of its dialect, merged into what it said before. */
+  reported?: JsonObject
+  /** Which handing out of a turn it speaks of; what was handed out again since changes nothing. */
+  lease?: number
+}
+
+export interface TurnsOptions {
+  records: TaskRecords
+  events: TaskEvents
+  executions: Executions
+  secrets: Pick<SecretBox, 'seal' | 'open'>
+  clock: Clock
+  log: Logger
+  /** Work that nobody waits for. */
+  background: (work: Promise<unknown>) => void
+}
+
+export class Turns {
+  readonly #options: TurnsOptions
+  readonly #records: TaskRecords
+  readonly #events: TaskEvents
+  #perform: Performer | null = null
+  #onEnded: (task: Task) => void = () => {}
+
+  constructor(options: TurnsOptions) {
+    this.#options = options
+    this.#records = options.records
+    this.#events = options.events
+    options.executions.runner(turnSource, (attempt, signal) => this.#run(attempt, signal), {
+      runningMax,
+      ended: (execution) => options.background(this.settle(execution)),
+    })
+  }
+
+  /** Who does turns; `ended` is told of each that ended, whoever ended it. */
+  performer(perform: Performer, ended: (task: Task) => void): void {
+    this.#perform = perform
+    this.#onEnded = ended
+  }
+
+  async accept({ workspace, name: id, body }: Task): Promise<void> {
+    const { executionId, agentId, turn, input, callback } = body
+    const given: { dialect: string } | undefined = callback as never
+    await this.#options.executions.accept({
+      workspace,
+      source: turnSource,
+      target: { kind: 'agent', name: agentId },
+      id: executionId,
+      input: Buffer.from(JSON.stringify({ task: id, turn, ...input })),
+      labels: { thread: id, turn: String(turn) },
+      timeoutMs: turnMsMax,
+      retry,
+      ...(given === undefined ? {} : { callback: given }),
+    })
+  }
+
+  /** At start, one that cannot be accepted. */
+  async undone({ workspace, name: id, body }: Task, error: unknown): Promise<void> {
+    const message = PlatformError.is(error) ? error.message : 'it could not be taken up'
+    this.#options.log.warn('a turn could not be taken up', { task: id, error })
+    await this.#records.change(workspace, id, (current) =>
+      current.executionId === body.executionId && !hasEnded(current)
+        ? { body: { ...current, status: 'error', result: message, finishedAt: this.#options.clock.now() } }
+        : null,
+    )
+  }
+
+  async #run({ execution }: Attempt, signal: AbortSignal): Promise<AttemptOutcome> {
+    const task = await this.#taken(execution)
+    if (task === null || this.#perform === null) {
+      return {
+        status: 'failed',
+        error: { code: 'superseded', message: 'the thread of this turn is gone, or went on without it' },
+        retry: false,
+      }
+    }
+    const { workspace, name: id } = task
+    const turn = {
+      task,
+      execution,
+      messages: await this.messages(task),
+      tokens: this.tokensOf(task),
+    }
+    const tell = (type: string, data: Json) =>
+      this.#events.tell(workspace, id, { type, at: this.#options.clock.now(), data })
+    const done = await this.#perform(turn, tell, signal)
+    if (signal.reason instanceof ExecutionStopped) throw signal.reason
+    if (done.by === 'reporter') return { status: 'waiting' }
+    return done.by === 'failure' ? done.outcome : answered(task.body, done.result)
+  }
+
+  /** The task whose newest turn this execution is; one that is replayed becomes that. */
+  async #taken(execution: Execution): Promise<Task | null> {
+    const { workspace, labels } = execution
+    const id = labels.thread ?? ''
+    const task = await this.#records.get(workspace, id)
+    if (task === null) return null
+    if (task.body.executionId === execution.id) return task
+    if (labels.replayOf !== task.body.executionId) return null
+    let adopted = false
+    const changed = await this.#records.change(workspace, id, (body) => {
+      adopted = body.executionId === labels.replayOf && hasEnded(body)
+      if (!adopted) return null
+      return {
+        body: {
+          ...body,
+          executionId: execution.id,
+          status: 'pending',
+          result: null,
+          internalStatus: null,
+          isManuallyStopped: false,
+          finishedAt: null,
+        },
+      }
+    })
+    return adopted ? changed : null
+  }
+
+  /** Says that it is worked on. */
+  async executing({ workspace, name: id, body }: Task, version: string | null): Promise<void> {
+    const changed = await this.#records.change(workspace, id, (current) => {
+      if (current.executionId !== body.executionId || hasEnded(current)) return null
+      return {
+        body: {
+          ...current,
+          status: 'executing',
+          startedAt: current.startedAt ?? this.#options.clock.now(),
+          reported: { ...current.reported, ...(version === null ? {} : { agent_version: version }) },
+        },
+      }
+    })
+    this.#tell(changed, 'task_updated')
+  }
+
+  async #note(task: Task, report: TurnReport): Promise<Task> {
+    const { status, result, internalStatus, title, reported = {} } = report
+    const goesOn = status !== undefined && !hasEnded({ status })
+    const { workspace, name: id } = task
+    const changed = await this.#records.change(workspace, id, (body) => {
+      if (hasEnded(body) || body.executionId !== task.body.executionId) return null
+      const now = this.#options.clock.now()
+      const next: TaskBody = {
+        ...body,
+        ...(goesOn ? { status } : {}),
+        ...(goesOn && result !== undefined ? { result } : {}),
+        ...(internalStatus === undefined ? {} : { internalStatus }),
+        ...(title == null ? {} : { title }),
+        startedAt: body.startedAt ?? (status === undefined || status === 'pending' ? null : now),
+        pausedAt: status === 'paused' ? now : body.pausedAt,
+        reported: boundedReport({ ...body.reported, ...reported }),
+      }
+      return { body: next }
+    })
+    if (goesOn) this.#tell(changed, 'task_updated')
+    return changed
+  }
+
+  /** A task as its newest turn stands. @throws not_found */
+  async current(workspace: string, id: string): Promise<Task> {
+    const task = await this.#records.get(workspace, id)
+    if (task === null) throw noSuchTask(id)
+    if (hasEnded(task.body)) return task
+    const execution = this.#options.executions.get(workspace, task.body.executionId)
+    // It ended this very moment, and its record says so in the next.
+    return execution?.endedAt == null ? task : ((await this.settle(execution)) ?? task)
+  }
+
+  /** What its program says; what is stale, or comes after its end, changes nothing. */
+  async report(task: Task, report: TurnReport): Promise<Task> {
+    const { status, lease } = report
+    const { workspace, name: id } = task
+    if (hasEnded(task.body) || (lease !== undefined && lease < task.body.leases)) return task
+    if (status !== undefined && hasEnded({ status })) {
+      const noted = await this.#note(task, report)
+      const end = endReport(noted.body, status, report.result ?? noted.body.result)
+      try {
+        const execution = await this.#options.executions.report(workspace, noted.body.executionId, end)
+        return (await this.settle(execution)) ?? noted
+      } catch (error) {
+        // Somebody said before how it ended, which stays.
+        if (!PlatformError.is(error) || error.code !== 'conflict') throw error
+        return await this.current(workspace, id)
+      }
+    }
+    const noted = await this.#note(task, report)
+    // A word of it is a sign of life.
+    await this.#options.executions
+      .report(workspace, noted.body.executionId, { status: 'running' })
+      .catch((error) => {
+        if (!PlatformError.is(error)) throw error
+      })
+    return noted
+  }
+
+  /** Writes how a turn ended into its thread, once. Null: there is no such thread, or it went on. */
+  async settle(execution: Execution): Promise<Task | null> {
+    const { workspace, id: executionId, labels, endedAt } = execution
+    if (endedAt === null) return null
+    const id = labels.thread ?? ''
+    const kept = this.#options.executions.result(workspace, executionId)
+    const answer = kept === null || kept.byteLength === 0 ? null : Buffer.from(kept).toString()
+    const end = endedTurn(execution, answer)
+    let wrote = false
+    try {
+      const task = await this.#records.change(workspace, id, (body) => {
+        wrote = body.executionId === executionId && !hasEnded(body)
+        if (!wrote) return null
+        const said = end.status === 'completed' ? (end.result ?? '') : answer
+        return {
+          body: {
+            ...body,
+            ...end,
+            internalStatus: internalStatusOf(body, end.internalStatus),
+            finishedAt: endedAt,
+          },
+          entries:
+            said === null ? [] : [{ role: 'assistant' as const, turn: body.turn, at: endedAt, text: said }],
+        }
+      })
+      if (wrote) {
+        this.#tell(task, 'task_finished')
+        this.#onEnded(task)
+      }
+      return task
+    } catch (error) {
+      if (PlatformError.is(error) && error.code === 'not_found') return null
+      throw error
+    }
+  }
+
+  async messages({ workspace, name, body }: Task): Promise<Message[]> {
+    return conversation(await this.#records.entries(workspace, name), body.turn)
+  }
+
+  /** Credentials for the program, as they are kept. */
+  seal(id: string, tokens: JsonObject): string {
+    return this.#options.secrets.seal(JSON.stringify(tokens), tokensPurpose(id))
+  }
+
+  /** What only the program is to read. */
+  tokensOf({ name, body }: Task): JsonObject {
+    if (body.sealedTokens === undefined) return {}
+    return JSON.parse(this.#options.secrets.open(body.sealedTokens, tokensPurpose(name))) as JsonObject
+  }
+
+  #tell(task: Task, type: string): void {
+    this.#events.tell(task.workspace, task.name, { type, at: task.updatedAt, data: null, task })
+  }
+}
+
+/** Of how it failed its program's own word says most, unless it was not the program that failed. */
+function internalStatusOf({ internalStatus: said }: TaskBody, code: string | null): string | null {
+  return code === null || code.startsWith('agent_') ? (said ?? code) : code
+}
+
+/** @throws body_too_large */
+export function boundedReport(reported: JsonObject): JsonObject {
+  if (JSON.stringify(reported).length <= reportedBytesMax) return reported
+  throw new PlatformError(
+    'body_too_large',
+    `what the program tells of its task is more than ${reportedBytesMax / 1024} KiB`,
+  )
+}
+
+function tokensPurpose(id: string): string {
+  return `task/${id}/tokens`
+}
