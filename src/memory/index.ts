@@ -85,7 +85,7 @@ export class Memory {
     author: MemoryAuthor,
   ): Promise<MemoryValue> {
     const name = nameOf(place, key)
-    if (JSON.stringify(data).length > valueBytesMax) {
+    if (Buffer.byteLength(JSON.stringify(data)) > valueBytesMax) {
       throw new PlatformError('body_too_large', `data: must be at most ${valueBytesMax} bytes as JSON`)
     }
     const id = { kind: valueKind, workspace, name }
@@ -200,7 +200,7 @@ export class Memory {
 }
 
 function isTellable(data: unknown): boolean {
-  return data !== undefined && JSON.stringify(data).length <= toldBytesMax
+  return data !== undefined && Buffer.byteLength(JSON.stringify(data)) <= toldBytesMax
 }
 
 function isWanted(change: MemoryChange, { scope, scopeId, patterns }: ChangeFilter): boolean {

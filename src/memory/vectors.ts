@@ -51,7 +51,7 @@ export class Vectors {
     const name = nameOf(place, key)
     const { embedding, metadata } = vector
     checkEmbedding('embedding', embedding)
-    if (JSON.stringify(metadata).length > metadataBytesMax) {
+    if (Buffer.byteLength(JSON.stringify(metadata)) > metadataBytesMax) {
       throw new PlatformError('bad_request', `metadata: must be at most ${metadataBytesMax} bytes as JSON`)
     }
     const id = { kind: vectorKind, workspace, name }

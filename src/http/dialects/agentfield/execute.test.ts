@@ -289,7 +289,10 @@ describe('a call that does not wait', () => {
     const first = await executeLater('hello-world.greet', { input: { a: 1 } }, headers)
     const again = await executeLater('hello-world.greet', { input: { a: 1 } }, headers)
     expect(again.body.execution_id).toBe(first.body.execution_id)
-    expect((await executeLater('hello-world.greet', { input: { a: 2 } }, headers)).status).toBe(409)
+    expect(await executeLater('hello-world.greet', { input: { a: 2 } }, headers)).toMatchObject({
+      status: 409,
+      body: { error: 'Idempotency-Key: "k1" came with another request before' },
+    })
     await ended(first.body.execution_id)
     expect(node.calls.length).toBe(1)
   })

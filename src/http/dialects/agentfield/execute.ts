@@ -23,8 +23,8 @@ const retryLater = { attemptsMax: 8, delayMs: 1000, delayMsMax: 60_000 }
 const clientGone = 499
 
 const executeBody = z.object({
-  input: z.json().optional(),
-  context: z.json().optional(),
+  input: z.unknown().optional(),
+  context: z.unknown().optional(),
   webhook: z.unknown().optional(),
 })
 
@@ -72,7 +72,7 @@ export function executeRoutes(options: ExecuteOptions): Route[] {
     }
     const key = headerOf(headers, 'idempotency-key')
     const { input = {}, context: extra } = body
-    const accepted = await executions.accept({
+    const accepting = executions.accept({
       id: newId('exec', clock.now()),
       workspace,
       source: runSource,
@@ -90,6 +90,10 @@ export function executeRoutes(options: ExecuteOptions): Route[] {
       ...(options.nodeRunningMax === null ? {} : { targetRunningMax: options.nodeRunningMax }),
       ...(webhook !== null && 'callback' in webhook ? { callback: webhook.callback } : {}),
       ...(key === null ? {} : { idempotency: { key: `agentfield:${key}`, digest: digestOf(target, body) } }),
+    })
+    const accepted = await accepting.catch((error) => {
+      if (key === null || !PlatformError.is(error) || error.code !== 'conflict') throw error
+      throw new PlatformError('conflict', `Idempotency-Key: "${key}" came with another request before`)
     })
     return { ...accepted, webhook }
   }

@@ -1,5 +1,4 @@
 import { z } from 'zod'
-import type { Principal } from '../../../access/index.ts'
 import { PlatformError } from '../../../errors.ts'
 import {
   type Execution,
@@ -16,6 +15,7 @@ import { parseWith, readJson } from '../../body.ts'
 import { jsonBodyBytesMax, type Route, route } from '../../route.ts'
 import { eventStream } from '../event-stream.ts'
 import { innerSource, runSource } from './runs.ts'
+import { refuseStrangers } from './strangers.ts'
 import { executionView, innerId, shownId, statusOf, targetNameOf } from './view.ts'
 import type { Webhooks } from './webhooks.ts'
 import { jsonOf, tag, timeText } from './wire.ts'
@@ -42,14 +42,14 @@ const reason = z.object({ reason: z.string().max(1024).nullish() })
 
 const report = z.object({
   status: z.string().min(1),
-  result: z.json().optional(),
-  error: z.json().optional(),
-  error_details: z.json().optional(),
+  result: z.unknown().optional(),
+  error: z.unknown().optional(),
+  error_details: z.unknown().optional(),
   error_status_code: z.int().min(400).max(599).nullish(),
   status_reason: z.string().nullish(),
   duration_ms: z.number().min(0).nullish(),
-  progress: z.json().optional(),
-  usage: z.json().optional(),
+  progress: z.unknown().optional(),
+  usage: z.unknown().optional(),
 })
 
 /** What became of what was called, and what agents say of it. */
@@ -164,7 +164,7 @@ export function executionRoutes(options: ExecutionRouteOptions): Route[] {
       bodyBytesMax: reportBytesMax,
       async handle({ workspace, principal, params, body }) {
         const execution = require(workspace, params.executionId)
-        await refuseStrangers(principal, execution, nodes)
+        await refuseStrangers(principal, workspace, execution.target.name, nodes)
         return view(await executions.report(workspace, execution.id, reportOf(body)))
       },
     }),
@@ -177,7 +177,7 @@ export function executionRoutes(options: ExecutionRouteOptions): Route[] {
       body: z.object({ status: z.enum(['waiting', 'running']), reason: z.string().max(1024).nullish() }),
       async handle({ workspace, principal, params, body }) {
         const execution = require(workspace, params.executionId)
-        await refuseStrangers(principal, execution, nodes)
+        await refuseStrangers(principal, workspace, execution.target.name, nodes)
         const { status, reason: why } = body
         const reported = await executions.report(workspace, execution.id, {
           status,
@@ -311,7 +311,7 @@ export function executionRoutes(options: ExecutionRouteOptions): Route[] {
       path: '/api/v1/executions/{executionId}/logs',
       access: 'deployed',
       summary: 'Keep lines that an agent logs while it works on an execution',
-      body: z.object({ entries: z.array(z.json()).max(logEntriesMax) }),
+      body: z.object({ entries: z.array(z.unknown()).max(logEntriesMax) }),
       handle({ workspace, params, body }) {
         const source = { ...logOf(require(workspace, params.executionId)), stream: 'stdout' } as const
         for (const entry of body.entries)
@@ -341,26 +341,6 @@ export function executionRoutes(options: ExecutionRouteOptions): Route[] {
 export function findExecution(executions: Executions, workspace: string, id: string): Execution | null {
   const found = executions.get(workspace, id) ?? executions.get(workspace, innerId(workspace, id))
   return found !== null && (found.source === runSource || found.source === innerSource) ? found : null
-}
-
-/** Who is deployed here speaks for what its own node works on. @throws forbidden */
-export async function refuseStrangers(
-  principal: Principal | null,
-  { workspace, target }: Pick<Execution, 'workspace' | 'target'>,
-  nodes: Nodes,
-): Promise<void> {
-  if (principal?.kind !== 'workload') return
-  const place = (await nodes.find(workspace, target.name))?.body.place
-  const { kind, name } = principal.resource
-  const isOwn =
-    place === undefined
-      ? kind === 'agent' && name === target.name
-      : place.at === 'deployment' && place.kind === kind && place.name === name
-  if (isOwn) return
-  throw new PlatformError(
-    'forbidden',
-    `this execution is one of the node "${target.name}", which is another program`,
-  )
 }
 
 const statusWords: Record<string, NonNullable<ExecutionReport['status']>> = {

@@ -6,8 +6,9 @@ import type { Clock } from '../../../lib/clock.ts'
 import type { Nodes } from '../../../nodes/index.ts'
 import { type Route, route } from '../../route.ts'
 import { newId } from './execute.ts'
-import { findExecution, refuseStrangers, reportOf, statusSaid } from './executions.ts'
+import { findExecution, reportOf, statusSaid } from './executions.ts'
 import { innerSource } from './runs.ts'
+import { refuseStrangers } from './strangers.ts'
 import { innerId, shownId } from './view.ts'
 import { jsonOf, tag } from './wire.ts'
 
@@ -31,9 +32,9 @@ const told = z.object({
   parent_execution_id: name,
   status: z.string().nullish(),
   status_reason: z.string().nullish(),
-  input_data: z.json().optional(),
-  result: z.json().optional(),
-  error: z.json().optional(),
+  input_data: z.unknown().optional(),
+  result: z.unknown().optional(),
+  error: z.unknown().optional(),
   duration_ms: z.number().min(0).nullish(),
 })
 type Told = z.output<typeof told>
@@ -52,7 +53,7 @@ export function innerRoutes({ executions, nodes, clock }: InnerRouteOptions): Ro
     const found = findExecution(executions, workspace, said.execution_id)
     if (found !== null) return found
     const target = { kind: 'node', name: said.agent_node_id || said.node_id || 'unknown' }
-    await refuseStrangers(principal, { workspace, target }, nodes)
+    await refuseStrangers(principal, workspace, target.name, nodes)
     const { parent_execution_id: parent, session_id: session } = said
     try {
       const { execution } = await executions.accept({
@@ -103,7 +104,7 @@ export function innerRoutes({ executions, nodes, clock }: InnerRouteOptions): Ro
         const answer = { success: true, execution_id: shownId(execution) }
         // Of what was called from here its agent reports how it ended, with the result; this is the same once more.
         if (execution.source !== innerSource || execution.endedAt !== null) return answer
-        await refuseStrangers(principal, execution, nodes)
+        await refuseStrangers(principal, workspace, execution.target.name, nodes)
         const status = statusSaid(body.status ?? 'running')
         if (status === 'running' || status === 'waiting') return answer
         await executions.report(

@@ -50,6 +50,11 @@ test('a scope is listed with its values; one that nobody says which is refused',
   expect(unsaid).toMatchObject({ status: 400, body: { error: expect.stringContaining('x-session-id') } })
   expect((await plane.ask('/memory/list')).status).toBe(400)
   expect((await get('a', {}, 'galaxy')).status).toBe(400)
+  expect(await plane.ask('/memory/set', { json: { key: 'a' } })).toMatchObject({
+    status: 400,
+    body: { error: expect.stringContaining('data') },
+  })
+  expect((await set('a', null)).status).toBe(200)
 })
 
 test('programs in sandboxes recall and do not change what others remember', async () => {

@@ -57,7 +57,7 @@ export function memoryRoutes({ memory, log }: { memory: Memory; log: Logger }): 
       path: '/api/v1/memory/set',
       access: 'deployed',
       summary: 'Remember a value',
-      body: z.object({ key, data: z.json(), scope }),
+      body: z.object({ key, data: z.unknown().refine((data) => data !== undefined, 'must be there'), scope }),
       bodyBytesMax,
       handle: async ({ workspace, request, body }) =>
         valueView(
@@ -129,7 +129,7 @@ export function memoryRoutes({ memory, log }: { memory: Memory; log: Logger }): 
       body: z.object({
         key,
         embedding: z.array(z.number()),
-        metadata: z.record(z.string(), z.json()).nullish(),
+        metadata: z.record(z.string(), z.unknown()).nullish(),
         scope,
       }),
       handle: async ({ workspace, request, body }) => {
@@ -148,7 +148,7 @@ export function memoryRoutes({ memory, log }: { memory: Memory; log: Logger }): 
       body: z.object({
         query_embedding: z.array(z.number()),
         top_k: z.int().min(1).max(1000).nullish(),
-        filters: z.record(z.string(), z.json()).nullish(),
+        filters: z.record(z.string(), z.unknown()).nullish(),
         scope,
       }),
       async handle({ workspace, request, body }) {

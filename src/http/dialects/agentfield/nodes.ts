@@ -16,6 +16,7 @@ import {
 } from '../../../nodes/index.ts'
 import { readBytes } from '../../body.ts'
 import { type Route, route } from '../../route.ts'
+import { refuseStrangers } from './strangers.ts'
 import { tag, timeText } from './wire.ts'
 
 const capabilitiesMax = 1000
@@ -28,9 +29,9 @@ const text = z.string().max(4096)
 const capability = z.object({
   id: z.string().min(1).max(256),
   description: z.string().nullish(),
-  input_schema: z.json().optional(),
-  output_schema: z.json().optional(),
-  examples: z.json().optional(),
+  input_schema: z.unknown().optional(),
+  output_schema: z.unknown().optional(),
+  examples: z.unknown().optional(),
   tags: z.array(text).nullish(),
   proposed_tags: z.array(text).nullish(),
 })
@@ -57,10 +58,10 @@ const registration = z.object({
       callback_candidates: z.array(z.string()).nullish(),
     })
     .nullish(),
-  communication_config: z.record(z.string(), z.json()).nullish(),
-  features: z.json().optional(),
-  metadata: z.json().optional(),
-  sessions: z.json().optional(),
+  communication_config: z.record(z.string(), z.unknown()).nullish(),
+  features: z.unknown().optional(),
+  metadata: z.unknown().optional(),
+  sessions: z.unknown().optional(),
 })
 
 export interface NodeRouteOptions {
@@ -168,6 +169,7 @@ export function nodeRoutes({ nodes, isDeployed, dialer, clock, replaced }: NodeR
             `phase: "${phase.slice(0, 40)}" is not one of ${lifecycles.join(', ')}`,
           )
         }
+        await refuseStrangers(principal, workspace, params.nodeId, nodes)
         const { until } = await nodes.renew(workspace, params.nodeId, {
           ...(lifecycle === null ? {} : { lifecycle }),
           ...(body.health_score == null ? {} : { healthScore: body.health_score }),
@@ -189,6 +191,7 @@ export function nodeRoutes({ nodes, isDeployed, dialer, clock, replaced }: NodeR
       summary: 'Say that a node lives',
       async handle({ workspace, principal, params, request }) {
         const said = await heartbeatIn(request)
+        await refuseStrangers(principal, workspace, params.nodeId, nodes)
         const { replaced: gone } = await nodes.heartbeat(workspace, params.nodeId, {
           ...said,
           instanceId: deploymentOf(principal)?.instanceId ?? null,
@@ -205,6 +208,7 @@ export function nodeRoutes({ nodes, isDeployed, dialer, clock, replaced }: NodeR
       summary: 'Say that a node stops',
       successStatus: 202,
       async handle({ workspace, principal, params }) {
+        await refuseStrangers(principal, workspace, params.nodeId, nodes)
         await nodes.shutDown(workspace, params.nodeId, deploymentOf(principal)?.instanceId ?? null)
         return {
           lease_seconds: 0,

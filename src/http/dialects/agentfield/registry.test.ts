@@ -134,6 +134,12 @@ describe('nodes', () => {
     expect(stolen).toMatchObject({ status: 409, body: { error: expect.stringContaining('somebody else') } })
     const other = await plane.workload('agent', 'stranger')
     expect((await register({}, { key: other })).status).toBe(409)
+    for (const [path, json] of [
+      ['heartbeat', {}],
+      ['shutdown', {}],
+    ] as const)
+      expect((await plane.ask(`/nodes/billing/${path}`, { json, key: own })).status).toBe(403)
+    expect((await plane.ask('/nodes/hello-world/heartbeat', { json: {}, key: own })).status).toBe(200)
     const task = await plane.workload('job', 'nightly')
     expect((await register({ id: 'mine' }, { key: task })).status).toBe(403)
   })
