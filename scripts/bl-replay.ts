@@ -1,12 +1,13 @@
 import { crc32, deflateRawSync } from 'node:zlib'
 
-type Kind = 'agent' | 'function' | 'application' | 'sandbox'
+type Kind = 'agent' | 'function' | 'application' | 'sandbox' | 'job'
 
 const plurals: Record<Kind, string> = {
   agent: 'agents',
   function: 'functions',
   application: 'applications',
   sandbox: 'sandboxes',
+  job: 'jobs',
 }
 
 /**
@@ -78,6 +79,20 @@ export class BlReplay {
       headers: { ...this.#headers(), 'content-type': 'application/json' },
       body: JSON.stringify(data),
     })
+  }
+
+  /** `bl run job`: the same below its address; answers the id that it finds. */
+  async runJob(name: string, data: object): Promise<string> {
+    const { metadata } = (await this.get(`/jobs/${name}`)) as { metadata: { url: string } }
+    const begun = await this.#json(
+      await fetch(`${metadata.url}/executions`, {
+        method: 'POST',
+        headers: { ...this.#headers(), 'content-type': 'application/json' },
+        body: JSON.stringify(data),
+      }),
+    )
+    const { execution_id, executionId, id } = begun as Record<string, string>
+    return execution_id ?? executionId ?? id ?? ''
   }
 
   /** `bl chat`: where it does not look for the address. */

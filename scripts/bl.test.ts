@@ -171,6 +171,24 @@ describe.skipIf(!usable)('a replay of bl', () => {
     await replay().delete('/sandboxes/own')
   })
 
+  test('a job is deployed, run, looked at and read as bl does it', async () => {
+    const job = {
+      'blaxel.toml': 'type = "job"\nname = "work"\n[runtime]\nmaxConcurrentTasks = 2\n',
+      'package.json': '{"scripts":{"start":"sh work.sh"}}',
+      'work.sh': 'echo "task $TASK_INDEX"',
+    }
+    const statuses = await told('job', 'work', job, { interactive: true })
+    expect([statuses[0], statuses.at(-1)]).toEqual(['BUILDING', 'DEPLOYED'])
+    const id = await replay().runJob('work', { tasks: [{ name: 'John' }, { name: 'Jane' }] })
+    const read = async () => (await replay().get(`/jobs/work/executions/${id}`)) as { status: string }
+    while ((await read()).status !== 'succeeded') await Bun.sleep(pollMs)
+    const list = (await replay().get('/jobs/work/executions?limit=200&cursor=')) as { data: object[] }
+    expect(list.data).toEqual([expect.objectContaining({ status: 'succeeded' })])
+    expect(await replay().logs('job', 'work', { executionId: id, taskId: '1' })).toEqual(['task 1'])
+    expect(await replay().get('/jobs/work')).toMatchObject({ spec: { runtime: { maxConcurrentTasks: 2 } } })
+    await replay().delete('/jobs/work')
+  })
+
   test('apply changes, connect types into a sandbox, delete takes away', async () => {
     const applied = await replay().apply('agent', {
       metadata: { name: 'hello', labels: { team: 'a' } },

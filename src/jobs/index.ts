@@ -152,30 +152,34 @@ export class Jobs {
     return await this.#starts.run(id, async () => {
       const earlier = ask.executionId === null ? null : executions.get(workspace, id)
       if (earlier !== null) return this.#same(earlier, executionId, digest)
-      const { execution, existing } = await executions.acceptGroup(
-        {
-          workspace,
-          source: executionSource,
-          target: { kind: 'job', name: job },
-          input: this.#orders.seal({ workspace, job }, order, ask.tasks),
-          id,
-          labels: { image: run.image, revision: run.revisionId },
-          note: { ...note },
-          timeoutMs: executionTimeoutMsMax,
-          ...(idempotency === undefined
-            ? {}
-            : {
-                idempotency: { key: `job/${job}/${idempotency.key}`, digest: idempotency.digest ?? digest },
-              }),
-        },
-        ask.tasks.map((task) => Buffer.from(task)),
-        {
-          source: taskSource,
-          timeoutMs: limits.timeoutSeconds * 1000,
-          retry: { attemptsMax: limits.maxRetries + 1, delayMs: retryDelayMs, delayMsMax: retryDelayMsMax },
-          parallelMax: limits.maxConcurrentTasks ?? tasksMax,
-        },
-      )
+      const { execution, existing } = await executions
+        .acceptGroup(
+          {
+            workspace,
+            source: executionSource,
+            target: { kind: 'job', name: job },
+            input: this.#orders.seal({ workspace, job }, order, ask.tasks),
+            id,
+            labels: { image: run.image, revision: run.revisionId },
+            note: { ...note },
+            timeoutMs: executionTimeoutMsMax,
+            ...(idempotency === undefined
+              ? {}
+              : {
+                  idempotency: { key: `job/${job}/${idempotency.key}`, digest: idempotency.digest ?? digest },
+                }),
+          },
+          ask.tasks.map((task) => Buffer.from(task)),
+          {
+            source: taskSource,
+            timeoutMs: limits.timeoutSeconds * 1000,
+            retry: { attemptsMax: limits.maxRetries + 1, delayMs: retryDelayMs, delayMsMax: retryDelayMsMax },
+            parallelMax: limits.maxConcurrentTasks ?? tasksMax,
+          },
+        )
+        .catch((error: unknown) => {
+          throw idempotency === undefined ? error : inClientsWords(error, idempotency.key)
+        })
       return { executionId: clientId(execution), existing }
     })
   }
@@ -392,6 +396,15 @@ export class Jobs {
       if (!PlatformError.is(error) || error.code !== 'conflict') throw error
     }
   }
+}
+
+/** Keys are kept apart by job: what the client knows is its own. */
+function inClientsWords(error: unknown, key: string): unknown {
+  if (!PlatformError.is(error) || error.code !== 'conflict') return error
+  return new PlatformError(
+    'conflict',
+    `Idempotency-Key: ${quoted(key)} was used for another request: use a new one for this`,
+  )
 }
 
 async function runNothing(): Promise<never> {

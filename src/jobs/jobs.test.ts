@@ -221,7 +221,10 @@ test('who asks twice under one id, or with one key, has one execution', async ()
   const first = await start({ tasks: [{ a: 3 }] }, 'key')
   await host.ended(first.executionId)
   expect(await start({ tasks: [{ a: 3 }] }, 'key')).toEqual({ ...first, existing: true })
-  expect((await refusal(start({ tasks: [{ a: 4 }] }, 'key')))[0]).toBe('conflict')
+  expect(await refusal(start({ tasks: [{ a: 4 }] }, 'key'))).toEqual([
+    'conflict',
+    'Idempotency-Key: "key" was used for another request: use a new one for this',
+  ])
   expect(begun).toBe(2)
 })
 

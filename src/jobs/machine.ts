@@ -24,7 +24,7 @@ const storageMbMin = 512
 const outputBytesMax = 8 * 1024 * 1024
 const programId = 1
 /** Whatever user the program is. */
-const volumeMode = 0o777
+const volumeMode = 0o1777
 
 export const taskOwnerKind = 'task'
 
