@@ -86,6 +86,46 @@ const commands: Record<string, Entry> = {
     summary: 'say how much waits, runs and was done',
     load: async () => (await import('./cli/executions.ts')).metrics,
   },
+  'triggers ls': {
+    summary: 'list what triggers a deployment',
+    load: async () => (await import('./cli/triggers.ts')).list,
+  },
+  'triggers add': {
+    summary: 'add a trigger to a deployment',
+    load: async () => (await import('./cli/triggers.ts')).add,
+  },
+  'triggers edit': {
+    summary: 'change a trigger',
+    load: async () => (await import('./cli/triggers.ts')).edit,
+  },
+  'triggers enable': {
+    summary: 'switch a trigger on',
+    load: async () => (await import('./cli/triggers.ts')).enable,
+  },
+  'triggers disable': {
+    summary: 'switch a trigger off',
+    load: async () => (await import('./cli/triggers.ts')).disable,
+  },
+  'triggers rotate': {
+    summary: 'give the callbacks of a trigger a new secret',
+    load: async () => (await import('./cli/triggers.ts')).rotate,
+  },
+  'triggers rm': {
+    summary: 'delete triggers',
+    load: async () => (await import('./cli/triggers.ts')).remove,
+  },
+  'deliveries ls': {
+    summary: 'list callbacks',
+    load: async () => (await import('./cli/deliveries.ts')).list,
+  },
+  'deliveries get': {
+    summary: 'show a callback and its attempts',
+    load: async () => (await import('./cli/deliveries.ts')).get,
+  },
+  'deliveries redeliver': {
+    summary: 'send callbacks once more',
+    load: async () => (await import('./cli/deliveries.ts')).redeliver,
+  },
   'connect sandbox': {
     summary: 'open a terminal in a sandbox',
     load: async () => (await import('./cli/sandbox-connect.ts')).connect,

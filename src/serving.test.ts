@@ -2,6 +2,8 @@ import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from '
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { verifyWebhookFromRequest } from '@blaxel/core'
+import { TestReceiver } from './deliveries/test-receiver.ts'
 import { tar } from './images/test-image.ts'
 import { HurriedClock } from './lib/test-clock.ts'
 import { eventually, openTestClient, type TestClient, whyNot } from './test-client.ts'
@@ -32,6 +34,12 @@ Bun.serve({
     if (pathname === '/headers') return Response.json(Object.fromEntries(request.headers))
     if (pathname === '/say') { console.log(await request.text()); return new Response(id) }
     if (pathname === '/read') await request.text()
+    if (pathname === '/die') process.exit(3)
+    if (pathname === '/wait') {
+      console.log('taken up ' + id)
+      await new Promise((resolve) => request.signal.addEventListener('abort', resolve))
+      console.log('given up ' + id)
+    }
     if (pathname === '/exit') setTimeout(() => process.exit(3), 1)
     if (pathname === '/fill') setTimeout(() => { for (const all = [];;) all.push(new Uint8Array(8e6).fill(1)) }, 1)
     if (pathname === '/platform') {
@@ -196,6 +204,71 @@ describe.skipIf(why !== '')('an instance of what is deployed', () => {
       return ((await answer.json()) as { other: { logs: { message: string }[] } }).other.logs[0]
     })
     expect(told.message).toContain('used more memory than its 512 MB')
+  })
+
+  test('is asked later, and by the clock, and what came of it is told', async () => {
+    await using receiver = new TestReceiver()
+    const json = async (path: string, init?: { method?: string; body?: object }) => {
+      const headers = { 'content-type': 'application/json' }
+      const body = init?.body === undefined ? {} : { body: JSON.stringify(init.body) }
+      const answer = await client.request(path, { method: init?.method ?? 'GET', headers, ...body })
+      return (await answer.json()) as { [field: string]: unknown; configuration?: Record<string, string> }
+    }
+    const added = await json('/v0/agents/served/triggers', {
+      method: 'POST',
+      body: { id: 'later', type: 'http-async', configuration: { callbackUrl: receiver.url } },
+    })
+    const secret = added.configuration?.callbackSecret ?? ''
+    const later = async (path: string, body = '') => {
+      const asked = await client.request(`/main/agents/served/${path}?async=true`, { method: 'POST', body })
+      expect([asked.status, await asked.json()]).toEqual([202, { success: true }])
+      return asked.headers.get('x-hutch-execution') ?? ''
+    }
+    const told = async (count: number) => {
+      const received = await receiver.nth(count)
+      expect(verifyWebhookFromRequest(received, secret, 1e9)).toBe(true)
+      return JSON.parse(received.body) as {
+        status_code: number
+        response_body: string
+        response_length: number
+      }
+    }
+    await later('say', 'asked later')
+    const first = await told(1)
+    expect(first).toMatchObject({ status_code: 200, response_length: 36 })
+    expect(first.response_body).toMatch(/^[0-9a-f-]{36}$/)
+
+    // A program that dies, and one whose request is called off.
+    await later('die')
+    expect(await told(2)).toMatchObject({
+      status_code: 502,
+      response_body: expect.stringContaining('BAD_GATEWAY'),
+    })
+    const id = await later('wait')
+    const said = (what: string) =>
+      eventually(what, async () => {
+        const asked = `resourceType=agents&workloadIds=served&search=${encodeURIComponent(what)}&limit=10`
+        const { served } = await json(`/v0/observability/logs?${asked}`)
+        return (served as { totalCount: number } | undefined)?.totalCount
+      })
+    await said('taken up')
+    await json(`/v0/executions/${id}/cancel`, { method: 'POST', body: { reason: 'enough' } })
+    expect(await told(3)).toMatchObject({ status_code: 499 })
+    await said('given up')
+
+    await json('/v0/agents/served/triggers', {
+      method: 'POST',
+      body: { id: 'clock', type: 'cron', configuration: { schedule: '* * * * *', path: '/headers' } },
+    })
+    // Within a minute there is a moment, and no more is needed: what runs has its own time.
+    clock.advance(60_000)
+    await eventually('it is asked by the clock', async () => {
+      const { data } = await json('/v0/executions?label=trigger=clock')
+      return (data as { status: string }[]).some(({ status }) => status === 'succeeded')
+    })
+    await json('/v0/agents/served/triggers/clock', { method: 'DELETE' })
+    const revisions = await client.request('/v0/agents/served/revisions')
+    expect((await revisions.json()) as object[]).toHaveLength(1)
   })
 
   test('that cannot work says why to whoever asks', async () => {

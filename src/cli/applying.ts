@@ -2,6 +2,7 @@ import { type Accepted, type Client, ClientError } from '../client/index.ts'
 import { CommandError } from './command.ts'
 import { type Kind, kinds } from './kinds.ts'
 import type { Manifest } from './manifests.ts'
+import { noteSecrets } from './triggers.ts'
 
 export interface Applied extends Accepted {
   what: 'created' | 'configured'
@@ -40,18 +41,20 @@ export async function applyManifest(
 ): Promise<Applied> {
   const { kind, collection, path } = placeOf(manifest)
   const body = { metadata: manifest.metadata, spec: manifest.spec }
-  const create = async (): Promise<Applied> => ({
-    ...(await client.resources.create(collection, body, options)),
-    what: 'created',
-  })
-  const replace = async (): Promise<Applied> => ({
-    ...(await client.resources.replace(path, body, options)),
-    what: 'configured',
-  })
+  const create = async (): Promise<Applied> =>
+    told({ ...(await client.resources.create(collection, body, options)), what: 'created' })
+  const replace = async (): Promise<Applied> =>
+    told({ ...(await client.resources.replace(path, body, options)), what: 'configured' })
   if (kind.apply === 'only-create') return await create()
   if (kind.apply === 'create') return await otherwise(create, [409], replace)
   if (kind.apply === 'replace') return await otherwise(replace, [404, 405], create)
   throw new CommandError(`${manifest.from}: a ${kind.singular} is not made by a manifest`)
+}
+
+/** What is answered once is shown at once, whatever comes after it. */
+function told(applied: Applied): Applied {
+  noteSecrets(applied.resource)
+  return applied
 }
 
 async function otherwise<Value>(

@@ -52,7 +52,7 @@ export class Resources {
     if (options.cursor) query.set('cursor', options.cursor)
     const answer = await this.transport.json<
       Resource[] | { data: Resource[]; meta?: { nextCursor?: string } }
-    >('GET', `${collection}?${query}`)
+    >('GET', `${collection}${collection.includes('?') ? '&' : '?'}${query}`)
     if (Array.isArray(answer)) return { items: answer, nextCursor: '' }
     return { items: answer.data, nextCursor: answer.meta?.nextCursor ?? '' }
   }
