@@ -2,10 +2,12 @@ import { type Accepted, type Client, ClientError } from '../client/index.ts'
 import { CommandError } from './command.ts'
 import { type Kind, kinds } from './kinds.ts'
 import type { Manifest } from './manifests.ts'
-import { noteSecrets } from './triggers.ts'
+import { callbackSecretsOf, noteSecret } from './triggers.ts'
 
 export interface Applied extends Accepted {
   what: 'created' | 'configured'
+  /** By trigger, of those that were made now: what their callbacks are signed with. */
+  callbackSecrets: Record<string, string>
 }
 
 /** The kind of a manifest with its parents' names. @throws CommandError */
@@ -52,9 +54,10 @@ export async function applyManifest(
 }
 
 /** What is answered once is shown at once, whatever comes after it. */
-function told(applied: Applied): Applied {
-  noteSecrets(applied.resource)
-  return applied
+function told(applied: Omit<Applied, 'callbackSecrets'>): Applied {
+  const callbackSecrets = callbackSecretsOf(applied.resource)
+  for (const [id, secret] of Object.entries(callbackSecrets)) noteSecret(id, secret)
+  return { ...applied, callbackSecrets }
 }
 
 async function otherwise<Value>(

@@ -210,6 +210,32 @@ describe('deploy', () => {
     expect([refused.code, refused.stderr]).toEqual([1, expect.stringContaining('not now')])
   })
 
+  test('prints the secret of a callback, which is answered once, whatever comes after that', async () => {
+    script({ statuses: ['DEPLOYED'], uploads: [503], exists: true })
+    const answer = platform.answer
+    let isTold = false
+    platform.answer = async (request) => {
+      const answered = await answer(request)
+      if (request.method !== 'PUT' || !request.path.startsWith('/v0/') || answered === null) return answered
+      const resource = (await answered.json()) as { spec: { triggers: { configuration: object }[] } }
+      for (const { configuration } of resource.spec.triggers)
+        Object.assign(configuration, { callbackSecret: isTold ? '********' : 'whsec_once' })
+      isTold = true
+      return Response.json(resource, { headers: answered.headers })
+    }
+    const toml =
+      'type = "agent"\n[[triggers]]\nid = "later"\ntype = "http-async"\n[triggers.configuration]\ncallbackUrl = "https://example.com/hook"\n'
+    const folder = project({ ...hello, 'blaxel.toml': toml })
+    const { code, stderr } = await run(['deploy'], folder)
+    expect([code, stderr.match(/whsec_once/g)]).toEqual([0, ['whsec_once']])
+    expect(stderr).toContain(
+      'callbacks of the trigger later are signed with whsec_once, which is not shown again',
+    )
+    isTold = false
+    const { stdout } = await run(['deploy', '-o', 'json'], folder)
+    expect(JSON.parse(stdout)).toMatchObject({ resources: [{ callbackSecrets: { later: 'whsec_once' } }] })
+  })
+
   test('archives what the rules leave, links as what they lead to, with their modes', async () => {
     script({ statuses: ['DEPLOYED'], exists: true })
     const folder = project({

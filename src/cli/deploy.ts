@@ -78,6 +78,8 @@ interface DeployResult {
   status: string
   url?: string
   revision?: string
+  /** By trigger; told this once. */
+  callbackSecrets?: Record<string, string>
   error?: string
 }
 
@@ -136,13 +138,14 @@ async function deployOne(flags: DeployInput, deployment: Deployment, quiet: bool
         ? await applyManifest(client, manifest)
         : await send(client, progress, interruption, deployment, content)
     interruption.watch = `hutch get ${type} ${name} --watch`
-    const { resource, revision } = applied
+    const { resource, revision, callbackSecrets } = applied
     const done = (status: string, now: Resource): DeployResult => ({
       kind: type,
       name,
       status,
       ...(now.metadata?.url === undefined ? {} : { url: now.metadata.url }),
       ...(revision === null ? {} : { revision }),
+      ...(Object.keys(callbackSecrets).length === 0 ? {} : { callbackSecrets }),
     })
     if (flags.detach) {
       progress.done()
@@ -187,7 +190,9 @@ async function send(
       { path: archive.path, contentType: 'application/zip' },
       applied.uploadUrl,
       async () => {
-        applied = await applyManifest(client, manifest, { upload: true })
+        const { callbackSecrets } = applied
+        const again = await applyManifest(client, manifest, { upload: true })
+        applied = { ...again, callbackSecrets: { ...callbackSecrets, ...again.callbackSecrets } }
         return applied.uploadUrl
       },
     )

@@ -175,15 +175,25 @@ export const remove = command({
   },
 })
 
-/** Tells, once, what callbacks of triggers are signed with, where an answer has that. */
-export function noteSecrets({ spec }: Resource): void {
-  for (const trigger of (spec?.triggers ?? []) as Resource[]) noteSecret(trigger)
+/** By trigger, what their callbacks are signed with, where an answer has that. */
+export function callbackSecretsOf({ spec }: Resource): Record<string, string> {
+  const triggers = (spec?.triggers ?? []) as Resource[]
+  return Object.fromEntries(
+    triggers.flatMap((trigger) => {
+      const secret = secretOf(trigger)
+      return secret === null ? [] : [[String(trigger.id), secret]]
+    }),
+  )
 }
 
-function noteSecret(trigger: Resource): void {
+export function noteSecret(id: string, secret: string): void {
+  note(`callbacks of the trigger ${id} are signed with ${secret}, which is not shown again`)
+}
+
+/** Null where it is not told. */
+function secretOf(trigger: Resource): string | null {
   const secret = at(trigger, 'configuration.callbackSecret')
-  if (typeof secret !== 'string' || secret === '' || secret === maskedValue) return
-  note(`callbacks of the trigger ${String(trigger.id)} are signed with ${secret}, which is not shown again`)
+  return typeof secret === 'string' && secret !== '' && secret !== maskedValue ? secret : null
 }
 
 async function change(
@@ -225,7 +235,8 @@ function answer(flags: { json?: boolean }, trigger: Resource): number {
   if (flags.json) printJson(trigger)
   else {
     print(String(trigger.id))
-    noteSecret(trigger)
+    const secret = secretOf(trigger)
+    if (secret !== null) noteSecret(String(trigger.id), secret)
   }
   return 0
 }

@@ -3,7 +3,7 @@ import type { Deliveries } from '../deliveries/index.ts'
 import type { Deployments, StoredTrigger } from '../deployments/index.ts'
 import { PlatformError } from '../errors.ts'
 import type { Attempt, AttemptOutcome, Execution, Executions, NewExecution } from '../executions/index.ts'
-import { badRequest } from '../lib/checks.ts'
+import { badRequest, quoted } from '../lib/checks.ts'
 import type { Clock } from '../lib/clock.ts'
 import type { SecretBox } from '../lib/secret-box.ts'
 import { type AgentRequest, requestNote, requestOf } from './request.ts'
@@ -134,7 +134,17 @@ export class AgentCalls {
         : { idempotency: { key: `agent/${name}/${idempotencyKey}`, digest: digestOf(request) } }),
       ...(callback === null ? {} : { callback: { ...callback } }),
     }
-    return await this.#executions.accept(execution)
+    try {
+      return await this.#executions.accept(execution)
+    } catch (error) {
+      if (idempotencyKey === null || !PlatformError.is(error) || error.code !== 'conflict') throw error
+      // In the client's words: the engine's key has the agent in it.
+      throw new PlatformError(
+        'conflict',
+        `Idempotency-Key: ${quoted(idempotencyKey)} came with another request before: send a new one for this`,
+        { cause: error },
+      )
+    }
   }
 
   async #callback(workspace: string, of: Omit<CallbackGiven, 'dialect' | 'secrets'>): Promise<CallbackGiven> {

@@ -276,7 +276,9 @@ test('a key that comes again is the same request, and none with another body', a
   const first = await test.accept({ key: 'one' })
   const again = await test.accept({ key: 'one' })
   expect([again.existing, again.execution.id]).toEqual([true, first.execution.id])
-  expect(await refusal(test.accept({ key: 'one', body: 'other' }))).toStartWith('conflict')
+  expect(await refusal(test.accept({ key: 'one', body: 'other' }))).toStartWith(
+    'conflict Idempotency-Key: "one"',
+  )
   expect((await test.accept({ key: 'two' })).existing).toBe(false)
   expect(await refusal(test.accept({ key: 'x'.repeat(256) }))).toContain(
     'Idempotency-Key: 1 to 255 characters',
