@@ -259,6 +259,20 @@ describe.skipIf(why !== '')('hosting', () => {
     const headers = await ask('agents/busy/headers', { cookie: `a=b; ${cookie}` })
     expect(headers).not.toContain(third)
 
+    // By number also one that gets no requests, as clients of xpander ask for it.
+    const invoke = async (how: string) =>
+      await client.request(`/v1/agents/busy/invoke${how}`, json('POST', { input: { text: 'which?' } }))
+    const resultOf = async (how: string) => ((await (await invoke(how)).json()) as { result: string }).result
+    expect(await resultOf('?version=2')).toBe('v2')
+    expect(await resultOf('?version=draft')).toBe('v3')
+    expect(await resultOf(`?version=${first}`)).toBe('v1')
+    expect(await resultOf('')).toMatch(/^v[13]$/)
+    expect((await invoke('?version=9')).status).toBe(422)
+    const told = (await (await invoke('/stream?version=1')).text()).matchAll(/^data: (.*)$/gm)
+    const events = [...told].map(([, data]) => JSON.parse(data ?? ''))
+    expect(events.map(({ type }) => type)).toEqual(['task_created', 'task_updated', 'chunk', 'task_finished'])
+    expect(events[3].data).toMatchObject({ status: 'completed', result: 'v1', agent_version: first })
+
     await client.request('/v0/agents/busy', json('PUT', { spec: { enabled: false } }))
     await eventually('deactivated', async () => (await statusOf('agents', 'busy')) === 'DEACTIVATED')
     const refused = await client.request('/main/agents/busy')

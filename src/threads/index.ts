@@ -15,7 +15,7 @@ import type { Store } from '../spec/store.ts'
 import { type TaskEvent, TaskEvents } from './events.ts'
 import { taskIdOf, turnKey, wasAsked, withKey } from './keys.ts'
 import { isSchema, stoppedReason } from './outcome.ts'
-import { noSuchTask, type TaskFilter, TaskRecords } from './records.ts'
+import { entriesMax, entriesWithEventsMax, noSuchTask, type TaskFilter, TaskRecords } from './records.ts'
 import {
   type Entry,
   entryKind,
@@ -48,11 +48,14 @@ export {
 export type { Performer, TurnReport } from './turns.ts'
 export { type Worker, Workers } from './workers.ts'
 
-const idPattern = /^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$/
+/** Whatever is one word of an address; what begins with a dot is none. */
+const idPattern = /^[^\s/.\p{C}][^\s/\p{C}]{0,127}$/u
 const eventTextCharsMax = 64 * 1024
 /** Of one workspace. */
 const threadsMax = 100_000
 const pruneEvery = 100
+/** What is asked, and what is answered. */
+const entriesOfTurn = 2
 
 const noEvents: AsyncIterable<TaskEvent> = { async *[Symbol.asyncIterator]() {} }
 
@@ -148,7 +151,7 @@ export class Threads {
     if (asked.id !== undefined && !idPattern.test(asked.id)) {
       throw new PlatformError(
         'bad_request',
-        `id: "${asked.id.slice(0, 80)}" is not an id: up to 128 letters, digits and . _ -`,
+        `id: "${asked.id.slice(0, 80)}" is not an id: up to 128 characters without spaces and slashes`,
       )
     }
     const key =
@@ -184,6 +187,7 @@ export class Threads {
         if (found.existing) return null
         if (!hasEnded(current)) throw stillGoesOn(id, current)
         if (current.agentId !== agentId) throw otherAgent(id, current.agentId)
+        if (current.entries + entriesOfTurn > entriesMax) throw isFull(id)
         found.before = current
         const turn = current.turn + 1
         const next = {
@@ -263,12 +267,16 @@ export class Threads {
     if (type === 'chunk') return
     const text = JSON.stringify(data) ?? 'null'
     const kept = text.length > eventTextCharsMax ? { shortened: text.slice(0, eventTextCharsMax) } : data
-    await this.#records.change(workspace, id, (body) => ({
-      body,
-      entries: [
-        { role: 'event', turn: body.turn, at: this.#options.clock.now(), text: '', type, data: kept },
-      ],
-    }))
+    await this.#records.change(workspace, id, (body) =>
+      body.entries >= entriesWithEventsMax
+        ? null
+        : {
+            body,
+            entries: [
+              { role: 'event', turn: body.turn, at: this.#options.clock.now(), text: '', type, data: kept },
+            ],
+          },
+    )
   }
 
   /** What it cost, also once it ended. @throws not_found */
@@ -398,6 +406,13 @@ function stillGoesOn(id: string, { status }: TaskBody): PlatformError {
   return new PlatformError(
     'conflict',
     `id: the task "${id.slice(0, 80)}" is ${status}: wait until its turn has ended, or stop it, before the next one`,
+  )
+}
+
+function isFull(id: string): PlatformError {
+  return new PlatformError(
+    'conflict',
+    `id: the thread "${id.slice(0, 80)}" has as much in it as a thread can have: begin another`,
   )
 }
 

@@ -14,8 +14,9 @@ import {
   taskKind,
 } from './task.ts'
 
-/** Of a thread; a thousand turns that say nothing else. */
+/** Of a thread: a thousand turns that say nothing else. What programs tell beside it has less room. */
 export const entriesMax = 2000
+export const entriesWithEventsMax = 1500
 const attemptsMax = 16
 const stepsMax = 500
 

@@ -18,8 +18,9 @@ import { hasEnded, type Json, type JsonObject, type Task, type TaskBody, type Ta
 
 /** Of executions that are turns of threads. */
 const turnSource = 'xpander'
-/** In all, over every agent. */
-const runningMax = 256
+/** In all, over every agent, and of one of them: those that workers do are not counted while they work. */
+const runningMax = 512
+const runningOfAgentMax = 64
 /** Of one turn, from when it begins. */
 const turnMsMax = 60 * 60_000
 /** A program that could not be reached, or was starting, is asked again. */
@@ -90,6 +91,7 @@ export class Turns {
       workspace,
       source: turnSource,
       target: { kind: 'agent', name: agentId },
+      targetRunningMax: runningOfAgentMax,
       id: executionId,
       input: Buffer.from(JSON.stringify({ task: id, turn, ...input })),
       labels: { thread: id, turn: String(turn) },

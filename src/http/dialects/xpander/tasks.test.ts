@@ -4,6 +4,20 @@ import { type Answer, eventsOf, type TestWorker, TestXpander } from './test-xpan
 let xpander: TestXpander
 let worker: TestWorker
 
+/** Of a task, in the documentation of the API. */
+const documentedFields = [
+  ...['id', 'agent_id', 'organization_id', 'input', 'created_at', 'status', 'internal_status'],
+  ...['last_executed_node_id', 'agent_version', 'started_at', 'paused_at', 'finished_at'],
+  ...['result', 'parent_execution', 'sub_executions', 'finished_sub_executions', 'should_update_parent'],
+  ...['is_manually_stopped', 'is_background', 'payload_extension', 'hitl_request', 'pending_eca_request'],
+  ...['source', 'worker_id', 'additional_context', 'instructions_override', 'expected_output'],
+  ...['test_run_node_id', 'is_orchestration', 'is_gateway', 'output_format', 'voice_id'],
+  ...['output_schema', 'events_streaming', 'used_mutating_tools', 'is_continuous', 'mcp_servers'],
+  ...['triggering_agent_id', 'title', 'think_mode', 'disable_attachment_injection', 'deep_planning'],
+  ...['execution_attempts', 'user_tokens', 'user_oidc_token', 'return_metrics', 'tokens'],
+  ...['llm_model_provider', 'llm_model_name'],
+]
+
 beforeAll(async () => {
   xpander = await TestXpander.open()
   worker = await xpander.worker('helper')
@@ -47,6 +61,31 @@ describe('an agent is invoked', () => {
     const done = await xpander.task(begun.id)
     expect(done).toMatchObject({ status: 'completed', result: 'the three main competitors' })
     expect(done.finished_at).toBe('2026-01-01T00:00:00.000000Z')
+  })
+
+  test('with every field of the documentation, as its example has them', async () => {
+    const user = {
+      ...{ email: '<string>', id: '<string>', first_name: '<string>', last_name: '<string>' },
+      ...{ additional_attributes: {}, role: 'member', is_super_admin: false, timezone: '<string>' },
+    }
+    const texts = [
+      ...['id', 'parent_execution_id', 'worker_id', 'source', 'additional_context', 'instructions_override'],
+      ...['test_run_node_id', 'expected_output', 'triggering_agent_id', 'title', 'user_oidc_token'],
+      ...['llm_model_provider', 'llm_model_name'],
+    ]
+    const begun = await xpander.get('/v1/agents/helper/invoke/async', {
+      json: {
+        ...Object.fromEntries(texts.map((name) => [name, '<string>'])),
+        input: { text: '', files: [], user },
+        ...{ payload_extension: {}, output_schema: {}, run_locally: false, events_streaming: false },
+        ...{ mcp_servers: [], think_mode: 'default', disable_attachment_injection: false },
+        ...{ user_tokens: {}, return_metrics: false },
+      },
+    })
+    expect(begun).toMatchObject({ id: '<string>', input: { user }, source: '<string>', status: 'pending' })
+    for (const name of documentedFields) expect(begun).toHaveProperty(name)
+    await answers('done')
+    expect(await xpander.task(encodeURIComponent('<string>'))).toMatchObject({ result: 'done' })
   })
 
   test('and waited for', async () => {
