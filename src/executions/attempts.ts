@@ -10,6 +10,7 @@ import type { Decision, Transitions } from './transitions.ts'
 /** How long a runner may take to let go once it was told to stop; then it is left alone. */
 const stopMsMax = 30_000
 const jitterShare = 0.2
+const sleptMsMax = 24 * 60 * 60 * 1000
 const empty = new Uint8Array()
 
 export interface AttemptsOptions {
@@ -69,10 +70,10 @@ export class Attempts {
       }
       const ran = runner(attempt, controller.signal)
       const outcome = await Promise.race([ran, stopped(controller.signal, clock, over.signal)])
-      if (outcome === null || controller.signal.aborted) return () => timeout.ended
+      if (outcome === null || controller.signal.aborted) return async () => await timeout.end?.()
       return () => this.#settle(work, outcome)
     } catch (error) {
-      if (controller.signal.aborted) return () => timeout.ended
+      if (controller.signal.aborted) return async () => await timeout.end?.()
       return () => this.#settle(work, this.#broken(work, error))
     } finally {
       over.abort()
@@ -81,23 +82,27 @@ export class Attempts {
   }
 
   /** Ends the execution by itself at its time, whatever its runner does. */
-  #timeout(work: Work, controller: AbortController, over: AbortSignal): { ended: Promise<void> } {
-    const { clock, log } = this.#options
+  #timeout(
+    work: Work,
+    controller: AbortController,
+    over: AbortSignal,
+  ): { end: (() => Promise<void>) | null } {
+    const { clock } = this.#options
     const { timeoutMs } = bodyOf(work)
-    const timeout = { ended: Promise.resolve() }
-    clock.sleep(timeoutMs, over).then(
-      () => {
-        if (controller.signal.aborted) return
-        const error = timeoutError(timeoutMs)
-        timeout.ended = this.end(work.id, 'timed_out', { error }, { token: work.token }).then(
-          () => {},
-          (failure) =>
-            log.error('executions: a timeout could not be written', { id: work.id, error: failure }),
-        )
-        controller.abort(new ExecutionStopped('timed_out', error.message))
-      },
-      () => {},
-    )
+    const timeout: { end: (() => Promise<void>) | null } = { end: null }
+    void (async () => {
+      // Timers have a longest time.
+      for (let leftMs = timeoutMs; leftMs > 0; leftMs -= sleptMsMax) {
+        await clock.sleep(Math.min(leftMs, sleptMsMax), over)
+      }
+      if (controller.signal.aborted) return
+      const error = timeoutError(timeoutMs)
+      const end = async () => void (await this.end(work.id, 'timed_out', { error }, { token: work.token }))
+      // At once; and once more with the runner's end where that could not be written.
+      const ended = end().catch(() => end)
+      timeout.end = async () => await (await ended)?.()
+      controller.abort(new ExecutionStopped('timed_out', error.message))
+    })().catch(() => {})
     return timeout
   }
 

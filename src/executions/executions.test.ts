@@ -1,4 +1,6 @@
 import { expect, test } from 'bun:test'
+import { PlatformError } from '../errors.ts'
+import type { Queue, WorkChange } from '../spec/queue.ts'
 import { type Execution, ExecutionStopped } from './index.ts'
 import { bytes, failure, refusal, success, TestExecutions, text } from './test-executions.ts'
 
@@ -386,4 +388,47 @@ test('a workspace goes with all its executions', async () => {
   await engine.executions.removal('main')
   expect(signal.aborted).toBe(true)
   expect(engine.executions.get('main', id)).toBeNull()
+})
+
+/** A queue whose first changes fail. */
+function failing(count: number, error: PlatformError): { over(queue: Queue): Queue; readonly tried: number } {
+  let tried = 0
+  return {
+    get tried() {
+      return tried
+    },
+    over: (queue) =>
+      new Proxy(queue, {
+        get(of, name) {
+          const value = Reflect.get(of, name) as unknown
+          if (name !== 'change') return typeof value === 'function' ? value.bind(of) : value
+          return async (change: WorkChange) => {
+            if (tried++ < count) throw error
+            return await of.change(change)
+          }
+        },
+      }),
+  }
+}
+
+test('how an attempt ended is kept until there is room to write it', async () => {
+  const queue = failing(2, new PlatformError('insufficient_storage', 'the disk is full'))
+  await using engine = await TestExecutions.open({ over: queue.over })
+  const { id } = await engine.accept()
+  ;(await engine.next()).end(success('kept'))
+  while (engine.executions.get('main', id)?.endedAt === null) {
+    engine.clock.advance(1000)
+    await new Promise((resolve) => setTimeout(resolve, 1))
+  }
+  expect(queue.tried).toBe(3)
+  expect(text(engine.executions.result('main', id))).toBe('kept')
+})
+
+test('a timeout that could not be written is written with the end of its runner', async () => {
+  const queue = failing(1, new PlatformError('unavailable', 'too much is written'))
+  await using engine = await TestExecutions.open({ over: queue.over })
+  const { id } = await engine.accept({ timeoutMs: 60_000 })
+  await engine.next()
+  engine.clock.advance(60_000)
+  expect(await engine.ended(id)).toMatchObject({ status: 'timed_out', attempts: 1 })
 })

@@ -3,11 +3,12 @@
  * registered by that source; this room keeps the record, the lease, the timeout, the turn and the number of attempts.
  */
 import { PlatformError } from '../errors.ts'
+import { ByteRoom } from '../lib/byte-room.ts'
 import type { Clock } from '../lib/clock.ts'
-import { Deadlines } from '../lib/deadlines.ts'
 import type { Logger } from '../lib/log.ts'
 import type { NewWork, Queue, Work } from '../spec/queue.ts'
 import { Attempts } from './attempts.ts'
+import { Due } from './due.ts'
 import { Ends } from './ends.ts'
 import { ExecutionEvents, type WatchFilter } from './events.ts'
 import {
@@ -30,6 +31,7 @@ import { Groups } from './groups.ts'
 import { type ListPage, Lists } from './lists.ts'
 import { Meters, type SourceMeter } from './meters.ts'
 import { bodyOf, isEnded, newWork, toExecution } from './records.ts'
+import { replayOf } from './replays.ts'
 import { Reports } from './reports.ts'
 import { Retention } from './retention.ts'
 import { Transitions } from './transitions.ts'
@@ -56,13 +58,12 @@ interface Source {
   workers: Workers | null
 }
 
-/** Looked at again in vain, what is due waits for a free worker. */
-const againMs = 1000
-const overdueAtOnceMax = 200
 const replayedAtOnceMax = 1000
 const replaysAtOnce = 50
 const stopGraceMs = 5000
-const alarmKey = 'next'
+/** Inputs on their way to the disk; whoever finds no room waits. */
+const acceptingBytesMax = 48 * 1024 * 1024
+const acceptingMax = 1000
 
 export class Executions {
   readonly #options: ExecutionsOptions
@@ -77,7 +78,12 @@ export class Executions {
   readonly #lists: Lists
   readonly #reports: Reports
   readonly #retention: Retention
-  readonly #alarm: Deadlines
+  readonly #due: Due
+  readonly #accepting = new ByteRoom({
+    ...{ bytesMax: acceptingBytesMax, waitingMax: acceptingMax, what: 'requests are being accepted' },
+  })
+  /** Ids of what is on its way to the disk. */
+  readonly #unannounced = new Set<string>()
   #isOpen = false
   #closing = false
 
@@ -107,8 +113,12 @@ export class Executions {
     })
     this.#lists = new Lists({ queue, sources: () => this.shownSources() })
     this.#reports = new Reports({ clock, transitions: this.#transitions, attempts: this.#attempts })
-    this.#retention = new Retention(options)
-    this.#alarm = new Deadlines({ clock, log, due: () => this.#due() })
+    this.#retention = new Retention({ ...options, also: () => this.#groups.finishAll() })
+    this.#due = new Due({
+      ...{ queue, clock, log },
+      ...{ transitions: this.#transitions, attempts: this.#attempts, groups: this.#groups },
+      wake: () => this.#wakeAll(),
+    })
   }
 
   /** Who does what a source accepted: called once for each attempt, with a signal whose reason is an `ExecutionStopped`. */
@@ -131,19 +141,28 @@ export class Executions {
   async accept(asked: NewExecution): Promise<{ execution: Execution; existing: boolean }> {
     this.#refuseWhenClosing()
     const { queue, clock, waitingMax } = this.#options
-    const enqueued = queue.enqueue([newWork(asked, clock.now())], { waitingMax })
+    const work = newWork(asked, clock.now())
+    const bytes = asked.input.byteLength
+    const room = this.#accepting.take(bytes)
+    if (room) await room
+    this.#unannounced.add(work.id)
+    const enqueued = queue.enqueue([work], { waitingMax })
     // In the same turn, so that accepting it and claiming it are one commit where a worker is free. Where none is,
     // the next one that gets free looks behind it.
     this.#sources.get(asked.source)?.workers?.wake(1)
-    const [added] = await enqueued
-    const { work, existing } = added!
-    const execution = toExecution(work)
-    if (!existing) {
-      this.#meters.accepted(work.workspace, work.queue)
-      this.#events.tell('created', execution)
-      if (work.runAt > clock.now()) this.#setAlarm(work.runAt)
+    try {
+      const [added] = await enqueued
+      const { existing } = added!
+      const execution = toExecution(added!.work)
+      if (!existing) {
+        this.#announce(execution)
+        if (work.runAt > clock.now()) this.#due.at(work.runAt)
+      }
+      return { execution, existing }
+    } finally {
+      this.#unannounced.delete(work.id)
+      this.#accepting.leave(bytes)
     }
-    return { execution, existing }
   }
 
   /**
@@ -230,34 +249,11 @@ export class Executions {
 
   /** Once more, as a new execution with the label `replayOf`. @throws not_found, conflict for one that goes on, or is a part */
   async replay(workspace: string, id: string): Promise<Execution> {
-    const { queue } = this.#options
     const work = this.#known(workspace, id)
-    if (!isEnded(work)) {
-      throw new PlatformError(
-        'conflict',
-        `the execution "${id}" goes on: it can be replayed once it has ended`,
-      )
-    }
-    if (work.group !== null) {
-      throw new PlatformError('conflict', `the execution "${id}" is a part of "${work.group}": replay that`)
-    }
-    const body = bodyOf(work)
-    const again: NewExecution = {
-      workspace,
-      source: work.queue,
-      target: body.target,
-      input: queue.input(id) ?? new Uint8Array(),
-      labels: { ...work.labels, replayOf: id },
-      note: body.given ?? {},
-      priority: work.priority,
-      timeoutMs: body.timeoutMs,
-      retry: { attemptsMax: body.attemptsMax, delayMs: body.delayMs, delayMsMax: body.delayMsMax },
-      ...(body.targetMax === undefined ? {} : { targetRunningMax: body.targetMax }),
-      ...(body.concurrency ? { concurrency: body.concurrency } : {}),
-      ...(body.callback ? { callback: body.callback } : {}),
-    }
-    if (work.parts === null || !body.each) return (await this.accept(again)).execution
-    return (await this.acceptGroup(again, this.#partInputs(work), body.each)).execution
+    const again = replayOf(work, this.#options.queue.input(id))
+    const { each } = bodyOf(work)
+    if (work.parts === null || !each) return (await this.accept(again)).execution
+    return (await this.acceptGroup(again, this.#partInputs(work), each)).execution
   }
 
   /** Those that ended and match, the newest first, at most a thousand. Answers the new ones. */
@@ -356,13 +352,13 @@ export class Executions {
     for (const source of this.#sources.keys()) await this.#start(source)
     await this.#groups.finishAll()
     this.#retention.open()
-    this.#setAlarm()
+    this.#due.open()
   }
 
   async close(): Promise<void> {
     if (this.#closing) return
     this.#closing = true
-    this.#alarm[Symbol.dispose]()
+    this.#due[Symbol.dispose]()
     const retention = this.#retention.close()
     const closed = [...this.#sources.values()].map(({ workers }) => workers?.close(stopGraceMs))
     this.#attempts.stopAll(new ExecutionStopped('closing', 'the platform is stopping'))
@@ -379,6 +375,7 @@ export class Executions {
       ...{ source, queue, clock, log },
       runningMax: known.options.runningMax,
       attempt: (work) => {
+        this.#announce(toExecution(work))
         this.#meters.started(work.workspace, source, work.attempts)
         return this.#attempts.run(work, known.run)
       },
@@ -387,54 +384,23 @@ export class Executions {
     known.workers.wake()
   }
 
-  /** Something is due: it is claimed, or was held or leased too long. */
-  async #due(): Promise<void> {
-    if (this.#closing) return
-    const { queue, clock } = this.#options
-    await Promise.all(queue.overdue(clock.now(), overdueAtOnceMax).map((work) => this.#overdue(work)))
+  #wakeAll(): void {
     for (const { workers } of this.#sources.values()) workers?.wake()
-    this.#setAlarm()
   }
 
-  async #overdue(work: Work): Promise<void> {
-    const { timeoutMs, stop } = bodyOf(work)
-    const seconds = timeoutMs / 1000
-    if (work.parts !== null) {
-      if (stop) await this.#groups.stopParts(work.id, stop.reason)
-      else await this.#groups.stop(work.id, 'timed_out', `it took longer than ${seconds} seconds`)
-    } else if (work.state === 'held') {
-      const error = { code: 'timeout', message: `its agent reported nothing for ${seconds} seconds` }
-      await this.#transitions.change(work.id, (now) =>
-        now.state === 'held' && now.version === work.version
-          ? { expect: {}, state: 'timed_out', body: { ...bodyOf(now), error } }
-          : null,
-      )
-    } else if (!this.#attempts.isRunning(work.id)) {
-      // Whoever had it is gone, and its time with it.
-      await this.#transitions.change(work.id, (now) =>
-        now.state === 'running' && now.token === work.token
-          ? { expect: { token: work.token }, state: 'waiting', attempts: now.attempts - 1 }
-          : null,
-      )
-    }
-  }
-
-  #setAlarm(atMs?: number): void {
-    if (this.#closing || !this.#isOpen) return
-    const now = this.#options.clock.now()
-    const next = atMs ?? this.#options.queue.nextAt()
-    if (next === null) return
-    const at = atMs === undefined && next <= now ? now + againMs : next
-    const set = this.#alarm.get(alarmKey)
-    if (set === undefined || at < set) this.#alarm.set(alarmKey, at)
+  /** It is accepted: told before it is told that it began, whichever of the two is heard first here. */
+  #announce(execution: Execution): void {
+    if (!this.#unannounced.delete(execution.id)) return
+    this.#meters.accepted(execution.workspace, execution.source)
+    this.#events.tell('created', execution)
   }
 
   /** New, and durable. */
   #accepted(work: Work): void {
     this.#meters.accepted(work.workspace, work.queue)
     this.#events.tell('created', toExecution(work))
-    if (work.state === 'held' && work.until !== null) this.#setAlarm(work.until)
-    else if (work.runAt > this.#options.clock.now()) this.#setAlarm(work.runAt)
+    if (work.state === 'held' && work.until !== null) this.#due.at(work.until)
+    else if (work.runAt > this.#options.clock.now()) this.#due.at(work.runAt)
     else this.#sources.get(work.queue)?.workers?.wake(1)
   }
 
@@ -453,8 +419,8 @@ export class Executions {
       return
     }
     this.#events.tell('updated', execution)
-    if (work.state === 'held' && work.until !== null) this.#setAlarm(work.until)
-    else if (work.state === 'waiting') this.#setAlarm(work.runAt)
+    if (work.state === 'held' && work.until !== null) this.#due.at(work.until)
+    else if (work.state === 'waiting') this.#due.at(work.runAt)
   }
 
   #follow(execution: Execution, result: Uint8Array | null): NewWork[] {

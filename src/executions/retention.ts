@@ -15,6 +15,8 @@ export interface RetentionOptions {
   keptMs: number
   /** Of one workspace. */
   keptMax: number
+  /** Looked at as often. */
+  also(): Promise<void>
 }
 
 /** Takes away what ended long ago, and the oldest of what is too much, in small steps. */
@@ -42,6 +44,7 @@ export class Retention {
     while (!signal.aborted) {
       try {
         await this.#sweep(signal)
+        await this.#options.also()
       } catch (error) {
         if (!signal.aborted) log.error('executions: what is old could not be removed', { error })
       }

@@ -4,6 +4,7 @@ import { join } from 'node:path'
 import { type ErrorCode, PlatformError } from '../errors.ts'
 import { silentLogger } from '../lib/log.ts'
 import { HurriedClock } from '../lib/test-clock.ts'
+import type { Queue } from '../spec/queue.ts'
 import { openSqliteStore } from '../stores/sqlite/index.ts'
 import {
   type Attempt,
@@ -50,11 +51,13 @@ export class TestExecutions implements AsyncDisposable {
   readonly begun: Begun[] = []
   readonly #options: Partial<ExecutionsOptions>
   readonly #ownsDir: boolean
+  readonly #over: (queue: Queue) => Queue
   #waiting: (() => void)[] = []
   #store!: Awaited<ReturnType<typeof openSqliteStore>>
 
-  constructor(options: Partial<ExecutionsOptions> & { dir?: string } = {}) {
-    const { dir, ...rest } = options
+  constructor(options: Partial<ExecutionsOptions> & { dir?: string; over?: (queue: Queue) => Queue } = {}) {
+    const { dir, over = (queue) => queue, ...rest } = options
+    this.#over = over
     this.clock = new HurriedClock()
     this.#ownsDir = dir === undefined
     this.dir = dir ?? mkdtempSync(join(tmpdir(), 'hutch-executions-'))
@@ -76,7 +79,7 @@ export class TestExecutions implements AsyncDisposable {
     const { clock } = this
     this.#store = await openSqliteStore({ path: join(this.dir, 'hutch.db'), clock, log: silentLogger })
     this.executions = new Executions({
-      ...{ queue: this.#store.queue, clock, log: silentLogger },
+      ...{ queue: this.#over(this.#store.queue), clock, log: silentLogger },
       ...{ waitingMax: 10_000, keptMs: 7 * 24 * 3600 * 1000, keptMax: 10_000, random: () => 0.5 },
       ...this.#options,
     })

@@ -3,6 +3,8 @@ import type { Logger } from '../lib/log.ts'
 import type { ClaimedWork, Queue } from '../spec/queue.ts'
 
 const claimedAtOnceMax = 64
+/** Inputs of what runs, which are in memory: beyond that nothing more is claimed, however many places are free. */
+const runningBytesMax = 128 * 1024 * 1024
 const againAfterFailureMs = 1000
 
 export interface WorkersOptions {
@@ -24,6 +26,7 @@ export class Workers {
   /** Places that claims on their way may fill. */
   #claiming = 0
   #wakes = 0
+  #bytes = 0
 
   constructor(options: WorkersOptions) {
     this.#options = options
@@ -39,7 +42,8 @@ export class Workers {
     const { queue, source, runningMax } = this.#options
     const free = runningMax - this.#running - this.#claiming
     const limit = Math.min(count, free, claimedAtOnceMax)
-    if (limit <= 0 || this.#closing.signal.aborted || queue.waiting(source) <= 0) return
+    if (limit <= 0 || this.#bytes >= runningBytesMax) return
+    if (this.#closing.signal.aborted || queue.waiting(source) <= 0) return
     this.#track(this.#claim(limit))
   }
 
@@ -62,7 +66,7 @@ export class Workers {
     this.#claiming += limit
     let claimed: ClaimedWork[]
     try {
-      claimed = await queue.claim(source, limit)
+      claimed = await queue.claim(source, limit, runningBytesMax - this.#bytes)
     } catch (error) {
       if (signal.aborted) return
       log.error('executions: nothing could be claimed, it is tried again', { source, error })
@@ -80,22 +84,47 @@ export class Workers {
 
   async #run(work: ClaimedWork): Promise<void> {
     const { attempt, log, source } = this.#options
+    const bytes = work.input?.byteLength ?? 0
     this.#running++
+    this.#bytes += bytes
+    let settle: (() => Promise<void>) | null = null
     let settled: Promise<void> | null = null
     try {
-      const settle = await attempt(work)
+      settle = await attempt(work)
       settled = settle()
     } catch (error) {
       log.error('executions: an attempt broke', { source, id: work.id, error })
     } finally {
       this.#running--
+      this.#bytes -= bytes
       this.wake(1)
     }
     try {
       await settled
     } catch (error) {
-      log.error('executions: how an attempt ended could not be written', { source, id: work.id, error })
+      if (settle) await this.#settleAgain(work.id, settle, error)
     }
+  }
+
+  /** A disk without room, or too much to write: how it ended is kept until there is room again. Meanwhile it keeps its place. */
+  async #settleAgain(id: string, settle: () => Promise<void>, first: unknown): Promise<void> {
+    const { clock, log, source } = this.#options
+    const { signal } = this.#closing
+    this.#running++
+    log.error('executions: how an attempt ended could not be written, it is tried again', {
+      ...{ source, id, error: first },
+    })
+    while (!signal.aborted) {
+      await clock.sleep(againAfterFailureMs, signal).catch(() => {})
+      try {
+        await settle()
+        break
+      } catch (error) {
+        log.debug('executions: it still could not be written', { source, id, error })
+      }
+    }
+    this.#running--
+    this.wake(1)
   }
 
   #track(work: Promise<void>): void {

@@ -123,4 +123,11 @@ export function turnsContract(context: QueueContext): void {
     expect(claimed!.until).toBe(context.nowMs + 60_000)
     expect(context.queue.input('a')).toEqual(input)
   })
+
+  test('no more is claimed once inputs are as large as is asked for', async () => {
+    for (const id of ['a', 'b', 'c']) await context.add(id, { input: new Uint8Array(4) })
+    const claimed = await context.queue.claim('agent', 10, 5)
+    expect(claimed.map(({ id }) => id)).toEqual(['a', 'b'])
+    expect(await context.claim(10)).toEqual(['c'])
+  })
 }

@@ -21,8 +21,11 @@ export interface Queue {
    */
   enqueue(items: NewWork[], options?: EnqueueOptions): Promise<EnqueuedWork[]>
 
-  /** At most `limit` that are due and have room, each for its `leaseMs` from now on; their number of attempts is one more. */
-  claim(queue: string, limit: number): Promise<ClaimedWork[]>
+  /**
+   * At most `limit` that are due and have room, each for its `leaseMs` from now on; their number of attempts is one
+   * more. No further one once their inputs have `bytesMax` together.
+   */
+  claim(queue: string, limit: number, bytesMax?: number): Promise<ClaimedWork[]>
 
   /** Null: what it expects does not hold (a stale token, another state, another version, no such work); nothing was changed. */
   change(change: WorkChange): Promise<ChangedWork | null>

@@ -26,6 +26,7 @@ import type { Writer } from './writer.ts'
 /** So that a change in the meantime waits for no more than this. */
 const removedAtOnceMax = 500
 const retryAfterFullSeconds = 5
+const claimedBytesMax = 64 * 1024 * 1024
 
 export interface SqliteQueueOptions {
   clock: Clock
@@ -74,8 +75,8 @@ export class SqliteQueue implements Queue {
     }
   }
 
-  async claim(queue: string, limit: number): Promise<ClaimedWork[]> {
-    const [result] = await this.#submit([{ op: 'work-claim', now: this.#now(), queue, limit }])
+  async claim(queue: string, limit: number, bytesMax = claimedBytesMax): Promise<ClaimedWork[]> {
+    const [result] = await this.#submit([{ op: 'work-claim', now: this.#now(), queue, limit, bytesMax }])
     const { claimed } = result!
     this.#count(queue, -claimed.length)
     return claimed.map(({ row, input }) => ({ ...decodeWork(row), input }))

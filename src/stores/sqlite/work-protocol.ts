@@ -65,7 +65,7 @@ export interface ChangedColumns {
 
 export type WorkStep =
   | { op: 'work-add'; now: number; work: AddedWork }
-  | { op: 'work-claim'; now: number; queue: string; limit: number }
+  | { op: 'work-claim'; now: number; queue: string; limit: number; bytesMax: number }
   | {
       op: 'work-change'
       now: number

@@ -95,13 +95,19 @@ export class WorkWriter {
     return { op: 'work-add', row, existing: false }
   }
 
-  #claim({ now, queue, limit }: StepOf<'work-claim'>): { row: WorkRow; input: Uint8Array | null }[] {
+  #claim({
+    now,
+    queue,
+    limit,
+    bytesMax,
+  }: StepOf<'work-claim'>): { row: WorkRow; input: Uint8Array | null }[] {
     for (const { seq, key_id } of this.#statements.due.all(now, dueAtOnceMax)) {
       this.#statements.makeReady.run(seq)
       if (key_id !== null) this.#places.change(key_id, { ready: 1 })
     }
     const claimed: { row: WorkRow; input: Uint8Array | null }[] = []
-    while (claimed.length < limit) {
+    let bytes = 0
+    while (claimed.length < limit && bytes < bytesMax) {
       const keyId = this.#places.take(queue)
       const first = keyId === null ? null : this.#statements.first.get(keyId)
       if (keyId === null || !first) break
@@ -109,7 +115,9 @@ export class WorkWriter {
       const row = this.#statements.claim.get(this.#lastToken, now, first.seq)!
       this.#places.change(keyId, { ready: -1, waiting: -1, busy: 1 })
       if (row.group_id !== null) this.#statements.partStarted.run(now, row.group_id)
-      claimed.push({ row, input: this.#statements.input.get(row.seq)?.bytes ?? null })
+      const input = this.#statements.input.get(row.seq)?.bytes ?? null
+      bytes += input?.byteLength ?? 0
+      claimed.push({ row, input })
     }
     return claimed
   }

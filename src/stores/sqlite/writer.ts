@@ -212,7 +212,7 @@ export class Writer {
       case 'other_request':
         return new PlatformError(
           'conflict',
-          `the idempotency key "${outcome.name}" was used for another request: use a new one for this`,
+          'the idempotency key was used for another request lately: use a new one for this',
         )
       case 'disk_full':
         return new PlatformError(
