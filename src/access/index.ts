@@ -65,7 +65,7 @@ export class Access implements AsyncDisposable {
   readonly #log: Logger
   readonly #closing = new AbortController()
   readonly #watches: Promise<void>[]
-  /** By the credential's lookup hash, so that no credential stays in memory. */
+  /** By the credential's digest, so that no credential stays in memory. */
   readonly #verified = new BoundedMap<string, Verified>(verifiedCredentialsMax)
   /** Counts invalidations: what was read before one must not be kept after it. */
   #generation = 0
@@ -107,10 +107,11 @@ export class Access implements AsyncDisposable {
         'The credential is too long to be one of this platform',
       )
     }
-    const hash = this.#secrets.lookupHash(credential)
-    const known = this.#verified.get(hash)
+    // On the way of every request: several times as fast as the hash that a stored key is found by.
+    const digest = Bun.SHA256.hash(credential, 'base64')
+    const known = this.#verified.get(digest)
     if (known !== undefined && known.expiresAt > this.#clock.now()) return this.#use(known)
-    return this.#load(credential, hash)
+    return this.#load(credential, digest)
   }
 
   /** The user whose API key this is. @throws authentication_failed; forbidden for whoever is no user */
@@ -144,12 +145,12 @@ export class Access implements AsyncDisposable {
     await this.keys.settled()
   }
 
-  async #load(credential: string, hash: string): Promise<Identity> {
+  async #load(credential: string, digest: string): Promise<Identity> {
     const generation = this.#generation
     const verified = credential.startsWith('bl_')
-      ? await this.#verifyApiKey(hash)
+      ? await this.#verifyApiKey(this.#secrets.lookupHash(credential))
       : await this.#verifyToken(credential)
-    if (generation === this.#generation) this.#verified.set(hash, verified)
+    if (generation === this.#generation) this.#verified.set(digest, verified)
     return this.#use(verified)
   }
 

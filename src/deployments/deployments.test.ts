@@ -44,7 +44,8 @@ const read = (kind: DeploymentKind = 'agent', name = 'one') => host.deployments.
 const viewOf = (deployment: StoredDeployment, showSecrets = false) =>
   workloadView(deployment, host.deployments.viewOptions(deployment, origin, { showSecrets }))
 const statusNow = async (kind: DeploymentKind = 'agent') => viewOf(await read(kind)).status
-const acquire = (cookie: string | null = null) => host.deployments.acquire('main', 'agent', 'one', { cookie })
+const acquire = async (cookie: string | null = null) =>
+  host.deployments.acquire('main', 'agent', 'one', { cookie })
 const served = async () => (await read()).body.traffic
 const becomes = (status: string, kind: DeploymentKind = 'agent') =>
   eventually(`status ${status}`, async () => (await statusNow(kind)) === status)
@@ -564,6 +565,11 @@ test('an application says its image and port at the top, is public, and has revi
 test('a request meets another revision when the one that was picked is taken away in between', async () => {
   const [, second] = await revisions(2)
   const acquire = host.fleet.acquire.bind(host.fleet)
+  const acquireNow = host.fleet.acquireNow.bind(host.fleet)
+  host.fleet.acquireNow = (id, options) => {
+    host.fleet.acquireNow = acquireNow
+    return refused === 0 ? null : acquireNow(id, options)
+  }
   let refused = 0
   host.fleet.acquire = async (id, signal, options) => {
     if (refused++ === 0) throw new PlatformError('workload_not_found', 'just taken away')

@@ -33,7 +33,7 @@ import {
   withoutRevisions,
 } from './record.ts'
 import { type DeploymentListQuery, DeploymentRecords } from './records.ts'
-import { type DeploymentLease, type DeploymentRequest, DeploymentRequests } from './requests.ts'
+import { type Caller, type DeploymentLease, type DeploymentRequest, DeploymentRequests } from './requests.ts'
 import { NextRevisions } from './revisions.ts'
 import { Rollouts } from './rollouts.ts'
 import { withRouting } from './routing.ts'
@@ -81,7 +81,10 @@ const deploymentsMax = 1000
 const removeWaitMsMax = 10_000
 
 /** Who runs revisions. */
-export type DeploymentFleet = Pick<Fleet, 'serve' | 'ready' | 'acquire' | 'retire' | 'revisionOf'>
+export type DeploymentFleet = Pick<
+  Fleet,
+  'serve' | 'ready' | 'acquire' | 'acquireNow' | 'retire' | 'revisionOf'
+>
 
 /** What is built for a deployment. */
 export interface DeploymentBuilds {
@@ -397,7 +400,8 @@ export class Deployments {
   }
 
   /**
-   * Picks a revision and an instance of it, by whom the client was served before where sessions stick.
+   * Picks a revision and an instance of it, by whom the client was served before where sessions stick; at once where there
+   * is nothing to wait for.
    * @throws workload_not_found, workload_unavailable while nothing is served, and what the fleet throws
    */
   acquire(
@@ -405,9 +409,9 @@ export class Deployments {
     kind: DeploymentKind,
     name: string,
     request: DeploymentRequest,
-    signal?: AbortSignal,
-  ): Promise<DeploymentLease> {
-    return this.#requests.acquire(workspace, kind, name, request, signal)
+    caller?: Caller,
+  ): DeploymentLease | Promise<DeploymentLease> {
+    return this.#requests.acquire(workspace, kind, name, request, caller)
   }
 
   /** @throws bad_request for a version that there is not, workload_not_found, and what the fleet throws */
@@ -427,9 +431,9 @@ export class Deployments {
     kind: DeploymentKind,
     name: string,
     instanceId: string,
-    signal?: AbortSignal,
+    caller?: Caller,
   ): Promise<DeploymentLease | null> {
-    return this.#requests.acquireInstance(workspace, kind, name, instanceId, signal)
+    return this.#requests.acquireInstance(workspace, kind, name, instanceId, caller)
   }
 
   /** Adds to its events that a revision does not hold; what is served stays as it is. Never rejects. */

@@ -27,10 +27,23 @@ export interface DeploymentLease {
   setCookie: string | null
 }
 
+/** Whoever waits, and may leave. */
+export interface Caller {
+  /** Not asked for where there is nothing to wait for: to make one costs more than to find an instance. */
+  readonly signal: AbortSignal
+}
+
+/** A revision, null while nothing is served, and how it came to be that one. */
+interface Picked {
+  entry: TableEntry
+  sticky: string | null
+  revisionId: string | null
+}
+
 /** From a request to an instance of the revision that it is led to. */
 export class DeploymentRequests {
   readonly #table: DeploymentTable
-  readonly #fleet: Pick<Fleet, 'acquire' | 'revisionOf'>
+  readonly #fleet: Pick<Fleet, 'acquire' | 'acquireNow' | 'revisionOf'>
   readonly #records: DeploymentRecords
   readonly #clock: Clock
   readonly #random: () => number
@@ -38,7 +51,7 @@ export class DeploymentRequests {
 
   constructor(options: {
     table: DeploymentTable
-    fleet: Pick<Fleet, 'acquire' | 'revisionOf' | 'serve' | 'retire'>
+    fleet: Pick<Fleet, 'acquire' | 'acquireNow' | 'revisionOf' | 'serve' | 'retire'>
     records: DeploymentRecords
     runOf: (deployment: StoredDeployment, kind: ServedKind, revision: Revision) => RevisionRun
     clock: Clock
@@ -54,44 +67,42 @@ export class DeploymentRequests {
   }
 
   /**
-   * Picks a revision and an instance of it, by whom the client was served before where sessions stick.
+   * Picks a revision and an instance of it, by whom the client was served before where sessions stick; at once where there
+   * is nothing to wait for. `caller`: whose signal is asked for where there is.
    * @throws workload_not_found, workload_unavailable while nothing is served, and what the fleet throws
    */
-  async acquire(
+  acquire(
     workspace: string,
     kind: DeploymentKind,
     name: string,
     request: DeploymentRequest,
-    signal?: AbortSignal,
-  ): Promise<DeploymentLease> {
-    const cookieName = stickyCookieName(kind, name)
+    caller?: Caller,
+  ): DeploymentLease | Promise<DeploymentLease> {
+    const picked = this.#pick(workspace, kind, name, request)
+    const lease =
+      picked.revisionId === null ? null : this.#fleet.acquireNow(picked.revisionId, optionsOf(request))
+    if (picked.revisionId !== null && lease !== null) {
+      return leaseOf(lease, picked.revisionId, picked, request)
+    }
+    return this.#acquire(picked, request, caller)
+  }
+
+  async #acquire(first: Picked, request: DeploymentRequest, caller?: Caller): Promise<DeploymentLease> {
+    let picked = first
     for (let picks = 1; ; picks++) {
-      const entry = this.#entryOf(workspace, kind, name)
-      const { traffic, stickySessionTtl, transports } = entry
-      const sticky = stickySessionTtl > 0 ? stickyValue(request.cookie, cookieName) : null
-      const revisionId = pick(traffic, sticky, this.#random())
+      const { revisionId, entry } = picked
+      const { workspace, kind, name } = entry
       if (revisionId === null) throw await this.#unavailable(workspace, kind, name)
       try {
-        const { fits } = request
-        const lease = await this.#fleet.acquire(revisionId, signal, fits ? { fits } : {})
-        return {
-          lease,
-          revisionId,
-          transport: transports.get(revisionId) ?? null,
-          setCookie:
-            stickySessionTtl > 0 && sticky !== revisionId
-              ? stickyCookie(cookieName, revisionId, {
-                  ttlSeconds: stickySessionTtl,
-                  path: request.cookiePath ?? `/${workspace}/${kindFacts[kind].plural}/${name}`,
-                })
-              : null,
-        }
+        const lease = await this.#fleet.acquire(revisionId, caller?.signal, optionsOf(request))
+        return leaseOf(lease, revisionId, picked, request)
       } catch (error) {
         // It was taken away in between: another one is served by now.
         const gone = PlatformError.is(error) && error.code === 'workload_not_found'
         if (!gone) throw error
         if (picks >= picksMax) throw await this.#unavailable(workspace, kind, name)
       }
+      picked = this.#pick(workspace, kind, name, request)
     }
   }
 
@@ -111,19 +122,27 @@ export class DeploymentRequests {
     return { lease, revisionId, transport: transports.get(revisionId) ?? null, setCookie: null }
   }
 
+  /** @throws workload_not_found, workload_unavailable */
+  #pick(workspace: string, kind: DeploymentKind, name: string, { cookie }: DeploymentRequest): Picked {
+    const entry = this.#entryOf(workspace, kind, name)
+    const { traffic, stickySessionTtl } = entry
+    const sticky = stickySessionTtl > 0 ? stickyValue(cookie, stickyCookieName(kind, name)) : null
+    return { entry, sticky, revisionId: pick(traffic, sticky, this.#random()) }
+  }
+
   /** One instance of a deployment, whatever revision it is of; null when it is gone, or not of this deployment. */
   async acquireInstance(
     workspace: string,
     kind: DeploymentKind,
     name: string,
     instanceId: string,
-    signal?: AbortSignal,
+    caller?: Caller,
   ): Promise<DeploymentLease | null> {
     const { revisionIds, transports } = this.#entryOf(workspace, kind, name)
     const revisionId = this.#fleet.revisionOf(instanceId)
     if (revisionId === null || !revisionIds.has(revisionId)) return null
     try {
-      const lease = await this.#fleet.acquire(revisionId, signal, { instanceId })
+      const lease = await this.#fleet.acquire(revisionId, caller?.signal, { instanceId })
       return { lease, revisionId, transport: transports.get(revisionId) ?? null, setCookie: null }
     } catch (error) {
       if (PlatformError.is(error) && error.code === 'workload_not_found') return null
@@ -176,5 +195,32 @@ export class DeploymentRequests {
             },
           },
     )
+  }
+}
+
+const anyInstance: AcquireOptions = {}
+
+function optionsOf({ fits }: DeploymentRequest): AcquireOptions {
+  return fits === undefined ? anyInstance : { fits }
+}
+
+function leaseOf(
+  lease: RevisionLease,
+  revisionId: string,
+  { entry, sticky }: Picked,
+  { cookiePath }: DeploymentRequest,
+): DeploymentLease {
+  const { workspace, kind, name, transports, stickySessionTtl } = entry
+  return {
+    lease,
+    revisionId,
+    transport: transports.get(revisionId) ?? null,
+    setCookie:
+      stickySessionTtl > 0 && sticky !== revisionId
+        ? stickyCookie(stickyCookieName(kind, name), revisionId, {
+            ttlSeconds: stickySessionTtl,
+            path: cookiePath ?? `/${workspace}/${kindFacts[kind].plural}/${name}`,
+          })
+        : null,
   }
 }

@@ -38,10 +38,14 @@ class TestFleet implements DeploymentFleet {
     _signal?: AbortSignal,
     options: { instanceId?: string } = {},
   ): Promise<RevisionLease> {
+    const lease = this.acquireNow(id, options)
+    if (lease === null) throw new PlatformError('workload_not_found', 'not served')
+    return lease
+  }
+
+  acquireNow(id: string, options: { instanceId?: string } = {}): RevisionLease | null {
     const run = this.runs.get(id)
-    if (!run || (options.instanceId !== undefined && options.instanceId !== `instance-of-${id}`)) {
-      throw new PlatformError('workload_not_found', 'not served')
-    }
+    if (!run || (options.instanceId !== undefined && options.instanceId !== `instance-of-${id}`)) return null
     this.acquired++
     return {
       instance: { id: `instance-of-${id}` } as unknown as Instance,

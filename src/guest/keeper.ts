@@ -95,7 +95,7 @@ export class KeeperChannel {
   }
 
   /** From then on `p<port>` beside the keeper's socket leads to the port inside. */
-  async listen(port: number): Promise<void> {
+  listen(port: number): Promise<void> {
     const known = this.#listening.get(port)
     if (known) {
       this.#listening.delete(port)

@@ -29,9 +29,8 @@ import {
   jsonBodyBytesMax,
   type Route,
   type RouteContext,
-  type SocketHandler,
 } from './route.ts'
-import { type CompiledRoute, RouteTable, readParams } from './table.ts'
+import { type CompiledRoute, RouteTable } from './table.ts'
 import { splitUrl } from './url.ts'
 
 /** Where a request came from; absent for `platform.request()`. */
@@ -143,7 +142,8 @@ class Handler {
     }
     let response: Response
     try {
-      response = await this.#answer(passage)
+      const answer = this.#answer(passage)
+      response = answer instanceof Promise ? await answer : answer
     } catch (error) {
       response = this.#failure(error, passage)
     }
@@ -164,7 +164,8 @@ class Handler {
     })
   }
 
-  async #answer(passage: Passage): Promise<Response> {
+  /** A promise only where there is something to wait for, as each of the steps of a request: an answer costs less without. */
+  #answer(passage: Passage): Response | Promise<Response> {
     const { request, connection } = passage
     if (refusedMethods.has(request.method)) {
       throw new PlatformError('method_not_allowed', `${request.method} is not possible on this platform`)
@@ -176,17 +177,32 @@ class Handler {
     const authority = this.#hosts.read(request, urlAuthority, connection)
     passage.authority = authority
     if (authority.kind !== 'base' && this.#options.serveHost !== undefined) {
-      passage.previewHost = true
-      const answer = await this.#options.serveHost(request, authority.host, {
-        origin: authority.origin || this.#hosts.originFor(portOf(urlAuthority)),
-        requestId: passage.requestId,
-        consumed: consumedCredentials(request.headers, passage.search, null),
-        upgrade: connection?.upgrade ?? null,
-        sendFile: connection?.sendFile ?? null,
-      })
-      if (answer !== null) return answer
-      passage.previewHost = false
+      return this.#answerHost(passage, authority, urlAuthority, this.#options.serveHost)
     }
+    return this.#answerRoute(passage, authority)
+  }
+
+  async #answerHost(
+    passage: Passage,
+    authority: Authority,
+    urlAuthority: string,
+    serveHost: HostHook,
+  ): Promise<Response> {
+    const { request, connection } = passage
+    passage.previewHost = true
+    const answer = await serveHost(request, authority.host, {
+      origin: authority.origin || this.#hosts.originFor(portOf(urlAuthority)),
+      requestId: passage.requestId,
+      consumed: consumedCredentials(request.headers, passage.search, null),
+      upgrade: connection?.upgrade ?? null,
+      sendFile: connection?.sendFile ?? null,
+    })
+    if (answer !== null) return answer
+    passage.previewHost = false
+    return this.#answerRoute(passage, authority)
+  }
+
+  #answerRoute(passage: Passage, authority: Authority): Response | Promise<Response> {
     if (isControlPath(passage.path)) passage.shape = 'control'
     refuseForeign(authority)
     const compiled = this.#match(passage)
@@ -225,19 +241,22 @@ class Handler {
   async #run(compiled: CompiledRoute, passage: Passage): Promise<Response> {
     const { request, path, search } = passage
     const { route } = compiled
-    const params = readParams(compiled, path)
+    const params = this.#table.params(compiled, path)
+    const opening = passage.open ? false : route.isOpen?.(params as never, request)
+    const isOpen = opening instanceof Promise ? await opening : opening
     let used: PresentedCredential | null = null
     let workspace = ''
     if (passage.open) {
       // Whoever comes is nobody to the platform.
-    } else if (route.isOpen !== undefined && (await route.isOpen(params as never, request))) {
+    } else if (isOpen) {
       passage.open = true
       used = await this.#ownCredential(route, passage)
     } else if (route.isOpen !== undefined && request.method === 'OPTIONS' && isPreflight(request, compiled)) {
       return preflight(this.#table.allowed(path))
     } else {
       used = presentedCredential(request.headers, search, route.queryToken ?? false)
-      const identity = (await this.#identify(used, passage)) ?? this.#keyless(used, route, passage)
+      const found = this.#identify(used, passage)
+      const identity = (found instanceof Promise ? await found : found) ?? this.#keyless(used, route, passage)
       if (identity === undefined) throw missingCredential()
       if (route.access === 'account') {
         passage.principal = accountPrincipal(identity)
@@ -252,7 +271,7 @@ class Handler {
     const control = route.errors === 'control'
     const apiVersion = control ? parseApiVersion(request.headers.get('blaxel-version')) : apiVersionDefault
     const query = route.query === undefined ? {} : parseWith(route.query, readQuery(search), 'query')
-    const body = await readBody(route, request)
+    const body = route.body === undefined ? undefined : await readBody(route.body, route, request)
     const context = new Context(passage, {
       params,
       query,
@@ -316,7 +335,6 @@ class Context implements RouteContext<unknown, unknown, unknown> {
   readonly apiVersion: string
   readonly requestId: string
   readonly consumed: ConsumedCredentials
-  readonly upgrade: RouteContext<unknown, unknown, unknown>['upgrade']
   readonly #connection: Connection | null
   #url: URL | null = null
 
@@ -342,11 +360,11 @@ class Context implements RouteContext<unknown, unknown, unknown> {
     this.apiVersion = parsed.apiVersion
     this.requestId = passage.requestId
     this.consumed = parsed.consumed
-    this.upgrade =
-      connection?.upgrade == null
-        ? null
-        : (handler: SocketHandler, options) => connection.upgrade!(handler, options)
     this.#connection = connection
+  }
+
+  get upgrade(): RouteContext<unknown, unknown, unknown>['upgrade'] {
+    return this.#connection?.upgrade ?? null
   }
 
   get sendFile(): RouteContext<unknown, unknown, unknown>['sendFile'] {
@@ -415,10 +433,13 @@ function readQuery(search: string): Record<string, string | string[]> {
   return query
 }
 
-async function readBody(route: Route, request: Request): Promise<unknown> {
-  if (route.body === undefined) return undefined
+async function readBody(
+  schema: NonNullable<Route['body']>,
+  route: Route,
+  request: Request,
+): Promise<unknown> {
   const input = await readJson(request, route.bodyBytesMax ?? jsonBodyBytesMax)
-  return parseWith(route.body, input, 'body')
+  return parseWith(schema, input, 'body')
 }
 
 function isControlPath(path: string): boolean {

@@ -50,9 +50,12 @@ export function consumedCredentials(
   for (const header of ['authorization', 'x-api-key']) {
     const value = headers.get(header)
     if (value === null) continue
+    if (used !== null && 'header' in used.from && used.from.header === header) {
+      consumed.headers.push(header)
+      continue
+    }
     const text = bearer(value) ?? value
-    const isUsed = used !== null && ('header' in used.from ? used.from.header === header : false)
-    if (isUsed || text === used?.credential || looksLikeApiKey(text)) consumed.headers.push(header)
+    if (text === used?.credential || looksLikeApiKey(text)) consumed.headers.push(header)
   }
   if (search.includes('token=')) {
     const token = new URLSearchParams(search).get('token')

@@ -152,26 +152,45 @@ async function answer(
   server: BunServer,
   files: SentFiles,
 ): Promise<Response | undefined> {
-  let upgraded = false
-  const sendFile: SendFile = (file, headers, onEnd) => files.send(server, request, file, headers, onEnd)
-  const connection: Connection = {
-    get address() {
-      return server.requestIP(request)?.address ?? null
-    },
-    upgrade(handler, options) {
-      const data: SocketData = { handler, socket: null }
-      if (!server.upgrade(request, { data, headers: options?.headers })) {
-        throw new PlatformError('bad_request', 'This is not a WebSocket request: send Upgrade: websocket')
-      }
-      upgraded = true
-      return new Response(null, { status: 101 })
-    },
-    get sendFile() {
-      return files.full ? null : sendFile
-    },
-  }
+  const connection = new ServedConnection(request, server, files)
   const response = await app.fetch(request, connection)
-  return upgraded ? undefined : response
+  return connection.upgraded ? undefined : response
+}
+
+/** What a request came by. */
+class ServedConnection implements Connection {
+  upgraded = false
+  readonly #request: Request
+  readonly #server: BunServer
+  readonly #files: SentFiles
+
+  constructor(request: Request, server: BunServer, files: SentFiles) {
+    this.#request = request
+    this.#server = server
+    this.#files = files
+  }
+
+  get address(): string | null {
+    return this.#server.requestIP(this.#request)?.address ?? null
+  }
+
+  get upgrade(): Connection['upgrade'] {
+    return (handler, options) => this.#upgrade(handler, options?.headers)
+  }
+
+  #upgrade(handler: SocketHandler, headers: Record<string, string> | undefined): Response {
+    const data: SocketData = { handler, socket: null }
+    if (!this.#server.upgrade(this.#request, { data, headers })) {
+      throw new PlatformError('bad_request', 'This is not a WebSocket request: send Upgrade: websocket')
+    }
+    this.upgraded = true
+    return new Response(null, { status: 101 })
+  }
+
+  get sendFile(): SendFile | null {
+    if (this.#files.full) return null
+    return (file, headers, onEnd) => this.#files.send(this.#server, this.#request, file, headers, onEnd)
+  }
 }
 
 const socketCallbacks = {

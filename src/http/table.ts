@@ -24,6 +24,10 @@ export class RouteTable {
   readonly routes: readonly Route[]
   /** Clients ask for the same paths again and again, and the search costs more than all else of a small request. */
   readonly #found = new BoundedMap<string, CompiledRoute>(rememberedPathsMax)
+  readonly #read = new BoundedMap<
+    string,
+    { compiled: CompiledRoute; params: Readonly<Record<string, string>> }
+  >(rememberedPathsMax)
   readonly #router = new SmartRouter<CompiledRoute>({ routers: [new RegExpRouter(), new TrieRouter()] })
 
   /** Throws for two routes of the same method and path. */
@@ -48,6 +52,16 @@ export class RouteTable {
     throw new PlatformError('method_not_allowed', `${method} is not possible here: ${allowed.join(', ')}`, {
       details: { allow: allowed.join(', ') },
     })
+  }
+
+  /** Values of the path's parameters: decoded, except for the rest of a path. Not to be changed. @throws bad_request */
+  params(compiled: CompiledRoute, path: string): Readonly<Record<string, string>> {
+    if (path.length > rememberedPathCharsMax) return readParams(compiled, path)
+    const known = this.#read.get(path)
+    if (known?.compiled === compiled) return known.params
+    const params = Object.freeze(readParams(compiled, path))
+    this.#read.set(path, { compiled, params })
+    return params
   }
 
   /** The methods that have a route of this path. */
@@ -84,8 +98,8 @@ export class RouteTable {
   }
 }
 
-/** Values of the path's parameters: decoded, except for the rest of a path. @throws bad_request */
-export function readParams(compiled: CompiledRoute, path: string): Record<string, string> {
+/** @throws bad_request */
+function readParams(compiled: CompiledRoute, path: string): Record<string, string> {
   const params: Record<string, string> = {}
   if (compiled.params.length === 0) return params
   const segments = path.split('/')

@@ -46,6 +46,11 @@ export class Activity {
     return this.#users > 0 ? this.#options.clock.now() : this.#lastUsedAt
   }
 
+  /** It has a machine that runs, as far as its rest goes. */
+  get awake(): boolean {
+    return this.#state === 'awake' && this.#machine !== null
+  }
+
   /** Its processes stand still. */
   get asleep(): boolean {
     return this.#state === 'asleep'
@@ -65,25 +70,20 @@ export class Activity {
   hold(options: { quiet?: boolean } = {}): Disposable {
     const { standby, clock } = this.#options
     const use = options.quiet ? 0 : 1
-    const used = () => {
-      if (use > 0) this.#lastUsedAt = clock.now()
-    }
     this.#holders++
     this.#users += use
-    used()
+    if (use > 0) this.#lastUsedAt = clock.now()
     standby.forget(this)
-    let held = true
-    return {
-      [Symbol.dispose]: () => {
-        if (!held) return
-        held = false
-        this.#leaveWakePlace()
-        this.#holders--
-        this.#users -= use
-        used()
-        this.#idleIfSo()
-      },
-    }
+    return new Hold(this, use)
+  }
+
+  /** For `Hold`: one holder less. */
+  letGo(use: number): void {
+    this.#leaveWakePlace()
+    this.#holders--
+    this.#users -= use
+    if (use > 0) this.#lastUsedAt = this.#options.clock.now()
+    this.#idleIfSo()
   }
 
   /** As `hold`, for a connection that stays open and may have nothing to say for long. */
@@ -183,6 +183,22 @@ export class Activity {
     const { standby } = this.#options
     if (this.#state === 'awake') standby.idle(this)
     else if (this.#state === 'asleep') standby.frozen(this)
+  }
+}
+
+class Hold implements Disposable {
+  #activity: Activity | null
+  readonly #use: number
+
+  constructor(activity: Activity, use: number) {
+    this.#activity = activity
+    this.#use = use
+  }
+
+  [Symbol.dispose](): void {
+    const activity = this.#activity
+    this.#activity = null
+    activity?.letGo(this.#use)
   }
 }
 

@@ -165,24 +165,21 @@ export class Instances {
     if (entry === undefined || entry.state === 'ending') {
       throw new PlatformError('workload_not_found', 'this instance does not exist any more')
     }
-    let hold: Disposable = entry.activity.hold()
+    const hold = entry.activity.hold()
     try {
       const instance = await this.#awake(entry, signal)
-      return {
-        instance,
-        spec: entry.spec,
-        asConnection() {
-          const connection = entry.activity.holdConnection()
-          hold[Symbol.dispose]()
-          hold = connection
-          return connection
-        },
-        [Symbol.dispose]: () => hold[Symbol.dispose](),
-      }
+      return new HeldInstance(entry, instance, hold)
     } catch (error) {
       hold[Symbol.dispose]()
       throw error
     }
+  }
+
+  /** As `acquire`, where there is nothing to wait for; else null. */
+  acquireNow(id: string): InstanceLease | null {
+    const entry = this.#table.get(id)
+    if (entry?.state !== 'running' || entry.instance === null || !entry.activity.awake) return null
+    return new HeldInstance(entry, entry.instance, entry.activity.hold())
   }
 
   /** The instance as it is, frozen or not, and no use of it. @throws as `acquire` */
@@ -318,5 +315,30 @@ export class Instances {
     if (keepInstances) return []
     const stopped = this.#table.every().filter(({ state }) => state !== 'ending')
     return stopped.map(({ owner, id, activity }) => ({ owner, id, lastUsedAt: activity.lastUsedAt }))
+  }
+}
+
+class HeldInstance implements InstanceLease {
+  readonly instance: Instance
+  readonly spec: NewInstance
+  readonly #entry: Entry
+  #hold: Disposable
+
+  constructor(entry: Entry, instance: Instance, hold: Disposable) {
+    this.instance = instance
+    this.spec = entry.spec
+    this.#entry = entry
+    this.#hold = hold
+  }
+
+  asConnection(): { touch(): void } {
+    const connection = this.#entry.activity.holdConnection()
+    this.#hold[Symbol.dispose]()
+    this.#hold = connection
+    return connection
+  }
+
+  [Symbol.dispose](): void {
+    this.#hold[Symbol.dispose]()
   }
 }

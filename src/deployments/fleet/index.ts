@@ -94,6 +94,13 @@ export class Fleet {
     return members.acquire(signal, options)
   }
 
+  /** As `acquire`, where there is nothing to wait for; else null. */
+  acquireNow(revisionId: string, options: AcquireOptions = {}): RevisionLease | null {
+    const members = this.#revisions.get(revisionId)
+    if (members === undefined || members.retiring || this.#closing.signal.aborted) return null
+    return members.acquireNow(options)
+  }
+
   /**
    * Takes no new requests, waits for those under way (15 minutes at most; with `now` not at all), ends its instances.
    * Idempotent.

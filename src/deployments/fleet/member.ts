@@ -226,6 +226,11 @@ export class Member {
     return await this.#host.instances.acquire(this.#instanceId ?? '', signal)
   }
 
+  /** As `wake`, where it is awake; else null. */
+  awakeNow(): InstanceLease | null {
+    return this.#host.instances.acquireNow(this.#instanceId ?? '')
+  }
+
   /** Ends the program, gently at first, and removes the instance. Idempotent; never rejects. */
   leave(): Promise<void> {
     this.#gone ??= this.#leave()

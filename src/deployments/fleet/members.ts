@@ -1,11 +1,14 @@
 import { PlatformError } from '../../errors.ts'
+import type { InstanceLease } from '../../instances/index.ts'
 import { abortable } from '../../lib/abortable.ts'
 import type { Lingering } from '../../lib/lingering.ts'
+import type { Instance } from '../../spec/runtime.ts'
 import { Member, type MemberHost } from './member.ts'
 import {
   type AcquireOptions,
   type FleetHealth,
   type RevisionLease,
+  type RevisionProgram,
   type RevisionRun,
   titleOf,
 } from './run.ts'
@@ -122,6 +125,21 @@ export class RevisionMembers {
         if (!gone || options.instanceId !== undefined || attempt >= attemptsMax) throw error
       }
     }
+  }
+
+  /** As `acquire`, where there is nothing to wait for; else null. */
+  acquireNow(options: AcquireOptions): RevisionLease | null {
+    this.#unasked = 0
+    const member = this.#pick(options)
+    const lease = member?.awakeNow() ?? null
+    if (member === null || lease === null) return null
+    this.#take(member)
+    return new MemberLease(member, lease, this)
+  }
+
+  /** For `MemberLease`: one request less. */
+  letGo(member: Member): void {
+    if (--member.load === 0) this.#linger(member)
   }
 
   /** Resolves when one instance at least can be used; tries once. @throws as `Member.start` */
@@ -393,30 +411,18 @@ export class RevisionMembers {
   }
 
   async #lease(member: Member, signal: AbortSignal | undefined): Promise<RevisionLease> {
-    member.load++
-    if (member.load === 1) this.#idle?.delete(this.#entryOf(member))
-    let held = true
-    const release = () => {
-      if (!held) return
-      held = false
-      if (--member.load === 0) this.#linger(member)
-    }
+    this.#take(member)
     try {
-      const lease = await member.wake(signal)
-      return {
-        instance: lease.instance,
-        port: member.run.port,
-        program: member.program,
-        asConnection: () => lease.asConnection(),
-        [Symbol.dispose]() {
-          lease[Symbol.dispose]()
-          release()
-        },
-      }
+      return new MemberLease(member, await member.wake(signal), this)
     } catch (error) {
-      release()
+      this.letGo(member)
       throw error
     }
+  }
+
+  #take(member: Member): void {
+    member.load++
+    if (member.load === 1) this.#idle?.delete(this.#entryOf(member))
   }
 
   #entryOf(member: Member): { members: RevisionMembers; member: Member } {
@@ -475,6 +481,35 @@ export class RevisionMembers {
       new PlatformError('workload_unavailable', `${titleOf(this.run)} has another revision by now`),
     )
     await Promise.all([...this.#members].map((member) => this.#end(member)))
+  }
+}
+
+class MemberLease implements RevisionLease {
+  readonly instance: Instance
+  readonly port: number
+  readonly program: RevisionProgram
+  readonly #member: Member
+  readonly #lease: InstanceLease
+  #members: RevisionMembers | null
+
+  constructor(member: Member, lease: InstanceLease, members: RevisionMembers) {
+    this.instance = lease.instance
+    this.port = member.run.port
+    this.program = member.program
+    this.#member = member
+    this.#lease = lease
+    this.#members = members
+  }
+
+  asConnection(): { touch(): void } {
+    return this.#lease.asConnection()
+  }
+
+  [Symbol.dispose](): void {
+    const members = this.#members
+    this.#members = null
+    this.#lease[Symbol.dispose]()
+    members?.letGo(this.#member)
   }
 }
 

@@ -42,12 +42,14 @@ const deployments: FunctionPlane['deployments'] & AgentPlane['deployments'] = {
     path: null,
   }),
   isOpen: (workspace, kind, name) => `${workspace} ${kind}` === 'main application' || name === 'open',
-  async acquire(_workspace, kind, name, { cookie }, signal) {
+  async acquire(_workspace, kind, name, { cookie }, caller) {
     if (name === 'missing') throw new PlatformError('workload_not_found', `there is no ${kind} "missing"`)
     if (name === 'off') throw new PlatformError('workload_unavailable', `the ${kind} "off" is deactivated`)
     if (name === 'slow') {
       slowly.resolve()
-      await new Promise((_, reject) => signal?.addEventListener('abort', () => reject(signal.reason)))
+      await new Promise((_, reject) =>
+        caller?.signal.addEventListener('abort', () => reject(caller.signal.reason)),
+      )
     }
     cookies.push(cookie)
     leases++

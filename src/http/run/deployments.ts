@@ -26,8 +26,9 @@ export interface DeploymentSource {
     kind: DeploymentKind,
     name: string,
     request: { cookie: string | null; cookiePath?: string; fits?: (instanceId: string) => boolean },
-    signal?: AbortSignal,
-  ): Promise<Acquired>
+    /** Its signal is asked for where there is something to wait for. */
+    caller?: { readonly signal: AbortSignal },
+  ): Acquired | Promise<Acquired>
 }
 
 export interface DeploymentPlane {
@@ -85,7 +86,7 @@ export interface DeploymentRequest {
   /** For the program, over what came. */
   readonly requestHeaders?: Record<string, string>
   /** Finds an instance otherwise than by traffic. */
-  readonly acquire?: (signal: AbortSignal) => Promise<Acquired>
+  readonly acquire?: (caller: { readonly signal: AbortSignal }) => Acquired | Promise<Acquired>
 }
 
 /**
@@ -106,8 +107,10 @@ export async function serveDeployment(
   try {
     const cookie = request.headers.get('cookie')
     const cookiePath = publicPrefix || '/'
-    acquired = await (incoming.acquire?.(exchange.signal) ??
-      deployments.acquire(workspace, kind, name, { cookie, cookiePath }, exchange.signal))
+    const found =
+      incoming.acquire?.(exchange) ??
+      deployments.acquire(workspace, kind, name, { cookie, cookiePath }, exchange)
+    acquired = found instanceof Promise ? await found : found
   } catch (error) {
     exchange.end()
     throw exchange.failure ?? error

@@ -15,7 +15,7 @@ export interface FunctionPlane extends DeploymentPlane {
       kind: 'function',
       name: string,
       instanceId: string,
-      signal?: AbortSignal,
+      caller?: { readonly signal: AbortSignal },
     ): Promise<Acquired | null>
   }
   /** To servers that speak by their standard streams. */
@@ -62,20 +62,8 @@ async function runFunction(context: FunctionContext, plane: FunctionPlane): Prom
   const sessionId = splitSessionId(request.headers.get(sessionHeader))
   const acquired =
     sessionId === null
-      ? await plane.deployments.acquire(
-          workspace,
-          'function',
-          name,
-          requestOf(context, plane),
-          request.signal,
-        )
-      : await plane.deployments.acquireInstance(
-          workspace,
-          'function',
-          name,
-          sessionId.instanceId,
-          request.signal,
-        )
+      ? await plane.deployments.acquire(workspace, 'function', name, requestOf(context, plane), request)
+      : await plane.deployments.acquireInstance(workspace, 'function', name, sessionId.instanceId, request)
   if (acquired === null) return sessionNotFound()
   if (acquired.transport === 'stdio') return await runBridged(context, acquired, plane)
   const { instance } = acquired.lease
@@ -87,7 +75,7 @@ async function runFunction(context: FunctionContext, plane: FunctionPlane): Prom
       // What a server has to say by itself may be long in coming.
       timed: !listens,
       listens,
-      acquire: async () => acquired,
+      acquire: () => acquired,
       requestHeaders: sessionId === null ? {} : { [sessionHeader]: sessionId.session },
     },
     plane,

@@ -88,7 +88,8 @@ export async function proxyHttp(
         )
       })
     }
-    return await answerOf(call, head, options)
+    const answer = answerOf(call, head, options)
+    return answer instanceof Promise ? await answer : answer
   } catch (error) {
     options.onEnd()
     throw error
@@ -127,33 +128,43 @@ export function fetchPort(
   return fetch(`${origin}${path}`, { ...init, proxy: false, ...(unix === undefined ? {} : { unix }) })
 }
 
-async function answerOf(call: Call, head: AnswerHead, options: ProxyOptions): Promise<Response> {
+/** At once, where all of it is here. */
+function answerOf(call: Call, head: AnswerHead, options: ProxyOptions): Response | Promise<Response> {
   const { status, statusText, framing } = head
   if (status > statusMax) {
     call.abort(null)
     throw noStatus(options.port, status)
   }
-  const headers = answerHeaders(head, options)
-  const init = { status, statusText, headers }
-  const { exchange } = options
+  const init: AnswerInit = { status, statusText, headers: answerHeaders(head, options) }
   if (framing.kind === 'none' || bodiless.has(status)) {
     call.abort(null)
     options.onEnd()
     return new Response(null, init)
   }
-  let bytes = call.whole()
-  if (bytes === null && framing.kind === 'length' && framing.bytes <= bufferedBytesMax) {
-    bytes = await call.bytes().catch((error) => {
-      throw exchange?.failure ?? hungUp(options.port, error)
-    })
-  }
-  if (bytes !== null) {
-    options.onEnd()
-    const whole = bytes as Uint8Array<ArrayBuffer>
-    return new Response(headers.has('content-type') ? whole : untyped(whole), init)
-  }
+  const bytes = call.whole()
+  if (bytes !== null) return wholeAnswer(bytes, init, options)
+  if (framing.kind === 'length' && framing.bytes <= bufferedBytesMax)
+    return bufferedAnswer(call, init, options)
+  const { exchange } = options
   const passed = exchange && ((count: number) => exchange.answered(count))
   return new Response(onceEnded(call, options.onEnd, passed), init)
+}
+
+interface AnswerInit extends ResponseInit {
+  headers: Headers
+}
+
+async function bufferedAnswer(call: Call, init: AnswerInit, options: ProxyOptions): Promise<Response> {
+  const bytes = await call.bytes().catch((error) => {
+    throw options.exchange?.failure ?? hungUp(options.port, error)
+  })
+  return wholeAnswer(bytes, init, options)
+}
+
+function wholeAnswer(bytes: Uint8Array, init: AnswerInit, { onEnd }: ProxyOptions): Response {
+  onEnd()
+  const whole = bytes as Uint8Array<ArrayBuffer>
+  return new Response(init.headers.has('content-type') ? whole : untyped(whole), init)
 }
 
 /** A body whose length nobody told is counted as it passes, and so is one that may be long on its way. */

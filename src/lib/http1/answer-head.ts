@@ -25,10 +25,12 @@ export const headersMax = 256
 
 const statusLinePattern = /^HTTP\/1\.([01]) ([1-9]\d\d)(?: (.*))?$/
 const namePattern = /^[!#$%&'*+\-.^_`|~0-9A-Za-z]+$/
-const foreignPattern = /[^\t\n\x20-\x7e\x80-\xff]/
+/** Or a carriage return that ends nothing. */
+const foreignPattern = /[^\t\r\n\x20-\x7e\x80-\xff]|\r(?!\n)/
 const lengthPattern = /^\d{1,15}$/
 const withoutBody: Framing = { kind: 'none' }
 const untilClose: Framing = { kind: 'close' }
+const carriageReturn = 0x0d
 const inChunks: Framing = { kind: 'chunked' }
 
 /**
@@ -36,14 +38,10 @@ const inChunks: Framing = { kind: 'chunked' }
  * @throws BadAnswer
  */
 export function parseHead(text: string, method: string): AnswerHead {
-  const lines = (text.includes('\r') ? text.replaceAll('\r\n', '\n') : text).split('\n')
-  // What is left of carriage returns stands alone, where nobody knows what it means.
-  if (foreignPattern.test(text.includes('\r') ? lines.join('\n') : text)) {
-    throw new BadAnswer('its head has characters that do not belong there')
-  }
-  const match = statusLinePattern.exec(lines[0] ?? '')
+  if (foreignPattern.test(text)) throw new BadAnswer('its head has characters that do not belong there')
+  let end = lineEnd(text, 0)
+  const match = statusLinePattern.exec(text.slice(0, end))
   if (match === null) throw new BadAnswer('it does not begin as an answer of HTTP/1')
-  if (lines.length - 1 > headersMax) throw new BadAnswer(`it has more than ${headersMax} headers`)
   const head: AnswerHead = {
     status: Number(match[2]),
     statusText: match[3] ?? '',
@@ -54,12 +52,13 @@ export function parseHead(text: string, method: string): AnswerHead {
   const { headers } = head
   let length: string | null = null
   let chunked = false
-  for (let at = 1; at < lines.length; at++) {
-    const line = lines[at] ?? ''
-    const colon = line.indexOf(':')
-    const name = line.slice(0, Math.max(colon, 0)).toLowerCase()
+  for (let at = nextLine(text, end); at < text.length; at = nextLine(text, end)) {
+    end = lineEnd(text, at)
+    const colon = text.indexOf(':', at)
+    const name = colon < 0 || colon > end ? '' : text.slice(at, colon).toLowerCase()
     if (!namePattern.test(name)) throw new BadAnswer('one of its headers has no name')
-    const value = trimmed(line, colon + 1)
+    if (headers.length >= headersMax * 2) throw new BadAnswer(`it has more than ${headersMax} headers`)
+    const value = trimmed(text, colon + 1, end)
     headers.push(name, value)
     if (name === 'content-length') {
       if (!lengthPattern.test(value) || (length !== null && length !== value)) {
@@ -92,13 +91,24 @@ function persists(value: string, before: boolean): boolean {
   return before || all.includes('keep-alive')
 }
 
-/** From `start` on, without spaces and tabs at both ends. */
-function trimmed(line: string, start: number): string {
-  let end = line.length
+/** Where the line ends that begins at `at`: by a line feed, with a carriage return before it or without. */
+function lineEnd(text: string, at: number): number {
+  const feed = text.indexOf('\n', at)
+  const end = feed < 0 ? text.length : feed
+  return feed > at && text.charCodeAt(feed - 1) === carriageReturn ? feed - 1 : end
+}
+
+function nextLine(text: string, end: number): number {
+  return end + (text.charCodeAt(end) === carriageReturn ? 2 : 1)
+}
+
+/** Without spaces and tabs at both ends. */
+function trimmed(text: string, start: number, end: number): string {
   let from = start
-  while (from < end && isBlank(line.charCodeAt(from))) from++
-  while (end > from && isBlank(line.charCodeAt(end - 1))) end--
-  return line.slice(from, end)
+  let to = end
+  while (from < to && isBlank(text.charCodeAt(from))) from++
+  while (to > from && isBlank(text.charCodeAt(to - 1))) to--
+  return text.slice(from, to)
 }
 
 function isBlank(code: number): boolean {

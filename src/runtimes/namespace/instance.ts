@@ -1,6 +1,7 @@
 import { closeSync, constants, openSync, readSync } from 'node:fs'
 import { PlatformError } from '../../errors.ts'
 import { GuestClient, type GuestState, KeeperChannel, type ProcessIdentity } from '../../guest/index.ts'
+import { BoundedMap } from '../../lib/bounded-map.ts'
 import type { Clock } from '../../lib/clock.ts'
 import type { Logger } from '../../lib/log.ts'
 import type {
@@ -26,6 +27,7 @@ const stopExtraMs = 3_000
 /** From the end of process 1 to the keeper's. */
 const keeperEndTimeoutMs = 5_000
 const exitBytesMax = 64
+const rememberedPortsMax = 256
 
 export interface NamespaceInstanceOptions {
   id: string
@@ -64,6 +66,7 @@ export class NamespaceInstance implements Instance {
   readonly #standby: InstanceStandby
   readonly #disk: DiskInUse | null
   readonly #over = new AbortController()
+  readonly #addresses = new BoundedMap<number, PortAddress>(rememberedPortsMax)
 
   constructor(options: NamespaceInstanceOptions) {
     this.#options = options
@@ -138,7 +141,12 @@ export class NamespaceInstance implements Instance {
   async address(port: number): Promise<PortAddress> {
     checkPort(port)
     await this.#keeper.listen(port)
-    return { origin: `http://127.0.0.1:${port}`, unix: `${this.#options.socketDir}/run/p${port}` }
+    let address = this.#addresses.get(port)
+    if (address === undefined) {
+      address = { origin: `http://127.0.0.1:${port}`, unix: `${this.#options.socketDir}/run/p${port}` }
+      this.#addresses.set(port, address)
+    }
+    return address
   }
 
   async listening(port: number): Promise<boolean> {

@@ -105,13 +105,7 @@ export class NodeCalls {
     request: NodeRequest,
     begun: (process: ProcessOfNode) => void = () => {},
   ): Promise<NodeAnswer> {
-    const { lease } = await this.#deployments.acquire(
-      workspace,
-      'agent',
-      name,
-      { cookie: null },
-      request.signal,
-    )
+    const { lease } = await this.#deployments.acquire(workspace, 'agent', name, { cookie: null }, request)
     const { port } = lease
     return await this.#ask({ lease, port, processId: '', request, what: `the agent "${name}"` }, begun)
   }
@@ -131,12 +125,12 @@ export class NodeCalls {
     const { workspace, body } = node
     if (body.place.at === 'address') throw new Error('a node at an address has no instances')
     const { kind, name, members } = body.place
-    const { signal, instanceId } = request
+    const { instanceId } = request
     const turn = this.#turn++ % Math.max(1, members.length)
     const inTurn = [...members.slice(turn), ...members.slice(0, turn)]
     for (const member of inTurn) {
       if (instanceId !== undefined && member.instanceId !== instanceId) continue
-      const found = await this.#deployments.acquireInstance(workspace, kind, name, member.instanceId, signal)
+      const found = await this.#deployments.acquireInstance(workspace, kind, name, member.instanceId, request)
       if (found === null) {
         await this.#nodes.forgetMember(workspace, node.name, member.instanceId)
         continue
@@ -148,7 +142,7 @@ export class NodeCalls {
       throw new NotReached(`the instance of the node "${node.name}" is gone`, undefined)
     }
     // All that registered are gone: another one is started, which registers too.
-    const { lease } = await this.#deployments.acquire(workspace, kind, name, { cookie: null }, signal)
+    const { lease } = await this.#deployments.acquire(workspace, kind, name, { cookie: null }, request)
     return { lease, port: lease.port, processId: '' }
   }
 

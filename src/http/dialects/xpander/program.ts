@@ -67,8 +67,8 @@ export function performer(options: ProgramOptions): Performer {
           kind: 'agent',
           name: body.agentId,
           timed: false,
-          acquire: async (aborted) => {
-            const acquired = await acquire(task, options, aborted)
+          acquire: async (caller) => {
+            const acquired = await acquire(task, options, caller.signal)
             version = acquired.version
             return acquired.lease
           },
@@ -91,7 +91,7 @@ async function acquire(
 ): Promise<{ lease: Acquired; version: string }> {
   const found =
     body.version === null
-      ? await plane.deployments.acquire(workspace, 'agent', body.agentId, { cookie: null }, signal)
+      ? await plane.deployments.acquire(workspace, 'agent', body.agentId, { cookie: null }, { signal })
       : await deployments.acquireVersion(workspace, 'agent', body.agentId, body.version, signal)
   return { lease: found, version: found.revisionId }
 }
