@@ -218,7 +218,9 @@ export class Nodes {
 
   health({ workspace, name, body }: AgentNode): NodeHealth {
     if (body.lifecycle === 'offline') return 'inactive'
-    const isHere = body.place.at === 'deployment' || this.#isHeardOf(workspace, name, body)
+    // What is started for each call, here or elsewhere, may well be silent in between.
+    const isStarted = body.place.at === 'deployment' || body.deploymentType === 'serverless'
+    const isHere = isStarted || this.#isHeardOf(workspace, name, body)
     if (!isHere) return 'inactive'
     return body.lifecycle === 'degraded' ? 'degraded' : 'active'
   }

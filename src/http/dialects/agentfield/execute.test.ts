@@ -109,6 +109,40 @@ describe('a call that waits', () => {
     expect((await execute('hello-world.nothing')).body.result).toBeNull()
   })
 
+  test('of a function that is started for each call tells it what to do', async () => {
+    const node = await nodeThat({
+      execute: ({ body }) => {
+        const { input, reasoner } = body as { input: { a: number }; reasoner?: string }
+        return reasoner === 'double'
+          ? Response.json({ statusCode: 200, body: { is: input.a * 2 } })
+          : Response.json({ statusCode: 404, body: { error: 'no such function' } })
+      },
+    })
+    await node.register('', {
+      base_url: undefined,
+      invocation_url: node.url,
+      deployment_type: 'serverless',
+      reasoners: [{ id: 'double' }, { id: 'triple' }],
+    })
+    plane.clock.advance(3_600_000)
+    expect((await plane.ask('/nodes/hello-world')).body).toMatchObject({ health_status: 'active' })
+    const { body } = await execute('hello-world.double', { a: 4 }, { 'X-Session-ID': 's' })
+    expect(body).toMatchObject({ status: 'succeeded', result: { is: 8 } })
+    expect(node.calls[0]).toMatchObject({
+      path: '/execute',
+      body: {
+        path: '/execute/double',
+        target: 'double',
+        type: 'reasoner',
+        execution_context: { execution_id: body.execution_id, run_id: body.run_id, session_id: 's' },
+      },
+    })
+    expect(await execute('hello-world.triple', { a: 4 })).toMatchObject({
+      status: 404,
+      body: { error: expect.stringContaining('no such function') },
+    })
+  })
+
   test('goes on to wait for a node that reports later, once or more, and tells of no other end', async () => {
     const node = await nodeThat({ think: later })
     const waiting = execute('hello-world.think')

@@ -273,6 +273,7 @@ function deploymentOf(
 function addressesOf(body: z.output<typeof registration>): string[] {
   const discovery = body.callback_discovery
   const offered = [
+    ...(body.deployment_type === 'serverless' ? [body.invocation_url] : []),
     body.base_url,
     body.callback_url,
     body.invocation_url,

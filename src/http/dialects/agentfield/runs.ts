@@ -9,7 +9,7 @@ import type {
 } from '../../../executions/index.ts'
 import { Background } from '../../../lib/background.ts'
 import type { Logger } from '../../../lib/log.ts'
-import type { Nodes, ReplacedProcess } from '../../../nodes/index.ts'
+import type { AgentNode, Nodes, ReplacedProcess } from '../../../nodes/index.ts'
 import { type NodeAnswer, type NodeCalls, NotReached, type ProcessOfNode } from './calls.ts'
 import { jsonOf, textOf } from './wire.ts'
 
@@ -20,6 +20,8 @@ export const innerSource = 'agentfield-inner'
 
 const runningMax = 256
 const innerRunningMax = 32
+/** As a node describes itself that is a function. */
+const serverless = 'serverless'
 const cancelMsMax = 10_000
 /** Of an answer that is no JSON, told as why something failed. */
 const toldCharactersMax = 4096
@@ -125,7 +127,7 @@ export class Runs {
   }
 
   async #run({ execution, input }: Attempt, signal: AbortSignal): Promise<AttemptOutcome> {
-    const { workspace, id, target, labels } = execution
+    const { workspace, id, target } = execution
     const { nodes, calls, deployments } = this.#options
     const begun = (process: ProcessOfNode) => void this.#at.set(id, process)
     const request = { headers: contextHeaders(execution), body: input, signal }
@@ -133,8 +135,8 @@ export class Runs {
     const node = await nodes.find(workspace, target.name)
     try {
       if (node !== null) {
-        const path = `/${labels.type === 'skill' ? 'skills' : 'reasoners'}/${encodeURIComponent(labels.reasoner ?? '')}`
-        answer = await calls.post(node, { ...request, path }, begun)
+        answer = await calls.post(node, { ...request, ...asAsked(node, execution, input) }, begun)
+        if (node.body.deploymentType === serverless) answer = unwrapped(answer)
       } else if (deployments.isKnown(workspace, 'agent', target.name)) {
         answer = await calls.postToAgent(workspace, target.name, { ...request, path: '/' }, begun)
       } else {
@@ -209,6 +211,45 @@ function contextHeaders({ id, labels }: Execution): Record<string, string> {
     ...(session ? { 'x-session-id': session } : {}),
     ...(actor ? { 'x-actor-id': actor } : {}),
   }
+}
+
+/** Nodes have a path for each thing they do; functions that are started for each call have one, and are told what to do. */
+function asAsked(
+  { body }: AgentNode,
+  { id, target, labels }: Execution,
+  input: Uint8Array,
+): { path: string; body: Uint8Array } {
+  const { type = 'reasoner', reasoner = '', run, parent, session, actor } = labels
+  const isSkill = type === 'skill'
+  if (body.deploymentType !== serverless) {
+    return { path: `/${isSkill ? 'skills' : 'reasoners'}/${encodeURIComponent(reasoner)}`, body: input }
+  }
+  const event = {
+    path: `/execute/${reasoner}`,
+    target: reasoner,
+    [isSkill ? 'skill' : 'reasoner']: reasoner,
+    type,
+    input: parsedOf(input),
+    execution_context: {
+      execution_id: id,
+      run_id: run,
+      workflow_id: run,
+      agent_node_id: target.name,
+      ...(parent ? { parent_execution_id: parent } : {}),
+      ...(session ? { session_id: session } : {}),
+      ...(actor ? { actor_id: actor } : {}),
+    },
+  }
+  return { path: '/execute', body: jsonOf(event) }
+}
+
+/** What a function answers that nobody unpacked on the way. */
+function unwrapped(answer: NodeAnswer): NodeAnswer {
+  const parsed = parsedOf(answer.body)
+  if (typeof parsed !== 'object' || parsed === null) return answer
+  const { statusCode, body } = parsed as { statusCode?: unknown; body?: unknown }
+  if (!Number.isInteger(statusCode) || body === undefined) return answer
+  return { ...answer, status: statusCode as number, body: jsonOf(body) }
 }
 
 function failed(code: string, message: string, details?: unknown): AttemptOutcome & { status: 'failed' } {
