@@ -43,3 +43,7 @@ declare module '*/bundle.mjs' {
   const text: string
   export default text
 }
+declare module '*/needs.mjs' {
+  const text: string
+  export default text
+}

@@ -39,6 +39,16 @@ describe.skipIf(why !== '')('dependencies', () => {
       manifest: { scripts: { postinstall: script } },
       files: { 'index.js': '', 'make.js': 'require("fs").writeFileSync("made", "by its script")' },
     })
+    // Stands for the real one, which takes the internet: it makes one file of one file.
+    const esbuild = `const { readFileSync } = require('fs')
+exports.build = async ({ absWorkingDir, entryPoints: [entry], outfile }) => {
+  const text = readFileSync(absWorkingDir + '/' + entry, 'utf8').replaceAll(': string', '')
+  const imports = [...text.matchAll(/from "([^"]+)"/g)].map(([, path]) => ({ path, external: true }))
+  const outputFiles = [{ path: outfile, text, contents: Buffer.from(text) }]
+  return { warnings: [], outputFiles, metafile: { inputs: { [entry]: {} }, outputs: { [outfile]: { imports } } } }
+}`
+    registries.publish('esbuild', { version: '1.0.0', files: { 'index.js': esbuild } })
+    registries.publish('tsx', { version: '1.0.0', manifest: { dependencies: { esbuild: '1.0.0' } } })
     registries.publishWheel('greetings', '1.5', 'text = "ciao"\n')
     mkdirSync(home, { recursive: true })
     writeFileSync(join(home, '.npmrc'), registries.npmrc)
@@ -179,16 +189,6 @@ describe.skipIf(why !== '')('dependencies', () => {
   test.skipIf(npm !== '')(
     'with a loader of TypeScript are needed no longer to start it, where a bundle is the same',
     async () => {
-      // Stands for the real one, which takes the internet: it makes one file of one file.
-      const esbuild = `const { readFileSync } = require('fs')
-exports.build = async ({ absWorkingDir, entryPoints: [entry], outfile }) => {
-  const text = readFileSync(absWorkingDir + '/' + entry, 'utf8').replaceAll(': string', '')
-  const imports = [...text.matchAll(/from "([^"]+)"/g)].map(([, path]) => ({ path, external: true }))
-  const outputFiles = [{ path: outfile, text, contents: Buffer.from(text) }]
-  return { warnings: [], outputFiles, metafile: { inputs: { [entry]: {} }, outputs: { [outfile]: { imports } } } }
-}`
-      registries.publish('esbuild', { version: '1.0.0', files: { 'index.js': esbuild } })
-      registries.publish('tsx', { version: '1.0.0', manifest: { dependencies: { esbuild: '1.0.0' } } })
       const build = (source: string) =>
         site.build([
           {
@@ -215,6 +215,61 @@ exports.build = async ({ absWorkingDir, entryPoints: [entry], outfile }) => {
         expect(log).toContain(`It is started from its sources: ${reason}`)
         using asItWas = await site.images.resolve('main', image)
         expect(asItWas.entrypoint).toEqual(['tsx', 'src/index.ts', '--loud'])
+      }
+    },
+  )
+
+  test.skipIf(npm !== '')(
+    'for development only are in no image of a bundle that needs none of them, unless it is said to be',
+    async () => {
+      const files = (source: string, more: TestEntry[] = []) => [
+        {
+          path: 'package.json',
+          content: JSON.stringify({
+            type: 'module',
+            scripts: { start: 'tsx src/index.ts', build: 'node_modules/.bin/greet > built' },
+            dependencies: { greeting: '1.0.0' },
+            devDependencies: { tsx: '1.0.0', nosy: '2.0.0' },
+          }),
+        },
+        { path: 'src/index.ts', content: source },
+        ...more,
+      ]
+      const source = 'import text from "greeting";\nconst said: string = text\nconsole.log(said)'
+      const here = async (image: string) =>
+        (await site.inside(image, 'ls node_modules built; $(echo node) src/index*.mjs')).trim().split('\n')
+      const { image, log } = await site.build(files(source))
+      expect(log).toContain('==> npm prune --omit=dev --ignore-scripts --loglevel=error')
+      expect(await here(image)).toEqual(['built', '', 'node_modules:', 'greeting', 'hello'])
+      const again = await site.build(files(`${source}\n`))
+      expect(again.log.filter((line) => line.startsWith('==> npm'))).toEqual(['==> npm run build'])
+      expect(await here(again.image)).toEqual(['built', '', 'node_modules:', 'greeting', 'hello'])
+      const plain = await site.build([
+        {
+          path: 'package.json',
+          content: JSON.stringify({
+            scripts: { start: 'node src/index.js' },
+            dependencies: { greeting: '1.0.0' },
+            devDependencies: { nosy: '2.0.0' },
+          }),
+        },
+        { path: 'src/index.js', content: 'console.log(require("./said"))' },
+        { path: 'src/said.js', content: 'module.exports = require("greeting")' },
+      ])
+      expect((await site.inside(plain.image, 'ls node_modules; node src/index.js')).split('\n')).toEqual([
+        'greeting',
+        'hello',
+        '',
+      ])
+      const whole = ['esbuild', 'greeting', 'nosy', 'tsx']
+      for (const other of [
+        files(source, [{ path: 'blaxel.toml', content: '[build]\nslim = false' }]),
+        files(`import nosy from "nosy"\n${source}`),
+        files(`import child from "node:child_process"\n${source}`),
+        files(`${source}\nconsole.log(import.meta.url)`),
+      ]) {
+        const { image: all } = await site.build(other)
+        expect((await site.inside(all, 'ls node_modules')).trim().split('\n')).toEqual(whole)
       }
     },
   )

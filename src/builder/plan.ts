@@ -28,6 +28,8 @@ export interface Installation {
   keeps: string[]
   /** Said when it fails. */
   hint?: string
+  /** Takes away what is for development only; absent where nothing does that. */
+  prune?: Action
 }
 
 /** What is to be done to make an image of a project. */
@@ -40,6 +42,8 @@ export interface Plan {
   actions: Action[]
   /** What a TypeScript program is started from, when a bundle of it may stand in. */
   bundle: { entry: string; args: string[] } | null
+  /** The file of its own that the program begins with, below the project's directory; null: not known. */
+  entry: string | null
   /** Of the image. */
   env: Record<string, string>
   program: string[]

@@ -45,6 +45,7 @@ export function planPython(input: PlanInput): Plan {
     installation,
     actions,
     bundle: null,
+    entry: null,
     env: {
       PYTHONUNBUFFERED: '1',
       VIRTUAL_ENV: venvOf(input),

@@ -2,12 +2,14 @@
 import { createHash } from 'node:crypto'
 import { PlatformError } from '../errors.ts'
 import type { BuiltImages, HeldLayer } from '../images/index.ts'
+import { BoundedMap } from '../lib/bounded-map.ts'
 import { detectProject } from '../lib/project.ts'
 import type { InstallationSettings } from '../network/index.ts'
 import { withoutCredentials, withoutSecrets } from './credentials.ts'
 import type { DependencyLayers } from './dependencies.ts'
 import { folderMeant, isWorkspace, viewOf } from './folders.ts'
 import bundleScript from './inside/bundle.mjs' with { type: 'text' }
+import needsScript from './inside/needs.mjs' with { type: 'text' }
 import packScript from './inside/pack.mjs' with { type: 'text' }
 import type { BuildJob, BuildResult } from './job.ts'
 import type { BuildMachine, BuildMachines } from './machine.ts'
@@ -20,6 +22,7 @@ import { planTypeScript } from './typescript.ts'
 const scratchDir = '/tmp/hutch-build'
 const bun = '/opt/hutch/bin/bun'
 const killed = 9
+const unprunableMax = 1000
 /** What build tools keep for their own next run. */
 const cachesOfTools = ['.next/cache', '.turbo', '.npm', '.cache']
 
@@ -36,6 +39,9 @@ export class SourceBuilder {
   readonly #options: SourceBuilderOptions
   /** Of one state of the host: looking for them takes a machine. */
   #tools: { revision: string; tools: Promise<Toolchain> } | null = null
+
+  /** What was tried in vain: the next build is not to take that time again. */
+  readonly #unprunable = new BoundedMap<string, true>(unprunableMax)
 
   constructor(options: SourceBuilderOptions) {
     this.#options = options
@@ -61,12 +67,17 @@ export class SourceBuilder {
     using dependencies = plan.installation && (await this.#install(job, plan.installation, source))
     const below = dependencies === null ? [source] : [dependencies, source]
     using made = await this.#make(job, plan, below, replaced)
+    using pruned =
+      made.alone && plan.installation && dependencies !== null
+        ? await this.#prune(job, plan.installation, dependencies)
+        : null
+    const under = pruned === null ? below : [pruned, source]
     steps.step('packing the image')
     const image = await this.#options.images.add(request.workspace, {
       type: request.kind,
       name: request.name,
       tag: request.tag,
-      layers: made.layer === null ? below : [...below, made.layer],
+      layers: made.layer === null ? under : [...under, made.layer],
       settings: {
         env: plan.env,
         workingDir: plan.dir,
@@ -132,26 +143,12 @@ export class SourceBuilder {
   /** The layer with the dependencies: the one that is kept, where nothing changed that they depend on. */
   async #install(job: BuildJob, installation: Installation, source: HeldLayer): Promise<HeldLayer> {
     const { request, steps, signal, buildEnv } = job
-    const { images, dependencies, registries } = this.#options
-    const parts = [
-      [...installation.files].map(([path, content]) => [path, sha256(content)]).sort(),
-      installation.actions.map(({ argv, env }) => [argv, env ?? {}]),
-      installation.keeps,
-      (await this.#toolchain(job)).text,
-      await images.hostRevision(),
-      Object.entries((await images.onHost([], signal)).env).sort(),
-      sha256(Buffer.from(JSON.stringify([Object.entries(buildEnv).sort(), registries]))),
-      installation.needsSource ? source.diffId : null,
-    ]
+    const { dependencies, registries } = this.#options
+    const parts = await this.#partsOf(job, installation, source)
     const make = async () => {
       await using opened = await this.#machine(job, installation.needsSource ? [source] : [])
       const { machine, env } = opened
-      await machine.write([
-        ...[...installation.files].map(([path, data]) => ({ path: `${installation.dir}/${path}`, data })),
-        ...(registries.npmrc === ''
-          ? []
-          : [{ path: '/root/.npmrc', data: Buffer.from(registries.npmrc), mode: 0o600 }]),
-      ])
+      await machine.write(this.#filesOf(installation))
       for (const action of installation.actions)
         await this.#act(job, machine, action, installation.dir, { ...env, ...registries.env, ...buildEnv })
       const out = await this.#pack(job, machine, { mode: 'pack', names: installation.keeps })
@@ -162,15 +159,75 @@ export class SourceBuilder {
     return layer
   }
 
+  /**
+   * The dependencies without what is for development only, kept like them; null where there is nothing of that, or it cannot
+   * be taken away: then they are all in the image.
+   */
+  async #prune(job: BuildJob, installation: Installation, whole: HeldLayer): Promise<HeldLayer | null> {
+    const { prune, dir } = installation
+    if (prune === undefined) return null
+    const attempt = `${whole.diffId} ${prune.argv.join(' ')}`
+    if (this.#unprunable.get(attempt)) return null
+    const { request, steps, signal, buildEnv } = job
+    const { dependencies, registries } = this.#options
+    const make = async () => {
+      await using opened = await this.#machine(job, [whole])
+      const { machine, env } = opened
+      await machine.write(this.#filesOf(installation))
+      await this.#act(job, machine, prune, dir, { ...env, ...registries.env, ...buildEnv })
+      return await this.#keep(
+        job,
+        machine,
+        await this.#pack(job, machine, { mode: 'pack', names: installation.keeps }),
+      )
+    }
+    try {
+      const parts = [await this.#partsOf(job, installation, whole), 'pruned', prune.argv, whole.diffId]
+      return (await dependencies.get(request.workspace, parts, make, signal)).layer
+    } catch (error) {
+      signal.throwIfAborted()
+      if (!PlatformError.is(error) || error.code !== 'unprocessable') throw error
+      steps.line('What is for development only stays in the image: it could not be taken away', 'stdout')
+      this.#unprunable.set(attempt, true)
+      return null
+    }
+  }
+
+  /** What decides what an installation makes. */
+  async #partsOf(job: BuildJob, installation: Installation, source: HeldLayer): Promise<unknown[]> {
+    const { signal, buildEnv } = job
+    const { images, registries } = this.#options
+    return [
+      [...installation.files].map(([path, content]) => [path, sha256(content)]).sort(),
+      installation.actions.map(({ argv, env }) => [argv, env ?? {}]),
+      installation.keeps,
+      (await this.#toolchain(job)).text,
+      await images.hostRevision(),
+      Object.entries((await images.onHost([], signal)).env).sort(),
+      sha256(Buffer.from(JSON.stringify([Object.entries(buildEnv).sort(), registries]))),
+      installation.needsSource ? source.diffId : null,
+    ]
+  }
+
+  #filesOf(installation: Installation): { path: string; data: Uint8Array; mode?: number }[] {
+    const { npmrc } = this.#options.registries
+    return [
+      ...[...installation.files].map(([path, data]) => ({ path: `${installation.dir}/${path}`, data })),
+      ...(npmrc === '' ? [] : [{ path: '/root/.npmrc', data: Buffer.from(npmrc), mode: 0o600 }]),
+    ]
+  }
+
   /** What the project's own build makes of it, as a layer on top; null where it has none. */
   async #make(
     job: BuildJob,
     plan: Plan & { dir: string },
     below: HeldLayer[],
     replaced: ReadonlySet<string>,
-  ): Promise<{ layer: HeldLayer | null; program: string[] } & Disposable> {
-    const nothing = { layer: null, program: plan.program, [Symbol.dispose]() {} }
-    if (plan.actions.length === 0 && plan.bundle === null) return nothing
+  ): Promise<{ layer: HeldLayer | null; program: string[]; alone: boolean } & Disposable> {
+    const nothing = { layer: null, program: plan.program, alone: false, [Symbol.dispose]() {} }
+    // Also a program that nothing is made of is looked at, where that may make its image smaller.
+    const isSlim = job.settings.build.slim && isPrunable(plan.installation)
+    if (plan.actions.length === 0 && plan.bundle === null && !(isSlim && plan.entry !== null)) return nothing
     const { survey, buildEnv } = job
     await using opened = await this.#machine(job, below)
     const { machine, env } = opened
@@ -185,11 +242,37 @@ export class SourceBuilder {
     )
     for (const action of plan.actions)
       await this.#act(job, machine, action, plan.dir, { ...env, ...buildEnv })
-    const program = plan.bundle === null ? null : await this.#bundle(job, machine, plan.bundle, plan.dir, env)
-    if (program === null && plan.actions.length === 0) return nothing
+    const bundled = plan.bundle === null ? null : await this.#bundle(job, machine, plan.bundle, plan.dir, env)
+    const entry = bundled?.entry ?? plan.entry
+    const alone = isSlim && entry !== null && (await this.#isAlone(job, machine, entry, plan.dir))
+    if (bundled === null && plan.actions.length === 0) return { ...nothing, alone }
     const out = await this.#pack(job, machine, { mode: 'changes', noted, skip })
     const layer = await this.#keep(job, machine, out)
-    return { layer, program: program ?? plan.program, [Symbol.dispose]: () => layer[Symbol.dispose]() }
+    return {
+      layer,
+      program: bundled?.program ?? plan.program,
+      alone,
+      [Symbol.dispose]: () => layer[Symbol.dispose](),
+    }
+  }
+
+  /** Whether a program loads nothing that is for development only, as far as its files say. */
+  async #isAlone(job: BuildJob, machine: BuildMachine, entry: string, dir: string): Promise<boolean> {
+    const script = `${scratchDir}/needs.mjs`
+    await machine.write([{ path: script, data: Buffer.from(needsScript) }])
+    const { exitCode, stdout } = await machine.output(
+      {
+        argv: ['/bin/sh', bun, 'run', script, dir, entry],
+        env: { PATH: '/usr/bin:/bin', HOME: '/root' },
+        workingDir: '/',
+      },
+      job.signal,
+    )
+    const said = stdout.trim().split('\n').at(-1) ?? ''
+    if (exitCode === 0 && said === 'alone') return true
+    const why = said.replace(/^not alone: /, '') || 'it could not be looked through'
+    job.steps.line(`What is for development only stays in the image: ${why}`, 'stdout')
+    return false
   }
 
   /** The program that starts a bundle instead of sources; null where that could be something else. */
@@ -199,7 +282,7 @@ export class SourceBuilder {
     { entry, args }: NonNullable<Plan['bundle']>,
     dir: string,
     env: Record<string, string>,
-  ): Promise<string[] | null> {
+  ): Promise<{ program: string[]; entry: string } | null> {
     const script = `${scratchDir}/bundle.mjs`
     await machine.write([{ path: script, data: Buffer.from(bundleScript) }])
     const argv = ['node', script, dir, entry]
@@ -216,7 +299,7 @@ export class SourceBuilder {
       )
       return null
     }
-    return ['node', '--enable-source-maps', path, ...args]
+    return { program: ['node', '--enable-source-maps', path, ...args], entry: path }
   }
 
   async #act(
@@ -300,6 +383,10 @@ export class SourceBuilder {
     )
     return { machine, env, [Symbol.asyncDispose]: () => machine[Symbol.asyncDispose]() }
   }
+}
+
+function isPrunable(installation: Installation | null): boolean {
+  return installation?.prune !== undefined && !installation.needsSource
 }
 
 function sha256(content: Uint8Array): string {

@@ -76,6 +76,7 @@ export function planTypeScript(input: PlanInput): Plan {
       above.hasDependencies || manager.lock !== null ? installationOf(installing, above, manager) : null,
     actions: actions.map((action) => ({ ...action, env: { ...action.env, ...manager.env } })),
     bundle: bundleOf(program, tools, files),
+    entry: entryOf(withRuntime(program, tools)),
     env: {
       NODE_ENV: 'production',
       ...(manifest.name === undefined ? {} : { npm_package_name: manifest.name }),
@@ -120,6 +121,12 @@ function bundleOf(program: string[], tools: Toolchain, files: ReadonlyMap<string
   return { entry: path, args: more }
 }
 
+/** Of a program that an interpreter alone starts. */
+function entryOf([first, entry]: string[]): string | null {
+  if (entry === undefined || !['node', 'bun'].includes(first ?? '')) return null
+  return /^[^-/].*\.[cm]?[jt]sx?$/.test(entry) && !entry.split('/').includes('..') ? entry : null
+}
+
 function runScript(name: string, tools: Toolchain): Action {
   const said = tools.has('npm') ? `npm run ${name}` : `bun run ${name}`
   const argv = tools.has('npm') ? ['npm', 'run', '--silent', name] : ['bun', '--bun', 'run', '--silent', name]
@@ -132,6 +139,8 @@ interface Manager {
   said: string
   lock: string | null
   install: string[]
+  /** Null: it cannot take away what is for development only, leaves it lying (pnpm), or fetches all others anew for that (yarn). */
+  prune: string[] | null
   env: Record<string, string>
   /** Programs of its name, for scripts that call it. */
   shims: Record<string, string>
@@ -159,11 +168,13 @@ function managerOf({ project, tools, text }: PlanInput, manifest: Manifest): Man
     install: string[],
     shims: Record<string, string> = {},
     notes: string[] = [],
+    prune: string[] | null = null,
   ): Manager => ({
     name,
     said,
     lock,
     install,
+    prune,
     env: common,
     shims,
     notes,
@@ -182,13 +193,13 @@ function managerOf({ project, tools, text }: PlanInput, manifest: Manifest): Man
   switch (name) {
     case 'npm':
       if (!tools.has('npm')) return fallback()
-      return made('npm', [
+      return made(
         'npm',
-        lock === null ? 'install' : 'ci',
-        '--no-audit',
-        '--no-fund',
-        '--loglevel=error',
-      ])
+        ['npm', lock === null ? 'install' : 'ci', '--no-audit', '--no-fund', '--loglevel=error'],
+        {},
+        [],
+        ['npm', 'prune', '--omit=dev', '--ignore-scripts', '--loglevel=error'],
+      )
     case 'pnpm': {
       const args = [
         'install',
@@ -268,6 +279,15 @@ function installationOf(
     files,
     needsSource: needsSource(manifest, text),
     keeps: ['node_modules'],
+    ...(manager.prune && Object.keys((manifest.raw.devDependencies as object | undefined) ?? {}).length > 0
+      ? {
+          prune: {
+            name: manager.prune.join(' '),
+            argv: manager.prune,
+            env: manager.env,
+          },
+        }
+      : {}),
   }
 }
 
