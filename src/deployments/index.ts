@@ -40,7 +40,7 @@ import { withRouting } from './routing.ts'
 import type { ApplicationInput, JobInput, WorkloadInput } from './schema.ts'
 import { DeploymentSealing } from './sealing.ts'
 import { statusOf } from './status.ts'
-import { DeploymentTable } from './table.ts'
+import { DeploymentTable, type TableEntry } from './table.ts'
 import type { DeploymentViewOptions } from './view.ts'
 
 export { ApplicationForks } from './forks.ts'
@@ -392,6 +392,11 @@ export class Deployments {
   /** Told of every deployment as it changes, and of its end: then its state is `deleting`. */
   watch(watcher: (deployment: StoredDeployment) => void): void {
     this.#watchers.push(watcher)
+  }
+
+  /** What is known of it without a look at its record. */
+  standing(workspace: string, kind: DeploymentKind, name: string): Pick<TableEntry, 'uid' | 'state'> | null {
+    return this.#table.get(workspace, kind, name)
   }
 
   /** Whether there is one of this name, in whatever state. */

@@ -16,7 +16,14 @@ export const agentRequestBytesMax = 32 * 1024 * 1024
 /** Of an agent's answer that is kept, and told. */
 export const agentAnswerBytesMax = 8 * 1024 * 1024
 const timeoutMsDefault = 15 * 60_000
-const runningMax = 256
+/** In all, and of one agent, so that one that takes its time leaves room for the others. */
+const runningMax = 1024
+const agentRunningMax = 256
+/** Who is busy is asked again, after a pause that grows. */
+const pauseMs = 500
+const pauseMsMax = 5_000
+/** What is not served is waited for as clients are told to; being busy may last. */
+const unservedMsMax = 60_000
 const retryDelayMs = 1000
 const retryDelayMsMax = 60_000
 const idempotencyKeyCharactersMax = 255
@@ -33,6 +40,8 @@ export interface AgentAnswer {
   failure: { code: string; message: string } | null
   /** Whether another try may help. */
   retry: boolean
+  /** The agent had no room, or was not up: it knows nothing of the request. */
+  notAsked: boolean
 }
 
 /** Makes a request to an agent, by the way that every request to one takes. @throws what `signal` was aborted with */
@@ -65,7 +74,7 @@ interface CallbackGiven {
 /** Requests to agents that are answered later: accepted durably, made once, told to the trigger's address. */
 export class AgentCalls {
   readonly #executions: Pick<Executions, 'accept'>
-  readonly #deployments: Pick<Deployments, 'find' | 'triggers'>
+  readonly #deployments: Pick<Deployments, 'standing' | 'triggers'>
   readonly #deliveries: Deliveries
   readonly #secrets: Pick<SecretBox, 'seal' | 'open'>
   readonly #call: CallAgent
@@ -73,7 +82,7 @@ export class AgentCalls {
 
   constructor(options: {
     executions: Pick<Executions, 'accept' | 'runner' | 'callbacks'>
-    deployments: Pick<Deployments, 'find' | 'triggers'>
+    deployments: Pick<Deployments, 'standing' | 'triggers'>
     deliveries: Deliveries
     secrets: Pick<SecretBox, 'seal' | 'open'>
     call: CallAgent
@@ -108,13 +117,19 @@ export class AgentCalls {
         'body_too_large',
         `The body is larger than ${agentRequestBytesMax} bytes, the most of a request that is answered later`,
       )
-    const found = await this.#deployments.find(workspace, 'agent', name)
-    if (found === null || found.body.state === 'deleting')
+    const found = this.#deployments.standing(workspace, 'agent', name)
+    if (found === null || found.state === 'deleting')
       throw new PlatformError(
         'workload_not_found',
         `there is no agent "${name.slice(0, 64)}" in the workspace "${workspace}"`,
       )
-    const { uid } = found.body
+    const { uid, state } = found
+    if (state !== 'active')
+      throw new PlatformError(
+        'workload_unavailable',
+        `the agent "${name}" is deactivated: activate it first (spec.enabled)`,
+        { advice: { action: 'Activate it.', doNot: 'Retry before that.' } },
+      )
     const { retry = 0, timeout, callbackUrl } = trigger?.configuration ?? {}
     const callback =
       trigger === null || callbackUrl === undefined
@@ -124,6 +139,7 @@ export class AgentCalls {
       workspace,
       source: agentSource,
       target: { kind: 'agent', name },
+      targetRunningMax: agentRunningMax,
       input: request.body,
       note: requestNote(request, purpose(workspace), this.#secrets),
       labels: { ...(trigger === null ? {} : { trigger: trigger.id }), ...labels },
@@ -158,7 +174,7 @@ export class AgentCalls {
     const { workspace, target, id } = execution
     const kept = { note: execution.note, body: input }
     const request = requestOf(kept, purpose(workspace), this.#secrets)
-    const answer = await this.#call({ workspace, name: target.name }, request, id, signal)
+    const answer = await this.#ask({ workspace, name: target.name }, request, id, signal)
     const { status, type, body: result, failure, retryAfterMs } = answer
     const note = { status_code: status }
     if (failure === null && status < 400) return { status: 'succeeded', result, type, note }
@@ -173,6 +189,18 @@ export class AgentCalls {
       result,
       type,
       note,
+    }
+  }
+
+  /** Bursts wait here for their turn, and for an agent that is being brought up; that is no try. */
+  async #ask(...asked: Parameters<CallAgent>): Promise<AgentAnswer> {
+    const signal = asked[3]
+    const began = this.#clock.monotonic()
+    for (let pause = pauseMs; ; pause = Math.min(pause * 2, pauseMsMax)) {
+      const answer = await this.#call(...asked)
+      const isBusy = answer.failure?.code === 'too_many_requests'
+      if (!answer.notAsked || (!isBusy && this.#clock.monotonic() - began >= unservedMsMax)) return answer
+      await this.#clock.sleep(pause, signal)
     }
   }
 

@@ -20,7 +20,7 @@ export type { AgentRequest } from './request.ts'
 
 export interface TriggersOptions {
   store: Store
-  deployments: Pick<Deployments, 'find' | 'every' | 'watch' | 'triggers'>
+  deployments: Pick<Deployments, 'find' | 'standing' | 'every' | 'watch' | 'triggers'>
   executions: Pick<Executions, 'accept' | 'runner' | 'callbacks'>
   deliveries: Deliveries
   secrets: Pick<SecretBox, 'seal' | 'open'>

@@ -61,6 +61,7 @@ const deployment = {
 } as unknown as StoredDeployment
 const deployments = {
   find: async () => deployment,
+  standing: () => deployment.body,
   async *every() {
     yield deployment
   },
@@ -74,7 +75,7 @@ const triggers = new Triggers({
   origin: () => 'http://localhost',
   call: async () => ({
     ...{ status: 200, type: 'text/plain', body: new Uint8Array() },
-    ...{ retryAfterMs: null, failure: null, retry: false },
+    ...{ retryAfterMs: null, failure: null, retry: false, notAsked: false },
   }),
 })
 await executions.open()

@@ -153,7 +153,16 @@ class TestTriggers implements AsyncDisposable {
 
 function said(text: string, rest: Partial<AgentAnswer> = {}): AgentAnswer {
   const body = Buffer.from(text)
-  return { status: 200, type: 'text/plain', body, retryAfterMs: null, failure: null, retry: false, ...rest }
+  return {
+    status: 200,
+    type: 'text/plain',
+    body,
+    retryAfterMs: null,
+    failure: null,
+    retry: false,
+    notAsked: false,
+    ...rest,
+  }
 }
 
 const refusal = (work: Promise<unknown>): Promise<string> =>
@@ -270,6 +279,35 @@ test('at its time, or when it is cancelled, the request is given up and told of'
   expect(test.called[1]?.signal.aborted).toBe(true)
 })
 
+test('an agent that is busy, or not up yet, is waited for, and that is no try', async () => {
+  await using test = await TestTriggers.open()
+  await test.deploy([later({ callbackUrl: test.receiver.url })])
+  const refusing = (code: string) =>
+    said('{}', { status: 429, retry: true, notAsked: true, failure: { code, message: 'not now' } })
+  test.answer = () =>
+    test.called.length < 4
+      ? refusing(test.called.length < 2 ? 'workload_unavailable' : 'too_many_requests')
+      : said('ok')
+  const { execution } = await test.accept()
+  await eventually('it is asked again', () => {
+    test.host.clock.advance(5000)
+    return test.called.length === 4
+  })
+  expect(JSON.parse((await test.receiver.nth(1)).body)).toMatchObject({
+    status_code: 200,
+    response_body: 'ok',
+  })
+  expect((await test.engine.ended(execution.id)).attempts).toBe(1)
+  // One that does not come up is told of after a minute.
+  test.answer = () => refusing('workload_unavailable')
+  await test.accept()
+  await eventually('it is given up', () => {
+    test.host.clock.advance(5000)
+    return test.receiver.received.length === 2
+  })
+  expect(JSON.parse((await test.receiver.nth(2)).body)).toMatchObject({ status_code: 429 })
+})
+
 test('a key that comes again is the same request, and none with another body', async () => {
   await using test = await TestTriggers.open()
   await test.deploy([later()])
@@ -293,6 +331,9 @@ test('what is unknown, or too large, is refused', async () => {
   expect(await refusal(test.accept({ name: 'none' }))).toStartWith('workload_not_found')
   expect(await refusal(test.accept({ body: 'x'.repeat(32 * 1024 * 1024 + 1) }))).toStartWith('body_too_large')
   expect(test.executions).toEqual([])
+  const disabled = { ...test.of(), input: { spec: { enabled: false } }, upload: false, origin: '' }
+  await test.host.deployments.update(disabled)
+  expect(await refusal(test.accept())).toStartWith('workload_unavailable')
 })
 
 test('a callback is signed with the secrets of its moment, also of what was accepted before', async () => {

@@ -275,7 +275,9 @@ test('what was kept is asked as every other request is, and its answer told whol
     status: 404,
     failure: { code: 'workload_not_found' },
     retry: false,
+    notAsked: false,
   })
+  expect(await asked('off')).toMatchObject({ failure: { code: 'workload_unavailable' }, notAsked: true })
   expect(await asked('down')).toMatchObject({ status: 502, failure: { code: 'bad_gateway' }, retry: true })
 
   const stopped = new AbortController()

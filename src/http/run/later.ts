@@ -33,6 +33,8 @@ const leftBehind = new Set([
   'te',
 ])
 const asyncParameter = 'async'
+/** What a deployment says in place of its program. */
+const beforehand = new Set(['too_many_requests', 'workload_unavailable', 'unavailable'])
 
 /** Answers once the request is kept; it is made after that. @throws what accepting it throws */
 export async function acceptLater(
@@ -124,6 +126,7 @@ async function wholeAnswer(response: Response, clock: Clock): Promise<AgentAnswe
     retryAfterMs: retryAfterOf(headers, clock.now()),
     failure: null,
     retry: status >= 500 || status === 429,
+    notAsked: false,
   }
 }
 
@@ -137,6 +140,7 @@ function tooLarge(): AgentAnswer {
     failure: { code: 'answer_too_large', message },
     // The next one would be, too.
     retry: false,
+    notAsked: false,
   }
 }
 
@@ -159,6 +163,7 @@ async function failedAnswer(
       message: known?.message ?? 'Something failed in the platform',
     },
     retry: known?.retryable ?? true,
+    notAsked: known?.retryable === true && beforehand.has(known.code),
   }
 }
 
