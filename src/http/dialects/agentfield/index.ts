@@ -12,11 +12,13 @@ import type { Logs } from '../../../telemetry/index.ts'
 import { type Route, route } from '../../route.ts'
 import { NodeCalls } from './calls.ts'
 import { discoveryRoutes } from './discovery.ts'
+import { eventRoutes } from './events.ts'
 import { executeRoutes } from './execute.ts'
 import { executionRoutes } from './executions.ts'
 import { innerRoutes } from './inner.ts'
 import { memoryRoutes } from './memory.ts'
 import { nodeRoutes } from './nodes.ts'
+import { noteRoutes } from './notes.ts'
 import { Runs } from './runs.ts'
 import { Webhooks } from './webhooks.ts'
 import { tag, timeText } from './wire.ts'
@@ -86,7 +88,9 @@ export class AgentField {
         ...{ executions, nodes, isDeployed, webhooks, clock, syncMs, asyncMs, nodeRunningMax },
         calls: this.#calls,
       }),
-      ...executionRoutes({ executions, nodes, notes, webhooks, logs, clock }),
+      ...executionRoutes({ executions, nodes, webhooks, clock }),
+      ...eventRoutes({ executions }),
+      ...noteRoutes({ executions, notes, logs }),
       ...innerRoutes({ executions, nodes, clock }),
       ...discoveryRoutes({ nodes, clock }),
       ...memoryRoutes({ memory, log }),

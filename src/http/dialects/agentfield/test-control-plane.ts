@@ -1,6 +1,16 @@
 import { FakeClock } from '../../../lib/test-clock.ts'
 import { createPlatform, type Platform, type PlatformOptions, temporaryDataDir } from '../../../platform.ts'
 import { fakeRuntime } from '../../../runtimes/fake/index.ts'
+import { eventually } from '../../../test-client.ts'
+
+export interface Told {
+  execution_id: string
+  run_id: string
+  status: string
+  error?: string
+  error_category?: string
+  [field: string]: unknown
+}
 
 type Asked = Omit<RequestInit, 'headers'> & {
   json?: unknown
@@ -52,6 +62,47 @@ export class TestControlPlane implements AsyncDisposable {
     const text = await response.text()
     const isJson = response.headers.get('content-type')?.includes('json') === true
     return { status: response.status, body: isJson ? JSON.parse(text) : text }
+  }
+
+  async execute(
+    target: string,
+    input: unknown = {},
+    headers: Record<string, string> = {},
+  ): Promise<{ status: number; body: Told }> {
+    const { status, body } = await this.ask(`/execute/${target}`, { json: { input }, headers })
+    return { status, body: body as Told }
+  }
+
+  async executeLater(
+    target: string,
+    json: object = {},
+    headers: Record<string, string> = {},
+  ): Promise<{ status: number; body: Told }> {
+    const { status, body } = await this.ask(`/execute/async/${target}`, { json, headers })
+    return { status, body: body as Told }
+  }
+
+  /** What is told of an execution now. */
+  async told(id: string): Promise<Told> {
+    return (await this.ask(`/executions/${id}`)).body as Told
+  }
+
+  /** What is told of it once it ended. */
+  ended(id: string): Promise<Told> {
+    return eventually(`${id} ended`, async () => {
+      const execution = await this.told(id)
+      return /^(queued|running|waiting)$/.test(execution.status) ? null : execution
+    })
+  }
+
+  /** Once its node took it up and is to report. */
+  async takenUp(id: string): Promise<void> {
+    const { executions, credentials } = this.platform
+    await eventually('it is worked on', () => executions.get(credentials.workspace, id)?.status === 'waiting')
+  }
+
+  report(id: string, json: object, asked: { key?: string } = {}): Promise<{ status: number; body: unknown }> {
+    return this.ask(`/executions/${id}/status`, { json, ...asked })
   }
 
   /** Of an instance of something deployed. */

@@ -82,3 +82,8 @@ export class TestNode implements AsyncDisposable {
 export function later(): Response {
   return Response.json({ status: 'processing' }, { status: 202 })
 }
+
+/** Of the execution that a node is asked to work on. */
+export function idIn(call: NodeCall | undefined): string {
+  return call?.headers['x-execution-id'] ?? ''
+}

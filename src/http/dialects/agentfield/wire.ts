@@ -24,3 +24,8 @@ export function jsonOf(value: unknown): Uint8Array {
 export function textOf(bytes: Uint8Array): string {
   return new TextDecoder().decode(bytes)
 }
+
+/** Of a list in one parameter: in lower case, without the empty ones. */
+export function wordsOf(text: string | undefined): string[] {
+  return (text ?? '').split(',').flatMap((word) => word.trim().toLowerCase() || [])
+}
