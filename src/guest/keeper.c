@@ -243,6 +243,9 @@ static void directory_changed(struct source *source, uint32_t events) {
 }
 
 static void watch_directory(void) {
+  keeper.directory_fd = -1;
+  /* A uid has 128 of them, which are not to be taken from the other programs of a user. */
+  if (!keeper.start->uid_of_its_own) return;
   keeper.directory_fd = inotify_init1(IN_CLOEXEC | IN_NONBLOCK);
   if (keeper.directory_fd < 0) return;
   keeper.directory = (struct source){directory_changed};

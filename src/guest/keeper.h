@@ -20,6 +20,7 @@ struct keeper_start {
   int listen_fd;   /* listening, run/keeper.sock */
   int mailbox_fd;  /* datagrams, run/egress.sock */
   int disk_device; /* as disk_open gives it: until it was settled */
+  int uid_of_its_own;
   struct network network;
 };
 

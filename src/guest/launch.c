@@ -268,6 +268,7 @@ _Noreturn void launch(uint32_t request, const void *specification, size_t length
       .listen_fd = keeper_listen,
       .mailbox_fd = mailbox,
       .disk_device = disk_device,
+      .uid_of_its_own = spec.has_uidbase,
       .network = network,
   };
   struct frame_writer writer = launched_answer(guest, &network);
