@@ -1,4 +1,4 @@
-/** Whom tasks are for: agents that are deployed here, and those that only have workers elsewhere. */
+/** Whom turns are for: agents that are deployed here, and those that only have workers elsewhere. */
 import type { Deployments, StoredDeployment } from '../deployments/index.ts'
 import { PlatformError } from '../errors.ts'
 import { everyItem, type Resource, type Store } from '../spec/store.ts'

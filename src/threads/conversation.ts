@@ -1,5 +1,5 @@
 /** What was said in a thread before, for the program that goes on with it. */
-import type { Entry } from './task.ts'
+import type { Entry } from './record.ts'
 
 /** The newest; older ones are in the thread, and not sent along. */
 const messagesMax = 200

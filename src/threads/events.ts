@@ -1,28 +1,28 @@
-/** What is told of tasks while they are worked on, in this process: to whoever watches, in order. */
-import type { Json, Task } from './task.ts'
+/** What is told of threads while they are worked on, in this process: to whoever watches, in order. */
+import type { Json, Thread } from './record.ts'
 
 /** Events that a watcher may be behind; one that reads slower is let go. */
 const behindMax = 2048
 
-export interface TaskEvent {
+export interface ThreadEvent {
   type: string
   at: number
   data: Json
-  /** Of what happens to the task itself: how it stood then. */
-  task?: Task
+  /** Of what happens to the thread itself: how it stood then. */
+  thread?: Thread
 }
 
 interface Watcher {
-  queue: TaskEvent[]
+  queue: ThreadEvent[]
   wake: () => void
   lost: boolean
 }
 
-export class TaskEvents {
+export class ThreadEvents {
   readonly #watchers = new Map<string, Set<Watcher>>()
 
-  tell(workspace: string, taskId: string, event: TaskEvent): void {
-    for (const watcher of this.#watchers.get(`${workspace}/${taskId}`) ?? []) {
+  tell(workspace: string, threadId: string, event: ThreadEvent): void {
+    for (const watcher of this.#watchers.get(`${workspace}/${threadId}`) ?? []) {
       if (watcher.queue.length >= behindMax) watcher.lost = true
       else watcher.queue.push(event)
       watcher.wake()
@@ -30,13 +30,13 @@ export class TaskEvents {
   }
 
   /** Whether somebody watches it. */
-  isWatched(workspace: string, taskId: string): boolean {
-    return this.#watchers.has(`${workspace}/${taskId}`)
+  isWatched(workspace: string, threadId: string): boolean {
+    return this.#watchers.has(`${workspace}/${threadId}`)
   }
 
   /** From now on, not from the first look at it: events between are kept. Ends with the signal, or when it is too far behind. */
-  watch(workspace: string, taskId: string, signal: AbortSignal): AsyncIterable<TaskEvent> {
-    const key = `${workspace}/${taskId}`
+  watch(workspace: string, threadId: string, signal: AbortSignal): AsyncIterable<ThreadEvent> {
+    const key = `${workspace}/${threadId}`
     const watcher: Watcher = { queue: [], wake: () => {}, lost: false }
     const watchers = this.#watchers.get(key) ?? new Set()
     watchers.add(watcher)
@@ -52,7 +52,7 @@ export class TaskEvents {
   }
 }
 
-async function* read(watcher: Watcher, signal: AbortSignal, leave: () => void): AsyncIterable<TaskEvent> {
+async function* read(watcher: Watcher, signal: AbortSignal, leave: () => void): AsyncIterable<ThreadEvent> {
   try {
     while (!signal.aborted) {
       const event = watcher.queue.shift()

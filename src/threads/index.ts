@@ -1,6 +1,6 @@
 /**
- * Threads: conversations with agents. A task is a thread and has its id; each turn is an execution of its own, and the
- * task's record says how the newest one stands.
+ * Threads: conversations with agents. Each turn is an execution of its own, and the thread's record says how the newest
+ * one stands. Clients of xpander call a thread a task, and so do messages to them.
  */
 import { PlatformError } from '../errors.ts'
 import type { Executions } from '../executions/index.ts'
@@ -12,39 +12,45 @@ import type { Logger } from '../lib/log.ts'
 import type { SecretBox } from '../lib/secret-box.ts'
 import { removalOf } from '../spec/journal.ts'
 import type { Store } from '../spec/store.ts'
-import { type TaskEvent, TaskEvents } from './events.ts'
-import { taskIdOf, turnKey, wasAsked, withKey } from './keys.ts'
+import { type ThreadEvent, ThreadEvents } from './events.ts'
+import { threadIdOf, turnKey, wasAsked, withKey } from './keys.ts'
 import { isSchema, stoppedReason } from './outcome.ts'
-import { entriesMax, entriesWithEventsMax, noSuchTask, type TaskFilter, TaskRecords } from './records.ts'
 import {
   type Entry,
   entryKind,
   hasEnded,
   type Json,
   type JsonObject,
-  type Task,
-  type TaskBody,
-  type TaskInput,
-  taskKind,
-} from './task.ts'
+  type Thread,
+  type ThreadBody,
+  type TurnInput,
+  threadKind,
+} from './record.ts'
+import {
+  entriesMax,
+  entriesWithEventsMax,
+  noSuchThread,
+  type ThreadFilter,
+  ThreadRecords,
+} from './records.ts'
 import { boundedReport, type Performer, type TurnReport, Turns } from './turns.ts'
 
 export { type Agent, Agents } from './agents.ts'
 export type { Message } from './conversation.ts'
-export type { TaskEvent } from './events.ts'
+export type { ThreadEvent } from './events.ts'
 export { endedTurn, isSchema } from './outcome.ts'
-export type { TaskFilter } from './records.ts'
 export {
   type Entry,
   hasEnded,
   type Json,
   type JsonObject,
-  type Task,
-  type TaskBody,
-  type TaskInput,
-  type TaskStatus,
-  taskStatuses,
-} from './task.ts'
+  type Thread,
+  type ThreadBody,
+  type ThreadStatus,
+  type TurnInput,
+  threadStatuses,
+} from './record.ts'
+export type { ThreadFilter } from './records.ts'
 export type { Performer, TurnReport } from './turns.ts'
 export { type Worker, Workers } from './workers.ts'
 
@@ -57,14 +63,14 @@ const pruneEvery = 100
 /** What is asked, and what is answered. */
 const entriesOfTurn = 2
 
-const noEvents: AsyncIterable<TaskEvent> = { async *[Symbol.asyncIterator]() {} }
+const noEvents: AsyncIterable<ThreadEvent> = { async *[Symbol.asyncIterator]() {} }
 
 export interface NewTurn {
   workspace: string
   agentId: string
   /** Of a thread: one that is there goes on, another begins with it. */
   id?: string
-  input: TaskInput
+  input: TurnInput
   options: JsonObject
   /** For the program alone. */
   tokens?: JsonObject
@@ -88,8 +94,8 @@ export interface ThreadsOptions {
 
 export class Threads {
   readonly #options: ThreadsOptions
-  readonly #records: TaskRecords
-  readonly #events = new TaskEvents()
+  readonly #records: ThreadRecords
+  readonly #events = new ThreadEvents()
   readonly #background: Background
   /** Since the last look at how many there are, by workspace; after a start as good as many. */
   readonly #begun = new Map<string, number>()
@@ -97,7 +103,7 @@ export class Threads {
 
   constructor(options: ThreadsOptions) {
     this.#options = options
-    this.#records = new TaskRecords(options.store)
+    this.#records = new ThreadRecords(options.store)
     this.#background = new Background((error) => {
       if (!this.#background.closing.aborted)
         options.log.error('the end of a turn could not be written', { error })
@@ -111,26 +117,26 @@ export class Threads {
   }
 
   /** Who does turns; `ended` is told of each that ended, whoever ended it. */
-  performer(perform: Performer, ended: (task: Task) => void): void {
+  performer(perform: Performer, ended: (thread: Thread) => void): void {
     this.#turns.performer(perform, ended)
   }
 
   /** After the executions opened: what a crash left undone is done. */
   async open(): Promise<void> {
-    for await (const task of this.#records.open()) {
-      const { workspace, body } = task
+    for await (const thread of this.#records.open()) {
+      const { workspace, body } = thread
       const execution = this.#options.executions.get(workspace, body.executionId)
       if (execution !== null) await this.#turns.settle(execution)
       // It was written and not accepted yet: nobody was answered, and whoever asks again with its key gets it.
-      else await this.#turns.accept(task).catch((error) => this.#turns.undone(task, error))
+      else await this.#turns.accept(thread).catch((error) => this.#turns.undone(thread, error))
     }
   }
 
   /** Those whose newest turn somebody works on who reports. */
-  async *reported(): AsyncIterable<Task> {
-    for await (const task of this.#records.open()) {
-      const execution = this.#options.executions.get(task.workspace, task.body.executionId)
-      if (execution?.status === 'waiting') yield task
+  async *reported(): AsyncIterable<Thread> {
+    for await (const thread of this.#records.open()) {
+      const execution = this.#options.executions.get(thread.workspace, thread.body.executionId)
+      if (execution?.status === 'waiting') yield thread
     }
   }
 
@@ -143,7 +149,9 @@ export class Threads {
    * Begins a thread, or its next turn. Durable once it resolves. `existing`: this request was here before.
    * @throws bad_request, conflict while its turn before goes on, and what `Executions.accept` throws
    */
-  async begin(asked: NewTurn): Promise<{ task: Task; existing: boolean; events: AsyncIterable<TaskEvent> }> {
+  async begin(
+    asked: NewTurn,
+  ): Promise<{ thread: Thread; existing: boolean; events: AsyncIterable<ThreadEvent> }> {
     this.#background.refuseWhenClosing()
     const { workspace, idempotencyKey, agentId, input, options, version } = asked
     const now = this.#options.clock.now()
@@ -163,7 +171,7 @@ export class Threads {
             [agentId, asked.id ?? null, input, options, version ?? null],
             now,
           )
-    const id = asked.id ?? (key === null ? crypto.randomUUID() : taskIdOf(key))
+    const id = asked.id ?? (key === null ? crypto.randomUUID() : threadIdOf(key))
     const executionId = sortableId(now)
     const body = this.#newBody(asked, id, executionId, now)
     const entry = {
@@ -174,14 +182,14 @@ export class Threads {
       ...(input.files.length > 0 ? { files: input.files } : {}),
       ...(input.user === null ? {} : { user: input.user }),
     }
-    const found: { before: TaskBody | null; existing: boolean } = { before: null, existing: false }
-    let task: Task
+    const found: { before: ThreadBody | null; existing: boolean } = { before: null, existing: false }
+    let thread: Thread
     try {
-      task = await this.#records.create(workspace, id, { ...body, keys: withKey([], key) }, [entry])
+      thread = await this.#records.create(workspace, id, { ...body, keys: withKey([], key) }, [entry])
     } catch (error) {
       if (!PlatformError.is(error) || error.code !== 'already_exists') throw error
       await this.get(workspace, id)
-      task = await this.#records.change(workspace, id, (current) => {
+      thread = await this.#records.change(workspace, id, (current) => {
         found.before = null
         found.existing = key !== null && wasAsked(current, key)
         if (found.existing) return null
@@ -205,27 +213,27 @@ export class Threads {
     const events = asked.watch ? this.watch(workspace, id, asked.watch) : noEvents
     if (!existing) {
       try {
-        await this.#turns.accept(task)
+        await this.#turns.accept(thread)
       } catch (error) {
         // Nothing was promised: the thread is as it was.
-        await this.#takeBack(task, found.before)
+        await this.#takeBack(thread, found.before)
         throw error
       }
       await this.#prune(workspace)
     }
-    return { task: existing ? await this.get(workspace, id) : task, existing, events }
+    return { thread: existing ? await this.get(workspace, id) : thread, existing, events }
   }
 
   /** @throws not_found */
-  async get(workspace: string, id: string): Promise<Task> {
+  async get(workspace: string, id: string): Promise<Thread> {
     return await this.#turns.current(workspace, id)
   }
 
   async list(
     workspace: string,
-    filter: TaskFilter,
+    filter: ThreadFilter,
     page: { offset: number; limit: number },
-  ): Promise<{ items: Task[]; total: number }> {
+  ): Promise<{ items: Thread[]; total: number }> {
     return await this.#records.list(workspace, filter, page)
   }
 
@@ -236,16 +244,16 @@ export class Threads {
   }
 
   /** Ends its turn; one that ended already stays as it is. @throws not_found */
-  async stop(workspace: string, id: string): Promise<Task> {
-    const task = await this.get(workspace, id)
-    if (hasEnded(task.body)) return task
+  async stop(workspace: string, id: string): Promise<Thread> {
+    const thread = await this.get(workspace, id)
+    if (hasEnded(thread.body)) return thread
     try {
       const { execution } = await this.#options.executions.cancel(
         workspace,
-        task.body.executionId,
+        thread.body.executionId,
         stoppedReason,
       )
-      return (await this.#turns.settle(execution)) ?? task
+      return (await this.#turns.settle(execution)) ?? thread
     } catch (error) {
       if (!PlatformError.is(error) || error.code !== 'conflict') throw error
       return await this.get(workspace, id)
@@ -255,13 +263,13 @@ export class Threads {
   /** With all that was said in it; its turn ends. @throws not_found */
   async remove(workspace: string, id: string): Promise<void> {
     await this.stop(workspace, id)
-    if (!(await this.#records.remove(workspace, id))) throw noSuchTask(id)
+    if (!(await this.#records.remove(workspace, id))) throw noSuchThread(id)
   }
 
   /** Something that its program did, for whoever watches and for the thread; stale ones are told nobody. @throws not_found */
   async happened(workspace: string, id: string, type: string, data: Json): Promise<void> {
-    const task = await this.get(workspace, id)
-    if (hasEnded(task.body)) return
+    const thread = await this.get(workspace, id)
+    if (hasEnded(thread.body)) return
     this.#events.tell(workspace, id, { type, at: this.#options.clock.now(), data })
     // Pieces of the answer come again with the answer.
     if (type === 'chunk') return
@@ -287,9 +295,9 @@ export class Threads {
   }
 
   /** Handed to somebody who reports; answers the number of this lease. Null: there is nothing to do any more. */
-  async lease(workspace: string, id: string, executionId: string, workerId: string): Promise<Task | null> {
+  async lease(workspace: string, id: string, executionId: string, workerId: string): Promise<Thread | null> {
     let leased = false
-    const task = await this.#records
+    const thread = await this.#records
       .change(workspace, id, (body) => {
         leased = body.executionId === executionId && !hasEnded(body)
         if (!leased) return null
@@ -301,45 +309,45 @@ export class Threads {
         if (PlatformError.is(error) && error.code === 'not_found') return null
         throw error
       })
-    return leased ? task : null
+    return leased ? thread : null
   }
 
   /** Resolves once its newest turn ended; with how it stands then, after `timeoutMs` or when the signal aborts too. @throws not_found */
   async ended(
     workspace: string,
-    { name: id, body }: Task,
+    { name: id, body }: Thread,
     options: { timeoutMs: number; signal?: AbortSignal },
-  ): Promise<Task> {
+  ): Promise<Thread> {
     if (!hasEnded(body)) await this.#options.executions.ended(workspace, body.executionId, options)
     return await this.get(workspace, id)
   }
 
   /** What happens to it from this call on. */
-  watch(workspace: string, id: string, signal: AbortSignal): AsyncIterable<TaskEvent> {
+  watch(workspace: string, id: string, signal: AbortSignal): AsyncIterable<ThreadEvent> {
     return this.#events.watch(workspace, id, signal)
   }
 
   /** What its program, or whoever works on it, says. What is stale, or comes after its end, changes nothing. @throws not_found */
-  async report(workspace: string, id: string, report: TurnReport): Promise<Task> {
+  async report(workspace: string, id: string, report: TurnReport): Promise<Thread> {
     return await this.#turns.report(await this.get(workspace, id), report)
   }
 
   /** Says that it is worked on, by which version of its program. */
-  async executing(task: Task, version: string | null): Promise<void> {
-    await this.#turns.executing(task, version)
+  async executing(thread: Thread, version: string | null): Promise<void> {
+    await this.#turns.executing(thread, version)
   }
 
   /** What only the program is to read. */
-  tokensOf(task: Task): JsonObject {
-    return this.#turns.tokensOf(task)
+  tokensOf(thread: Thread): JsonObject {
+    return this.#turns.tokensOf(thread)
   }
 
   /** Steps that remove every thread of a workspace. */
   async removal(workspace: string) {
-    return await removalOf(this.#options.store, [taskKind, entryKind], workspace)
+    return await removalOf(this.#options.store, [threadKind, entryKind], workspace)
   }
 
-  #newBody(asked: NewTurn, id: string, executionId: string, now: number): TaskBody {
+  #newBody(asked: NewTurn, id: string, executionId: string, now: number): ThreadBody {
     const { tokens = {}, callback } = asked
     const hasTokens = Object.keys(tokens).length > 0
     return {
@@ -379,7 +387,7 @@ export class Threads {
     }
   }
 
-  async #takeBack({ workspace, name: id, body }: Task, before: TaskBody | null): Promise<void> {
+  async #takeBack({ workspace, name: id, body }: Thread, before: ThreadBody | null): Promise<void> {
     if (before === null) {
       await this.#records.remove(workspace, id)
       return
@@ -402,7 +410,7 @@ function checkSchema({ output_schema: schema }: JsonObject): void {
   }
 }
 
-function stillGoesOn(id: string, { status }: TaskBody): PlatformError {
+function stillGoesOn(id: string, { status }: ThreadBody): PlatformError {
   return new PlatformError(
     'conflict',
     `id: the task "${id.slice(0, 80)}" is ${status}: wait until its turn has ended, or stop it, before the next one`,

@@ -1,7 +1,7 @@
 /** Idempotency-Key of turns: which turn was asked with it, and with what. */
 import { createHash } from 'node:crypto'
 import { PlatformError } from '../errors.ts'
-import type { TaskBody, TurnKey } from './task.ts'
+import type { ThreadBody, TurnKey } from './record.ts'
 
 const keyKeptMs = 24 * 60 * 60_000
 /** Of one thread, the newest. */
@@ -16,14 +16,14 @@ export function turnKey(workspace: string, key: string, asked: unknown, at: numb
   return { hash: digestOf([workspace, key]), digest: digestOf(asked), at }
 }
 
-/** A task's id that the same key always leads to, shaped as every other: that a key makes one task is so up to the store. */
-export function taskIdOf({ hash }: TurnKey): string {
-  const hex = createHash('sha256').update(`task ${hash}`).digest('hex')
+/** A thread's id that the same key always leads to, shaped as every other: that a key makes one thread is so up to the store. */
+export function threadIdOf({ hash }: TurnKey): string {
+  const hex = createHash('sha256').update(`thread ${hash}`).digest('hex')
   return `${hex.slice(0, 8)}-${hex.slice(8, 12)}-8${hex.slice(13, 16)}-a${hex.slice(17, 20)}-${hex.slice(20, 32)}`
 }
 
 /** Whether a thread has this request already. @throws conflict when it has another one of this key */
-export function wasAsked({ keys }: TaskBody, key: TurnKey): boolean {
+export function wasAsked({ keys }: ThreadBody, key: TurnKey): boolean {
   const known = keys.find(({ hash, at }) => hash === key.hash && key.at - at < keyKeptMs)
   if (known === undefined) return false
   if (known.digest === key.digest) return true

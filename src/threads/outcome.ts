@@ -1,7 +1,7 @@
 /** What became of a turn, from what became of its execution and back. */
 import type { AttemptOutcome, Execution, ExecutionReport } from '../executions/index.ts'
 import { JsonSchema } from '../lib/json-schema/index.ts'
-import type { Json, TaskBody, TaskStatus } from './task.ts'
+import type { Json, ThreadBody, ThreadStatus } from './record.ts'
 
 /** Of an execution that its client ended, and not its program. */
 export const stoppedReason = 'stopped'
@@ -12,7 +12,12 @@ const failedCodes = new Set(['agent_failed', 'output_schema'])
 export function endedTurn(
   { status, error, statusReason }: Execution,
   result: string | null,
-): { status: TaskStatus; result: string | null; internalStatus: string | null; isManuallyStopped: boolean } {
+): {
+  status: ThreadStatus
+  result: string | null
+  internalStatus: string | null
+  isManuallyStopped: boolean
+} {
   const reason = error?.message ?? statusReason
   switch (status) {
     case 'succeeded':
@@ -42,7 +47,7 @@ export function endedTurn(
 }
 
 /** Why a result is not what its client asked for; null: it is. */
-function schemaProblem({ options }: Pick<TaskBody, 'options'>, result: string): string | null {
+function schemaProblem({ options }: Pick<ThreadBody, 'options'>, result: string): string | null {
   const schema = options.output_schema
   if (!isSchema(schema)) return null
   let value: unknown
@@ -63,7 +68,7 @@ export function isSchema(schema: Json | undefined): schema is { [key: string]: J
 }
 
 /** Of an answer that is there. */
-export function answered(body: TaskBody, result: string): AttemptOutcome {
+export function answered(body: ThreadBody, result: string): AttemptOutcome {
   const problem = schemaProblem(body, result)
   if (problem === null) {
     return { status: 'succeeded', result: Buffer.from(result), type: 'text/plain; charset=utf-8' }
@@ -78,7 +83,7 @@ export function answered(body: TaskBody, result: string): AttemptOutcome {
 }
 
 /** What its program says of how it ended, as the execution is told. */
-export function endReport(body: TaskBody, status: TaskStatus, result: string | null): ExecutionReport {
+export function endReport(body: ThreadBody, status: ThreadStatus, result: string | null): ExecutionReport {
   const kept = result === null ? {} : { result: Buffer.from(result), type: 'text/plain; charset=utf-8' }
   switch (status) {
     case 'completed': {

@@ -7,12 +7,12 @@ import {
   type EntryBody,
   entryKind,
   indexesOf,
-  type Task,
-  type TaskBody,
-  type TaskStatus,
-  taskKey,
-  taskKind,
-} from './task.ts'
+  type Thread,
+  type ThreadBody,
+  type ThreadStatus,
+  threadKey,
+  threadKind,
+} from './record.ts'
 
 /** Of a thread: a thousand turns that say nothing else. What programs tell beside it has less room. */
 export const entriesMax = 2000
@@ -20,38 +20,38 @@ export const entriesWithEventsMax = 1500
 const attemptsMax = 16
 const stepsMax = 500
 
-export interface TaskFilter {
+export interface ThreadFilter {
   agent?: string
   user?: string
   parent?: string
   triggering?: string
-  status?: TaskStatus[]
+  status?: ThreadStatus[]
   internal?: string
   /** When it was made, in milliseconds since the epoch. */
   since?: number
   until?: number
 }
 
-export class TaskRecords {
+export class ThreadRecords {
   readonly #store: Store
 
   constructor(store: Store) {
     this.#store = store
   }
 
-  async get(workspace: string, id: string): Promise<Task | null> {
-    return await this.#store.get<TaskBody>(taskKey(workspace, id))
+  async get(workspace: string, id: string): Promise<Thread | null> {
+    return await this.#store.get<ThreadBody>(threadKey(workspace, id))
   }
 
   /** @throws already_exists, workspace_not_found */
-  async create(workspace: string, id: string, body: TaskBody, entries: EntryBody[]): Promise<Task> {
+  async create(workspace: string, id: string, body: ThreadBody, entries: EntryBody[]): Promise<Thread> {
     const whole = { ...body, entries: entries.length }
     const made = await this.#store.batch([
       inWorkspace(workspace),
-      { op: 'create', input: { ...taskKey(workspace, id), body: whole, indexes: indexesOf(whole) } },
+      { op: 'create', input: { ...threadKey(workspace, id), body: whole, indexes: indexesOf(whole) } },
       ...entrySteps(workspace, id, 0, entries),
     ])
-    return made[1] as Task
+    return made[1] as Thread
   }
 
   /**
@@ -61,22 +61,22 @@ export class TaskRecords {
   async change(
     workspace: string,
     id: string,
-    next: (body: TaskBody) => { body: TaskBody; entries?: EntryBody[] } | null,
-  ): Promise<Task> {
+    next: (body: ThreadBody) => { body: ThreadBody; entries?: EntryBody[] } | null,
+  ): Promise<Thread> {
     for (let attempt = 1; ; attempt++) {
-      const task = await this.get(workspace, id)
-      if (task === null) throw noSuchTask(id)
-      const made = next(task.body)
-      if (made === null) return task
-      const entries = (made.entries ?? []).slice(0, Math.max(0, entriesMax - task.body.entries))
-      const body = { ...made.body, entries: task.body.entries + entries.length }
+      const thread = await this.get(workspace, id)
+      if (thread === null) throw noSuchThread(id)
+      const made = next(thread.body)
+      if (made === null) return thread
+      const entries = (made.entries ?? []).slice(0, Math.max(0, entriesMax - thread.body.entries))
+      const body = { ...made.body, entries: thread.body.entries + entries.length }
       const change = { body, indexes: indexesOf(body) }
       try {
         const done = await this.#store.batch([
-          { op: 'update', key: taskKey(workspace, id), expectedVersion: task.version, change },
-          ...entrySteps(workspace, id, task.body.entries, entries),
+          { op: 'update', key: threadKey(workspace, id), expectedVersion: thread.version, change },
+          ...entrySteps(workspace, id, thread.body.entries, entries),
         ])
-        return done[0] as Task
+        return done[0] as Thread
       } catch (error) {
         const raced = PlatformError.is(error) && error.code === 'version_mismatch'
         if (!raced || attempt >= attemptsMax) throw error
@@ -86,35 +86,35 @@ export class TaskRecords {
 
   async list(
     workspace: string,
-    filter: TaskFilter,
+    filter: ThreadFilter,
     page: { offset: number; limit: number },
-  ): Promise<{ items: Task[]; total: number }> {
+  ): Promise<{ items: Thread[]; total: number }> {
     const { since, until, ...named } = filter
     const where = Object.fromEntries(Object.entries(named).filter(([, value]) => value !== undefined))
     const query = {
-      kind: taskKind,
+      kind: threadKind,
       workspace,
       where: where as Record<string, string | string[]>,
       ...(since === undefined ? {} : { since }),
       ...(until === undefined ? {} : { until }),
     }
-    const { data } = await this.#store.page<TaskBody>({ ...query, ...page })
+    const { data } = await this.#store.page<ThreadBody>({ ...query, ...page })
     return { items: data, total: await this.#store.count(query) }
   }
 
   /** Some of those that were begun first, and how many there are. */
-  async oldest(workspace: string): Promise<{ oldest: Task[]; total: number }> {
-    const { data, total } = await this.#store.page<TaskBody>({
-      ...{ kind: taskKind, workspace },
+  async oldest(workspace: string): Promise<{ oldest: Thread[]; total: number }> {
+    const { data, total } = await this.#store.page<ThreadBody>({
+      ...{ kind: threadKind, workspace },
       ...{ sort: 'createdAt:asc', limit: pageLimitMax },
     })
     return { oldest: data, total }
   }
 
   /** Those of all workspaces whose newest turn has not ended, as far as is written. */
-  open(): AsyncIterable<Task> {
+  open(): AsyncIterable<Thread> {
     const status = ['pending', 'executing', 'paused']
-    return everyItem((page) => this.#store.page<TaskBody>({ kind: taskKind, where: { status }, ...page }))
+    return everyItem((page) => this.#store.page<ThreadBody>({ kind: threadKind, where: { status }, ...page }))
   }
 
   /** In the order in which it was said. */
@@ -132,10 +132,10 @@ export class TaskRecords {
 
   /** With everything that was said in it. */
   async remove(workspace: string, id: string): Promise<boolean> {
-    const task = await this.get(workspace, id)
-    if (task === null) return false
+    const thread = await this.get(workspace, id)
+    if (thread === null) return false
     // Its record first: nobody sees half of a thread.
-    const removed = await this.#store.remove(taskKey(workspace, id))
+    const removed = await this.#store.remove(threadKey(workspace, id))
     await this.removeEntries(workspace, id)
     return removed
   }
@@ -154,7 +154,7 @@ export class TaskRecords {
   }
 }
 
-export function noSuchTask(id: string): PlatformError {
+export function noSuchThread(id: string): PlatformError {
   return new PlatformError('not_found', `there is no task "${id.slice(0, 80)}"`)
 }
 

@@ -11,10 +11,17 @@ import type { Clock } from '../lib/clock.ts'
 import type { Logger } from '../lib/log.ts'
 import type { SecretBox } from '../lib/secret-box.ts'
 import { conversation, type Message } from './conversation.ts'
-import type { TaskEvents } from './events.ts'
+import type { ThreadEvents } from './events.ts'
 import { answered, endedTurn, endReport } from './outcome.ts'
-import { noSuchTask, type TaskRecords } from './records.ts'
-import { hasEnded, type Json, type JsonObject, type Task, type TaskBody, type TaskStatus } from './task.ts'
+import {
+  hasEnded,
+  type Json,
+  type JsonObject,
+  type Thread,
+  type ThreadBody,
+  type ThreadStatus,
+} from './record.ts'
+import { noSuchThread, type ThreadRecords } from './records.ts'
 
 /** Of executions that are turns of threads. */
 const turnSource = 'xpander'
@@ -29,7 +36,7 @@ const reportedBytesMax = 256 * 1024
 
 /** Whoever does a turn. `waiting`: it was taken up by somebody who reports. */
 export type Performer = (
-  turn: { task: Task; execution: Execution; messages: Message[]; tokens: JsonObject },
+  turn: { thread: Thread; execution: Execution; messages: Message[]; tokens: JsonObject },
   tell: (type: string, data: Json) => void,
   signal: AbortSignal,
 ) => Promise<
@@ -40,7 +47,7 @@ export type Performer = (
 
 /** What a program says of the turn that it works on. */
 export interface TurnReport {
-  status?: TaskStatus
+  status?: ThreadStatus
   result?: string | null
   internalStatus?: string | null
   title?: string | null
@@ -51,8 +58,8 @@ export interface TurnReport {
 }
 
 export interface TurnsOptions {
-  records: TaskRecords
-  events: TaskEvents
+  records: ThreadRecords
+  events: ThreadEvents
   executions: Executions
   secrets: Pick<SecretBox, 'seal' | 'open'>
   clock: Clock
@@ -63,10 +70,10 @@ export interface TurnsOptions {
 
 export class Turns {
   readonly #options: TurnsOptions
-  readonly #records: TaskRecords
-  readonly #events: TaskEvents
+  readonly #records: ThreadRecords
+  readonly #events: ThreadEvents
   #perform: Performer | null = null
-  #onEnded: (task: Task) => void = () => {}
+  #onEnded: (thread: Thread) => void = () => {}
 
   constructor(options: TurnsOptions) {
     this.#options = options
@@ -79,12 +86,12 @@ export class Turns {
   }
 
   /** Who does turns; `ended` is told of each that ended, whoever ended it. */
-  performer(perform: Performer, ended: (task: Task) => void): void {
+  performer(perform: Performer, ended: (thread: Thread) => void): void {
     this.#perform = perform
     this.#onEnded = ended
   }
 
-  async accept({ workspace, name: id, body }: Task): Promise<void> {
+  async accept({ workspace, name: id, body }: Thread): Promise<void> {
     const { executionId, agentId, turn, input, callback } = body
     const given: { dialect: string } | undefined = callback as never
     await this.#options.executions.accept({
@@ -93,7 +100,7 @@ export class Turns {
       target: { kind: 'agent', name: agentId },
       targetRunningMax: runningOfAgentMax,
       id: executionId,
-      input: Buffer.from(JSON.stringify({ task: id, turn, ...input })),
+      input: Buffer.from(JSON.stringify({ thread: id, turn, ...input })),
       labels: { thread: id, turn: String(turn) },
       timeoutMs: turnMsMax,
       retry,
@@ -102,9 +109,9 @@ export class Turns {
   }
 
   /** At start, one that cannot be accepted. */
-  async undone({ workspace, name: id, body }: Task, error: unknown): Promise<void> {
+  async undone({ workspace, name: id, body }: Thread, error: unknown): Promise<void> {
     const message = PlatformError.is(error) ? error.message : 'it could not be taken up'
-    this.#options.log.warn('a turn could not be taken up', { task: id, error })
+    this.#options.log.warn('a turn could not be taken up', { thread: id, error })
     await this.#records.change(workspace, id, (current) =>
       current.executionId === body.executionId && !hasEnded(current)
         ? { body: { ...current, status: 'error', result: message, finishedAt: this.#options.clock.now() } }
@@ -113,37 +120,37 @@ export class Turns {
   }
 
   async #run({ execution }: Attempt, signal: AbortSignal): Promise<AttemptOutcome> {
-    const task = await this.#taken(execution)
-    if (task === null || this.#perform === null) {
+    const thread = await this.#taken(execution)
+    if (thread === null || this.#perform === null) {
       return {
         status: 'failed',
         error: { code: 'superseded', message: 'the thread of this turn is gone, or went on without it' },
         retry: false,
       }
     }
-    const { workspace, name: id } = task
+    const { workspace, name: id } = thread
     const turn = {
-      task,
+      thread,
       execution,
-      messages: await this.messages(task),
-      tokens: this.tokensOf(task),
+      messages: await this.messages(thread),
+      tokens: this.tokensOf(thread),
     }
     const tell = (type: string, data: Json) =>
       this.#events.tell(workspace, id, { type, at: this.#options.clock.now(), data })
     const done = await this.#perform(turn, tell, signal)
     if (signal.reason instanceof ExecutionStopped) throw signal.reason
     if (done.by === 'reporter') return { status: 'waiting' }
-    return done.by === 'failure' ? done.outcome : answered(task.body, done.result)
+    return done.by === 'failure' ? done.outcome : answered(thread.body, done.result)
   }
 
-  /** The task whose newest turn this execution is; one that is replayed becomes that. */
-  async #taken(execution: Execution): Promise<Task | null> {
+  /** The thread whose newest turn this execution is; one that is replayed becomes that. */
+  async #taken(execution: Execution): Promise<Thread | null> {
     const { workspace, labels } = execution
     const id = labels.thread ?? ''
-    const task = await this.#records.get(workspace, id)
-    if (task === null) return null
-    if (task.body.executionId === execution.id) return task
-    if (labels.replayOf !== task.body.executionId) return null
+    const thread = await this.#records.get(workspace, id)
+    if (thread === null) return null
+    if (thread.body.executionId === execution.id) return thread
+    if (labels.replayOf !== thread.body.executionId) return null
     let adopted = false
     const changed = await this.#records.change(workspace, id, (body) => {
       adopted = body.executionId === labels.replayOf && hasEnded(body)
@@ -164,7 +171,7 @@ export class Turns {
   }
 
   /** Says that it is worked on. */
-  async executing({ workspace, name: id, body }: Task, version: string | null): Promise<void> {
+  async executing({ workspace, name: id, body }: Thread, version: string | null): Promise<void> {
     const changed = await this.#records.change(workspace, id, (current) => {
       if (current.executionId !== body.executionId || hasEnded(current)) return null
       return {
@@ -179,14 +186,14 @@ export class Turns {
     this.#tell(changed, 'task_updated')
   }
 
-  async #note(task: Task, report: TurnReport): Promise<Task> {
+  async #note(thread: Thread, report: TurnReport): Promise<Thread> {
     const { status, result, internalStatus, title, reported = {} } = report
     const goesOn = status !== undefined && !hasEnded({ status })
-    const { workspace, name: id } = task
+    const { workspace, name: id } = thread
     const changed = await this.#records.change(workspace, id, (body) => {
-      if (hasEnded(body) || body.executionId !== task.body.executionId) return null
+      if (hasEnded(body) || body.executionId !== thread.body.executionId) return null
       const now = this.#options.clock.now()
-      const next: TaskBody = {
+      const next: ThreadBody = {
         ...body,
         ...(goesOn ? { status } : {}),
         ...(goesOn && result !== undefined ? { result } : {}),
@@ -202,23 +209,23 @@ export class Turns {
     return changed
   }
 
-  /** A task as its newest turn stands. @throws not_found */
-  async current(workspace: string, id: string): Promise<Task> {
-    const task = await this.#records.get(workspace, id)
-    if (task === null) throw noSuchTask(id)
-    if (hasEnded(task.body)) return task
-    const execution = this.#options.executions.get(workspace, task.body.executionId)
+  /** A thread as its newest turn stands. @throws not_found */
+  async current(workspace: string, id: string): Promise<Thread> {
+    const thread = await this.#records.get(workspace, id)
+    if (thread === null) throw noSuchThread(id)
+    if (hasEnded(thread.body)) return thread
+    const execution = this.#options.executions.get(workspace, thread.body.executionId)
     // It ended this very moment, and its record says so in the next.
-    return execution?.endedAt == null ? task : ((await this.settle(execution)) ?? task)
+    return execution?.endedAt == null ? thread : ((await this.settle(execution)) ?? thread)
   }
 
   /** What its program says; what is stale, or comes after its end, changes nothing. */
-  async report(task: Task, report: TurnReport): Promise<Task> {
+  async report(thread: Thread, report: TurnReport): Promise<Thread> {
     const { status, lease } = report
-    const { workspace, name: id } = task
-    if (hasEnded(task.body) || (lease !== undefined && lease < task.body.leases)) return task
+    const { workspace, name: id } = thread
+    if (hasEnded(thread.body) || (lease !== undefined && lease < thread.body.leases)) return thread
     if (status !== undefined && hasEnded({ status })) {
-      const noted = await this.#note(task, report)
+      const noted = await this.#note(thread, report)
       const end = endReport(noted.body, status, report.result ?? noted.body.result)
       try {
         const execution = await this.#options.executions.report(workspace, noted.body.executionId, end)
@@ -229,7 +236,7 @@ export class Turns {
         return await this.current(workspace, id)
       }
     }
-    const noted = await this.#note(task, report)
+    const noted = await this.#note(thread, report)
     // A word of it is a sign of life.
     await this.#options.executions
       .report(workspace, noted.body.executionId, { status: 'running' })
@@ -240,7 +247,7 @@ export class Turns {
   }
 
   /** Writes how a turn ended into its thread, once. Null: there is no such thread, or it went on. */
-  async settle(execution: Execution): Promise<Task | null> {
+  async settle(execution: Execution): Promise<Thread | null> {
     const { workspace, id: executionId, labels, endedAt } = execution
     if (endedAt === null) return null
     const id = labels.thread ?? ''
@@ -249,7 +256,7 @@ export class Turns {
     const end = endedTurn(execution, answer)
     let wrote = false
     try {
-      const task = await this.#records.change(workspace, id, (body) => {
+      const thread = await this.#records.change(workspace, id, (body) => {
         wrote = body.executionId === executionId && !hasEnded(body)
         if (!wrote) return null
         const said = end.status === 'completed' ? (end.result ?? '') : answer
@@ -265,17 +272,17 @@ export class Turns {
         }
       })
       if (wrote) {
-        this.#tell(task, 'task_finished')
-        this.#onEnded(task)
+        this.#tell(thread, 'task_finished')
+        this.#onEnded(thread)
       }
-      return task
+      return thread
     } catch (error) {
       if (PlatformError.is(error) && error.code === 'not_found') return null
       throw error
     }
   }
 
-  async messages({ workspace, name, body }: Task): Promise<Message[]> {
+  async messages({ workspace, name, body }: Thread): Promise<Message[]> {
     return conversation(await this.#records.entries(workspace, name), body.turn)
   }
 
@@ -285,18 +292,18 @@ export class Turns {
   }
 
   /** What only the program is to read. */
-  tokensOf({ name, body }: Task): JsonObject {
+  tokensOf({ name, body }: Thread): JsonObject {
     if (body.sealedTokens === undefined) return {}
     return JSON.parse(this.#options.secrets.open(body.sealedTokens, tokensPurpose(name))) as JsonObject
   }
 
-  #tell(task: Task, type: string): void {
-    this.#events.tell(task.workspace, task.name, { type, at: task.updatedAt, data: null, task })
+  #tell(thread: Thread, type: string): void {
+    this.#events.tell(thread.workspace, thread.name, { type, at: thread.updatedAt, data: null, thread })
   }
 }
 
 /** Of how it failed its program's own word says most, unless it was not the program that failed. */
-function internalStatusOf({ internalStatus: said }: TaskBody, code: string | null): string | null {
+function internalStatusOf({ internalStatus: said }: ThreadBody, code: string | null): string | null {
   return code === null || code.startsWith('agent_') ? (said ?? code) : code
 }
 
@@ -310,5 +317,5 @@ export function boundedReport(reported: JsonObject): JsonObject {
 }
 
 function tokensPurpose(id: string): string {
-  return `task/${id}/tokens`
+  return `thread/${id}/tokens`
 }

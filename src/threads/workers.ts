@@ -6,7 +6,7 @@ import type { Clock } from '../lib/clock.ts'
 import { Deadlines } from '../lib/deadlines.ts'
 import type { Logger } from '../lib/log.ts'
 import type { Threads } from './index.ts'
-import type { Task } from './task.ts'
+import type { Thread } from './record.ts'
 
 /** As many as its library works on at once. */
 const leasesOfWorkerMax = 6
@@ -31,7 +31,7 @@ export interface WorkerConnection {
   name: string
   /** Gets every turn of the agent, and not only those that name it. */
   isFor: 'all' | 'named'
-  hand(task: Task): void
+  hand(thread: Thread): void
   close(): void
 }
 
@@ -46,7 +46,7 @@ export interface Worker extends WorkerConnection {
 interface Turn {
   workspace: string
   agentId: string
-  taskId: string
+  threadId: string
   executionId: string
   /** The one that it is for, where its client says so. */
   workerId: string | null
@@ -74,12 +74,12 @@ export class Workers {
 
   /** What workers had when the platform ended: they come back, or what they had is given to others. */
   async open(): Promise<void> {
-    for await (const task of this.#threads.reported()) {
-      if (task.body.options.run_locally === true) continue
-      const turn = this.#turnOf(task)
+    for await (const thread of this.#threads.reported()) {
+      if (thread.body.options.run_locally === true) continue
+      const turn = this.#turnOf(thread)
       this.#turns.set(turn.executionId, turn)
-      if (task.body.leases === 0) continue
-      turn.lease = { worker: null, number: task.body.leases }
+      if (thread.body.leases === 0) continue
+      turn.lease = { worker: null, number: thread.body.leases }
       this.#deadlines.set(`turn ${turn.executionId}`, this.#clock.now() + lostMs)
     }
   }
@@ -166,20 +166,20 @@ export class Workers {
   }
 
   /** Whether a worker is there that this turn would be given to. */
-  serves(task: Task): boolean {
-    const turn = this.#turnOf(task)
+  serves(thread: Thread): boolean {
+    const turn = this.#turnOf(thread)
     return this.of(turn.workspace, turn.agentId).some((worker) => this.#isFor(worker, turn))
   }
 
   /** To be done by whichever worker has room for it, now or once one comes. */
-  offer(task: Task): void {
-    const turn = this.#turnOf(task)
+  offer(thread: Thread): void {
+    const turn = this.#turnOf(thread)
     this.#turns.set(turn.executionId, turn)
     this.#pump(agentKey(turn))
   }
 
   /** It is over, whoever ended it. */
-  ended({ body }: Task): void {
+  ended({ body }: Thread): void {
     const turn = this.#turns.get(body.executionId)
     if (turn === undefined) return
     this.#turns.delete(body.executionId)
@@ -210,24 +210,24 @@ export class Workers {
     const lease: Turn['lease'] = { worker, number: 0 }
     turn.lease = lease
     worker.leases++
-    let task: Task | null
+    let thread: Thread | null
     try {
-      task = await this.#threads.lease(turn.workspace, turn.taskId, turn.executionId, worker.id)
+      thread = await this.#threads.lease(turn.workspace, turn.threadId, turn.executionId, worker.id)
     } catch (error) {
-      this.#log.warn('a turn could not be given to a worker', { task: turn.taskId, error })
+      this.#log.warn('a turn could not be given to a worker', { thread: turn.threadId, error })
       worker.leases--
       turn.lease = null
       this.#deadlines.set(`turn ${turn.executionId}`, this.#clock.now() + lostMs)
       return
     }
-    if (task === null) {
+    if (thread === null) {
       worker.leases--
       this.#turns.delete(turn.executionId)
       return
     }
-    lease.number = task.body.leases
+    lease.number = thread.body.leases
     // It left meanwhile: what is owed then was said by `gone`.
-    if (lease.worker !== null) worker.hand(task)
+    if (lease.worker !== null) worker.hand(thread)
   }
 
   async #due(key: string): Promise<void> {
@@ -258,7 +258,7 @@ export class Workers {
       return
     }
     this.#turns.delete(executionId)
-    await this.#threads.report(turn.workspace, turn.taskId, {
+    await this.#threads.report(turn.workspace, turn.threadId, {
       status: 'error',
       result: `its workers were lost, ${lossesMax} of them one after the other`,
       internalStatus: 'worker_lost',
@@ -271,12 +271,12 @@ export class Workers {
     return isNamed ? workerId === worker.id : worker.isFor === 'all'
   }
 
-  #turnOf({ workspace, name, body }: Task): Turn {
+  #turnOf({ workspace, name, body }: Thread): Turn {
     const { worker_id: asked } = body.options
     return {
       workspace,
       agentId: body.agentId,
-      taskId: name,
+      threadId: name,
       executionId: body.executionId,
       workerId: typeof asked === 'string' ? asked : null,
       losses: 0,

@@ -94,8 +94,8 @@ export function agentRoutes(options: XpanderOptions): Route[] {
       summary: 'Invoke an agent, and wait for what it answers',
       async handle(context) {
         const turn = await turnOf(context, context.body, context.query.version)
-        const { task } = await threads.begin(turn)
-        return taskView(await endOf(threads, task, context.request.signal))
+        const { thread } = await threads.begin(turn)
+        return taskView(await endOf(threads, thread, context.request.signal))
       },
     }),
     route({
@@ -103,8 +103,8 @@ export function agentRoutes(options: XpanderOptions): Route[] {
       path: '/v1/agents/{agentId}/invoke/async',
       summary: 'Invoke an agent, and ask for its answer later',
       async handle(context) {
-        const { task } = await threads.begin(await turnOf(context, context.body, context.query.version))
-        return taskView(task)
+        const { thread } = await threads.begin(await turnOf(context, context.body, context.query.version))
+        return taskView(thread)
       },
     }),
     route({

@@ -2,7 +2,7 @@ import { afterAll, beforeAll, beforeEach, expect, test } from 'bun:test'
 import { PlatformError } from '../../../errors.ts'
 import { systemClock } from '../../../lib/clock.ts'
 import type { Instance } from '../../../spec/runtime.ts'
-import type { Json, Task } from '../../../threads/index.ts'
+import type { Json, Thread } from '../../../threads/index.ts'
 import { Exchanges } from '../../run/exchanges.ts'
 import { type ProgramOptions, performer } from './program.ts'
 
@@ -56,15 +56,18 @@ const acquired = (version: string | null) => {
     },
   }
 }
-const offered: Task[] = []
+const offered: Thread[] = []
 const executing: (string | null)[] = []
 const options = {
   agents: {
     find: async (_: string, id: string) =>
       id === 'gone' ? null : { id, deployment: id === 'worked' ? null : {} },
   },
-  workers: { serves: ({ body }: Task) => body.agentId === 'both', offer: (task: Task) => offered.push(task) },
-  threads: { executing: async (_: Task, version: string | null) => void executing.push(version) },
+  workers: {
+    serves: ({ body }: Thread) => body.agentId === 'both',
+    offer: (thread: Thread) => offered.push(thread),
+  },
+  threads: { executing: async (_: Thread, version: string | null) => void executing.push(version) },
   plane: {
     deployments: { isPublic: () => false, acquire: async () => acquired(null) },
     exchanges: new Exchanges({ clock: systemClock }),
@@ -76,7 +79,7 @@ const perform = performer(options)
 
 async function done(change: Record<string, unknown> = {}, signal = new AbortController().signal) {
   const told: Json[] = []
-  const task = {
+  const thread = {
     name: 'thread-1',
     workspace: 'main',
     body: {
@@ -86,13 +89,13 @@ async function done(change: Record<string, unknown> = {}, signal = new AbortCont
       options: { additional_context: 'be brief', events_streaming: false },
       ...change,
     },
-  } as unknown as Task
+  } as unknown as Thread
   const messages = [
     { role: 'user' as const, content: 'hello' },
     { role: 'assistant' as const, content: 'hi' },
     { role: 'user' as const, content: 'and now?' },
   ]
-  const turn = { task, messages, tokens: { user_oidc_token: 'secret' }, execution: {} as never }
+  const turn = { thread, messages, tokens: { user_oidc_token: 'secret' }, execution: {} as never }
   const outcome = await perform(turn, (type, data) => told.push([type, data]), signal)
   return { outcome, told }
 }

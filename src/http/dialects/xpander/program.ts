@@ -8,7 +8,7 @@ import type {
   JsonObject,
   Message,
   Performer,
-  Task,
+  Thread,
   Threads,
   Workers,
 } from '../../../threads/index.ts'
@@ -37,8 +37,8 @@ export interface ProgramOptions {
 
 export function performer(options: ProgramOptions): Performer {
   const { agents, workers, threads } = options
-  return async ({ task, messages, tokens }, tell, signal) => {
-    const { workspace, body } = task
+  return async ({ thread, messages, tokens }, tell, signal) => {
+    const { workspace, body } = thread
     // Whoever made it does it, and says how it goes.
     if (body.options.run_locally === true) return { by: 'reporter' }
     const agent = await agents.find(workspace, body.agentId)
@@ -48,15 +48,15 @@ export function performer(options: ProgramOptions): Performer {
         outcome: failed('agent_not_found', `there is no agent "${body.agentId}" any more`),
       }
     }
-    if (agent.deployment === null || workers.serves(task)) {
-      workers.offer(task)
+    if (agent.deployment === null || workers.serves(thread)) {
+      workers.offer(thread)
       return { by: 'reporter' }
     }
     try {
       let version: string | null = null
       const response = await serveDeployment(
         {
-          request: requestOf(task, messages, tokens, signal),
+          request: requestOf(thread, messages, tokens, signal),
           path: '/',
           search: '?stream=true',
           publicOrigin: options.origin(),
@@ -68,14 +68,14 @@ export function performer(options: ProgramOptions): Performer {
           name: body.agentId,
           timed: false,
           acquire: async (caller) => {
-            const acquired = await acquire(task, options, caller.signal)
+            const acquired = await acquire(thread, options, caller.signal)
             version = acquired.version
             return acquired.lease
           },
         },
         options.plane,
       )
-      await threads.executing(task, version)
+      await threads.executing(thread, version)
       return await answerOf(response, body.options, (piece) => tell('chunk', piece))
     } catch (error) {
       signal.throwIfAborted()
@@ -85,7 +85,7 @@ export function performer(options: ProgramOptions): Performer {
 }
 
 async function acquire(
-  { workspace, body }: Task,
+  { workspace, body }: Thread,
   { plane, deployments }: ProgramOptions,
   signal: AbortSignal,
 ): Promise<{ lease: Acquired; version: string }> {
@@ -97,8 +97,8 @@ async function acquire(
 }
 
 /** As `hutch chat` asks, with the conversation and whatever else the client said. */
-function requestOf(task: Task, messages: Message[], tokens: JsonObject, signal: AbortSignal): Request {
-  const { name: id, body } = task
+function requestOf(thread: Thread, messages: Message[], tokens: JsonObject, signal: AbortSignal): Request {
+  const { name: id, body } = thread
   const { input, options } = body
   const asked = Object.fromEntries(
     Object.entries({ ...options, ...tokens }).filter(([, value]) => value !== null && value !== false),

@@ -1,6 +1,6 @@
 /** What clients of xpander send. As its own API does, unknown fields are passed over. */
 import { z } from 'zod'
-import { type JsonObject, taskStatuses } from '../../../threads/index.ts'
+import { type JsonObject, threadStatuses } from '../../../threads/index.ts'
 
 const textCharsMax = 8 * 1024 * 1024
 const filesMax = 100
@@ -95,7 +95,7 @@ export const taskFilters = z.object({
   agent_id: filter,
   parent_task_id: filter,
   triggering_agent_id: filter,
-  status: z.enum(taskStatuses).or(z.literal('')).optional(),
+  status: z.enum(threadStatuses).or(z.literal('')).optional(),
   internal_status: filter,
   from_date: date.optional(),
   to_date: date.optional(),
@@ -103,7 +103,7 @@ export const taskFilters = z.object({
 
 /** What the SDK says of a task: all of it, or the fields that changed. */
 export const updateSchema = z.looseObject({
-  status: z.enum(taskStatuses).nullish(),
+  status: z.enum(threadStatuses).nullish(),
   result: z.string().nullish(),
   internal_status: z.string().max(255).nullish(),
   title: name,

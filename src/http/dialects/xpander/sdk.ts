@@ -1,8 +1,8 @@
 /** What the Python package `xpander-sdk` calls, which is another API than the documented one. */
 import { z } from 'zod'
-import { workspacesOf } from '../../../access/index.ts'
+import { type Principal, workspacesOf } from '../../../access/index.ts'
 import { PlatformError } from '../../../errors.ts'
-import type { Json, JsonObject, Task, TurnReport } from '../../../threads/index.ts'
+import type { Json, JsonObject, Thread, TurnReport } from '../../../threads/index.ts'
 import { type Route, route } from '../../route.ts'
 import { checkVersion, versionNumber } from './agents.ts'
 import type { XpanderOptions } from './index.ts'
@@ -41,8 +41,8 @@ const reportedNames = [
 export function sdkRoutes(options: XpanderOptions): Route[] {
   const { agents, threads, callbacks, access } = options
   /** Whoever does a task gets what only the program is to read. */
-  const view = (task: Task, isItsProgram: boolean) =>
-    taskView(task, isItsProgram ? threads.tokensOf(task) : {})
+  const view = (thread: Thread, isItsProgram: boolean) =>
+    taskView(thread, isItsProgram ? threads.tokensOf(thread) : {})
   const list = async (workspace: string, query: z.output<typeof listQuery>) => {
     const { page, per_page } = query
     const offset = (page - 1) * per_page
@@ -112,15 +112,15 @@ export function sdkRoutes(options: XpanderOptions): Route[] {
         const version = request.headers.get(versionHeader) ?? undefined
         checkVersion(agent, version)
         const turn = await newTurn(agent.id, body, callerOf(context), { callbacks, version, source: 'sdk' })
-        const { task } = await threads.begin(turn)
-        return view(task, body.run_locally === true)
+        const { thread } = await threads.begin(turn)
+        return view(thread, body.run_locally === true)
       },
     }),
     route({
       ...shared,
       method: 'DELETE',
       path: '/agent-execution/{id}',
-      access: 'workload',
+      access: 'deployed',
       summary: 'Stop a task',
       handle: async ({ workspace, params }) => taskView(await threads.stop(workspace, params.id)),
     }),
@@ -140,8 +140,11 @@ export function sdkRoutes(options: XpanderOptions): Route[] {
       summary: 'Say how far a task is, or how it ended',
       body: updateSchema,
       bodyBytesMax: updateBytesMax,
-      handle: async ({ workspace, params, body }) =>
-        view(await threads.report(workspace, params.id, reportOf(body)), true),
+      async handle({ workspace, params, body, principal }) {
+        const { body: before } = await threads.get(workspace, params.id)
+        requireOwn(principal, before.agentId)
+        return view(await threads.report(workspace, params.id, reportOf(body)), true)
+      },
     }),
     route({
       ...shared,
@@ -150,9 +153,10 @@ export function sdkRoutes(options: XpanderOptions): Route[] {
       access: 'deployed',
       summary: 'Keep a task that was done elsewhere',
       body: externalTaskSchema,
-      async handle({ workspace, params, body }) {
+      async handle({ workspace, params, body, principal }) {
         const agent = await agents.require(workspace, params.id)
-        const { task } = await threads.begin({
+        requireOwn(principal, agent.id)
+        const { thread } = await threads.begin({
           workspace,
           agentId: agent.id,
           ...(body.id ? { id: body.id } : {}),
@@ -161,7 +165,7 @@ export function sdkRoutes(options: XpanderOptions): Route[] {
           source: 'sdk',
         })
         const { tokens, duration, used_tools } = body
-        const done = await threads.report(workspace, task.name, {
+        const done = await threads.report(workspace, thread.name, {
           status: body.is_success === false ? 'failed' : 'completed',
           result: body.result ?? '',
           reported: { tokens: tokens ?? null, duration: duration ?? 0, used_tools: used_tools ?? [] },
@@ -176,7 +180,8 @@ export function sdkRoutes(options: XpanderOptions): Route[] {
       access: 'deployed',
       summary: 'Tell what the program of a task does',
       body: pushedEventsSchema,
-      async handle({ workspace, params, body }) {
+      async handle({ workspace, params, body, principal }) {
+        requireOwn(principal, (await threads.get(workspace, params.id)).body.agentId)
         for (const { type, data } of body) {
           await threads.happened(workspace, params.id, type, (data ?? null) as Json)
         }
@@ -197,7 +202,7 @@ export function sdkRoutes(options: XpanderOptions): Route[] {
             const gone = new AbortController()
             const events = threads.watch(workspace, id, AbortSignal.any([gone.signal, request.signal]))
             try {
-              return taskStream(threads, { task: await threads.get(workspace, id), events }, gone)
+              return taskStream(threads, { thread: await threads.get(workspace, id), events }, gone)
             } catch (error) {
               gone.abort()
               throw error
@@ -230,14 +235,14 @@ export function sdkRoutes(options: XpanderOptions): Route[] {
       access: 'read',
       summary: 'Get what was said and done in a task',
       async handle({ workspace, params }) {
-        const task = await threads.get(workspace, params.taskId)
-        if (task.body.agentId !== params.agentId) {
+        const thread = await threads.get(workspace, params.taskId)
+        if (thread.body.agentId !== params.agentId) {
           throw new PlatformError(
             'not_found',
             `the task is none of the agent "${params.agentId.slice(0, 80)}"`,
           )
         }
-        return activityView(task, await threads.entries(workspace, params.taskId))
+        return activityView(thread, await threads.entries(workspace, params.taskId))
       },
     }),
     route({
@@ -247,7 +252,8 @@ export function sdkRoutes(options: XpanderOptions): Route[] {
       access: 'deployed',
       summary: 'Say what a task has cost',
       body: metricsSchema,
-      async handle({ workspace, body }) {
+      async handle({ workspace, body, principal }) {
+        requireOwn(principal, (await threads.get(workspace, body.execution_id)).body.agentId)
         const tokens = (body.llm_tokens?.worker ?? null) as Json
         await threads.measured(workspace, body.execution_id, {
           ...(tokens === null ? {} : { tokens }),
@@ -257,6 +263,15 @@ export function sdkRoutes(options: XpanderOptions): Route[] {
       },
     }),
   ]
+}
+
+/** What is deployed speaks for itself alone. @throws forbidden */
+function requireOwn(principal: Principal | null, agentId: string): void {
+  if (principal?.kind !== 'workload' || principal.resource.name === agentId) return
+  throw new PlatformError(
+    'forbidden',
+    `what is deployed as "${principal.resource.name}" does not do this work`,
+  )
 }
 
 function reportOf(body: z.output<typeof updateSchema>): TurnReport {

@@ -33,7 +33,7 @@ export function taskRoutes({ threads }: XpanderOptions): Route[] {
       ...shared,
       method: 'POST',
       path: '/v1/tasks/{taskId}/stop',
-      access: 'workload',
+      access: 'deployed',
       summary: 'Stop a task; one that ended stays as it is',
       handle: async ({ workspace, params }) => taskView(await threads.stop(workspace, params.taskId)),
     }),
@@ -41,7 +41,7 @@ export function taskRoutes({ threads }: XpanderOptions): Route[] {
       ...shared,
       method: 'DELETE',
       path: '/v1/tasks/{taskId}',
-      access: 'workload',
+      access: 'deployed',
       summary: 'Delete a task with all that was said in it, and with its sub-tasks',
       async handle({ workspace, params }) {
         await removeWithParts(threads, workspace, params.taskId)
@@ -55,8 +55,8 @@ export function taskRoutes({ threads }: XpanderOptions): Route[] {
       access: 'read',
       summary: 'Get what was said in a task',
       async handle({ workspace, params }) {
-        const task = await threads.get(workspace, params.taskId)
-        return Response.json(messageViews(await threads.entries(workspace, params.taskId), task))
+        const thread = await threads.get(workspace, params.taskId)
+        return Response.json(messageViews(await threads.entries(workspace, params.taskId), thread))
       },
     }),
     route({
@@ -66,9 +66,13 @@ export function taskRoutes({ threads }: XpanderOptions): Route[] {
       access: 'read',
       summary: 'Get what was said in a task and in its sub-tasks, with calls of tools',
       async handle({ workspace, params }) {
-        const task = await threads.get(workspace, params.taskId)
-        const full = { root: fullMessageViews(await threads.entries(workspace, task.name), task) }
-        const { items } = await threads.list(workspace, { parent: task.name }, { offset: 0, limit: partsMax })
+        const thread = await threads.get(workspace, params.taskId)
+        const full = { root: fullMessageViews(await threads.entries(workspace, thread.name), thread) }
+        const { items } = await threads.list(
+          workspace,
+          { parent: thread.name },
+          { offset: 0, limit: partsMax },
+        )
         for (const part of items) {
           Object.assign(full, {
             [part.name]: fullMessageViews(await threads.entries(workspace, part.name), part),

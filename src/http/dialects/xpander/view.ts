@@ -1,6 +1,5 @@
 /** Tasks, threads and agents as clients of xpander read them. */
-import type { Agent, Entry, Json, JsonObject, Task, Worker } from '../../../threads/index.ts'
-import { hasEnded } from '../../../threads/index.ts'
+import type { Agent, Entry, Json, JsonObject, Thread, Worker } from '../../../threads/index.ts'
 
 const titleCharsMax = 120
 
@@ -10,8 +9,8 @@ export function timeText(ms: number | null): string | null {
 }
 
 /** All of a task: how its newest turn stands. `tokens`: credentials, for the program that does it alone. */
-export function taskView(task: Task, tokens: JsonObject = {}): JsonObject {
-  const { name: id, workspace, createdAt, updatedAt, body } = task
+export function taskView(thread: Thread, tokens: JsonObject = {}): JsonObject {
+  const { name: id, workspace, createdAt, updatedAt, body } = thread
   const { options, reported, input } = body
   const either = (name: string, otherwise: Json = null): Json => reported[name] ?? options[name] ?? otherwise
   return {
@@ -85,7 +84,7 @@ const noPlan: JsonObject = {
 }
 
 /** As lists have it. */
-export function taskItem({ name: id, workspace, createdAt, updatedAt, body }: Task): JsonObject {
+export function taskItem({ name: id, workspace, createdAt, updatedAt, body }: Thread): JsonObject {
   const { options, reported, input } = body
   return {
     id,
@@ -116,12 +115,12 @@ function titleOf(text: string): string {
 }
 
 /** What was said, without what was done for it. */
-export function messageViews(entries: Entry[], task: Task): JsonObject[] {
-  return entries.filter(({ role }) => role !== 'event').map((entry) => messageView(entry, task))
+export function messageViews(entries: Entry[], thread: Thread): JsonObject[] {
+  return entries.filter(({ role }) => role !== 'event').map((entry) => messageView(entry, thread))
 }
 
 /** With calls of tools, beside the answer they led to. */
-export function fullMessageViews(entries: Entry[], task: Task): JsonObject[] {
+export function fullMessageViews(entries: Entry[], thread: Thread): JsonObject[] {
   const views: JsonObject[] = []
   let calls: JsonObject[] = []
   for (const entry of entries) {
@@ -130,7 +129,7 @@ export function fullMessageViews(entries: Entry[], task: Task): JsonObject[] {
       continue
     }
     views.push({
-      ...messageView(entry, task),
+      ...messageView(entry, thread),
       ...(entry.role === 'assistant' ? { tool_calls: calls } : {}),
     })
     if (entry.role === 'assistant') calls = []
@@ -139,7 +138,7 @@ export function fullMessageViews(entries: Entry[], task: Task): JsonObject[] {
   return views
 }
 
-function messageView({ id, role, text, at, turn, files }: Entry, { body }: Task): JsonObject {
+function messageView({ id, role, text, at, turn, files }: Entry, { body }: Thread): JsonObject {
   const tokens = (
     role === 'assistant' && turn === body.turn ? body.reported.tokens : null
   ) as JsonObject | null
@@ -158,12 +157,12 @@ function messageView({ id, role, text, at, turn, files }: Entry, { body }: Task)
 }
 
 /** The log of a task, as the SDK reads it. */
-export function activityView(task: Task, entries: Entry[]): JsonObject {
+export function activityView(thread: Thread, entries: Entry[]): JsonObject {
   return {
-    id: task.name,
-    created_at: timeText(task.createdAt),
+    id: thread.name,
+    created_at: timeText(thread.createdAt),
     messages: entries.map((entry) => activityEntry(entry)),
-    user: userView(task.body.input.user),
+    user: userView(thread.body.input.user),
   }
 }
 
@@ -181,9 +180,6 @@ function activityEntry({ id, role, at, text, files, user, type, data }: Entry): 
     ...(user == null ? {} : { user: userView(user) }),
   }
 }
-
-/** How many revisions an agent had, or which of them this is. */
-export type VersionOf = (agent: Agent) => number
 
 export function agentItem(agent: Agent, workspace: string): JsonObject {
   const { deployment } = agent
@@ -257,10 +253,6 @@ export function workerView(worker: Worker): JsonObject {
 }
 
 /** What is told of a task while it goes on. `data` of the events about the task itself is the task. */
-export function eventView(task: Task, type: string, at: number, data: Json): JsonObject {
-  return { type, task_id: task.name, organization_id: task.workspace, time: timeText(at), data }
-}
-
-export function isOver(task: Task): boolean {
-  return hasEnded(task.body)
+export function eventView(thread: Thread, type: string, at: number, data: Json): JsonObject {
+  return { type, task_id: thread.name, organization_id: thread.workspace, time: timeText(at), data }
 }

@@ -60,9 +60,9 @@ export function webhookRoutes({ agents, threads, callbacks }: XpanderOptions): R
         const agent = await agents.require(workspace, form.agent_id)
         const invocation = parseWith(invocationSchema, invocationOf(form, files), 'body')
         const turn = await newTurn(agent.id, invocation, callerOf(context), { callbacks, source: 'webhook' })
-        const { task } = await threads.begin(turn)
-        if (form.asynchronous === true) return taskView(task)
-        const ended = taskView(await endOf(threads, task, request.signal))
+        const { thread } = await threads.begin(turn)
+        if (form.asynchronous === true) return taskView(thread)
+        const ended = taskView(await endOf(threads, thread, request.signal))
         return Response.json(shaped(ended, form))
       },
     }),

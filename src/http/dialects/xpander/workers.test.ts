@@ -150,6 +150,22 @@ test('workers are of those who may do the work of the workspace', async () => {
   expect(await comes('agent', await workload('sandbox', 'box'))).toBe(403)
   expect(await comes('agent', await workload('agent', 'another'))).toBe(403)
   const own = await xpander.worker('agent', { key: await workload('agent', 'agent') })
+  const others = await xpander.begin('agent', 'not yours')
+  const turn = await own.turn()
+  const report = async (key: string) =>
+    (
+      await xpander.ask(`/agent-execution/${turn.id}/update`, {
+        method: 'PATCH',
+        json: { status: 'completed' },
+        key,
+      })
+    ).status
+  expect(await report(await workload('agent', 'another'))).toBe(403)
+  expect(await report(await workload('sandbox', 'box'))).toBe(403)
+  const stop = { method: 'POST', key: await workload('sandbox', 'box') }
+  expect((await xpander.ask(`/v1/tasks/${turn.id}/stop`, stop)).status).toBe(403)
+  expect(await report(await workload('agent', 'agent'))).toBe(200)
+  expect(await xpander.task(others.id)).toMatchObject({ status: 'completed' })
   // The organisation is the workspace of that name, or whichever the credential has.
   expect((await xpander.request(`/91fbe9bc-35b3-41e8/events/agent`)).status).toBe(200)
   own.leave()

@@ -1,7 +1,7 @@
 /** The protocol of workers: a stream of events to them, and what they post of themselves. */
 import { z } from 'zod'
 import { PlatformError } from '../../../errors.ts'
-import type { JsonObject, Task, Worker } from '../../../threads/index.ts'
+import type { JsonObject, Thread, Worker } from '../../../threads/index.ts'
 import { type Route, route } from '../../route.ts'
 import { eventStream } from '../event-stream.ts'
 import type { XpanderOptions } from './index.ts'
@@ -44,8 +44,8 @@ export function workerRoutes({ threads, agents, workers }: XpanderOptions): Rout
           name: `${agent.id}-worker`,
           // A program of one's own machine does not take what is deployed the work away, unless it is asked for.
           isFor: agent.deployment === null || workload !== null ? 'all' : 'named',
-          hand: (task: Task) =>
-            mail.send({ event: 'agent-execution', data: taskView(task, threads.tokensOf(task)) }),
+          hand: (thread: Thread) =>
+            mail.send({ event: 'agent-execution', data: taskView(thread, threads.tokensOf(thread)) }),
           close: () => mail.close(),
         })
         if (worker === null) {

@@ -1,7 +1,7 @@
-/** How a task rests in the store. A task is a thread: its record says how its newest turn stands. */
+/** How a thread rests in the store: its record says how its newest turn stands. */
 import type { Resource } from '../spec/store.ts'
 
-export const taskStatuses = [
+export const threadStatuses = [
   'pending',
   'executing',
   'paused',
@@ -10,14 +10,14 @@ export const taskStatuses = [
   'completed',
   'stopped',
 ] as const
-export type TaskStatus = (typeof taskStatuses)[number]
+export type ThreadStatus = (typeof threadStatuses)[number]
 
-const endedStatuses: ReadonlySet<TaskStatus> = new Set(['error', 'failed', 'completed', 'stopped'])
+const endedStatuses: ReadonlySet<ThreadStatus> = new Set(['error', 'failed', 'completed', 'stopped'])
 
 export type Json = null | boolean | number | string | Json[] | { [key: string]: Json }
 export type JsonObject = { [key: string]: Json }
 
-export interface TaskInput {
+export interface TurnInput {
   text: string
   /** Addresses of files. */
   files: string[]
@@ -33,14 +33,14 @@ export interface TurnKey {
   at: number
 }
 
-export interface TaskBody {
+export interface ThreadBody {
   agentId: string
   /** Counts from 1. */
   turn: number
   /** Of the newest turn. */
   executionId: string
   turnAt: number
-  input: TaskInput
+  input: TurnInput
   /** What else its client said, by the names of its dialect. */
   options: JsonObject
   /** Credentials for the program, sealed. */
@@ -48,7 +48,7 @@ export interface TaskBody {
   version: string | null
   source: string
   title: string | null
-  status: TaskStatus
+  status: ThreadStatus
   internalStatus: string | null
   result: string | null
   isManuallyStopped: boolean
@@ -66,7 +66,7 @@ export interface TaskBody {
   callback?: JsonObject
 }
 
-export type Task = Resource<TaskBody>
+export type Thread = Resource<ThreadBody>
 
 export type EntryRole = 'user' | 'assistant' | 'event'
 
@@ -87,19 +87,19 @@ export interface Entry extends EntryBody {
   id: string
 }
 
-export const taskKind = 'task'
+export const threadKind = 'thread'
 export const entryKind = 'thread_entry'
 
-export function hasEnded({ status }: Pick<TaskBody, 'status'>): boolean {
+export function hasEnded({ status }: Pick<ThreadBody, 'status'>): boolean {
   return endedStatuses.has(status)
 }
 
-export function taskKey(workspace: string, id: string) {
-  return { kind: taskKind, workspace, name: id }
+export function threadKey(workspace: string, id: string) {
+  return { kind: threadKind, workspace, name: id }
 }
 
 /** What lists filter by. */
-export function indexesOf(body: TaskBody): Record<string, string> {
+export function indexesOf(body: ThreadBody): Record<string, string> {
   const { options, input, status, internalStatus, agentId } = body
   const text = (value: Json | undefined) =>
     typeof value === 'string' && value !== '' ? value.slice(0, indexCharsMax) : null
