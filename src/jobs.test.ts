@@ -14,7 +14,16 @@ const directory = mkdtempSync(join(tmpdir(), 'hutch-jobs-'))
 afterAll(() => rmSync(directory, { recursive: true, force: true }))
 const why = await whyNot()
 const python = Bun.which('python3')
+/** Between SIGTERM and the end of the instance. */
+const stopGraceMs = 5_000
 if (why === '' && python === null) console.warn('skipped, since this host has no python3: a job in Python')
+
+/** Whoever is told to end has minutes for it, however busy the machine is. */
+class PatientClock extends HurriedClock {
+  override sleep(ms: number, signal?: AbortSignal): Promise<void> {
+    return super.sleep(ms === stopGraceMs ? 20 * 60_000 : ms, signal)
+  }
+}
 
 /** What a task does is what it was given to do. */
 const scripted = {
@@ -40,7 +49,7 @@ const scripted = {
 }
 
 describe.skipIf(why !== '')('jobs', () => {
-  const clock = new HurriedClock()
+  const clock = new PatientClock()
   let client: TestClient
   let sdk: typeof import('@blaxel/core')
 
@@ -134,7 +143,8 @@ describe.skipIf(why !== '')('jobs', () => {
     await job.cancelExecution(id)
     const execution = await wait('scripted', id)
     expect(execution).toMatchObject({ status: 'cancelled', stats: { cancelled: 2, running: 0 } })
-    expect(await logs('scripted', id)).toContain('told to end')
+    const told = (await logs('scripted', id)).filter((line) => line === 'told to end')
+    expect(told.length).toBeGreaterThan(0)
     // What stays behind of an instance would be here.
     await eventually(
       'their instances are gone',
@@ -206,7 +216,7 @@ describe.skipIf(why !== '')('jobs', () => {
     await eventually('it runs', async () => (await logs('another', endless)).includes('begun'))
     expect((await client.request('/v0/jobs/another', { method: 'DELETE' })).status).toBe(200)
     expect(await wait('another', endless)).toMatchObject({ status: 'cancelled' })
-    expect((await post('/v0/jobs/another/executions', {})).status).toBe(404)
+    await eventually('it is gone', async () => (await post('/v0/jobs/another/executions', {})).status === 404)
   })
 
   test('a job is run by the clock, once for each time that is due', async () => {

@@ -88,20 +88,28 @@ test('an address of tasks that was made up leads nowhere', async () => {
 })
 
 test('as many tasks run at once as the job and the platform allow, and no more', async () => {
-  let running = 0
-  let most = 0
-  host.program = async ({ sleep }) => {
-    most = Math.max(most, ++running)
-    await sleep(10)
-    running--
-    return 0
+  const mostOf = async (count: number, expected: number) => {
+    const { open, passed } = gate()
+    let running = 0
+    let most = 0
+    host.program = async () => {
+      most = Math.max(most, ++running)
+      await passed
+      running--
+      return 0
+    }
+    const { executionId } = await start({ tasks: tasks(count) })
+    await eventually('as many run as may', () => running === expected)
+    // One too many would begin now, while all the others still run.
+    await Bun.sleep(50)
+    open()
+    const { stats, spec } = await host.ended(executionId)
+    expect([stats.success, most]).toEqual([count, expected])
+    return spec.parallelism
   }
-  expect((await host.ended((await start({ tasks: tasks(12) })).executionId)).stats.success).toBe(12)
-  expect(most).toBe(4)
+  expect(await mostOf(12, 4)).toBe(4)
   limits({ maxConcurrentTasks: 2 })
-  most = 0
-  const narrow = await host.ended((await start({ tasks: tasks(8) })).executionId)
-  expect([narrow.spec.parallelism, most]).toEqual([2, 2])
+  expect(await mostOf(8, 2)).toBe(2)
 })
 
 test('what fails is tried again as often as the job says, each task by itself', async () => {
@@ -264,14 +272,13 @@ test('an execution goes on after a crash: what ended stays so, what was cut off 
   const { executionId } = await start({ tasks: tasks(4) })
   await eventually('one ended, two run', () => {
     const { stats } = host.jobs.get('main', 'work', executionId)
-    return stats.success === 1 && stats.running === 2
+    return stats.success === 1 && stats.running === 2 && begun.length === 3
   })
-  const before = begun.length
   await host.kill()
   // The job is another one by now; what was begun goes on as it was.
   host.run = { ...host.run!, revisionId: 'rev-two', env: {} }
   await host.start()
-  await eventually('they begin again', () => begun.length === before + 2)
+  await eventually('they begin again', () => begun.length === 5)
   open()
   const execution = await host.ended(executionId)
   expect(execution).toMatchObject({ status: 'succeeded', stats: { success: 4, retried: 0 } })
@@ -310,10 +317,11 @@ test('what a deployment that goes left under way is ended, and its image is need
   expect(host.jobs.userOf('main', 'job/work:rev-one')).toBe('an execution of the job work')
   await host.jobs.endAll(of)
   expect(host.jobs.userOf('main', 'job/work:rev-one')).toBeNull()
-  expect(host.jobs.get('main', 'work', executionId)).toMatchObject({
-    status: 'cancelled',
-    reason: 'its job was deleted',
-  })
+  await eventually(
+    'nothing of it runs',
+    () => host.jobs.get('main', 'work', executionId).status === 'cancelled',
+  )
+  expect(host.jobs.get('main', 'work', executionId).reason).toBe('its job was deleted')
 })
 
 test('executions are listed by their job, the newest first, also once that is gone', async () => {
