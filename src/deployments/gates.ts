@@ -18,6 +18,8 @@ export interface Gates {
   async: Gate[]
   /** Somebody switched all of them off. */
   asyncOff: boolean
+  /** How many of what comes later are under way at once, by whichever trigger; null: as many as there are. */
+  atOnce: number | null
 }
 
 /** How a request comes. */
@@ -41,6 +43,7 @@ export function gatesOf(kind: DeploymentKind, { spec }: Pick<DeploymentBody, 'sp
   const triggers = spec.triggers ?? []
   const gates = triggers.filter(isEnabled).map((trigger) => ({ trigger, ...placeOf(kind, trigger) }))
   const later = gates.filter(({ trigger }) => trigger.type === 'http-async')
+  const limits = triggers.flatMap(({ configuration }) => configuration?.concurrency ?? [])
   const implied: StoredTrigger = { id: 'async', type: 'http-async', configuration: { timeout: 600 } }
   return {
     isPublic: spec.public,
@@ -51,6 +54,7 @@ export function gatesOf(kind: DeploymentKind, { spec }: Pick<DeploymentBody, 'sp
         ? [{ trigger: implied, path: 'async', isEndpoint: true }]
         : later,
     asyncOff: later.length === 0 && triggers.some(({ type }) => type === 'http-async'),
+    atOnce: limits.length === 0 ? null : Math.min(...limits),
   }
 }
 

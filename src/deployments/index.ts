@@ -395,7 +395,11 @@ export class Deployments {
   }
 
   /** What is known of it without a look at its record. */
-  standing(workspace: string, kind: DeploymentKind, name: string): Pick<TableEntry, 'uid' | 'state'> | null {
+  standing(
+    workspace: string,
+    kind: DeploymentKind,
+    name: string,
+  ): Pick<TableEntry, 'uid' | 'state' | 'gates'> | null {
     return this.#table.get(workspace, kind, name)
   }
 

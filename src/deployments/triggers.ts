@@ -14,6 +14,8 @@ export interface TriggerConfiguration {
   retry?: number
   /** Seconds. */
   timeout?: number
+  /** How many of what comes later are under way at once; the smallest of a deployment's triggers holds. */
+  concurrency?: number
   callbackUrl?: string
   schedule?: string
   timezone?: string
@@ -44,6 +46,7 @@ const triggerBytesMax = 64 * 1024
 const idCharactersMax = 128
 const pathCharactersMax = 1024
 const retriesMax = 10
+const concurrencyMax = 1000
 const tasksMax = 1000
 const asyncSecondsMax = 15 * 60
 const taskSecondsMax = 365 * 24 * 60 * 60
@@ -173,6 +176,7 @@ function configurationOf(
   text('path', pathCharactersMax)
   number('retry', 0, retriesMax)
   number('timeout', 1, kind === 'job' ? taskSecondsMax : asyncSecondsMax)
+  number('concurrency', 1, concurrencyMax)
   oneOf('authenticationType', authenticationTypes)
   oneOf('missed', missedPolicies)
   const schedule = text('schedule', pathCharactersMax)

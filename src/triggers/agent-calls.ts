@@ -7,6 +7,7 @@ import { badRequest, quoted } from '../lib/checks.ts'
 import type { Clock } from '../lib/clock.ts'
 import type { SecretBox } from '../lib/secret-box.ts'
 import { type AgentRequest, requestNote, requestOf } from './request.ts'
+import { turnOf } from './turn.ts'
 
 const agentSource = 'agent'
 /** The words in which a callback of this source is told. */
@@ -59,6 +60,8 @@ export interface AgentCall {
   trigger: StoredTrigger | null
   request: AgentRequest
   idempotencyKey: string | null
+  /** Headers that may say when it has its turn. */
+  turn?: Headers
   labels?: Record<string, string>
 }
 
@@ -110,7 +113,7 @@ export class AgentCalls {
    * request, too_many_requests
    */
   async accept(asked: AgentCall): Promise<{ execution: Execution; existing: boolean }> {
-    const { workspace, name, trigger, request, idempotencyKey, labels = {} } = asked
+    const { workspace, name, trigger, request, idempotencyKey, turn, labels = {} } = asked
     if (idempotencyKey !== null) checkIdempotencyKey(idempotencyKey)
     if (request.body.length > agentRequestBytesMax)
       throw new PlatformError(
@@ -123,7 +126,7 @@ export class AgentCalls {
         'workload_not_found',
         `there is no agent "${name.slice(0, 64)}" in the workspace "${workspace}"`,
       )
-    const { uid, state } = found
+    const { uid, state, gates } = found
     if (state !== 'active')
       throw new PlatformError(
         'workload_unavailable',
@@ -148,6 +151,8 @@ export class AgentCalls {
       ...(idempotencyKey === null
         ? {}
         : { idempotency: { key: `agent/${name}/${idempotencyKey}`, digest: digestOf(request) } }),
+      ...(turn === undefined ? {} : turnOf(turn, this.#clock.now())),
+      ...(gates.atOnce === null ? {} : { targetRunningMax: gates.atOnce }),
       ...(callback === null ? {} : { callback: { ...callback } }),
     }
     try {

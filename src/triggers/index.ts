@@ -17,6 +17,7 @@ export {
   type CallAgent,
 } from './agent-calls.ts'
 export type { AgentRequest } from './request.ts'
+export { turnHeaders } from './turn.ts'
 
 export interface TriggersOptions {
   store: Store

@@ -61,7 +61,7 @@ const deployment = {
 } as unknown as StoredDeployment
 const deployments = {
   find: async () => deployment,
-  standing: () => deployment.body,
+  standing: () => ({ ...deployment.body, gates: { atOnce: null } }),
   async *every() {
     yield deployment
   },

@@ -123,8 +123,10 @@ class TestTriggers implements AsyncDisposable {
     return this.executions.map(({ labels }) => labels.tick)
   }
 
-  async accept(given: { body?: string; key?: string; name?: string; path?: string } = {}) {
-    const { body = 'work', key = null, name = 'one', path = '/' } = given
+  async accept(
+    given: { body?: string; key?: string; name?: string; path?: string; turn?: Record<string, string> } = {},
+  ) {
+    const { body = 'work', key = null, name = 'one', path = '/', turn = {} } = given
     const [trigger = null] = await this.host.deployments.triggers.list(this.of())
     return await this.triggers.agents.accept({
       workspace: 'main',
@@ -140,6 +142,7 @@ class TestTriggers implements AsyncDisposable {
         body: Buffer.from(body),
       },
       idempotencyKey: key,
+      turn: new Headers(turn),
     })
   }
 
@@ -218,6 +221,31 @@ test('an agent is asked what was kept, and its answer is told to the address of 
   })
   // What a client's headers and parameters hold is kept sealed.
   expect(JSON.stringify(ended)).not.toContain('s3cret')
+})
+
+test('a client says when a request has its turn, and a trigger how many do at once', async () => {
+  await using test = await TestTriggers.open()
+  await test.deploy([later({ concurrency: 2 })])
+  const gates: (() => void)[] = []
+  test.answer = () => new Promise((resolve) => gates.push(() => resolve(said('ok'))))
+  const accept = async (headers: Record<string, string>) => (await test.accept({ turn: headers })).execution
+  const first = await accept({ 'x-hutch-concurrency-key': 'one' })
+  const second = await accept({ 'x-hutch-concurrency-key': 'one' })
+  const third = await accept({})
+  const fourth = await accept({ 'x-hutch-priority': '5' })
+  const delayed = await accept({ 'x-hutch-delay': '1h' })
+  expect(delayed.runAt).toBe(test.host.clock.now() + 3_600_000)
+  expect(fourth.priority).toBe(5)
+  await eventually('two are asked', () => test.called.length === 2)
+  expect(test.called.map(({ executionId }) => executionId).sort()).toEqual([first.id, third.id].sort())
+  expect(test.engine.executions.depth({ source: 'agent' })).toMatchObject({ waiting: 3, running: 2 })
+  for (let count = 3; count <= 4; count++) {
+    gates.shift()?.()
+    await eventually('the next one is asked', () => test.called.length === count)
+  }
+  const later2 = test.called.slice(2).map(({ executionId }) => executionId)
+  expect(later2.sort()).toEqual([second.id, fourth.id].sort())
+  for (const open of gates) open()
 })
 
 test('without a callback nobody is told', async () => {

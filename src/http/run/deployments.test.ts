@@ -225,7 +225,7 @@ test('a POST with async=true is kept, and answered at once', async () => {
   expect(sent.status).toBe(202)
   expect(sent.headers.get('x-hutch-execution')).toBe('execution-1')
   expect(await sent.json()).toEqual({ success: true })
-  const [{ request, ...call }] = kept.splice(0) as [AgentCall]
+  const [{ request, turn: _, ...call }] = kept.splice(0) as [AgentCall]
   expect(call).toEqual({ workspace: 'main', name: 'hello', trigger: null, idempotencyKey: 'once' })
   expect(request).toMatchObject({
     method: 'POST',

@@ -10,6 +10,7 @@ import {
   agentRequestBytesMax,
   type CallAgent,
   type Triggers,
+  turnHeaders,
 } from '../../triggers/index.ts'
 import { readBytes } from '../body.ts'
 import { errorResponse } from '../errors.ts'
@@ -48,7 +49,7 @@ export async function acceptLater(
   const { path, search } = splitUrl(request.url)
   const below = path.split('/').slice(4).join('/')
   const body = await readBytes(request, agentRequestBytesMax)
-  const left = new Set([...leftBehind, ...consumed.headers])
+  const left = new Set([...leftBehind, ...Object.values(turnHeaders), ...consumed.headers])
   const { execution } = await calls.accept({
     workspace,
     name,
@@ -63,6 +64,7 @@ export async function acceptLater(
       body,
     },
     idempotencyKey: request.headers.get(idempotencyHeader),
+    turn: request.headers,
   })
   return Response.json({ success: true }, { status: 202, headers: { [executionHeader]: execution.id } })
 }
