@@ -3,7 +3,7 @@ import { PlatformError } from '../errors.ts'
 import type { Clock } from '../lib/clock.ts'
 import { KeyedLock } from '../lib/keyed-lock.ts'
 import { Journal, removalOf } from '../spec/journal.ts'
-import { type BatchStep, everyItem, pageLimitMax, type Resource, type Store } from '../spec/store.ts'
+import { type BatchStep, everyItem, type Resource, type Store } from '../spec/store.ts'
 import { inWorkspace } from '../workspaces/index.ts'
 import { matchesPattern } from './pattern.ts'
 import { indexOf, type MemoryPlace, type MemoryScope, nameOf } from './place.ts'
@@ -19,10 +19,11 @@ const valuesMax = 100_000
 const changesKeptMax = 10_000
 const valueBytesMax = 4 * 1024 * 1024
 /** A change tells values up to this size, as JSON; of larger ones that there is one. */
-const toldBytesMax = 256 * 1024
+const toldBytesMax = 64 * 1024
 const historyMax = 1000
-/** Pages of history that one question reads; what matches beyond is asked for with a later `sinceMs`. */
-const historyPagesMax = 50
+/** Read at once, so that large ones take little memory together. */
+const changesReadMax = 50
+const valuesReadMax = 10
 
 interface ValueBody extends MemoryPlace {
   key: string
@@ -135,7 +136,14 @@ export class Memory {
   async *list(workspace: string, place: MemoryPlace): AsyncGenerator<MemoryValue> {
     const where = { place: indexOf(place) }
     const all = everyItem((page) =>
-      this.#store.page<ValueBody>({ kind: valueKind, workspace, where, sort: 'name:asc', ...page }),
+      this.#store.page<ValueBody>({
+        kind: valueKind,
+        workspace,
+        where,
+        sort: 'name:asc',
+        ...page,
+        limit: valuesReadMax,
+      }),
     )
     for await (const stored of all) yield viewOf(stored)
   }
@@ -149,8 +157,11 @@ export class Memory {
     const wantedMax = Math.min(limit, historyMax)
     const found: MemoryChange[] = []
     let cursor: string | undefined
-    for (let pages = 0; pages < historyPagesMax && found.length < wantedMax; pages++) {
-      const page = await this.#changes.page(workspace, { limit: pageLimitMax, ...(cursor ? { cursor } : {}) })
+    for (let read = 0; read < changesKeptMax && found.length < wantedMax; read += changesReadMax) {
+      const page = await this.#changes.page(workspace, {
+        limit: changesReadMax,
+        ...(cursor ? { cursor } : {}),
+      })
       for (const stored of page.data) {
         if (stored.createdAt < sinceMs) return found.reverse()
         const change = changeOf(stored)

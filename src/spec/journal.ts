@@ -9,6 +9,8 @@ import {
   type Store,
 } from './store.ts'
 
+/** Read at once to be removed, whatever size they have. */
+const removedReadMax = 20
 /** How many entries are added to a workspace's journal between two looks at how long it is. */
 const lookEvery = 100
 
@@ -76,7 +78,9 @@ export async function removalOf(
 ): Promise<BatchStep[]> {
   const steps: BatchStep[] = []
   for (const kind of kinds) {
-    for await (const { name } of everyItem((page) => store.page({ kind, workspace, ...page })))
+    for await (const { name } of everyItem((page) =>
+      store.page({ kind, workspace, ...page, limit: removedReadMax }),
+    ))
       steps.push({ op: 'remove', key: { kind, workspace, name } })
   }
   return steps

@@ -290,6 +290,24 @@ describe('a call that does not wait', () => {
     expect(await plane.ended(body.execution_id)).toMatchObject({ status: 'succeeded', result: 'hi' })
   })
 
+  test('is not done twice where a node dies with it', async () => {
+    let asked = 0
+    const node = await nodeThat({
+      greet: async () => {
+        asked++
+        await node[Symbol.asyncDispose]()
+        return Response.json('too late')
+      },
+    })
+    const { body } = await plane.executeLater('hello-world.greet')
+    expect(await plane.ended(body.execution_id)).toMatchObject({
+      status: 'failed',
+      error_category: 'agent_unreachable',
+    })
+    expect(plane.platform.executions.get('main', body.execution_id)?.attempts).toBe(1)
+    expect(asked).toBe(1)
+  })
+
   test('under a key that was used is the one that there is, or refused when it is another', async () => {
     const node = await nodeThat({ greet: () => Response.json('hi') })
     const headers = { 'Idempotency-Key': 'k1' }
