@@ -4,23 +4,16 @@
  */
 import type { DeploymentKind, Deployments } from '../deployments/index.ts'
 import { PlatformError } from '../errors.ts'
-import {
-  type Attempt,
-  type AttemptOutcome,
-  type Execution,
-  type Executions,
-  executionStatuses,
-} from '../executions/index.ts'
+import { type Execution, type Executions, executionStatuses } from '../executions/index.ts'
 import { quoted } from '../lib/checks.ts'
 import { sortableId } from '../lib/ids.ts'
 import { KeyedLock } from '../lib/keyed-lock.ts'
 import type { SecretBox } from '../lib/secret-box.ts'
 import { DataAddresses } from './data-address.ts'
-import type { Task } from './environment.ts'
-import { type MachineHost, removeInstance, runTask, taskOwnerKind } from './machine.ts'
+import { type MachineHost, removeInstance, taskOwnerKind } from './machine.ts'
 import { JobOrders } from './order.ts'
-import { outcomeOf } from './outcome.ts'
 import { checkRequest, type ExecutionRequest } from './request.ts'
+import { RunningTasks } from './running.ts'
 import {
   clientId,
   type ExecutionNote,
@@ -42,10 +35,6 @@ const taskSource = 'job-task'
 /** Between the first two attempts at a task; doubled before each further one. */
 const retryDelayMs = 1_000
 const retryDelayMsMax = 60_000
-/** Where the host has no room for an instance just now. */
-const noRoomDelayMs = 1_000
-const noRoomDelayMsMax = 30_000
-const noRoomCodes = ['unavailable', 'too_many_requests', 'insufficient_storage']
 /** Of an execution as a whole, which has as many tasks as it has. */
 const executionTimeoutMsMax = 30 * 24 * 60 * 60 * 1000
 /** Tasks that come with an execution that is read; there are pages of all of them. */
@@ -78,8 +67,7 @@ export class Jobs {
   readonly #options: JobsOptions
   readonly #orders: JobOrders
   readonly #addresses: DataAddresses
-  /** Attempts under way, by the execution that they are of. */
-  readonly #running = new Map<string, Set<Promise<unknown>>>()
+  readonly #running: RunningTasks
   /** Of an id: who asks for it twice at once gets one execution. */
   readonly #starts = new KeyedLock()
 
@@ -88,9 +76,15 @@ export class Jobs {
     const { executions, secrets, tasksMax } = options
     this.#orders = new JobOrders({ secrets, input: (workspace, id) => executions.input(workspace, id) })
     this.#addresses = new DataAddresses(secrets)
+    this.#running = new RunningTasks({
+      host: options,
+      executions,
+      orders: this.#orders,
+      addresses: this.#addresses,
+    })
     // Its tasks do the work; but it is the execution that is shown.
     executions.runner(executionSource, runNothing, { runningMax: 1 })
-    executions.runner(taskSource, (attempt, signal) => this.#run(attempt, signal), {
+    executions.runner(taskSource, (attempt, signal) => this.#running.run(attempt, signal), {
       runningMax: tasksMax,
       hidden: true,
     })
@@ -263,7 +257,7 @@ export class Jobs {
       const { data } = executions.list(workspace, filter, { limit: 100 })
       if (data.length === 0) break
       for (const { id } of data) {
-        for (const running of this.#running.get(id) ?? []) ending.add(running)
+        for (const running of this.#running.of(id)) ending.add(running)
         await this.#cancel(workspace, id, 'its job was deleted')
       }
     }
@@ -298,59 +292,6 @@ export class Jobs {
     if (owner?.task === undefined) return null
     const { workspace, name, task } = owner
     return { kind: 'job', workspace, name, labels: task.labels }
-  }
-
-  async #run(attempt: Attempt, signal: AbortSignal): Promise<AttemptOutcome> {
-    const { execution, number } = attempt
-    const { workspace, group, index, target } = execution
-    const parent = group === null ? null : this.#options.executions.get(workspace, group)
-    if (group === null || parent === null || index === null)
-      throw new Error(`the task ${execution.id} is of no execution`)
-    const order = this.#orders.of({ workspace, job: target.name, id: group })
-    const task: Task = {
-      workspace,
-      job: target.name,
-      executionId: clientId(parent),
-      index,
-      attempt: number,
-      order,
-      dataToken: this.#addresses.tokenOf(workspace, group),
-    }
-    const running = this.#attempt(task, signal)
-    const leave = this.#enter(group, running)
-    try {
-      return await running
-    } finally {
-      leave()
-    }
-  }
-
-  async #attempt(task: Task, signal: AbortSignal): Promise<AttemptOutcome> {
-    const { clock, log } = this.#options
-    for (let delayMs = noRoomDelayMs; ; delayMs = Math.min(delayMs * 2, noRoomDelayMsMax)) {
-      try {
-        return outcomeOf(task, await runTask(task, this.#options, signal))
-      } catch (error) {
-        if (signal.aborted) throw signal.reason
-        // Nobody's program is to blame for that: it is no attempt.
-        if (!PlatformError.is(error) || !noRoomCodes.includes(error.code)) throw error
-        log.info('a task waits for room on this host', {
-          job: task.job,
-          task: task.index,
-          reason: error.message,
-        })
-        await clock.sleep(delayMs, signal)
-      }
-    }
-  }
-
-  #enter(id: string, running: Promise<unknown>): () => void {
-    const others = this.#running.get(id) ?? new Set()
-    this.#running.set(id, others.add(running))
-    return () => {
-      others.delete(running)
-      if (others.size === 0) this.#running.delete(id)
-    }
   }
 
   #tasks(execution: Execution, { limit, cursor }: TaskPage): { data: TaskView[]; nextCursor: string } {
