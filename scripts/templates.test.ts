@@ -61,3 +61,34 @@ test.each(['sandbox-ts', 'sandbox-py'])(
     expect(read).toMatchObject({ code: 0, stderr: '' })
   },
 )
+
+describe('the job of a template', () => {
+  const programs: [template: string, argv: string[] | null][] = [
+    ['job-ts', [process.execPath, 'src/index.ts']],
+    ['job-py', python === null ? null : [python, 'src/main.py']],
+  ]
+  const there = programs.flatMap(([template, argv]) => (argv === null ? [] : [[template, argv] as const]))
+  test.each(there)(
+    '%s finds what it was given, on its command line or where it is told',
+    async (template, argv) => {
+      const cwd = join(root, 'templates', template)
+      const given = {
+        ...process.env,
+        NO_PROXY: '127.0.0.1',
+        no_proxy: '127.0.0.1',
+        PYTHONDONTWRITEBYTECODE: '1',
+      }
+      const local = await capture([...argv, '--name', 'John'], { cwd, env: given })
+      expect(local).toMatchObject({ code: 0, stdout: 'Hello, John!\n', stderr: '' })
+      using server = Bun.serve({
+        port: 0,
+        hostname: '127.0.0.1',
+        fetch: () => Response.json({ tasks: [{ name: 'John' }, { name: 'Jane' }] }),
+      })
+      const address = { BL_EXECUTION_DATA_URL: server.url.href, BL_TASK_KEY: 'WHICH', WHICH: '1' }
+      const env = { ...given, ...address, GREETING: 'Salut' }
+      const deployed = await capture([...argv], { cwd, env })
+      expect(deployed).toMatchObject({ code: 0, stdout: 'Salut, Jane!\n', stderr: '' })
+    },
+  )
+})
