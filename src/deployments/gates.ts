@@ -58,8 +58,12 @@ export function gatesOf(kind: DeploymentKind, { spec }: Pick<DeploymentBody, 'sp
   }
 }
 
+const straightOn: Passage = { later: null, path: null }
+const untriggered: Passage = { later: { trigger: null }, path: null }
+
 /** Where a request goes. Those without triggers go where they say. */
 export function passageOf(gates: Gates, { path, method, isAsync }: Passing): Passage {
+  if (gates.http.length === 0 && gates.async.length === 0) return isAsync ? untriggered : straightOn
   const plain = plainPath(path)
   const own = method === 'POST' ? longest(gates.async, plain, { whole: false }) : undefined
   const http = longest(gates.http, plain, { whole: true })

@@ -48,12 +48,12 @@ export function consumedCredentials(
 ): ConsumedCredentials {
   const consumed: ConsumedCredentials = { headers: [...ownHeaders], query: [...ownQuery] }
   for (const header of ['authorization', 'x-api-key']) {
-    const value = headers.get(header)
-    if (value === null) continue
     if (used !== null && 'header' in used.from && used.from.header === header) {
       consumed.headers.push(header)
       continue
     }
+    const value = headers.get(header)
+    if (value === null) continue
     const text = bearer(value) ?? value
     if (text === used?.credential || looksLikeApiKey(text)) consumed.headers.push(header)
   }

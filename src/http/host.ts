@@ -40,7 +40,10 @@ export class Hosts {
   readonly #listenHosts: Set<string>
   readonly #anyAddress: boolean
   readonly #trustedProxies: BlockList | null
-  readonly #known = new BoundedMap<string, Authority>(authoritiesMax)
+  readonly #known = {
+    http: new BoundedMap<string, Authority>(authoritiesMax),
+    https: new BoundedMap<string, Authority>(authoritiesMax),
+  }
 
   /** @throws bad_request for a trusted proxy or URL that is none */
   constructor(options: HostOptions) {
@@ -74,11 +77,10 @@ export class Hosts {
   }
 
   #authority(text: string, scheme: 'http' | 'https'): Authority {
-    const cacheKey = `${scheme} ${text}`
-    const known = this.#known.get(cacheKey)
+    const known = this.#known[scheme].get(text)
     if (known !== undefined) return known
     const authority = this.#classify(text.toLowerCase(), scheme)
-    if (text.length <= 300) this.#known.set(cacheKey, authority)
+    if (text.length <= 300) this.#known[scheme].set(text, authority)
     return authority
   }
 

@@ -53,13 +53,20 @@ export function runDeployment(
   return serveDeployment(
     {
       request,
-      path: path.slice(end) || '/',
+      path: target.path ?? (path.slice(end) || '/'),
       search,
       publicOrigin: origin,
       publicPrefix: path.slice(0, end),
       consumed,
       upgrade,
-      ...target,
+      // One by one: copying all of an object costs more than most steps of a request.
+      workspace: target.workspace,
+      kind: target.kind,
+      name: target.name,
+      timed: target.timed,
+      listens: target.listens,
+      acquire: target.acquire,
+      requestHeaders: target.requestHeaders,
     },
     plane,
   )
@@ -82,11 +89,11 @@ export interface DeploymentRequest {
   /** It may be silent, or take, only so long. */
   readonly timed: boolean
   /** Somebody listens to what may come: keeps the instance awake only while something does. */
-  readonly listens?: boolean
+  readonly listens?: boolean | undefined
   /** For the program, over what came. */
-  readonly requestHeaders?: Record<string, string>
+  readonly requestHeaders?: Record<string, string> | undefined
   /** Finds an instance otherwise than by traffic. */
-  readonly acquire?: (caller: { readonly signal: AbortSignal }) => Acquired | Promise<Acquired>
+  readonly acquire?: ((caller: { readonly signal: AbortSignal }) => Acquired | Promise<Acquired>) | undefined
 }
 
 /**
@@ -128,10 +135,11 @@ export async function serveDeployment(
     publicOrigin,
     publicPrefix,
     consumed,
-    requestHeaders: incoming.requestHeaders ?? {},
+    requestHeaders: incoming.requestHeaders,
     ownCookie: stickyCookieName(kind, name),
     title: `the ${kind} "${name}"`,
     listening: () => instance.listening(port),
+    exchange: isSocket ? undefined : exchange,
     onEnd,
   }
   let address: Awaited<ReturnType<typeof instance.address>>
@@ -143,7 +151,7 @@ export async function serveDeployment(
   }
   const response = isSocket
     ? await proxySocket(request, spoken(upgrade, lease), address, options)
-    : await proxyHttp(request, address, { ...options, exchange })
+    : await proxyHttp(request, address, options)
   if (setCookie !== null && response.status !== 101) response.headers.append('set-cookie', setCookie)
   return response
 }

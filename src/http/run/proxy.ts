@@ -25,11 +25,11 @@ export interface ProxyOptions {
   consumed: ConsumedCredentials
   /** Name of a cookie that is the platform's, not the program's. */
   ownCookie?: string
-  requestHeaders?: Record<string, string>
+  requestHeaders?: Record<string, string> | undefined
   /** How whatever listens is called in messages; default: the sandbox. */
   title?: string
   /** How long it may take and how large it may be; absent: as it comes. For `proxyHttp`. */
-  exchange?: Exchange
+  exchange?: Exchange | undefined
   /** Is there a listener on the port now? Tells a server that is down from one that hung up. */
   listening: () => Promise<boolean>
   /** Called once, when the exchange is over. */
