@@ -1,5 +1,5 @@
 /** What was said in a thread before, for the program that goes on with it. */
-import type { Entry } from './record.ts'
+import type { EntryBody } from './record.ts'
 
 /** The newest; older ones are in the thread, and not sent along. */
 const messagesMax = 200
@@ -10,11 +10,11 @@ export interface Message {
   content: string
 }
 
-/** In order, up to and with the turn. */
-export function conversation(entries: Entry[], turn: number): Message[] {
+/** In order, up to and with the turn; of what is in the thread, the newest first. */
+export async function conversation(newest: AsyncIterable<EntryBody>, turn: number): Promise<Message[]> {
   const messages: Message[] = []
   let chars = 0
-  for (const { role, text, turn: of } of entries.toReversed()) {
+  for await (const { role, text, turn: of } of newest) {
     if (role === 'event' || of > turn) continue
     chars += text.length
     if (messages.length > 0 && (messages.length >= messagesMax || chars > charsMax)) break

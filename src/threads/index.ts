@@ -32,6 +32,7 @@ import {
   noSuchThread,
   type ThreadFilter,
   ThreadRecords,
+  threadCharsMax,
 } from './records.ts'
 import { boundedReport, type Performer, type TurnReport, Turns } from './turns.ts'
 
@@ -51,7 +52,7 @@ export {
   threadStatuses,
 } from './record.ts'
 export type { ThreadFilter } from './records.ts'
-export type { Performer, TurnReport } from './turns.ts'
+export { type Performer, resultCharsMax, type TurnReport } from './turns.ts'
 export { type Worker, Workers } from './workers.ts'
 
 /** Whatever is one word of an address; what begins with a dot is none. */
@@ -195,7 +196,8 @@ export class Threads {
         if (found.existing) return null
         if (!hasEnded(current)) throw stillGoesOn(id, current)
         if (current.agentId !== agentId) throw otherAgent(id, current.agentId)
-        if (current.entries + entriesOfTurn > entriesMax) throw isFull(id)
+        const isFull = current.entries + entriesOfTurn > entriesMax || current.chars > threadCharsMax
+        if (isFull) throw full(id)
         found.before = current
         const turn = current.turn + 1
         const next = {
@@ -276,7 +278,7 @@ export class Threads {
     const text = JSON.stringify(data) ?? 'null'
     const kept = text.length > eventTextCharsMax ? { shortened: text.slice(0, eventTextCharsMax) } : data
     await this.#records.change(workspace, id, (body) =>
-      body.entries >= entriesWithEventsMax
+      body.entries >= entriesWithEventsMax || body.chars > threadCharsMax / 2
         ? null
         : {
             body,
@@ -371,6 +373,7 @@ export class Threads {
       leases: 0,
       reported: {},
       entries: 0,
+      chars: 0,
       keys: [],
       ...(callback === undefined ? {} : { callback }),
     }
@@ -417,7 +420,7 @@ function stillGoesOn(id: string, { status }: ThreadBody): PlatformError {
   )
 }
 
-function isFull(id: string): PlatformError {
+function full(id: string): PlatformError {
   return new PlatformError(
     'conflict',
     `id: the thread "${id.slice(0, 80)}" has as much in it as a thread can have: begin another`,

@@ -59,8 +59,9 @@ export interface ThreadBody {
   leases: number
   /** What its program said of it, by the names of its dialect. */
   reported: JsonObject
-  /** Of the thread. */
+  /** Of the thread: how many, and how long they are together. */
   entries: number
+  chars: number
   keys: TurnKey[]
   /** Where the end of this turn is told, without secrets. */
   callback?: JsonObject

@@ -17,6 +17,8 @@ import {
 /** Of a thread: a thousand turns that say nothing else. What programs tell beside it has less room. */
 export const entriesMax = 2000
 export const entriesWithEventsMax = 1500
+/** Of all that is said in a thread, together. */
+export const threadCharsMax = 32 * 1024 * 1024
 const attemptsMax = 16
 const stepsMax = 500
 
@@ -45,7 +47,7 @@ export class ThreadRecords {
 
   /** @throws already_exists, workspace_not_found */
   async create(workspace: string, id: string, body: ThreadBody, entries: EntryBody[]): Promise<Thread> {
-    const whole = { ...body, entries: entries.length }
+    const whole = { ...body, entries: entries.length, chars: charsOf(entries) }
     const made = await this.#store.batch([
       inWorkspace(workspace),
       { op: 'create', input: { ...threadKey(workspace, id), body: whole, indexes: indexesOf(whole) } },
@@ -69,7 +71,11 @@ export class ThreadRecords {
       const made = next(thread.body)
       if (made === null) return thread
       const entries = (made.entries ?? []).slice(0, Math.max(0, entriesMax - thread.body.entries))
-      const body = { ...made.body, entries: thread.body.entries + entries.length }
+      const body = {
+        ...made.body,
+        entries: thread.body.entries + entries.length,
+        chars: thread.body.chars + charsOf(entries),
+      }
       const change = { body, indexes: indexesOf(body) }
       try {
         const done = await this.#store.batch([
@@ -117,6 +123,17 @@ export class ThreadRecords {
     return everyItem((page) => this.#store.page<ThreadBody>({ kind: threadKind, where: { status }, ...page }))
   }
 
+  /** What was said last comes first. */
+  async *newest(workspace: string, id: string): AsyncIterable<EntryBody> {
+    const read = (page: object) =>
+      this.#store.page<EntryBody>({
+        ...{ kind: entryKind, workspace, where: { thread: id } },
+        ...page,
+        sort: 'name:desc',
+      })
+    for await (const { body } of everyItem(read)) yield body
+  }
+
   /** In the order in which it was said. */
   async entries(workspace: string, id: string): Promise<Entry[]> {
     const found: Entry[] = []
@@ -156,6 +173,13 @@ export class ThreadRecords {
 
 export function noSuchThread(id: string): PlatformError {
   return new PlatformError('not_found', `there is no task "${id.slice(0, 80)}"`)
+}
+
+function charsOf(entries: EntryBody[]): number {
+  const lengths = entries.map(
+    ({ text, data }) => text.length + (data === undefined ? 0 : JSON.stringify(data).length),
+  )
+  return lengths.reduce((sum, length) => sum + length, 0)
 }
 
 function entrySteps(workspace: string, id: string, from: number, entries: EntryBody[]): BatchStep[] {

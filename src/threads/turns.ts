@@ -32,6 +32,10 @@ const runningOfAgentMax = 64
 const turnMsMax = 60 * 60_000
 /** A program that could not be reached, or was starting, is asked again. */
 const retry = { attemptsMax: 4, delayMs: 500, delayMsMax: 15_000 }
+/** Of what came of a turn. */
+export const resultCharsMax = 2 * 1024 * 1024
+/** In the note of an execution, which has at most 64 KiB. */
+const toldCharsMax = 16 * 1024
 const reportedBytesMax = 256 * 1024
 
 /** Whoever does a turn. `waiting`: it was taken up by somebody who reports. */
@@ -72,6 +76,8 @@ export class Turns {
   readonly #options: TurnsOptions
   readonly #records: ThreadRecords
   readonly #events: ThreadEvents
+  /** By execution: more than one may see that it ended. */
+  readonly #settling = new Map<string, Promise<Thread | null>>()
   #perform: Performer | null = null
   #onEnded: (thread: Thread) => void = () => {}
 
@@ -220,36 +226,51 @@ export class Turns {
   }
 
   /** What its program says; what is stale, or comes after its end, changes nothing. */
-  async report(thread: Thread, report: TurnReport): Promise<Thread> {
+  async report(thread: Thread, said: TurnReport): Promise<Thread> {
+    const report = bounded(said)
     const { status, lease } = report
     const { workspace, name: id } = thread
     if (hasEnded(thread.body) || (lease !== undefined && lease < thread.body.leases)) return thread
     if (status !== undefined && hasEnded({ status })) {
-      const noted = await this.#note(thread, report)
-      const end = endReport(noted.body, status, report.result ?? noted.body.result)
+      const told = toldOf(report)
+      // What fits is kept by the execution itself, in the transaction that ends it.
+      if (told === null) await this.#note(thread, report)
+      const end = endReport(thread.body, status, report.result ?? thread.body.result)
       try {
-        const execution = await this.#options.executions.report(workspace, noted.body.executionId, end)
-        return (await this.settle(execution)) ?? noted
+        const execution = await this.#options.executions.report(workspace, thread.body.executionId, {
+          ...end,
+          ...(told === null ? {} : { note: { told } }),
+        })
+        return (await this.settle(execution)) ?? thread
       } catch (error) {
         // Somebody said before how it ended, which stays.
         if (!PlatformError.is(error) || error.code !== 'conflict') throw error
         return await this.current(workspace, id)
       }
     }
-    const noted = await this.#note(thread, report)
     // A word of it is a sign of life.
-    await this.#options.executions
-      .report(workspace, noted.body.executionId, { status: 'running' })
+    const alive = this.#options.executions
+      .report(workspace, thread.body.executionId, { status: 'running' })
       .catch((error) => {
         if (!PlatformError.is(error)) throw error
       })
+    const [noted] = await Promise.all([this.#note(thread, report), alive])
     return noted
   }
 
   /** Writes how a turn ended into its thread, once. Null: there is no such thread, or it went on. */
-  async settle(execution: Execution): Promise<Thread | null> {
-    const { workspace, id: executionId, labels, endedAt } = execution
+  settle(execution: Execution): Promise<Thread | null> {
+    const known = this.#settling.get(execution.id)
+    if (known !== undefined) return known
+    const settling = this.#settle(execution).finally(() => this.#settling.delete(execution.id))
+    this.#settling.set(execution.id, settling)
+    return settling
+  }
+
+  async #settle(execution: Execution): Promise<Thread | null> {
+    const { workspace, id: executionId, labels, endedAt, startedAt } = execution
     if (endedAt === null) return null
+    const told = (execution.note.told ?? {}) as Told
     const id = labels.thread ?? ''
     const kept = this.#options.executions.result(workspace, executionId)
     const answer = kept === null || kept.byteLength === 0 ? null : Buffer.from(kept).toString()
@@ -264,7 +285,10 @@ export class Turns {
           body: {
             ...body,
             ...end,
-            internalStatus: internalStatusOf(body, end.internalStatus),
+            internalStatus: internalStatusOf(told.internalStatus ?? body.internalStatus, end.internalStatus),
+            title: told.title ?? body.title,
+            reported: { ...body.reported, ...told.reported },
+            startedAt: body.startedAt ?? startedAt,
             finishedAt: endedAt,
           },
           entries:
@@ -283,7 +307,7 @@ export class Turns {
   }
 
   async messages({ workspace, name, body }: Thread): Promise<Message[]> {
-    return conversation(await this.#records.entries(workspace, name), body.turn)
+    return await conversation(this.#records.newest(workspace, name), body.turn)
   }
 
   /** Credentials for the program, as they are kept. */
@@ -303,8 +327,32 @@ export class Turns {
 }
 
 /** Of how it failed its program's own word says most, unless it was not the program that failed. */
-function internalStatusOf({ internalStatus: said }: ThreadBody, code: string | null): string | null {
+function internalStatusOf(said: string | null, code: string | null): string | null {
   return code === null || code.startsWith('agent_') ? (said ?? code) : code
+}
+
+/** What its program says of a turn beside how it ended. */
+interface Told {
+  internalStatus?: string | null
+  title?: string
+  reported?: JsonObject
+}
+
+/** Null: it is more than an execution keeps beside its result. */
+function toldOf({ internalStatus, title, reported = {} }: TurnReport): Told | null {
+  const told: Told = {
+    ...(internalStatus == null ? {} : { internalStatus }),
+    ...(title == null ? {} : { title }),
+    reported,
+  }
+  return JSON.stringify(told).length <= toldCharsMax ? told : null
+}
+
+/** An answer that is too long is no answer. */
+function bounded(report: TurnReport): TurnReport {
+  if ((report.result?.length ?? 0) <= resultCharsMax) return report
+  const result = `the result is longer than ${resultCharsMax} characters`
+  return { ...report, status: 'error', result, internalStatus: 'answer_too_large' }
 }
 
 /** @throws body_too_large */

@@ -51,7 +51,8 @@ interface Turn {
   /** The one that it is for, where its client says so. */
   workerId: string | null
   losses: number
-  lease: { worker: Worker | null; number: number } | null
+  /** Without a worker: that one is gone, and may come back. */
+  lease: { worker: Worker | null } | null
 }
 
 export class Workers {
@@ -62,6 +63,9 @@ export class Workers {
   /** By agent, in the order in which they came. */
   readonly #agents = new Map<string, Set<Worker>>()
   readonly #turns = new Map<string, Turn>()
+  /** Of those, by agent the ones that nobody has. */
+  readonly #waiting = new Map<string, Set<Turn>>()
+  readonly #leased = new Set<Turn>()
   readonly #deadlines: Deadlines
   #closed = false
 
@@ -78,8 +82,12 @@ export class Workers {
       if (thread.body.options.run_locally === true) continue
       const turn = this.#turnOf(thread)
       this.#turns.set(turn.executionId, turn)
-      if (thread.body.leases === 0) continue
-      turn.lease = { worker: null, number: thread.body.leases }
+      if (thread.body.leases === 0) {
+        this.#wait(turn)
+        continue
+      }
+      turn.lease = { worker: null }
+      this.#leased.add(turn)
       this.#deadlines.set(`turn ${turn.executionId}`, this.#clock.now() + lostMs)
     }
   }
@@ -108,7 +116,7 @@ export class Workers {
     this.#agents.set(key, others)
     this.#workers.set(worker.id, worker)
     this.#deadlines.set(`worker ${worker.id}`, now + silentMsMax)
-    for (const turn of this.#turns.values()) {
+    for (const turn of this.#leased) {
       const lost = turn.lease?.worker === null && agentKey(turn) === key
       if (lost) this.#deadlines.set(`turn ${turn.executionId}`, now + succeededMs)
     }
@@ -129,7 +137,7 @@ export class Workers {
     if (others?.size === 0) this.#agents.delete(key)
     this.#deadlines.delete(`worker ${worker.id}`)
     if (this.#closed) return
-    for (const turn of this.#turns.values()) {
+    for (const turn of this.#leased) {
       if (turn.lease?.worker !== worker) continue
       turn.lease.worker = null
       this.#deadlines.set(`turn ${turn.executionId}`, this.#clock.now() + lostMs)
@@ -157,10 +165,8 @@ export class Workers {
 
   /** It says that it works on nothing any more. */
   finished(worker: Worker): void {
-    for (const turn of this.#turns.values()) {
-      if (turn.lease?.worker !== worker) continue
-      turn.lease = null
-      worker.leases--
+    for (const turn of this.#leased) {
+      if (turn.lease?.worker === worker) this.#giveBack(turn)
     }
     this.#pump(agentKey(worker))
   }
@@ -175,6 +181,7 @@ export class Workers {
   offer(thread: Thread): void {
     const turn = this.#turnOf(thread)
     this.#turns.set(turn.executionId, turn)
+    this.#wait(turn)
     this.#pump(agentKey(turn))
   }
 
@@ -182,16 +189,42 @@ export class Workers {
   ended({ body }: Thread): void {
     const turn = this.#turns.get(body.executionId)
     if (turn === undefined) return
-    this.#turns.delete(body.executionId)
-    this.#deadlines.delete(`turn ${body.executionId}`)
-    const worker = turn.lease?.worker
-    if (worker) worker.leases--
+    this.#forget(turn)
     this.#pump(agentKey(turn))
   }
 
+  #wait(turn: Turn): void {
+    const key = agentKey(turn)
+    const waiting = this.#waiting.get(key) ?? new Set()
+    waiting.add(turn)
+    this.#waiting.set(key, waiting)
+  }
+
+  #unwait(turn: Turn): void {
+    const key = agentKey(turn)
+    const waiting = this.#waiting.get(key)
+    waiting?.delete(turn)
+    if (waiting?.size === 0) this.#waiting.delete(key)
+  }
+
+  /** Its lease is over, and it waits again. */
+  #giveBack(turn: Turn): void {
+    if (turn.lease?.worker) turn.lease.worker.leases--
+    turn.lease = null
+    this.#leased.delete(turn)
+    if (this.#turns.has(turn.executionId)) this.#wait(turn)
+  }
+
+  #forget(turn: Turn): void {
+    this.#turns.delete(turn.executionId)
+    this.#deadlines.delete(`turn ${turn.executionId}`)
+    this.#giveBack(turn)
+    this.#unwait(turn)
+  }
+
   #pump(key: string): void {
-    for (const turn of this.#turns.values()) {
-      if (turn.lease !== null || agentKey(turn) !== key) continue
+    for (const turn of this.#waiting.get(key) ?? []) {
+      if (!this.of(turn.workspace, turn.agentId).some(hasRoom)) return
       const worker = this.#freeFor(turn, key)
       if (worker !== null) void this.#hand(turn, worker)
     }
@@ -200,34 +233,32 @@ export class Workers {
   #freeFor(turn: Turn, key: string): Worker | null {
     let best: Worker | null = null
     for (const worker of this.#agents.get(key) ?? []) {
-      if (worker.isBusy || worker.leases >= leasesOfWorkerMax || !this.#isFor(worker, turn)) continue
+      if (!hasRoom(worker) || !this.#isFor(worker, turn)) continue
       if (best === null || worker.leases < best.leases) best = worker
     }
     return best
   }
 
   async #hand(turn: Turn, worker: Worker): Promise<void> {
-    const lease: Turn['lease'] = { worker, number: 0 }
+    const lease: NonNullable<Turn['lease']> = { worker }
+    this.#unwait(turn)
     turn.lease = lease
+    this.#leased.add(turn)
     worker.leases++
     let thread: Thread | null
     try {
       thread = await this.#threads.lease(turn.workspace, turn.threadId, turn.executionId, worker.id)
     } catch (error) {
       this.#log.warn('a turn could not be given to a worker', { thread: turn.threadId, error })
-      worker.leases--
-      turn.lease = null
+      // As if that worker had been lost: later it is tried again.
+      if (lease.worker !== null) lease.worker.leases--
+      lease.worker = null
       this.#deadlines.set(`turn ${turn.executionId}`, this.#clock.now() + lostMs)
       return
     }
-    if (thread === null) {
-      worker.leases--
-      this.#turns.delete(turn.executionId)
-      return
-    }
-    lease.number = thread.body.leases
+    if (thread === null) this.#forget(turn)
     // It left meanwhile: what is owed then was said by `gone`.
-    if (lease.worker !== null) worker.hand(thread)
+    else if (turn.lease === lease && lease.worker !== null) worker.hand(thread)
   }
 
   async #due(key: string): Promise<void> {
@@ -250,14 +281,14 @@ export class Workers {
 
   async #lost(executionId: string): Promise<void> {
     const turn = this.#turns.get(executionId)
-    if (turn === undefined || turn.lease?.worker) return
-    if (turn.lease !== null) turn.losses++
-    turn.lease = null
+    if (turn === undefined || turn.lease === null || turn.lease.worker !== null) return
+    turn.losses++
     if (turn.losses < lossesMax) {
+      this.#giveBack(turn)
       this.#pump(agentKey(turn))
       return
     }
-    this.#turns.delete(executionId)
+    this.#forget(turn)
     await this.#threads.report(turn.workspace, turn.threadId, {
       status: 'error',
       result: `its workers were lost, ${lossesMax} of them one after the other`,
@@ -283,6 +314,10 @@ export class Workers {
       lease: null,
     }
   }
+}
+
+function hasRoom({ isBusy, leases }: Worker): boolean {
+  return !isBusy && leases < leasesOfWorkerMax
 }
 
 function agentKey({ workspace, agentId }: { workspace: string; agentId: string }): string {

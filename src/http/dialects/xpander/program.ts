@@ -12,13 +12,11 @@ import type {
   Threads,
   Workers,
 } from '../../../threads/index.ts'
-import { isSchema } from '../../../threads/index.ts'
+import { isSchema, resultCharsMax } from '../../../threads/index.ts'
 import { type Acquired, type DeploymentPlane, serveDeployment } from '../../run/deployments.ts'
 
 /** Says which conversation a message is of, for agents that keep any. */
 const threadHeader = 'x-blaxel-thread-id'
-/** Of an answer; the record of a task has it whole. */
-const resultCharsMax = 4 * 1024 * 1024
 const refusalCharsMax = 4096
 /** What came of nothing that the program did: it can be asked again. */
 const notReached = new Set(['workload_unavailable', 'unavailable', 'too_many_requests'])

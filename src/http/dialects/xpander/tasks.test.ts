@@ -284,6 +284,16 @@ describe('a task', () => {
     expect(await xpander.task(failed.id)).toMatchObject({ status: 'failed', result: 'I could not' })
   })
 
+  test('whose result is longer than may be ended in error', async () => {
+    const begun = await xpander.begin('helper', 'x')
+    await answers('x'.repeat(2 * 1024 * 1024 + 1))
+    expect(await xpander.task(begun.id)).toMatchObject({
+      status: 'error',
+      internal_status: 'answer_too_large',
+      result: 'the result is longer than 2097152 characters',
+    })
+  })
+
   test('is deleted with its thread and its sub-tasks', async () => {
     const parent = await xpander.begin('helper', 'parent')
     await answers('p')

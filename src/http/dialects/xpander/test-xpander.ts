@@ -1,6 +1,7 @@
 import { FakeClock } from '../../../lib/test-clock.ts'
 import { createPlatform, type Platform, type PlatformOptions, temporaryDataDir } from '../../../platform.ts'
 import { fakeRuntime } from '../../../runtimes/fake/index.ts'
+import { eventually } from '../../../test-client.ts'
 
 type Asked = Omit<RequestInit, 'headers'> & {
   json?: unknown
@@ -71,13 +72,14 @@ export class TestXpander implements AsyncDisposable {
   }
 
   /** The task once `holds`. */
-  async task(id: string, holds: (task: Answer) => boolean = ({ finished_at }) => finished_at !== null) {
-    for (let round = 0; round < 1000; round++) {
+  async task(
+    id: string,
+    holds: (task: Answer) => boolean = ({ finished_at }) => finished_at !== null,
+  ): Promise<Answer> {
+    return await eventually(`the task ${id} came to it`, async () => {
       const task = await this.get(`/v1/tasks/${id}`)
-      if (holds(task)) return task
-      await new Promise((resolve) => setTimeout(resolve, 5))
-    }
-    throw new Error(`the task never came to it: ${JSON.stringify(await this.get(`/v1/tasks/${id}`))}`)
+      return holds(task) ? task : null
+    })
   }
 
   /** A worker of an agent, which is registered. */
