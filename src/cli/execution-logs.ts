@@ -39,7 +39,7 @@ export async function* followExecution(client: Client, execution: ExecutionInfo)
   const start = new Date(Date.parse(execution.startedAt ?? execution.acceptedAt) - aroundMs).toISOString()
   const lines = (async function* () {
     try {
-      const asked = { resourceType: `${kind}s`, name, start, stream: 'stdout,stderr' }
+      const asked = { resourceType: `${kind}s`, name, start, stream: 'stdout,stderr', ...scopeOf(execution) }
       for await (const line of client.logs.follow(asked, gone.signal)) yield saidOf(line)
     } catch (error) {
       // Ended together with what it is of.
@@ -51,11 +51,11 @@ export async function* followExecution(client: Client, execution: ExecutionInfo)
 
 async function linesOf(
   client: Client,
-  { target, id }: ExecutionInfo,
+  execution: ExecutionInfo,
   startedAt: string,
   endedAt: string | null,
 ): Promise<LogLine[]> {
-  const { kind, name } = target
+  const { kind, name } = execution.target
   if (!kindsWithLogs.has(kind)) return []
   const query = {
     resourceType: `${kind}s`,
@@ -63,7 +63,7 @@ async function linesOf(
     stream: 'stdout,stderr',
     start: new Date(Date.parse(startedAt) - aroundMs).toISOString(),
     end: new Date((endedAt === null ? Date.now() : Date.parse(endedAt)) + aroundMs).toISOString(),
-    executionId: id,
+    ...scopeOf(execution),
   }
   const lines: LogLine[] = []
   while (lines.length < linesMax) {
@@ -72,6 +72,15 @@ async function linesOf(
     if (page.logs.length < pageLines) break
   }
   return lines
+}
+
+/** What a job's tasks say is kept by execution and task, as its client calls them; of other programs only the time says it. */
+function scopeOf({ target, id, parent, index }: ExecutionInfo): { executionId?: string; taskId?: string } {
+  if (target.kind !== 'job') return {}
+  return {
+    executionId: (parent ?? id).split('/').at(-1) ?? id,
+    ...(index === null ? {} : { taskId: String(index) }),
+  }
 }
 
 function historyOf(execution: ExecutionInfo): Said[] {

@@ -92,7 +92,8 @@ function serve(): void {
         severity: 9,
         stream: 'stdout',
       }
-      return Response.json({ mine: { logs: path.includes('offset=0') ? [line] : [], totalCount: 1 } })
+      const name = new URLSearchParams(path).get('workloadIds') ?? ''
+      return Response.json({ [name]: { logs: path.includes('offset=0') ? [line] : [], totalCount: 1 } })
     }
     return null
   }
@@ -140,7 +141,22 @@ test('its log is what happened to it and what its target said meanwhile, in orde
   ])
   const asked = platform.log.find((line) => line.includes('/observability/logs'))
   expect(asked).toContain('workloadIds=mine')
+  // Their lines are of no execution.
+  expect(asked).not.toContain('executionId')
   expect(asked).toContain('start=2029-12-31T23%3A59%3A59.000Z')
+})
+
+test('of a task of a job only its own lines are asked for, as its client calls them', async () => {
+  const target = { kind: 'job', name: 'mine' }
+  const given = { source: 'job-task', target, parent: 'main/mine/nightly', index: 3 }
+  platform.answer = ({ path }) => {
+    if (path === '/v0/executions/part') return Response.json(execution('part', given))
+    return path.startsWith('/v0/observability/logs') ? Response.json({}) : null
+  }
+  expect((await platform.run(['logs', 'execution', 'part'])).code).toBe(0)
+  const asked = platform.log.find((line) => line.includes('/observability/logs'))
+  expect(asked).toContain('resourceType=jobs')
+  expect(asked).toContain('executionId=nightly&taskId=3')
 })
 
 test('it is followed until it ended', async () => {
