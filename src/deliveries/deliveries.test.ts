@@ -9,7 +9,7 @@ import { eventually } from '../test-client.ts'
 import { Deliveries, type DeliveryDialect, type DeliveryView, newCallbackSecret } from './index.ts'
 import { type Received, TestReceiver } from './test-receiver.ts'
 
-setDefaultTimeout(60_000)
+setDefaultTimeout(120_000)
 const secrets = createSecretBox(new Uint8Array(32).fill(5))
 const secondMs = 1000
 

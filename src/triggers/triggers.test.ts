@@ -14,7 +14,7 @@ import type { Store } from '../spec/store.ts'
 import { eventually } from '../test-client.ts'
 import { type AgentAnswer, type AgentRequest, Triggers } from './index.ts'
 
-setDefaultTimeout(60_000)
+setDefaultTimeout(120_000)
 const minuteMs = 60_000
 const hourMs = 60 * minuteMs
 const secrets = createSecretBox(new Uint8Array(32).fill(5))
