@@ -501,6 +501,10 @@ class MemberLease implements RevisionLease {
     this.#members = members
   }
 
+  get ended(): Promise<unknown> {
+    return this.#member.ended
+  }
+
   asConnection(): { touch(): void } {
     return this.#lease.asConnection()
   }

@@ -35,6 +35,8 @@ export interface RevisionLease extends Disposable {
   readonly port: number
   /** With `stdio` nobody started it: its sessions do, with process ids from `sessionProcessIdMin` on. */
   readonly program: RevisionProgram
+  /** Resolves once the instance ended by itself and nobody gets it any more; absent: that is not told. */
+  readonly ended?: Promise<unknown>
   /** From now on it stands for a connection that stays open, and counts while something is said on it. */
   asConnection(): { touch(): void }
 }

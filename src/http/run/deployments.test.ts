@@ -25,6 +25,8 @@ let answer: (request: Request) => Response | Promise<Response>
 let leases = 0
 let cookies: (string | null)[] = []
 let setCookie: string | null = null
+/** Instances of "crashing" that ended and are taken for running ones. */
+let ended = 0
 const kept: AgentCall[] = []
 const later: AgentPlane['later'] = {
   async accept(call) {
@@ -54,6 +56,7 @@ const deployments: FunctionPlane['deployments'] & AgentPlane['deployments'] = {
     cookies.push(cookie)
     leases++
     let held = true
+    const gone = name === 'down' || (name === 'crashing' && ended-- > 0)
     return {
       setCookie,
       revisionId: 'rev-one',
@@ -61,11 +64,12 @@ const deployments: FunctionPlane['deployments'] & AgentPlane['deployments'] = {
       lease: {
         instance: {
           id: 'instance',
-          address: async () => ({ origin: `http://127.0.0.1:${name === 'down' ? 1 : program.port}` }),
-          listening: async () => name !== 'down',
+          address: async () => ({ origin: `http://127.0.0.1:${gone ? 1 : program.port}` }),
+          listening: async () => !gone,
         } as unknown as Instance,
         port,
         program: { argv: [], env: {}, workingDir: '/' },
+        ...(gone && name === 'crashing' ? { ended: Promise.resolve() } : {}),
         asConnection: () => ({ touch() {} }),
         [Symbol.dispose]() {
           if (held) leases--
@@ -293,6 +297,18 @@ test('what was kept is asked as every other request is, and its answer told whol
   await clock.turn(200)
   expect(await cancelled).toBe('cancelled')
   if (!inside.aborted) await new Promise((resolve) => inside.addEventListener('abort', resolve))
+})
+
+test('a request that may be sent twice goes to another instance when its own has just ended, once', async () => {
+  answer = () => new Response('here')
+  ended = 1
+  const got = await ask('/main/agents/crashing')
+  expect([got.status, await got.text(), leases]).toEqual([200, 'here', 0])
+  ended = 1
+  expect((await ask('/main/agents/crashing', { method: 'POST', body: 'x' })).status).toBe(502)
+  ended = 2
+  expect((await ask('/main/agents/crashing')).status).toBe(502)
+  expect([ended, leases]).toEqual([0, 0])
 })
 
 test('an answer is streamed as it comes', async () => {

@@ -1,10 +1,14 @@
 import type { RevisionLease } from '../../deployments/fleet/index.ts'
 import { type DeploymentKind, type Passing, stickyCookieName } from '../../deployments/index.ts'
+import { PlatformError } from '../../errors.ts'
 import type { ConsumedCredentials, RouteContext } from '../route.ts'
 import { splitUrl } from '../url.ts'
 import { checkRequestLength, type Exchanges } from './exchanges.ts'
 import { isSocketRequest, proxyHttp, proxySocket, withoutParameters } from './proxy.ts'
 import { spoken } from './spoken.ts'
+
+/** Of an instance whose connections broke, until its end is heard of. */
+const endingMsMax = 300
 
 /** An instance of what is deployed, for one request. */
 export interface Acquired {
@@ -98,13 +102,15 @@ export interface DeploymentRequest {
 
 /**
  * Passes a request on to an instance: headers as they came but for what authenticated, both bodies streamed, WebSockets
- * joined.
+ * joined. One that may be sent twice, to an instance that ended before it answered, goes to another one, once.
  * @throws what `acquire` throws, body_too_large, gateway_timeout, bad_gateway
  */
 export async function serveDeployment(
   incoming: DeploymentRequest,
-  { deployments, exchanges }: DeploymentPlane,
+  plane: DeploymentPlane,
+  { mayRepeat = true }: { mayRepeat?: boolean } = {},
 ): Promise<Response> {
+  const { deployments, exchanges } = plane
   const { request, path, search, publicOrigin, publicPrefix, consumed, upgrade, workspace, kind, name } =
     incoming
   checkRequestLength(request.headers)
@@ -149,11 +155,42 @@ export async function serveDeployment(
     onEnd()
     throw error
   }
-  const response = isSocket
-    ? await proxySocket(request, spoken(upgrade, lease), address, options)
-    : await proxyHttp(request, address, options)
+  let response: Response
+  try {
+    response = isSocket
+      ? await proxySocket(request, spoken(upgrade, lease), address, options)
+      : await proxyHttp(request, address, options)
+  } catch (error) {
+    const elsewhere = mayRepeat && incoming.acquire === undefined && !isSocket && isRepeatable(request, error)
+    if (!elsewhere || !(await hasEnded(lease, exchanges))) throw error
+    return await serveDeployment(incoming, plane, { mayRepeat: false })
+  }
   if (setCookie !== null && response.status !== 101) response.headers.append('set-cookie', setCookie)
   return response
+}
+
+/** It may be sent again, and was not answered for want of a program. */
+function isRepeatable({ method, body, signal }: Request, error: unknown): boolean {
+  if (body !== null || (method !== 'GET' && method !== 'HEAD' && method !== 'OPTIONS')) return false
+  const reason = PlatformError.is(error) ? error.details?.reason : undefined
+  return (reason === 'port_closed' || reason === 'hung_up') && !signal.aborted
+}
+
+/** Whether the instance ended, as is heard of a moment after its connections broke. */
+async function hasEnded({ ended }: RevisionLease, { clock }: Exchanges): Promise<boolean> {
+  if (ended === undefined) return false
+  const late = new AbortController()
+  try {
+    return await Promise.race([
+      ended.then(() => true),
+      clock.sleep(endingMsMax, late.signal).then(
+        () => false,
+        () => false,
+      ),
+    ])
+  } finally {
+    late.abort()
+  }
 }
 
 /** Of the `count`th slash; the length where there are fewer. */

@@ -22,17 +22,17 @@ const longMessage = `The request took ${exchangeMsMax / 60_000} minutes, the mos
 /** How long requests to something deployed may take, be silent and be large. */
 export class Exchanges implements Disposable {
   readonly #active = new Set<Exchange>()
-  readonly #clock: Clock
+  readonly clock: Clock
   readonly #closing = new AbortController()
   #looking = false
 
   constructor({ clock }: { clock: Clock }) {
-    this.#clock = clock
+    this.clock = clock
   }
 
   /** One that begins now. `timed`: it may not be silent, or take, too long. */
   begin(request: Request, { timed }: { timed: boolean }): Exchange {
-    const exchange = new Exchange(request, { timed, clock: this.#clock, active: this.#active })
+    const exchange = new Exchange(request, { timed, clock: this.clock, active: this.#active })
     this.#active.add(exchange)
     if (!this.#looking) void this.#look()
     return exchange
@@ -43,8 +43,8 @@ export class Exchanges implements Disposable {
     this.#looking = true
     const { signal } = this.#closing
     for (let idle = 0; idle < idleLooksMax && !signal.aborted; idle = this.#active.size > 0 ? 0 : idle + 1) {
-      await this.#clock.sleep(lookEveryMs, signal).catch(() => {})
-      const now = this.#clock.monotonic()
+      await this.clock.sleep(lookEveryMs, signal).catch(() => {})
+      const now = this.clock.monotonic()
       for (const exchange of this.#active) exchange.look(now)
     }
     this.#looking = false
