@@ -7,6 +7,7 @@ import { Dialer } from '../lib/dialer.ts'
 import { createSecretBox } from '../lib/secret-box.ts'
 import { eventually } from '../test-client.ts'
 import { Deliveries, type DeliveryDialect, type DeliveryView, newCallbackSecret } from './index.ts'
+import { type DeliveryNote, withAttempt } from './record.ts'
 import { type Received, TestReceiver } from './test-receiver.ts'
 
 setDefaultTimeout(120_000)
@@ -227,6 +228,35 @@ test('a redirect is a failure, and what an answer says is kept up to a bound', a
   expect(attempts).toMatchObject([
     { status: 302, error: 'redirects are not followed (302)', bodyExcerpt: 'x'.repeat(1024) },
   ])
+})
+
+test('an answer is kept as it came: what unfolds to much is not unfolded', async () => {
+  await using host = await TestDeliveries.open()
+  const packed = Bun.gzipSync('x'.repeat(1024 * 1024))
+  host.receiver.answer = () => new Response(packed, { status: 500, headers: { 'content-encoding': 'gzip' } })
+  const { attempts } = await host.attempted(await host.deliver({ headers: { 'Accept-Encoding': 'gzip' } }), 1)
+  expect(attempts[0]?.bodyExcerpt).not.toContain('xx')
+  expect((await host.receiver.nth(1)).headers['accept-encoding']).toBe('identity')
+})
+
+test('the newest attempts are kept, as many as there is room for', () => {
+  const attempt = { at: '', status: 500, latencyMs: 1, bodyExcerpt: '\u0001'.repeat(1024), error: 'failed' }
+  let note = { headers: {}, secrets: [], attempts: [] } as unknown as DeliveryNote
+  for (let count = 1; count <= 50; count++)
+    note = { ...note, attempts: withAttempt(note, { ...attempt, at: String(count) }) }
+  expect(note.attempts.length).toBeGreaterThan(5)
+  expect(note.attempts.at(-1)?.at).toBe('50')
+  expect(Buffer.byteLength(JSON.stringify(note))).toBeLessThan(64 * 1024)
+})
+
+test.each([
+  ['a line', { 'x-a': 'b\r\nhost: c' }, 'characters that no header can have'],
+  ['no name', { 'x a': 'b' }, 'is not a name of a header'],
+  ['a long one', { 'x-a': 'b'.repeat(513) }, 'more than 512 characters'],
+  ['many', Object.fromEntries(Array.from({ length: 21 }, (_, index) => [`x-${index}`, ''])), 'at most 20'],
+])('headers of a client are refused where none can be sent so: %s', async (_, headers, message) => {
+  await using host = await TestDeliveries.open()
+  expect(() => host.deliveries.checkHeaders('headers', headers as Record<string, string>)).toThrow(message)
 })
 
 test('by hand it is sent once more, with the same id and all that was tried', async () => {

@@ -5,15 +5,15 @@ import type { Clock } from '../lib/clock.ts'
 import type { Dialer } from '../lib/dialer.ts'
 import { sortableId } from '../lib/ids.ts'
 import type { SecretBox } from '../lib/secret-box.ts'
-import { callbackUrl } from './address.ts'
+import { callbackUrl, checkHeaders } from './address.ts'
 import { type DeliveryDialect, dialectFacts } from './dialects.ts'
 import {
-  attemptsKept,
   type DeliveryNote,
   type DeliveryView,
   deliverySource,
   deliveryView,
   noteOf,
+  withAttempt,
 } from './record.ts'
 import { type Sent, send } from './sending.ts'
 import { standardHeaders } from './signing.ts'
@@ -32,7 +32,7 @@ const resolveMsMax = 2_000
 const jitter = 0.2
 /** What a client may not say in the platform's name. */
 const ownHeaders =
-  /^(host|content-length|content-type|connection|keep-alive|transfer-encoding|te|trailer|upgrade|expect|webhook-.*|x-blaxel-.*|x-agentfield-signature|x-hutch-.*)$/
+  /^(host|accept-encoding|content-length|content-type|connection|keep-alive|transfer-encoding|te|trailer|upgrade|expect|webhook-.*|x-blaxel-.*|x-agentfield-signature|x-hutch-.*)$/
 
 export interface DeliveriesOptions {
   executions: Pick<Executions, 'accept' | 'get' | 'input' | 'list' | 'cancel' | 'runner'>
@@ -88,6 +88,11 @@ export class Deliveries {
       signal: AbortSignal.timeout(resolveMsMax),
     })
     return url
+  }
+
+  /** What a client wants sent along. @throws bad_request that names `field` */
+  checkHeaders(field: string, headers: Record<string, string>): void {
+    checkHeaders(field, headers)
   }
 
   /** A secret as `NewDelivery` wants it. */
@@ -177,7 +182,7 @@ export class Deliveries {
     const note = noteOf(execution)
     const { delaysMs } = dialectFacts[note.dialect]
     const sent = await this.#send(execution.workspace, note, input, number, signal)
-    const attempts = [...note.attempts, sent.attempt].slice(-attemptsKept)
+    const attempts = withAttempt(note, sent.attempt)
     if (sent.delivered)
       return { status: 'succeeded', result: new Uint8Array(), type: 'text/plain', note: { attempts } }
     const delay = (delaysMs[number - 1] ?? 0) * (1 + jitter * (2 * this.#random() - 1))

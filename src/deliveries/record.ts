@@ -1,12 +1,11 @@
 /** A delivery as it rests: an execution whose input is the body, and whose note is the rest. */
 import { z } from 'zod'
-import type { Execution, ExecutionStatus } from '../executions/index.ts'
+import { type Execution, type ExecutionStatus, executionNoteBytesMax } from '../executions/index.ts'
 import { type DeliveryDialect, deliveryDialects } from './dialects.ts'
 
 export const deliverySource = 'delivery'
 
-/** Their note has room for that many with all they tell. */
-export const attemptsKept = 24
+const attemptsMax = 24
 
 export interface DeliveryAttempt {
   at: string
@@ -32,12 +31,23 @@ export interface DeliveryNote {
   /** Given by who may have requests made to this machine. */
   loopback: boolean
   createdAt: string
-  /** All of them, also those before it was sent again by hand; the last `attemptsKept`. */
+  /** All of them, also those before it was sent again by hand; the last that there is room for. */
   attempts: DeliveryAttempt[]
 }
 
 export function noteOf({ note }: Execution): DeliveryNote {
   return note as unknown as DeliveryNote
+}
+
+/** With one more: the newest stay, as many as the note has room for, whatever receivers answer. */
+export function withAttempt(note: DeliveryNote, attempt: DeliveryAttempt): DeliveryAttempt[] {
+  const attempts = [...note.attempts, attempt].slice(-attemptsMax)
+  while (attempts.length > 1 && bytesOf({ ...note, attempts }) > executionNoteBytesMax) attempts.shift()
+  return attempts
+}
+
+function bytesOf(note: DeliveryNote): number {
+  return Buffer.byteLength(JSON.stringify(note))
 }
 
 const deliveryStatuses = ['pending', 'delivered', 'failed'] as const

@@ -164,6 +164,7 @@ function changingRoutes(executions: Executions): Route[] {
       ...shared,
       method: 'DELETE',
       path: '/v0/executions/{executionId}',
+      access: 'write',
       summary: 'Forget an execution, after it was stopped',
       answer: executionSchema,
       async handle({ workspace, params }) {

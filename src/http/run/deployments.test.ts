@@ -240,7 +240,9 @@ test('a POST with async=true is kept, and answered at once', async () => {
   expect(Buffer.from(request.body).toString()).toBe('work')
   const headers = Object.fromEntries(request.headers)
   expect(headers).toMatchObject({ 'x-thread': '7' })
-  expect(Object.keys(headers).filter((name) => /auth|content-length|connection/.test(name))).toEqual([])
+  expect(Object.keys(headers).filter((name) => /auth|encoding|content-length|connection/.test(name))).toEqual(
+    [],
+  )
   const read = await ask('/main/agents/hello?async=true')
   expect([read.status, (await failure(read)).message]).toEqual([400, expect.stringContaining('only a POST')])
   expect(kept).toEqual([])
@@ -274,6 +276,19 @@ test('what was kept is asked as every other request is, and its answer told whol
     status: 502,
     failure: { code: 'answer_too_large' },
     retry: false,
+  })
+  answer = () =>
+    new Response(
+      new ReadableStream({
+        start: (sending) => sending.enqueue('x'.repeat(1024 * 1024)),
+        pull: (sending) => sending.error(new Error('the program dies')),
+      }),
+    )
+  expect(await asked('hello')).toMatchObject({
+    status: 502,
+    failure: { code: 'bad_gateway' },
+    retry: true,
+    notAsked: false,
   })
   expect(await asked('missing')).toMatchObject({
     status: 404,

@@ -32,6 +32,8 @@ const leftBehind = new Set([
   'transfer-encoding',
   'expect',
   'te',
+  // What is kept and told is the answer itself, in no encoding that its client happened to know.
+  'accept-encoding',
 ])
 const asyncParameter = 'async'
 /** What a deployment says in place of its program. */
@@ -111,15 +113,19 @@ function requestOf(kept: AgentRequest, signal: AbortSignal): Request {
   })
 }
 
-/** @throws what reading it throws */
+/** @throws bad_gateway when it is not whole */
 async function wholeAnswer(response: Response, clock: Clock): Promise<AgentAnswer> {
   const { status, headers } = response
   const chunks: Uint8Array[] = []
   let bytes = 0
-  for await (const chunk of response.body ?? []) {
-    bytes += chunk.length
-    if (bytes > agentAnswerBytesMax) return tooLarge()
-    chunks.push(chunk)
+  try {
+    for await (const chunk of response.body ?? []) {
+      bytes += chunk.length
+      if (bytes > agentAnswerBytesMax) return tooLarge()
+      chunks.push(chunk)
+    }
+  } catch (cause) {
+    throw new PlatformError('bad_gateway', 'the agent hung up in the middle of its answer', { cause })
   }
   return {
     status,

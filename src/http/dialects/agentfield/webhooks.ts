@@ -8,14 +8,12 @@ import { jsonOf, timeText } from './wire.ts'
 
 const dialect = 'agentfield'
 
-const headersMax = 20
-const headerCharactersMax = 512
 const secretCharactersMax = 4096
 
 const webhookSchema = z.object({
   url: z.string().max(4096),
   secret: z.string().max(secretCharactersMax).nullish(),
-  headers: z.record(z.string().max(headerCharactersMax), z.string().max(headerCharactersMax)).nullish(),
+  headers: z.record(z.string(), z.string()).nullish(),
 })
 
 type Registered = { callback: NonNullable<NewExecution['callback']> } | { error: string } | null
@@ -39,10 +37,7 @@ export class Webhooks {
     if (given === undefined || given === null) return null
     try {
       const { url, secret, headers } = parseWith(webhookSchema, given, 'webhook')
-      const count = Object.keys(headers ?? {}).length
-      if (count > headersMax) {
-        throw new PlatformError('bad_request', `webhook.headers: ${count}, at most ${headersMax}`)
-      }
+      this.#deliveries.checkHeaders('webhook.headers', headers ?? {})
       const address = await this.#deliveries.checkAddress('webhook.url', url, { loopback })
       return {
         callback: {

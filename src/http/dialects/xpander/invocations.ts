@@ -12,6 +12,7 @@ export interface Caller {
 }
 
 export interface Callbacks {
+  checkHeaders(field: string, headers: Record<string, string>): void
   checkAddress(field: string, address: string, options: { loopback: boolean }): Promise<string>
   seal(workspace: string, secret: string): string
 }
@@ -54,6 +55,7 @@ export async function newTurn(
     ...(key === null ? {} : { idempotencyKey: key }),
   }
   if (!webhook) return turn
+  options.callbacks.checkHeaders('webhook.headers', webhook.headers ?? {})
   const url = await options.callbacks.checkAddress('webhook.url', webhook.url, { loopback })
   return {
     ...turn,

@@ -16,7 +16,7 @@ const flag = z.boolean().nullish()
 const webhook = z.object({
   url: z.string().max(2048),
   secret: z.string().min(1).max(4096).nullish(),
-  headers: z.record(z.string(), z.string().max(512)).nullish(),
+  headers: z.record(z.string(), z.string()).nullish(),
 })
 
 /** What starts a turn: `POST /v1/agents/{id}/invoke`, and what the SDK creates tasks with. */
