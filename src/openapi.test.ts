@@ -104,6 +104,8 @@ async function callTriggers(item: string, one: Record<string, string>, callsBack
   expect((await call(`POST ${item}/triggers`, one, { json: given })).status).toBe(409)
   await call(`GET ${item}/triggers`, one)
   if (callsBack) await callDeliveries(receiver)
+  const inside = { type: 'http-async', configuration: { callbackUrl: 'http://10.0.0.7/hook' } }
+  expect((await call(`POST ${item}/triggers`, one, { json: inside })).status).toBe(400)
   const { body: read } = await call(`GET ${item}/triggers/{triggerId}`, trigger)
   await call(`PUT ${item}/triggers/{triggerId}`, trigger, { json: { ...(read as object), enabled: false } })
   if (callsBack)
