@@ -127,6 +127,12 @@ test('a program is asked as by hutch chat, with the conversation and what else w
   expect(leases).toBe(0)
 })
 
+test('it is said to be executing before it answers', async () => {
+  executing.length = 0
+  answer = () => new Response(String(executing.length))
+  expect((await done()).outcome).toEqual({ by: 'program', result: '1' })
+})
+
 test('what it streams is told piece by piece, and is the result together', async () => {
   const gates = [Promise.withResolvers<void>(), Promise.withResolvers<void>()]
   answer = () =>

@@ -51,7 +51,7 @@ export function performer(options: ProgramOptions): Performer {
       return { by: 'reporter' }
     }
     try {
-      let version: string | null = null
+      let begun: Promise<void> = Promise.resolve()
       const response = await serveDeployment(
         {
           request: requestOf(thread, messages, tokens, signal),
@@ -66,14 +66,15 @@ export function performer(options: ProgramOptions): Performer {
           name: body.agentId,
           timed: false,
           acquire: async (caller) => {
-            const acquired = await acquire(thread, options, caller.signal)
-            version = acquired.version
-            return acquired.lease
+            const acquired = await acquire(thread, options, caller)
+            begun = threads.executing(thread, acquired.revisionId)
+            begun.catch(() => {})
+            return acquired
           },
         },
         options.plane,
       )
-      await threads.executing(thread, version)
+      await begun
       return await answerOf(response, body.options, (piece) => tell('chunk', piece))
     } catch (error) {
       signal.throwIfAborted()
@@ -85,13 +86,12 @@ export function performer(options: ProgramOptions): Performer {
 async function acquire(
   { workspace, body }: Thread,
   { plane, deployments }: ProgramOptions,
-  signal: AbortSignal,
-): Promise<{ lease: Acquired; version: string }> {
-  const found =
-    body.version === null
-      ? await plane.deployments.acquire(workspace, 'agent', body.agentId, { cookie: null }, { signal })
-      : await deployments.acquireVersion(workspace, 'agent', body.agentId, body.version, signal)
-  return { lease: found, version: found.revisionId }
+  caller: { readonly signal: AbortSignal },
+): Promise<Acquired> {
+  const { agentId, version } = body
+  return version === null
+    ? await plane.deployments.acquire(workspace, 'agent', agentId, { cookie: null }, caller)
+    : await deployments.acquireVersion(workspace, 'agent', agentId, version, caller.signal)
 }
 
 /** As `hutch chat` asks, with the conversation and whatever else the client said. */
