@@ -26,6 +26,8 @@ export {
   type NodePlace,
 } from './record.ts'
 
+/** Read at once: descriptions may be long. */
+const readMax = 20
 /** In a workspace. */
 const nodesMax = 1000
 /** Instances of a deployment that are remembered as a node's; the platform finds others. */
@@ -205,14 +207,14 @@ export class Nodes {
   async list(workspace: string): Promise<AgentNode[]> {
     return await Array.fromAsync(
       everyItem((page) =>
-        this.#store.page<NodeBody>({ kind: nodeKind, workspace, sort: 'name:asc', ...page }),
+        this.#store.page<NodeBody>({ kind: nodeKind, workspace, sort: 'name:asc', ...page, limit: readMax }),
       ),
     )
   }
 
   /** Of every workspace: those that are instances of something deployed. */
   async *deployedHere(): AsyncGenerator<AgentNode> {
-    const all = everyItem((page) => this.#store.page<NodeBody>({ kind: nodeKind, ...page }))
+    const all = everyItem((page) => this.#store.page<NodeBody>({ kind: nodeKind, ...page, limit: readMax }))
     for await (const node of all) if (node.body.place.at === 'deployment') yield node
   }
 

@@ -20,6 +20,8 @@ import { tag, timeText, wordsOf } from './wire.ts'
 
 const reportBytesMax = 17 * 1024 * 1024
 const idsAtOnceMax = 1000
+/** Of all that are asked for at once. */
+const resultBytesMax = 64 * 1024 * 1024
 const listLimitDefault = 50
 const listLimitMax = 200
 const cancelledAtOnceMax = 1000
@@ -107,11 +109,20 @@ export function executionRoutes(options: ExecutionRouteOptions): Route[] {
       summary: 'Say what became of many executions, by id',
       body: z.object({ execution_ids: z.array(z.string()).min(1).max(idsAtOnceMax) }),
       handle({ workspace, body }) {
-        const entries = body.execution_ids.map((id) => {
-          const found = findExecution(executions, workspace, id)
-          return [id, found === null ? { execution_id: id, status: 'not_found' } : view(found)] as const
-        })
-        return Object.fromEntries(entries)
+        const asked = body.execution_ids.map((id) => [id, findExecution(executions, workspace, id)] as const)
+        const bytes = asked.reduce((sum, [, found]) => sum + (found?.resultBytes ?? 0), 0)
+        if (bytes > resultBytesMax) {
+          throw new PlatformError(
+            'body_too_large',
+            `execution_ids: their results are ${bytes} bytes together, at most ${resultBytesMax} at once: ask for fewer`,
+          )
+        }
+        return Object.fromEntries(
+          asked.map(([id, found]) => [
+            id,
+            found === null ? { execution_id: id, status: 'not_found' } : view(found),
+          ]),
+        )
       },
     }),
     route({
