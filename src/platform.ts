@@ -414,7 +414,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   host.start()
   images.start()
   await builds.open()
-  await agentField.open()
+  agentField.open()
   const codegen = new Codegen({ dialer, log })
   opened.defer(() => codegen.close())
   const api = {

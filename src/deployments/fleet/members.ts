@@ -116,6 +116,7 @@ export class RevisionMembers {
   /** @throws workload_unavailable when none can be had, too_many_requests, the signal's reason */
   async acquire(signal: AbortSignal | undefined, options: AcquireOptions): Promise<RevisionLease> {
     this.#unasked = 0
+    if (options.instanceId !== undefined) await this.#settled(options.instanceId)
     for (let attempt = 1; ; attempt++) {
       const member = this.#pick(options) ?? (await this.#wait(signal, options))
       try {
@@ -223,6 +224,13 @@ export class RevisionMembers {
     }
     if (best === null || best.load >= requestsPerInstance) this.#scaleUp(load)
     return best
+  }
+
+  /** One that begins, or is taken up from an earlier life of the platform, is there soon, or is not. */
+  async #settled(instanceId: string): Promise<void> {
+    for (const [member, settling] of this.#settling) {
+      if (member.instanceId === instanceId) await settling.catch(() => {})
+    }
   }
 
   #exactly(instanceId: string): Member {

@@ -66,8 +66,8 @@ export class AgentField {
   }
 
   /** At start, once what is deployed was found again. */
-  open(): Promise<void> {
-    return this.#runs.open()
+  open(): void {
+    this.#runs.open()
   }
 
   close(): Promise<void> {

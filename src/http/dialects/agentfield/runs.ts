@@ -60,18 +60,30 @@ export class Runs {
     executions.runner(innerSource, async () => ({ status: 'waiting' }), { runningMax: innerRunningMax })
   }
 
-  /** At start, once instances are there: what they work on goes on, and keeps them awake. */
-  async open(): Promise<void> {
+  /** At start, once instances are there: what they work on goes on, and keeps them awake. Nothing waits for that. */
+  open(): void {
+    this.#background.run(this.#resume())
+  }
+
+  async #resume(): Promise<void> {
     const { nodes, calls } = this.#options
     for await (const node of nodes.deployedHere()) {
       for (const execution of this.#unended(node.workspace, node.name)) {
+        if (this.#background.closing.aborted) return
         const { instance_id: instanceId, process_id: processId } = execution.note
         if (execution.status !== 'waiting' || typeof instanceId !== 'string') continue
-        const lease = await calls.hold(node, instanceId).catch(() => null)
-        if (lease) this.#at.set(execution.id, { instanceId, processId: String(processId ?? ''), lease })
-        else await this.#orphan(execution)
+        const lease = await calls.hold(node, instanceId)
+        if (lease === null) await this.#orphan(execution)
+        else this.#holdFor(execution, { instanceId, processId: String(processId ?? ''), lease })
       }
     }
+  }
+
+  /** It may have ended in between. */
+  #holdFor({ workspace, id }: Execution, process: ProcessOfNode): void {
+    const now = this.#options.executions.get(workspace, id)
+    if (now === null || now.endedAt !== null || this.#background.closing.aborted) letGo(process)
+    else this.#at.set(id, process)
   }
 
   async close(): Promise<void> {
