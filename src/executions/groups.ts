@@ -20,6 +20,7 @@ const writtenBytesAtOnceMax = 4 * 1024 * 1024
 export const partsMax = 100_000
 const listedAtOnce = 500
 const stoppedAtOnceMax = 100
+const stopAgainMs = 30_000
 const openStates = ['waiting', 'running', 'held'] as const
 
 export interface GroupsOptions {
@@ -126,8 +127,8 @@ export class Groups {
     const { transitions, clock } = this.#options
     const stopping = await transitions.change(id, (work) => ({
       expect: { states: ['held'] },
-      // Until then a crash would leave it half stopped: it is looked at again at once.
-      until: clock.now(),
+      // A crash would leave it half stopped: it is looked at again then.
+      until: clock.now() + stopAgainMs,
       body: { ...bodyOf(work), stop: { status, reason }, statusReason: reason },
     }))
     if (stopping) await this.stopParts(id, reason)

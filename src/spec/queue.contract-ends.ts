@@ -133,6 +133,8 @@ export function endsContract(context: QueueContext): void {
     expect((await enqueue('d', { workspace: 'second' }))[0]).toMatchObject({ existing: false })
     context.nowMs += 1000
     expect(context.queue.known('main', 'k')).toBeNull()
+    const prune = () => context.queue.prune({ endedBefore: 0, keptMax: 100, limit: 1 })
+    expect([await prune(), await prune(), await prune()]).toEqual([1, 1, 0])
     expect((await enqueue('e'))[0]).toMatchObject({ existing: false, work: { id: 'e' } })
   })
 

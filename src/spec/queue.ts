@@ -54,7 +54,10 @@ export interface Queue {
   /** Groups' parents that are not ended though all of their parts are; at most `limit`. */
   finishedGroups(limit: number): Work[]
 
-  /** At most `limit` that ended before `endedBefore`, or beyond the newest `keptMax` of their workspace; with all that is kept of them. */
+  /**
+   * At most `limit` that ended before `endedBefore`, or beyond the newest `keptMax` of their workspace, with all that is
+   * kept of them; and at most `limit` idempotency keys that are over. Answers how many.
+   */
   prune(options: { endedBefore: number; keptMax: number; limit: number }): Promise<number>
   /** Whatever its state; false: there was none. */
   remove(id: string): Promise<boolean>

@@ -201,7 +201,7 @@ export class SqliteQueue implements Queue {
 
   async prune(options: { endedBefore: number; keptMax: number; limit: number }): Promise<number> {
     const [result] = await this.#submit([{ op: 'work-prune', now: this.#now(), ...options }])
-    return result!.removed.length
+    return result!.removed.length + result!.expiredRequests
   }
 
   async remove(id: string): Promise<boolean> {

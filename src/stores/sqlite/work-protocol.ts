@@ -96,7 +96,7 @@ export type WorkStepResult =
     }
   | { op: 'work-release'; count: number }
   | { op: 'work-limit' }
-  | { op: 'work-prune'; removed: RemovedWork[] }
+  | { op: 'work-prune'; removed: RemovedWork[]; expiredRequests: number }
   | { op: 'work-remove'; removed: RemovedWork[] }
   | { op: 'work-remove-some'; removed: RemovedWork[] }
 

@@ -41,7 +41,7 @@ export class WorkWriter {
         this.#places.limit(step.queue, step.workspace, step.target, step.key, step.max)
         return { op: 'work-limit' }
       case 'work-prune':
-        return { op: 'work-prune', removed: this.#prune(step) }
+        return { op: 'work-prune', ...this.#prune(step) }
       case 'work-remove': {
         const row = this.#statements.byId.get(step.id)
         return { op: 'work-remove', removed: row ? [this.#remove(row)] : [] }
@@ -187,8 +187,11 @@ export class WorkWriter {
     return rows.length
   }
 
-  #prune({ now, endedBefore, keptMax, limit }: StepOf<'work-prune'>): RemovedWork[] {
-    this.#statements.expireRequests.run(now, limit)
+  #prune({ now, endedBefore, keptMax, limit }: StepOf<'work-prune'>): {
+    removed: RemovedWork[]
+    expiredRequests: number
+  } {
+    const { changes: expiredRequests } = this.#statements.expireRequests.run(now, limit)
     const removed: RemovedWork[] = []
     for (const { workspace, count } of this.#statements.endedCounts.all()) {
       const room = limit - removed.length
@@ -199,7 +202,7 @@ export class WorkWriter {
       if (over <= 0) continue
       removed.push(...this.#statements.oldestEnded.all(workspace, over).map((row) => this.#remove(row)))
     }
-    return removed
+    return { removed, expiredRequests }
   }
 
   #remove(row: WorkRow): RemovedWork {
