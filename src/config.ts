@@ -26,6 +26,8 @@ export interface Config {
   runtime: RuntimeName
   /** Instances go on running when the platform stops. */
   keepInstances: boolean
+  /** Of a static CRIU, which keeps memory in snapshots; 'none': they have files only; null: where its script installs it. */
+  criu: string | null
   imageDir: string
   imageSource: ImageSource
   /** The default images have /usr/local of this host; without it an empty one. */
@@ -146,6 +148,7 @@ const keys = {
     schema: z.enum(runtimeNames),
   },
   keepInstances: { kind: 'boolean', allowed: 'true or false', schema: z.boolean() },
+  criu: { kind: 'text', allowed: 'the path of a static CRIU, or none', schema: path },
   imageDir: { kind: 'text', allowed: 'a directory', schema: path },
   imageSource: { kind: 'text', allowed: 'auto, reflink, link, copy or live', schema: z.enum(imageSources) },
   imageLocal: { kind: 'boolean', allowed: 'true or false', schema: z.boolean() },
@@ -307,6 +310,7 @@ function complete(values: Values, dataDir: string, env: Record<string, string | 
     domains: values.domains ?? ['localhost'],
     runtime: values.runtime ?? 'namespace',
     keepInstances: values.keepInstances ?? false,
+    criu: values.criu === undefined || values.criu === 'none' ? (values.criu ?? null) : resolve(values.criu),
     imageDir: resolve(values.imageDir ?? imageDirDefault(env)),
     imageSource: values.imageSource ?? 'auto',
     imageLocal: values.imageLocal ?? false,

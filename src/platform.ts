@@ -622,5 +622,5 @@ async function openRuntime(
   const options = { instancesDir: join(config.dataDir, 'instances'), helperPath, log, clock }
   return driver === 'process'
     ? await openProcessRuntime(options)
-    : await openNamespaceRuntime({ ...options, egress, temporary })
+    : await openNamespaceRuntime({ ...options, egress, temporary, criuPath: config.criu })
 }

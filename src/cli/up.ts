@@ -42,6 +42,12 @@ export const up = command({
       about: 'namespace, or process: no isolation, for development only (namespace)',
     },
     'keep-instances': { kind: 'boolean', about: 'leave sandboxes running when the platform stops' },
+    criu: {
+      kind: 'text',
+      value: 'PATH',
+      about:
+        'static CRIU that keeps memory in snapshots, or none (/usr/local/lib/hutch/criu, if it is there)',
+    },
     'image-dir': { kind: 'text', value: 'DIR', about: 'where images made from this host are kept' },
     'image-source': { kind: 'text', value: 'HOW', about: 'auto, reflink, link, copy or live (auto)' },
     'image-local': { kind: 'boolean', about: 'default images have /usr/local of this host too' },

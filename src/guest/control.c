@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "descent.h"
 #include "guest.h"
 
 /* Decoding */
@@ -33,6 +34,18 @@ static void decode_spawn(struct payload *payload, uint32_t id, struct spawn *spa
   spawn->envp = decode_list(payload);
 }
 
+static void decode_adoption(struct payload *payload, uint32_t id, struct adoption *adoption) {
+  adoption->id = id;
+  adoption->flags = payload_u32(payload);
+  adoption->mark = payload_u32(payload);
+  adoption->pid = payload_u32(payload);
+  adoption->state = payload_u8(payload);
+  adoption->code = payload_u32(payload);
+  adoption->started_ms = payload_u64(payload);
+  adoption->ended_ms = payload_u64(payload);
+  adoption->output_bytes_max = payload_u64(payload);
+}
+
 void control_request_free(struct control_request *request) {
   free(request->spawn.argv);
   free(request->spawn.envp);
@@ -51,6 +64,13 @@ int control_decode(const struct frame *frame, struct control_request *request) {
     case FRAME_FORGET:
     case FRAME_DETACH:
     case FRAME_CLOSE_STDIN:
+    case FRAME_DESCRIPTORS:
+      break;
+    case FRAME_ADOPT:
+      decode_adoption(&payload, frame->id, &request->adoption);
+      break;
+    case FRAME_ADOPTED:
+      request->scope = payload_u8(&payload);
       break;
     case FRAME_SPAWN:
       decode_spawn(&payload, frame->id, &request->spawn);
@@ -126,6 +146,25 @@ static void serve_stdin(struct connection *connection, struct process *process, 
   if (taken != 0) connection_answer(connection, process->id, taken < 0 ? -taken : 0, "stdin");
 }
 
+static void serve_adopt(struct connection *connection, const struct adoption *adoption) {
+  errno = ESHUTDOWN;
+  struct process *process = guest_stopping() ? NULL : process_adopt(adoption);
+  if (process) descent_take_over(adoption->mark);
+  connection_answer(connection, adoption->id, process ? 0 : errno, "adopt");
+}
+
+/* Numbers of descriptors of ours, for a host that looks at them by /proc. */
+static void serve_descriptors(struct connection *connection, const struct process *process) {
+  frame_begin(&connection->writer, FRAME_DESCRIPTORS_OK, process->id);
+  put_u8(&connection->writer, process->is_pty);
+  put_u32(&connection->writer, descent_own());
+  put_u32(&connection->writer, (uint32_t)process->input.fd);
+  put_u32(&connection->writer, (uint32_t)process->streams[0].fd);
+  put_u32(&connection->writer, (uint32_t)process->streams[1].fd);
+  frame_end(&connection->writer);
+  connection_flush(connection);
+}
+
 static void serve(struct connection *connection, const struct control_request *request) {
   uint32_t id = request->id;
   struct process *process = process_of(id);
@@ -145,6 +184,9 @@ static void serve(struct connection *connection, const struct control_request *r
       return;
     case FRAME_LIST:
       serve_list(connection, id);
+      return;
+    case FRAME_ADOPT:
+      serve_adopt(connection, &request->adoption);
       return;
     case FRAME_FORGET:
       serve_forget(connection, process, id);
@@ -174,6 +216,12 @@ static void serve(struct connection *connection, const struct control_request *r
       return;
     case FRAME_CLOSE_STDIN:
       connection_answer(connection, id, process_input_close(process), "stdin");
+      return;
+    case FRAME_ADOPTED:
+      connection_answer(connection, id, process_adopted(process, request->scope), "adopt");
+      return;
+    case FRAME_DESCRIPTORS:
+      serve_descriptors(connection, process);
       return;
     case FRAME_RESIZE:
       connection_answer(connection, id, process_resize(process, request->cols, request->rows), "resize");

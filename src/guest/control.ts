@@ -9,6 +9,7 @@ import type {
   ProcessDescent,
   SpawnSpec,
 } from '../spec/guest.ts'
+import { Adoptions } from './adoption.ts'
 import { processIdMax, readError, readOutputNotice, readProcess } from './codec.ts'
 import { errnoName, printable } from './errno.ts'
 import { OutputFollowers } from './followers.ts'
@@ -40,6 +41,8 @@ export interface ControlOptions {
  * Processes inside, as the guest tells of them. Survives lost connections; every exit is told once to every listener.
  */
 export class ControlChannel implements GuestProcesses {
+  /** Programs that were elsewhere. */
+  readonly adoptions: Adoptions
   #identity: Identity | null = null
   #requests: Requests
   #stdin: GuestStdin
@@ -70,6 +73,7 @@ export class ControlChannel implements GuestProcesses {
       onGivenUp: (error) => this.#failAll(error),
       onLost: options.onLost,
     })
+    this.adoptions = new Adoptions(this.#requests)
     this.#followers = new OutputFollowers({
       requests: this.#requests,
       isEnded: (id) => this.#tracked.get(id)?.process.running !== true,

@@ -32,6 +32,10 @@ void descent_init(void) {
   if (getrlimit(RLIMIT_LOCKS, &locks) == 0) locks_max = locks.rlim_max;
 }
 
+uint32_t descent_own(void) { return (uint32_t)(guest_mark >> 32); }
+
+void descent_take_over(uint32_t own) { guest_mark = (uint64_t)own << 32; }
+
 void descent_mark_self(uint32_t id) {
   struct rlimit mark = {.rlim_cur = guest_mark | id, .rlim_max = locks_max};
   if (mark.rlim_cur <= mark.rlim_max) syscall(SYS_prlimit64, 0, RLIMIT_LOCKS, &mark, NULL);

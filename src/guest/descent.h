@@ -16,6 +16,9 @@ struct task {
  * parent. The mark is a soft limit that nothing enforces (RLIMIT_LOCKS), which forks and execs inherit.
  */
 void descent_init(void);
+/* What of the mark is this guest's own; taken over from the guest that programs were with before. */
+uint32_t descent_own(void);
+void descent_take_over(uint32_t own);
 void descent_mark_self(uint32_t id);
 
 /* All tasks there are, in order of pid; the array is grown as needed and is the caller's. */

@@ -30,6 +30,10 @@ export const FrameType = {
   closeStdin: 28,
   resize: 29,
   shutdown: 30,
+  adopt: 31,
+  adopted: 32,
+  descriptors: 33,
+  descriptorsOk: 34,
   stat: 64,
   entryOk: 65,
   readdir: 66,
@@ -106,6 +110,7 @@ export const receivedLimits = {
   control: {
     ...anyLimits,
     [FrameType.spawned]: 12,
+    [FrameType.descriptorsOk]: 17,
     [FrameType.item]: 37,
     [FrameType.end]: 0,
     [FrameType.exit]: 37,

@@ -67,6 +67,8 @@ void logs_init(int dir_fd);
 void logs_forget(uint32_t process_id); /* of a process that is not known (any more) */
 /* Makes the directory empty and ready. A log that cannot be kept loses its output, nothing else. */
 void log_open(struct log *log, uint32_t process_id, uint64_t bytes_max);
+/* The same, but goes on behind what is there. */
+void log_resume(struct log *log, uint32_t process_id, uint64_t bytes_max);
 /*
  * How many bytes of data the next record may have, after dropping old segments to make room for it: of this log, and
  * when all logs are too large together, of processes that ended first. 0: the oldest one has to stay for a follower
@@ -90,6 +92,15 @@ struct spawn {
   uint64_t output_bytes_max;
   char *cwd, **argv, **envp;
 };
+
+/* A program that somebody else is going to put here, as it ran, or ran before it ended, in another machine. */
+struct adoption {
+  uint32_t id, flags, pid, code;
+  uint32_t mark; /* of the guest that it was with */
+  uint8_t state;
+  uint64_t started_ms, ended_ms, output_bytes_max;
+};
+enum { ADOPT_STDIN = 1, ADOPT_STDOUT = 2, ADOPT_STDERR = 4 };
 
 /* One end that output is read from. */
 struct stream {
@@ -138,6 +149,8 @@ struct process {
   /* The pty's other end, ours until the process ended: one that closes its three descriptors before it exits would
      otherwise end the terminal, and die of SIGHUP. */
   int terminal_fd;
+  int far_fds[3]; /* of one being adopted: the program's ends, until it has them */
+  uint8_t adopting;
   struct stream streams[2];
   struct input input;
   struct log log;
@@ -149,6 +162,10 @@ void spawn_init(const struct guest_start *start);
 pid_t spawn_child(const struct spawn *spawn, int ours[3], int *terminal_fd, const char **stage);
 /* NULL with errno, and `stage` saying what failed. */
 struct process *process_spawn(const struct spawn *spawn, const char **stage);
+/* NULL with errno. The program has its ends of the pipes from us, and process_adopted is called when it does. */
+struct process *process_adopt(const struct adoption *adoption);
+/* 0 or an errno. `there`: otherwise it is as if it had never been told of. */
+int process_adopted(struct process *process, int there);
 struct process *process_of(uint32_t id); /* NULL when unknown or forgotten */
 struct process *processes_first(void);
 /* 0, or an errno. */
@@ -207,6 +224,7 @@ void control_serve(struct connection *connection);
 struct control_request {
   uint8_t type;
   uint32_t id;
+  struct adoption adoption;
   struct spawn spawn; /* its vectors are owned by the request */
   uint32_t number; /* signal, grace */
   uint8_t scope;

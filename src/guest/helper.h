@@ -34,6 +34,7 @@ int guest_main(const struct guest_start *start);
 int launcher_main(void);         /* role `launch`: makes the instances that stdin asks for, until its end */
 int guest_without_isolation(void); /* role `guest` */
 int unpack_main(void);           /* role `unpack`: writes an image layer into the present directory */
+int criu_main(int argc, char **argv); /* role `criu`: runs CRIU in the namespaces of an instance */
 int empty_main(void);            /* role `empty`: removes what is in the present directory */
 
 /* Serves one files connection until it closes; called in a forked worker that already has its credentials. */

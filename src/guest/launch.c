@@ -40,6 +40,7 @@ enum {
 /* What a failing launcher takes back. */
 static struct {
   pid_t guest;
+  pid_t maker; /* of process 1, where the launcher did not make it itself */
   int run; /* holds the lock of run/, when we got so far */
   int sockets; /* the present directory is run/, and the sockets in it are ours */
   uint32_t request;
@@ -54,6 +55,7 @@ static int answer(struct frame_writer *writer) {
 }
 
 static void report_failure(const char *stage, int error, const char *message) {
+  if (launched.maker > 0) kill(launched.maker, SIGKILL);
   if (launched.guest > 0) {
     kill(launched.guest, SIGKILL);
     while (waitpid(launched.guest, NULL, __WALL) < 0 && errno == EINTR) {}
@@ -128,7 +130,7 @@ static int listen_at(const char *name) {
 }
 
 static pid_t clone_guest(const struct spec *spec, int *pidfd) {
-  struct clone_arguments arguments = {.flags = CLONE_NEWPID | CLONE_PIDFD, .exit_signal = SIGCHLD};
+  struct clone_arguments arguments = {.flags = (spec->own_pids ? 0 : CLONE_NEWPID) | CLONE_PIDFD, .exit_signal = SIGCHLD};
   arguments.pidfd = (uint64_t)(uintptr_t)pidfd;
   int cgroup = -1;
   if (spec->cgroup2) {
@@ -144,7 +146,7 @@ static pid_t clone_guest(const struct spec *spec, int *pidfd) {
 }
 
 /* What process 1 says next; a descriptor that comes with it is put in `device`. */
-static ssize_t hear(int channel, struct report *report, int *device) {
+static ssize_t hear(int channel, void *said_in, size_t size, int *device) {
   struct pollfd waiting = {.fd = channel, .events = POLLIN};
   int ready;
   do ready = poll(&waiting, 1, START_MS_MAX);
@@ -154,7 +156,7 @@ static ssize_t hear(int channel, struct report *report, int *device) {
     char bytes[CMSG_SPACE(sizeof(int))];
     struct cmsghdr align;
   } control;
-  struct iovec said = {report, sizeof *report};
+  struct iovec said = {said_in, size};
   struct msghdr message = {.msg_iov = &said, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
   ssize_t got = recvmsg(channel, &message, MSG_CMSG_CLOEXEC);
   struct cmsghdr *header = got < 0 ? NULL : CMSG_FIRSTHDR(&message);
@@ -164,20 +166,39 @@ static ssize_t hear(int channel, struct report *report, int *device) {
   return got;
 }
 
+/* Process 1 is another than we made. */
+static void follow_guest(const struct process1_note *note, int pidfd, int *guest_pidfd) {
+  launched.maker = launched.guest;
+  launched.guest = note->pid;
+  close(*guest_pidfd);
+  *guest_pidfd = pidfd;
+}
+
 /* Answers the device of its disk, or -1. */
-static int await_guest(int channel) {
-  struct report report;
-  int device = -1;
-  ssize_t got = hear(channel, &report, &device);
-  if (got == DEVICE_NOTE_BYTES) got = hear(channel, &report, &device);
-  /* It ended without reading our go, which is told before its last words. */
-  if (got < 0 && errno == ECONNRESET) got = hear(channel, &report, &device);
-  if (got == DEVICE_NOTE_BYTES) got = hear(channel, &report, &device);
+static int await_guest(int channel, int *guest_pidfd) {
+  union {
+    struct report report;
+    struct process1_note note;
+  } said;
+  int device = -1, resets = 0;
+  ssize_t got;
+  for (;;) {
+    int fd = -1;
+    got = hear(channel, &said, sizeof said, &fd);
+    if (got == DEVICE_NOTE_BYTES) device = fd;
+    else if (got == (ssize_t)sizeof said.note && fd >= 0) follow_guest(&said.note, fd, guest_pidfd);
+    /* It ended without reading our go, which is told before its last words. */
+    else if (got >= 0 || errno != ECONNRESET || resets++ > 0) break;
+  }
+  if (launched.maker > 0) {
+    while (waitpid(launched.maker, NULL, __WALL) < 0 && errno == EINTR) {}
+    launched.maker = 0;
+  }
   if (got == 1) return device;
-  if (got == (ssize_t)sizeof report) {
-    report.stage[sizeof report.stage - 1] = 0;
-    report.message[sizeof report.message - 1] = 0;
-    fail_with(report.error, report.stage, "%s", report.message);
+  if (got == (ssize_t)sizeof said.report) {
+    said.report.stage[sizeof said.report.stage - 1] = 0;
+    said.report.message[sizeof said.report.message - 1] = 0;
+    fail_with(said.report.error, said.report.stage, "%s", said.report.message);
   }
   int status = 0;
   if (waitpid(launched.guest, &status, __WALL) == launched.guest) launched.guest = 0;
@@ -232,6 +253,8 @@ _Noreturn void launch(uint32_t request, const void *specification, size_t length
   if (spec.has_uidbase && geteuid() != 0) fail_with(EPERM, "spec", "uidbase: only root has uid ranges to give");
   if (!spec.has_uidbase && geteuid() == 0) fail_with(EINVAL, "spec", "uidbase: missing, as root");
   if (!spec.has_uidbase && spec.disk == DISK_LOOP) fail_with(EPERM, "spec", "disk: only root can mount images");
+  if (!spec.has_uidbase && spec.own_pids) fail_with(EPERM, "spec", "pids: only root has namespaces to keep apart");
+  if (!spec.own_pids && spec.last_pid) fail_with(EINVAL, "spec", "lastpid: without pids=own");
   if (!spec.has_uidbase && spec.own_mounts) fail_with(EPERM, "spec", "ownmounts: only root has namespaces to keep apart");
   replace_stdin_and_stderr();
   uid_t keeper_uid = spec.uidbase + UID_RANGE;
@@ -259,7 +282,7 @@ _Noreturn void launch(uint32_t request, const void *specification, size_t length
   if (plan.identity.userns_fd >= 0) close(plan.identity.userns_fd);
   struct network network = network_setup(!spec.without_api); /* while process 1 mounts */
   if (send(channel[0], "g", 1, MSG_NOSIGNAL) < 0 && errno != EPIPE) fail("guest", "channel");
-  int disk_device = await_guest(channel[0]);
+  int disk_device = await_guest(channel[0], &guest_pidfd);
   close(channel[0]);
   pid_t guest = launched.guest;
   struct keeper_start start = {

@@ -11,7 +11,7 @@
 
 #include "guest.h"
 
-enum { SEGMENTS_PER_LOG = 8, RECORD_DATA_BYTES_MIN = 4096, NAME_BYTES = 32 };
+enum { SEGMENTS_PER_LOG = 8, RECORD_DATA_BYTES_MIN = 4096, NAME_BYTES = 32, SEGMENTS_RESUMED_MAX = 64 };
 
 static int log_dir_fd = -1;
 static uint64_t kept_bytes; /* in all segments */
@@ -86,8 +86,62 @@ void log_open(struct log *log, uint32_t process_id, uint64_t bytes_max) {
   make_directory(process_id);
 }
 
+static int by_start(const void *left, const void *right) {
+  uint64_t a = *(const uint64_t *)left, b = *(const uint64_t *)right;
+  return (a > b) - (a < b);
+}
+
+/* The starts of the segments that are there, in order, at most `max`; the number of them. */
+static size_t find_segments(uint32_t process_id, uint64_t *starts, size_t max) {
+  char name[NAME_BYTES];
+  snprintf(name, sizeof name, "%u", process_id);
+  DIR *dir = open_directory(name);
+  struct dirent *entry;
+  size_t count = 0;
+  while (dir && count < max && (entry = readdir(dir))) {
+    char *end;
+    if (strlen(entry->d_name) != 16) continue;
+    starts[count] = strtoull(entry->d_name, &end, 16);
+    if (!*end) count++;
+  }
+  if (dir) closedir(dir);
+  qsort(starts, count, sizeof *starts, by_start);
+  return count;
+}
+
+void log_resume(struct log *log, uint32_t process_id, uint64_t bytes_max) {
+  uint64_t starts[SEGMENTS_RESUMED_MAX];
+  size_t count = find_segments(process_id, starts, SEGMENTS_RESUMED_MAX);
+  char name[NAME_BYTES];
+  struct stat status;
+  if (count == 0) {
+    log_open(log, process_id, bytes_max);
+    return;
+  }
+  memset(log, 0, sizeof *log);
+  log->process_id = process_id;
+  log->fd = -1;
+  log->bytes_max = bytes_max;
+  log->segment_bytes_max = bytes_max / SEGMENTS_PER_LOG;
+  if (log->segment_bytes_max < SEGMENT_BYTES_MIN) log->segment_bytes_max = SEGMENT_BYTES_MIN;
+  for (size_t i = 0; i < count; i++) {
+    struct segment *segment = calloc(1, sizeof *segment);
+    if (!segment) break;
+    segment->start = starts[i];
+    if (log->last) log->last->next = segment;
+    else log->first = segment;
+    log->last = segment;
+  }
+  if (!log->last) return;
+  segment_name(name, process_id, log->last->start);
+  uint64_t size = fstatat(log_dir_fd, name, &status, AT_SYMLINK_NOFOLLOW) < 0 ? 0 : (uint64_t)status.st_size;
+  log->start = log->first->start;
+  log->end = log->last->start + size;
+}
+
 static uint64_t segment_left(const struct log *log) {
-  return log->last ? log->segment_bytes_max - (log->end - log->last->start) : 0;
+  uint64_t used = log->last ? log->end - log->last->start : log->segment_bytes_max;
+  return used < log->segment_bytes_max ? log->segment_bytes_max - used : 0;
 }
 
 static void drop_first(struct log *log) {

@@ -39,11 +39,12 @@ int main(int argc, char **argv) {
   if (argc == 2 && !strcmp(argv[1], "guest")) return guest_without_isolation();
   if (argc == 2 && !strcmp(argv[1], "unpack")) return unpack_main();
   if (argc == 2 && !strcmp(argv[1], "empty")) return empty_main();
+  if (argc > 2 && !strcmp(argv[1], "criu")) return criu_main(argc - 2, argv + 2);
   if (argc == 3 && !strcmp(argv[1], "dial")) return dial_main(argv[2]);
   if (argc == 2 && !strcmp(argv[1], "version")) {
     printf("%d\n", PROTOCOL_VERSION);
     return 0;
   }
-  fprintf(stderr, "usage: hutch-helper launch|guest|unpack|empty|dial SOCKET|version\n");
+  fprintf(stderr, "usage: hutch-helper launch|guest|unpack|empty|criu ...|dial SOCKET|version\n");
   return 2;
 }

@@ -377,6 +377,12 @@ static void become_root_owner(const struct spec *spec) {
   if ((uint32_t)setfsuid((uid_t)-1) != spec->uidbase) fail_with(EPERM, "identity", "file system uid");
 }
 
+/* Of the pid namespace that the caller is in. */
+static int make_proc(void) {
+  return filesystem_mount(filesystem_open("proc", "proc"), "proc",
+                          MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC);
+}
+
 void root_enter(const struct spec *spec, const struct identity *identity, struct root *root) {
   umask(0);
   if (mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) < 0) fail("mounts", "private");
@@ -398,8 +404,8 @@ void root_enter(const struct spec *spec, const struct identity *identity, struct
   int own = spec->own_mounts ? plain_directory(&builder) : -1;
   struct device_mounts device_mounts;
   make_devices(&device_mounts, spec, identity);
-  root->proc_fd = filesystem_mount(filesystem_open("proc", "proc"), "proc",
-                                   MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV | MOUNT_ATTR_NOEXEC);
+  /* An ordinary user may mount it only while the host's is there to be seen. */
+  root->proc_fd = spec->own_pids ? -1 : make_proc();
 
   attach("mounts", root_fd, builder.dir_fd, "");
   if (fchdir(root_fd) < 0) fail("mounts", "root");
@@ -410,15 +416,21 @@ void root_enter(const struct spec *spec, const struct identity *identity, struct
   for (size_t i = 0; i < spec->mount_count; i++) attach_inside(mounts[i], spec->mounts[i].target);
   if (own >= 0) attach_inside(own, spec->own_mounts);
   attach_devices(&device_mounts);
-  /* Last: its links lead to descriptors. */
-  attach_inside(fcntl(root->proc_fd, F_DUPFD_CLOEXEC, 0), "/proc");
-  mask_proc(root->proc_fd, device_mounts.dev);
   root->null_fd = openat(device_mounts.dev, "null", O_RDWR | O_CLOEXEC);
   if (root->null_fd < 0) fail("devices", "null");
 
-  close(device_mounts.dev);
+  root->dev_fd = device_mounts.dev;
   close(root_fd);
   close(builder.disk_fd);
   close(builder.dir_fd);
   if (builder.scratch.fd >= 0) close(builder.scratch.fd);
+}
+
+void proc_enter(struct root *root) {
+  if (root->proc_fd < 0) root->proc_fd = make_proc();
+  /* Last: its links lead to descriptors. */
+  attach_inside(fcntl(root->proc_fd, F_DUPFD_CLOEXEC, 0), "/proc");
+  mask_proc(root->proc_fd, root->dev_fd);
+  close(root->dev_fd);
+  root->dev_fd = -1;
 }

@@ -19,6 +19,7 @@ struct identity {
 
 /* What is left open of the file systems once the root was entered. */
 struct root {
+  int dev_fd;  /* /dev inside, until proc_enter */
   int log_fd;  /* the log directory, as a mount of its own: `..` leads nowhere */
   int proc_fd;
   int null_fd; /* /dev/null inside */
@@ -30,5 +31,8 @@ struct root {
  * tree is reachable. Leaves the caller with the file system ids of the sandbox's root.
  */
 void root_enter(const struct spec *spec, const struct identity *identity, struct root *root);
+
+/* Afterwards, in the pid namespace that /proc is to show. */
+void proc_enter(struct root *root);
 
 #endif

@@ -42,8 +42,10 @@ struct process *processes_first(void) { return first_process; }
 static void table_add(struct process *process) {
   process->next_by_id = by_id[process->id % BUCKETS];
   by_id[process->id % BUCKETS] = process;
-  process->next_by_pid = by_pid[(uint32_t)process->pid % BUCKETS];
-  by_pid[(uint32_t)process->pid % BUCKETS] = process;
+  if (process->state == STATE_RUNNING) {
+    process->next_by_pid = by_pid[(uint32_t)process->pid % BUCKETS];
+    by_pid[(uint32_t)process->pid % BUCKETS] = process;
+  }
   process->previous = last_process;
   if (last_process) last_process->next = process;
   else first_process = process;
@@ -117,6 +119,7 @@ struct process *process_spawn(const struct spawn *spawn, const char **stage) {
   process->id = spawn->id;
   process->state = STATE_RUNNING;
   process->is_pty = (spawn->flags & SPAWN_PTY) != 0;
+  for (int i = 0; i < 3; i++) process->far_fds[i] = -1;
   process->terminal_fd = terminal_fd;
   log_open(&process->log, process->id, spawn->output_bytes_max);
   process->input = (struct input){.source = {SOURCE_INPUT}, .process = process, .fd = ours[0]};
@@ -126,6 +129,77 @@ struct process *process_spawn(const struct spawn *spawn, const char **stage) {
   table_add(process);
   process_count++;
   return process;
+}
+
+/* Adoption */
+
+/* Our end of a new pipe; the program's is put in `far`. */
+static int far_pipe(int writes, int *far) {
+  int ends[2];
+  if (pipe2(ends, O_CLOEXEC) < 0) return -1;
+  int ours = writes ? ends[1] : ends[0];
+  *far = writes ? ends[0] : ends[1];
+  fcntl(ours, F_SETFL, fcntl(ours, F_GETFL) | O_NONBLOCK);
+  return ours;
+}
+
+struct process *process_adopt(const struct adoption *adoption) {
+  static const uint32_t flags[3] = {ADOPT_STDIN, ADOPT_STDOUT, ADOPT_STDERR};
+  int runs = adoption->state == STATE_RUNNING;
+  errno = EAGAIN;
+  if (process_count >= PROCESSES_MAX) return NULL;
+  errno = EINVAL;
+  if (adoption->id == 0 || adoption->flags & ~(uint32_t)(ADOPT_STDIN | ADOPT_STDOUT | ADOPT_STDERR)) return NULL;
+  if (adoption->state < STATE_RUNNING || adoption->state > STATE_SIGNALED) return NULL;
+  if (runs && (adoption->pid < 2 || adoption->pid > INT32_MAX)) return NULL;
+  errno = EEXIST;
+  if (process_of(adoption->id)) return NULL;
+  struct process *process = calloc(1, sizeof *process);
+  errno = ENOMEM;
+  if (!process) return NULL;
+  int ours[3] = {-1, -1, -1};
+  for (int i = 0; i < 3; i++) process->far_fds[i] = -1;
+  for (int i = 0; i < 3; i++) {
+    if (!(adoption->flags & flags[i])) continue;
+    ours[i] = far_pipe(i == 0, &process->far_fds[i]);
+    if (ours[i] >= 0) continue;
+    int error = errno;
+    for (int j = 0; j < 3; j++) {
+      close_fd(&ours[j]);
+      close_fd(&process->far_fds[j]);
+    }
+    free(process);
+    errno = error;
+    return NULL;
+  }
+  process->id = adoption->id;
+  process->pid = (pid_t)adoption->pid;
+  process->state = adoption->state;
+  process->code = adoption->code;
+  process->started_ms = adoption->started_ms;
+  process->ended_ms = runs ? 0 : adoption->ended_ms;
+  process->terminal_fd = -1;
+  process->adopting = 1;
+  log_resume(&process->log, process->id, adoption->output_bytes_max);
+  process->input = (struct input){.source = {SOURCE_INPUT}, .process = process, .fd = ours[0]};
+  process->input.opened = ours[0] >= 0;
+  stream_open(process, 0, ours[1], 0);
+  stream_open(process, 1, ours[2], 0);
+  table_add(process);
+  process_count++;
+  return process;
+}
+
+int process_adopted(struct process *process, int there) {
+  if (!process->adopting) return EALREADY;
+  process->adopting = 0;
+  for (int i = 0; i < 3; i++) close_fd(&process->far_fds[i]);
+  if (there) return 0;
+  if (process->state == STATE_RUNNING) table_take_pid(process->pid);
+  process->state = STATE_EXITED;
+  input_close(&process->input);
+  process_forget(process);
+  return 0;
 }
 
 /* Output */

@@ -16,6 +16,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include "helper.h"
@@ -77,12 +78,15 @@ static void set_limits(const struct spec *spec) {
   if (spec->pids_max && setrlimit(RLIMIT_NPROC, &processes) < 0) fail("limits", "processes");
 }
 
-static void become_root_inside(const struct guest_plan *plan, int proc_fd) {
+static void become_root_inside(const struct guest_plan *plan) {
   const struct identity *identity = &plan->identity;
   if (identity->userns_fd >= 0 && setns(identity->userns_fd, CLONE_NEWUSER) < 0) fail("identity", "user namespace");
   /* With one id only, the kernel does not let go of the user's groups. */
   if (identity->many && syscall(SYS_setgroups, 0, NULL) < 0) fail("identity", "groups");
   if (syscall(SYS_setresgid, 0, 0, 0) < 0 || syscall(SYS_setresuid, 0, 0, 0) < 0) fail("identity", "root inside");
+}
+
+static void forbid_user_namespaces(int proc_fd) {
   if (write_file_at(proc_fd, "sys/user/max_user_namespaces", "0") < 0) fail("identity", "max_user_namespaces");
 }
 
@@ -184,22 +188,103 @@ static void name_files(const char *hostname) {
 }
 
 /* To the keeper: what goes on inside does not reach it. */
-static void hand_over_device(int channel, int device) {
-  if (device < 0) return;
+static int hand_over(int channel, const void *text, size_t size, int fd) {
   union {
     char bytes[CMSG_SPACE(sizeof(int))];
     struct cmsghdr align;
   } control = {0};
-  char text[DEVICE_NOTE_BYTES] = "d";
-  struct iovec note = {text, sizeof text};
+  struct iovec note = {(void *)text, size};
   struct msghdr message = {.msg_iov = &note, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
   struct cmsghdr *header = CMSG_FIRSTHDR(&message);
   header->cmsg_level = SOL_SOCKET;
   header->cmsg_type = SCM_RIGHTS;
-  header->cmsg_len = CMSG_LEN(sizeof device);
-  memcpy(CMSG_DATA(header), &device, sizeof device);
-  if (sendmsg(channel, &message, MSG_NOSIGNAL) < 0) fail("disk", "its device");
+  header->cmsg_len = CMSG_LEN(sizeof fd);
+  memcpy(CMSG_DATA(header), &fd, sizeof fd);
+  return sendmsg(channel, &message, MSG_NOSIGNAL) < 0 ? -1 : 0;
+}
+
+static void hand_over_device(int channel, int device) {
+  static const char text[DEVICE_NOTE_BYTES] = "d";
+  if (device < 0) return;
+  if (hand_over(channel, text, sizeof text, device) < 0) fail("disk", "its device");
   close(device);
+}
+
+/* With the host's power, in the pid namespace of the process: what its /proc shows. */
+static void mount_proc_of(int pidfd, struct root *root) {
+  if (setns(pidfd, CLONE_NEWPID) < 0) fail("proc", "pid namespace");
+  pid_t inside = fork();
+  if (inside < 0) fail("proc", "fork");
+  if (inside == 0) {
+    proc_enter(root);
+    _exit(0);
+  }
+  int status;
+  while (waitpid(inside, &status, 0) < 0 && errno == EINTR) {}
+  _exit(status == 0 ? 0 : 1);
+}
+
+/*
+ * Splits process 1 off, into a pid namespace that the sandbox's user namespace owns: only there may a process of that
+ * give others the pids that they had elsewhere. Nothing inside has the capability for it once process 1 runs programs.
+ * Returns in process 1; the caller ends. The mounts are made, but for /proc, which takes both the new namespace and the
+ * host's power: a child of the caller keeps that meanwhile.
+ */
+static void enter_own_pids(const struct guest_plan *plan, struct root *root) {
+  int pids[2], go[2];
+  if (pipe2(go, O_CLOEXEC) < 0 || socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pids) < 0)
+    fail("namespaces", "pipes");
+  pid_t powerful = fork();
+  if (powerful < 0) fail("namespaces", "fork");
+  if (powerful == 0) {
+    die_with_launcher();
+    close(pids[1]);
+    int pidfd = -1;
+    pid_t pid;
+    if (read(pids[0], &pid, sizeof pid) != sizeof pid) _exit(1);
+    pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
+    if (pidfd < 0) fail("proc", "process 1");
+    mount_proc_of(pidfd, root);
+  }
+  become_root_inside(plan);
+  die_with_launcher();
+  int pidfd = -1;
+  struct clone_arguments arguments = {.flags = CLONE_NEWPID | CLONE_PARENT | CLONE_PIDFD};
+  arguments.pidfd = (uint64_t)(uintptr_t)&pidfd;
+  pid_t pid = sys_clone3(&arguments);
+  if (pid < 0) fail("namespaces", "process 1 cannot be made");
+  if (pid == 0) {
+    die_with_launcher();
+    close(go[1]);
+    char byte;
+    ssize_t got;
+    do got = read(go[0], &byte, 1);
+    while (got < 0 && errno == EINTR);
+    if (got != 1) _exit(1);
+    close(go[0]);
+    close(pids[0]);
+    close(pids[1]);
+    close(root->dev_fd);
+    root->proc_fd = open("/proc", O_PATH | O_DIRECTORY | O_CLOEXEC);
+    if (root->proc_fd < 0) fail("proc", "/proc");
+    return;
+  }
+  int status = -1;
+  if (write(pids[1], &pid, sizeof pid) != sizeof pid) fail("namespaces", "pipe");
+  while (waitpid(powerful, &status, 0) < 0 && errno == EINTR) {}
+  /* What went wrong there was said. */
+  if (status != 0) _exit(1);
+  struct process1_note note = {.kind = "pid", .pid = pid};
+  if (hand_over(plan->channel, &note, sizeof note, pidfd) < 0) fail("namespaces", "process 1");
+  if (write(go[1], "g", 1) != 1) fail("namespaces", "pipe");
+  _exit(0);
+}
+
+static void leave_pids(const struct spec *spec, int proc_fd) {
+  char text[16];
+  if (!spec->last_pid) return;
+  snprintf(text, sizeof text, "%u", spec->last_pid);
+  if (write_file_at(proc_fd, "sys/kernel/ns_last_pid", text) < 0) fail("namespaces", "ns_last_pid");
 }
 
 _Noreturn void process1(struct guest_plan *plan, struct spec *spec) {
@@ -223,7 +308,14 @@ _Noreturn void process1(struct guest_plan *plan, struct spec *spec) {
   struct root root;
   root_enter(spec, &plan->identity, &root);
   hand_over_device(plan->channel, root.disk_device);
-  become_root_inside(plan, root.proc_fd);
+  if (spec->own_pids) {
+    enter_own_pids(plan, &root);
+    leave_pids(spec, root.proc_fd);
+  } else {
+    proc_enter(&root);
+    become_root_inside(plan);
+  }
+  forbid_user_namespaces(root.proc_fd);
   if (spec->own_mounts) own_mounts();
   umask(022);
   name_files(spec->hostname);

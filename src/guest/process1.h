@@ -9,6 +9,12 @@
 /* Said over the channel: so many bytes with the device of its disk, where it has one; one byte once it is ready. */
 enum { DEVICE_NOTE_BYTES = 2 };
 
+/* With it comes a descriptor of process 1, where that is not the process that the launcher made. */
+struct process1_note {
+  char kind[4];
+  int32_t pid; /* as the launcher sees it */
+};
+
 /* Or why it will not be. */
 struct report {
   char stage[16];

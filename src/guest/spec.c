@@ -97,6 +97,11 @@ static void set_key(struct spec *spec, const char *key, char *value) {
   } else if (!strcmp(key, "transient")) {
     if (strcmp(value, "yes")) refuse(key, "yes is wanted");
     spec->transient = 1;
+  } else if (!strcmp(key, "pids")) {
+    if (strcmp(value, "own")) refuse(key, "own is wanted");
+    spec->own_pids = 1;
+  } else if (!strcmp(key, "lastpid")) {
+    spec->last_pid = number(key, value, 1, 1 << 22);
   } else if (!strcmp(key, "api")) {
     if (strcmp(value, "no")) refuse(key, "no is wanted");
     spec->without_api = 1;

@@ -41,6 +41,8 @@ struct spec {
   enum disk_kind disk;
   int seccomp;
   int transient; /* ends with the launcher */
+  int own_pids; /* its user namespace owns its pid namespace, where processes that were elsewhere can have their pids */
+  uint32_t last_pid; /* process ids that are left for them; 0: none */
   int without_api; /* nobody listens on API_PORT inside: it is free for programs */
 };
 

@@ -73,14 +73,17 @@ export class InstanceCreation {
     let instance: Instance | null = null
     try {
       // Where its files come from is of no account once it has them.
-      const { snapshotId, ...spec } = await wanted
+      const { snapshotId, withMemory, ...spec } = await wanted
       const sealedEnv = this.#sealing.seal(id, spec.env)
       instance = await (snapshotId === undefined ? this.#launches : this.#copies).run(() => {
         this.#background.refuseWhenClosing()
         return this.#runtime.create(
           snapshotId === undefined
             ? runtimeSpec(id, spec)
-            : { ...spec, id, snapshotId, signal: AbortSignal.timeout(copyTimeoutMsMax) },
+            : {
+                ...{ ...spec, id, snapshotId, signal: AbortSignal.timeout(copyTimeoutMsMax) },
+                ...(withMemory ? { withMemory } : {}),
+              },
         )
       })
       const entry = this.#table.entryOf({

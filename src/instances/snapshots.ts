@@ -1,7 +1,7 @@
 import { PlatformError } from '../errors.ts'
 import type { Background } from '../lib/background.ts'
 import { Semaphore } from '../lib/semaphore.ts'
-import type { Runtime, RuntimeSnapshots } from '../spec/runtime.ts'
+import type { MemoryKept, Runtime, RuntimeSnapshots } from '../spec/runtime.ts'
 import type { InstanceTable } from './table.ts'
 
 /** Disks that are copied at once: more of them only make each take longer, in which its instance stands still. */
@@ -39,11 +39,11 @@ export class InstanceSnapshots {
   }
 
   /**
-   * Copies the files of an instance as they are at one moment, in which it stands still: what is asked of it meanwhile
+   * Copies the files of an instance, and the memory of its programs where that can be kept, as they are at one moment, in which it stands still: what is asked of it meanwhile
    * waits. For who holds a lease on it, or keeps one that is archived from being unarchived, and has a turn.
    * @throws not_implemented, not_found, conflict when it is neither running nor archived, insufficient_storage
    */
-  async capture(id: string, snapshotId: string, signal: AbortSignal): Promise<void> {
+  async capture(id: string, snapshotId: string, signal: AbortSignal): Promise<MemoryKept | null> {
     const driver = this.#driver()
     const cut = AbortSignal.any([this.#background.closing, signal])
     const entry = this.#table.require(id)
@@ -53,7 +53,7 @@ export class InstanceSnapshots {
     if (instance === null) return await driver.capture(id, snapshotId, cut)
     await instance.freeze?.(cut)
     try {
-      await driver.capture(id, snapshotId, cut)
+      return await driver.capture(id, snapshotId, cut)
     } finally {
       await instance.thaw?.().catch((error) => {
         // Whoever uses it next wakes it then, or it has ended and is started again.

@@ -2,6 +2,7 @@ import { PlatformError } from '../errors.ts'
 import type { Background } from '../lib/background.ts'
 import type { Clock } from '../lib/clock.ts'
 import { randomText } from '../lib/ids.ts'
+import type { Instance } from '../spec/runtime.ts'
 import type { BatchStep, Store } from '../spec/store.ts'
 import { inWorkspace } from '../workspaces/index.ts'
 import type { SandboxDraft } from './draft.ts'
@@ -15,6 +16,7 @@ import {
   type SandboxSource,
   type StoredSandbox,
   sandboxKind,
+  withEvent,
 } from './record.ts'
 import type { SandboxRecords } from './records.ts'
 import type { SandboxRemoval } from './removal.ts'
@@ -119,12 +121,12 @@ export class SandboxDeployments {
     })
     const gone = replaced ? await this.#removal.steps(replaced) : []
     let created: StoredSandbox | undefined
-    await this.#machines.start(workspace, name, draft, async (step, instanceId) => {
+    const instance = await this.#machines.start(workspace, name, draft, async (step, instanceId) => {
       const running = deployed({ ...body, instanceId }, this.#clock.now(), 'Deployment successful')
       created = await this.#write(deployment, running, startedAt, gone, [step])
     })
     if (replaced) this.#removal.noteForgotten(replaced)
-    return this.inUse(created!)
+    return this.inUse(await this.#noteAnew(created!, instance))
   }
 
   /** A new sandbox whose machine is to come: until `replaceMachine` it has that status. For who has the turn. */
@@ -150,7 +152,7 @@ export class SandboxDeployments {
   ): Promise<StoredSandbox> {
     const { workspace, name, body } = existing
     let updated: StoredSandbox | undefined
-    await this.#machines.start(workspace, name, draft, async (step, instanceId) => {
+    const instance = await this.#machines.start(workspace, name, draft, async (step, instanceId) => {
       updated = await this.#machines.endAlong(body.instanceId, (more) =>
         this.#records.change(
           existing,
@@ -164,7 +166,7 @@ export class SandboxDeployments {
         ),
       )
     })
-    return updated!
+    return await this.#noteAnew(updated!, instance)
   }
 
   /** Can be used from now on, as its record says. */
@@ -182,6 +184,15 @@ export class SandboxDeployments {
   bringToLife(sandbox: StoredSandbox): void {
     if (sandbox.body.sealedStarts === undefined) this.#leases.warm(sandbox.workspace, sandbox.name)
     else this.#background.run(this.#startWhatRan(sandbox))
+  }
+
+  /** Where what ran in a snapshot does not go on, and there was something that could have. */
+  async #noteAnew(sandbox: StoredSandbox, { memory }: Instance): Promise<StoredSandbox> {
+    if (!memory || memory.kept || sandbox.body.sealedStarts === undefined) return sandbox
+    const message = `Programs of the snapshot were started anew: ${memory.reason}`
+    return await this.#records.change(sandbox, (current) =>
+      withEvent(current, this.#clock.now(), { type: 'snapshot', status: current.status, message }),
+    )
   }
 
   /** What ran in the snapshot that a sandbox was made from. */

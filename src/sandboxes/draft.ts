@@ -13,7 +13,7 @@ import { parseDateMs } from '../lib/date.ts'
 import { defined } from '../lib/defined.ts'
 import { parseDuration } from '../lib/duration.ts'
 import { envsOf, sameEnv } from '../lib/environment.ts'
-import type { ProcessStart } from './processes.ts'
+import type { ProcessRecord, ProcessStart } from './processes.ts'
 import type { ProxySecrets, SandboxSpec } from './record.ts'
 import type { SandboxInput, SandboxNetwork } from './schema.ts'
 
@@ -58,6 +58,10 @@ export interface SandboxSeed {
   hostname: string
   /** What ran there. */
   starts: ProcessStart[]
+  /** What was known of that, and of what had ended there. */
+  records: ProcessRecord[]
+  /** They have an environment that is to be another: they are started anew. */
+  anew?: true
 }
 
 export function checkExternalId(externalId: string): string {

@@ -19,7 +19,7 @@ import { SandboxInstanceNotes } from './instance-notes.ts'
 import { type SandboxLease, SandboxLeases } from './leases.ts'
 import { type MachineImages, SandboxMachines } from './machines.ts'
 import { SandboxOutput } from './output-lines.ts'
-import type { ProcessStart } from './processes.ts'
+import type { ProcessRecord, ProcessStart } from './processes.ts'
 import { type SandboxBody, type StoredSandbox, sandboxKind, sandboxView, withEvent } from './record.ts'
 import { notFound, type SandboxListQuery, SandboxRecords } from './records.ts'
 import { SandboxRecovery } from './recovery.ts'
@@ -412,17 +412,18 @@ export class Sandboxes {
   }
 
   /**
-   * Runs `work` with what runs in a sandbox that is DEPLOYED or ARCHIVED, to be started elsewhere; nothing is started
+   * Runs `work` with what runs in a sandbox that is DEPLOYED or ARCHIVED, to be started elsewhere, and what is known of
+   * that and of what ended, to go on elsewhere; nothing is started
    * meanwhile. For who keeps the sandbox from being changed, as `whileExists` does. @throws as `acquire`
    */
   async whilePaused<Result>(
     sandbox: StoredSandbox,
-    work: (starts: ProcessStart[]) => Promise<Result>,
+    work: (starts: ProcessStart[], records: ProcessRecord[]) => Promise<Result>,
   ): Promise<Result> {
-    if (sandbox.body.status === 'ARCHIVED') return await work(this.#archives.startsOf(sandbox))
+    if (sandbox.body.status === 'ARCHIVED') return await work(this.#archives.startsOf(sandbox), [])
     using lease = await this.#leases.acquire(sandbox.workspace, sandbox.name)
     using paused = await lease.processes.pause()
-    return await work(await this.#restarts.of(lease, paused.running))
+    return await work(await this.#restarts.of(lease, paused.running), lease.processes.known())
   }
 
   /** Adds an event to a sandbox that is still there; its status stays. */

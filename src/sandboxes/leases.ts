@@ -8,6 +8,7 @@ import { sortableIdMs } from '../lib/ids.ts'
 import type { Logger } from '../lib/log.ts'
 import type { Instance } from '../spec/runtime.ts'
 import { becomeUser, userEnv } from './identity.ts'
+import { type ProcessRecord, ProcessRecords } from './processes/records.ts'
 import { SandboxProcesses } from './processes.ts'
 import type { StoredSandbox } from './record.ts'
 import type { SandboxUpgrades, Upgrades } from './upgrades.ts'
@@ -159,6 +160,13 @@ export class SandboxLeases {
   isResting(workspace: string, name: string): boolean {
     const live = this.#live.get(keyOf(workspace, name))
     return live !== undefined && this.#instances.activity(live.instanceId)?.standby === true
+  }
+
+  /** What is known of processes that go on in an instance, or went on in another before. */
+  async placeRecords(instanceId: string, records: readonly ProcessRecord[]): Promise<void> {
+    const files = new ProcessRecords(this.#recordsFile(instanceId), this.#clock, this.#log)
+    files.load()
+    for (const record of records) files.save(record)
   }
 
   async removeFiles(instanceId: string): Promise<void> {

@@ -55,6 +55,8 @@ export class SandboxMachines {
         resolving.then((image) => this.#instanceOf(workspace, name, draft, image)),
         commit,
         async (instance, spec) => {
+          // Before anybody asks what runs in it.
+          if (seed && instance.memory?.kept) await this.#leases.placeRecords(instance.id, seed.records)
           if (seed) await giveName(instance.guest.files, { from: seed.hostname, to: name })
           if (spec.user) await becomeUser(instance.guest, spec.user)
         },
@@ -118,6 +120,7 @@ export class SandboxMachines {
       },
       workingDir: image.workingDir || '/',
       ...(draft.seed ? { snapshotId: draft.seed.snapshotId } : {}),
+      ...(draft.seed && !draft.seed.anew ? { withMemory: true as const } : {}),
     }
   }
 }

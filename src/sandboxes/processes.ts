@@ -9,7 +9,7 @@ import type { OutputSummary } from './processes/output.ts'
 import { fullOutputBytesMax } from './processes/output.ts'
 import { PortMonitors } from './processes/port-monitors.ts'
 import { type ProcessHost, SandboxProcess } from './processes/process.ts'
-import { ProcessRecords } from './processes/records.ts'
+import { type ProcessRecord, ProcessRecords } from './processes/records.ts'
 import { ProcessTable } from './processes/table.ts'
 import type { ProcessStart, ProcessView } from './processes/views.ts'
 import { ProcessWaits } from './processes/waits.ts'
@@ -20,6 +20,7 @@ export type { KeptOutput, OutputChunk, OutputStream, OutputSummary } from './pro
 export { fullOutputBytesMax, OutputTail, truncationLine, WholeCharacters } from './processes/output.ts'
 export { isListener } from './processes/port-monitors.ts'
 export type { SandboxProcess } from './processes/process.ts'
+export type { ProcessRecord } from './processes/records.ts'
 export type { ProcessStart, ProcessStatus, ProcessView } from './processes/views.ts'
 export type { TerminalClient, TerminalRequest, TerminalSession } from './terminals.ts'
 
@@ -279,6 +280,11 @@ export class SandboxProcesses implements AsyncDisposable {
   async quiesce(): Promise<SandboxProcess[]> {
     this.quiet = true
     return await this.launched()
+  }
+
+  /** As they are now. */
+  known(): ProcessRecord[] {
+    return this.table.every().map(({ record }) => structuredClone(record))
   }
 
   /** Nothing is started until it is disposed: who asks for it waits. `running`: oldest first. For one at a time. */

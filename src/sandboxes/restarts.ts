@@ -38,6 +38,8 @@ export class ProcessRestarts {
     using lease = await this.#leases.acquire(sandbox.workspace, sandbox.name)
     for (const start of starts) {
       const before = lease.processes.find(start.name ?? '')?.record
+      // It went on.
+      if (before && !before.ended) continue
       if (before?.ended && (before.ended.status !== 'killed' || before.intent !== null)) continue
       try {
         await lease.processes.launch(start)

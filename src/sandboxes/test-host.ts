@@ -84,6 +84,7 @@ export class TestHost {
         reclaim: false,
         archive: true,
         snapshots: true,
+        memory: false,
         ownMounts: false,
         network: 'none',
         survivesRestart: true,
@@ -139,6 +140,7 @@ export class TestHost {
           const { content, running, frozen } = host.#known(instanceId)
           if (running && !frozen) throw new PlatformError('conflict', 'it does not stand still')
           host.snapshots.set(snapshotId, { content, complete: false })
+          return { kept: false, reason: 'this host keeps no memory' }
         },
         async complete(snapshotId) {
           await host.faults.complete?.(snapshotId)

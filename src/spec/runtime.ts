@@ -47,16 +47,18 @@ export interface Runtime extends AsyncDisposable {
 }
 
 /**
- * Files of instances as they were at one moment. A snapshot outlives the instance it is of; `create` makes instances
- * from it. Memory and processes are not in it. Ids are chosen by the caller: [a-z0-9]{12,40}.
+ * Files of instances as they were at one moment, and where `capabilities.memory` the memory of their programs at that
+ * moment. A snapshot outlives the instance it is of; `create` makes instances from it. Ids are chosen by the caller:
+ * [a-z0-9]{12,40}.
  */
 export interface RuntimeSnapshots {
   /**
    * Copies the files of an instance that stands still meanwhile, which the caller sees to: it is frozen, has been
-   * stopped or is packed, and stays so. When it rejects, nothing is left of the snapshot.
+   * stopped or is packed, and stays so. When it rejects, nothing is left of the snapshot. Memory that cannot be kept does
+   * not keep files from being: the answer says why. Null: nothing ran.
    * @throws not_found when the instance has left nothing, conflict when it is not still, insufficient_storage
    */
-  capture(instanceId: string, snapshotId: string, signal?: AbortSignal): Promise<void>
+  capture(instanceId: string, snapshotId: string, signal?: AbortSignal): Promise<MemoryKept | null>
   /**
    * Makes what was captured sound and durable; answers its bytes. Before that it is no snapshot: nothing can be made
    * from it. Idempotent. @throws not_found
@@ -67,6 +69,9 @@ export interface RuntimeSnapshots {
   /** Ids of all that left something on this host, complete or not. */
   list(): Promise<string[]>
 }
+
+/** Of programs; where it is not kept, why, for people. */
+export type MemoryKept = { kept: true } | { kept: false; reason: string }
 
 export interface RuntimeCapabilities {
   isolation: 'kernel-shared' | 'virtual-machine' | 'none'
@@ -80,6 +85,8 @@ export interface RuntimeCapabilities {
   archive: boolean
   /** Files of instances can be copied as they are at one moment: `snapshots` is there. */
   snapshots: boolean
+  /** Snapshots have the memory of programs too, which go on in instances that are made from them. */
+  memory: boolean
   /** Root inside can be given mounts of its own: `InstanceSpec.ownMounts`. */
   ownMounts: boolean
   /** Connections to the outside: each decided on by `Egress`, made by the host without anyone's word, or none at all. */
@@ -129,6 +136,8 @@ export interface InstanceSpec {
   ownMounts?: string
   /** For `create`: its files are those of this snapshot, which was taken on the same image. */
   snapshotId?: string
+  /** With `snapshotId`: programs whose memory is in it go on, as the very processes that they were. */
+  withMemory?: true
   signal?: AbortSignal
 }
 
@@ -161,6 +170,8 @@ export interface Instance extends AsyncDisposable {
   readonly id: string
   readonly handle: InstanceHandle
   readonly guest: Guest
+  /** Of one that was just made `withMemory`: whether programs of its snapshot go on in it. */
+  readonly memory?: MemoryKept
 
   /** Where requests to a port inside go. Opens the way if need be; says nothing of whether anyone listens. */
   address(port: number): Promise<PortAddress>

@@ -58,6 +58,7 @@ class MemoryRuntime implements FakeRuntime {
     reclaim: false,
     archive: true,
     snapshots: true,
+    memory: false,
     ownMounts: false,
     network: 'none',
     survivesRestart: false,
@@ -80,6 +81,7 @@ class MemoryRuntime implements FakeRuntime {
           throw new PlatformError('conflict', `instance ${instanceId} is not frozen`)
         signal?.throwIfAborted()
         this.#snapshots.set(snapshotId, { files: machine.files.duplicate(), complete: false })
+        return { kept: false, reason: 'this host keeps no memory' }
       },
       complete: async (snapshotId) => {
         const snapshot = this.#snapshots.get(snapshotId)

@@ -1,40 +1,19 @@
-import { createHash } from 'node:crypto'
-import {
-  mkdirSync,
-  mkdtempSync,
-  readdirSync,
-  readFileSync,
-  realpathSync,
-  renameSync,
-  rmSync,
-  statSync,
-  symlinkSync,
-  writeFileSync,
-} from 'node:fs'
-import { dirname } from 'node:path'
+import { mkdirSync, mkdtempSync, readdirSync, realpathSync, rmSync } from 'node:fs'
 import { PlatformError } from '../../errors.ts'
-import { HelperError } from '../../guest/index.ts'
 import type { Clock } from '../../lib/clock.ts'
-import { randomText } from '../../lib/ids.ts'
 import type { Logger } from '../../lib/log.ts'
 import type { Egress } from '../../spec/egress.ts'
-import type {
-  CapabilityNote,
-  InstanceSpec,
-  RootFilesystem,
-  Runtime,
-  RuntimeCapabilities,
-  RuntimeProbe,
-} from '../../spec/runtime.ts'
-import { bootId } from '../helper-process.ts'
+import type { CapabilityNote, Runtime, RuntimeProbe } from '../../spec/runtime.ts'
 import { cgroupNameOf, probePrefix } from './abandoned.ts'
 import { Archives, findTar } from './archive.ts'
 import { Cgroups } from './cgroups.ts'
 import { DiskImages, findMkfs } from './disk.ts'
+import { criuPathDefault, findCriu, ProgramMemory } from './program-memory/index.ts'
 import { reclaimNote } from './reclaim.ts'
 import { instanceIdPattern, readRecord } from './record.ts'
 import { hostFreeMbMin, NamespaceRuntime } from './runtime.ts'
 import { DiskSnapshots, findCp } from './snapshots.ts'
+import { describe, layerScratchPrefix, tryMemoryOnce, tryOnce } from './trials.ts'
 import { UidRanges } from './uid-ranges.ts'
 
 export { probeScratchPrefix, removeAbandonedProbes } from './abandoned.ts'
@@ -50,15 +29,12 @@ export interface NamespaceOptions {
   egress?: Egress
   /** Instances end with this process, however it ends: no other will come to look for them. */
   temporary?: boolean
+  /** Of a static CRIU; 'none': memory is not kept; null or absent: where `scripts/install-criu.sh` puts it. */
+  criuPath?: string | null
 }
 
 /** Where all platforms of this host note which uid ranges are theirs; gone after a boot, as the instances are. */
 const uidRangesDir = '/run/hutch/uid-blocks'
-/** What worked since the last boot. */
-const probeMemoPath = '/run/hutch/probe.json'
-const probeStorageMb = 16
-/** Of the platform's own first instance; a probe beside it has a directory of its own. */
-const layerScratchPrefix = '.layer-'
 
 /** Starts and ends one small instance, to see what this host allows. Disturbs no platform that runs. */
 export async function probeNamespace(options: NamespaceOptions): Promise<RuntimeProbe> {
@@ -117,24 +93,42 @@ async function openParts(
   const tarPath = findTar()
   const archives = tarPath === null ? null : new Archives(tarPath, options.clock)
   const cpPath = archives !== null && cgroups.freezes ? findCp() : null
-  const snapshotsOn = (diskImages: DiskImages | null) =>
+  const snapshotsOn = (diskImages: DiskImages | null, dir = `${instancesDir}.snapshots`) =>
     archives === null || cpPath === null
       ? null
       : new DiskSnapshots({
-          dir: `${instancesDir}.snapshots`,
+          dir,
           freeBytesMin: hostFreeMbMin * 1024 * 1024,
           ...{ cpPath, archives, diskImages },
         })
+  const criuPath = isRoot && cpPath !== null ? findCriu(options.criuPath ?? null) : null
   const shared = { ...options, instancesDir, cgroups, uidRanges, archives, egress: options.egress ?? null }
-  const open = (diskImages: DiskImages | null, disk: string, notes: CapabilityNote[], relays: boolean) =>
+  const memoryOn = async (diskImages: DiskImages | null) => {
+    if (criuPath === null) return { memory: null, note: memoryNote(options.criuPath ?? null, null) }
+    const memory = new ProgramMemory({
+      ...{ helperPath: options.helperPath, criuPath, clock: options.clock, log: options.log },
+      freeBytesMin: hostFreeMbMin * 1024 * 1024,
+    })
+    const failure = await tryMemoryOnce({ shared, diskImages, memory, snapshotsOn, criuPath, remember })
+    return { memory: failure === null ? memory : null, note: memoryNote(criuPath, failure ?? '') }
+  }
+  const open = (
+    diskImages: DiskImages | null,
+    memory: ProgramMemory | null,
+    disk: string,
+    notes: CapabilityNote[],
+    relays: boolean,
+  ) =>
     new NamespaceRuntime({
       ...shared,
       diskImages,
       snapshots: snapshotsOn(diskImages),
+      memory,
       capabilities: {
         ...describe(cgroups, disk, notes),
         archive: archives !== null,
         snapshots: cpPath !== null,
+        memory: memory !== null,
         network: relays ? 'relay' : 'none',
       },
       onDispose: () => {
@@ -161,12 +155,13 @@ async function openParts(
     if (failure === null) {
       const detail = 'every instance has a disk image of its own'
       const diskNote = { subject: 'disk limit', ok: true, detail }
+      const { memory, note } = await memoryOn(diskImages)
       const notes = [
-        ...[...cgroups.notes, diskNote, archiveNote, ...standbyNotes],
+        ...[...cgroups.notes, diskNote, archiveNote, note, ...standbyNotes],
         ...[networkNote(relays), isolationNote(null)],
       ]
       return {
-        runtime: open(diskImages, 'disk image (ext4 on a loop device)', notes, relays),
+        runtime: open(diskImages, memory, 'disk image (ext4 on a loop device)', notes, relays),
         notes,
         failure,
       }
@@ -181,11 +176,13 @@ async function openParts(
     remedy: isRoot ? 'Install e2fsprogs, and load the loop module.' : 'Run as root.',
   }
   const networkNotes = failure === null ? [networkNote(relays)] : []
+  const { memory, note } =
+    failure === null ? await memoryOn(null) : { memory: null, note: memoryNote(criuPath, failure) }
   const notes = [
-    ...[...cgroups.notes, diskNote, archiveNote, ...standbyNotes],
+    ...[...cgroups.notes, diskNote, archiveNote, note, ...standbyNotes],
     ...[...networkNotes, isolationNote(failure)],
   ]
-  return { runtime: open(null, 'none', notes, relays), notes, failure }
+  return { runtime: open(null, memory, 'none', notes, relays), notes, failure }
 }
 
 /**
@@ -203,63 +200,6 @@ function removeScratch(instancesDir: string): void {
   for (const name of readdirSync(instancesDir)) {
     if (!name.startsWith(layerScratchPrefix)) continue
     rmSync(`${instancesDir}/${name}`, { recursive: true, force: true })
-  }
-}
-
-type Shared = Omit<
-  ConstructorParameters<typeof NamespaceRuntime>[0],
-  'capabilities' | 'diskImages' | 'snapshots' | 'onDispose'
->
-
-/** As `tryInstance`, but what worked once with all the same is not tried again, so that a start takes no time. */
-async function tryOnce(shared: Shared, diskImages: DiskImages | null, remember: boolean): Promise<Trial> {
-  const path = process.getuid?.() === 0 ? probeMemoPath : `${shared.instancesDir}/.probe.json`
-  const same = createHash('sha256')
-    .update(
-      JSON.stringify([
-        bootId(),
-        shared.helperPath,
-        statSync(shared.helperPath).mtimeMs,
-        diskImages !== null,
-        process.getuid?.(),
-        statSync(shared.instancesDir).dev,
-        readFileSync('/proc/self/cgroup', 'utf8'),
-        /^CapEff:.*$/m.exec(readFileSync('/proc/self/status', 'utf8'))?.[0],
-      ]),
-    )
-    .digest('hex')
-  const memo = readMemo(path)
-  if (remember && memo?.worked === same && typeof memo.relays === 'boolean') {
-    return { failure: null, relays: memo.relays }
-  }
-  const trial = await tryInstance(shared, diskImages)
-  if (trial.failure === null && remember) writeMemo(path, { worked: same, relays: trial.relays })
-  return trial
-}
-
-/** What came of starting one instance. */
-interface Trial {
-  /** What stood in the way; null when it could be made. */
-  failure: string | null
-  /** What leaves it arrives at its keeper. */
-  relays: boolean
-}
-
-function readMemo(path: string): { worked?: unknown; relays?: unknown } | null {
-  try {
-    return JSON.parse(readFileSync(path, 'utf8'))
-  } catch {
-    return null
-  }
-}
-
-function writeMemo(path: string, memo: { worked: string; relays: boolean }) {
-  try {
-    mkdirSync(dirname(path), { recursive: true, mode: 0o700 })
-    writeFileSync(`${path}.new`, JSON.stringify(memo), { mode: 0o600 })
-    renameSync(`${path}.new`, path)
-  } catch {
-    // Then the next start tries again.
   }
 }
 
@@ -282,23 +222,18 @@ function* recordedRanges(instancesDir: string): Generator<{ base: number; instan
   }
 }
 
-function describe(cgroups: Cgroups, disk: string, notes: CapabilityNote[]): RuntimeCapabilities {
+function memoryNote(criuPath: string | null, failure: string | null): CapabilityNote {
+  const subject = 'memory snapshots'
+  if (failure === '') return { subject, ok: true, detail: 'programs go on in what is made of a snapshot' }
+  const files = 'snapshots have files only, and programs are started anew from them'
+  if (failure !== null) return { subject, ok: false, detail: `${files}: ${failure}` }
+  if (criuPath === 'none')
+    return { subject, ok: false, detail: `${files}, as configured`, remedy: 'Leave criu out.' }
   return {
-    isolation: 'kernel-shared',
-    limits: {
-      memory: cgroups.limit('memory'),
-      cpu: cgroups.limit('cpu'),
-      pids: cgroups.limit('pids') === 'none' ? 'rlimit' : cgroups.limit('pids'),
-      disk,
-    },
-    standby: cgroups.freezes ? 'freeze' : 'none',
-    reclaim: cgroups.freezes && cgroups.reclaimWay !== null,
-    archive: false,
-    snapshots: false,
-    ownMounts: process.getuid?.() === 0,
-    network: 'none',
-    survivesRestart: true,
-    notes,
+    subject,
+    ok: false,
+    detail: `${files}: there is no static CRIU at ${criuPath ?? criuPathDefault}`,
+    remedy: process.getuid?.() === 0 ? 'Install it with scripts/install-criu.sh.' : 'Run as root.',
   }
 }
 
@@ -352,48 +287,6 @@ function isolationNote(failure: string | null): CapabilityNote {
   return { subject, ok: false, detail: failure, remedy }
 }
 
-async function tryInstance(shared: Shared, diskImages: DiskImages | null): Promise<Trial> {
-  const layer = mkdtempSync(`${shared.instancesDir}/${layerScratchPrefix}`)
-  const capabilities = describe(shared.cgroups, 'unknown', [])
-  const runtime = new NamespaceRuntime({
-    ...shared,
-    diskImages,
-    snapshots: null,
-    capabilities,
-    transient: true,
-    onDispose() {},
-  })
-  const id = `probe${randomText(12)}`
-  try {
-    const spec: InstanceSpec = {
-      id,
-      hostname: 'probe',
-      image: probeImage(layer),
-      memoryMb: 64,
-      storageMb: probeStorageMb,
-      pidsMax: 32,
-      env: {},
-      workingDir: '/root',
-    }
-    await runtime.create(spec)
-    return { failure: null, relays: runtime.relaysEgress }
-  } catch (error) {
-    return { failure: reasonOf(error), relays: false }
-  } finally {
-    await runtime
-      .destroy(id)
-      .catch((error) => shared.log.warn('a probe was left behind', { error: String(error) }))
-    await runtime[Symbol.asyncDispose]()
-    rmSync(layer, { recursive: true, force: true })
-  }
-}
-
-function reasonOf(error: unknown): string {
-  const cause = (error as Error).cause
-  if (cause instanceof HelperError) return `${cause.stage}: ${cause.said}`
-  return cause instanceof Error ? `${String(error)}: ${cause.message}` : String(error)
-}
-
 function networkNote(relays: boolean): CapabilityNote {
   const subject = 'network'
   if (relays)
@@ -403,15 +296,5 @@ function networkNote(relays: boolean): CapabilityNote {
     ok: false,
     detail: 'sandboxes reach nothing outside: this kernel cannot redirect their connections',
     remedy: 'Load nf_tables, nft_chain_nat, nft_redir and nft_reject_inet (Linux with CONFIG_NF_TABLES).',
-  }
-}
-
-function probeImage(layer: string): RootFilesystem {
-  for (const name of ['usr', 'etc', 'proc', 'dev', 'tmp', 'root', 'var', 'run']) mkdirSync(`${layer}/${name}`)
-  for (const name of ['bin', 'lib', 'lib64', 'sbin']) symlinkSync(`usr/${name}`, `${layer}/${name}`)
-  return {
-    digest: 'sha256:probe',
-    layers: [layer],
-    mounts: [{ source: '/usr', target: '/usr', kind: process.getuid?.() === 0 ? 'overlay' : 'bind' }],
   }
 }

@@ -56,6 +56,7 @@ export class NamespaceInstance implements Instance {
   readonly freeze: ((signal?: AbortSignal) => Promise<void>) | undefined
   readonly thaw: (() => Promise<void>) | undefined
   readonly reclaim: Instance['reclaim']
+  memory: Instance['memory']
   readonly group: InstanceCgroup
   #keeper: KeeperChannel
   #options: NamespaceInstanceOptions

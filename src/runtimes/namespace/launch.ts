@@ -15,6 +15,8 @@ export interface LaunchOptions {
   group: InstanceCgroup
   /** Processes are counted by a control group: no RLIMIT_NPROC is needed. */
   pidsLimited: boolean
+  /** Process ids that are left for programs that had them elsewhere; null: there are none. */
+  lastPid: number | null
   /** It ends with the launcher, which ends with this process. */
   transient: boolean
 }
@@ -80,6 +82,7 @@ export async function launch(spec: InstanceSpec, options: LaunchOptions): Promis
     ['workdir', spec.workingDir],
   ]
   if (spec.withoutApi) entries.push(['api', 'no'])
+  if (options.lastPid !== null) entries.push(['pids', 'own'], ['lastpid', String(options.lastPid)])
   if (options.transient) entries.push(['transient', 'yes'])
   if (options.diskTemplate !== null) entries.push(['disktemplate', options.diskTemplate])
   for (const layer of spec.image.layers) entries.push(['layer', layer])

@@ -9,6 +9,7 @@ import type {
   Instance,
   InstanceHandle,
   InstanceSpec,
+  MemoryKept,
   Runtime,
   RuntimeCapabilities,
 } from '../../spec/runtime.ts'
@@ -19,9 +20,16 @@ import { type Cgroups, InstanceCgroup } from './cgroups.ts'
 import { Dialler } from './dialler.ts'
 import { type DiskImages, hasErrors } from './disk.ts'
 import { DiskSettling } from './disk-settling.ts'
+import { hostError, noSnapshots } from './failures.ts'
 import { NamespaceInstance } from './instance.ts'
 import { checkSpec, launch } from './launch.ts'
 import { Leaving } from './leaving.ts'
+import {
+  type MemoryInstance,
+  type MemoryRecord,
+  type ProgramMemory,
+  releaseStopped,
+} from './program-memory/index.ts'
 import {
   createRecord,
   handleVersion,
@@ -55,6 +63,8 @@ export interface NamespaceRuntimeOptions {
   archives: Archives | null
   /** Null: this host cannot copy the files of instances. */
   snapshots: DiskSnapshots | null
+  /** Null: they have files only. */
+  memory: ProgramMemory | null
   capabilities: RuntimeCapabilities
   /** One instance is tried out, which ends with this process, however it ends. */
   transient?: boolean
@@ -133,7 +143,9 @@ export class NamespaceRuntime implements Runtime {
       template?.catch(() => {})
       await createRecord(dir, record)
       if (snapshotId !== undefined) await snapshots?.place(snapshotId, dir, spec.signal)
-      return await this.#start(spec, record, await template)
+      if (snapshotId === undefined || snapshots === null || !spec.withMemory)
+        return await this.#start(spec, record, await template)
+      return await this.#startWithMemory(spec, record, snapshots, snapshotId)
     } catch (error) {
       await this.destroy(spec.id).catch((failure) => {
         // What is left is found by `list`; the caller hears of what went wrong first.
@@ -211,7 +223,7 @@ export class NamespaceRuntime implements Runtime {
     id: string,
     snapshotId: string,
     signal?: AbortSignal,
-  ): Promise<void> {
+  ): Promise<MemoryKept | null> {
     if (!instanceIdPattern.test(snapshotId)) {
       throw new PlatformError('bad_request', `the id of a snapshot is 12 to 40 characters of a-z and 0-9`)
     }
@@ -221,12 +233,25 @@ export class NamespaceRuntime implements Runtime {
     const instance = this.#instances.get(id)
     if (instance && !instance.frozen) throw notStill()
     try {
-      const source = { dir: this.#dir(id), disk: record.disk, guest: instance?.process1 ?? null }
-      await snapshots.capture(snapshotId, source, signal)
+      const { memory } = this.#options
+      const machine = instance && this.#memoryInstance(instance, record)
+      const kept = await snapshots.capture(
+        snapshotId,
+        {
+          dir: this.#dir(id),
+          disk: record.disk,
+          guest: instance?.process1 ?? null,
+          ...(memory && machine
+            ? { memory: (dir: string, copy: () => Promise<void>) => memory.capture(machine, dir, copy) }
+            : {}),
+        },
+        signal,
+      )
       if (instance && !instance.frozen) {
         await snapshots.remove(snapshotId)
         throw notStill()
       }
+      return kept
     } catch (error) {
       throw hostError(error)
     }
@@ -274,6 +299,7 @@ export class NamespaceRuntime implements Runtime {
     spec: InstanceSpec,
     record: InstanceRecord,
     diskTemplate: string | null,
+    memory: MemoryRecord | null = null,
   ): Promise<NamespaceInstance> {
     const { cgroups } = this.#options
     const group = cgroups.create(spec.id, spec)
@@ -286,6 +312,7 @@ export class NamespaceRuntime implements Runtime {
       diskTemplate,
       group,
       transient: this.#options.transient || this.#options.temporary || false,
+      lastPid: memory?.lastPid ?? null,
       pidsLimited: cgroups.limit('pids') !== 'none',
     })
     this.relaysEgress = relaysEgress
@@ -296,11 +323,50 @@ export class NamespaceRuntime implements Runtime {
     return instance
   }
 
+  /** Where its programs cannot go on, it begins without them. */
+  async #startWithMemory(
+    spec: InstanceSpec,
+    record: InstanceRecord,
+    snapshots: DiskSnapshots,
+    snapshotId: string,
+  ): Promise<NamespaceInstance> {
+    const { memory, log } = this.#options
+    const anew = async (reason: string) => {
+      const instance = await this.#start(spec, record, null)
+      instance.memory = { kept: false, reason }
+      return instance
+    }
+    if (memory === null || record.uidBase === null) return await anew('this host keeps no memory')
+    const found = await snapshots.memoryOf(snapshotId, memory)
+    if ('reason' in found) return await anew(found.reason)
+    const dir = this.#dir(spec.id)
+    try {
+      await memory.placeLogs(found.dir, dir)
+      const instance = await this.#start(spec, record, null, found.record)
+      await memory.restore(this.#memoryInstance(instance, record)!, found.dir, found.record)
+      instance.memory = { kept: true }
+      return instance
+    } catch (error) {
+      spec.signal?.throwIfAborted()
+      log.warn('programs of a snapshot cannot go on', { instance: spec.id, error: String(error) })
+      await this.#end(spec.id)
+      for (const name of ['run', 'log']) rmSync(`${dir}/${name}`, { recursive: true, force: true })
+      return await anew(error instanceof Error ? error.message : String(error))
+    }
+  }
+
+  /** Null where ids are not apart, or mounts are its own. */
+  #memoryInstance(instance: NamespaceInstance, { uidBase }: InstanceRecord): MemoryInstance | null {
+    const { process1, guest, group } = instance
+    return uidBase === null ? null : { dir: this.#dir(instance.id), process1, guest, group, uidBase }
+  }
+
   async #recover(handle: InstanceHandle): Promise<NamespaceInstance | null> {
     const state = parseState(handle.state)
     if (!state) return null
     if (state.bootId !== this.#bootId || !existsSync(this.#dir(handle.id))) return null
     const group = this.#group(state)
+    releaseStopped(this.#dir(handle.id))
     if (!isAlive(state.guest) || !isAlive(state.keeper)) {
       // One without the other is of no use to anyone.
       await this.#end(handle.id)
@@ -434,22 +500,4 @@ export class NamespaceRuntime implements Runtime {
     if (bavail * bsize >= freeMbMin * 1024 * 1024) return
     throw new PlatformError('insufficient_storage', `The host has less than ${freeMbMin} MiB of disk left`)
   }
-}
-
-function noSnapshots(): PlatformError {
-  return new PlatformError('not_found', 'there are no snapshots on this host')
-}
-
-function hostError(error: unknown): unknown {
-  const code: unknown = (error as NodeJS.ErrnoException)?.code
-  // That of something that was called off is a number, and no failure of the host.
-  if (PlatformError.is(error) || typeof code !== 'string') return error
-  const full = code === 'ENOSPC' || code === 'EDQUOT'
-  return new PlatformError(
-    full ? 'insufficient_storage' : 'unavailable',
-    `The host cannot start a sandbox: ${code}`,
-    {
-      cause: error,
-    },
-  )
 }

@@ -3,15 +3,18 @@ import { mkdir, open, readdir, readFile, rename, rm, statfs, writeFile } from 'n
 import { z } from 'zod'
 import { PlatformError } from '../../errors.ts'
 import type { ProcessIdentity } from '../../guest/index.ts'
+import type { MemoryKept } from '../../spec/runtime.ts'
 import { isAlive } from '../helper-process.ts'
 import type { Archives } from './archive.ts'
 import { allocatedBytes, type DiskImages } from './disk.ts'
+import type { MemoryRecord, ProgramMemory } from './program-memory/index.ts'
 import { instanceIdPattern } from './record.ts'
 
 const draftSuffix = '.draft'
 const recordName = 'snapshot.json'
 const image = 'disk.img'
 const archive = 'archive'
+const memoryDir = 'memory'
 
 /** Which disk instances are made with from it. */
 const recordSchema = z.strictObject({ disk: z.enum(['loop', 'dir']) })
@@ -23,6 +26,8 @@ export interface SnapshotSource {
   disk: Disk
   /** Its process 1, frozen; null: nothing of it runs. */
   guest: ProcessIdentity | null
+  /** Writes memory into a directory, with `copyFiles` at the same moment; as `ProgramMemory.capture`. Absent: none is kept. */
+  memory?: (dir: string, copyFiles: () => Promise<void>) => Promise<MemoryKept | null>
 }
 
 /**
@@ -54,7 +59,11 @@ export class DiskSnapshots {
     this.#freeBytesMin = options.freeBytesMin
   }
 
-  async capture(snapshotId: string, source: SnapshotSource, signal?: AbortSignal): Promise<void> {
+  async capture(
+    snapshotId: string,
+    source: SnapshotSource,
+    signal?: AbortSignal,
+  ): Promise<MemoryKept | null> {
     const draft = this.#pathOf(snapshotId) + draftSuffix
     signal?.throwIfAborted()
     await mkdir(this.#dir, { recursive: true, mode: 0o700 })
@@ -62,9 +71,10 @@ export class DiskSnapshots {
     await mkdir(draft, { mode: 0o700 })
     try {
       await writeFile(`${draft}/${recordName}`, JSON.stringify({ disk: source.disk }), { mode: 0o600 })
-      await this.#copyFiles(source, draft, signal)
+      const memory = await this.#copy(source, draft, signal)
       // Ended while it was copied: then its disk was being written to.
       if (source.guest !== null && !isAlive(source.guest)) throw notStill()
+      return memory
     } catch (error) {
       await rm(draft, { recursive: true, force: true })
       signal?.throwIfAborted()
@@ -86,7 +96,20 @@ export class DiskSnapshots {
       await rename(draft, whole)
       await sync(this.#dir)
     }
-    return allocatedBytes(existsSync(`${whole}/${image}`) ? `${whole}/${image}` : `${whole}/${archive}`)
+    const files = existsSync(`${whole}/${image}`) ? `${whole}/${image}` : `${whole}/${archive}`
+    return allocatedBytes(files) + (await treeBytes(`${whole}/${memoryDir}`))
+  }
+
+  /** The memory that programs had, where it is kept; else why it cannot be used. */
+  async memoryOf(
+    snapshotId: string,
+    memory: ProgramMemory,
+  ): Promise<{ dir: string; record: MemoryRecord } | { reason: string }> {
+    const dir = `${this.#pathOf(snapshotId)}/${memoryDir}`
+    const record = await memory.recordOf(dir)
+    if (record === null) return { reason: 'it has files only' }
+    const stale = memory.staleness(record)
+    return stale === null ? { dir, record } : { reason: stale }
   }
 
   /** Puts the files of a snapshot into the directory of an instance that is being made; answers which disk that is. */
@@ -124,6 +147,18 @@ export class DiskSnapshots {
     const names = await readdir(this.#dir).catch(() => [])
     const ids = names.map((name) => (name.endsWith(draftSuffix) ? name.slice(0, -draftSuffix.length) : name))
     return [...new Set(ids)].filter((id) => instanceIdPattern.test(id))
+  }
+
+  async #copy(source: SnapshotSource, draft: string, signal?: AbortSignal): Promise<MemoryKept | null> {
+    if (source.guest === null || source.memory === undefined) {
+      await this.#copyFiles(source, draft, signal)
+      return source.guest === null ? null : { kept: false, reason: 'this host keeps no memory' }
+    }
+    const dir = `${draft}/${memoryDir}`
+    await mkdir(dir, { mode: 0o700 })
+    const memory = await source.memory(dir, () => this.#copyFiles(source, draft, signal))
+    if (!memory?.kept) await rm(dir, { recursive: true, force: true })
+    return memory
   }
 
   async #copyFiles({ dir, disk, guest }: SnapshotSource, draft: string, signal?: AbortSignal): Promise<void> {
@@ -181,6 +216,11 @@ export function notStill(): PlatformError {
 
 function missing(snapshotId: string): PlatformError {
   return new PlatformError('not_found', `there is no snapshot ${snapshotId.slice(0, 64)} on this host`)
+}
+
+async function treeBytes(dir: string): Promise<number> {
+  const names = await readdir(dir, { recursive: true }).catch(() => [])
+  return names.reduce((sum, name) => sum + allocatedBytes(`${dir}/${name}`), 0)
 }
 
 /** Whether `cp` said that blocks cannot be shared there, in the words of the C locale for what the kernel answers. */

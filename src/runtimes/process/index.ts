@@ -42,6 +42,7 @@ const capabilities: RuntimeCapabilities = {
   reclaim: false,
   archive: false,
   snapshots: false,
+  memory: false,
   ownMounts: false,
   network: 'host',
   survivesRestart: true,

@@ -28,7 +28,7 @@ function withPort(draft: SandboxDraft, port: number | null): SandboxDraft {
   return { ...draft, spec: { ...draft.spec, ports: portsOf([...ports, { target: port }]) } }
 }
 
-/** Over what the sandbox had: another value, or one more. */
+/** Over what the sandbox had: another value, or one more. Programs that run keep what they have, and so are started anew. */
 function withEnvs(draft: SandboxDraft, envs: EnvInput): SandboxDraft {
   if (envs.length === 0) return draft
   const named = new Set(envs.map(({ name }) => name))
@@ -36,7 +36,11 @@ function withEnvs(draft: SandboxDraft, envs: EnvInput): SandboxDraft {
     .filter(({ name }) => !named.has(name))
     .map((env) => ({ ...env, value: draft.env[env.name] ?? '' }))
   const all = envsOf('envs', [...before, ...envs], draft.env)
-  return { ...draft, spec: { ...draft.spec, envs: all.envs }, env: all.env }
+  const { seed } = draft
+  return {
+    ...{ ...draft, spec: { ...draft.spec, envs: all.envs }, env: all.env },
+    ...(seed ? { seed: { ...seed, anew: true as const } } : {}),
+  }
 }
 
 function bad(message: string): PlatformError {

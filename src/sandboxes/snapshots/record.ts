@@ -2,7 +2,7 @@ import type { NewInstance } from '../../instances/index.ts'
 import { defined } from '../../lib/defined.ts'
 import type { Resource, ResourceKey } from '../../spec/store.ts'
 import type { SandboxDraft, SandboxSeed } from '../draft.ts'
-import type { ProcessStart } from '../processes.ts'
+import type { ProcessRecord, ProcessStart } from '../processes.ts'
 import type { SandboxSpec } from '../record.ts'
 
 export const snapshotKind = 'snapshot'
@@ -43,6 +43,8 @@ export interface SnapshotSecrets {
   machineEnv: Record<string, string>
   /** What ran. */
   starts: ProcessStart[]
+  /** What was known of that, and of what had ended: for a machine in which it goes on. Absent in older ones. */
+  records?: ProcessRecord[]
 }
 
 export type StoredSnapshot = Resource<SnapshotBody>
@@ -91,12 +93,16 @@ export function inheritedSpec(spec: SandboxSpec): SandboxSpec {
   return { ...machineSpec(spec), ...defined({ region, vpc, network }) }
 }
 
-export function seedOf({ body }: StoredSnapshot, { machineEnv, starts }: SnapshotSecrets): SandboxSeed {
+export function seedOf(
+  { body }: StoredSnapshot,
+  { machineEnv, starts, records = [] }: SnapshotSecrets,
+): SandboxSeed {
   const { image, workingDir, user = '', program = [], programPort } = body.machine
   return {
     snapshotId: runtimeIdOf(body.id),
     hostname: body.source.name,
     starts,
+    records,
     image: {
       reference: body.spec.image,
       root: image,

@@ -7,6 +7,7 @@ import { defined } from '../../lib/defined.ts'
 import { randomText, sortableId } from '../../lib/ids.ts'
 import { KeyedLock } from '../../lib/keyed-lock.ts'
 import type { SecretBox } from '../../lib/secret-box.ts'
+import type { MemoryKept } from '../../spec/runtime.ts'
 import type { Sandboxes } from '../index.ts'
 import type { StoredSandbox } from '../record.ts'
 import type { SnapshotFiles } from './files.ts'
@@ -44,6 +45,7 @@ interface Taking {
   snapshot: StoredSnapshot | null
   /** A client was told that it is pending. */
   told: boolean
+  memory: MemoryKept | null
 }
 
 /** How snapshots come: recorded, captured while the sandbox stands still, and completed while it goes on. */
@@ -82,7 +84,7 @@ export class SnapshotTaking {
   async take(workspace: string, sandboxName: string, given: Wanted): Promise<StoredSnapshot> {
     this.#instances.snapshots.check()
     const wanted = given.name === undefined ? given : { ...given, name: checkName(given.name) }
-    const taking: Taking = { snapshot: null, told: false }
+    const taking: Taking = { snapshot: null, told: false, memory: null }
     // Whatever there is to refuse need not wait for its turn.
     await this.#sandboxes.get(workspace, sandboxName)
     const taken = this.#instances.snapshots
@@ -124,12 +126,13 @@ export class SnapshotTaking {
         `no snapshot of the sandbox "${sandbox.name}" can be taken now, its status is ${status}`,
       )
     }
-    return await this.#sandboxes.whilePaused(sandbox, async (starts) => {
-      const snapshot = await this.#record(sandbox, instanceId, starts, wanted)
+    return await this.#sandboxes.whilePaused(sandbox, async (starts, records) => {
+      const snapshot = await this.#record(sandbox, instanceId, { starts, records }, wanted)
       taking.snapshot = snapshot
       try {
         const signal = this.#background.closing
-        await this.#instances.snapshots.capture(instanceId, runtimeIdOf(snapshot.body.id), signal)
+        const id = runtimeIdOf(snapshot.body.id)
+        taking.memory = await this.#instances.snapshots.capture(instanceId, id, signal)
         return snapshot
       } catch (error) {
         await this.#giveUp(snapshot, error, taking)
@@ -144,7 +147,7 @@ export class SnapshotTaking {
     this.#completing.set(id, completing)
     try {
       const ready = await completing
-      await this.#note(ready)
+      await this.#note(ready, taking.memory)
       return ready
     } finally {
       this.#completing.delete(id)
@@ -177,7 +180,7 @@ export class SnapshotTaking {
   async #record(
     sandbox: StoredSandbox,
     instanceId: string,
-    starts: SnapshotSecrets['starts'],
+    ran: Required<Pick<SnapshotSecrets, 'starts' | 'records'>>,
     wanted: Wanted,
   ): Promise<StoredSnapshot> {
     const { workspace } = sandbox
@@ -186,7 +189,7 @@ export class SnapshotTaking {
     const { env, proxySecrets } = this.#sandboxes.draftOf(sandbox)
     const now = this.#clock.now()
     const id = snapshotId(sortableId(now))
-    const secrets: SnapshotSecrets = { env, proxySecrets, machineEnv: machine.env, starts }
+    const secrets: SnapshotSecrets = { env, proxySecrets, machineEnv: machine.env, ...ran }
     const { image, workingDir, user, program, programPort } = machine
     const body: SnapshotBody = {
       id,
@@ -232,12 +235,17 @@ export class SnapshotTaking {
     }
   }
 
-  async #note({ workspace, body }: StoredSnapshot): Promise<void> {
+  async #note({ workspace, body }: StoredSnapshot, memory: MemoryKept | null): Promise<void> {
     const found = await this.#sandboxes.get(workspace, body.source.name).catch(() => null)
     if (found?.body.uid !== body.source.uid) return
-    const message = `Snapshot ${JSON.stringify(body.name)} (${body.id}) taken, ${body.bytes ?? 0} bytes`
+    const message = `Snapshot ${JSON.stringify(body.name)} (${body.id}) taken, ${body.bytes ?? 0} bytes${memoryNote(memory)}`
     await this.#sandboxes.note(found, { type: 'snapshot', message })
   }
+}
+
+function memoryNote(memory: MemoryKept | null): string {
+  if (memory === null) return ''
+  return memory.kept ? ', with memory' : `; programs will be started anew: ${memory.reason}`
 }
 
 function checkName(given: string): string {

@@ -10,7 +10,7 @@ import { systemClock } from '../../../lib/clock.ts'
 import { randomText } from '../../../lib/ids.ts'
 import { silentLogger } from '../../../lib/log.ts'
 import { Network } from '../../../network/index.ts'
-import type { Instance, RootMount, Runtime } from '../../../spec/runtime.ts'
+import type { Instance, InstanceSpec, RootMount, Runtime } from '../../../spec/runtime.ts'
 import { openNamespaceRuntime, probeNamespace } from '../index.ts'
 
 const work = mkdtempSync(join(tmpdir(), 'hutch-escape-'))
@@ -37,6 +37,9 @@ const asRoot = process.getuid?.() === 0
 const possible = state.usable && asRoot
 if (!possible)
   console.log(`skipped: escape suite: ${state.usable ? 'needs root for its controls' : state.reason}`)
+
+/** HUTCH_TEST_GOES_ON=1: from a sandbox whose programs were in another before, where CRIU is. */
+const goesOn = process.env.HUTCH_TEST_GOES_ON === '1'
 
 let runtime: Runtime
 let sandbox: Instance
@@ -116,9 +119,9 @@ async function mountsOfUsr(): Promise<RootMount[]> {
   ]
 }
 
-async function startInstance(hostname: string, mounts: RootMount[] = []): Promise<Instance> {
+async function specOf(hostname: string, mounts: RootMount[]): Promise<InstanceSpec> {
   const image = await hostImage('live').resolve()
-  const instance = await runtime.create({
+  return {
     id: `escape${randomText(14)}`,
     hostname,
     image: { ...image, mounts: [...image.mounts, ...mounts] },
@@ -127,11 +130,31 @@ async function startInstance(hostname: string, mounts: RootMount[] = []): Promis
     pidsMax: 128,
     env: {},
     workingDir: '/blaxel',
-  })
+  }
+}
+
+async function startInstance(hostname: string, mounts: RootMount[] = []): Promise<Instance> {
+  const instance = await runtime.create(await specOf(hostname, mounts))
   await instance.guest.files.write('/tmp/probe', new Uint8Array(await Bun.file(probePath).arrayBuffer()), {
     mode: 0o755,
   })
   return instance
+}
+
+/** Another in its place, in which a program of it goes on. */
+async function goneOn(instance: Instance, mounts: RootMount[]): Promise<Instance> {
+  const { snapshots } = runtime
+  const snapshotId = `escape${randomText(14)}`
+  await inside(instance, '/bin/sh', '-c', 'sleep 100000 & exit 0')
+  await instance.freeze?.()
+  expect(await snapshots?.capture(instance.id, snapshotId)).toEqual({ kept: true })
+  await snapshots?.complete(snapshotId)
+  await runtime.destroy(instance.id)
+  const spec = await specOf('attacker', mounts)
+  const other = await runtime.create({ ...spec, snapshotId, withMemory: true })
+  expect(other.memory).toEqual({ kept: true })
+  await snapshots?.remove(snapshotId)
+  return other
 }
 
 beforeAll(async () => {
@@ -141,7 +164,9 @@ beforeAll(async () => {
   writeFileSync(secretPath, secret)
   runtime = await openNamespaceRuntime({ ...options, egress: network })
   makeUsr()
-  sandbox = await startInstance('attacker', await mountsOfUsr())
+  const mounts = await mountsOfUsr()
+  sandbox = await startInstance('attacker', mounts)
+  if (goesOn) sandbox = await goneOn(sandbox, mounts)
   neighbour = await startInstance('neighbour')
   await neighbour.guest.files.write('/root/private', new TextEncoder().encode(secret))
 }, 120_000)

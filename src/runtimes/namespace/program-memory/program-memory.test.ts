@@ -1,0 +1,319 @@
+import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test'
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  realpathSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs'
+import { tmpdir } from 'node:os'
+import { systemClock } from '../../../lib/clock.ts'
+import { randomText } from '../../../lib/ids.ts'
+import { silentLogger } from '../../../lib/log.ts'
+import type { Instance, InstanceSpec, Runtime } from '../../../spec/runtime.ts'
+import { testHelperPath, testImage } from '../../test-host.ts'
+import { openNamespaceRuntime, probeNamespace } from '../index.ts'
+
+/** Programs that go on in other instances, with the CRIU of this host. */
+
+setDefaultTimeout(120_000)
+
+const dir = realpathSync(mkdtempSync(`${tmpdir()}/hutch-program-memory-`))
+mkdirSync(`${dir}/image`)
+const image = testImage(`${dir}/image`)
+const options = {
+  instancesDir: `${dir}/instances`,
+  helperPath: await testHelperPath(),
+  log: silentLogger,
+  clock: systemClock,
+}
+const state = await probeNamespace(options)
+const note = state.notes.find(({ subject }) => subject === 'memory snapshots')
+const why = !state.usable ? state.reason : note?.ok ? '' : (note?.detail ?? 'nothing is said of memory')
+if (why) console.warn(`skipped: ${why}`)
+const env = { PATH: '/usr/bin:/bin' }
+
+afterAll(() => rmSync(dir, { recursive: true, force: true }))
+
+const describeHere = why === '' ? describe : describe.skip
+describeHere(`memory of programs${why === '' ? '' : ` (skipped: ${why})`}`, () => {
+  let runtime: Runtime
+  const specOf = (more: Partial<InstanceSpec> = {}): InstanceSpec => ({
+    id: `memory${randomText(12)}`,
+    hostname: 'box-1',
+    image,
+    memoryMb: 256,
+    storageMb: 64,
+    pidsMax: 128,
+    env: {},
+    workingDir: '/blaxel',
+    ...more,
+  })
+  beforeAll(async () => {
+    runtime = await openNamespaceRuntime(options)
+  })
+  afterAll(async () => {
+    for (const id of await runtime.list()) await runtime.destroy(id)
+    await runtime[Symbol.asyncDispose]()
+  })
+
+  const start = (on: Instance, id: number, script: string, stdin: 'pipe' | 'null' = 'null') =>
+    on.guest.processes.spawn({ id, argv: ['sh', '-c', script], env, workingDir: '/blaxel', stdin })
+  const type = (on: Instance, id: number, text: string) =>
+    on.guest.processes.writeStdin(id, Buffer.from(`${text}\n`))
+  const eventually = async (what: string, holds: () => Promise<boolean> | boolean) => {
+    const deadline = performance.now() + 60_000
+    while (!(await holds())) {
+      if (performance.now() > deadline) throw new Error(`never happened: ${what}`)
+      await Bun.sleep(10)
+    }
+  }
+  const said = async (on: Instance, id: number) => {
+    let text = ''
+    for await (const records of on.guest.processes.output(id))
+      for (const { data } of records) text += Buffer.from(data).toString()
+    return text
+  }
+  const says = (on: Instance, id: number, text: string) =>
+    eventually(`process ${id} says ${JSON.stringify(text)}`, async () => (await said(on, id)) === text)
+  const capture = async (instance: Instance) => {
+    const id = `snapshot${randomText(12)}`
+    await instance.freeze?.()
+    const memory = await runtime.snapshots?.capture(instance.id, id)
+    await instance.thaw?.()
+    await runtime.snapshots?.complete(id)
+    return { id, memory }
+  }
+  const create = (snapshotId: string) => runtime.create({ ...specOf(), snapshotId, withMemory: true })
+  const counter = 'n=0; while read -r word; do n=$((n+1)); echo "$n $word"; done'
+
+  test('a program goes on where it was, with its pid, its variables, its input and its output', async () => {
+    const source = await runtime.create(specOf())
+    const { pid } = await start(source, 1, counter, 'pipe')
+    await start(source, 2, 'echo started; exit 3')
+    await source.guest.processes.wait(2)
+    await start(source, 3, '(setsid sh -c "while :; do sleep 1; done" &) ; exec sleep 100000')
+    await eventually('a daemon runs', async () => (await source.guest.processes.descent(3)).living >= 3)
+    await type(source, 1, 'before')
+    await says(source, 1, '1 before\n')
+    const { id, memory } = await capture(source)
+    expect(memory).toEqual({ kept: true })
+    // The one that it was taken of has not noticed.
+    await type(source, 1, 'there')
+    await says(source, 1, '1 before\n2 there\n')
+
+    const copies = await Promise.all([create(id), create(id)])
+    await runtime.destroy(source.id)
+    for (const copy of copies) {
+      expect(copy.memory).toEqual({ kept: true })
+      const processes = await copy.guest.processes.list()
+      expect(processes.map((each) => [each.id, each.pid, each.running, each.exitCode])).toEqual([
+        [1, pid, true, null],
+        [2, expect.any(Number), false, 3],
+        [3, expect.any(Number), true, null],
+      ])
+      expect(await said(copy, 2)).toBe('started\n')
+      await type(copy, 1, 'here')
+      await says(copy, 1, '1 before\n2 here\n')
+      // What descends from a program is known to, though nothing but its mark leads there any more.
+      expect((await copy.guest.processes.descent(3)).living).toBeGreaterThanOrEqual(3)
+      if (copy === copies[1]) continue
+      await copy.guest.processes.signal(3, 9, 'tree')
+      await eventually('the daemon is gone', async () => (await copy.guest.processes.descent(3)).living === 0)
+    }
+    // And from there once more.
+    const [first, second] = copies
+    const again = await capture(first!)
+    expect(again.memory).toEqual({ kept: true })
+    const third = await create(again.id)
+    await type(third, 1, 'further')
+    await says(third, 1, '1 before\n2 here\n3 further\n')
+    await third.guest.processes.closeStdin(1)
+    expect(await third.guest.processes.wait(1)).toMatchObject({ exitCode: 0, running: false })
+    // New ones have pids of their own.
+    const fresh = await start(third, 4, 'exit 0')
+    expect(fresh.pid).not.toBe(pid)
+    for (const instance of [first!, second!, third]) await runtime.destroy(instance.id)
+    for (const each of [id, again.id]) await runtime.snapshots?.remove(each)
+  })
+
+  test('what goes on has no more power than what was started, and the same filter', async () => {
+    const source = await runtime.create(specOf())
+    const look =
+      'read -r word; grep -E "^(Cap|NoNewPrivs|Seccomp|Groups)" /proc/self/status; cat /proc/self/limits'
+    await start(source, 1, look, 'pipe')
+    const { id } = await capture(source)
+    const copy = await create(id)
+    for (const each of [source, copy]) {
+      await type(each, 1, 'go')
+      await each.guest.processes.wait(1)
+    }
+    expect(await said(copy, 1)).toBe(await said(source, 1))
+    // Nor has anything inside a way to give processes their numbers.
+    await start(copy, 2, 'echo 5 > /proc/sys/kernel/ns_last_pid')
+    expect((await copy.guest.processes.wait(2)).exitCode).not.toBe(0)
+    for (const each of [source, copy]) await runtime.destroy(each.id)
+    await runtime.snapshots?.remove(id)
+  })
+
+  test('where programs share what was not kept together, there are files, and it is said why', async () => {
+    const source = await runtime.create(specOf())
+    await start(source, 1, '{ sleep 100000 | sleep 100000; } & exit 0')
+    await source.guest.processes.wait(1)
+    await start(source, 2, counter, 'pipe')
+    await source.guest.files.write('/root/file', Buffer.from('kept'))
+    const { id, memory } = await capture(source)
+    expect(memory).toEqual({ kept: false, reason: expect.stringContaining('shares a pipe with one') })
+    await type(source, 2, 'still')
+    await says(source, 2, '1 still\n')
+    const copy = await create(id)
+    expect(copy.memory).toEqual({ kept: false, reason: 'it has files only' })
+    expect((await copy.guest.files.stat('/root/file')).size).toBe(4)
+    expect(await copy.guest.processes.list()).toEqual([])
+    for (const each of [source, copy]) await runtime.destroy(each.id)
+    await runtime.snapshots?.remove(id)
+  })
+
+  test('what is in memory without being of a program is not left out unsaid', async () => {
+    const source = await runtime.create(specOf())
+    await start(source, 1, counter, 'pipe')
+    await source.guest.files.write('/dev/shm/shared', Buffer.from('shared'))
+    const { id, memory } = await capture(source)
+    expect(memory).toEqual({ kept: false, reason: 'there are files in /dev/shm' })
+    await source.guest.files.remove('/dev/shm/shared')
+    // Input that its program has not read yet is in no image either.
+    await start(source, 2, 'exec sleep 100000', 'pipe')
+    await type(source, 2, 'unread')
+    const unread = await capture(source)
+    expect(unread.memory).toEqual({ kept: false, reason: expect.stringContaining('is on its way') })
+    await source.guest.processes.signal(2, 9, 'process')
+    await source.guest.processes.wait(2)
+    const read = await capture(source)
+    expect(read.memory).toEqual({ kept: true })
+    await runtime.destroy(source.id)
+    for (const each of [id, unread.id, read.id]) await runtime.snapshots?.remove(each)
+  })
+
+  test('a file without a name and a program that is stopped are there again', async () => {
+    const source = await runtime.create(specOf())
+    await start(
+      source,
+      1,
+      'exec 3<>/root/gone; rm /root/gone; echo kept >&3; read -r word; cat /proc/self/fd/3',
+      'pipe',
+    )
+    await start(source, 2, 'kill -STOP $$; echo went on')
+    await eventually('it is stopped', async () => {
+      const { body } = await source.guest.files.read(
+        `/proc/${(await source.guest.processes.list())[1]?.pid}/stat`,
+      )
+      return (await new Response(body).text()).includes(') T ')
+    })
+    const { id, memory } = await capture(source)
+    expect(memory).toEqual({ kept: true })
+    await runtime.destroy(source.id)
+    const copy = await create(id)
+    expect(copy.memory).toEqual({ kept: true })
+    await type(copy, 1, 'go')
+    await says(copy, 1, 'kept\n')
+    expect(await said(copy, 2)).toBe('')
+    await copy.guest.processes.signal(2, 18, 'process')
+    await says(copy, 2, 'went on\n')
+    await runtime.destroy(copy.id)
+    await runtime.snapshots?.remove(id)
+  })
+
+  test.skipIf(!existsSync('/usr/bin/perl'))(
+    'servers listen at the addresses and paths where they did (skipped without perl)',
+    async () => {
+      const source = await runtime.create(specOf())
+      const server = `use Socket; $| = 1; my $n = 0;
+        socket(T, PF_INET, SOCK_STREAM, 0); bind(T, sockaddr_in(8123, INADDR_LOOPBACK)); listen(T, 5);
+        socket(U, PF_UNIX, SOCK_STREAM, 0); bind(U, sockaddr_un("/root/socket")); listen(U, 5);
+        print "listens\\n"; while (accept(C, U)) { $n++; syswrite(C, "$n\\n"); close(C) }`
+      const client = `use Socket; socket(U, PF_UNIX, SOCK_STREAM, 0);
+        connect(U, sockaddr_un("/root/socket")) or die "no $!"; print <U>`
+      const perl = (on: Instance, id: number, script: string) =>
+        on.guest.processes.spawn({
+          ...{ id, argv: ['/usr/bin/perl', '-e', script], env, workingDir: '/root', stdin: 'null' as const },
+        })
+      await perl(source, 1, server)
+      await says(source, 1, 'listens\n')
+      await perl(source, 2, client)
+      await source.guest.processes.wait(2)
+      expect(await said(source, 2)).toBe('1\n')
+      const { id, memory } = await capture(source)
+      expect(memory).toEqual({ kept: true })
+      const copy = await create(id)
+      expect(copy.memory).toEqual({ kept: true })
+      expect(await copy.listening(8123)).toBe(true)
+      for (const each of [copy, source]) {
+        await perl(each, 3, client)
+        await each.guest.processes.wait(3)
+        expect(await said(each, 3)).toBe('2\n')
+        await runtime.destroy(each.id)
+      }
+      await runtime.snapshots?.remove(id)
+    },
+  )
+
+  test('memory of another boot, or that is broken, is not gone on from', async () => {
+    const source = await runtime.create(specOf())
+    await start(source, 1, counter, 'pipe')
+    const { id, memory } = await capture(source)
+    expect(memory).toEqual({ kept: true })
+    await runtime.destroy(source.id)
+    const kept = `${options.instancesDir}.snapshots/${id}/memory`
+    const record = readFileSync(`${kept}/memory.json`, 'utf8')
+    writeFileSync(`${kept}/memory.json`, record.replace(/"bootId":"[^"]*"/, '"bootId":"another"'))
+    const later = await create(id)
+    expect(later.memory).toEqual({ kept: false, reason: 'the host was started again since' })
+    expect(await later.guest.processes.list()).toEqual([])
+    writeFileSync(`${kept}/memory.json`, record)
+    const [tree = ''] = readdirSync(kept).filter((name) => /^\d+$/.test(name))
+    const [core = ''] = readdirSync(`${kept}/${tree}`).filter((name) => name.startsWith('core-'))
+    writeFileSync(`${kept}/${tree}/${core}`, 'this is no image')
+    const broken = await create(id)
+    expect(broken.memory?.kept).toBe(false)
+    expect(await broken.guest.processes.list()).toEqual([])
+    await start(broken, 1, 'echo works')
+    await broken.guest.processes.wait(1)
+    expect(await said(broken, 1)).toBe('works\n')
+    for (const each of [later, broken]) await runtime.destroy(each.id)
+    await runtime.snapshots?.remove(id)
+  })
+
+  test('programs that a platform had stopped when it was killed go on with the next', async () => {
+    const source = await runtime.create(specOf())
+    const mark = randomText(20)
+    await start(source, 1, `: ${mark}; ${counter}`, 'pipe')
+    const outside = Number(
+      readdirSync('/proc').find((name) => {
+        try {
+          return /^\d+$/.test(name) && readFileSync(`/proc/${name}/cmdline`, 'utf8').includes(mark)
+        } catch {
+          // It ended meanwhile.
+          return false
+        }
+      }),
+    )
+    const stat = readFileSync(`/proc/${outside}/stat`, 'utf8')
+    const startTime = Number(stat.slice(stat.lastIndexOf(')') + 2).split(' ')[19])
+    process.kill(outside, 'SIGSTOP')
+    writeFileSync(
+      `${options.instancesDir}/${source.id}/stopped.json`,
+      JSON.stringify([{ pid: outside, startTime }]),
+    )
+    const { handle } = source
+    await runtime[Symbol.asyncDispose]()
+    runtime = await openNamespaceRuntime(options)
+    const found = await runtime.recover(handle)
+    await type(found!, 1, 'on')
+    await says(found!, 1, '1 on\n')
+    expect(existsSync(`${options.instancesDir}/${source.id}/stopped.json`)).toBe(false)
+    await runtime.destroy(source.id)
+  })
+})
