@@ -7,9 +7,7 @@ export interface PresentedCredential {
   from: { header: string } | { query: string }
 }
 
-/** Never forwarded, whatever they hold. */
-const ownHeaders = ['x-blaxel-authorization', 'x-blaxel-preview-token']
-const ownQuery = ['bl_preview_token']
+const bearerHeaders = ['x-blaxel-authorization', 'authorization'] as const
 
 /**
  * The one credential that counts: x-blaxel-authorization before Authorization before x-api-key, and `?token=`, or
@@ -21,7 +19,7 @@ export function presentedCredential(
   search: string,
   queryToken: boolean | string,
 ): PresentedCredential | null {
-  for (const header of ['x-blaxel-authorization', 'authorization']) {
+  for (const header of bearerHeaders) {
     const value = headers.get(header)
     if (value === null) continue
     const credential = bearer(value)
@@ -46,17 +44,13 @@ export function consumedCredentials(
   search: string,
   used: PresentedCredential | null,
 ): ConsumedCredentials {
-  const consumed: ConsumedCredentials = { headers: [...ownHeaders], query: [...ownQuery] }
-  for (const header of ['authorization', 'x-api-key']) {
-    if (used !== null && 'header' in used.from && used.from.header === header) {
-      consumed.headers.push(header)
-      continue
-    }
-    const value = headers.get(header)
-    if (value === null) continue
-    const text = bearer(value) ?? value
-    if (text === used?.credential || looksLikeApiKey(text)) consumed.headers.push(header)
+  const consumed: ConsumedCredentials = {
+    // Never forwarded, whatever they hold.
+    headers: ['x-blaxel-authorization', 'x-blaxel-preview-token'],
+    query: ['bl_preview_token'],
   }
+  if (isConsumed('authorization', headers, used)) consumed.headers.push('authorization')
+  if (isConsumed('x-api-key', headers, used)) consumed.headers.push('x-api-key')
   if (search.includes('token=')) {
     const token = new URLSearchParams(search).get('token')
     if (token !== null && (token === used?.credential || looksLikeApiKey(token))) consumed.query.push('token')
@@ -77,6 +71,14 @@ export function requireAccess(identity: Identity, access: RouteAccess, workspace
   if (access === 'admin' && identity.roles.get(workspace) !== 'admin') {
     throw new PlatformError('forbidden', `Only admins of workspace "${workspace}" may do this`)
   }
+}
+
+function isConsumed(header: string, headers: Headers, used: PresentedCredential | null): boolean {
+  if (used !== null && 'header' in used.from && used.from.header === header) return true
+  const value = headers.get(header)
+  if (value === null) return false
+  const text = bearer(value) ?? value
+  return text === used?.credential || looksLikeApiKey(text)
 }
 
 function bearer(header: string): string | null {
