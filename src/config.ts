@@ -72,6 +72,8 @@ export interface Config {
   idleConnectionSeconds: number
   /** Executions of one kind that may wait, in the whole platform. */
   executionsWaitingMax: number
+  /** MiB that executions may take on disk, waiting and ended. */
+  executionsMbMax: number
   /** How long, and how many of a workspace, executions are kept once they ended. */
   executionsKeptDays: number
   executionsKeptMax: number
@@ -250,6 +252,11 @@ const keys = {
     allowed: 'a whole number 1 to 10000000',
     schema: z.int().min(1).max(10_000_000),
   },
+  executionsMbMax: {
+    kind: 'number',
+    allowed: 'MiB, a whole number 64 to 10000000',
+    schema: z.int().min(64).max(10_000_000),
+  },
   executionsKeptDays: { kind: 'number', allowed: 'days, 0 to 3650', schema: z.number().min(0).max(3650) },
   executionsKeptMax: {
     kind: 'number',
@@ -335,6 +342,7 @@ function complete(values: Values, dataDir: string, env: Record<string, string | 
     scaleToZeroAfterSeconds: values.scaleToZeroAfterSeconds ?? 300,
     idleConnectionSeconds: values.idleConnectionSeconds ?? 900,
     executionsWaitingMax: values.executionsWaitingMax ?? 1_000_000,
+    executionsMbMax: values.executionsMbMax ?? 4096,
     executionsKeptDays: values.executionsKeptDays ?? 7,
     executionsKeptMax: values.executionsKeptMax ?? 100_000,
     jobTasksMax: values.jobTasksMax ?? 32,

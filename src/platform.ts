@@ -347,6 +347,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   const executions = new Executions({
     ...{ queue: store.queue, clock, log },
     waitingMax: config.executionsWaitingMax,
+    bytesMax: config.executionsMbMax * 1024 * 1024,
     keptMs: config.executionsKeptDays * 24 * 60 * 60 * 1000,
     keptMax: config.executionsKeptMax,
   })

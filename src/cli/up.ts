@@ -132,6 +132,11 @@ export const up = command({
       value: 'N',
       about: 'executions of one kind that may wait (1000000)',
     },
+    'executions-mb-max': {
+      kind: 'text',
+      value: 'N',
+      about: 'MiB that executions may take on disk (4096)',
+    },
     'executions-kept-days': {
       kind: 'text',
       value: 'N',

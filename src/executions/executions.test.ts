@@ -249,6 +249,29 @@ test('past what may wait it is refused, and nothing is kept of it', async () => 
   expect(engine.executions.list('main').data).toHaveLength(3)
 })
 
+test('what takes too much of the disk is refused, and what ended makes room', async () => {
+  const bytesMax = 2 * 1024 * 1024
+  await using engine = await TestExecutions.open({ bytesMax, runner: { runningMax: 1 } })
+  const input = new Uint8Array(1024 * 1024)
+  const ids = [(await engine.accept({ input })).id, (await engine.accept({ input })).id]
+  expect(await refusal(engine.accept())).toBe('too_many_requests')
+  const parts = engine.executions.acceptGroup(engine.asked({ source: 'job' }), [bytes('')], {
+    ...{ source: 'agent', timeoutMs: 1000, parallelMax: 1 },
+  })
+  expect(await refusal(parts)).toBe('too_many_requests')
+  for (const id of ids) {
+    ;(await engine.next()).end(success())
+    await engine.ended(id)
+  }
+  // The first of them makes room enough.
+  while (engine.executions.get('main', ids[0]!) !== null) {
+    engine.clock.advance(60_000)
+    await new Promise((resolve) => setTimeout(resolve, 5))
+  }
+  expect(engine.queue.bytes()).toBeLessThan(bytesMax)
+  expect((await engine.accept()).status).toBe('queued')
+})
+
 test('what follows an end is made in the same commit, once, with what the execution became', async () => {
   await using engine = await TestExecutions.open()
   const seen: unknown[] = []

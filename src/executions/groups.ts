@@ -11,7 +11,7 @@ import {
   type NewParts,
   type PartCounts,
 } from './execution.ts'
-import { bodyOf, checkInput, newWork, targetText } from './records.ts'
+import { bodyOf, checkInput, newWork, refuseFull, targetText } from './records.ts'
 import type { Transitions } from './transitions.ts'
 
 /** Written in one commit; others' changes wait for no more than this. */
@@ -29,6 +29,7 @@ export interface GroupsOptions {
   transitions: Transitions
   attempts: Attempts
   waitingMax: number
+  bytesMax: number
 }
 
 /** Executions of many parts: a parent that runs nothing itself, and ends once all of its parts did. */
@@ -50,7 +51,7 @@ export class Groups {
     inputs: AsyncIterable<Uint8Array> | Iterable<Uint8Array>,
     each: NewParts,
   ): Promise<EnqueuedWork> {
-    const { queue, clock, waitingMax } = this.#options
+    const { queue, clock, waitingMax, bytesMax } = this.#options
     const nowMs = clock.now()
     const id = asked.id ?? sortableId(nowMs)
     if (asked.idempotency) {
@@ -77,6 +78,7 @@ export class Groups {
         const parts = chunk.map((input, offset) =>
           partOf(asked, each, { id, index: count + offset, input }, nowMs),
         )
+        refuseFull(queue, bytesMax)
         await queue.enqueue(parts, { waitingMax })
         count += chunk.length
       }

@@ -30,7 +30,7 @@ import {
 import { Groups } from './groups.ts'
 import { type ListPage, Lists } from './lists.ts'
 import { Meters, type SourceMeter } from './meters.ts'
-import { bodyOf, isEnded, newWork, toExecution } from './records.ts'
+import { bodyOf, isEnded, newWork, refuseFull, toExecution } from './records.ts'
 import { replayOf } from './replays.ts'
 import { Reports } from './reports.ts'
 import { Retention } from './retention.ts'
@@ -46,6 +46,8 @@ export interface ExecutionsOptions {
   log: Logger
   /** How many of one source may wait, over all workspaces. */
   waitingMax: number
+  /** What all of them may take on disk. */
+  bytesMax: number
   /** How long, and how many of a workspace, ended ones are kept. */
   keptMs: number
   keptMax: number
@@ -110,6 +112,7 @@ export class Executions {
       transitions: this.#transitions,
       attempts: this.#attempts,
       waitingMax: options.waitingMax,
+      bytesMax: options.bytesMax,
     })
     this.#lists = new Lists({ queue, sources: () => this.shownSources() })
     this.#reports = new Reports({ clock, transitions: this.#transitions, attempts: this.#attempts })
@@ -140,8 +143,9 @@ export class Executions {
    */
   async accept(asked: NewExecution): Promise<{ execution: Execution; existing: boolean }> {
     this.#refuseWhenClosing()
-    const { queue, clock, waitingMax } = this.#options
+    const { queue, clock, waitingMax, bytesMax } = this.#options
     const work = newWork(asked, clock.now())
+    refuseFull(queue, bytesMax)
     const bytes = asked.input.byteLength
     const room = this.#accepting.take(bytes)
     if (room) await room

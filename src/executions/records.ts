@@ -1,6 +1,6 @@
 import { PlatformError } from '../errors.ts'
 import { sortableId } from '../lib/ids.ts'
-import { isOpenState, type NewWork, type Work, workInputBytesMax } from '../spec/queue.ts'
+import { isOpenState, type NewWork, type Queue, type Work, workInputBytesMax } from '../spec/queue.ts'
 import type {
   Execution,
   ExecutionError,
@@ -20,6 +20,7 @@ const messageCharactersMax = 4096
 const leaseGraceMs = 60_000
 const idempotencyMs = 24 * 60 * 60 * 1000
 const unlimited = 1_000_000_000
+const fullRetryAfterSeconds = 30
 
 /** What the queue keeps of an execution besides its own columns. */
 export interface ExecutionBody {
@@ -153,6 +154,18 @@ export function checkInput(input: Uint8Array): void {
   throw new PlatformError(
     'body_too_large',
     `the body is ${input.byteLength} bytes, at most ${workInputBytesMax} can be queued`,
+  )
+}
+
+/** @throws too_many_requests when what is kept takes all that it may on disk */
+export function refuseFull(queue: Queue, bytesMax: number): void {
+  const bytes = queue.bytes()
+  if (bytes < bytesMax) return
+  const mb = (count: number) => Math.ceil(count / 1024 / 1024)
+  throw new PlatformError(
+    'too_many_requests',
+    `executions take ${mb(bytes)} MiB on disk, at most ${mb(bytesMax)} may (executionsMbMax): try again later`,
+    { retryAfterSeconds: fullRetryAfterSeconds },
   )
 }
 

@@ -7,6 +7,8 @@ const lookEveryMs = 60_000
 const stepMax = 50
 /** Between two steps: most of the time is others'. */
 const pauseMs = 20
+/** From here on what ended makes room for what comes. */
+const fullShare = 0.8
 
 export interface RetentionOptions {
   queue: Queue
@@ -15,6 +17,8 @@ export interface RetentionOptions {
   keptMs: number
   /** Of one workspace. */
   keptMax: number
+  /** What all of it may take on disk: well before that the oldest go sooner. */
+  bytesMax: number
   /** Looked at as often. */
   also(): Promise<void>
 }
@@ -53,10 +57,15 @@ export class Retention {
   }
 
   async #sweep(signal: AbortSignal): Promise<void> {
-    const { queue, clock, keptMs, keptMax } = this.#options
+    const { queue, clock, keptMs, keptMax, bytesMax } = this.#options
     while (!signal.aborted) {
       const endedBefore = Math.trunc(clock.now() - keptMs)
-      if ((await queue.prune({ endedBefore, keptMax, limit: stepMax })) < stepMax) return
+      if ((await queue.prune({ endedBefore, keptMax, limit: stepMax })) < stepMax) break
+      await clock.sleep(pauseMs, signal).catch(() => {})
+    }
+    while (!signal.aborted && queue.bytes() > bytesMax * fullShare) {
+      const endedBefore = Math.trunc(clock.now()) + 1
+      if ((await queue.prune({ endedBefore, keptMax, limit: stepMax })) === 0) return
       await clock.sleep(pauseMs, signal).catch(() => {})
     }
   }

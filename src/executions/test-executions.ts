@@ -80,7 +80,13 @@ export class TestExecutions implements AsyncDisposable {
     this.#store = await openSqliteStore({ path: join(this.dir, 'hutch.db'), clock, log: silentLogger })
     this.executions = new Executions({
       ...{ queue: this.#over(this.#store.queue), clock, log: silentLogger },
-      ...{ waitingMax: 10_000, keptMs: 7 * 24 * 3600 * 1000, keptMax: 10_000, random: () => 0.5 },
+      ...{
+        waitingMax: 10_000,
+        bytesMax: 1024 ** 3,
+        keptMs: 7 * 24 * 3600 * 1000,
+        keptMax: 10_000,
+        random: () => 0.5,
+      },
       ...this.#options,
     })
   }

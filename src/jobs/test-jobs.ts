@@ -71,7 +71,13 @@ export class TestJobs implements AsyncDisposable {
     const { instances, logs } = this
     this.executions = new Executions({
       ...{ queue: store.queue, clock, log },
-      ...{ waitingMax: 100_000, keptMs: 7 * 24 * 3600 * 1000, keptMax: 100_000, random: () => 0.5 },
+      ...{
+        waitingMax: 100_000,
+        bytesMax: 1024 ** 3,
+        keptMs: 7 * 24 * 3600 * 1000,
+        keptMax: 100_000,
+        random: () => 0.5,
+      },
     })
     this.jobs = new Jobs({
       ...{ store, instances, logs, clock, log, secrets, executions: this.executions },

@@ -47,6 +47,8 @@ export interface Queue {
   /** Due or delayed, without a look at the disk. */
   waiting(queue: string): number
   depth(filter?: { queue?: string; workspace?: string; target?: string }): WorkDepth
+  /** What all that is kept takes on disk, inputs and results of ended work included. */
+  bytes(): number
   /** The next moment at which something comes due or is to be looked at again; null: none. */
   nextAt(): number | null
   /** Running or held past the moment they were given until; at most `limit`. */

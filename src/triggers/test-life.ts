@@ -47,7 +47,7 @@ await using store = await openSqliteStore({
 })
 const executions = new Executions({
   ...{ queue: deadly(store.queue), clock, log: silentLogger },
-  ...{ waitingMax: 1000, keptMs: 1000 * hourMs, keptMax: 10_000 },
+  ...{ waitingMax: 1000, bytesMax: 1024 ** 3, keptMs: 1000 * hourMs, keptMax: 10_000 },
 })
 const trigger = { id: 'hourly', type: 'cron' as const, configuration: { schedule: '0 * * * *' } }
 const deployment = {

@@ -187,6 +187,10 @@ export class SqliteQueue implements Queue {
     return this.#reader().depth(filter)
   }
 
+  bytes(): number {
+    return this.#reader().bytes()
+  }
+
   nextAt(): number | null {
     return this.#reader().nextAt()
   }

@@ -86,6 +86,12 @@ export class WorkReader {
     return counts
   }
 
+  /** Of the database's pages that are in use. */
+  bytes(): number {
+    const one = (name: string) => Object.values(this.#pragma(name).get() ?? {})[0] ?? 0
+    return (one('page_count') - one('freelist_count')) * one('page_size')
+  }
+
   nextAt(): number | null {
     return this.#nextAt.get()?.at ?? null
   }
@@ -166,6 +172,13 @@ export class WorkReader {
     const sql = `SELECT work.* FROM ${table} WHERE ${conditions.join(' AND ')}
       ORDER BY ${column} ${descending ? 'DESC' : 'ASC'} LIMIT ?`
     return this.#once<WorkRow>(this.#lists, sql).all(...values, limit)
+  }
+
+  #pragma(name: string): Statement<Record<string, number>, []> {
+    return this.#once<Record<string, number>>(this.#others, `PRAGMA ${name}`) as Statement<
+      Record<string, number>,
+      []
+    >
   }
 
   /** Prepared once for each text; there are as many as combinations of filters. */
