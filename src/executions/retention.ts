@@ -45,14 +45,16 @@ export class Retention {
   async #run(): Promise<void> {
     const { clock, log } = this.#options
     const { signal } = this.#closing
-    while (!signal.aborted) {
+    for (;;) {
+      // A start has better things to do.
+      await clock.sleep(lookEveryMs, signal).catch(() => {})
+      if (signal.aborted) return
       try {
         await this.#sweep(signal)
         await this.#options.also()
       } catch (error) {
         if (!signal.aborted) log.error('executions: what is old could not be removed', { error })
       }
-      await clock.sleep(lookEveryMs, signal).catch(() => {})
     }
   }
 

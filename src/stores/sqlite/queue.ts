@@ -118,6 +118,8 @@ export class SqliteQueue implements Queue {
   }
 
   async release(queue: string): Promise<number> {
+    // At a start there mostly is nothing, and nothing need be written then.
+    if (!this.#reader().isRunning(queue)) return 0
     const [result] = await this.#submit([{ op: 'work-release', now: this.#now(), queue }])
     this.#count(queue, result!.count)
     return result!.count

@@ -112,6 +112,11 @@ export class WorkReader {
     ).all()
   }
 
+  isRunning(queue: string): boolean {
+    const sql = 'SELECT 1 FROM work_targets WHERE queue = ? AND busy > held LIMIT 1'
+    return this.#once<object>(this.#others, sql).get(queue) !== null
+  }
+
   waitingByQueue(): { queue: string; waiting: number }[] {
     return this.#once<{ queue: string; waiting: number }>(
       this.#others,
