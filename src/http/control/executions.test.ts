@@ -222,6 +222,9 @@ test('one is followed until it ended, and again from where the connection broke'
   expect(events[1]?.progress).toEqual({ said: 'half' })
   const again = eventsOf(await (await follow({ 'last-event-id': String(events[1]?.number) })).text())
   expect(again).toEqual(events.slice(2))
+  // One that has seen the end, or whose events are kept no more, is told how it is.
+  const seen = eventsOf(await (await follow({ 'last-event-id': String(events[2]?.number) })).text())
+  expect(seen.map(({ type, execution }) => [type, execution.status])).toEqual([['state', 'succeeded']])
   const over = eventsOf(await (await follow()).text())
   expect(over.map(({ type, execution }) => [type, execution.status])).toEqual([['state', 'succeeded']])
   const kept = await json<{ data: { type: string }[] }>(`/v0/executions/${id}/events`)

@@ -234,8 +234,13 @@ async function answerEvents(
   const signal = AbortSignal.any([request.signal, gone.signal])
   const events = executions.watch(filter, signal, since)
   const now = until === null ? null : executions.get(filter.workspace, until)
+  const isOver = now !== null && now.endedAt !== null
+  const willEnd = ({ type, execution }: ExecutionEvent) => type === 'ended' && execution.id === until
+  const tellsEnd = since !== undefined && executions.happened(filter, since).some(willEnd)
+  // Whoever comes back is told what it missed; where that is not kept any more, how it is now.
+  const state = since === undefined || (isOver && !tellsEnd) ? now : null
   const body = keptAlive(
-    recordsOf(events, since === undefined ? now : null, until, now?.endedAt !== null && now !== null),
+    recordsOf(events, state, until, isOver && !tellsEnd),
     { text: ': keepalive\n\n', everyMs: keepaliveMs },
     () => gone.abort(),
   )
@@ -257,7 +262,7 @@ async function* recordsOf(
       number: 0,
       execution: executionView(now),
     })
-  if (isOver && now) return
+  if (isOver) return
   for await (const event of events) {
     yield record(event.type, eventView(event), event.number)
     if (event.type === 'ended' && event.execution.id === until) return
