@@ -48,8 +48,9 @@ export const get = command({
     if (flags.json) printJson(delivery)
     else {
       const { id, executionId, status, url } = delivery
-      for (const [name, value] of Object.entries({ delivery: id, execution: executionId, status, to: url }))
-        print(`${name.padEnd(11)}${printable(String(value))}`)
+      const next = delivery.nextAttemptAt
+      const rows = { delivery: id, execution: executionId, status, to: url, ...(next ? { next } : {}) }
+      for (const [name, value] of Object.entries(rows)) print(`${name.padEnd(11)}${printable(String(value))}`)
       print(table(['AT', 'STATUS', 'MS', 'WHY, OR WHAT IT SAID'], attemptsOf(delivery).map(attemptRow)))
     }
     return 0

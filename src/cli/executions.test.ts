@@ -112,6 +112,28 @@ test('a list says what each is for, how it stands, and why; and how to go on', a
   expect(stderr).toContain('hutch get executions agents mine --limit 2 --cursor newest.7')
 })
 
+test('what is asked of nobody, or of what has no executions, is told how to be asked', async () => {
+  platform.answer = () => Response.json({ data: [], meta: { hasMore: false, nextCursor: '', total: 0 } })
+  const unnamed = await platform.run(['get', 'executions', 'agent'])
+  expect([unnamed.code, unnamed.stderr]).toEqual([
+    2,
+    expect.stringContaining('usage: hutch get executions agent NAME'),
+  ])
+  const other = await platform.run(['get', 'executions', 'sandbox', 'box'])
+  expect([other.code, other.stderr]).toEqual([2, expect.stringContaining('agent, job, node have')])
+  expect(platform.log).toEqual([])
+  const none = await platform.run(['get', 'executions', 'node', 'one'])
+  expect([none.code, none.stderr]).toEqual([0, expect.stringContaining('no executions of node/one')])
+})
+
+test('a refusal about an execution of a job, or a task of it, names the command that lists them', async () => {
+  platform.answer = () => Response.json({ error: 'there is none', code: 404 }, { status: 404 })
+  const execution = await platform.run(['get', 'job', 'mine', 'execution', 'one'])
+  expect(execution.stderr).toContain('hutch get job mine executions')
+  const task = await platform.run(['get', 'job', 'mine', 'execution', 'one', 'task', '7'])
+  expect(task.stderr).toContain('hutch get job mine execution one')
+})
+
 test('all pages are read where all are asked for', async () => {
   serve()
   const { stdout } = await platform.run(['get', 'executions', '--all', '--json', '--status', 'failed'])

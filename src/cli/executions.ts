@@ -44,6 +44,8 @@ export async function getExecutions(
   const [first, name, ...more] = words
   if (more.length > 0) throw new UsageError(`unexpected argument ${JSON.stringify(more[0])}`)
   if (first !== undefined && name === undefined) {
+    if (targets.has(singular(first)))
+      throw new UsageError(`NAME is missing; usage: hutch get executions ${singular(first)} NAME`)
     const read = await withHints(flags, () => one(clientFor(flags), first), { 404: listing })
     return { read, show: () => showOne(read, format) }
   }
@@ -53,6 +55,8 @@ export async function getExecutions(
     ...(flags.label === undefined ? {} : { label: flags.label }),
     ...(flags.parent === undefined ? {} : { parent: flags.parent, sort: 'index' as const }),
   }
+  if (first !== undefined && !targets.has(singular(first)))
+    throw new UsageError(`${JSON.stringify(first)} has no executions; ${[...targets].join(', ')} have`)
   const { items, nextCursor } = await withHints(
     flags,
     () => many(clientFor(flags), query, flags),
@@ -60,7 +64,7 @@ export async function getExecutions(
     { limit: '--limit', cursor: '--cursor', status: '--status', label: '--label' },
   )
   const show = () => {
-    showMany(items, format, flags)
+    showMany(items, format, query.target ?? flags.workspace ?? 'this workspace')
     if (nextCursor === '') return
     const line = [listing, ...words, `--limit ${flags.limit ?? shownDefault} --cursor ${nextCursor}`].join(
       ' ',
@@ -193,10 +197,10 @@ async function many(
   return { items, nextCursor: next }
 }
 
-function showMany(items: ExecutionInfo[], format: Format | null, flags: Target): void {
+function showMany(items: ExecutionInfo[], format: Format | null, whose: string): void {
   if (printedAs(format, items)) return
   if (items.length === 0) {
-    note(`no executions in ${flags.workspace ?? 'this workspace'}`)
+    note(`no executions of ${whose}`)
     return
   }
   const rows = items.map((execution) => [
@@ -204,7 +208,9 @@ function showMany(items: ExecutionInfo[], format: Format | null, flags: Target):
     execution.source,
     `${execution.target.kind}/${execution.target.name}`,
     statusText(execution),
-    execution.parts === null ? `${execution.attempts}/${execution.attemptsMax}` : `${execution.parts} parts`,
+    execution.parts === null
+      ? `${execution.attempts}/${execution.attemptsMax}`
+      : `${execution.parts} ${execution.parts === 1 ? 'part' : 'parts'}`,
     age(execution.acceptedAt),
     durationText(execution),
     (execution.error?.message ?? execution.statusReason ?? '-').slice(0, 80),
@@ -267,6 +273,9 @@ function durationText({ durationMs }: ExecutionInfo): string {
 }
 
 /** agents, Agent and agent are the same. */
+/** What executions are of. */
+const targets = new Set(['agent', 'job', 'node'])
+
 function singular(word: string): string {
   return word.toLowerCase().replace(/s$/, '')
 }

@@ -34,7 +34,7 @@ export const get = command({
     '  hutch get sandbox NAME preview PREVIEW tokens',
     '  hutch get agent|function|application|job NAME revisions',
     '  hutch get job NAME executions, hutch get job NAME execution ID [task [N]]',
-    '  hutch get executions [agent|job NAME], hutch get execution ID',
+    '  hutch get executions [agent|job|node NAME], hutch get execution ID',
   ],
   async run({ flags, positionals }) {
     const [word = '', ...rest] = positionals
@@ -88,6 +88,8 @@ interface Looked {
   kind: Pick<Kind, 'kind' | 'plural' | 'columns'>
   collection: string
   name: string | null
+  /** The command that lists what there is, where it is none of the kind's own. */
+  listing?: string
   /** Of a sandbox, instead of resources. */
   processes?: { sandbox: string; id: string | null }
 }
@@ -133,9 +135,11 @@ function ofExecutions(kind: Kind, name: string, within: string, more: string[]):
   if (kind.kind !== 'Job' || !['executions', 'execution'].includes(within)) return null
   const collection = `${kind.collection([])}/${encodeURIComponent(name)}/executions`
   const [id = null, word, number = null, ...others] = more
-  if (id === null || word === undefined) return { kind: jobExecutions, collection, name: id }
+  if (id === null || word === undefined)
+    return { kind: jobExecutions, collection, name: id, listing: `hutch get job ${name} executions` }
   if (!['task', 'tasks'].includes(word) || others.length > 0) return null
-  return { kind: jobTasks, collection: `${collection}/${encodeURIComponent(id)}/tasks`, name: number }
+  const tasks = `${collection}/${encodeURIComponent(id)}/tasks`
+  return { kind: jobTasks, collection: tasks, name: number, listing: `hutch get job ${name} execution ${id}` }
 }
 
 const nested: Record<string, Listed> = {
@@ -189,10 +193,9 @@ type GetFlags = Target & { limit?: number | undefined; cursor?: string | undefin
 
 async function read(
   flags: GetFlags,
-  { kind, collection, name }: Looked,
+  { kind, collection, name, listing = `hutch get ${kind.plural}` }: Looked,
 ): Promise<{ resources: Resource[]; nextCursor: string }> {
   const { resources } = clientFor(flags)
-  const listing = `hutch get ${kind.plural}`
   return await withHints(
     flags,
     async () => {

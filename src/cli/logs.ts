@@ -81,7 +81,7 @@ export const logs = command({
         // A name that is nobody's has no logs either: what is mistyped is told so. An image may have been built alone.
         const path = `${kind.collection([])}/${encodeURIComponent(name)}`
         const execution = part === undefined ? '' : `/executions/${encodeURIComponent(part)}`
-        if (!flags.build) await client.resources.get(path + execution)
+        if (!flags.build && !isNodeLog(name)) await client.resources.get(path + execution)
         if (flags.follow) {
           const gone = new AbortController()
           for await (const line of client.logs.follow(query, gone.signal)) show(line)
@@ -102,6 +102,11 @@ export const logs = command({
     )
   },
 })
+
+/** What a node of AgentField that is not deployed here logs of its executions: nothing else has a name like it. */
+function isNodeLog(name: string): boolean {
+  return name.endsWith('.executions')
+}
 
 async function printExecutionLog(
   flags: Target & { follow?: boolean | undefined; json?: boolean | undefined } & Stamped,

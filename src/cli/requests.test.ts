@@ -37,6 +37,23 @@ function stream(type: string, pieces: string[]): Response {
   return new Response(body, { headers: { 'content-type': type } })
 }
 
+test('what answers later is told with the command that says what came of it', async () => {
+  agent(() => Response.json({ success: true }, { status: 202, headers: { 'x-hutch-execution': 'one' } }))
+  const { code, stdout, stderr } = await platform.run(['run', 'agent', 'hello', '--params', 'async=true'])
+  expect([code, JSON.parse(stdout)]).toEqual([0, { success: true }])
+  expect(stderr).toContain('next: hutch get execution one')
+})
+
+test('what a node that is not deployed logs of its executions is read', async () => {
+  const line = { timestamp: '2030-01-01T00:00:02.000Z', message: 'greeting', severity: 9, stream: 'stdout' }
+  platform.answer = ({ path }) =>
+    path.startsWith('/v0/observability/logs')
+      ? Response.json({ 'far.executions': { logs: [line], totalCount: 1 } })
+      : null
+  const { code, stdout } = await platform.run(['logs', 'agent', 'far.executions', '--no-timestamps'])
+  expect([code, stdout]).toEqual([0, 'greeting\n'])
+})
+
 test('run sends what is asked to the address that the platform names', async () => {
   agent(() => Response.json({ answer: [1] }))
   const { code, stdout } = await platform.run([

@@ -125,6 +125,7 @@ test('a secret is rotated, and triggers deleted', async () => {
       : Response.json({ ...hook, configuration: { callbackSecret: 'whsec_y' } })
   const rotated = await platform.run(['triggers', 'rotate', 'agent', 'mine', 'later', '--overlap', '1h'])
   expect([rotated.code, rotated.stdout]).toEqual([0, 'whsec_y\n'])
+  expect(rotated.stderr).toContain('the secret before it holds for 1h more')
   expect(platform.log).toEqual(['POST /v0/agents/mine/triggers/later/rotate'])
   expect(sent()).toEqual({ overlapSeconds: 3600 })
   const removed = await platform.run(['triggers', 'rm', 'agent', 'mine', 'later', 'clock'])

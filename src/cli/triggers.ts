@@ -16,6 +16,7 @@ const configurationFlags = {
   'callback-url': { kind: 'text', value: 'URL', about: 'told what came of each execution' },
   retry: { kind: 'number', about: 'how often what failed is tried again' },
   timeout: { kind: 'text', value: 'TIME', about: 'of each try, e.g. 90s or 15m' },
+  concurrency: { kind: 'number', about: 'how many requests of the agent are under way at once' },
   schedule: { kind: 'text', value: 'PATTERN', about: 'minute hour day month weekday, e.g. "0 8 * * 1-5"' },
   timezone: { kind: 'text', value: 'ZONE', about: 'of the schedule, e.g. Europe/London (UTC)' },
   missed: {
@@ -33,6 +34,7 @@ const typed = {
   callbackUrl: '--callback-url',
   retry: '--retry',
   timeout: '--timeout',
+  concurrency: '--concurrency',
   schedule: '--schedule',
   timezone: '--timezone',
   missed: '--missed',
@@ -143,7 +145,7 @@ export const rotate = command({
   positionals: [3, 3],
   async run({ flags, positionals }) {
     const { path, listing } = triggersOf(positionals)
-    const overlap =
+    const overlap: { overlapSeconds?: number } =
       flags.overlap === undefined ? {} : { overlapSeconds: secondsOf('--overlap', flags.overlap) }
     const { resource } = await withHints(
       flags,
@@ -155,7 +157,12 @@ export const rotate = command({
       { 404: listing },
     )
     if (flags.json) printJson(resource)
-    else print(String(at(resource, 'configuration.callbackSecret')))
+    else {
+      print(String(at(resource, 'configuration.callbackSecret')))
+      const held = flags.overlap ?? 'a day'
+      if (overlap.overlapSeconds !== 0)
+        note(`the secret before it holds for ${held} more: attempts are signed by each in turn`)
+    }
     return 0
   },
 })
@@ -252,10 +259,10 @@ function triggersOf([word = '', name = '']: string[]): { path: string; listing: 
 }
 
 function configurationOf(flags: ConfigurationFlags): Record<string, unknown> {
-  const { path, auth, retry, timeout, schedule, timezone, missed, input, tasks } = flags
+  const { path, auth, retry, timeout, concurrency, schedule, timezone, missed, input, tasks } = flags
   const callbackUrl = flags['callback-url']
   const given = {
-    ...{ path, authenticationType: auth, callbackUrl, retry, schedule, timezone, missed },
+    ...{ path, authenticationType: auth, callbackUrl, retry, concurrency, schedule, timezone, missed },
     timeout: timeout === undefined ? undefined : secondsOf('--timeout', String(timeout)),
     input: input === undefined ? undefined : jsonOf('--input', String(input)),
     tasks: tasks === undefined ? undefined : jsonOf('--tasks', String(tasks)),

@@ -271,6 +271,12 @@ export class Deployments {
       throw new PlatformError(
         'workload_unavailable',
         `the ${kind} "${name}" answers nothing later: its triggers of the type http-async are disabled`,
+        {
+          advice: {
+            action: `Enable one of its triggers of the type http-async, or ask without async=true.`,
+            doNot: 'Retry before one is enabled.',
+          },
+        },
       )
     return passageOf(entry.gates, passing)
   }

@@ -141,7 +141,7 @@ test.each<[string, TriggerInput]>([
   ['never comes', { type: 'cron', configuration: { schedule: '0 0 31 2 *' } }],
   ['fields instead of five', { type: 'cron', configuration: { schedule: '* * * * * *' } }],
   [
-    'is not a time zone',
+    'configuration.timezone: "Mars/Olympus" is not a time zone',
     { type: 'cron', configuration: { schedule: '* * * * *', timezone: 'Mars/Olympus' } },
   ],
   [

@@ -184,7 +184,7 @@ function configurationOf(
   if (type === 'cron') {
     if (schedule === undefined)
       throw badRequest(`${field}.schedule: missing: when it is, such as "0 8 * * 1-5"`)
-    parseCron(`${field}.schedule`, schedule, timezone)
+    parseCron(`${field}.schedule`, schedule, timezone, `${field}.timezone`)
   }
   if (text('callbackUrl', 2048) !== undefined && (type === 'http' || kind === 'job'))
     throw badRequest(

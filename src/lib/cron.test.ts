@@ -69,8 +69,8 @@ test.each([
   ['0 0 31 2 *', 'never comes'],
   ['0 0 30 2 *', 'never comes'],
   ['0 0 L * *', '"L" as day of month'],
-  ['@reboot', '1 fields'],
-  ['__proto__', '1 fields'],
+  ['@reboot', '1 field '],
+  ['__proto__', '1 field '],
 ])('%p is refused: %s', (expression, why) => {
   let error: unknown
   try {

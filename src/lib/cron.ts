@@ -53,9 +53,9 @@ export interface Cron {
 /**
  * Reads a cron expression of five fields: minute, hour, day of month, month, day of week. Lists, ranges, steps, names
  * of months and days (three letters), and @hourly, @daily, @weekly, @monthly, @yearly. When both days are restricted,
- * either is enough. @throws bad_request, which names `field`, also for a pattern that never comes
+ * either is enough. @throws bad_request, which names `field` (of the zone `zoneField`), also for a pattern that never comes
  */
-export function parseCron(field: string, text: string, zone = 'UTC'): Cron {
+export function parseCron(field: string, text: string, zone = 'UTC', zoneField = field): Cron {
   const refuse = (why: string): never => {
     const shown = JSON.stringify(text.slice(0, 80))
     throw new PlatformError(
@@ -67,7 +67,8 @@ export function parseCron(field: string, text: string, zone = 'UTC'): Cron {
   const trimmed = text.trim()
   const parts = (macros.get(trimmed.toLowerCase()) ?? trimmed).split(/\s+/)
   if (parts.length !== fields.length) {
-    refuse(`has ${parts[0] === '' ? 0 : parts.length} fields instead of five (minute hour day month weekday)`)
+    const count = parts[0] === '' ? 0 : parts.length
+    refuse(`has ${count} ${count === 1 ? 'field' : 'fields'} instead of five (minute hour day month weekday)`)
   }
   const [minutes, hours, days, months, weekdays] = fields.map((one, at) =>
     parseField(one, parts[at] ?? '', refuse),
@@ -79,7 +80,7 @@ export function parseCron(field: string, text: string, zone = 'UTC'): Cron {
     minutes: ascending(minutes),
     hours: ascending(hours),
     everyHour: (parts[1] ?? '').startsWith('*'),
-    zone: parseZone(field, zone),
+    zone: parseZone(zoneField, zone),
     matchesDay: (month, day, weekday) => {
       if (!months.has(month)) return false
       // As in every cron: one that begins with a star leaves the choice to the other.
