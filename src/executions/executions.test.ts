@@ -214,6 +214,31 @@ test('no more run at once than their source, target and key may have', async () 
   expect([second.id, others[2]!.id]).toContain(after.attempt.execution.id)
 })
 
+test('what cannot begin yet is not looked for again and again', async () => {
+  let claims = 0
+  const over = (queue: Queue): Queue =>
+    new Proxy(queue, {
+      get(of, name) {
+        const value = Reflect.get(of, name) as unknown
+        if (name === 'claim') claims++
+        return typeof value === 'function' ? value.bind(of) : value
+      },
+    })
+  await using engine = await TestExecutions.open({ over })
+  const narrow = { concurrency: { key: 'session', max: 1 } }
+  await Promise.all(Array.from({ length: 5 }, () => engine.accept(narrow)))
+  const first = await engine.next()
+  const commits = async () => {
+    for (let count = 0; count < 20; count++) await engine.accept({ runAt: engine.clock.now() + 3_600_000 })
+  }
+  await commits()
+  const before = claims
+  await commits()
+  expect(claims).toBe(before)
+  first.end(success())
+  await engine.next()
+})
+
 test('what is delayed begins at its time', async () => {
   await using engine = await TestExecutions.open()
   const later = await engine.accept({ runAt: engine.clock.now() + 3_600_000 })

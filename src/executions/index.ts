@@ -153,7 +153,7 @@ export class Executions {
     const enqueued = queue.enqueue([work], { waitingMax })
     // In the same turn, so that accepting it and claiming it are one commit where a worker is free. Where none is,
     // the next one that gets free looks behind it.
-    this.#sources.get(asked.source)?.workers?.wake(1)
+    if (work.runAt <= clock.now()) this.#sources.get(asked.source)?.workers?.wake(1)
     try {
       const [added] = await enqueued
       const { existing } = added!

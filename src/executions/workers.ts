@@ -26,6 +26,8 @@ export class Workers {
   /** Places that claims on their way may fill. */
   #claiming = 0
   #wakes = 0
+  /** The last wake that a claim was begun after. */
+  #answered = 0
   #bytes = 0
 
   constructor(options: WorkersOptions) {
@@ -39,12 +41,7 @@ export class Workers {
   /** There may be something to claim: `count` of it, or whatever there is. */
   wake(count = Number.POSITIVE_INFINITY): void {
     this.#wakes++
-    const { queue, source, runningMax } = this.#options
-    const free = runningMax - this.#running - this.#claiming
-    const limit = Math.min(count, free, claimedAtOnceMax)
-    if (limit <= 0 || this.#bytes >= runningBytesMax) return
-    if (this.#closing.signal.aborted || queue.waiting(source) <= 0) return
-    this.#track(this.#claim(limit))
+    this.#claimSome(count)
   }
 
   /** Claims nothing more; resolves when what runs is over, or after `graceMs`. */
@@ -59,10 +56,19 @@ export class Workers {
     grace.abort()
   }
 
+  #claimSome(count: number): void {
+    const { queue, source, runningMax } = this.#options
+    const free = runningMax - this.#running - this.#claiming
+    const limit = Math.min(count, free, claimedAtOnceMax)
+    if (limit <= 0 || this.#bytes >= runningBytesMax) return
+    if (this.#closing.signal.aborted || queue.waiting(source) <= 0) return
+    this.#answered = this.#wakes
+    this.#track(this.#claim(limit))
+  }
+
   async #claim(limit: number): Promise<void> {
     const { queue, source, clock, log } = this.#options
     const { signal } = this.#closing
-    const wakes = this.#wakes
     this.#claiming += limit
     let claimed: ClaimedWork[]
     try {
@@ -78,8 +84,8 @@ export class Workers {
     // As if they had been begun: the next platform begins them again.
     if (signal.aborted) return
     for (const work of claimed) this.#track(this.#run(work))
-    // What came while this claim was on its way found no free place, or is behind it.
-    if (claimed.length === limit || wakes !== this.#wakes) this.wake()
+    // There may be more, or something came for which there was no free place while this claim was on its way.
+    if (claimed.length === limit || this.#answered !== this.#wakes) this.#claimSome(Number.POSITIVE_INFINITY)
   }
 
   async #run(work: ClaimedWork): Promise<void> {
