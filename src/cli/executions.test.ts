@@ -134,6 +134,14 @@ test('a refusal about an execution of a job, or a task of it, names the command 
   expect(task.stderr).toContain('hutch get job mine execution one')
 })
 
+test('a table of tasks says why one failed', async () => {
+  const task = { index: 0, status: 'failed', conditions: [{ reason: 'timeout' }], attempts: 1 }
+  platform.answer = () =>
+    Response.json({ metadata: { id: 'one', job: 'mine' }, status: 'failed', tasks: [task] })
+  const { stdout } = await platform.run(['get', 'job', 'mine', 'execution', 'one'])
+  expect(stdout).toMatch(/^0 +failed +- +1 +- +timeout$/m)
+})
+
 test('all pages are read where all are asked for', async () => {
   serve()
   const { stdout } = await platform.run(['get', 'executions', '--all', '--json', '--status', 'failed'])

@@ -27,6 +27,7 @@ export const jobTasks: Listed = {
     ['EXIT CODE', (resource) => String(resource.exitCode ?? '-')],
     ['ATTEMPTS', (resource) => String(resource.attempts ?? '-')],
     ['AGE', (resource) => age(resource.metadata?.startedAt as string | undefined)],
+    ['REASON', (resource) => reasonOf(resource) ?? '-'],
   ],
 }
 
@@ -72,12 +73,11 @@ export function describeExecution(execution: Resource): void {
 
 /** A task for people, with what it wrote last. */
 export function describeTask(task: Resource): void {
-  const { metadata, status, exitCode, attempts, parameters, output, conditions } = task
-  const [condition] = (conditions ?? []) as { reason?: string }[]
+  const { metadata, status, exitCode, attempts, parameters, output } = task
   printRows([
     ['task', metadata?.name],
     ['status', status],
-    ['reason', condition?.reason === status ? undefined : condition?.reason],
+    ['reason', reasonOf(task)],
     ['exit code', exitCode],
     ['attempts', attempts],
     ['given', JSON.stringify(parameters)],
@@ -87,6 +87,12 @@ export function describeTask(task: Resource): void {
   if (typeof output !== 'string' || output === '') return
   print('')
   for (const line of output.split('\n')) print(printable(line))
+}
+
+/** Why a task stands as it does, where its status does not say it. */
+function reasonOf({ status, conditions }: Resource): string | undefined {
+  const [condition] = (conditions ?? []) as { reason?: string }[]
+  return condition?.reason === status ? undefined : condition?.reason
 }
 
 function printRows(rows: [title: string, value: unknown][]): void {

@@ -73,7 +73,8 @@ export const logs = command({
       ...(part === undefined ? {} : { executionId: part }),
       ...(task === undefined ? {} : { taskId: task }),
     }
-    const show = (line: LogLine) => print(flags.json ? JSON.stringify(line) : lineText(line, flags))
+    const show = (line: LogLine) =>
+      print(flags.json ? JSON.stringify(line) : lineText(line, flags, task === undefined))
     return await withHints(
       flags,
       async () => {
@@ -136,13 +137,16 @@ interface Stamped {
   utc?: boolean | undefined
 }
 
-function lineText({ timestamp, message, severity, stream }: LogLine, flags: Stamped): string {
+/** `ofTasks`: lines of several tasks may stand among each other. */
+function lineText(line: LogLine, flags: Stamped, ofTasks: boolean): string {
+  const { timestamp, message, severity, stream, task } = line
   const level = severities.find(([atLeast]) => severity >= atLeast)?.[1]
   const said = message.trimEnd().split('\n').map(printable).join('\n')
   const coloured = level === undefined ? said : paint(level === 'WARN' ? 'yellow' : 'red', said)
   if (flags['no-timestamps']) return coloured
   const from = stream === 'build' || stream === 'platform' ? `[${stream}] ` : ''
-  return `${paint('dim', timeText(timestamp, flags.utc === true))} ${from}${coloured}`
+  const of = ofTasks && task !== undefined ? `[task ${task}] ` : ''
+  return `${paint('dim', timeText(timestamp, flags.utc === true))} ${of}${from}${coloured}`
 }
 
 function timeText(timestamp: string, utc: boolean): string {

@@ -44,6 +44,25 @@ test('what answers later is told with the command that says what came of it', as
   expect(stderr).toContain('next: hutch get execution one')
 })
 
+test('lines of several tasks of a job tell which said them', async () => {
+  const line = {
+    timestamp: '2030-01-01T00:00:02.000Z',
+    message: 'hi',
+    severity: 9,
+    stream: 'stdout',
+    task: '3',
+  }
+  platform.answer = ({ path }) =>
+    path.startsWith('/v0/observability/logs')
+      ? Response.json({ work: { logs: [line], totalCount: 1 } })
+      : Response.json({ metadata: { name: 'work' } })
+  const of = async (...words: string[]) =>
+    (await platform.run(['logs', 'job', 'work', '-u', ...words])).stdout
+  expect(await of()).toBe('2030-01-01T00:00:02.000Z [task 3] hi\n')
+  expect(await of('one', '3')).toBe('2030-01-01T00:00:02.000Z hi\n')
+  expect(await of('--no-timestamps')).toBe('hi\n')
+})
+
 test('what a node that is not deployed logs of its executions is read', async () => {
   const line = { timestamp: '2030-01-01T00:00:02.000Z', message: 'greeting', severity: 9, stream: 'stdout' }
   platform.answer = ({ path }) =>
