@@ -29,6 +29,8 @@ export class Workers {
   /** The last wake that a claim was begun after. */
   #answered = 0
   #bytes = 0
+  /** A claim failed: none is made for a while. */
+  #resting = false
 
   constructor(options: WorkersOptions) {
     this.#options = options
@@ -61,31 +63,42 @@ export class Workers {
     const free = runningMax - this.#running - this.#claiming
     const limit = Math.min(count, free, claimedAtOnceMax)
     if (limit <= 0 || this.#bytes >= runningBytesMax) return
-    if (this.#closing.signal.aborted || queue.waiting(source) <= 0) return
+    if (this.#resting || this.#closing.signal.aborted || queue.waiting(source) <= 0) return
     this.#answered = this.#wakes
     this.#track(this.#claim(limit))
   }
 
   async #claim(limit: number): Promise<void> {
-    const { queue, source, clock, log } = this.#options
+    const { queue, source } = this.#options
     const { signal } = this.#closing
     this.#claiming += limit
-    let claimed: ClaimedWork[]
+    let claimed: ClaimedWork[] | null = null
+    let failure: unknown
     try {
       claimed = await queue.claim(source, limit, runningBytesMax - this.#bytes)
     } catch (error) {
-      if (signal.aborted) return
-      log.error('executions: nothing could be claimed, it is tried again', { source, error })
-      await clock.sleep(againAfterFailureMs, signal).catch(() => {})
-      return this.wake()
+      failure = error
     } finally {
       this.#claiming -= limit
     }
     // As if they had been begun: the next platform begins them again.
     if (signal.aborted) return
+    if (claimed === null) return await this.#rest(failure)
     for (const work of claimed) this.#track(this.#run(work))
     // There may be more, or something came for which there was no free place while this claim was on its way.
     if (claimed.length === limit || this.#answered !== this.#wakes) this.#claimSome(Number.POSITIVE_INFINITY)
+  }
+
+  /** After a claim that failed; of several that were on their way together the first says so. */
+  async #rest(error: unknown): Promise<void> {
+    const { source, clock, log } = this.#options
+    const { signal } = this.#closing
+    if (this.#resting) return
+    this.#resting = true
+    log.error('executions: nothing could be claimed, it is tried again', { source, error })
+    await clock.sleep(againAfterFailureMs, signal).catch(() => {})
+    this.#resting = false
+    this.wake()
   }
 
   async #run(work: ClaimedWork): Promise<void> {

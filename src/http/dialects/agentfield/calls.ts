@@ -87,7 +87,7 @@ export class NodeCalls {
         .open(`${body.baseUrl}${request.path}`, {
           ...{ method: 'POST', what, loopback: body.place.loopback, signal: request.signal },
           headers: request.headers,
-          body: new Uint8Array(request.body),
+          body: request.body as Uint8Array<ArrayBuffer>,
         })
         .catch((error) => {
           throw notReached(error, `${what} cannot be reached at ${body.baseUrl}`)
@@ -165,7 +165,7 @@ export class NodeCalls {
       const response = await fetchPort(address, request.path, {
         method: 'POST',
         headers: request.headers,
-        body: new Uint8Array(request.body),
+        body: request.body as Uint8Array<ArrayBuffer>,
         redirect: 'manual',
         signal: request.signal,
         // A connection that was quiet may be closed at any moment, and this cannot be sent twice.

@@ -290,6 +290,19 @@ describe('a call that does not wait', () => {
     expect(await plane.ended(body.execution_id)).toMatchObject({ status: 'succeeded', result: 'hi' })
   })
 
+  test('gives a node that is busy minutes, however soon it says to come again', async () => {
+    await nodeThat({ greet: () => new Response(null, { status: 503, headers: { 'retry-after': '0' } }) })
+    const { body } = await plane.executeLater('hello-world.greet')
+    for (const [tried, waitsMs] of [1000, 2000, 4000, 8000].entries()) {
+      const before = await eventually(`attempt ${tried + 1} is over`, () => {
+        const found = plane.platform.executions.get('main', body.execution_id)
+        return found?.status === 'queued' && found.attempts === tried + 1 ? found : null
+      })
+      expect(before.runAt - plane.clock.now()).toBe(waitsMs)
+      await plane.clock.turn(waitsMs)
+    }
+  })
+
   test('is not done twice where a node dies with it', async () => {
     let asked = 0
     const node = await nodeThat({

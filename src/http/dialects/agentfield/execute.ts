@@ -8,7 +8,7 @@ import type { Nodes } from '../../../nodes/index.ts'
 import { parseWith, readJson } from '../../body.ts'
 import { type Route, type RouteContext, route } from '../../route.ts'
 import { type NodeCalls, NotReached } from './calls.ts'
-import { runSource } from './runs.ts'
+import { retryLater, runSource } from './runs.ts'
 import { durationMsOf, errorCategoryOf, failureView, resultOf, statusOf } from './view.ts'
 import type { Webhooks } from './webhooks.ts'
 import { jsonOf, tag, timeText } from './wire.ts'
@@ -17,8 +17,6 @@ const bodyBytesMax = 32 * 1024 * 1024
 const headerCharactersMax = 256
 /** What somebody says beside the input is kept up to this size. */
 const contextCharactersMax = 8192
-/** An agent that cannot be reached now may be soon: it is deployed anew, or its machine starts again. */
-const retryLater = { attemptsMax: 8, delayMs: 1000, delayMsMax: 60_000 }
 /** Nobody reads that answer. */
 const clientGone = 499
 

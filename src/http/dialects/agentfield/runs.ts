@@ -22,11 +22,11 @@ const runningMax = 256
 const innerRunningMax = 32
 /** As a node describes itself that is a function. */
 const serverless = 'serverless'
+/** An agent that cannot be reached now, or is busy, may be there soon: it is deployed anew, or its machine starts again. */
+export const retryLater = { attemptsMax: 8, delayMs: 1000, delayMsMax: 60_000 }
 const cancelMsMax = 10_000
 /** Of an answer that is no JSON, told as why something failed. */
 const toldCharactersMax = 4096
-/** Of an agent that is busy, or says nothing of when. */
-const againMs = 1000
 /** What is looked at when a process is gone. */
 const heldMax = 10_000
 const pageMax = 200
@@ -138,7 +138,7 @@ export class Runs {
       })
   }
 
-  async #run({ execution, input }: Attempt, signal: AbortSignal): Promise<AttemptOutcome> {
+  async #run({ execution, input, number }: Attempt, signal: AbortSignal): Promise<AttemptOutcome> {
     const { workspace, id, target } = execution
     const { nodes, calls, deployments } = this.#options
     const begun = (process: ProcessOfNode) => void this.#at.set(id, process)
@@ -171,7 +171,7 @@ export class Runs {
     letGo(answer.process)
     this.#at.delete(id)
     signal.throwIfAborted()
-    return outcomeOf(answer, target.name)
+    return outcomeOf(answer, target.name, number)
   }
 
   #ended(execution: Execution): void {
@@ -285,7 +285,7 @@ function failureOf(error: unknown): AttemptOutcome {
   }
 }
 
-function outcomeOf({ status, headers, body }: NodeAnswer, node: string): AttemptOutcome {
+function outcomeOf({ status, headers, body }: NodeAnswer, node: string, attempt: number): AttemptOutcome {
   const parsed = parsedOf(body)
   if (status >= 200 && status < 300) {
     // Whatever is no JSON is a text.
@@ -304,7 +304,7 @@ function outcomeOf({ status, headers, body }: NodeAnswer, node: string): Attempt
   return {
     ...failed(isBusy ? 'concurrency_limit' : code, message, details),
     retry: isBusy,
-    ...(isBusy ? { retryAfterMs: retryAfterMsOf(headers) } : {}),
+    ...(isBusy ? { retryAfterMs: busyMsOf(headers, attempt) } : {}),
     note: { http_status: status },
   }
 }
@@ -325,7 +325,9 @@ function messageIn(details: unknown): string {
   return typeof said === 'string' ? said.slice(0, 500) : ''
 }
 
-function retryAfterMsOf(headers: Headers): number {
+/** As the agent says, but no sooner than the attempts that there are last for the minutes that are promised. */
+function busyMsOf(headers: Headers, attempt: number): number {
   const seconds = Number(headers.get('retry-after') ?? Number.NaN)
-  return Number.isFinite(seconds) && seconds >= 0 ? Math.min(seconds, 3600) * 1000 : againMs
+  const said = Number.isFinite(seconds) && seconds >= 0 ? Math.min(seconds, 3600) * 1000 : 0
+  return Math.max(said, Math.min(retryLater.delayMs * 2 ** (attempt - 1), retryLater.delayMsMax))
 }
