@@ -32,7 +32,7 @@ enum {
   STREAM_FD = 110, /* the first; the others follow */
   STREAMS_MAX = 4096,
   GROUPS_MAX = 16,
-  STREAMS_MS_MAX = 1000,
+  STREAMS_MS_MAX = 20000,
   DESCRIPTORS_MAX = 16384,
   NAMESPACES = CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET,
 };
@@ -46,6 +46,7 @@ struct work {
   const char *groups[GROUPS_MAX];
   int group_count;
   int streams[STREAMS_MAX]; /* descriptors of process 1 */
+  uint8_t inputs[STREAMS_MAX]; /* 1: of the stdin of a program */
   int stream_count;
   char **arguments; /* those of CRIU, its name the first */
 };
@@ -81,8 +82,10 @@ static void parse(struct work *work, int argc, char **argv) {
     else if (!strcmp(argv[i], "images")) work->images = value;
     else if (!strcmp(argv[i], "work")) work->work = value;
     else if (!strcmp(argv[i], "group") && work->group_count < GROUPS_MAX) work->groups[work->group_count++] = value;
-    else if (!strcmp(argv[i], "stream") && work->stream_count < STREAMS_MAX)
+    else if ((!strcmp(argv[i], "stream") || !strcmp(argv[i], "input")) && work->stream_count < STREAMS_MAX) {
+      work->inputs[work->stream_count] = argv[i][0] == 'i';
       work->streams[work->stream_count++] = (int)number_of(value);
+    }
     else fail_with(EINVAL, "criu", "%.40s", argv[i]);
   }
   if (!work->arguments || work->process1 < 2 || !work->uidbase || !work->program || !work->images || !work->work)
@@ -122,16 +125,18 @@ static void open_streams(const struct work *work) {
   }
 }
 
-/* What is on its way between programs and process 1 is in no image: it has to arrive first. */
+/* What is on its way between programs and process 1 is in no image: it has to arrive first. Who stands still reads nothing. */
 static void await_streams(const struct work *work) {
   for (int waited_ms = 0;; waited_ms++) {
     int pending = 0;
     for (int i = 0; i < work->stream_count; i++) {
       int bytes = 0;
-      if (ioctl(STREAM_FD + i, FIONREAD, &bytes) == 0 && bytes > 0) pending = 1;
+      if (ioctl(STREAM_FD + i, FIONREAD, &bytes) < 0 || bytes == 0) continue;
+      if (work->inputs[i]) fail_with(EBUSY, "streams", "a process has input that it has not read");
+      pending = 1;
     }
     if (!pending) break;
-    if (waited_ms == STREAMS_MS_MAX) fail_with(EBUSY, "streams", "input or output of a process is on its way");
+    if (waited_ms == STREAMS_MS_MAX) fail_with(EBUSY, "streams", "output of a process is on its way");
     struct timespec step = {.tv_nsec = 1000000};
     nanosleep(&step, NULL);
   }

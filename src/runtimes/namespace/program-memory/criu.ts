@@ -10,6 +10,8 @@ const workAt = '/proc/self/fd/101'
 const streamFdFirst = 110
 const logName = 'log'
 const logBytesMax = 64 * 1024 * 1024
+/** Until all threads of a tree are held; on a host where everything waits it takes long. */
+const collectSecondsMax = 60
 const ghostMbMax = 64
 const headerBytes = 4096
 const interpreterSegment = 3
@@ -49,7 +51,7 @@ export async function dumpTree(
     root: number
     /** Those that lead to process 1, and what it has of them: nothing may be on its way in them. */
     pipes: readonly string[]
-    descriptors: readonly number[]
+    descriptors: readonly { input: boolean; descriptor: number }[]
     /** Where files are that are watched. */
     watched: readonly string[]
   },
@@ -58,9 +60,18 @@ export async function dumpTree(
   await run(
     'dump',
     options,
-    descriptors.map((descriptor) => `stream=${descriptor}`),
+    descriptors.map(({ input, descriptor }) => `${input ? 'input' : 'stream'}=${descriptor}`),
     [
-      ...['dump', '-t', String(root), '--leave-running', '--network-lock', 'skip'],
+      ...[
+        'dump',
+        '-t',
+        String(root),
+        '--leave-running',
+        '--network-lock',
+        'skip',
+        '--timeout',
+        String(collectSecondsMax),
+      ],
       ...['--ghost-limit', `${ghostMbMax}M`],
       ...watched.flatMap((path) => ['--irmap-scan-path', path]),
       ...pipes.flatMap((pipe) => ['--external', pipe]),

@@ -28,7 +28,7 @@ const recordName = 'memory.json'
 /** In the directory of an instance whose programs are stopped: who they are. */
 const stoppedName = 'stopped.json'
 const treesMax = 256
-const stopMsMax = 5_000
+const stopMsMax = 20_000
 const stopStepMs = 1
 /** On top of what programs have in memory, for what is told of them. */
 const imagesMbSpare = 16
@@ -297,7 +297,7 @@ export function releaseStopped(instanceDir: string): void {
 async function knownOf(guest: GuestClient, process1: ProcessIdentity) {
   const processes: MemoryRecord['processes'] = []
   const terminals = new Set<number>()
-  const descriptors: number[] = []
+  const descriptors: { input: boolean; descriptor: number }[] = []
   let mark = 0
   for (const process of await guest.processes.list()) {
     const has = await guest.processes.adoptions.descriptors(process.id)
@@ -309,7 +309,7 @@ async function knownOf(guest: GuestClient, process1: ProcessIdentity) {
     const [stdin = null, stdout = null, stderr = null] = streamNames.map((name) => {
       const descriptor = has[name]
       if (descriptor === null) return null
-      descriptors.push(descriptor)
+      descriptors.push({ input: name === 'stdin', descriptor })
       return link(`${process1.pid}/fd/${descriptor}`)
     })
     processes.push({ process, streams: { stdin, stdout, stderr } })

@@ -188,7 +188,10 @@ describeHere(`memory of programs${why === '' ? '' : ` (skipped: ${why})`}`, () =
     await start(source, 2, 'exec sleep 100000', 'pipe')
     await type(source, 2, 'unread')
     const unread = await capture(source)
-    expect(unread.memory).toEqual({ kept: false, reason: expect.stringContaining('is on its way') })
+    expect(unread.memory).toEqual({
+      kept: false,
+      reason: expect.stringContaining('has input that it has not read'),
+    })
     await source.guest.processes.signal(2, 9, 'process')
     await source.guest.processes.wait(2)
     const read = await capture(source)
