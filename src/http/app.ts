@@ -257,7 +257,7 @@ class Handler {
       used = presentedCredential(request.headers, search, route.queryToken ?? false)
       const found = this.#identify(used, passage)
       const identity = (found instanceof Promise ? await found : found) ?? this.#keyless(used, route, passage)
-      if (identity === undefined) throw missingCredential()
+      if (identity === undefined) throw missingCredential(route)
       if (route.access === 'account') {
         passage.principal = accountPrincipal(identity)
         requireAccess(identity, route.access, '')
@@ -415,11 +415,11 @@ function noPart(workspace: string): PlatformError {
   )
 }
 
-function missingCredential(): PlatformError {
-  return new PlatformError(
-    'authentication_required',
-    'No credential: send "Authorization: Bearer" or "X-Blaxel-Authorization: Bearer" with an API key or access token',
-  )
+function missingCredential({ keyless }: Route): PlatformError {
+  const keys =
+    'send "Authorization: Bearer", "X-Blaxel-Authorization: Bearer" or "X-API-Key" with an API key or access token'
+  const without = '; programs of this host need none with "hutch up --keyless-workspace NAME"'
+  return new PlatformError('authentication_required', `No credential: ${keys}${keyless ? without : ''}`)
 }
 
 function readQuery(search: string): Record<string, string | string[]> {

@@ -267,7 +267,11 @@ describe('programs of this host without a key', () => {
     expect(await health(url, { 'x-api-key': 'wrong' })).toBe(401)
     const elsewhere = await fetch(`${url}/v0/sandboxes`)
     expect(elsewhere.status).toBe(401)
-    expect((await open.ask('/nodes', { key: null })).status).toBe(401)
+    const refused = await open.ask('/nodes', { key: null })
+    expect(refused).toMatchObject({
+      status: 401,
+      body: { error: expect.stringContaining('--keyless-workspace') },
+    })
   })
 
   test('are not let in otherwise, and never where others can connect', async () => {
