@@ -15,7 +15,8 @@ for await (const line of console) {
   if (method === 'initialize') {
     if (params.die) { console.error('no database here'); process.exit(3) }
     if (params.refuse) say({ id, error: { code: -32000, message: 'not you' } })
-    else if (!params.silent) say({ id, result: { protocolVersion: params.protocolVersion, capabilities: {}, serverInfo: { name: 'odd', version: '1' } } })
+    else if (params.silent) console.error('heard, and silent')
+    else say({ id, result: { protocolVersion: params.protocolVersion, capabilities: {}, serverInfo: { name: 'odd', version: '1' } } })
   }
   else if (method === 'echo') say({ id, result: params })
   else if (method === 'noise') { console.log('listening, I think'); say({ id, result: {} }) }
@@ -163,7 +164,10 @@ test('a server that ends at once, or refuses, begins no session and says why', a
   const refused = await post(hello({ refuse: true }))
   expect(refused.headers.get('mcp-session-id')).toBeNull()
   expect(await refused.json()).toMatchObject({ error: { message: 'not you' } })
-  const silent = await passing(61_000, post(hello({ silent: true })))
+  const asking = post(hello({ silent: true }))
+  // Before, other limits would be over first where a program takes long to start.
+  await eventually(() => machine.lines.includes('stderr: heard, and silent'))
+  const silent = await passing(61_000, asking)
   expect([silent.status, await silent.text()]).toEqual([502, expect.stringContaining('within 60 seconds')])
 })
 
