@@ -508,14 +508,15 @@ const whyFilesOnly = await whyNot(({ memory }) =>
 )
 const describeMemory = whyFilesOnly === '' ? describe : describe.skip
 describeMemory(`memory${whyFilesOnly === '' ? '' : ` (skipped: ${whyFilesOnly})`}`, () => {
-  const dataDir = mkdtempSync(join(tmpdir(), 'hutch-snapshots-memory-'))
+  let dataDir = ''
   let client: TestClient
   beforeAll(async () => {
+    dataDir = mkdtempSync(join(tmpdir(), 'hutch-snapshots-memory-'))
     client = await openTestClient({ dataDir })
   })
   afterAll(async () => {
     await client?.[Symbol.asyncDispose]()
-    rmSync(dataDir, { recursive: true, force: true })
+    if (dataDir) rmSync(dataDir, { recursive: true, force: true })
   })
 
   /** Counts what it is told, in a variable of its own. */

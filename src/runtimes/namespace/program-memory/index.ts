@@ -12,6 +12,7 @@ import { bindSockets, prepareImages } from './images.ts'
 import {
   allStopped,
   highestPid,
+  isWaiting,
   letGoOn,
   link,
   obstacleOf,
@@ -117,17 +118,23 @@ export class ProgramMemory {
     dir: string,
     copyFiles: () => Promise<void>,
   ): Promise<MemoryKept | null> {
-    const programs = programsOf(instance.process1)
-    if (programs.length === 0) {
+    const first = programsOf(instance.process1)
+    if (first.length === 0) {
       await copyFiles()
       return null
     }
-    const running = programs.filter(({ stopped }) => !stopped)
-    // Before the first is stopped: whoever takes the instance up after our end lets them go on.
-    writeFileSync(`${instance.dir}/${stoppedName}`, JSON.stringify(running), { mode: 0o600 })
-    signalAll(running, 'SIGSTOP')
+    const had = new Set(first.filter(({ stopped }) => stopped).map(({ pid }) => pid))
+    let running: Program[] = []
     try {
+      const programs = await this.#standStill(instance, (found) => {
+        running = found.filter(({ pid }) => !had.has(pid))
+        // Before the first is stopped: whoever takes the instance up after our end lets them go on.
+        writeFileSync(`${instance.dir}/${stoppedName}`, JSON.stringify(running), { mode: 0o600 })
+        return running
+      })
       await copyFiles()
+      if (programs === null) return { kept: false, reason: 'its programs did not stop' }
+      for (const program of programs) program.stopped = had.has(program.pid)
       const reason = await this.#dump(instance, programs, dir).catch((error) => reasonOf(error))
       return reason === null ? { kept: true } : { kept: false, reason }
     } finally {
@@ -206,7 +213,6 @@ export class ProgramMemory {
     const workDir = `${dir}/criu`
     await group.thaw()
     try {
-      await this.#stopped(programs)
       const { processes, terminals, descriptors, mark } = await knownOf(guest, process1)
       const kept = trees.filter(([root]) => root !== undefined && !terminals.has(root.pidInside))
       const pipes = new Set(processes.flatMap(({ streams }) => Object.values(streams).filter(isText)))
@@ -265,11 +271,36 @@ export class ProgramMemory {
     }
   }
 
-  async #stopped(programs: Program[]): Promise<void> {
+  /**
+   * Frozen before and after. Who began a program and waits for that to be executed does not stop before; that one is let go
+   * on until it is. Answers all programs once they are stopped; null: they are not in time.
+   */
+  async #standStill(
+    { process1, group }: MemoryInstance,
+    toStop: (found: Program[]) => Program[],
+  ): Promise<Program[] | null> {
     const deadline = this.#clock.monotonic() + stopMsMax
-    while (!allStopped(programs)) {
-      if (this.#clock.monotonic() > deadline) throw new Error('its programs did not stop')
-      await this.#clock.sleep(stopStepMs)
+    signalAll(toStop(programsOf(process1)), 'SIGSTOP')
+    await group.thaw()
+    try {
+      for (;;) {
+        await this.#clock.sleep(stopStepMs)
+        const programs = programsOf(process1)
+        if (allStopped(programs)) return programs
+        if (this.#clock.monotonic() > deadline) return null
+        const waiting = new Set(programs.filter(({ pid }) => isWaiting(pid)).map(({ pid }) => pid))
+        const stopping = toStop(programs)
+        signalAll(
+          stopping.filter(({ parent }) => !waiting.has(parent)),
+          'SIGSTOP',
+        )
+        signalAll(
+          stopping.filter(({ parent }) => waiting.has(parent)),
+          'SIGCONT',
+        )
+      }
+    } finally {
+      await group.freeze()
     }
   }
 

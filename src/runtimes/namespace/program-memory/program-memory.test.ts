@@ -263,6 +263,18 @@ describeHere(`memory of programs${why === '' ? '' : ` (skipped: ${why})`}`, () =
     },
   )
 
+  test('programs that begin others without a pause are kept as well', async () => {
+    const source = await runtime.create(specOf())
+    // A shell waits for each of them to be executed, and cannot be stopped before that.
+    await start(source, 1, 'while :; do /usr/bin/true; done')
+    for (let round = 0; round < 10; round++) {
+      const { id, memory } = await capture(source)
+      expect(memory).toEqual({ kept: true })
+      await runtime.snapshots?.remove(id)
+    }
+    await runtime.destroy(source.id)
+  })
+
   test('memory of another boot, or that is broken, is not gone on from', async () => {
     const source = await runtime.create(specOf())
     await start(source, 1, counter, 'pipe')

@@ -71,6 +71,11 @@ export function letGoOn(programs: readonly ProcessIdentity[]): void {
   signalAll(programs.toReversed(), 'SIGCONT')
 }
 
+/** In a call that nothing interrupts. */
+export function isWaiting(pid: number): boolean {
+  return statusOf(pid).get('State')?.startsWith('D') ?? false
+}
+
 /** Also of those that are gone meanwhile, whose number may be another's. */
 export function signalAll(programs: readonly ProcessIdentity[], signal: NodeJS.Signals): void {
   for (const program of programs) {
