@@ -33,33 +33,39 @@ interface OfferBody {
 }
 type Offer = Resource<OfferBody>
 
-export const shareTargetSchema = z.object({
-  workspace: z.string(),
-  workspaceDisplayName: z.string().optional(),
-  accountId: z.string(),
-  status: z.enum(['active', 'pending']),
-  pendingShareId: z.string().optional(),
-})
+export const shareTargetSchema = z.lazy(() =>
+  z.object({
+    workspace: z.string(),
+    workspaceDisplayName: z.string().optional(),
+    accountId: z.string(),
+    status: z.enum(['active', 'pending']),
+    pendingShareId: z.string().optional(),
+  }),
+)
 type ShareTarget = z.output<typeof shareTargetSchema>
 
-export const pendingShareSchema = z.object({
-  id: z.string(),
-  resourceType: z.string(),
-  imageName: z.string(),
-  sharedBy: z.string(),
-  sourceWorkspace: z.string(),
-  sourceAccountId: z.string(),
-  targetWorkspace: z.string(),
-  targetAccountId: z.string(),
-  createdAt: z.string(),
-  expiresAt: z.string(),
-})
-export const pendingShareEntrySchema = pendingShareSchema.extend({
-  sourceWorkspaceDisplayName: z.string().optional(),
-  targetWorkspaceDisplayName: z.string().optional(),
-  /** There is an image of this name already in the workspace it is for. */
-  hasConflict: z.boolean(),
-})
+export const pendingShareSchema = z.lazy(() =>
+  z.object({
+    id: z.string(),
+    resourceType: z.string(),
+    imageName: z.string(),
+    sharedBy: z.string(),
+    sourceWorkspace: z.string(),
+    sourceAccountId: z.string(),
+    targetWorkspace: z.string(),
+    targetAccountId: z.string(),
+    createdAt: z.string(),
+    expiresAt: z.string(),
+  }),
+)
+export const pendingShareEntrySchema = z.lazy(() =>
+  pendingShareSchema.unwrap().extend({
+    sourceWorkspaceDisplayName: z.string().optional(),
+    targetWorkspaceDisplayName: z.string().optional(),
+    /** There is an image of this name already in the workspace it is for. */
+    hasConflict: z.boolean(),
+  }),
+)
 
 interface ImageAt {
   workspace: string

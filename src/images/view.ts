@@ -4,30 +4,34 @@ import type { ImageTag, StoredImage } from './records.ts'
 const imageStatuses = ['BUILDING', 'BUILT', 'FAILED'] as const
 export type ImageStatus = (typeof imageStatuses)[number]
 
-const tagSchema = z.object({
-  name: z.string(),
-  size: z.number(),
-  createdAt: z.string(),
-  updatedAt: z.string(),
-})
-
-export const imageViewSchema = z.object({
-  metadata: z.object({
+const tagSchema = z.lazy(() =>
+  z.object({
     name: z.string(),
-    displayName: z.string(),
-    resourceType: z.string(),
-    workspace: z.string(),
-    createdAt: z.string().optional(),
-    updatedAt: z.string().optional(),
-    /** Of an image that is another workspace's, and shared with this one. */
-    sourceWorkspace: z.string().optional(),
-    status: z.enum(imageStatuses),
-    events: z
-      .array(z.object({ time: z.string(), type: z.string(), status: z.string(), message: z.string() }))
-      .optional(),
+    size: z.number(),
+    createdAt: z.string(),
+    updatedAt: z.string(),
   }),
-  spec: z.object({ size: z.number(), tags: z.array(tagSchema) }),
-})
+)
+
+export const imageViewSchema = z.lazy(() =>
+  z.object({
+    metadata: z.object({
+      name: z.string(),
+      displayName: z.string(),
+      resourceType: z.string(),
+      workspace: z.string(),
+      createdAt: z.string().optional(),
+      updatedAt: z.string().optional(),
+      /** Of an image that is another workspace's, and shared with this one. */
+      sourceWorkspace: z.string().optional(),
+      status: z.enum(imageStatuses),
+      events: z
+        .array(z.object({ time: z.string(), type: z.string(), status: z.string(), message: z.string() }))
+        .optional(),
+    }),
+    spec: z.object({ size: z.number(), tags: z.array(tagSchema) }),
+  }),
+)
 export type ImageView = z.output<typeof imageViewSchema>
 
 /** What goes on with an image, or went on last. */

@@ -10,73 +10,79 @@ type JobExecutionStatus = (typeof executionStatuses)[number]
 const taskStatuses = ['pending', 'running', 'reconciling', 'succeeded', 'failed', 'cancelled'] as const
 type TaskStatus = (typeof taskStatuses)[number]
 
-export const taskSchema = z.object({
-  metadata: z.object({
-    name: z.string(),
-    createdAt: z.string(),
-    scheduledAt: z.string(),
-    startedAt: z.string().optional(),
-    completedAt: z.string().optional(),
-    updatedAt: z.string(),
-  }),
-  spec: z.object({ maxRetries: z.number(), timeout: z.string() }),
-  status: z.enum(taskStatuses),
-  conditions: z.array(
-    z.object({
-      type: z.string(),
-      state: z.string(),
-      reason: z.string(),
-      message: z.string(),
-      severity: z.string(),
+export const taskSchema = z.lazy(() =>
+  z.object({
+    metadata: z.object({
+      name: z.string(),
+      createdAt: z.string(),
+      scheduledAt: z.string(),
+      startedAt: z.string().optional(),
+      completedAt: z.string().optional(),
+      updatedAt: z.string(),
     }),
-  ),
-  index: z.number(),
-  attempts: z.number(),
-  /** Of the last attempt that ended by itself. */
-  exitCode: z.number().optional(),
-})
+    spec: z.object({ maxRetries: z.number(), timeout: z.string() }),
+    status: z.enum(taskStatuses),
+    conditions: z.array(
+      z.object({
+        type: z.string(),
+        state: z.string(),
+        reason: z.string(),
+        message: z.string(),
+        severity: z.string(),
+      }),
+    ),
+    index: z.number(),
+    attempts: z.number(),
+    /** Of the last attempt that ended by itself. */
+    exitCode: z.number().optional(),
+  }),
+)
 export type TaskView = z.output<typeof taskSchema>
 
 /** One alone has more of it. */
-export const taskDetailSchema = taskSchema.extend({
-  /** What it was given. */
-  parameters: z.unknown(),
-  /** The last lines that it wrote. */
-  output: z.string(),
-})
+export const taskDetailSchema = z.lazy(() =>
+  taskSchema.unwrap().extend({
+    /** What it was given. */
+    parameters: z.unknown(),
+    /** The last lines that it wrote. */
+    output: z.string(),
+  }),
+)
 export type TaskDetail = z.output<typeof taskDetailSchema>
 
-export const executionSchema = z.object({
-  metadata: z.object({
-    id: z.string(),
-    job: z.string(),
-    workspace: z.string(),
-    createdAt: z.string(),
-    startedAt: z.string().optional(),
-    completedAt: z.string().optional(),
-    updatedAt: z.string(),
+export const executionSchema = z.lazy(() =>
+  z.object({
+    metadata: z.object({
+      id: z.string(),
+      job: z.string(),
+      workspace: z.string(),
+      createdAt: z.string(),
+      startedAt: z.string().optional(),
+      completedAt: z.string().optional(),
+      updatedAt: z.string(),
+    }),
+    spec: z.object({
+      revision: z.string(),
+      parallelism: z.number(),
+      /** Seconds, of one task. */
+      timeout: z.number(),
+      memoryOverride: z.number().optional(),
+      envOverride: z.record(z.string(), z.string()).optional(),
+    }),
+    stats: z.object({
+      total: z.number(),
+      success: z.number(),
+      failure: z.number(),
+      cancelled: z.number(),
+      running: z.number(),
+      retried: z.number(),
+    }),
+    status: z.enum(executionStatuses),
+    /** Why it is not what it was to be. */
+    reason: z.string().optional(),
+    tasks: z.array(taskSchema).optional(),
   }),
-  spec: z.object({
-    revision: z.string(),
-    parallelism: z.number(),
-    /** Seconds, of one task. */
-    timeout: z.number(),
-    memoryOverride: z.number().optional(),
-    envOverride: z.record(z.string(), z.string()).optional(),
-  }),
-  stats: z.object({
-    total: z.number(),
-    success: z.number(),
-    failure: z.number(),
-    cancelled: z.number(),
-    running: z.number(),
-    retried: z.number(),
-  }),
-  status: z.enum(executionStatuses),
-  /** Why it is not what it was to be. */
-  reason: z.string().optional(),
-  tasks: z.array(taskSchema).optional(),
-})
+)
 export type JobExecutionView = z.output<typeof executionSchema>
 
 /** What is noted of an execution, for whoever reads it: nothing of it is secret. */

@@ -9,66 +9,74 @@ const previewHeadersMax = 64
 const previewHeaderBytesMax = 8 * 1024
 const prefixUrlCharsMax = 40
 
-const headerMap = z.record(z.string(), z.string())
+const headerMap = z.lazy(() => z.record(z.string(), z.string()))
 
-export const previewInputSchema = z.looseObject({
-  metadata: z.looseObject({ name: z.string().nullish(), displayName: z.string().nullish() }),
-  spec: z.looseObject({
-    port: z.number().int().nullish(),
-    public: z.boolean().nullish(),
-    prefixUrl: z.string().nullish(),
-    customDomain: z.string().nullish(),
-    ttl: z.string().nullish(),
-    expires: z.string().nullish(),
-    requestHeaders: headerMap.nullish(),
-    responseHeaders: headerMap.nullish(),
+export const previewInputSchema = z.lazy(() =>
+  z.looseObject({
+    metadata: z.looseObject({ name: z.string().nullish(), displayName: z.string().nullish() }),
+    spec: z.looseObject({
+      port: z.number().int().nullish(),
+      public: z.boolean().nullish(),
+      prefixUrl: z.string().nullish(),
+      customDomain: z.string().nullish(),
+      ttl: z.string().nullish(),
+      expires: z.string().nullish(),
+      requestHeaders: headerMap.nullish(),
+      responseHeaders: headerMap.nullish(),
+    }),
   }),
-})
+)
 export type PreviewInput = z.input<typeof previewInputSchema>
 
-export const previewSchema = z.object({
-  metadata: z.object({
-    name: z.string(),
-    displayName: z.string().optional(),
-    resourceName: z.string(),
-    resourceType: z.string(),
-    workspace: z.string(),
-    createdAt: z.string(),
-    updatedAt: z.string(),
-    createdBy: z.string(),
-    updatedBy: z.string(),
+export const previewSchema = z.lazy(() =>
+  z.object({
+    metadata: z.object({
+      name: z.string(),
+      displayName: z.string().optional(),
+      resourceName: z.string(),
+      resourceType: z.string(),
+      workspace: z.string(),
+      createdAt: z.string(),
+      updatedAt: z.string(),
+      createdBy: z.string(),
+      updatedBy: z.string(),
+    }),
+    spec: z.object({
+      port: z.number(),
+      public: z.boolean(),
+      prefixUrl: z.string().optional(),
+      customDomain: z.string().optional(),
+      ttl: z.string().optional(),
+      expires: z.string().optional(),
+      requestHeaders: headerMap.optional(),
+      responseHeaders: headerMap.optional(),
+      url: z.string(),
+    }),
+    status: z.string(),
   }),
-  spec: z.object({
-    port: z.number(),
-    public: z.boolean(),
-    prefixUrl: z.string().optional(),
-    customDomain: z.string().optional(),
-    ttl: z.string().optional(),
-    expires: z.string().optional(),
-    requestHeaders: headerMap.optional(),
-    responseHeaders: headerMap.optional(),
-    url: z.string(),
-  }),
-  status: z.string(),
-})
+)
 export type PreviewView = z.output<typeof previewSchema>
 
-export const previewTokenInputSchema = z.looseObject({
-  metadata: z.looseObject({ name: z.string().nullish() }).nullish(),
-  spec: z.looseObject({ expiresAt: z.string().nullish() }).nullish(),
-})
+export const previewTokenInputSchema = z.lazy(() =>
+  z.looseObject({
+    metadata: z.looseObject({ name: z.string().nullish() }).nullish(),
+    spec: z.looseObject({ expiresAt: z.string().nullish() }).nullish(),
+  }),
+)
 export type PreviewTokenInput = z.input<typeof previewTokenInputSchema>
 
-export const previewTokenSchema = z.object({
-  metadata: z.object({
-    name: z.string(),
-    previewName: z.string(),
-    resourceName: z.string(),
-    resourceType: z.string(),
-    workspace: z.string(),
+export const previewTokenSchema = z.lazy(() =>
+  z.object({
+    metadata: z.object({
+      name: z.string(),
+      previewName: z.string(),
+      resourceName: z.string(),
+      resourceType: z.string(),
+      workspace: z.string(),
+    }),
+    spec: z.object({ token: z.string(), expiresAt: z.string(), expired: z.boolean() }),
   }),
-  spec: z.object({ token: z.string(), expiresAt: z.string(), expired: z.boolean() }),
-})
+)
 export type PreviewTokenView = z.output<typeof previewTokenSchema>
 
 export interface PreviewDraft {

@@ -10,19 +10,21 @@ export const apiKeyInput = z
   })
   .prefault({})
 
-export const apiKeyAnswer = z.object({
-  id: z.string(),
-  name: z.string(),
-  sub: z.string(),
-  sub_type: z.enum(['user', 'service_account']),
-  apiKey: z.string(),
-  expires_in: z.string().optional(),
-  expiresAt: z.string().optional(),
-  lastUsedAt: z.string().optional(),
-  createdAt: z.string(),
-  updatedAt: z.string(),
-  createdBy: z.string(),
-})
+export const apiKeyAnswer = z.lazy(() =>
+  z.object({
+    id: z.string(),
+    name: z.string(),
+    sub: z.string(),
+    sub_type: z.enum(['user', 'service_account']),
+    apiKey: z.string(),
+    expires_in: z.string().optional(),
+    expiresAt: z.string().optional(),
+    lastUsedAt: z.string().optional(),
+    createdAt: z.string(),
+    updatedAt: z.string(),
+    createdBy: z.string(),
+  }),
+)
 
 /** Personal API keys. The cloud has no public path for them, so they live below `/-/`. */
 export function apiKeyRoutes(keys: ApiKeys): Route[] {

@@ -20,10 +20,12 @@ export function deliveryRoutes(deliveries: Deliveries): Route[] {
       query: listQuery
         .pick({ limit: true, cursor: true })
         .extend({ execution: z.string().max(idCharactersMax).optional() }),
-      answer: z.object({
-        data: z.array(deliverySchema),
-        meta: z.object({ hasMore: z.boolean(), nextCursor: z.string() }),
-      }),
+      answer: z.lazy(() =>
+        z.object({
+          data: z.array(deliverySchema),
+          meta: z.object({ hasMore: z.boolean(), nextCursor: z.string() }),
+        }),
+      ),
       handle({ workspace, query }) {
         const { limit = limitDefault, cursor, execution } = query
         const { data, nextCursor } = deliveries.list(workspace, {

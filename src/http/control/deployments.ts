@@ -100,7 +100,7 @@ function routesOf(
       access: 'read',
       summary: `List ${plural}`,
       query: listQuery.extend({ status: z.string().max(statusCharsMax).optional() }),
-      answer: listSchema(schemas.schema),
+      answer: z.lazy(() => listSchema(schemas.schema)),
       handle: (context) => {
         const { workspace, origin, query } = context
         const { status } = query

@@ -10,40 +10,44 @@ import {
 
 const time = z.string().nullable()
 
-export const executionSchema = z.object({
-  id: z.string(),
-  workspace: z.string(),
-  source: z.string(),
-  target: z.object({ kind: z.string(), name: z.string() }),
-  status: z.enum(executionStatuses),
-  statusReason: z.string().nullable(),
-  stopping: z.enum(['cancelled', 'timed_out']).nullable(),
-  parent: z.string().nullable(),
-  index: z.number().nullable(),
-  parts: z.number().nullable(),
-  labels: z.record(z.string(), z.string()),
-  attempts: z.number(),
-  attemptsMax: z.number(),
-  dead: z.boolean(),
-  priority: z.number(),
-  acceptedAt: z.string(),
-  runAt: z.string(),
-  startedAt: time,
-  endedAt: time,
-  durationMs: z.number().nullable(),
-  timeoutSeconds: z.number(),
-  error: z.object({ code: z.string(), message: z.string(), details: z.unknown() }).partial().nullable(),
-  result: z.object({ bytes: z.number(), type: z.string().nullable() }).nullable(),
-  note: z.record(z.string(), z.unknown()),
-})
+export const executionSchema = z.lazy(() =>
+  z.object({
+    id: z.string(),
+    workspace: z.string(),
+    source: z.string(),
+    target: z.object({ kind: z.string(), name: z.string() }),
+    status: z.enum(executionStatuses),
+    statusReason: z.string().nullable(),
+    stopping: z.enum(['cancelled', 'timed_out']).nullable(),
+    parent: z.string().nullable(),
+    index: z.number().nullable(),
+    parts: z.number().nullable(),
+    labels: z.record(z.string(), z.string()),
+    attempts: z.number(),
+    attemptsMax: z.number(),
+    dead: z.boolean(),
+    priority: z.number(),
+    acceptedAt: z.string(),
+    runAt: z.string(),
+    startedAt: time,
+    endedAt: time,
+    durationMs: z.number().nullable(),
+    timeoutSeconds: z.number(),
+    error: z.object({ code: z.string(), message: z.string(), details: z.unknown() }).partial().nullable(),
+    result: z.object({ bytes: z.number(), type: z.string().nullable() }).nullable(),
+    note: z.record(z.string(), z.unknown()),
+  }),
+)
 
-export const eventSchema = z.object({
-  number: z.number(),
-  at: z.string(),
-  type: z.enum(['state', 'created', 'started', 'progress', 'updated', 'ended']),
-  execution: executionSchema,
-  progress: z.record(z.string(), z.unknown()).optional(),
-})
+export const eventSchema = z.lazy(() =>
+  z.object({
+    number: z.number(),
+    at: z.string(),
+    type: z.enum(['state', 'created', 'started', 'progress', 'updated', 'ended']),
+    execution: executionSchema,
+    progress: z.record(z.string(), z.unknown()).optional(),
+  }),
+)
 
 const iso = (ms: number) => new Date(ms).toISOString()
 const isoOrNull = (ms: number | null) => (ms === null ? null : iso(ms))

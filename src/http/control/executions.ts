@@ -24,10 +24,12 @@ const listQuery = filterQuery.extend({
   /** `index`: the parts of one, in their order. */
   sort: z.enum(['newest', 'oldest', 'index']).optional(),
 })
-const list = z.object({
-  data: z.array(executionSchema),
-  meta: z.object({ hasMore: z.boolean(), nextCursor: z.string() }),
-})
+const list = z.lazy(() =>
+  z.object({
+    data: z.array(executionSchema),
+    meta: z.object({ hasMore: z.boolean(), nextCursor: z.string() }),
+  }),
+)
 
 /** Work that was accepted to be done later, of whatever kind: looked at, followed, cancelled, done again. */
 export function executionRoutes({ executions }: { executions: Executions }): Route[] {
@@ -75,7 +77,9 @@ function readingRoutes(executions: Executions): Route[] {
       method: 'GET',
       path: '/v0/executions/{executionId}',
       summary: 'Get an execution; of one with parts, how many are in which state',
-      answer: executionSchema.extend({ counts: z.record(z.string(), z.number()).optional() }),
+      answer: z.lazy(() =>
+        executionSchema.unwrap().extend({ counts: z.record(z.string(), z.number()).optional() }),
+      ),
       handle({ workspace, params }) {
         const execution = known(executions, workspace, params.executionId)
         const counts = execution.parts === null ? {} : { counts: executions.counts(execution.id) }
@@ -89,11 +93,13 @@ function readingRoutes(executions: Executions): Route[] {
         path: `/v0/executions/{executionId}/${which}`,
         summary: `Get the ${which} of an execution: as text or base64, or the bytes alone with raw=true`,
         query: z.object({ raw: flag }),
-        answer: z.object({
-          type: z.string().nullable(),
-          encoding: z.enum(['utf8', 'base64']),
-          data: z.string(),
-        }),
+        answer: z.lazy(() =>
+          z.object({
+            type: z.string().nullable(),
+            encoding: z.enum(['utf8', 'base64']),
+            data: z.string(),
+          }),
+        ),
         handle({ workspace, params, query }) {
           const execution = known(executions, workspace, (params as { executionId: string }).executionId)
           const bytes = executions[which](workspace, execution.id)
@@ -119,7 +125,7 @@ function changingRoutes(executions: Executions): Route[] {
       path: '/v0/executions/{executionId}/cancel',
       summary: 'Stop an execution',
       body: z.object({ reason: z.string().max(1000).optional() }).optional(),
-      answer: executionSchema.extend({ previousStatus: z.string() }),
+      answer: z.lazy(() => executionSchema.unwrap().extend({ previousStatus: z.string() })),
       async handle({ workspace, params, body }) {
         const { id } = known(executions, workspace, params.executionId)
         const { previous, execution } = await executions.cancel(workspace, id, body?.reason)
@@ -147,7 +153,7 @@ function changingRoutes(executions: Executions): Route[] {
         /** Only those that were given up after all their attempts. */
         dead: z.boolean().optional(),
       }),
-      answer: z.object({ replayed: z.number(), executions: z.array(z.string()) }),
+      answer: z.lazy(() => z.object({ replayed: z.number(), executions: z.array(z.string()) })),
       async handle({ workspace, body }) {
         const filter = filterOf(body)
         requireShown(executions, filter.source)

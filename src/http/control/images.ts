@@ -18,20 +18,22 @@ import { type Route, route, uploadUrlHeader } from '../route.ts'
 const registryHost = /^[a-z0-9.-]+(?::\d{1,5})?$|^\[[0-9a-f:]+\](?::\d{1,5})?$/i
 const dockerConfig = z.string().nullish()
 
-const hubEntry = z.object({
-  name: z.string(),
-  displayName: z.string(),
-  description: z.string(),
-  longDescription: z.string(),
-  image: z.string(),
-  memory: z.number(),
-  ports: z.array(z.object({ name: z.string(), target: z.number(), protocol: z.string() })),
-  categories: z.array(z.object({ name: z.string(), displayName: z.string() })),
-  tags: z.string(),
-  hidden: z.boolean(),
-  coming_soon: z.boolean(),
-  enterprise: z.boolean(),
-})
+const hubEntry = z.lazy(() =>
+  z.object({
+    name: z.string(),
+    displayName: z.string(),
+    description: z.string(),
+    longDescription: z.string(),
+    image: z.string(),
+    memory: z.number(),
+    ports: z.array(z.object({ name: z.string(), target: z.number(), protocol: z.string() })),
+    categories: z.array(z.object({ name: z.string(), displayName: z.string() })),
+    tags: z.string(),
+    hidden: z.boolean(),
+    coming_soon: z.boolean(),
+    enterprise: z.boolean(),
+  }),
+)
 const hub = catalogue.map((entry) => ({
   name: entry.name.slice(entry.name.indexOf('/') + 1),
   displayName: entry.title,
@@ -47,7 +49,7 @@ const hub = catalogue.map((entry) => ({
   enterprise: false,
 }))
 
-const pullAnswer = imageViewSchema.extend({ reference: z.string() })
+const pullAnswer = z.lazy(() => imageViewSchema.unwrap().extend({ reference: z.string() }))
 
 /** The catalogue of images: what there is, pulling from registries, taking in archives, and letting go. */
 export function imageRoutes(images: Images, builds: ImageBuilds): Route[] {
@@ -102,13 +104,15 @@ function catalogueRoutes(images: Images, builds: ImageBuilds): Route[] {
         image: z.string().nullish(),
         dockerConfig,
       }),
-      answer: z.object({
-        name: z.string(),
-        resourceType: z.string(),
-        image: z.string(),
-        build: z.boolean(),
-        message: z.string(),
-      }),
+      answer: z.lazy(() =>
+        z.object({
+          name: z.string(),
+          resourceType: z.string(),
+          image: z.string(),
+          build: z.boolean(),
+          message: z.string(),
+        }),
+      ),
       async handle({ workspace, query, body, origin }) {
         if (query.upload) {
           const { image, resourceType, uploadUrl } = await builds.begin(workspace, body, origin)
@@ -143,7 +147,7 @@ function catalogueRoutes(images: Images, builds: ImageBuilds): Route[] {
       path: '/v0/images',
       access: 'write',
       summary: 'Delete every image of the workspace that no sandbox stands on',
-      answer: z.object({ deleted: z.number(), message: z.string() }),
+      answer: z.lazy(() => z.object({ deleted: z.number(), message: z.string() })),
       async handle({ workspace }) {
         const deleted = await images.removeUnused(workspace)
         return { deleted, message: `${deleted} unused image${deleted === 1 ? '' : 's'} deleted` }

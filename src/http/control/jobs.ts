@@ -12,27 +12,31 @@ const keyHeader = 'idempotency-key'
 /** Of the body: tasks, and what is around them. */
 const requestBytesMax = 32 * 1024 * 1024
 
-const requestSchema = z.looseObject({
-  tasks: z.array(z.record(z.string(), z.unknown())).nullish(),
-  env: z.record(z.string(), z.union([z.string(), z.number(), z.boolean()])).nullish(),
-  memory: z.number().int().nullish(),
-  /** Chosen by the client. */
-  executionId: z.string().nullish(),
-  allowQueue: z.boolean().nullish(),
-  /** Of this message: sent again with the same request, it is the same execution. */
-  id: z.string().max(keyCharsMax).nullish(),
-})
+const requestSchema = z.lazy(() =>
+  z.looseObject({
+    tasks: z.array(z.record(z.string(), z.unknown())).nullish(),
+    env: z.record(z.string(), z.union([z.string(), z.number(), z.boolean()])).nullish(),
+    memory: z.number().int().nullish(),
+    /** Chosen by the client. */
+    executionId: z.string().nullish(),
+    allowQueue: z.boolean().nullish(),
+    /** Of this message: sent again with the same request, it is the same execution. */
+    id: z.string().max(keyCharsMax).nullish(),
+  }),
+)
 
-const startedSchema = z.object({
-  executionId: z.string(),
-  id: z.string(),
-  jobId: z.string(),
-  tasks: z.array(z.record(z.string(), z.unknown())),
-  workspaceId: z.string(),
-})
+const startedSchema = z.lazy(() =>
+  z.object({
+    executionId: z.string(),
+    id: z.string(),
+    jobId: z.string(),
+    tasks: z.array(z.record(z.string(), z.unknown())),
+    workspaceId: z.string(),
+  }),
+)
 
 const pageQuery = listQuery.pick({ limit: true, cursor: true, sort: true })
-const page = z.object({ hasMore: z.boolean(), nextCursor: z.string() })
+const page = z.lazy(() => z.object({ hasMore: z.boolean(), nextCursor: z.string() }))
 
 /** Executions of jobs: begin, read, list and cancel, and their tasks. The jobs themselves are deployments. */
 export function jobRoutes(jobs: Jobs): Route[] {
@@ -69,7 +73,9 @@ export function jobRoutes(jobs: Jobs): Route[] {
       access: 'read',
       summary: 'List the executions of a job, newest first',
       query: pageQuery.extend({ offset: z.coerce.number().int().min(0).max(offsetMax).optional() }),
-      answer: z.union([z.object({ data: z.array(executionSchema), meta: page }), z.array(executionSchema)]),
+      answer: z.lazy(() =>
+        z.union([z.object({ data: z.array(executionSchema), meta: page }), z.array(executionSchema)]),
+      ),
       async handle({ workspace, params, query, apiVersion }) {
         const { offset = 0 } = query
         const asked = (limit: number) => ({
@@ -109,7 +115,9 @@ export function jobRoutes(jobs: Jobs): Route[] {
       access: 'read',
       summary: 'List the tasks of an execution, in their order',
       query: pageQuery,
-      answer: z.union([z.object({ data: z.array(taskSchema), meta: page }), z.array(taskSchema)]),
+      answer: z.lazy(() =>
+        z.union([z.object({ data: z.array(taskSchema), meta: page }), z.array(taskSchema)]),
+      ),
       handle({ workspace, params, query, apiVersion }) {
         const { limit = limitDefault, cursor } = query
         const found = jobs.tasks(workspace, params.jobId, params.executionId, { limit, cursor })

@@ -9,15 +9,17 @@ import { documentOf } from '../run/gateway-pages.ts'
 const formBytesMax = 16 * 1024
 const noStore = { 'cache-control': 'no-store' }
 
-const deviceInput = z.object({ client_id: z.string().optional(), scope: z.string().optional() })
-const deviceAnswer = z.object({
-  device_code: z.string().meta({ description: 'What the device asks the token endpoint with' }),
-  user_code: z.string().meta({ description: 'What a person types, e.g. BCDF-GHJK' }),
-  verification_uri: z.string(),
-  verification_uri_complete: z.string().meta({ description: 'With the code in it' }),
-  expires_in: z.int().meta({ description: 'Seconds' }),
-  interval: z.int().meta({ description: 'Seconds between questions' }),
-})
+const deviceInput = z.lazy(() => z.object({ client_id: z.string().optional(), scope: z.string().optional() }))
+const deviceAnswer = z.lazy(() =>
+  z.object({
+    device_code: z.string().meta({ description: 'What the device asks the token endpoint with' }),
+    user_code: z.string().meta({ description: 'What a person types, e.g. BCDF-GHJK' }),
+    verification_uri: z.string(),
+    verification_uri_complete: z.string().meta({ description: 'With the code in it' }),
+    expires_in: z.int().meta({ description: 'Seconds' }),
+    interval: z.int().meta({ description: 'Seconds between questions' }),
+  }),
+)
 
 /** Logins of a command line without a key: it shows a code, which somebody with a key approves on a page. */
 export function loginRoutes(access: Access): Route[] {

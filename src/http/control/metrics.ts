@@ -2,20 +2,22 @@ import { z } from 'zod'
 import type { Executions } from '../../executions/index.ts'
 import { type Route, route } from '../route.ts'
 
-const metric = z.object({
-  source: z.string(),
-  waiting: z.number(),
-  running: z.number(),
-  reported: z.number(),
-  oldestWaitingMs: z.number(),
-  acceptedTotal: z.number(),
-  startedTotal: z.number(),
-  retriedTotal: z.number(),
-  endedTotal: z.record(z.string(), z.number()),
-  acceptedPerSecond: z.number(),
-  startedPerSecond: z.number(),
-  endedPerSecond: z.number(),
-})
+const metric = z.lazy(() =>
+  z.object({
+    source: z.string(),
+    waiting: z.number(),
+    running: z.number(),
+    reported: z.number(),
+    oldestWaitingMs: z.number(),
+    acceptedTotal: z.number(),
+    startedTotal: z.number(),
+    retriedTotal: z.number(),
+    endedTotal: z.record(z.string(), z.number()),
+    acceptedPerSecond: z.number(),
+    startedPerSecond: z.number(),
+    endedPerSecond: z.number(),
+  }),
+)
 type Metric = ReturnType<Executions['metrics']>[number]
 
 /** How much work waits and is done, for people and for Prometheus. */

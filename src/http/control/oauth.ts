@@ -9,31 +9,39 @@ const tokenBodyBytesMax = 16 * 1024
 const deviceGrantType = 'urn:ietf:params:oauth:grant-type:device_code'
 const noStore = { 'cache-control': 'no-store' }
 
-const tokenInput = z.object({
-  grant_type: z.enum(['client_credentials', 'refresh_token', deviceGrantType]),
-  client_id: z.string().optional().meta({ description: 'Unless it comes in a Basic Authorization header' }),
-  client_secret: z.string().optional(),
-  refresh_token: z.string().optional(),
-  device_code: z.string().optional(),
-})
-const tokenAnswer = z.object({
-  access_token: z.string().meta({ description: 'A JWT with iat and exp' }),
-  refresh_token: z.string(),
-  token_type: z.literal('Bearer'),
-  expires_in: z.int().meta({ description: 'Seconds' }),
-})
-const discoveryAnswer = z.object({
-  issuer: z.string(),
-  token_endpoint: z.string(),
-  device_authorization_endpoint: z.string(),
-  jwks_uri: z.string(),
-  grant_types_supported: z.array(z.string()),
-  response_types_supported: z.array(z.string()),
-  subject_types_supported: z.array(z.string()),
-  id_token_signing_alg_values_supported: z.array(z.string()),
-  token_endpoint_auth_methods_supported: z.array(z.string()),
-})
-const keysAnswer = z.object({ keys: z.array(z.looseObject({ kty: z.string(), kid: z.string() })) })
+const tokenInput = z.lazy(() =>
+  z.object({
+    grant_type: z.enum(['client_credentials', 'refresh_token', deviceGrantType]),
+    client_id: z.string().optional().meta({ description: 'Unless it comes in a Basic Authorization header' }),
+    client_secret: z.string().optional(),
+    refresh_token: z.string().optional(),
+    device_code: z.string().optional(),
+  }),
+)
+const tokenAnswer = z.lazy(() =>
+  z.object({
+    access_token: z.string().meta({ description: 'A JWT with iat and exp' }),
+    refresh_token: z.string(),
+    token_type: z.literal('Bearer'),
+    expires_in: z.int().meta({ description: 'Seconds' }),
+  }),
+)
+const discoveryAnswer = z.lazy(() =>
+  z.object({
+    issuer: z.string(),
+    token_endpoint: z.string(),
+    device_authorization_endpoint: z.string(),
+    jwks_uri: z.string(),
+    grant_types_supported: z.array(z.string()),
+    response_types_supported: z.array(z.string()),
+    subject_types_supported: z.array(z.string()),
+    id_token_signing_alg_values_supported: z.array(z.string()),
+    token_endpoint_auth_methods_supported: z.array(z.string()),
+  }),
+)
+const keysAnswer = z.lazy(() =>
+  z.object({ keys: z.array(z.looseObject({ kty: z.string(), kid: z.string() })) }),
+)
 
 /** The token endpoint, discovery and public keys; each with and without /v0, since clients resolve both. */
 export function oauthRoutes(access: Access): Route[] {

@@ -26,18 +26,20 @@ const keepaliveMs = 30_000
 const optional = z.string().max(1000).optional()
 const count = z.coerce.number().int().min(0)
 
-const logLine = z.object({
-  timestamp: z.string(),
-  message: z.string(),
-  severity: z.number(),
-  trace_id: z.string(),
-  /** build, stdout, stderr or platform. */
-  stream: z.string(),
-  revision: z.string().optional(),
-  instance: z.string().optional(),
-  execution: z.string().optional(),
-  task: z.string().optional(),
-})
+const logLine = z.lazy(() =>
+  z.object({
+    timestamp: z.string(),
+    message: z.string(),
+    severity: z.number(),
+    trace_id: z.string(),
+    /** build, stdout, stderr or platform. */
+    stream: z.string(),
+    revision: z.string().optional(),
+    instance: z.string().optional(),
+    execution: z.string().optional(),
+    task: z.string().optional(),
+  }),
+)
 
 interface LogSources {
   logs: Logs
@@ -80,7 +82,9 @@ export function observabilityRoutes(sources: LogSources): Route[] {
         interval: optional,
         workspace: optional,
       }),
-      answer: z.record(z.string(), z.object({ logs: z.array(logLine), totalCount: z.number() })),
+      answer: z.lazy(() =>
+        z.record(z.string(), z.object({ logs: z.array(logLine), totalCount: z.number() })),
+      ),
       async handle({ workspace, query, request }) {
         const kind = kindOf(query.resourceType)
         const names = [...new Set(query.workloadIds.split(',').map((name) => name.trim()))]

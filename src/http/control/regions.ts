@@ -3,40 +3,46 @@ import { z } from 'zod'
 import { isPublicAddress } from '../../lib/addresses.ts'
 import { type Route, route } from '../route.ts'
 
-const location = z.object({
-  location: z.string(),
-  region: z.string(),
-  country: z.string(),
-  continent: z.string(),
-  status: z.string(),
-  flavors: z.array(z.object({ name: z.string(), type: z.string() })),
-})
-const named = z.object({ name: z.string(), displayName: z.string() })
-const configuration = z.object({
-  continents: z.array(named),
-  countries: z.array(named),
-  privateLocations: z.array(z.object({})),
-  regions: z.array(
+const location = z.lazy(() =>
+  z.object({
+    location: z.string(),
+    region: z.string(),
+    country: z.string(),
+    continent: z.string(),
+    status: z.string(),
+    flavors: z.array(z.object({ name: z.string(), type: z.string() })),
+  }),
+)
+const named = z.lazy(() => z.object({ name: z.string(), displayName: z.string() }))
+const configuration = z.lazy(() =>
+  z.object({
+    continents: z.array(named),
+    countries: z.array(named),
+    privateLocations: z.array(z.object({})),
+    regions: z.array(
+      z.object({
+        name: z.string(),
+        location: z.string(),
+        country: z.string(),
+        continent: z.string(),
+        infoGeneration: z.string(),
+        mk31Available: z.boolean(),
+        drivesAvailable: z.boolean(),
+        egressAvailable: z.boolean(),
+        proxyAvailable: z.boolean(),
+      }),
+    ),
+  }),
+)
+const publicIps = z.lazy(() =>
+  z.record(
+    z.string(),
     z.object({
-      name: z.string(),
-      location: z.string(),
-      country: z.string(),
-      continent: z.string(),
-      infoGeneration: z.string(),
-      mk31Available: z.boolean(),
-      drivesAvailable: z.boolean(),
-      egressAvailable: z.boolean(),
-      proxyAvailable: z.boolean(),
+      description: z.string(),
+      ipv4Cidrs: z.array(z.string()),
+      ipv6Cidrs: z.array(z.string()),
     }),
   ),
-})
-const publicIps = z.record(
-  z.string(),
-  z.object({
-    description: z.string(),
-    ipv4Cidrs: z.array(z.string()),
-    ipv6Cidrs: z.array(z.string()),
-  }),
 )
 
 interface RegionFacts {

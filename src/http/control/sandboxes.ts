@@ -24,7 +24,7 @@ export function sandboxRoutes(options: { sandboxes: Sandboxes; log: Logger }): R
         status: z.string().max(200).optional(),
         showTerminated: flag,
       }),
-      answer: listSchema(sandboxSchema),
+      answer: z.lazy(() => listSchema(sandboxSchema)),
       handle: (context) => {
         const { query, workspace, origin } = context
         const { externalId, status, showTerminated } = query

@@ -9,15 +9,17 @@ const accountInput = z.object({
   description: z.string().max(1000).optional(),
   role: role.optional(),
 })
-const accountAnswer = z.object({
-  client_id: z.string(),
-  name: z.string(),
-  description: z.string(),
-  role,
-  created_at: z.string(),
-  updated_at: z.string(),
-})
-const createdAnswer = accountAnswer.extend({ client_secret: z.string() })
+const accountAnswer = z.lazy(() =>
+  z.object({
+    client_id: z.string(),
+    name: z.string(),
+    description: z.string(),
+    role,
+    created_at: z.string(),
+    updated_at: z.string(),
+  }),
+)
+const createdAnswer = z.lazy(() => accountAnswer.unwrap().extend({ client_secret: z.string() }))
 
 export function serviceAccountRoutes({
   serviceAccounts,

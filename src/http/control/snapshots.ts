@@ -130,7 +130,7 @@ function ofWorkspaces({ snapshots, applications }: SnapshotRoutesOptions): Route
       access: 'read',
       summary: 'List the snapshots of the workspace, also those whose sandbox is gone',
       query: listQuery,
-      answer: listSchema(snapshotSchema),
+      answer: z.lazy(() => listSchema(snapshotSchema)),
       handle: async (context) => {
         const views = new Map<string, object>()
         return await listAnswer<SnapshotBody>(

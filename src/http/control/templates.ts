@@ -2,11 +2,13 @@ import { z } from 'zod'
 import { PlatformError } from '../../errors.ts'
 import { type Route, route } from '../route.ts'
 
-const template = z.object({
-  name: z.string(),
-  description: z.string(),
-  topics: z.array(z.string()),
-})
+const template = z.lazy(() =>
+  z.object({
+    name: z.string(),
+    description: z.string(),
+    topics: z.array(z.string()),
+  }),
+)
 type Template = z.output<typeof template>
 
 const languages = { ts: 'typescript', py: 'python' }
@@ -60,7 +62,7 @@ export function templateRoutes(): Route[] {
       path: '/v0/mcp/hub',
       tag: 'mcphub',
       summary: 'List MCP servers that come with the platform: there are none, deploy your own',
-      answer: z.array(z.object({ name: z.string() })),
+      answer: z.lazy(() => z.array(z.object({ name: z.string() }))),
       handle: () => Response.json([]),
     }),
   ]

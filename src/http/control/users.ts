@@ -4,24 +4,28 @@ import type { Member, User, Users } from '../../workspaces/index.ts'
 import { type Route, route } from '../route.ts'
 
 const role = z.enum(['admin', 'member'])
-const memberAnswer = z.object({
-  sub: z.string(),
-  email: z.string(),
-  given_name: z.string(),
-  family_name: z.string(),
-  role,
-  accepted: z.boolean(),
-})
-const invitationAnswer = z.object({
-  email: z.string(),
-  role,
-  workspace: z.string(),
-  invitedBy: z.string(),
-  createdAt: z.string(),
-  updatedAt: z.string(),
-  sub: z.string(),
-  apiKey: z.string().optional(),
-})
+const memberAnswer = z.lazy(() =>
+  z.object({
+    sub: z.string(),
+    email: z.string(),
+    given_name: z.string(),
+    family_name: z.string(),
+    role,
+    accepted: z.boolean(),
+  }),
+)
+const invitationAnswer = z.lazy(() =>
+  z.object({
+    email: z.string(),
+    role,
+    workspace: z.string(),
+    invitedBy: z.string(),
+    createdAt: z.string(),
+    updatedAt: z.string(),
+    sub: z.string(),
+    apiKey: z.string().optional(),
+  }),
+)
 
 /**
  * The platform sends no mail. Inviting an address that is new here makes the user and answers with their first API

@@ -4,28 +4,32 @@ import type { Workspace, Workspaces } from '../../workspaces/index.ts'
 import { flag } from '../flag.ts'
 import { type Route, route } from '../route.ts'
 
-const workspaceBody = z.object({
-  name: z.string(),
-  displayName: z.string().max(200).optional(),
-  region: z.string().max(100).optional(),
-  labels: z.record(z.string().max(100), z.string().max(1000)).nullish(),
-})
-const workspaceChange = workspaceBody.partial()
-const workspaceAnswer = z.object({
-  id: z.string(),
-  name: z.string(),
-  displayName: z.string(),
-  labels: z.record(z.string(), z.string()),
-  region: z.string().optional(),
-  status: z.literal('ready'),
-  createdAt: z.string(),
-  updatedAt: z.string(),
-  createdBy: z.string(),
-  updatedBy: z.string(),
-  /** Whose workspaces share images without being asked: who created them. */
-  accountId: z.string(),
-  resourceCounts: z.record(z.string(), z.number()).optional(),
-})
+const workspaceBody = z.lazy(() =>
+  z.object({
+    name: z.string(),
+    displayName: z.string().max(200).optional(),
+    region: z.string().max(100).optional(),
+    labels: z.record(z.string().max(100), z.string().max(1000)).nullish(),
+  }),
+)
+const workspaceChange = z.lazy(() => workspaceBody.unwrap().partial())
+const workspaceAnswer = z.lazy(() =>
+  z.object({
+    id: z.string(),
+    name: z.string(),
+    displayName: z.string(),
+    labels: z.record(z.string(), z.string()),
+    region: z.string().optional(),
+    status: z.literal('ready'),
+    createdAt: z.string(),
+    updatedAt: z.string(),
+    createdBy: z.string(),
+    updatedBy: z.string(),
+    /** Whose workspaces share images without being asked: who created them. */
+    accountId: z.string(),
+    resourceCounts: z.record(z.string(), z.number()).optional(),
+  }),
+)
 
 export function workspaceRoutes(workspaces: Workspaces): Route[] {
   const shared = { errors: 'control', tag: 'workspaces' } as const

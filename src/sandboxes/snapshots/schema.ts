@@ -3,57 +3,65 @@ import { z } from 'zod'
 import { envSchema, portSchema } from '../schema.ts'
 import type { StoredSnapshot } from './record.ts'
 
-export const snapshotSchema = z.object({
-  workspace: z.string(),
-  id: z.string(),
-  name: z.string(),
-  /** As `source.name`, for older clients. */
-  sandboxName: z.string(),
-  source: z.object({ kind: z.literal('sandbox'), name: z.string(), deleted: z.boolean() }),
-  spec: z.object({
-    image: z.string(),
-    memory: z.number(),
-    ports: z.array(portSchema).optional(),
-    region: z.string().optional(),
-    generation: z.string().optional(),
+export const snapshotSchema = z.lazy(() =>
+  z.object({
+    workspace: z.string(),
+    id: z.string(),
+    name: z.string(),
+    /** As `source.name`, for older clients. */
+    sandboxName: z.string(),
+    source: z.object({ kind: z.literal('sandbox'), name: z.string(), deleted: z.boolean() }),
+    spec: z.object({
+      image: z.string(),
+      memory: z.number(),
+      ports: z.array(portSchema).optional(),
+      region: z.string().optional(),
+      generation: z.string().optional(),
+    }),
+    createdAt: z.string(),
+    createdBy: z.string(),
+    status: z.enum(['pending', 'ready', 'failed']),
   }),
-  createdAt: z.string(),
-  createdBy: z.string(),
-  status: z.enum(['pending', 'ready', 'failed']),
-})
+)
 export type SnapshotView = z.output<typeof snapshotSchema>
 
 export const sandboxSnapshotInputSchema = z.looseObject({ name: z.string().nullish() })
 
-export const snapshotInputSchema = sandboxSnapshotInputSchema.extend({
-  source: z.looseObject({ name: z.string(), kind: z.enum(['sandbox']).nullish() }),
-})
+export const snapshotInputSchema = z.lazy(() =>
+  sandboxSnapshotInputSchema.extend({
+    source: z.looseObject({ name: z.string(), kind: z.enum(['sandbox']).nullish() }),
+  }),
+)
 
 /** Some clients write `target_name` and `type`, or leave the type out and mean a sandbox. */
-export const forkInputSchema = z.looseObject({
-  targetName: z.string().nullish(),
-  target_name: z.string().nullish(),
-  targetType: z.string().nullish(),
-  type: z.string().nullish(),
-  snapshotId: z.string().nullish(),
-  port: z.number().int().nullish(),
-  /** Of applications. */
-  memory: z.number().int().nullish(),
-  envs: z.array(envSchema).nullish(),
-  traffic: z.number().nullish(),
-  customDomain: z.string().nullish(),
-  prefix: z.string().nullish(),
-})
+export const forkInputSchema = z.lazy(() =>
+  z.looseObject({
+    targetName: z.string().nullish(),
+    target_name: z.string().nullish(),
+    targetType: z.string().nullish(),
+    type: z.string().nullish(),
+    snapshotId: z.string().nullish(),
+    port: z.number().int().nullish(),
+    /** Of applications. */
+    memory: z.number().int().nullish(),
+    envs: z.array(envSchema).nullish(),
+    traffic: z.number().nullish(),
+    customDomain: z.string().nullish(),
+    prefix: z.string().nullish(),
+  }),
+)
 export type ForkInput = z.output<typeof forkInputSchema>
 
-export const forkAnswerSchema = z.object({
-  type: z.enum(['sandbox', 'application']),
-  name: z.string(),
-  snapshotId: z.string(),
-})
+export const forkAnswerSchema = z.lazy(() =>
+  z.object({
+    type: z.enum(['sandbox', 'application']),
+    name: z.string(),
+    snapshotId: z.string(),
+  }),
+)
 export type ForkAnswer = z.output<typeof forkAnswerSchema>
 
-export const restoreAnswerSchema = z.object({ name: z.string(), snapshotId: z.string() })
+export const restoreAnswerSchema = z.lazy(() => z.object({ name: z.string(), snapshotId: z.string() }))
 
 export function snapshotView(
   { workspace, createdAt, body }: StoredSnapshot,

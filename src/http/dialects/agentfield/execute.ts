@@ -20,11 +20,13 @@ const contextCharactersMax = 8192
 /** Nobody reads that answer. */
 const clientGone = 499
 
-const executeBody = z.object({
-  input: z.unknown().optional(),
-  context: z.unknown().optional(),
-  webhook: z.unknown().optional(),
-})
+const executeBody = z.lazy(() =>
+  z.object({
+    input: z.unknown().optional(),
+    context: z.unknown().optional(),
+    webhook: z.unknown().optional(),
+  }),
+)
 
 export interface ExecuteOptions {
   executions: Executions

@@ -20,24 +20,26 @@ const innerMsMax = 6 * 60 * 60 * 1000
 const id = z.string().min(1).max(256)
 const name = z.string().max(256).nullish()
 
-const told = z.object({
-  execution_id: id,
-  run_id: name,
-  workflow_id: name,
-  reasoner_id: name,
-  reasoner_name: name,
-  type: name,
-  agent_node_id: name,
-  node_id: name,
-  session_id: name,
-  parent_execution_id: name,
-  status: z.string().nullish(),
-  status_reason: z.string().nullish(),
-  input_data: z.unknown().optional(),
-  result: z.unknown().optional(),
-  error: z.unknown().optional(),
-  duration_ms: z.number().min(0).nullish(),
-})
+const told = z.lazy(() =>
+  z.object({
+    execution_id: id,
+    run_id: name,
+    workflow_id: name,
+    reasoner_id: name,
+    reasoner_name: name,
+    type: name,
+    agent_node_id: name,
+    node_id: name,
+    session_id: name,
+    parent_execution_id: name,
+    status: z.string().nullish(),
+    status_reason: z.string().nullish(),
+    input_data: z.unknown().optional(),
+    result: z.unknown().optional(),
+    error: z.unknown().optional(),
+    duration_ms: z.number().min(0).nullish(),
+  }),
+)
 type Told = z.output<typeof told>
 
 export interface InnerRouteOptions {

@@ -26,43 +26,47 @@ const registrationBytesMax = 2 * 1024 * 1024
 const callableKinds = ['agent', 'function', 'application'] as const
 
 const text = z.string().max(4096)
-const capability = z.object({
-  id: z.string().min(1).max(256),
-  description: z.string().nullish(),
-  input_schema: z.unknown().optional(),
-  output_schema: z.unknown().optional(),
-  examples: z.unknown().optional(),
-  tags: z.array(text).nullish(),
-  proposed_tags: z.array(text).nullish(),
-})
+const capability = z.lazy(() =>
+  z.object({
+    id: z.string().min(1).max(256),
+    description: z.string().nullish(),
+    input_schema: z.unknown().optional(),
+    output_schema: z.unknown().optional(),
+    examples: z.unknown().optional(),
+    tags: z.array(text).nullish(),
+    proposed_tags: z.array(text).nullish(),
+  }),
+)
 const capabilities = z.array(capability).max(capabilitiesMax).nullish()
 
-const registration = z.object({
-  id: z.string(),
-  base_url: z.string().nullish(),
-  callback_url: z.string().nullish(),
-  invocation_url: z.string().nullish(),
-  team_id: text.nullish(),
-  version: text.nullish(),
-  deployment_type: text.nullish(),
-  instance_id: z.string().max(256).nullish(),
-  lifecycle_status: z.string().nullish(),
-  reasoners: capabilities,
-  skills: capabilities,
-  proposed_tags: z.array(text).nullish(),
-  tags: z.array(text).nullish(),
-  callback_discovery: z
-    .object({
-      preferred: z.string().nullish(),
-      candidates: z.array(z.string()).nullish(),
-      callback_candidates: z.array(z.string()).nullish(),
-    })
-    .nullish(),
-  communication_config: z.record(z.string(), z.unknown()).nullish(),
-  features: z.unknown().optional(),
-  metadata: z.unknown().optional(),
-  sessions: z.unknown().optional(),
-})
+const registration = z.lazy(() =>
+  z.object({
+    id: z.string(),
+    base_url: z.string().nullish(),
+    callback_url: z.string().nullish(),
+    invocation_url: z.string().nullish(),
+    team_id: text.nullish(),
+    version: text.nullish(),
+    deployment_type: text.nullish(),
+    instance_id: z.string().max(256).nullish(),
+    lifecycle_status: z.string().nullish(),
+    reasoners: capabilities,
+    skills: capabilities,
+    proposed_tags: z.array(text).nullish(),
+    tags: z.array(text).nullish(),
+    callback_discovery: z
+      .object({
+        preferred: z.string().nullish(),
+        candidates: z.array(z.string()).nullish(),
+        callback_candidates: z.array(z.string()).nullish(),
+      })
+      .nullish(),
+    communication_config: z.record(z.string(), z.unknown()).nullish(),
+    features: z.unknown().optional(),
+    metadata: z.unknown().optional(),
+    sessions: z.unknown().optional(),
+  }),
+)
 
 export interface NodeRouteOptions {
   nodes: Nodes
@@ -341,11 +345,13 @@ function intervalMsOf(said: unknown): number | null {
 }
 
 const heartbeatBytesMax = 64 * 1024
-const heartbeatBody = z.object({
-  status: z.string().nullish(),
-  health_score: z.number().nullish(),
-  instance_id: z.string().max(256).nullish(),
-})
+const heartbeatBody = z.lazy(() =>
+  z.object({
+    status: z.string().nullish(),
+    health_score: z.number().nullish(),
+    instance_id: z.string().max(256).nullish(),
+  }),
+)
 
 /** Older clients send nothing, and a sign of life counts whatever is written on it. */
 async function heartbeatIn(request: Request): Promise<{ lifecycle?: Lifecycle; processId?: string }> {

@@ -4,17 +4,19 @@ import type { ExecutionReport } from '../../../executions/index.ts'
 import { jsonOf } from './wire.ts'
 
 /** As agents say how far they are, or how something ended. */
-export const reportSchema = z.object({
-  status: z.string().min(1),
-  result: z.unknown().optional(),
-  error: z.unknown().optional(),
-  error_details: z.unknown().optional(),
-  error_status_code: z.int().min(400).max(599).nullish(),
-  status_reason: z.string().nullish(),
-  duration_ms: z.number().min(0).nullish(),
-  progress: z.unknown().optional(),
-  usage: z.unknown().optional(),
-})
+export const reportSchema = z.lazy(() =>
+  z.object({
+    status: z.string().min(1),
+    result: z.unknown().optional(),
+    error: z.unknown().optional(),
+    error_details: z.unknown().optional(),
+    error_status_code: z.int().min(400).max(599).nullish(),
+    status_reason: z.string().nullish(),
+    duration_ms: z.number().min(0).nullish(),
+    progress: z.unknown().optional(),
+    usage: z.unknown().optional(),
+  }),
+)
 
 const statusWords: Record<string, NonNullable<ExecutionReport['status']>> = {
   pending: 'running',

@@ -10,11 +10,13 @@ const dialect = 'agentfield'
 
 const secretCharactersMax = 4096
 
-const webhookSchema = z.object({
-  url: z.string().max(4096),
-  secret: z.string().max(secretCharactersMax).nullish(),
-  headers: z.record(z.string(), z.string()).nullish(),
-})
+const webhookSchema = z.lazy(() =>
+  z.object({
+    url: z.string().max(4096),
+    secret: z.string().max(secretCharactersMax).nullish(),
+    headers: z.record(z.string(), z.string()).nullish(),
+  }),
+)
 
 type Registered = { callback: NonNullable<NewExecution['callback']> } | { error: string } | null
 
@@ -79,12 +81,14 @@ function eventOf({ status }: Execution): string {
   return status === 'succeeded' ? 'execution.completed' : 'execution.failed'
 }
 
-const callbackSchema = z.object({
-  url: z.string(),
-  headers: z.record(z.string(), z.string()),
-  secrets: z.array(z.string()),
-  loopback: z.boolean(),
-})
+const callbackSchema = z.lazy(() =>
+  z.object({
+    url: z.string(),
+    headers: z.record(z.string(), z.string()),
+    secrets: z.array(z.string()),
+    loopback: z.boolean(),
+  }),
+)
 
 /** What is told of an execution that ended, in both spellings of its fields. */
 function composed(

@@ -8,55 +8,59 @@ const addressCharsMax = 8 * 1024 * 1024
 const nameCharsMax = 512
 const perPageMax = 50
 
-const json = z.record(z.string(), z.json()).transform((value) => value as JsonObject)
+const json = z.lazy(() => z.record(z.string(), z.json()).transform((value) => value as JsonObject))
 const text = z.string().max(textCharsMax).nullish()
 const name = z.string().max(nameCharsMax).nullish()
 const flag = z.boolean().nullish()
 
-const webhook = z.object({
-  url: z.string().max(2048),
-  secret: z.string().min(1).max(4096).nullish(),
-  headers: z.record(z.string(), z.string()).nullish(),
-})
+const webhook = z.lazy(() =>
+  z.object({
+    url: z.string().max(2048),
+    secret: z.string().min(1).max(4096).nullish(),
+    headers: z.record(z.string(), z.string()).nullish(),
+  }),
+)
 
 /** What starts a turn: `POST /v1/agents/{id}/invoke`, and what the SDK creates tasks with. */
-export const invocationSchema = z.object({
-  input: z.looseObject({
-    text: z.string().max(textCharsMax).nullish(),
-    files: z.array(z.string().max(addressCharsMax)).max(filesMax).nullish(),
-    user: json.nullish(),
+export const invocationSchema = z.lazy(() =>
+  z.object({
+    input: z.looseObject({
+      text: z.string().max(textCharsMax).nullish(),
+      files: z.array(z.string().max(addressCharsMax)).max(filesMax).nullish(),
+      user: json.nullish(),
+    }),
+    id: z.string().max(nameCharsMax).nullish(),
+    source: name,
+    title: name,
+    /** Where the end of this turn is told, signed. Ours: xpander has no such thing. */
+    webhook: webhook.nullish(),
+    user_tokens: json.nullish(),
+    user_oidc_token: text,
+    payload_extension: json.nullish(),
+    parent_execution_id: name,
+    worker_id: name,
+    output_format: z.enum(['text', 'markdown', 'json', 'voice']).nullish(),
+    output_schema: json.nullish(),
+    run_locally: flag,
+    additional_context: text,
+    instructions_override: text,
+    test_run_node_id: name,
+    expected_output: text,
+    events_streaming: flag,
+    mcp_servers: z.array(json).max(filesMax).nullish(),
+    triggering_agent_id: name,
+    think_mode: z.enum(['default', 'harder']).nullish(),
+    disable_attachment_injection: flag,
+    return_metrics: flag,
+    llm_model_provider: name,
+    llm_model_name: name,
+    llm_reasoning_effort: z.enum(['low', 'medium', 'high', 'xhigh']).nullish(),
+    source_node_type: name,
+    tool_call_limit: z.number().int().nullish(),
+    harness_cli: name,
+    permission_mode: name,
   }),
-  id: z.string().max(nameCharsMax).nullish(),
-  source: name,
-  title: name,
-  /** Where the end of this turn is told, signed. Ours: xpander has no such thing. */
-  webhook: webhook.nullish(),
-  user_tokens: json.nullish(),
-  user_oidc_token: text,
-  payload_extension: json.nullish(),
-  parent_execution_id: name,
-  worker_id: name,
-  output_format: z.enum(['text', 'markdown', 'json', 'voice']).nullish(),
-  output_schema: json.nullish(),
-  run_locally: flag,
-  additional_context: text,
-  instructions_override: text,
-  test_run_node_id: name,
-  expected_output: text,
-  events_streaming: flag,
-  mcp_servers: z.array(json).max(filesMax).nullish(),
-  triggering_agent_id: name,
-  think_mode: z.enum(['default', 'harder']).nullish(),
-  disable_attachment_injection: flag,
-  return_metrics: flag,
-  llm_model_provider: name,
-  llm_model_name: name,
-  llm_reasoning_effort: z.enum(['low', 'medium', 'high', 'xhigh']).nullish(),
-  source_node_type: name,
-  tool_call_limit: z.number().int().nullish(),
-  harness_cli: name,
-  permission_mode: name,
-})
+)
 export type Invocation = z.output<typeof invocationSchema>
 
 /** Fields of an invocation that are kept as they came, and are nobody's secret. */
@@ -102,36 +106,44 @@ export const taskFilters = z.object({
 })
 
 /** What the SDK says of a task: all of it, or the fields that changed. */
-export const updateSchema = z.looseObject({
-  status: z.enum(threadStatuses).nullish(),
-  result: z.string().nullish(),
-  internal_status: z.string().max(255).nullish(),
-  title: name,
-  execution_attempts: z.number().int().nullish(),
-})
+export const updateSchema = z.lazy(() =>
+  z.looseObject({
+    status: z.enum(threadStatuses).nullish(),
+    result: z.string().nullish(),
+    internal_status: z.string().max(255).nullish(),
+    title: name,
+    execution_attempts: z.number().int().nullish(),
+  }),
+)
 
-export const externalTaskSchema = z.looseObject({
-  id: z.string().max(nameCharsMax).nullish(),
-  input: text,
-  is_success: flag,
-  result: text,
-  tokens: json.nullish(),
-  duration: z.number().nullish(),
-  used_tools: z.array(z.string()).nullish(),
-})
+export const externalTaskSchema = z.lazy(() =>
+  z.looseObject({
+    id: z.string().max(nameCharsMax).nullish(),
+    input: text,
+    is_success: flag,
+    result: text,
+    tokens: json.nullish(),
+    duration: z.number().nullish(),
+    used_tools: z.array(z.string()).nullish(),
+  }),
+)
 
-export const metricsSchema = z.looseObject({
-  execution_id: z.string().max(nameCharsMax),
-  ai_model: name,
-  llm_tokens: json.nullish(),
-})
+export const metricsSchema = z.lazy(() =>
+  z.looseObject({
+    execution_id: z.string().max(nameCharsMax),
+    ai_model: name,
+    llm_tokens: json.nullish(),
+  }),
+)
 
-export const pushedEventsSchema = z
-  .array(z.looseObject({ type: z.string().min(1).max(64), data: z.json().optional() }))
-  .max(1000)
+export const pushedEventsSchema = z.lazy(() =>
+  z.array(z.looseObject({ type: z.string().min(1).max(64), data: z.json().optional() })).max(1000),
+)
 
 /** `worker-heartbeat`, `worker-capacity-update`, `worker-finished`. */
-export const workerEventSchema = z.looseObject({
-  event: z.string().max(64),
-  data: z.unknown().optional(),
-})
+export const workerEventSchema = z.lazy(() =>
+  z.looseObject({
+    event: z.string().max(64),
+    data: z.unknown().optional(),
+  }),
+)

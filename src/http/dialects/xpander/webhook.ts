@@ -29,20 +29,22 @@ const flag = z
   .union([z.boolean(), z.enum(['true', 'false', '1', '0', ''])])
   .transform((value) => value === true || value === 'true' || value === '1')
 const name = z.string().max(512)
-const formSchema = z.looseObject({
-  agent_id: name.min(1),
-  prompt: z.string().optional(),
-  asynchronous: flag.optional(),
-  task_id: name.optional(),
-  getter: name.optional(),
-  json: flag.optional(),
-  user_tokens: z.union([z.string(), z.record(z.string(), z.json())]).optional(),
-  user_id: name.optional(),
-  user_email: name.optional(),
-  user_first_name: name.optional(),
-  user_last_name: name.optional(),
-  disable_attachment_injection: flag.optional(),
-})
+const formSchema = z.lazy(() =>
+  z.looseObject({
+    agent_id: name.min(1),
+    prompt: z.string().optional(),
+    asynchronous: flag.optional(),
+    task_id: name.optional(),
+    getter: name.optional(),
+    json: flag.optional(),
+    user_tokens: z.union([z.string(), z.record(z.string(), z.json())]).optional(),
+    user_id: name.optional(),
+    user_email: name.optional(),
+    user_first_name: name.optional(),
+    user_last_name: name.optional(),
+    disable_attachment_injection: flag.optional(),
+  }),
+)
 
 export function webhookRoutes({ agents, threads, callbacks }: XpanderOptions): Route[] {
   return [

@@ -18,10 +18,12 @@ const tokenLimitDefault = 30_000
 const tokenLimitMax = 1_000_000
 const scoreThresholdDefault = 0.5
 
-const applyBody = z.object({
-  codeEdit: z.string().min(1),
-  model: z.string().max(modelCharsMax).nullish(),
-})
+const applyBody = z.lazy(() =>
+  z.object({
+    codeEdit: z.string().min(1),
+    model: z.string().max(modelCharsMax).nullish(),
+  }),
+)
 
 export interface AppliedEdit {
   success: true
@@ -41,12 +43,14 @@ export async function fastApply(call: SandboxCall, codegen: Codegen, rest: strin
   return json(await applyEdit(lease, codegen, requestedPath(call, rest), edit, call.request.signal))
 }
 
-const rankingQuery = z.object({
-  query: z.string().min(1).max(rankingQueryCharsMax),
-  scoreThreshold: z.coerce.number().min(0).max(1).optional(),
-  tokenLimit: z.coerce.number().int().min(1).max(tokenLimitMax).optional(),
-  filePattern: z.string().optional(),
-})
+const rankingQuery = z.lazy(() =>
+  z.object({
+    query: z.string().min(1).max(rankingQueryCharsMax),
+    scoreThreshold: z.coerce.number().min(0).max(1).optional(),
+    tokenLimit: z.coerce.number().int().min(1).max(tokenLimitMax).optional(),
+    filePattern: z.string().optional(),
+  }),
+)
 
 export interface Ranking {
   success: true

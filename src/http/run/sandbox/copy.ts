@@ -6,11 +6,13 @@ import { asCode, fileError, fileOperation, namesIn, parsePermissions } from './e
 import { requestedPath } from './files.ts'
 import { givenPath } from './text-files.ts'
 
-const copyBody = z.object({
-  source: z.string().min(1),
-  destination: z.string().min(1),
-  noOverwrite: z.boolean().nullish(),
-})
+const copyBody = z.lazy(() =>
+  z.object({
+    source: z.string().min(1),
+    destination: z.string().min(1),
+    noOverwrite: z.boolean().nullish(),
+  }),
+)
 
 /** As `cp -r`: into the destination where that is a directory, else to it. */
 export async function copyFiles(call: SandboxCall): Promise<SandboxAnswer> {
@@ -57,11 +59,13 @@ async function carried(work: Promise<unknown>, from: string, to: string): Promis
   }
 }
 
-const attributesBody = z.object({
-  permissions: z.string().nullish(),
-  owner: z.union([z.string(), z.number()]).nullish(),
-  group: z.union([z.string(), z.number()]).nullish(),
-})
+const attributesBody = z.lazy(() =>
+  z.object({
+    permissions: z.string().nullish(),
+    owner: z.union([z.string(), z.number()]).nullish(),
+    group: z.union([z.string(), z.number()]).nullish(),
+  }),
+)
 
 /** Permissions, owner and group of a file or directory, its content untouched. */
 export async function changeAttributes(call: SandboxCall, rest: string): Promise<SandboxAnswer> {

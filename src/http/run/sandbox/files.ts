@@ -158,11 +158,13 @@ function escapedEnd(decoder: TextDecoder): string {
   return JSON.stringify(decoder.decode()).slice(1, -1)
 }
 
-const fileBody = z.object({
-  content: z.string().nullish(),
-  isDirectory: z.boolean().nullish(),
-  permissions: z.string().nullish(),
-})
+const fileBody = z.lazy(() =>
+  z.object({
+    content: z.string().nullish(),
+    isDirectory: z.boolean().nullish(),
+    permissions: z.string().nullish(),
+  }),
+)
 
 export async function writeFileOrDirectory(call: SandboxCall, rest: string): Promise<SandboxAnswer> {
   const path = requestedPath(call, rest)

@@ -50,10 +50,12 @@ function lastUpgrade(last: LastUpgrade, build: Build): object {
 }
 
 const versionCharactersMax = 128
-const upgradeBody = z.object({
-  version: z.string().max(versionCharactersMax).nullish(),
-  baseUrl: z.string().max(2048).nullish(),
-})
+const upgradeBody = z.lazy(() =>
+  z.object({
+    version: z.string().max(versionCharactersMax).nullish(),
+    baseUrl: z.string().max(2048).nullish(),
+  }),
+)
 /** Names that stand for whatever is newest. */
 const newest = ['', 'latest', 'develop', 'main']
 

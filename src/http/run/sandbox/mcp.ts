@@ -5,30 +5,36 @@ import type { Keepalive } from '../bodies.ts'
 import { keptAlive } from '../bodies.ts'
 import { apiHeaders, type SandboxAnswer, type SandboxCall } from './call.ts'
 import { fileJsonBytesMax } from './files.ts'
-import { applyTools } from './mcp/apply-tools.ts'
-import { codegenTools } from './mcp/codegen-tools.ts'
 import { SandboxRest, type ToolContext } from './mcp/context.ts'
-import { fileTools } from './mcp/file-tools.ts'
-import { processTools } from './mcp/process-tools.ts'
 
 /** Comments, which clients skip. */
 const keepalive: Keepalive = { text: ': keepalive\n\n', everyMs: 15_000 }
 
-export type SandboxMcp = McpServer<ToolContext>
+export type SandboxMcp = () => Promise<McpServer<ToolContext>>
 
-/** The MCP server of every sandbox: one object, since what differs comes with each request. */
+/**
+ * The MCP server of every sandbox: one object, since what differs comes with each request. It and its tools are loaded and
+ * made when a client first asks for them.
+ */
 export function createSandboxMcp(options: { version: string; log: Logger }): SandboxMcp {
-  return new McpServer<ToolContext>({
-    name: 'Sandbox API Server',
-    title: 'Sandbox',
-    version: options.version,
-    instructions:
-      'Files and processes of one sandbox, a machine of its own. Paths are absolute or relative to its working ' +
-      'directory (fsGetWorkingDirectory). Start servers with processExecute and waitForPorts.',
-    tools: [...processTools, ...fileTools, ...codegenTools, ...applyTools],
-    bodyBytesMax: fileJsonBytesMax,
-    log: options.log,
-  })
+  let opening: Promise<McpServer<ToolContext>> | null = null
+  return () => {
+    opening ??= import('./mcp/tools.ts').then(
+      ({ tools }) =>
+        new McpServer<ToolContext>({
+          name: 'Sandbox API Server',
+          title: 'Sandbox',
+          version: options.version,
+          instructions:
+            'Files and processes of one sandbox, a machine of its own. Paths are absolute or relative to its working ' +
+            'directory (fsGetWorkingDirectory). Start servers with processExecute and waitForPorts.',
+          tools,
+          bodyBytesMax: fileJsonBytesMax,
+          log: options.log,
+        }),
+    )
+    return opening
+  }
 }
 
 /** `handle` answers the sandbox's other routes, for the tools that go through them. */
@@ -39,7 +45,8 @@ export async function serveMcp(
 ): Promise<SandboxAnswer> {
   const { lease } = call
   const gone = new AbortController()
-  const answer = await mcp.handle({
+  const server = await mcp()
+  const answer = await server.handle({
     request: call.request,
     signal: AbortSignal.any([call.request.signal, gone.signal]),
     context: { lease, codegen, rest: new SandboxRest(call, handle) },

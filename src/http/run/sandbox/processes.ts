@@ -28,19 +28,21 @@ const portsMax = 100
  */
 export const outputStreamsMax = callsFromInsideMax + 64
 
-export const startBody = z.object({
-  command: z.string().min(1),
-  name: z.string().nullish(),
-  workingDir: z.string().nullish(),
-  env: z.record(z.string(), z.string()).nullish(),
-  waitForCompletion: z.boolean().nullish(),
-  timeout: z.number().min(0).nullish(),
-  waitForPorts: z.array(z.number().int().min(1).max(65535)).max(portsMax).nullish(),
-  restartOnFailure: z.boolean().nullish(),
-  maxRestarts: z.number().int().nullish(),
-  keepAlive: z.boolean().nullish(),
-  stdin: z.boolean().nullish(),
-})
+export const startBody = z.lazy(() =>
+  z.object({
+    command: z.string().min(1),
+    name: z.string().nullish(),
+    workingDir: z.string().nullish(),
+    env: z.record(z.string(), z.string()).nullish(),
+    waitForCompletion: z.boolean().nullish(),
+    timeout: z.number().min(0).nullish(),
+    waitForPorts: z.array(z.number().int().min(1).max(65535)).max(portsMax).nullish(),
+    restartOnFailure: z.boolean().nullish(),
+    maxRestarts: z.number().int().nullish(),
+    keepAlive: z.boolean().nullish(),
+    stdin: z.boolean().nullish(),
+  }),
+)
 
 export async function startProcess(call: SandboxCall): Promise<SandboxAnswer> {
   const start = requestedStart(await readJsonBody(call, startBody))

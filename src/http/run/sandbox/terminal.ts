@@ -14,14 +14,16 @@ const sessionIdCharsMax = 128
 const textCharsMax = 4096
 const closeFailed = 1011
 
-const frame = z.discriminatedUnion('type', [
-  z.object({ type: z.literal('input'), data: z.string() }),
-  z.object({
-    type: z.literal('resize'),
-    cols: z.number().int().min(1).max(sizeMax),
-    rows: z.number().int().min(1).max(sizeMax),
-  }),
-])
+const frame = z.lazy(() =>
+  z.discriminatedUnion('type', [
+    z.object({ type: z.literal('input'), data: z.string() }),
+    z.object({
+      type: z.literal('resize'),
+      cols: z.number().int().min(1).max(sizeMax),
+      rows: z.number().int().min(1).max(sizeMax),
+    }),
+  ]),
+)
 
 /** A page with a terminal in it. */
 export function showTerminal(call: SandboxCall): SandboxAnswer | Promise<SandboxAnswer> {

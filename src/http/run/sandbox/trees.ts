@@ -132,7 +132,7 @@ async function addContents(call: SandboxCall, tree: TreeView): Promise<void> {
   await visit(tree)
 }
 
-const treeBody = z.object({ files: z.record(z.string(), z.string()).nullish() })
+const treeBody = z.lazy(() => z.object({ files: z.record(z.string(), z.string()).nullish() }))
 
 /** Writes every file, each whole. Directories are made as needed. */
 export async function writeTree(call: SandboxCall, rest: string): Promise<SandboxAnswer> {

@@ -25,11 +25,13 @@ const completionsMax = 4
 const completionsWaitingMax = 64
 const completions = new WeakMap<GuestFiles, Semaphore>()
 
-const target = z.object({
-  path: z.string().startsWith('/'),
-  permissions: z.number().int().min(0).max(0o777),
-  initiatedAt: z.string(),
-})
+const target = z.lazy(() =>
+  z.object({
+    path: z.string().startsWith('/'),
+    permissions: z.number().int().min(0).max(0o777),
+    initiatedAt: z.string(),
+  }),
+)
 type Target = z.infer<typeof target>
 
 interface Part {
@@ -112,12 +114,14 @@ export async function listParts(call: SandboxCall, uploadId: string): Promise<Sa
   return json({ uploadId, parts })
 }
 
-const completeBody = z.object({
-  parts: z
-    .array(z.object({ partNumber: z.number().int(), etag: z.string() }))
-    .min(1)
-    .max(partNumberMax),
-})
+const completeBody = z.lazy(() =>
+  z.object({
+    parts: z
+      .array(z.object({ partNumber: z.number().int(), etag: z.string() }))
+      .min(1)
+      .max(partNumberMax),
+  }),
+)
 
 export async function completeUpload(call: SandboxCall, uploadId: string): Promise<SandboxAnswer> {
   const { path, permissions } = await readTarget(call, uploadId)
