@@ -280,7 +280,16 @@ export class ProgramMemory {
     toStop: (found: Program[]) => Program[],
   ): Promise<Program[] | null> {
     const deadline = this.#clock.monotonic() + stopMsMax
-    signalAll(toStop(programsOf(process1)), 'SIGSTOP')
+    /** Once each: a second one would wait, and be heard in the middle of what CRIU has it do. */
+    const told = new Set<number>()
+    const stop = (programs: Program[]) => {
+      signalAll(
+        programs.filter(({ pid }) => !told.has(pid)),
+        'SIGSTOP',
+      )
+      for (const { pid } of programs) told.add(pid)
+    }
+    stop(toStop(programsOf(process1)))
     await group.thaw()
     try {
       for (;;) {
@@ -290,14 +299,10 @@ export class ProgramMemory {
         if (this.#clock.monotonic() > deadline) return null
         const waiting = new Set(programs.filter(({ pid }) => isWaiting(pid)).map(({ pid }) => pid))
         const stopping = toStop(programs)
-        signalAll(
-          stopping.filter(({ parent }) => !waiting.has(parent)),
-          'SIGSTOP',
-        )
-        signalAll(
-          stopping.filter(({ parent }) => waiting.has(parent)),
-          'SIGCONT',
-        )
+        stop(stopping.filter(({ parent }) => !waiting.has(parent)))
+        const begun = stopping.filter(({ pid, parent }) => waiting.has(parent) && told.has(pid))
+        signalAll(begun, 'SIGCONT')
+        for (const { pid } of begun) told.delete(pid)
       }
     } finally {
       await group.freeze()

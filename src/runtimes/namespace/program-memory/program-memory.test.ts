@@ -267,9 +267,12 @@ describeHere(`memory of programs${why === '' ? '' : ` (skipped: ${why})`}`, () =
     const source = await runtime.create(specOf())
     // A shell waits for each of them to be executed, and cannot be stopped before that.
     await start(source, 1, 'while :; do /usr/bin/true; done')
-    for (let round = 0; round < 10; round++) {
+    for (let round = 0; round < 5; round++) {
       const { id, memory } = await capture(source)
       expect(memory).toEqual({ kept: true })
+      const copy = await create(id)
+      expect(copy.memory).toEqual({ kept: true })
+      await runtime.destroy(copy.id)
       await runtime.snapshots?.remove(id)
     }
     await runtime.destroy(source.id)

@@ -103,6 +103,8 @@ export function obstacleOf(
   const owners = new Map<string, number>()
   for (const [tree, programs] of trees.entries()) {
     for (const { pid, pidInside } of programs) {
+      // One that ended, and that nobody has asked after yet, has nothing any more.
+      if (/^[ZX]/.test(statusOf(pid).get('State') ?? 'Z')) continue
       if (namespacesOf(pid) !== world) return `process ${pidInside} has a namespace of its own`
       for (const thread of list(`${pid}/task`)) {
         if (statusOf(`${pid}/task/${thread}`).get('Seccomp_filters') !== filters)
