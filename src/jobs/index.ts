@@ -2,6 +2,7 @@
  * Jobs: programs that are run to their end. An execution is one run of a job, and has tasks; each task is an instance of
  * its own, made for it and gone with it.
  */
+import { destroyInstance } from '../deployments/fleet/index.ts'
 import type { DeploymentKind, Deployments } from '../deployments/index.ts'
 import { PlatformError } from '../errors.ts'
 import { type Execution, type Executions, executionStatuses } from '../executions/index.ts'
@@ -10,7 +11,7 @@ import { sortableId } from '../lib/ids.ts'
 import { KeyedLock } from '../lib/keyed-lock.ts'
 import type { SecretBox } from '../lib/secret-box.ts'
 import { DataAddresses } from './data-address.ts'
-import { type MachineHost, removeInstance, taskOwnerKind } from './machine.ts'
+import { type MachineHost, taskOwnerKind } from './machine.ts'
 import { JobOrders } from './order.ts'
 import { checkRequest, type ExecutionRequest } from './request.ts'
 import { RunningTasks } from './running.ts'
@@ -92,13 +93,11 @@ export class Jobs {
 
   /** At start, before executions go on: what tasks left running is ended, since they are begun again. */
   async open(): Promise<void> {
-    const { instances, log } = this.#options
+    const { instances } = this.#options
     await Promise.all(
       instances.owned(taskOwnerKind).map(async ({ id, state }) => {
         if (state === 'ending') return
-        await removeInstance(id, this.#options).catch((error) =>
-          log.warn('the instance of a task of before could not be ended', { instance: id, error }),
-        )
+        await destroyInstance(id, this.#options)
       }),
     )
   }

@@ -1,41 +1,32 @@
 /** One attempt at a task: an instance of its own, the program in it run to its end, and nothing of both afterwards. */
-import { constants } from 'node:os'
-import { isRoot, ProgramOutput } from '../deployments/fleet/index.ts'
-import { PlatformError } from '../errors.ts'
+import {
+  createInstance,
+  destroyInstance,
+  environmentIn,
+  instanceSpec,
+  lastWords,
+  type ProgramHost,
+  ProgramOutput,
+  programId,
+  spawnProgram,
+  terminateProgram,
+  wasOutOfMemory,
+} from '../deployments/fleet/index.ts'
 import { ExecutionStopped } from '../executions/index.ts'
 import type { ResolvedImage } from '../images/index.ts'
-import type { Instances, NewInstance } from '../instances/index.ts'
-import type { Clock } from '../lib/clock.ts'
-import type { Logger } from '../lib/log.ts'
-import { becomeUser, userEnv } from '../sandboxes/index.ts'
-import type { GuestProcess } from '../spec/guest.ts'
+import type { NewInstance } from '../instances/index.ts'
 import type { Instance } from '../spec/runtime.ts'
-import type { BatchStep, Store } from '../spec/store.ts'
 import type { Logs } from '../telemetry/index.ts'
 import { type Task, taskEnvironment } from './environment.ts'
 
-/** A program that is to end has so long after SIGTERM. */
-const stopGraceMs = 5_000
-/** For the last words of one that ended. */
-const lastWordsMs = 5_000
-const pidsMax = 4096
-const storageMbMin = 512
-/** Of what a program writes, on the host's disk; the logs keep more. */
-const outputBytesMax = 8 * 1024 * 1024
-const programId = 1
 /** Whatever user the program is. */
 const volumeMode = 0o1777
 
 export const taskOwnerKind = 'task'
 
 /** What tasks need of those who keep instances. */
-export interface MachineHost {
-  readonly store: Pick<Store, 'batch'>
-  readonly instances: Instances
-  readonly images: { resolve(workspace: string, reference: string): Promise<ResolvedImage> }
+export interface MachineHost extends ProgramHost {
   readonly logs: Pick<Logs, 'append'>
-  readonly clock: Clock
-  readonly log: Logger
   readonly region?: string | undefined
 }
 
@@ -52,37 +43,15 @@ export type Ending =
  * @throws what `images.resolve` and `instances.create` throw, and the signal's reason
  */
 export async function runTask(task: Task, host: MachineHost, signal: AbortSignal): Promise<Ending> {
-  const { instances, store, images, log } = host
-  const resolving = images.resolve(task.workspace, task.order.image)
-  let instance: Instance
+  const { workspace, job: name, order } = task
+  const owner = { kind: taskOwnerKind, workspace, name, task: ownerOf(task) }
+  const instance = await createInstance(owner, order.image, (image) => specOf(task, image, host.region), host)
   try {
-    instance = await instances.create(
-      { kind: taskOwnerKind, workspace: task.workspace, name: task.job, task: ownerOf(task) },
-      resolving.then((image) => specOf(task, image, host.region)),
-      (step) => store.batch([step]),
-    )
-  } finally {
-    const image = await resolving.catch(() => null)
-    image?.[Symbol.dispose]()
-  }
-  try {
-    using _awake = instances.hold(instance.id, { quiet: true })
+    using _awake = host.instances.hold(instance.id, { quiet: true })
     return await runProgram(task, instance, host, signal)
   } finally {
-    await removeInstance(instance.id, host).catch((error) =>
-      log.warn('the instance of a task could not be ended', { instance: instance.id, error }),
-    )
+    await destroyInstance(instance.id, host)
   }
-}
-
-/** Everything in it ends with it. */
-export async function removeInstance(
-  id: string,
-  { instances, store, log }: Pick<MachineHost, 'instances' | 'store' | 'log'>,
-): Promise<void> {
-  if (instances.activity(id) === null) return
-  const { gone } = await instances.destroy(id, (step: BatchStep) => store.batch([step]))
-  gone.catch((error) => log.warn('an instance of a task was not removed', { instance: id, error }))
 }
 
 async function runProgram(
@@ -100,16 +69,9 @@ async function runProgram(
     await files.makeDirectory(mountPath, { parents: true })
     await files.setMode(mountPath, volumeMode)
   }
-  const env = spec.user ? { ...userEnv(await becomeUser(instance.guest, spec.user)), ...spec.env } : spec.env
-  const argv = spec.program ?? []
-  if (argv.length === 0) return { how: 'unstartable', reason: 'its image names none' }
-  try {
-    const { workingDir } = spec
-    await processes.spawn({ id: programId, argv, env, workingDir, stdin: 'null', outputBytesMax })
-  } catch (error) {
-    if (!PlatformError.is(error) || error.code !== 'unprocessable') throw error
-    return { how: 'unstartable', reason: error.message }
-  }
+  const env = await environmentIn(instance, spec)
+  const reason = await spawnProgram(instance, { argv: spec.program ?? [], env, workingDir: spec.workingDir })
+  if (reason !== null) return { how: 'unstartable', reason }
   const { workspace, job: name, executionId: execution, order } = task
   const source = { workspace, kind: 'jobs', name, revision: order.revisionId, instance: instance.id } as const
   using output = new ProgramOutput({
@@ -121,7 +83,7 @@ async function runProgram(
     clock,
     log,
   })
-  const read = () => atMost(lastWordsMs, output.read, clock)
+  const read = () => lastWords(output.read, clock)
   const lost = instance.exited.then(({ reason }) => ({ outOfMemory: reason === 'out_of_memory' }))
   const waiting = processes.wait(programId, signal)
   waiting.catch(() => {})
@@ -138,43 +100,17 @@ async function runProgram(
   } catch (error) {
     if (!signal.aborted) {
       // A guest that does not answer any more is as a rule about to be gone.
-      const gone = await atMost(lastWordsMs, lost, clock)
+      const gone = await lastWords(lost, clock)
       if (gone !== null) return { how: 'lost', ...gone, lines: output.lastLines }
       throw error
     }
     // A platform that stops takes the instances along anyway.
     if (!(signal.reason instanceof ExecutionStopped && signal.reason.why === 'closing')) {
-      await terminate(instance, clock).catch(() => {})
+      await terminateProgram(instance, clock).catch(() => {})
       await read()
     }
     throw signal.reason
   }
-}
-
-/** Gently at first; what is left of it goes with its instance. */
-async function terminate({ guest: { processes } }: Instance, clock: Clock): Promise<void> {
-  await processes.signal(programId, constants.signals.SIGTERM, 'group')
-  await atMost(stopGraceMs, processes.wait(programId), clock)
-}
-
-/** Null when it took longer, or came to nothing. */
-async function atMost<Result>(ms: number, work: Promise<Result>, clock: Clock): Promise<Result | null> {
-  const late = new AbortController()
-  const result = await Promise.race([
-    work.catch(() => null),
-    clock.sleep(ms, late.signal).then(
-      () => null,
-      () => null,
-    ),
-  ])
-  late.abort()
-  return result
-}
-
-async function wasOutOfMemory({ signal }: GuestProcess, instance: Instance): Promise<boolean> {
-  if (signal !== constants.signals.SIGKILL) return false
-  const stats = await instance.stats().catch(() => null)
-  return (stats?.oomKills ?? 0) > 0
 }
 
 function ownerOf({ order, executionId, index }: Task) {
@@ -184,19 +120,11 @@ function ownerOf({ order, executionId, index }: Task) {
 function specOf(task: Task, image: ResolvedImage, region: string | undefined): NewInstance {
   const { memoryMb, limits } = task.order
   const volumesMb = limits.volumes.reduce((sum, { sizeMb }) => sum + sizeMb, 0)
-  const diskMb = Math.floor((memoryMb * limits.diskPercent) / 100)
-  return {
+  return instanceSpec(image, {
     hostname: task.job,
-    image: image.root,
     memoryMb,
-    storageMb: Math.max(storageMbMin, diskMb) + volumesMb,
-    pidsMax,
+    diskMb: (memoryMb * limits.diskPercent) / 100,
+    volumesMb,
     env: taskEnvironment(task, image.env, region),
-    workingDir: image.workingDir,
-    program: [...image.entrypoint, ...image.command],
-    ...(isRoot(image.user) ? {} : { user: image.user }),
-    ...(image.snapshotId === undefined ? {} : { snapshotId: image.snapshotId }),
-    ephemeral: true,
-    withoutApi: true,
-  }
+  })
 }

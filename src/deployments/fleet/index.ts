@@ -9,8 +9,21 @@ import { RevisionMembers } from './members.ts'
 import type { AcquireOptions, FleetHealth, RevisionLease, RevisionRun } from './run.ts'
 
 export { platformEnvironment, platformOrigin, programDefaults } from './environment.ts'
-export { isRoot, revisionOwnerKind } from './member.ts'
+export { revisionOwnerKind } from './member.ts'
 export { ProgramOutput } from './output.ts'
+export {
+  createInstance,
+  destroyInstance,
+  environmentIn,
+  instanceSpec,
+  isRoot,
+  lastWords,
+  type ProgramHost,
+  programId,
+  spawnProgram,
+  terminateProgram,
+  wasOutOfMemory,
+} from './own-program.ts'
 export {
   type AcquireOptions,
   type FleetHealth,

@@ -1,47 +1,34 @@
-import { constants } from 'node:os'
 import { PlatformError } from '../../errors.ts'
-import type { ResolvedImage } from '../../images/index.ts'
-import type { InstanceLease, Instances, NewInstance } from '../../instances/index.ts'
-import type { Clock } from '../../lib/clock.ts'
-import type { Logger } from '../../lib/log.ts'
-import { becomeUser, userEnv } from '../../sandboxes/index.ts'
+import type { InstanceLease, NewInstance } from '../../instances/index.ts'
 import type { Instance } from '../../spec/runtime.ts'
-import type { BatchStep, Store } from '../../spec/store.ts'
 import type { Logs } from '../../telemetry/index.ts'
 import { environmentOf } from './environment.ts'
 import { type Ending, failureOf } from './failures.ts'
 import { ProgramOutput } from './output.ts'
+import {
+  createInstance,
+  destroyInstance,
+  environmentIn,
+  instanceSpec,
+  lastWords,
+  type ProgramHost,
+  programId,
+  spawnProgram,
+  stopGraceMs,
+  terminateProgram,
+  wasOutOfMemory,
+} from './own-program.ts'
 import type { RevisionProgram, RevisionRun } from './run.ts'
 
 /** Of a start, until the program listens. */
 const listenMsMax = 120_000
 const listenPollMsMin = 2
 const listenPollMsMax = 50
-/** A program that is to end has so long after SIGTERM. */
-const stopGraceMs = 5_000
-/** For the last words of one that ended. */
-const lastWordsMs = 5_000
-const pidsMax = 4096
-const storageMbMin = 512
-/** Of what a program writes, on the host's disk; the logs keep more. */
-const outputBytesMax = 8 * 1024 * 1024
-const programId = 1
 export const revisionOwnerKind = 'revision'
-const rootUsers = new Set(['', 'root', '0', 'root:root', '0:0'])
-
-/** Whether whom an image names is whom programs are run as anyway. */
-export function isRoot(user: string): boolean {
-  return rootUsers.has(user)
-}
 
 /** What instances of revisions need of those who keep them. */
-export interface MemberHost {
-  readonly store: Pick<Store, 'batch'>
-  readonly instances: Instances
-  readonly images: { resolve(workspace: string, reference: string): Promise<ResolvedImage> }
+export interface MemberHost extends ProgramHost {
   readonly logs: Pick<Logs, 'append' | 'query'>
-  readonly clock: Clock
-  readonly log: Logger
   readonly region?: string | undefined
   /** Told, now and then, of a revision that crashes over and over. */
   crashed?(run: RevisionRun, message: string): void
@@ -114,14 +101,20 @@ export class Member {
   }
 
   async #start(): Promise<void> {
-    const { instances, store, images, region } = this.#host
     const { run } = this
-    const resolving = images.resolve(run.workspace, run.image)
+    const { instances, region } = this.#host
     try {
-      const instance = await instances.create(
+      const instance = await createInstance(
         ownerOf(run),
-        resolving.then((image) => specOf(run, image, region)),
-        (step) => store.batch([step]),
+        run.image,
+        (image) =>
+          instanceSpec(image, {
+            hostname: run.name,
+            memoryMb: run.memoryMb,
+            diskMb: run.memoryMb / 2,
+            env: environmentOf(run, image.env, region),
+          }),
+        this.#host,
       )
       this.#instanceId = instance.id
       using _awake = instances.hold(instance.id, { quiet: true })
@@ -130,9 +123,6 @@ export class Member {
     } catch (error) {
       await this.#destroy()
       throw error
-    } finally {
-      const image = await resolving.catch(() => null)
-      image?.[Symbol.dispose]()
     }
   }
 
@@ -140,33 +130,14 @@ export class Member {
     this.#leaving.signal.throwIfAborted()
     const spec = this.#host.instances.specOf(instance.id)
     if (spec === null) throw new PlatformError('workload_not_found', 'the instance is gone')
-    const env = spec.user
-      ? { ...userEnv(await becomeUser(instance.guest, spec.user)), ...spec.env }
-      : spec.env
-    this.#takeUp(instance, spec, env)
-    const { argv, workingDir } = this.program
+    this.#takeUp(instance, spec, await environmentIn(instance, spec))
     if (this.run.transport === 'stdio') {
       await this.#host.probeStdio?.(this.run, instance, this.program, this.#leaving.signal)
       return
     }
-    if (argv.length === 0) throw this.#failure({ how: 'unstartable', reason: 'its image names none' })
     this.#spawned = true
-    try {
-      await instance.guest.processes.spawn({
-        id: programId,
-        argv,
-        env,
-        workingDir,
-        stdin: 'null',
-        outputBytesMax,
-      })
-    } catch (error) {
-      if (!PlatformError.is(error) || error.code !== 'unprocessable') throw error
-      throw this.#failure({
-        how: 'unstartable',
-        reason: `${error.message} (${argv.join(' ').slice(0, 200)})`,
-      })
-    }
+    const reason = await spawnProgram(instance, this.program)
+    if (reason !== null) throw this.#failure({ how: 'unstartable', reason })
     // It may have ended already, heard of together with its beginning.
     if (this.#output === null) this.#follow(instance, Number.NEGATIVE_INFINITY)
     await Promise.all([instance.address(this.run.port), this.#listens(instance)])
@@ -202,10 +173,7 @@ export class Member {
       return
     }
     using _awake = instances.hold(instanceId, { quiet: true })
-    const env = spec.user
-      ? { ...userEnv(await becomeUser(instance.guest, spec.user)), ...spec.env }
-      : spec.env
-    this.#takeUp(instance, spec, env)
+    this.#takeUp(instance, spec, await environmentIn(instance, spec))
     if (stdio) return
     const running = (await instance.guest.processes.list()).find(({ id }) => id === programId)
     if (!running?.running) throw gone
@@ -258,14 +226,7 @@ export class Member {
   async #terminate(): Promise<void> {
     const { clock } = this.#host
     using lease = await this.wake(AbortSignal.timeout(stopGraceMs))
-    const { processes } = lease.instance.guest
-    await processes.signal(programId, constants.signals.SIGTERM, 'group')
-    const late = new AbortController()
-    await Promise.race([
-      processes.wait(programId, late.signal).catch(() => {}),
-      clock.sleep(stopGraceMs, late.signal).catch(() => {}),
-    ])
-    late.abort()
+    await terminateProgram(lease.instance, clock)
     // What it said last is read before its machine goes.
     await this.#lastWords()
   }
@@ -275,15 +236,7 @@ export class Member {
     this.state = 'leaving'
     this.#leaving.abort(new PlatformError('workload_unavailable', 'the instance is gone'))
     this.#letGo()
-    const { instances, store, log } = this.#host
-    const id = this.#instanceId
-    if (id === null || instances.activity(id) === null) return
-    try {
-      const { gone } = await instances.destroy(id, (step: BatchStep) => store.batch([step]))
-      gone.catch((error) => log.warn('an instance of a revision was not removed', { instance: id, error }))
-    } catch (error) {
-      log.warn('an instance of a revision could not be ended', { instance: id, error })
-    }
+    if (this.#instanceId !== null) await destroyInstance(this.#instanceId, this.#host)
   }
 
   #letGo(): void {
@@ -354,12 +307,11 @@ export class Member {
   async #end(process: { exitCode: number | null; signal: number | null }): Promise<void> {
     if (this.#ending) return
     this.#ending = true
-    const byKill = process.signal === constants.signals.SIGKILL
-    const stats = byKill ? await this.#instance?.stats().catch(() => null) : null
+    const outOfMemory = await wasOutOfMemory(process, this.#instance)
     if (this.#spawned && this.#output === null && this.#instance !== null)
       this.#follow(this.#instance, Number.NEGATIVE_INFINITY)
     await this.#lastWords()
-    this.#ended.resolve(this.#failure({ how: 'ended', process, outOfMemory: (stats?.oomKills ?? 0) > 0 }))
+    this.#ended.resolve(this.#failure({ how: 'ended', process, outOfMemory }))
   }
 
   async #lose(outOfMemory: boolean): Promise<void> {
@@ -369,10 +321,7 @@ export class Member {
   }
 
   async #lastWords(): Promise<void> {
-    if (this.#output === null) return
-    const late = new AbortController()
-    await Promise.race([this.#output.read, this.#host.clock.sleep(lastWordsMs, late.signal).catch(() => {})])
-    late.abort()
+    if (this.#output !== null) await lastWords(this.#output.read, this.#host.clock)
   }
 
   #failure(ending: Ending): PlatformError {
@@ -383,21 +332,4 @@ export class Member {
 function ownerOf(run: RevisionRun) {
   const { workspace, name, id, kind } = run
   return { kind: revisionOwnerKind, workspace, name, revision: { id, kind } }
-}
-
-function specOf(run: RevisionRun, image: ResolvedImage, region: string | undefined): NewInstance {
-  return {
-    hostname: run.name,
-    image: image.root,
-    memoryMb: run.memoryMb,
-    storageMb: Math.max(storageMbMin, Math.floor(run.memoryMb / 2)),
-    pidsMax,
-    env: environmentOf(run, image.env, region),
-    workingDir: image.workingDir,
-    program: [...image.entrypoint, ...image.command],
-    ...(isRoot(image.user) ? {} : { user: image.user }),
-    ...(image.snapshotId === undefined ? {} : { snapshotId: image.snapshotId }),
-    ephemeral: true,
-    withoutApi: true,
-  }
 }
