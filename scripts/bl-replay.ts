@@ -10,6 +10,21 @@ const plurals: Record<Kind, string> = {
   job: 'jobs',
 }
 
+interface Event {
+  time: string
+  type: string
+  status: string
+  revision?: string
+}
+
+function newestOf(events: Event[]): Event | undefined {
+  return events.toSorted((one, other) => Date.parse(one.time) - Date.parse(other.time)).at(-1)
+}
+
+function deployedRevision(events: Event[]): string | undefined {
+  return newestOf(events.filter(({ status, revision }) => status === 'DEPLOYED' && revision))?.revision
+}
+
 /**
  * The requests that the cloud's own command line makes, one after the other, with its headers, its waiting and its rules
  * for what it believes: for where the program itself cannot be had. Written from what is known of its behaviour.
@@ -41,6 +56,44 @@ export class BlReplay {
     const accepted = await this.#write(kind, plurals[kind], resource, '?upload=true')
     await this.#upload(accepted, files)
     return options.interactive ? await this.#watch(kind, name) : { statuses: [] }
+  }
+
+  /**
+   * `bl deploy --wait`: judges by what is new among the events; a submission that no event about a build answers within three
+   * minutes was lost, to it.
+   */
+  async deployAndWait(
+    kind: Kind,
+    name: string,
+    files: Record<string, string>,
+  ): Promise<{ status: string; phase: 'build' | 'rollout' | null; revision: string | undefined }> {
+    const before = await this.#rollout(kind, name).catch(() => null)
+    await this.deploy(kind, name, files, { interactive: false })
+    const isNew = (event: Event) => !before?.events.some((old) => Bun.deepEquals(old, event))
+    let sawRollout = false
+    for (let waitedMs = 0; waitedMs < 3_600_000; waitedMs += 3_000) {
+      const { status, events } = await this.#rollout(kind, name)
+      const newest = newestOf(events)
+      const revision = deployedRevision(events)
+      if (status === 'BUILDING' || status === 'DEPLOYING') sawRollout = true
+      else if (status === 'DEPLOYED') {
+        const known = before !== null && revision !== undefined
+        const isFinal = known
+          ? ![
+              deployedRevision(before.events),
+              newestOf(before.events.filter((one) => one.revision))?.revision,
+            ].includes(revision)
+          : sawRollout
+        const isUnderWay = newest?.type.includes('.deployment.') && !newest.type.endsWith('.succeeded')
+        if (isFinal && !isUnderWay) return { status, phase: null, revision }
+      } else if (status === 'FAILED' && newest && isNew(newest) && /^failed$/i.test(newest.status)) {
+        return { status, phase: newest.type.includes('.buildimage.') ? 'build' : 'rollout', revision }
+      }
+      const isBuilt = events.some((event) => isNew(event) && event.type.includes('.buildimage.'))
+      if (before !== null && waitedMs >= 180_000 && !isBuilt) throw new Error('no build started')
+      await this.clock.wait(3_000)
+    }
+    throw new Error('it would wait for an hour')
   }
 
   async get(path: string): Promise<unknown> {
@@ -210,6 +263,14 @@ export class BlReplay {
     })
     await upload.body?.cancel()
     if (upload.status !== 200) throw new Error(`upload failed with status: ${upload.status}`)
+  }
+
+  async #rollout(kind: Kind, name: string): Promise<{ status: string; events: Event[] }> {
+    const { status = 'UNKNOWN', events = [] } = (await this.get(`/${plurals[kind]}/${name}`)) as {
+      status?: string
+      events?: Event[]
+    }
+    return { status, events }
   }
 
   async #status(kind: Kind, name: string): Promise<string> {

@@ -140,6 +140,28 @@ describe.skipIf(!usable)('a replay of bl', () => {
     expect((await replay().run('agent', 'hello', { inputs: 'still' })).status).toBe(200)
   })
 
+  test('deploy --wait knows that it is built, by which revision it is served, and whether its build failed', async () => {
+    const { events } = (await replay().get('/agents/hello')) as {
+      events: { status: string; revision?: string }[]
+    }
+    const before = events.findLast(({ status }) => status === 'DEPLOYED')?.revision
+    const changed = { ...files, 'changed.txt': 'by this' }
+    const deployed = await replay().deployAndWait('agent', 'hello', changed)
+    expect([deployed.status, deployed.revision === before]).toEqual(['DEPLOYED', false])
+    const told = JSON.stringify((await replay().get('/agents/hello')) as object)
+    expect(told).toContain('.buildimage.started')
+    const broken = { ...files, 'package.json': '{"scripts":{"build":"exit 7","start":"node src/index.js"}}' }
+    expect(await replay().deployAndWait('agent', 'hello', broken)).toMatchObject({
+      status: 'FAILED',
+      phase: 'build',
+    })
+    const silent = { ...files, 'src/index.js': 'process.exit(3)' }
+    expect(await replay().deployAndWait('agent', 'hello', silent)).toMatchObject({
+      status: 'FAILED',
+      phase: 'rollout',
+    })
+  })
+
   test('an application and an image of its own are built as an agent is', async () => {
     const web = { ...files, 'blaxel.toml': 'type = "application"\nname = "web"\n' }
     for (let again = 0; again < 2; again++) {

@@ -7,6 +7,7 @@ import {
   type ImageView,
   newBuiltTag,
 } from '../images/index.ts'
+import { buildEventTypes } from '../lib/build-event-types.ts'
 import type { Builds, BuildView } from './index.ts'
 
 const imageBuildKind = 'image'
@@ -102,7 +103,12 @@ function withBuild(view: ImageView, build: BuildView | null): ImageView {
   if (status === 'built' || (status === 'failed' && since)) return view
   const event = {
     time: new Date(endedAt ?? build.uploadedAt ?? build.begunAt).toISOString(),
-    type: 'build',
+    type:
+      status === 'failed'
+        ? buildEventTypes.failed
+        : status === 'building'
+          ? buildEventTypes.started
+          : 'upload',
     status: status === 'failed' ? 'FAILED' : status === 'building' ? 'BUILDING' : 'UPLOADING',
     message:
       error ?? (status === 'building' ? 'Building the image' : 'Waiting for the source to be uploaded'),

@@ -395,7 +395,7 @@ describe('deploy', () => {
       if (path.startsWith('/-/uploads/')) return Response.json({})
       if (path.includes('/logs')) return Response.json({ box: { logs: [], totalCount: 0 } })
       const later = [
-        event(3, 'build', 'BUILDING'),
+        event(3, 'ai.blaxel.controlplane.buildimage.started', 'BUILDING'),
         event(4, 'standby', 'FAILED'),
         event(5, 'deployment', 'DEPLOYED'),
       ]

@@ -1,4 +1,5 @@
 import { type Client, ClientError, type LogLine, type Resource, type ResourceEvent } from '../client/index.ts'
+import { isBuildEvent } from '../lib/build-event-types.ts'
 import { CommandError } from './command.ts'
 import type { Progress } from './progress.ts'
 
@@ -90,9 +91,8 @@ function stateOf(
     revision === null
       ? event.time >= since &&
         // A sandbox that could not be made is told of as its machine.
-        (['deployment', 'build'].includes(event.type) ||
-          (event.type === 'instance' && event.status === 'FAILED'))
-      : event.revision === revision && event.type === 'deployment',
+        (isOfDeployment(event) || (event.type === 'instance' && event.status === 'FAILED'))
+      : event.revision === revision && isOfDeployment(event),
   )
   const last = newest(own)
   if (last?.status !== undefined && !rests) return { status: last.status, message: last.message ?? null }
@@ -100,6 +100,10 @@ function stateOf(
   const image = (resource.metadata as { status?: string; events?: ResourceEvent[] } | undefined) ?? {}
   const status = resource.status ?? image.status ?? 'UPLOADING'
   return { status, message: newest([...events, ...(image.events ?? [])])?.message ?? null }
+}
+
+function isOfDeployment({ type }: ResourceEvent): boolean {
+  return type === 'deployment' || isBuildEvent(type)
 }
 
 /** They are listed in either order. */

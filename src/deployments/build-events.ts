@@ -1,3 +1,4 @@
+import { buildEventTypes } from '../lib/build-event-types.ts'
 import type { Clock } from '../lib/clock.ts'
 import type { ProjectSettings } from '../lib/project-settings.ts'
 import type { DeploymentKind } from './kinds.ts'
@@ -62,7 +63,7 @@ export class BuildEvents {
         uploadedAt: build.uploadedAt ?? this.#clock.now(),
       }))
       return withEvent(building, this.#clock.now(), {
-        type: 'deployment',
+        type: buildEventTypes.started,
         status: 'BUILDING',
         revision: revision.id,
         message: 'The code is here, and is being built',
@@ -109,7 +110,7 @@ export class BuildEvents {
       const { active } = body.traffic
       return pruned(
         withEvent(failed, this.#clock.now(), {
-          type: 'deployment',
+          type: revision.phase === 'building' ? buildEventTypes.failed : 'deployment',
           status: 'FAILED',
           revision: revision.id,
           message: active === null ? message : `${message}\nThe revision ${active} goes on serving.`,

@@ -128,8 +128,8 @@ export function deployed(body: SandboxBody, nowMs: number, message: string): San
 }
 
 /** It has no machine that runs, and gets none by itself. */
-export function failed(body: SandboxBody, nowMs: number, reason: string): SandboxBody {
-  return withEvent(body, nowMs, { type: 'instance', status: 'FAILED', message: `Failed: ${reason}` })
+export function failed(body: SandboxBody, nowMs: number, reason: string, type = 'instance'): SandboxBody {
+  return withEvent(body, nowMs, { type, status: 'FAILED', message: `Failed: ${reason}` })
 }
 
 /** Whether policies end a sandbox of this status. */

@@ -1,6 +1,7 @@
 import type { BuildHandlers, Builds, BuildView } from '../builds/index.ts'
 import { PlatformError } from '../errors.ts'
 import { type Images, newBuiltTag } from '../images/index.ts'
+import { buildEventTypes } from '../lib/build-event-types.ts'
 import type { Clock } from '../lib/clock.ts'
 import type { Logs } from '../telemetry/index.ts'
 import type { SandboxDeployments } from './deployments.ts'
@@ -215,7 +216,7 @@ export class SandboxSources implements SandboxDependent {
       if (build.uploadedAt !== null || body.instanceId === null) return this.#withoutSource(body, message)
       // Nobody took the offer: it is as if it had not been made.
       const { source: _, ...rest } = body
-      return noted(rest, this.#clock.now(), { type: 'build', status: rest.status, message })
+      return noted(rest, this.#clock.now(), { type: buildEventTypes.failed, status: rest.status, message })
     })
   }
 
@@ -227,7 +228,7 @@ export class SandboxSources implements SandboxDependent {
       const failed = { ...rest, source: { ...source, failedAt: now } }
       return inPhase(failed, now, 'FAILED', `${reason}\nWhat ran before goes on`)
     }
-    return failed(rest, now, reason)
+    return failed(rest, now, reason, buildEventTypes.failed)
   }
 
   /** Leaves alone a sandbox that is gone, or waits for another build. */
@@ -252,6 +253,12 @@ export class SandboxSources implements SandboxDependent {
   }
 }
 
+const eventTypes: Record<SandboxSource['phase'], string> = {
+  UPLOADING: 'deployment',
+  BUILDING: buildEventTypes.started,
+  DEPLOYING: 'deployment',
+  FAILED: buildEventTypes.failed,
+}
 const waiting = 'Waiting for the source to be uploaded'
 
 function imageOf(name: string, tag: string): string {
@@ -266,7 +273,7 @@ function inPhase(
   message: string,
 ): SandboxBody {
   const source = body.source && { ...body.source, phase }
-  const told = noted(body, nowMs, { type: 'build', status: phase, message })
+  const told = noted(body, nowMs, { type: eventTypes[phase], status: phase, message })
   return {
     ...told,
     ...(source ? { source } : {}),
