@@ -27,7 +27,8 @@ function deployedRevision(events: Event[]): string | undefined {
 
 /**
  * The requests that the cloud's own command line makes, one after the other, with its headers, its waiting and its rules
- * for what it believes: for where the program itself cannot be had. Written from what is known of its behaviour.
+ * for what it believes: for where the program itself cannot be had. Written from its published source, read and not run: what was
+ * misread there is wrong here, too.
  */
 export class BlReplay {
   constructor(
@@ -117,6 +118,21 @@ export class BlReplay {
       if (['BUILT', 'FAILED'].includes(image.metadata.status)) return image.metadata.status
     }
     throw new Error('it would wait for an hour')
+  }
+
+  /** `bl get image --all`: pages of a version of their own, of summaries or of the tags of one. */
+  async images(path = '/images', limit = 100): Promise<{ name: string }[]> {
+    const items: { name: string }[] = []
+    for (let cursor = ''; ; ) {
+      const query = new URLSearchParams({ limit: String(limit), ...(cursor === '' ? {} : { cursor }) })
+      const page = (await this.#json(
+        await this.#send('GET', `${path}?${query}`, undefined, { 'blaxel-version': '2026-09-22' }),
+      )) as { data: { name: string }[]; meta: { hasMore: boolean; nextCursor: string } }
+      items.push(...page.data)
+      if (!page.meta.hasMore) return items
+      if (page.meta.nextCursor === '') throw new Error('hasMore without a cursor')
+      cursor = page.meta.nextCursor
+    }
   }
 
   async delete(path: string): Promise<unknown> {
@@ -295,10 +311,19 @@ export class BlReplay {
     }
   }
 
-  async #send(method: string, path: string, body?: object): Promise<Response> {
+  async #send(
+    method: string,
+    path: string,
+    body?: object,
+    headers: Record<string, string> = {},
+  ): Promise<Response> {
     return await fetch(`${this.target.apiUrl}${path}`, {
       method,
-      headers: { ...this.#headers(), ...(body === undefined ? {} : { 'content-type': 'application/json' }) },
+      headers: {
+        ...this.#headers(),
+        ...(body === undefined ? {} : { 'content-type': 'application/json' }),
+        ...headers,
+      },
       ...(body === undefined ? {} : { body: JSON.stringify(body) }),
     })
   }

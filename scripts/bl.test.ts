@@ -173,10 +173,24 @@ describe.skipIf(!usable)('a replay of bl', () => {
     }
     const { spec } = (await replay().get('/applications/web')) as { spec: { memory: number; envs: object[] } }
     expect([spec.memory, spec.envs]).toEqual([2048, [expect.objectContaining({ name: 'A' })]])
-    expect(await replay().push('agent', 'kept', files)).toBe('BUILT')
+    expect(await replay().push('agent', 'kept', { ...files, 'kept.txt': 'its own' })).toBe('BUILT')
     expect(await replay().get('/images')).toContainEqual(
       expect.objectContaining({ metadata: expect.objectContaining({ name: 'kept', resourceType: 'agent' }) }),
     )
+    const summaries = await replay().images('/images', 1)
+    expect(summaries).toContainEqual(
+      expect.objectContaining({
+        metadata: expect.objectContaining({ name: 'kept' }),
+        spec: { size: expect.any(Number), tagCount: 2 },
+      }),
+    )
+    expect(summaries).toHaveLength(3)
+    const tags = () => replay().images('/images/agent/kept/tags', 1)
+    expect(await tags()).toContainEqual(
+      expect.objectContaining({ name: 'latest', createdAt: expect.any(String) }),
+    )
+    await replay().delete('/images/agent/kept:latest')
+    expect((await tags()).map(({ name }) => name)).toEqual([expect.not.stringMatching(/^latest$/)])
   })
 
   test.skipIf(noDocker !== '')('a sandbox is built from a Dockerfile, and believed too', async () => {

@@ -267,6 +267,27 @@ describe.skipIf(why !== '')('images of one’s own', () => {
       spec: { tags: [{ name: 'v1' }, { name: 'v2' }] },
     })
     expect((await sdk.listImages()).data?.map((one) => one.metadata.name)).toContain('tagged')
+    const page = async (path: string) => {
+      const headers = { 'blaxel-version': '2026-09-22' }
+      return (await (await client.request(`/v0/images${path}`, { headers })).json()) as {
+        data: { name: string; metadata: { name: string }; spec: object }[]
+        meta: { hasMore: boolean; nextCursor: string; total: number }
+      }
+    }
+    const summary = { size: expect.any(Number), tagCount: 2 }
+    expect((await page('?q=tagge')).data.map(({ metadata, spec }) => [metadata.name, spec])).toEqual([
+      ['tagged', summary],
+    ])
+    expect((await page('?q=agged')).data).toEqual([])
+    const first = await page('/sandbox/tagged/tags?limit=1&sort=name:desc')
+    expect([first.data[0]?.name, first.meta]).toEqual([
+      'v2',
+      { hasMore: true, nextCursor: expect.any(String), total: 2 },
+    ])
+    const second = await page(`/sandbox/tagged/tags?limit=1&sort=name:desc&cursor=${first.meta.nextCursor}`)
+    expect([second.data[0]?.name, second.meta.hasMore]).toEqual(['v1', false])
+    expect(await page(`/sandbox/tagged/tags?cursor=${first.meta.nextCursor}`)).toMatchObject({ code: 400 })
+    expect((await page('/sandbox/tagged/tags?name=v1')).data.map(({ name }) => name)).toEqual(['v1'])
     await sdk.deleteImageTag({ path: { ...path, tagName: 'v1' } })
     expect((await sdk.getImage({ path })).data?.spec.tags?.map(({ name }) => name)).toEqual(['v2'])
     expect((await sdk.deleteImageTag({ path: { ...path, tagName: 'v1' } })).response.status).toBe(404)

@@ -20,6 +20,7 @@ const refusedHere = new Set([
   'POST /images',
   'GET /images/{resourceType}/{imageName}',
   'DELETE /images/{resourceType}/{imageName}',
+  'GET /images/{resourceType}/{imageName}/tags',
   'DELETE /images/{resourceType}/{imageName}/tags/{tagName}',
   'GET /images/{resourceType}/{imageName}/share',
   'POST /images/{resourceType}/{imageName}/share',
@@ -346,6 +347,7 @@ test('what the document says of each operation is what is asked for and answered
   await call('DELETE /sandboxes/{sandboxName}/snapshots/{snapshotId}', ofBox)
   await call('DELETE /snapshots/{snapshotName}', { snapshotName: (second as { id: string }).id })
   for (const operation of refusedHere) await call(operation, { resourceType: 'sandbox', tagName: 'latest' })
+  await call('GET /images', {}, { version: '2026-09-22' })
   await call('DELETE /images')
 
   const statusIs = async (wanted: string) => {

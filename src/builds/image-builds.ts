@@ -123,6 +123,6 @@ function imageToBe(workspace: string, type: BuildRequest['kind'], name: string):
   const displayName = `${workspace}/${type}/${name}`
   return {
     metadata: { name, displayName, resourceType: type, workspace, status: 'BUILDING' },
-    spec: { size: 0, tags: [] },
+    spec: { size: 0, tagCount: 0, tags: [] },
   }
 }

@@ -61,10 +61,14 @@ export type PageReader<Body> = (query: PageAsked) => Promise<Page<Body>>
 
 /** What `listAnswer` makes, for /v0/openapi.json. */
 export function listSchema<Item extends z.ZodType>(item: Item) {
-  const meta = z.object({ hasMore: z.boolean(), nextCursor: z.string(), total: z.number() })
-  return z.union([z.object({ data: z.array(item), meta }), z.array(item)]).meta({
+  return z.union([pageSchema(item), z.array(item)]).meta({
     description: `A page from Blaxel-Version ${pagedListsVersion} on; before it, and without the header, a bare array`,
   })
+}
+
+export function pageSchema<Item extends z.ZodType>(item: Item) {
+  const meta = z.object({ hasMore: z.boolean(), nextCursor: z.string(), total: z.number() })
+  return z.object({ data: z.array(item), meta })
 }
 
 export interface PagedList {

@@ -43,7 +43,7 @@ export { freeBytesMin } from './layer-store.ts'
 export type { ImageParts } from './parts.ts'
 export { checkImageName, checkResourceType, newBuiltTag } from './reference.ts'
 export { pendingShareEntrySchema, pendingShareSchema, shareTargetSchema } from './shares.ts'
-export { type ImageView, imageViewSchema } from './view.ts'
+export { type ImageView, imageViewSchema, tagSchema } from './view.ts'
 
 /** Less than clients and proxies wait for an answer. */
 export const pullAnswerMsMax = 50_000

@@ -1,10 +1,11 @@
 import { z } from 'zod'
+import { buildEventTypes } from '../lib/build-event-types.ts'
 import type { ImageTag, StoredImage } from './records.ts'
 
 const imageStatuses = ['BUILDING', 'BUILT', 'FAILED'] as const
 export type ImageStatus = (typeof imageStatuses)[number]
 
-const tagSchema = z.lazy(() =>
+export const tagSchema = z.lazy(() =>
   z.object({
     name: z.string(),
     size: z.number(),
@@ -29,7 +30,7 @@ export const imageViewSchema = z.lazy(() =>
         .array(z.object({ time: z.string(), type: z.string(), status: z.string(), message: z.string() }))
         .optional(),
     }),
-    spec: z.object({ size: z.number(), tags: z.array(tagSchema) }),
+    spec: z.object({ size: z.number(), tagCount: z.number(), tags: z.array(tagSchema) }),
   }),
 )
 export type ImageView = z.output<typeof imageViewSchema>
@@ -67,12 +68,21 @@ export function imageView(
       ...(transfer
         ? {
             events: [
-              { time: iso(transfer.at), type: 'pull', status: transfer.status, message: transfer.message },
+              {
+                time: iso(transfer.at),
+                type: transfer.status === 'FAILED' ? buildEventTypes.failed : 'pull',
+                status: transfer.status,
+                message: transfer.message,
+              },
             ],
           }
         : {}),
     },
-    spec: { size: tags.reduce((sum, tag) => sum + tag.bytes, 0), tags: tags.map(tagView) },
+    spec: {
+      size: tags.reduce((sum, tag) => sum + tag.bytes, 0),
+      tagCount: tags.length,
+      tags: tags.map(tagView),
+    },
   }
 }
 

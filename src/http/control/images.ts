@@ -9,11 +9,14 @@ import {
   pendingShareEntrySchema,
   pendingShareSchema,
   shareTargetSchema,
+  tagSchema,
   usernameCharsMax,
 } from '../../images/index.ts'
 import { memoryMbDefault } from '../../sandboxes/index.ts'
 import { flag } from '../flag.ts'
+import { pageSchema } from '../list.ts'
 import { type Route, route, uploadUrlHeader } from '../route.ts'
+import { imagePage, imagesQuery, pagedImagesVersion, tagPage, tagsQuery } from './image-pages.ts'
 
 const registryHost = /^[a-z0-9.-]+(?::\d{1,5})?$|^\[[0-9a-f:]+\](?::\d{1,5})?$/i
 const dockerConfig = z.string().nullish()
@@ -49,6 +52,12 @@ const hub = catalogue.map((entry) => ({
   enterprise: false,
 }))
 
+const imageList = z.lazy(() => {
+  const view = imageViewSchema.unwrap()
+  const summary = view.extend({ spec: view.shape.spec.omit({ tags: true }) })
+  return z.union([z.array(view), pageSchema(summary)])
+})
+const tagList = z.lazy(() => pageSchema(tagSchema))
 const pullAnswer = z.lazy(() => imageViewSchema.unwrap().extend({ reference: z.string() }))
 
 /** The catalogue of images: what there is, pulling from registries, taking in archives, and letting go. */
@@ -85,9 +94,13 @@ function catalogueRoutes(images: Images, builds: ImageBuilds): Route[] {
       method: 'GET',
       path: '/v0/images',
       access: 'read',
-      summary: 'List the images of the workspace with their tags',
-      answer: z.array(imageViewSchema),
-      handle: ({ workspace }) => builds.views(workspace),
+      summary: `List the images of the workspace: with their tags, or from Blaxel-Version ${pagedImagesVersion} on in pages, without`,
+      query: imagesQuery,
+      answer: imageList,
+      async handle({ workspace, apiVersion, query }) {
+        const views = await builds.views(workspace)
+        return apiVersion < pagedImagesVersion ? views : imagePage(views, query)
+      },
     }),
     route({
       ...shared,
@@ -164,14 +177,29 @@ function catalogueRoutes(images: Images, builds: ImageBuilds): Route[] {
     }),
     route({
       ...shared,
+      method: 'GET',
+      path: '/v0/images/{resourceType}/{imageName}/tags',
+      access: 'read',
+      summary: 'List the tags of an image in pages',
+      query: tagsQuery,
+      answer: tagList,
+      async handle({ workspace, params, query }) {
+        return tagPage(await builds.view(workspace, params.resourceType, params.imageName), query)
+      },
+    }),
+    route({
+      ...shared,
       method: 'DELETE',
       path: '/v0/images/{resourceType}/{imageName}',
       access: 'write',
-      summary: 'Delete an image with all its tags; refused while a sandbox stands on it',
+      summary:
+        'Delete an image with all its tags, or as NAME:TAG one of them; refused while a sandbox stands on it',
       answer: imageViewSchema,
       async handle({ workspace, params }) {
         const { resourceType, imageName } = params
-        return await builds.remove(workspace, resourceType, imageName)
+        const [name = '', tag] = imageName.split(':', 2)
+        if (tag !== undefined) return await images.remove(workspace, resourceType, name, tag)
+        return await builds.remove(workspace, resourceType, name)
       },
     }),
     route({
