@@ -1,4 +1,5 @@
 import { afterAll, afterEach, beforeAll, beforeEach, expect, test } from 'bun:test'
+import { gzipSync } from 'node:zlib'
 import { PlatformError } from '../../errors.ts'
 import type { Execution } from '../../executions/index.ts'
 import { silentLogger } from '../../lib/log.ts'
@@ -271,6 +272,18 @@ test('what was kept is asked as every other request is, and its answer told whol
   })
   answer = () => new Response('later', { status: 503, headers: { 'retry-after': '7' } })
   expect(await asked('hello')).toMatchObject({ status: 503, failure: null, retry: true, retryAfterMs: 7000 })
+  // A program may pack its answer though nobody asked for that.
+  const packed = (bytes: Uint8Array) => () =>
+    new Response(bytes as BodyInit, { headers: { 'content-encoding': 'gzip', 'content-type': 'text/plain' } })
+  answer = packed(gzipSync('plain text'))
+  const unpacked = await asked('hello')
+  expect([unpacked.type, Buffer.from(unpacked.body).toString()]).toEqual(['text/plain', 'plain text'])
+  answer = packed(gzipSync(Buffer.alloc(9 * 1024 * 1024)))
+  expect(await asked('hello')).toMatchObject({ status: 502, failure: { code: 'answer_too_large' } })
+  answer = packed(Buffer.from('no gzip'))
+  expect(await asked('hello')).toMatchObject({
+    failure: { code: 'bad_gateway', message: expect.stringContaining('gzip') },
+  })
   answer = () => new Response(new Uint8Array(9 * 1024 * 1024))
   expect(await asked('hello')).toMatchObject({
     status: 502,

@@ -2,6 +2,7 @@
 import type { StoredTrigger } from '../../deployments/index.ts'
 import { PlatformError } from '../../errors.ts'
 import type { Clock } from '../../lib/clock.ts'
+import { unpacked } from '../../lib/content-encoding.ts'
 import type { Logger } from '../../lib/log.ts'
 import {
   type AgentAnswer,
@@ -32,7 +33,7 @@ const leftBehind = new Set([
   'transfer-encoding',
   'expect',
   'te',
-  // What is kept and told is the answer itself, in no encoding that its client happened to know.
+  // What is kept and told is the answer itself, in no encoding that its client happened to know: so none is asked for.
   'accept-encoding',
 ])
 const asyncParameter = 'async'
@@ -119,13 +120,19 @@ async function wholeAnswer(response: Response, clock: Clock): Promise<AgentAnswe
   const chunks: Uint8Array[] = []
   let bytes = 0
   try {
-    for await (const chunk of response.body ?? []) {
+    // An agent may pack its answer unasked.
+    for await (const chunk of unpacked(response).body ?? []) {
       bytes += chunk.length
       if (bytes > agentAnswerBytesMax) return tooLarge()
       chunks.push(chunk)
     }
   } catch (cause) {
-    throw new PlatformError('bad_gateway', 'the agent hung up in the middle of its answer', { cause })
+    const encoding = headers.get('content-encoding')
+    const otherwise =
+      encoding === null ? '' : `, or its body is not the ${encoding.slice(0, 40)} that it says`
+    throw new PlatformError('bad_gateway', `the agent hung up in the middle of its answer${otherwise}`, {
+      cause,
+    })
   }
   return {
     status,

@@ -1,12 +1,15 @@
 import type { RevisionLease } from '../../../deployments/fleet/index.ts'
 import type { Deployments } from '../../../deployments/index.ts'
 import { PlatformError } from '../../../errors.ts'
+import { unpacked } from '../../../lib/content-encoding.ts'
 import type { Dialer } from '../../../lib/dialer.ts'
 import type { AgentNode, Nodes } from '../../../nodes/index.ts'
 import { fetchPort } from '../../run/proxy.ts'
 
 /** Of an answer; what the record of an execution can hold. */
 const answerBytesMax = 16 * 1024 * 1024
+/** What is packed all the same is unpacked piece by piece, so that no few bytes unfold to many. */
+const plainly = { 'accept-encoding': 'identity' }
 /** Nothing was sent, so that it can be tried again, when a connection fails with one of these. */
 const notConnected = new Set([
   'ConnectionRefused',
@@ -86,7 +89,8 @@ export class NodeCalls {
       const response = await this.#dialer
         .open(`${body.baseUrl}${request.path}`, {
           ...{ method: 'POST', what, loopback: body.place.loopback, signal: request.signal },
-          headers: request.headers,
+          raw: true,
+          headers: { ...request.headers, ...plainly },
           body: request.body as Uint8Array<ArrayBuffer>,
         })
         .catch((error) => {
@@ -164,9 +168,10 @@ export class NodeCalls {
       const address = await lease.instance.address(port)
       const response = await fetchPort(address, request.path, {
         method: 'POST',
-        headers: request.headers,
+        headers: { ...request.headers, ...plainly },
         body: request.body as Uint8Array<ArrayBuffer>,
         redirect: 'manual',
+        decompress: false,
         signal: request.signal,
         // A connection that was quiet may be closed at any moment, and this cannot be sent twice.
         keepalive: false,
@@ -213,7 +218,7 @@ async function read(
   const chunks: Uint8Array[] = []
   let bytes = 0
   try {
-    for await (const chunk of response.body ?? []) {
+    for await (const chunk of unpacked(response).body ?? []) {
       bytes += chunk.length
       if (bytes > answerBytesMax) {
         throw new PlatformError('bad_gateway', `${what} answered with more than ${answerBytesMax} bytes`)

@@ -1,4 +1,5 @@
 import { afterEach, beforeEach, describe, expect, test } from 'bun:test'
+import { gzipSync } from 'node:zlib'
 import { unusedPorts } from '../../../lib/test-ports.ts'
 import { eventually } from '../../../test-client.ts'
 import { TestControlPlane, type Told } from './test-control-plane.ts'
@@ -80,6 +81,21 @@ describe('a call that waits', () => {
     expect(node.calls[0]?.path).toBe('/skills/add')
     expect((await plane.execute('hello-world.say')).body.result).toBe('plain')
     expect((await plane.execute('hello-world.nothing')).body.result).toBeNull()
+  })
+
+  test('is answered with what a node packed unasked, unless it unfolds to too much', async () => {
+    const packed = (bytes: Uint8Array) => () =>
+      new Response(bytes as BodyInit, { headers: { 'content-encoding': 'gzip' } })
+    const node = await nodeThat({
+      pack: packed(gzipSync('{"is":"packed"}')),
+      bomb: packed(gzipSync(Buffer.alloc(17 * 1024 * 1024))),
+    })
+    expect((await plane.execute('hello-world.pack')).body.result).toEqual({ is: 'packed' })
+    expect(node.calls[0]?.headers['accept-encoding']).toBe('identity')
+    expect(await plane.execute('hello-world.bomb')).toMatchObject({
+      status: 504,
+      body: { error: expect.stringContaining('answered with more than') },
+    })
   })
 
   test('of a function that is started for each call tells it what to do', async () => {

@@ -1,4 +1,5 @@
 import { afterAll, beforeAll, beforeEach, expect, test } from 'bun:test'
+import { gzipSync } from 'node:zlib'
 import { PlatformError } from '../../../errors.ts'
 import { systemClock } from '../../../lib/clock.ts'
 import type { Instance } from '../../../spec/runtime.ts'
@@ -152,6 +153,14 @@ test('what it streams is told piece by piece, and is the result together', async
     ['chunk', 'two'],
   ])
   expect(outcome).toEqual({ by: 'program', result: 'one two' })
+})
+
+test('what it packed unasked is the text that it packed', async () => {
+  const headers = { 'content-encoding': 'gzip', 'content-type': 'text/plain' }
+  answer = () => new Response(gzipSync('a text'), { headers })
+  const { outcome, told } = await done()
+  expect(outcome).toEqual({ by: 'program', result: 'a text' })
+  expect(told).toEqual([['chunk', 'a text']])
 })
 
 test('of JSON the message is the result; with a schema, all of it', async () => {

@@ -2,6 +2,7 @@
 import type { Deployments } from '../../../deployments/index.ts'
 import { PlatformError } from '../../../errors.ts'
 import type { AttemptOutcome } from '../../../executions/index.ts'
+import { unpacked } from '../../../lib/content-encoding.ts'
 import { isStream, messageIn, spokenText } from '../../../lib/spoken-text.ts'
 import type {
   Agents,
@@ -75,7 +76,7 @@ export function performer(options: ProgramOptions): Performer {
         options.plane,
       )
       await begun
-      return await answerOf(response, body.options, (piece) => tell('chunk', piece))
+      return await answerOf(unpacked(response), body.options, (piece) => tell('chunk', piece))
     } catch (error) {
       signal.throwIfAborted()
       return { by: 'failure', outcome: failureOf(error) }
