@@ -161,7 +161,7 @@ export const rotate = command({
       print(String(at(resource, 'configuration.callbackSecret')))
       const held = flags.overlap ?? 'a day'
       if (overlap.overlapSeconds !== 0)
-        note(`the secret before it holds for ${held} more: attempts are signed by each in turn`)
+        note(`the secret before it holds for ${held} more: a receiver that refuses the new one is sent that`)
     }
     return 0
   },

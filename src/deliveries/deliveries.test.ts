@@ -305,6 +305,26 @@ test('while two secrets hold, a receiver of either gets it', async () => {
   )
 })
 
+test('the newest secret signs until it is refused, whatever else fails, and each time that it is sent by hand', async () => {
+  await using host = await TestDeliveries.open()
+  const known = [newCallbackSecret(), newCallbackSecret(), newCallbackSecret()]
+  host.deliveries.signer('blaxel', async () => null)
+  const statuses = [500, 429, 401, 500, 403, 410, 200]
+  host.receiver.answer = (_, count) => new Response('', { status: statuses[count - 1] as number })
+  const id = await host.deliver({ secrets: known })
+  for (let count = 1; count <= 6; count++) {
+    const { at } = (await host.attempted(id, count)).attempts.at(-1) ?? { at: '' }
+    if (count < 6) host.engine.clock.advance((await host.waits(id, Date.parse(at))) - host.engine.clock.now())
+  }
+  await eventually('it is given up', () => host.get(id).status === 'failed')
+  await host.deliveries.redeliver('main', id)
+  await eventually('it is delivered', () => host.get(id).status === 'delivered')
+  const signedBy = host.receiver.received.map((received) =>
+    known.findIndex((secret) => verifyWebhookFromRequest(received, secret, 1e9)),
+  )
+  expect(signedBy).toEqual([0, 0, 0, 1, 1, 2, 0])
+})
+
 test('AgentField signs under its own name, tries five times, and takes headers of the client but none of ours', async () => {
   await using host = await TestDeliveries.open()
   host.receiver.answer = () => new Response('', { status: 500 })

@@ -14,7 +14,7 @@ interface DialectFacts {
   answerMsMax: number
   /** Beside the Standard Webhooks headers, which all have. `secrets`: newest first. */
   headers(
-    message: { body: Uint8Array; timestampSeconds: number; attempt: number },
+    message: { body: Uint8Array; timestampSeconds: number; refusals: number },
     secrets: readonly string[],
   ): Record<string, string>
 }
@@ -29,9 +29,9 @@ export const dialectFacts: Record<DeliveryDialect, DialectFacts> = {
   blaxel: {
     delaysMs: patientDelaysMs,
     answerMsMax: 15 * secondMs,
-    headers: ({ body, timestampSeconds, attempt }, secrets) => ({
-      // There is place for one: while two hold, attempts take turns, so that a receiver of either gets it.
-      ...signed('x-blaxel-signature', body, secrets[(attempt - 1) % Math.max(1, secrets.length)]),
+    headers: ({ body, timestampSeconds, refusals }, secrets) => ({
+      // There is place for one: the newest, until a receiver refuses it that may know an older one that still holds.
+      ...signed('x-blaxel-signature', body, secrets[refusals % Math.max(1, secrets.length)]),
       'x-blaxel-timestamp': String(timestampSeconds),
     }),
   },

@@ -181,7 +181,10 @@ export class Deliveries {
   async #run({ execution, input, number }: Attempt, signal: AbortSignal): Promise<AttemptOutcome> {
     const note = noteOf(execution)
     const { delaysMs } = dialectFacts[note.dialect]
-    const sent = await this.#send(execution.workspace, note, input, number, signal)
+    // Since it was accepted, or sent again by hand.
+    const before = number === 1 ? [] : note.attempts.slice(1 - number)
+    const refusals = before.filter(({ status }) => isRefusal(status)).length
+    const sent = await this.#send(execution.workspace, note, input, refusals, signal)
     const attempts = withAttempt(note, sent.attempt)
     if (sent.delivered)
       return { status: 'succeeded', result: new Uint8Array(), type: 'text/plain', note: { attempts } }
@@ -199,7 +202,7 @@ export class Deliveries {
     workspace: string,
     note: DeliveryNote,
     body: Uint8Array,
-    attempt: number,
+    refusals: number,
     signal: AbortSignal,
   ): Promise<Sent> {
     const { dialer, clock, version } = this.#options
@@ -215,7 +218,7 @@ export class Deliveries {
           'content-type': 'application/json',
           'x-hutch-execution': note.executionId,
           ...standardHeaders({ id: note.deliveryId, timestampSeconds, body }, secrets),
-          ...facts.headers({ body, timestampSeconds, attempt }, secrets),
+          ...facts.headers({ body, timestampSeconds, refusals }, secrets),
         },
         body,
         loopback: note.loopback,
@@ -240,6 +243,11 @@ export class Deliveries {
     const filter = { source: deliverySource, labels: { delivery } }
     return this.#options.executions.list(workspace, filter, { limit: 1 }).data[0] ?? null
   }
+}
+
+/** As receivers answer what is signed by a secret that they do not know. */
+function isRefusal(status: number | null): boolean {
+  return status === 400 || status === 401 || status === 403 || status === 422
 }
 
 function purpose(workspace: string): string {

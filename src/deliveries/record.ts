@@ -68,7 +68,7 @@ export const deliverySchema = z.object({
     }),
   ),
   createdAt: z.string(),
-  /** While it is pending. */
+  /** While it waits for it. */
   nextAttemptAt: z.string().optional(),
 })
 export type DeliveryView = z.output<typeof deliverySchema>
@@ -84,7 +84,7 @@ export function deliveryView(execution: Execution): DeliveryView {
     status,
     attempts,
     createdAt,
-    ...(status === 'pending' ? { nextAttemptAt: new Date(execution.runAt).toISOString() } : {}),
+    ...(execution.status === 'queued' ? { nextAttemptAt: new Date(execution.runAt).toISOString() } : {}),
   }
 }
 
