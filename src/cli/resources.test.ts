@@ -47,6 +47,21 @@ test('a list is a table whose columns align', async () => {
   expect(second).toMatch(/^a-much-longer-name {2}FAILED/)
 })
 
+test('status counts what is deployed, too, kind by kind', async () => {
+  platform.answer = ({ path }) => {
+    if (path.startsWith('/health')) return Response.json({ status: 'ok' })
+    const data = path.startsWith('/v0/agents') ? [box, box, other] : []
+    return path.startsWith('/v0/') ? Response.json({ data, meta: { nextCursor: '' } }) : null
+  }
+  const { stdout } = await platform.run(['status'])
+  expect(stdout).toEndWith('\nsandboxes  none\nagents     2 deployed, 1 failed\n')
+  expect(JSON.parse((await platform.run(['status', '--json'])).stdout)).toMatchObject({
+    sandboxes: {},
+    agents: { DEPLOYED: 2, FAILED: 1 },
+    jobs: {},
+  })
+})
+
 test('one resource is told in lines, and its messages cannot reach the terminal', async () => {
   sandboxes()
   const { stdout } = await platform.run(['get', 'sandbox', 'box'])

@@ -5,6 +5,9 @@ import { type Connection, connectionFor, sourceOf } from './connection.ts'
 import { age, note, paint, print, printJson } from './output.ts'
 import { spelled } from './shell.ts'
 
+const collections = ['sandboxes', 'agents', 'functions', 'applications', 'jobs']
+const labelChars = 10
+
 export const status = command({
   name: 'status',
   summary:
@@ -30,7 +33,7 @@ export const status = command({
       apiKey: credentials?.apiKey ?? '',
     })
     const health = await client.health().catch(() => ({ alive: false, ready: false }))
-    const sandboxes = health.alive && credentials ? await countSandboxes(client) : null
+    const counts = health.alive && credentials ? await countAll(client) : null
     const state = health.ready ? 'ready' : health.alive ? 'starting' : 'not answering'
     if (flags.json) {
       printJson({
@@ -39,7 +42,7 @@ export const status = command({
         ...running,
         dataDir,
         workspace: credentials?.workspace ?? null,
-        sandboxes,
+        ...asJson(counts),
       })
       return health.ready ? 0 : 1
     }
@@ -51,7 +54,7 @@ export const status = command({
     }
     print(`data       ${dataDir}`)
     if (credentials) print(`workspace  ${credentials.workspace}`)
-    if (sandboxes) printCounts(sandboxes)
+    printCounts(counts)
     return health.ready ? 0 : 1
   },
 })
@@ -61,31 +64,45 @@ async function elsewhere(connection: Connection, flags: { json?: boolean }): Pro
   const client = new Client(connection)
   const url = new URL(connection.apiUrl).origin
   const health = await client.health().catch(() => ({ alive: false, ready: false }))
-  const sandboxes = health.alive ? await countSandboxes(client) : null
+  const counts = health.alive ? await countAll(client) : null
   const state = health.ready ? 'ready' : health.alive ? 'starting' : 'not answering'
-  if (flags.json) printJson({ running: health.alive, state, url, workspace: connection.workspace, sandboxes })
+  if (flags.json)
+    printJson({ running: health.alive, state, url, workspace: connection.workspace, ...asJson(counts) })
   else {
     print(`${paint(health.ready ? 'green' : 'yellow', state)}  ${url}`)
     print(
-      `workspace  ${connection.workspace}${health.alive && sandboxes === null ? ', which the key does not reach' : ''}`,
+      `workspace  ${connection.workspace}${health.alive && counts === null ? ', which the key does not reach' : ''}`,
     )
-    if (sandboxes) printCounts(sandboxes)
+    printCounts(counts)
   }
   return health.ready ? 0 : 1
 }
 
-function printCounts(sandboxes: Record<string, number>): void {
-  const parts = Object.entries(sandboxes).map(([name, count]) => `${count} ${name.toLowerCase()}`)
-  print(`sandboxes  ${parts.join(', ') || 'none'}`)
+/** How many of a kind have each status. */
+type Counts = Record<string, Record<string, number>>
+
+function asJson(counts: Counts | null): Record<string, Record<string, number> | null> {
+  return counts ?? Object.fromEntries(collections.map((name) => [name, null]))
 }
 
-/** How many sandboxes of each status the first workspace holds; null when its key is not accepted any more. */
-async function countSandboxes(client: Client): Promise<Record<string, number> | null> {
-  const counts: Record<string, number> = {}
+/** Of what is deployed only the kinds that there are. */
+function printCounts(counts: Counts | null): void {
+  for (const [name, statuses] of Object.entries(counts ?? {})) {
+    const parts = Object.entries(statuses).map(([status, count]) => `${count} ${status.toLowerCase()}`)
+    if (parts.length > 0 || name === 'sandboxes')
+      print(`${name.padEnd(labelChars)} ${parts.join(', ') || 'none'}`)
+  }
+}
+
+/** What the workspace holds; null when its key is not accepted any more. */
+async function countAll(client: Client): Promise<Counts | null> {
+  const counts: Counts = {}
   try {
-    for await (const sandbox of client.sandboxes.list()) {
-      const key = sandbox.status ?? 'UNKNOWN'
-      counts[key] = (counts[key] ?? 0) + 1
+    for (const name of collections) {
+      const statuses: Record<string, number> = {}
+      for await (const { status = 'UNKNOWN' } of client.resources.list(`/${name}`))
+        statuses[status] = (statuses[status] ?? 0) + 1
+      counts[name] = statuses
     }
   } catch (error) {
     if (error instanceof ClientError) return null

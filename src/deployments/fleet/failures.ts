@@ -18,10 +18,11 @@ export function failureOf(
   listened: boolean,
   lines: string[],
 ): PlatformError {
+  const worth = lines.filter((line) => line.trim() !== '')
   const said =
-    lines.length === 0
+    worth.length === 0
       ? 'It wrote nothing.'
-      : `Its last lines:\n${lines.map((line) => `  ${line}`).join('\n')}`
+      : `Its last lines:\n${worth.map((line) => `  ${line}`).join('\n')}`
   return new PlatformError('unprocessable', `${sentenceOf(run, ending, listened)} ${said}`)
 }
 

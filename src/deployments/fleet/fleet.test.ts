@@ -267,6 +267,16 @@ test('a program that ends before it listens is told of with its exit code and wh
   expect(await machines()).toEqual([])
 })
 
+test('a program that wrote nothing but empty lines is told to have written nothing', async () => {
+  program = async ({ stderr }) => {
+    await stderr('\n  \n')
+    return 7
+  }
+  fleet.serve(runOf())
+  const failure = await failureOf(passing(fleet.ready('rev-one')))
+  expect(failure.message).toEndWith('before it listened on port 3000. It wrote nothing.')
+})
+
 test('nobody looks any longer whether a program listens that has ended', async () => {
   let looks = 0
   const create = runtime.create.bind(runtime)

@@ -117,7 +117,9 @@ function problemOf(text: string): string | null | undefined {
 }
 
 function notReady(what: string, lines: string[]): PlatformError {
-  const last = lines.length === 0 ? 'It wrote nothing to stderr.' : `Its last lines:\n${lines.join('\n')}`
+  const last = lines.every((line) => line.trim() === '')
+    ? 'It wrote nothing to stderr.'
+    : `Its last lines:\n${lines.join('\n')}`
   return new PlatformError(
     'unprocessable',
     `The MCP server did not start: ${what}. With transport = "stdio" it has to read JSON-RPC messages from stdin and ` +
