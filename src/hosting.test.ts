@@ -265,6 +265,7 @@ describe.skipIf(why !== '')('hosting', () => {
     const resultOf = async (how: string) => ((await (await invoke(how)).json()) as { result: string }).result
     expect(await resultOf('?version=2')).toBe('v2')
     expect(await resultOf('?version=draft')).toBe('v3')
+    expect(await resultOf('?version=latest')).toMatch(/^v[13]$/)
     expect(await resultOf(`?version=${first}`)).toBe('v1')
     expect(await resultOf('')).toMatch(/^v[13]$/)
     expect((await invoke('?version=9')).status).toBe(422)

@@ -109,7 +109,7 @@ describe.skipIf(why !== '')('jobs', () => {
     expect((await job.getExecution(other)).metadata?.id).toBe(other)
     expect(await wait('primes', other)).toMatchObject({
       status: 'succeeded',
-      spec: { envOverride: { UNIT: '********' } },
+      spec: { envOverride: { UNIT: '***' } },
     })
     expect(await job.getExecutionStatus(other)).toBe('succeeded')
     expect(await logs('primes', other)).toEqual(['2 of them from 2 to 3'])

@@ -70,6 +70,20 @@ test('the generation that had an address for it by itself has one', () => {
   })
 })
 
+test('a trigger without a path has that address, too, unless it says async=true or is another one', () => {
+  const general = gates([trigger('http-async'), trigger('http-async', { path: 'own/async' })])
+  const by = (path: string, isAsync = false) => passageOf(general, post(path, isAsync))
+  expect(by('async')).toMatchObject({ later: { trigger: { id: 'http-async-' } }, path: '/' })
+  expect(by('async/')).toMatchObject({ later: { trigger: { id: 'http-async-' } }, path: '/' })
+  expect(by('async', true)).toMatchObject({ later: { trigger: { id: 'http-async-' } }, path: null })
+  expect(by('async/deeper')).toEqual({ later: null, path: null })
+  expect(by('own/async').later?.trigger?.id).toBe('http-async-own/async')
+  expect(passageOf(general, get('async'))).toEqual({ later: null, path: null })
+  expect(passageOf(gates([trigger('http', { path: 'async' })]), post('async')).later).toBeNull()
+  const both = gates([trigger('http-async'), trigger('http', { path: 'async/deeper' })])
+  expect(passageOf(both, post('async')).later).not.toBeNull()
+})
+
 test('a trigger opens all, or what is below its path and is spelled in no other way', () => {
   const all = gates([trigger('http', { authenticationType: 'public' })])
   for (const path of ['', 'a', 'a/../b', '%2e%2e/b'])

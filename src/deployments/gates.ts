@@ -51,13 +51,15 @@ export function gatesOf(kind: DeploymentKind, { spec }: Pick<DeploymentBody, 'sp
     // What that generation had without being told.
     async:
       kind === 'agent' && spec.generation === 'mk2' && !triggers.some(({ type }) => type === 'http-async')
-        ? [{ trigger: implied, path: 'async', isEndpoint: true }]
+        ? [{ trigger: implied, path: earlierPath, isEndpoint: true }]
         : later,
     asyncOff: later.length === 0 && triggers.some(({ type }) => type === 'http-async'),
     atOnce: limits.length === 0 ? null : Math.min(...limits),
   }
 }
 
+/** Of what comes later, where nobody said another one. */
+const earlierPath = 'async'
 const straightOn: Passage = { later: null, path: null }
 const untriggered: Passage = { later: { trigger: null }, path: null }
 
@@ -65,7 +67,10 @@ const untriggered: Passage = { later: { trigger: null }, path: null }
 export function passageOf(gates: Gates, { path, method, isAsync }: Passing): Passage {
   if (gates.http.length === 0 && gates.async.length === 0) return isAsync ? untriggered : straightOn
   const plain = plainPath(path)
-  const own = method === 'POST' ? longest(gates.async, plain, { whole: false }) : undefined
+  const own =
+    method === 'POST'
+      ? (longest(gates.async, plain, { whole: false }) ?? earlier(gates, plain, isAsync))
+      : undefined
   const http = longest(gates.http, plain, { whole: true })
   if (own !== undefined && own.path.length >= (http?.path.length ?? 0))
     return { later: { trigger: own.trigger }, path: behind(own, path) }
@@ -115,6 +120,13 @@ function placeOf(
   const [plural, own, ...rest] = path.split('/')
   if (plural !== kindFacts[kind].plural || own === undefined) return { path, isEndpoint: false }
   return { path: rest.join('/'), isEndpoint: rest.length > 0 }
+}
+
+/** A trigger without a path has the address, too, by which the generation before is asked: that alone, at the root. */
+function earlier({ async }: Gates, plain: string | null, isAsync: boolean): Gate | undefined {
+  if (plain !== earlierPath || isAsync) return undefined
+  const general = async.find((gate) => gate.path === '')
+  return general && { trigger: general.trigger, path: earlierPath, isEndpoint: true }
 }
 
 /** The narrowest that covers a path. */

@@ -177,6 +177,10 @@ export interface RunnerOptions {
   runningMax: number
   /** Not in lists, counts and events unless its source is asked for. */
   hidden?: boolean
+  /** Programs do it by themselves, and tell of it: it is not to be done again here. */
+  toldOnly?: boolean
+  /** What one that is done again is called. */
+  newId?(nowMs: number): string
   /** After the commit of every end of one of this source, however it came about. */
   ended?(execution: Execution): void
 }

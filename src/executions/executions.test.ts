@@ -1,6 +1,7 @@
 import { expect, test } from 'bun:test'
 import { PlatformError } from '../errors.ts'
 import type { Queue, WorkChange } from '../spec/queue.ts'
+import { eventually } from '../test-client.ts'
 import { type Execution, ExecutionStopped } from './index.ts'
 import { bytes, failure, refusal, success, TestExecutions, text } from './test-executions.ts'
 
@@ -400,6 +401,23 @@ test('many are replayed at once', async () => {
   }
   const replayed = await engine.executions.replayMany('main', { status: 'failed', labels: { batch: 'b' } })
   expect(replayed.map(({ labels }) => labels.batch)).toEqual(['b', 'b'])
+})
+
+test('what was only told of is not done again, and the others have the ids of their source', async () => {
+  await using engine = await TestExecutions.open()
+  const { executions } = engine
+  const run = async () => ({ status: 'waiting' }) as const
+  executions.runner('told', run, { runningMax: 10, toldOnly: true })
+  executions.runner('named', run, { runningMax: 10, newId: () => 'exec-again' })
+  const ended = async (source: string) => {
+    const { id } = await engine.accept({ source })
+    await eventually('it is taken up', () => executions.get('main', id)?.status === 'waiting')
+    await executions.report('main', id, { status: 'failed', error: { code: 'broken', message: 'broken' } })
+    return id
+  }
+  expect(await refusal(executions.replay('main', await ended('told')))).toBe('conflict')
+  expect(await executions.replayMany('main', { source: 'told' })).toEqual([])
+  expect((await executions.replay('main', await ended('named'))).id).toBe('exec-again')
 })
 
 test('what would not fit or never end is refused', async () => {

@@ -251,10 +251,21 @@ export class Executions {
     return toExecution(await this.#reports.take(before, report, () => this.#known(workspace, id)))
   }
 
-  /** Once more, as a new execution with the label `replayOf`. @throws not_found, conflict for one that goes on, or is a part */
+  /**
+   * Once more, as a new execution with the label `replayOf`. @throws not_found, conflict for one that goes on, is a part,
+   * or was only told of
+   */
   async replay(workspace: string, id: string): Promise<Execution> {
     const work = this.#known(workspace, id)
-    const again = replayOf(work, this.#options.queue.input(id))
+    const { queue, clock } = this.#options
+    const { toldOnly = false, newId } = this.#sources.get(work.queue)?.options ?? {}
+    if (toldOnly)
+      throw new PlatformError(
+        'conflict',
+        `the execution "${id}" was done within its agent, which only told of it: replay the call that it came of`,
+      )
+    const named = newId === undefined ? {} : { id: newId(clock.now()) }
+    const again = { ...replayOf(work, queue.input(id)), ...named }
     const { each } = bodyOf(work)
     if (work.parts === null || !each) return (await this.accept(again)).execution
     return (await this.acceptGroup(again, this.#partInputs(work), each)).execution
@@ -267,7 +278,13 @@ export class Executions {
     which: (execution: Execution) => boolean = () => true,
   ): Promise<Execution[]> {
     const { data } = this.list(workspace, filter, { limit: replayedAtOnceMax })
-    const ended = data.filter((one) => one.endedAt !== null && one.group === null && which(one))
+    const ended = data.filter(
+      (one) =>
+        one.endedAt !== null &&
+        one.group === null &&
+        !this.#sources.get(one.source)?.options.toldOnly &&
+        which(one),
+    )
     const replayed: Execution[] = []
     for (let at = 0; at < ended.length; at += replaysAtOnce) {
       const some = ended.slice(at, at + replaysAtOnce)

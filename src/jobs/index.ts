@@ -84,7 +84,7 @@ export class Jobs {
       addresses: this.#addresses,
     })
     // Its tasks do the work; but it is the execution that is shown.
-    executions.runner(executionSource, runNothing, { runningMax: 1 })
+    executions.runner(executionSource, runNothing, { runningMax: 1, newId })
     executions.runner(taskSource, (attempt, signal) => this.#running.run(attempt, signal), {
       runningMax: tasksMax,
       hidden: true,
@@ -125,7 +125,7 @@ export class Jobs {
       )
     }
     const digest = digestOf(request)
-    const executionId = ask.executionId ?? `exec-${sortableId(clock.now())}`
+    const executionId = ask.executionId ?? newId(clock.now())
     const id = ask.executionId === null ? executionId : givenId(workspace, job, executionId)
     const order = {
       ...run,
@@ -349,6 +349,10 @@ function inClientsWords(error: unknown, key: string): unknown {
 
 async function runNothing(): Promise<never> {
   throw new Error('an execution of a job runs nothing itself')
+}
+
+function newId(nowMs: number): string {
+  return `exec-${sortableId(nowMs)}`
 }
 
 function digestOf({ tasks, env, memory }: ExecutionRequest): string {

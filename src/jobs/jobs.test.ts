@@ -48,7 +48,7 @@ test('a task finds what it was given, and as whom it runs, in its environment', 
   expect(execution).toMatchObject({
     status: 'succeeded',
     stats: { total: 2, success: 2, failure: 0, cancelled: 0, running: 0, retried: 0 },
-    spec: { parallelism: 2, timeout: 600, envOverride: { BOTH: '********', BL_NAME: '********' } },
+    spec: { parallelism: 2, timeout: 600, envOverride: { BOTH: '***', BL_NAME: '***' } },
     metadata: { id: executionId, job: 'work', workspace: 'main' },
   })
   expect(execution.tasks?.map(({ metadata, status, exitCode }) => [metadata.name, status, exitCode])).toEqual(
@@ -355,6 +355,7 @@ test('an execution that is done once more has the same tasks and settings, and a
   host.run = null
   const again = await host.executions.replay('main', host.idOf(executionId))
   const execution = await host.ended(again.id)
+  expect(again.id).toStartWith('exec-')
   expect(execution).toMatchObject({ metadata: { id: again.id }, status: 'succeeded', stats: { success: 2 } })
   expect(host.jobs.task('main', 'work', again.id, '1').parameters).toEqual({ number: 1 })
   expect(seen).toEqual(['yes', 'yes', 'yes', 'yes'])

@@ -2,7 +2,6 @@
 import { z } from 'zod'
 import type { Execution, PartCounts } from '../executions/index.ts'
 import { defined } from '../lib/defined.ts'
-import { maskedValue } from '../lib/environment.ts'
 
 const executionStatuses = ['pending', 'running', 'cancelling', 'cancelled', 'failed', 'succeeded'] as const
 type JobExecutionStatus = (typeof executionStatuses)[number]
@@ -139,7 +138,7 @@ export function executionView(
       ...(memoryOverrideMb === null ? {} : { memoryOverride: memoryOverrideMb }),
       ...(envOverride.length === 0
         ? {}
-        : { envOverride: Object.fromEntries(envOverride.map((name) => [name, maskedValue])) }),
+        : { envOverride: Object.fromEntries(envOverride.map((name) => [name, '***'])) }),
     },
     stats: {
       total: execution.parts ?? 0,

@@ -70,8 +70,8 @@ export function executionView(execution: Execution): z.input<typeof executionSch
   }
 }
 
-/** Without what its source keeps sealed there. */
-function toldNote({ sealed: _, ...note }: Execution['note']): Execution['note'] {
+/** Without what its source keeps there for itself: sealed, or to tell whether a request is the same. */
+function toldNote({ sealed: _, digest: __, ...note }: Execution['note']): Execution['note'] {
   return note
 }
 

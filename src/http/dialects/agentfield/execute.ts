@@ -3,7 +3,6 @@ import { z } from 'zod'
 import { PlatformError } from '../../../errors.ts'
 import type { Execution, Executions } from '../../../executions/index.ts'
 import type { Clock } from '../../../lib/clock.ts'
-import { randomText } from '../../../lib/ids.ts'
 import type { Nodes } from '../../../nodes/index.ts'
 import { parseWith, readJson } from '../../body.ts'
 import { type Route, type RouteContext, route } from '../../route.ts'
@@ -11,7 +10,7 @@ import { type NodeCalls, NotReached } from './calls.ts'
 import { retryLater, runSource } from './runs.ts'
 import { durationMsOf, errorCategoryOf, failureView, resultOf, statusOf } from './view.ts'
 import type { Webhooks } from './webhooks.ts'
-import { jsonOf, tag, timeText } from './wire.ts'
+import { jsonOf, newId, tag, timeText } from './wire.ts'
 
 const bodyBytesMax = 32 * 1024 * 1024
 const headerCharactersMax = 256
@@ -340,12 +339,6 @@ function headerOf(headers: Headers, name: string): string | null {
   if (!value) return null
   if (value.length <= headerCharactersMax) return value
   throw new PlatformError('bad_request', `${name}: must be at most ${headerCharactersMax} characters`)
-}
-
-/** `exec_20301231_235959_ab12cd34` */
-export function newId(prefix: 'exec' | 'run', nowMs: number): string {
-  const [date, time] = new Date(nowMs).toISOString().replace(/[-:]/g, '').slice(0, 15).split('T')
-  return `${prefix}_${date}_${time}_${randomText(8)}`
 }
 
 function digestOf(target: string, body: unknown): string {

@@ -5,13 +5,12 @@ import type { Execution, Executions } from '../../../executions/index.ts'
 import type { Clock } from '../../../lib/clock.ts'
 import type { Nodes } from '../../../nodes/index.ts'
 import { type Route, route } from '../../route.ts'
-import { newId } from './execute.ts'
 import { findExecution } from './lookup.ts'
 import { reportOf, statusSaid } from './reports.ts'
 import { innerSource } from './runs.ts'
 import { refuseStrangers } from './strangers.ts'
 import { innerId, shownId } from './view.ts'
-import { jsonOf, tag } from './wire.ts'
+import { jsonOf, newId, tag } from './wire.ts'
 
 const bodyBytesMax = 17 * 1024 * 1024
 /** As SDKs bound what they call. */

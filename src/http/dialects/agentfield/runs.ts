@@ -11,7 +11,7 @@ import { Background } from '../../../lib/background.ts'
 import type { Logger } from '../../../lib/log.ts'
 import type { AgentNode, Nodes, ReplacedProcess } from '../../../nodes/index.ts'
 import { type NodeAnswer, type NodeCalls, NotReached, type ProcessOfNode } from './calls.ts'
-import { jsonOf, textOf } from './wire.ts'
+import { jsonOf, newId, textOf } from './wire.ts'
 
 /** Calls that were accepted here. */
 export const runSource = 'agentfield'
@@ -55,9 +55,13 @@ export class Runs {
     this.#background = new Background((error) => log.warn('agentfield: a node could not be told', { error }))
     executions.runner(runSource, (attempt, signal) => this.#run(attempt, signal), {
       runningMax,
+      newId: (nowMs) => newId('exec', nowMs),
       ended: (execution) => this.#ended(execution),
     })
-    executions.runner(innerSource, async () => ({ status: 'waiting' }), { runningMax: innerRunningMax })
+    executions.runner(innerSource, async () => ({ status: 'waiting' }), {
+      runningMax: innerRunningMax,
+      toldOnly: true,
+    })
   }
 
   /** At start, once instances are there: what they work on goes on, and keeps them awake. Nothing waits for that. */

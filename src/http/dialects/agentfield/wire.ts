@@ -1,3 +1,5 @@
+import { randomText } from '../../../lib/ids.ts'
+
 export const tag = 'agentfield'
 
 /** As this protocol writes moments: to the second. */
@@ -28,4 +30,10 @@ export function textOf(bytes: Uint8Array): string {
 /** Of a list in one parameter: in lower case, without the empty ones. */
 export function wordsOf(text: string | undefined): string[] {
   return (text ?? '').split(',').flatMap((word) => word.trim().toLowerCase() || [])
+}
+
+/** `exec_20301231_235959_ab12cd34` */
+export function newId(prefix: 'exec' | 'run', nowMs: number): string {
+  const [date, time] = new Date(nowMs).toISOString().replace(/[-:]/g, '').slice(0, 15).split('T')
+  return `${prefix}_${date}_${time}_${randomText(8)}`
 }

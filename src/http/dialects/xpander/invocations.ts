@@ -26,6 +26,9 @@ export async function newTurn(
 ): Promise<NewTurn> {
   const { workspace, request, loopback } = caller
   const { text, files, user, ...more } = asked.input
+  // Empty it may be, as in the page's own example.
+  if (typeof text !== 'string' && !files?.length)
+    throw new PlatformError('bad_request', 'input.text: missing: what the agent is asked')
   const given: JsonObject = {}
   for (const name of optionNames) {
     const value = asked[name]

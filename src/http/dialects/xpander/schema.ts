@@ -72,7 +72,11 @@ export const optionNames = [
   ...['source_node_type', 'tool_call_limit', 'harness_cli', 'permission_mode'],
 ] as const satisfies (keyof Invocation)[]
 
-export const versionQuery = z.object({ version: z.string().max(64).optional() })
+/** None, where it is the one that is served anyway. */
+export function versionAsked(version: string | null | undefined): string | undefined {
+  return version === 'latest' ? undefined : version || undefined
+}
+export const versionQuery = z.object({ version: z.string().max(64).optional().transform(versionAsked) })
 
 const pageNumber = z.coerce.number().int().min(1).max(20_000)
 const date = z.iso

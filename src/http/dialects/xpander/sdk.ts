@@ -16,6 +16,7 @@ import {
   pushedEventsSchema,
   taskFilters,
   updateSchema,
+  versionAsked,
 } from './schema.ts'
 import { taskStream } from './streams.ts'
 import { filterOf } from './tasks.ts'
@@ -67,7 +68,7 @@ export function sdkRoutes(options: XpanderOptions): Route[] {
       summary: 'Get an agent',
       async handle({ workspace, params, request, origin }) {
         const agent = await agents.require(workspace, params.agentId)
-        const asked = request.headers.get(versionHeader) ?? undefined
+        const asked = versionAsked(request.headers.get(versionHeader))
         checkVersion(agent, asked)
         const version = Number(asked) || versionNumber(agent)
         return agentView(agent, workspace, { origin, version })

@@ -390,6 +390,12 @@ describe('what is refused', () => {
     expect(await invoke({ input: { text: 3 } })).toMatchObject({
       detail: [{ loc: ['body', 'input', 'text'] }],
     })
+    for (const input of [{}, { text: null }, { files: [] }]) {
+      expect(await invoke({ input })).toMatchObject({
+        status: 422,
+        detail: [{ loc: ['body', 'input', 'text'] }],
+      })
+    }
     expect((await invoke({ input: { text: 'x' }, think_mode: 'hardest' })).detail[0].msg).toContain('harder')
     expect((await invoke({ input: { text: 'x' }, id: 'not an id' })).status).toBe(422)
     expect((await refusal('/v1/tasks?per_page=51')).status).toBe(422)
