@@ -62,6 +62,22 @@ test('async=true comes by the trigger of its path, else by the one without a pat
   expect(off.asyncOff).toBe(true)
 })
 
+test('what is answered at once is tried as the trigger says whose path it is', () => {
+  const tried = gates([
+    trigger('http', { path: 'agents/mine/sync', retry: 1 }),
+    trigger('http', { timeout: 30 }),
+    trigger('http', { path: '/plain', retry: 0 }),
+    trigger('http-async', { path: 'later', retry: 5, timeout: 60 }),
+  ])
+  expect(passageOf(tried, post('sync/x'))).toEqual({
+    ...{ later: null, path: '/x' },
+    tries: { retries: 1, timeoutMs: null },
+  })
+  expect(passageOf(tried, get('else')).tries).toEqual({ retries: 0, timeoutMs: 30_000 })
+  expect(passageOf(tried, get('plain'))).toEqual({ later: null, path: null })
+  expect(passageOf(tried, post('later'))).not.toHaveProperty('tries')
+})
+
 test('the generation that had an address for it by itself has one', () => {
   const old = gates([], { generation: 'mk2' })
   expect(passageOf(old, post('async'))).toMatchObject({

@@ -37,6 +37,14 @@ export interface Passage {
   later: { trigger: StoredTrigger | null } | null
   /** Undecoded, for the program; null: as it came. */
   path: string | null
+  /** Of what is answered at once, where its trigger says something of that. */
+  tries?: Tries
+}
+
+/** How often what failed is tried again, and when an answer has to have begun. */
+export interface Tries {
+  retries: number
+  timeoutMs: number | null
 }
 
 export function gatesOf(kind: DeploymentKind, { spec }: Pick<DeploymentBody, 'spec'>): Gates {
@@ -75,7 +83,7 @@ export function passageOf(gates: Gates, { path, method, isAsync }: Passing): Pas
   if (own !== undefined && own.path.length >= (http?.path.length ?? 0))
     return { later: { trigger: own.trigger }, path: behind(own, path) }
   const forwarded = http === undefined ? null : behind(http, path)
-  if (!isAsync) return { later: null, path: forwarded }
+  if (!isAsync) return { later: null, path: forwarded, ...(http === undefined ? {} : triesOf(http)) }
   const general = gates.async.find((gate) => gate.path === '') ?? gates.async[0]
   return { later: { trigger: general?.trigger ?? null }, path: forwarded }
 }
@@ -109,6 +117,12 @@ export function isOpen(gates: Gates, passing: Passing): boolean {
 
 function isPublicGate({ configuration }: StoredTrigger): boolean {
   return configuration?.authenticationType === 'public'
+}
+
+function triesOf({ trigger }: Gate): { tries?: Tries } {
+  const { retry: retries = 0, timeout } = trigger.configuration ?? {}
+  if (retries === 0 && timeout === undefined) return {}
+  return { tries: { retries, timeoutMs: timeout === undefined ? null : timeout * 1000 } }
 }
 
 /** `agents/NAME/sync` is an address that is made, whatever the name; `/invoke` is one that the program has. */

@@ -37,7 +37,7 @@ import type { DeploymentViewOptions } from './view.ts'
 
 export type { DeploymentChange, DeploymentInput } from './changes.ts'
 export { ApplicationForks } from './forks.ts'
-export type { Passage, Passing } from './gates.ts'
+export type { Passage, Passing, Tries } from './gates.ts'
 export { RevisionImages } from './images.ts'
 export type { JobRun } from './job-runs.ts'
 export { type DeploymentKind, deploymentKinds, kindFacts } from './kinds.ts'

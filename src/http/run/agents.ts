@@ -4,6 +4,7 @@ import { type Route, route } from '../route.ts'
 import { splitUrl } from '../url.ts'
 import { type DeploymentPlane, type DeploymentSource, runDeployment } from './deployments.ts'
 import { acceptLater, type LaterCalls } from './later.ts'
+import { tried } from './tried.ts'
 
 export interface AgentPlane extends DeploymentPlane {
   deployments: DeploymentSource & {
@@ -30,10 +31,12 @@ export function agentRunRoutes(plane: AgentPlane): Route[] {
         const { request, params } = context
         const { workspace, agentName: name } = params
         const how = passing(params.path, request)
-        const { later, path } = plane.deployments.passage(workspace, 'agent', name, how)
+        const { later, path, tries } = plane.deployments.passage(workspace, 'agent', name, how)
         if (later !== null) return acceptLater(context, { workspace, name, ...later, path }, plane.later)
         const target = { workspace, kind: 'agent', name, timed: true } as const
-        return runDeployment(context, path === null ? target : { ...target, path }, plane)
+        const there = path === null ? target : { ...target, path }
+        if (tries === undefined) return runDeployment(context, there, plane)
+        return tried(context, tries, (again) => runDeployment(again, there, plane), plane.exchanges.clock)
       },
     }),
   ]
