@@ -32,6 +32,7 @@ describe.skipIf(why !== '')('what leaves a sandbox', () => {
   let closedPort = 0
   const sockets = new Set<Socket>()
   const called = Promise.withResolvers<void>()
+  const told: { path: string; body: string }[] = []
   const dataDir = join(directory, 'data')
 
   const open = (more: { platformDoor?: boolean } = {}) =>
@@ -50,6 +51,10 @@ describe.skipIf(why !== '')('what leaves a sandbox', () => {
       idleTimeout: 0,
       fetch: async (request, server) => {
         const { pathname } = new URL(request.url)
+        if (request.method === 'POST' && !pathname.startsWith('/upload')) {
+          told.push({ path: pathname, body: await request.text() })
+          return new Response('heard')
+        }
         if (pathname === '/socket' && server.upgrade(request, { data: undefined })) return
         if (pathname === '/download') {
           let left = downloadBytes / block.length
@@ -123,6 +128,29 @@ describe.skipIf(why !== '')('what leaves a sandbox', () => {
     expect(await asked(`http://host.hutch.internal:${port}/healthz`)).toBe('reset')
     expect(await asked('http://hutch.internal/healthz')).toBe(noSuchName('hutch.internal'))
     expect(await asked('http://10.201.0.1/healthz')).toBe('reset')
+  })
+
+  test('the callback of a port monitor goes where programs may, by the names that they have', async () => {
+    const command =
+      'exec bun -e \'process.stdin.on("data", (d) => Bun.listen({ port: +d, hostname: "127.0.0.1", socket: { data() {} } }))\''
+    const opener = await sandbox.process.exec({ command, name: 'opener', stdin: true } as { command: string })
+    const monitor = (callback: string) =>
+      client.request(`/main/sandboxes/reaching/network/process/${opener.pid}/monitor`, {
+        method: 'POST',
+        body: JSON.stringify({ callback }),
+      })
+    for (const [index, host] of ['host.hutch.internal', '10.201.0.3'].entries()) {
+      const path = `/opened/${index}`
+      expect((await monitor(`http://${host}:${web.port}${path}`)).status).toBe(200)
+      await sandbox.process.writeStdin('opener', String(4571 + index) as never)
+      const port = 4571 + index
+      await eventually(`port ${port} is told`, () =>
+        told.some(
+          (one) => one.path === path && one.body === JSON.stringify({ pid: Number(opener.pid), port }),
+        ),
+      )
+    }
+    await sandbox.process.kill('opener')
   })
 
   test('large bodies pass both ways, whole', async () => {
@@ -390,6 +418,12 @@ describe.skipIf(without !== '')(
       const use = '/tmp/env/bin/python -c "import six; print(six.__name__)"'
       const said = await inside(`python3 -m venv --without-pip /tmp/env && ${install} && ${use}`)
       if (said !== null) expect(said).toMatch(/^exit 0: .*six$/s)
+    }, 400_000)
+
+    test('pip install as root there, for the Python of the image itself', async () => {
+      const use = 'cd / && python3 -c "import six; print(six.__file__)"'
+      const said = await inside(`python3 -m pip install -q six 2>&1 && ${use}`)
+      if (said !== null) expect(said).toMatch(/^exit 0: .*six\.py$/s)
     }, 400_000)
   },
 )

@@ -421,6 +421,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   const api = {
     codegen,
     dialer,
+    wayOf: (instanceId: string) => network.wayOf(instanceId),
     build: { version, gitCommit: commit },
     mcp: createSandboxMcp({ version, log }),
   }

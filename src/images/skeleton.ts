@@ -78,6 +78,7 @@ const directories: [path: string, mode: number][] = [
   ['etc', 0o755],
   ['etc/apt/apt.conf.d', 0o755],
   ['etc/apt/preferences.d', 0o755],
+  ['etc/uv', 0o755],
   ['root', 0o700],
   ['home', 0o755],
   ['home/user', 0o755],
@@ -108,6 +109,15 @@ const directories: [path: string, mode: number][] = [
 export const hostsFile = '127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n'
 export const resolverFile = 'nameserver 10.201.0.1\noptions timeout:2 attempts:2\n'
 
+/**
+ * A sandbox is whatever its owner makes of it: what keeps people from damaging the Python of their own machine (PEP 668) only
+ * stands in the way of whoever installs a package for one.
+ */
+const pythonSettings: [path: string, text: string][] = [
+  ['etc/pip.conf', '[global]\nbreak-system-packages = true\nroot-user-action = ignore\n'],
+  ['etc/uv/uv.toml', '[pip]\nbreak-system-packages = true\n'],
+]
+
 const userId = 1000
 const systemIdMax = 999
 const nobodyId = 65534
@@ -116,7 +126,7 @@ const nobodyId = 65534
 export const draftMark = '.draft-'
 
 /** Changes with the rules above, so that an older skeleton is not taken for a current one. */
-const skeletonRevision = 5
+const skeletonRevision = 6
 
 /** A value that changes when the skeleton made from this host would. Cheap: a few dozen lstat calls. */
 export async function skeletonStamp(root = '/'): Promise<string> {
@@ -164,6 +174,7 @@ export async function makeSkeleton(target: string, root = '/'): Promise<void> {
     await writeFile(join(draft, 'etc/hosts'), hostsFile)
     await writeFile(join(draft, 'etc/resolv.conf'), resolverFile)
     await writeFile(join(draft, 'etc/hostname'), 'sandbox\n')
+    for (const [path, text] of pythonSettings) await writeFile(join(draft, path), text)
     await symlink('/proc/self/mounts', join(draft, 'etc/mtab'))
     await writeFile(join(draft, 'opt/hutch/bun'), '')
     await writeBunLauncher(draft)

@@ -9,6 +9,7 @@ import {
   specialKind,
 } from '../lib/addresses.ts'
 import type { Clock } from '../lib/clock.ts'
+import type { DialerWay } from '../lib/dialer.ts'
 import type { Logger } from '../lib/log.ts'
 import { Semaphore } from '../lib/semaphore.ts'
 import type { Egress, EgressConnection, EgressVerdict } from '../spec/egress.ts'
@@ -182,6 +183,18 @@ export class Network implements Egress {
       })
     } catch {
       return null
+    }
+  }
+
+  /** How a request leaves that the platform makes for an instance: by the names and verdicts of its programs. */
+  wayOf(instanceId: string): DialerWay {
+    return async (host, port) => {
+      const address = parseAddress(host)
+      const addresses = address === null ? await this.#names.addresses(host) : [address]
+      const verdicts = await Promise.all(
+        addresses.map((one) => this.decide({ instanceId, kind: 'outgoing', address: one, port })),
+      )
+      return verdicts.flatMap((verdict) => (verdict.kind === 'dial' ? [verdict.address] : []))
     }
   }
 

@@ -90,6 +90,12 @@ export class Names {
     return await this.#other(question, answer)
   }
 
+  /** Of a name as programs inside find it; none for one that does not exist, or could not be asked for. */
+  async addresses(name: string): Promise<Address[]> {
+    const found = await this.#lookup(name.toLowerCase().replace(/\.$/, ''))
+    return found === 'failed' ? [] : found.addresses
+  }
+
   #records({ name }: Question, type: number, addresses: Address[]): ResourceRecord[] {
     const length = type === recordTypes.a ? 4 : 16
     // Whoever has no way to IPv6 must not be sent there first: every connection would be tried in vain.

@@ -22,6 +22,7 @@ export function makeSandboxApi(options: { privateTargets?: string[] } = {}): San
   const dialer = new Dialer({ privateTargets: options.privateTargets ?? [], ownPorts: () => [] })
   return {
     dialer,
+    wayOf: () => async () => [],
     build: { version: '1.2.3' },
     mcp: createSandboxMcp({ version: '1.2.3', log: silentLogger }),
     codegen: new Codegen({ dialer, log: silentLogger }),

@@ -1,6 +1,6 @@
 import type { Codegen } from '../../../codegen/index.ts'
 import { PlatformError } from '../../../errors.ts'
-import type { Dialer } from '../../../lib/dialer.ts'
+import type { Dialer, DialerWay } from '../../../lib/dialer.ts'
 import { type SandboxLease, sandboxApiPorts } from '../../../sandboxes/index.ts'
 import type { ConsumedCredentials, RouteContext } from '../../route.ts'
 import { begunAndOnceEnded } from '../bodies.ts'
@@ -54,8 +54,9 @@ export interface SandboxApi {
   readonly build: Build
   readonly mcp: SandboxMcp
   readonly codegen: Codegen
-  /** For what leaves at the request of a sandbox. */
+  /** For what leaves at the request of a sandbox, by the way that its own programs have. */
   readonly dialer: Dialer
+  readonly wayOf: (instanceId: string) => DialerWay
 }
 
 type Verbs = Partial<
@@ -105,7 +106,7 @@ const routes: { path: RegExp; raw?: boolean; verbs: Verbs }[] = [
   { path: /^\/network\/process\/([^/]+)\/ports$/, verbs: { GET: listPorts } },
   {
     path: /^\/network\/process\/([^/]+)\/monitor$/,
-    verbs: { POST: (call, pid, { dialer }) => monitorPorts(call, pid, dialer), DELETE: stopMonitoring },
+    verbs: { POST: monitorPorts, DELETE: stopMonitoring },
   },
   { path: /^\/network\/tunnel\/config$/, verbs: { PUT: refuseTunnel } },
   { path: /^\/network\/tunnel$/, verbs: { DELETE: noTunnel } },

@@ -1,9 +1,9 @@
 import { z } from 'zod'
 import { PlatformError } from '../../../errors.ts'
-import type { Dialer } from '../../../lib/dialer.ts'
 import { isLoopbackHost } from '../../../lib/loopback.ts'
 import { isListener, type SandboxProcess } from '../../../sandboxes/processes.ts'
 import { fetchPort } from '../proxy.ts'
+import type { SandboxApi } from './api.ts'
 import { json, readJsonBody, type SandboxAnswer, type SandboxCall } from './call.ts'
 
 const monitorBody = z.object({ callback: z.string().min(1).max(2048) })
@@ -27,8 +27,12 @@ export async function listPorts(call: SandboxCall, text: string): Promise<Sandbo
   return json({ pid, ports })
 }
 
-/** From now on each port that the process opens is posted to the callback. */
-export async function monitorPorts(call: SandboxCall, text: string, dialer: Dialer): Promise<SandboxAnswer> {
+/** From now on each port that the process opens is posted to the callback, wherever programs of the sandbox may go. */
+export async function monitorPorts(
+  call: SandboxCall,
+  text: string,
+  { dialer, wayOf }: Pick<SandboxApi, 'dialer' | 'wayOf'>,
+): Promise<SandboxAnswer> {
   const pid = pidOf(text)
   const { callback } = await readJsonBody(call, monitorBody)
   const url = URL.parse(callback)
@@ -52,6 +56,7 @@ export async function monitorPorts(call: SandboxCall, text: string, dialer: Dial
         body,
         signal,
         what: 'the callback',
+        way: wayOf(instance.id),
         ...limits,
       })
       return
