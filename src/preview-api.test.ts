@@ -279,7 +279,7 @@ describe('sessions', () => {
       waitForCompletion: true,
       onLog: (line) => lines.push(line),
     })
-    expect(lines).toEqual(['streamed'])
+    expect(lines).toEqual(['streamed\n'])
     expect(await sandbox.sessions.get(session.name)).toMatchObject({ url: session.url, token: session.token })
     expect((await sandbox.sessions.list()).map(({ name }) => name)).toEqual([session.name])
     await sandbox.sessions.delete(session.name)

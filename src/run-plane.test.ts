@@ -136,11 +136,11 @@ describe('processes', () => {
       waitForCompletion: true,
       onLog: (line) => lines.push(line),
     })
-    expect(lines).toEqual(['line 1', 'line 2', 'line 3', 'end'])
+    expect(lines).toEqual(['line 1\n', 'line 2\n', 'line 3\n', 'end\n'])
     expect(done).toMatchObject({ status: 'completed', stdout: 'line 1\nline 2\nline 3\n' })
     const replay: string[] = []
     await sandbox.process.streamLogs('stream', { onLog: (line) => replay.push(line) }).wait()
-    expect(replay).toEqual(lines)
+    expect(replay).toEqual(['line 1', 'line 2', 'line 3', 'end'])
   })
 
   test('are stopped and killed with all below them', async () => {

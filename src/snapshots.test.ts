@@ -122,7 +122,7 @@ describe('what there is, what is refused', () => {
       'nothing ran in the sandbox',
     )
     await expectRefusal(sandbox.fork('copy', { traffic: 10 }), 400, 'traffic: applications alone')
-    await expectRefusal(sandbox.fork('copy', { port: 8080 }), 400, '8080 is reserved')
+    await expectRefusal(sandbox.fork('copy', { port: 80 }), 400, '80 is reserved')
     const post = (path: string, body: object) =>
       client.request(path, {
         method: 'POST',
@@ -328,7 +328,7 @@ describe.skipIf(why !== '')('real machines', () => {
       name: 'web',
       memory: 512,
       envs: [{ name: 'GREETING', value: 'hello' }],
-      ports: [{ target: 8123 }],
+      ports: [{ target: 8080 }, { target: 8123 }],
     })
     const server = `Bun.serve({ port: 8123, fetch: async (request) => new Response(
       process.env.GREETING + ' ' + process.env.OWN + ' ' + await Bun.file('/srv/page').text()) })`

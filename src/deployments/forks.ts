@@ -2,6 +2,7 @@ import { badRequest, checkName } from '../lib/checks.ts'
 import {
   type ForkAnswer,
   type ForkInput,
+  programPorts,
   type Snapshots,
   type StoredSnapshot,
   snapshotReference,
@@ -65,7 +66,7 @@ export class ApplicationForks {
         spec: {
           image: spec.image,
           memory: input.memory ?? spec.memoryMb,
-          port: input.port ?? spec.ports?.[0]?.target ?? null,
+          port: input.port ?? programPorts(spec)[0] ?? null,
           envs: [...envs, ...(input.envs ?? [])],
           ...(customDomain
             ? {

@@ -180,10 +180,9 @@ export function portsOf(
   return given.map(({ name, target, protocol }, index) => {
     const field = `spec.runtime.ports[${index}].target`
     checkRange(field, target, 1, 65535)
-    if (reservedPorts.includes(target)) {
-      throw badRequest(
-        `${field}: ${target} is reserved: ${platformPort} by the platform, ${sandboxApiPorts.join(' and ')} by the sandbox's own API; use another, such as 3000`,
-      )
+    // Naming a port opens nothing, and templates of the cloud name the API's own.
+    if (target === platformPort) {
+      throw badRequest(`${field}: ${target} is reserved by the platform: use another, such as 3000`)
     }
     if (seen.has(target)) throw badRequest(`${field}: ${target} is listed twice`)
     seen.add(target)
@@ -193,6 +192,11 @@ export function portsOf(
       protocol: (protocol ?? 'HTTP').toUpperCase(),
     }
   })
+}
+
+/** Of the ports that are named, those on which its programs can listen. */
+export function programPorts({ ports = [] }: Pick<SandboxSpec, 'ports'>): number[] {
+  return ports.map(({ target }) => target).filter((port) => !sandboxApiPorts.includes(port))
 }
 
 function extraArgsOf(given: Record<string, string>): Record<string, string> {

@@ -31,7 +31,7 @@ import { type Announced, SandboxSources, type SourceBuilds, type SourceImages } 
 import { SandboxTurns } from './turns.ts'
 import { SandboxUpgrades } from './upgrades.ts'
 
-export { memoryMbDefault, sandboxApiPort, sandboxApiPorts } from './draft.ts'
+export { memoryMbDefault, programPorts, sandboxApiPort, sandboxApiPorts } from './draft.ts'
 export { becomeUser, userEnv } from './identity.ts'
 export type { SandboxLease } from './leases.ts'
 export {

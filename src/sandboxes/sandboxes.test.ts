@@ -105,6 +105,21 @@ test('a created sandbox answers at once, with the fields clients read', async ()
   expect(spec).toMatchObject({ hostname: 'box', memoryMb: 4096, storageMb: 2048, workingDir: '/blaxel' })
 })
 
+test('the ports of its own API may be named among its ports, as templates of the cloud do', async () => {
+  const view = await create('box', {
+    runtime: {
+      ports: [
+        { name: 'sandbox-api', target: 8080 },
+        { target: 443, protocol: 'TCP' },
+      ],
+    },
+  })
+  expect(view.spec.runtime?.ports).toEqual([
+    { name: 'sandbox-api', target: 8080, protocol: 'HTTP' },
+    { target: 443, protocol: 'TCP' },
+  ])
+})
+
 test('without a name, image or memory the platform chooses them', async () => {
   const stored = await platform.sandboxes.create('main', {}, { actor })
   expect(stored.name).toMatch(/^[a-z0-9-]{3,49}$/)
@@ -243,7 +258,7 @@ const invalid: [string, SandboxInput, RegExp][] = [
   ['a name with NUL', input('a\0b'), /metadata\.name/],
   ['too little memory', input('box', { runtime: { memory: 1 } }), /spec\.runtime\.memory: 1 .*128/],
   ['too much memory', input('box', { runtime: { memory: 1e9 } }), /spec\.runtime\.memory/],
-  ['a reserved port', input('box', { runtime: { ports: [{ target: 8080 }] } }), /8080 is reserved/],
+  ['the port of the platform', input('box', { runtime: { ports: [{ target: 80 }] } }), /80 is reserved/],
   [
     'a port that is none',
     input('box', { runtime: { ports: [{ target: 70000 }] } }),

@@ -122,6 +122,7 @@ describe('files', () => {
       ['/data/a.txt', '644'],
       ['/data/link', '1000000777'],
     ])
+    expect(await json(fetch(`${base}/filesystem/%2F`))).toMatchObject({ path: '/', name: '/' })
     expect((await fetch(`${base}/filesystem/%2Fdata`, { method: 'DELETE' })).status).toBe(422)
     const below = { method: 'PUT', body: JSON.stringify({ content: 'x' }) }
     const beside = await fetch(`${base}/filesystem/%2Fdata%2Fa.txt%2Fx`, below)
@@ -377,7 +378,7 @@ describe('processes', () => {
     expect((await fetch(`${base}/process/nobody/logs/stream`)).status).toBe(404)
   })
 
-  test('a streamed execution gives a line an event, no blank line, and the process at the end', async () => {
+  test('a streamed execution tells what was written, in no blank line, and the process at the end', async () => {
     const answer = await post(
       { command: 'echo one; echo; printf two; sleep 0.3; echo three >&2', waitForCompletion: true },
       { accept: 'text/event-stream' },
@@ -388,9 +389,31 @@ describe('processes', () => {
     const events = lines.map((line) => JSON.parse(line)).filter(({ type }) => type !== 'keepalive')
     const result = JSON.parse(events.pop().data)
     expect(result).toMatchObject({ status: 'completed', stdout: 'one\n\ntwo', stderr: 'three\n' })
-    expect(events).toContainEqual({ type: 'stdout', data: 'one' })
-    expect(events).toContainEqual({ type: 'stderr', data: 'three' })
-    expect(events.filter(({ data }) => data === 'two')).toHaveLength(1)
+    const said = (stream: string) => events.flatMap(({ type, data }) => (type === stream ? [data] : []))
+    expect(said('stdout')).toEqual(['one\n', '\n', 'two'])
+    expect(said('stderr')).toEqual(['three\n'])
+  })
+
+  test('a prompt is told while the program waits for its answer', async () => {
+    const answer = await post(
+      { command: 'printf "name? "; read name; echo "hello $name"', name: 'asks', stdin: true },
+      { accept: 'text/event-stream' },
+    )
+    const decoder = new TextDecoder()
+    let text = ''
+    let isAnswered = false
+    for await (const chunk of answer.body!) {
+      text += decoder.decode(chunk, { stream: true })
+      if (isAnswered || !text.includes('"name? "')) continue
+      isAnswered = true
+      await fetch(`${base}/process/asks/stdin`, { method: 'POST', body: 'you\n' })
+    }
+    const events = text
+      .split('\n')
+      .slice(0, -1)
+      .map((line) => JSON.parse(line))
+    const said = events.flatMap(({ type, data }) => (type === 'stdout' ? [data] : []))
+    expect(said).toEqual(['name? ', 'hello you\n'])
   })
 
   test('a stream of logs starts at once, and a client that leaves it ends nothing but its lease', async () => {

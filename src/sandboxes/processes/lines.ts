@@ -8,10 +8,15 @@ const noBytes = Buffer.alloc(0)
 
 /**
  * Cuts the bytes of the two streams into whole lines, each of them once. What begins a line waits for its end; a line
- * that is longer than `lineBytesMax` comes in pieces, each ended as if it were a line.
+ * that is longer than `lineBytesMax` comes in pieces. What has no end of its own gets one, unless it is to stay as it was.
  */
 export class LineCutter {
   private readonly begun: Record<OutputStream, Buffer> = { stdout: noBytes, stderr: noBytes }
+  private readonly ended: (bytes: Buffer) => Buffer
+
+  constructor({ endsAll = true }: { endsAll?: boolean } = {}) {
+    this.ended = endsAll ? withEnd : (bytes) => bytes
+  }
 
   /** Whole lines with their ends, in pieces that each hold one line or more. Views of `data`, where they can be. */
   push(stream: OutputStream, data: Uint8Array): Buffer[] {
@@ -30,11 +35,16 @@ export class LineCutter {
     return whole
   }
 
-  /** What waits for an end that will not come, ended. */
+  /** What waits for an end that will not come. */
   end(stream: OutputStream): Buffer[] {
     const begun = this.begun[stream]
     this.begun[stream] = noBytes
-    return begun.length === 0 ? [] : [ended(begun)]
+    return begun.length === 0 ? [] : [this.ended(begun)]
+  }
+
+  /** Whether something waits for its end. */
+  get waits(): boolean {
+    return this.begun.stdout.length + this.begun.stderr.length > 0
   }
 
   private begin(stream: OutputStream, bytes: Buffer): Buffer[] {
@@ -42,7 +52,7 @@ export class LineCutter {
     let start = 0
     while (bytes.length - start > lineBytesMax) {
       const end = characterStart(bytes, start + lineBytesMax)
-      pieces.push(ended(bytes.subarray(start, end)))
+      pieces.push(this.ended(bytes.subarray(start, end)))
       start = end
     }
     this.begun[stream] = bytes.subarray(start)
@@ -50,7 +60,7 @@ export class LineCutter {
   }
 }
 
-function ended(bytes: Buffer): Buffer {
+function withEnd(bytes: Buffer): Buffer {
   const line = Buffer.allocUnsafe(bytes.length + 1)
   line.set(bytes)
   line[bytes.length] = newline

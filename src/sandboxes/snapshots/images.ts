@@ -1,5 +1,6 @@
 import { PlatformError } from '../../errors.ts'
 import type { ResolvedImage } from '../../images/index.ts'
+import { programPorts } from '../draft.ts'
 import type { ProcessStart } from '../processes.ts'
 import { type SnapshotSecrets, type StoredSnapshot, seedOf } from './record.ts'
 
@@ -27,7 +28,7 @@ export function imageOf(snapshot: StoredSnapshot, secrets: SnapshotSecrets, hold
     ...image,
     snapshotId,
     entrypoint: ['/bin/sh', '-c', program],
-    ports: (snapshot.body.spec.ports ?? []).map(({ target }) => ({ target })),
+    ports: programPorts(snapshot.body.spec).map((target) => ({ target })),
     [Symbol.dispose]: () => hold[Symbol.dispose](),
   }
 }

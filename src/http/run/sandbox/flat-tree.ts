@@ -4,7 +4,7 @@ import type { FileEntry, WalkOptions } from '../../../spec/guest.ts'
 import { collect } from '../bodies.ts'
 import { json, type SandboxAnswer, type SandboxCall } from './call.ts'
 import { asCode, type FileView, fileError, fileView, namesIn } from './entries.ts'
-import { type FilePath, joined } from './paths.ts'
+import { type FilePath, joined, nameOf } from './paths.ts'
 import { boundedParameter, flagParameter, listParameter } from './query.ts'
 
 const filesDefault = 10_000
@@ -58,7 +58,7 @@ export async function readFlatTree(call: SandboxCall, root: FilePath): Promise<S
   if (withContent) await addTexts(call, texts, mostBytes)
   return json({
     path: root.shown,
-    name: posix.basename(root.absolute),
+    name: nameOf(root.absolute),
     recursive: true,
     files,
     subdirectories: [...directories]

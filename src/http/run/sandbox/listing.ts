@@ -1,9 +1,8 @@
-import { posix } from 'node:path'
 import { PlatformError } from '../../../errors.ts'
 import type { FileEntry } from '../../../spec/guest.ts'
 import type { SandboxCall } from './call.ts'
 import { type FileView, fileError, fileView, namesIn } from './entries.ts'
-import { type FilePath, joined } from './paths.ts'
+import { type FilePath, joined, nameOf } from './paths.ts'
 
 const directoryEntriesMax = 100_000
 
@@ -36,7 +35,7 @@ export async function listing(call: SandboxCall, path: FilePath): Promise<Direct
   const known = await names
   const view: DirectoryView = {
     path: path.shown,
-    name: posix.basename(path.absolute),
+    name: nameOf(path.absolute),
     files: [],
     subdirectories: [],
   }

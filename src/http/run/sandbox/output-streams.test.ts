@@ -1,7 +1,7 @@
 import { expect, test } from 'bun:test'
 import fc from 'fast-check'
 import type { OutputChunk, ProcessView } from '../../../sandboxes/processes.ts'
-import { lineEvents, outputRecords, prefixedLines, resultEvent } from './output-streams.ts'
+import { outputEvents, outputRecords, prefixedLines, resultEvent } from './output-streams.ts'
 
 type Form = (batches: AsyncIterable<OutputChunk[]>) => AsyncIterable<Uint8Array>
 
@@ -40,7 +40,6 @@ const cut = fc.tuple(written, written, fc.infiniteStream(fc.nat(7))).map(([stdou
 /** Lines as a reader of text sees them. */
 const linesOf = (text: string) => (text.endsWith('\n') || text === '' ? text.slice(0, -1) : text).split('\n')
 const expected = (text: string) => (text === '' ? [] : linesOf(text))
-const withoutReturn = (lines: string[]) => lines.map((line) => line.replace(/\r$/, ''))
 
 test('each line of each stream comes out once, with its prefix, however it was cut', async () => {
   await fc.assert(
@@ -56,16 +55,33 @@ test('each line of each stream comes out once, with its prefix, however it was c
   )
 })
 
-test('as events, too, each of them JSON of its own', async () => {
+test('as events, an event a line with its end, they are what was written, however it was cut', async () => {
   await fc.assert(
     fc.asyncProperty(cut, async ({ stdout, stderr, chunks }) => {
-      const all = await events(lineEvents, chunks)
+      const all = await events(outputEvents, chunks)
       for (const [stream, whole] of Object.entries({ stdout, stderr })) {
         const own = all.filter(({ type }) => type === stream).map(({ data }) => data)
-        expect(own).toEqual(withoutReturn(expected(whole)))
+        expect(own.join('')).toBe(whole)
+        expect(own).toHaveLength(expected(whole).length)
       }
     }),
   )
+})
+
+test('what begins a line is told once nothing follows it, and not again with the rest of the line', async () => {
+  const answered = Promise.withResolvers<void>()
+  async function* batches(): AsyncGenerator<OutputChunk[]> {
+    yield [{ kind: 'stdout', data: bytes('one\nname? €').slice(0, -1) }]
+    await answered.promise
+    yield [{ kind: 'stdout', data: bytes('€').slice(-1) }]
+    yield [{ kind: 'stdout', data: bytes('\ntwo') }]
+  }
+  const told: { data: string }[] = []
+  for await (const chunk of outputEvents(batches())) {
+    for (const line of chunk.toString().trimEnd().split('\n')) told.push(JSON.parse(line))
+    if (told.at(-1)?.data === 'name? ') answered.resolve()
+  }
+  expect(told.map(({ data }) => data)).toEqual(['one\n', 'name? ', '€\n', 'two'])
 })
 
 test('as records the output is what it was, to the byte', async () => {
@@ -98,7 +114,7 @@ test('text stays text when a character is cut in two, and only what is no text i
 
 test('a line of several MiB comes in pieces that are no larger than a line may be', async () => {
   const line = 'é'.repeat(1_500_000)
-  const lines = await events(lineEvents, [
+  const lines = await events(outputEvents, [
     { kind: 'stdout', data: bytes(line) },
     { kind: 'stdout', data: bytes('end\nnext\n') },
   ])
@@ -107,9 +123,9 @@ test('a line of several MiB comes in pieces that are no larger than a line may b
       .slice(0, -1)
       .map(({ data }) => data)
       .join(''),
-  ).toBe(`${line}end`)
+  ).toBe(`${line}end\n`)
   expect(Math.max(...lines.map(({ data }) => Buffer.byteLength(data)))).toBeLessThanOrEqual(1024 * 1024)
-  expect(lines.at(-1)).toEqual({ type: 'stdout', data: 'next' })
+  expect(lines.at(-1)).toEqual({ type: 'stdout', data: 'next\n' })
 })
 
 test('what is gone and what was started again is told, where it belongs, in each form', async () => {
@@ -124,12 +140,12 @@ test('what is gone and what was started again is told, where it belongs, in each
     '[... truncated, see the process log file for the full output ...]\nstdout:begun\n' +
       'stdout:[Process failed with exit code 7. Attempting restart 1/2...]\nstdout:again\n',
   )
-  expect((await events(lineEvents, chunks)).map(({ type }) => type)).toEqual([
-    'truncated',
-    'stdout',
-    'stdout',
-    'stdout',
-  ])
+  expect(await events(outputEvents, chunks)).toEqual([
+    { type: 'truncated' },
+    { type: 'stdout', data: 'begun\n' },
+    { type: 'stdout', data: '[Process failed with exit code 7. Attempting restart 1/2...]\n' },
+    { type: 'stdout', data: 'again\n' },
+  ] as never)
   expect((await events(outputRecords, chunks)).slice(2)).toEqual([
     { type: 'restart', data: note, attempt: 1, exitCode: 7 },
     { type: 'stdout', data: 'again\n' },

@@ -12,23 +12,10 @@ import {
 const newline = 10
 
 /** `stdout:` or `stderr:` before each line. What is not the program's own has no prefix. */
-export function prefixedLines(batches: AsyncIterable<OutputChunk[]>): AsyncGenerator<Uint8Array> {
-  return inLines(batches, Buffer.from(truncationLine), (lines, out) =>
-    putFramed(lines.bytes, prefixFrames[lines.stream], out),
-  )
-}
-
-/** NDJSON, a line of output an event. */
-export function lineEvents(batches: AsyncIterable<OutputChunk[]>): AsyncGenerator<Uint8Array> {
-  return inLines(batches, Buffer.from('{"type":"truncated"}\n'), putEvents)
-}
-
-async function* inLines(
-  batches: AsyncIterable<OutputChunk[]>,
-  truncated: Buffer,
-  put: (lines: Lines, out: Output) => void,
-): AsyncGenerator<Uint8Array> {
+export async function* prefixedLines(batches: AsyncIterable<OutputChunk[]>): AsyncGenerator<Uint8Array> {
   const cutter = new WholeLines()
+  const truncated = Buffer.from(truncationLine)
+  const put = ({ stream, bytes }: Lines, out: Output) => putFramed(bytes, prefixFrames[stream], out)
   for await (const batch of batches) {
     const out = new Output(batch)
     for (const chunk of batch) {
@@ -40,6 +27,60 @@ async function* inLines(
   const out = new Output([])
   for (const lines of cutter.end()) put(lines, out)
   if (out.length > 0) yield out.bytes()
+}
+
+/** So long a begun line waits for its end: a question to the reader has none. */
+const begunLineMsMax = 100
+
+/** NDJSON: the output as it was written, an event a line with its end. A line that is not gone on with comes in parts. */
+export async function* outputEvents(batches: AsyncIterable<OutputChunk[]>): AsyncGenerator<Uint8Array> {
+  const cutter = new WholeLines({ endsAll: false })
+  const truncated = Buffer.from('{"type":"truncated"}\n')
+  for await (const batch of withPauses(batches, begunLineMsMax, () => cutter.waits)) {
+    const out = new Output(batch ?? [])
+    if (batch === null) for (const lines of cutter.begun()) putEvents(lines, out)
+    else {
+      for (const chunk of batch) {
+        if (chunk.kind === 'truncated') out.put(truncated)
+        else for (const lines of cutter.of(chunk)) putEvents(lines, out)
+      }
+    }
+    if (out.length > 0) yield out.bytes()
+  }
+  const out = new Output([])
+  for (const lines of cutter.end()) putEvents(lines, out)
+  if (out.length > 0) yield out.bytes()
+}
+
+/** The same batches, and null whenever something waits and none came for so long. */
+async function* withPauses(
+  batches: AsyncIterable<OutputChunk[]>,
+  pauseMs: number,
+  waits: () => boolean,
+): AsyncGenerator<OutputChunk[] | null> {
+  const iterator = batches[Symbol.asyncIterator]()
+  try {
+    for (;;) {
+      const next = iterator.next()
+      if (waits()) {
+        let timer: ReturnType<typeof setTimeout> | undefined
+        const pause = new Promise<null>((resolve) => {
+          timer = setTimeout(resolve, pauseMs, null)
+        })
+        const first = await Promise.race([next, pause]).finally(() => clearTimeout(timer))
+        if (first === null) {
+          next.catch(() => {})
+          yield null
+        }
+      }
+      const { done, value } = await next
+      if (done) return
+      yield value
+    }
+  } finally {
+    // What it is about to give may never come: nobody waits for that.
+    iterator.return?.().catch(() => {})
+  }
 }
 
 /** NDJSON, output as it was written: text where it is UTF-8, else base64. */
@@ -71,20 +112,37 @@ export async function* outputRecords(batches: AsyncIterable<OutputChunk[]>): Asy
 
 interface Lines {
   stream: OutputStream
+  /** Of lines with their ends, or of one that has none. */
   bytes: Buffer
 }
 
+/** Lines of whole characters. */
 class WholeLines {
-  private readonly cutter = new LineCutter()
+  private readonly cutter: LineCutter
+  private readonly characters = { stdout: new WholeCharacters(), stderr: new WholeCharacters() }
+
+  constructor(options?: ConstructorParameters<typeof LineCutter>[0]) {
+    this.cutter = new LineCutter(options)
+  }
 
   of(chunk: Exclude<OutputChunk, { kind: 'truncated' }>): Lines[] {
-    if (chunk.kind !== 'restart') return this.push(chunk.kind, chunk.data)
+    if (chunk.kind !== 'restart') return this.push(chunk.kind, this.characters[chunk.kind].push(chunk.data))
     // Of stdout the note itself ends what was begun.
-    return [...this.endOf('stderr'), ...this.push('stdout', Buffer.from(chunk.note))]
+    const note = Buffer.concat([this.characters.stdout.end(), Buffer.from(chunk.note)])
+    return [...this.endOf('stderr'), ...this.push('stdout', note)]
+  }
+
+  get waits(): boolean {
+    return this.cutter.waits
+  }
+
+  /** What waits for its end, without it. */
+  begun(): Lines[] {
+    return outputStreams.flatMap((stream) => this.cutter.end(stream).map((bytes) => ({ stream, bytes })))
   }
 
   end(): Lines[] {
-    return [...this.endOf('stdout'), ...this.endOf('stderr')]
+    return outputStreams.flatMap((stream) => this.endOf(stream))
   }
 
   private push(stream: OutputStream, data: Uint8Array): Lines[] {
@@ -92,9 +150,12 @@ class WholeLines {
   }
 
   private endOf(stream: OutputStream): Lines[] {
-    return this.cutter.end(stream).map((bytes) => ({ stream, bytes }))
+    const last = this.push(stream, this.characters[stream].end())
+    return [...last, ...this.cutter.end(stream).map((bytes) => ({ stream, bytes }))]
   }
 }
+
+const outputStreams = ['stdout', 'stderr'] as const
 
 /** What stands around lines, in bytes. */
 interface Frame {
@@ -102,20 +163,24 @@ interface Frame {
   /** In place of each line's end but the last one's. */
   between: Buffer
   last: Buffer
+  /** Behind what has no end. */
+  unended: Buffer
 }
 
-const prefixFrames = framesOf('', (stream) => `${stream}:`, '\n')
-const eventFrames = framesOf('"}', (stream) => `{"type":"${stream}","data":"`, '"}\n')
+const prefixFrames = framesOf((stream) => `${stream}:`, '', '')
+const eventFrames = framesOf((stream) => `{"type":"${stream}","data":"`, '\\n', '"}')
 
+/** `lineEnd` is what a line's end becomes. */
 function framesOf(
-  end: string,
   start: (stream: OutputStream) => string,
-  last: string,
+  lineEnd: string,
+  end: string,
 ): Record<OutputStream, Frame> {
   const frame = (stream: OutputStream) => ({
     first: Buffer.from(start(stream)),
-    between: Buffer.from(`${end}\n${start(stream)}`),
-    last: Buffer.from(last),
+    between: Buffer.from(`${lineEnd}${end}\n${start(stream)}`),
+    last: Buffer.from(`${lineEnd}${end}\n`),
+    unended: Buffer.from(`${end}\n`),
   })
   return { stdout: frame('stdout'), stderr: frame('stderr') }
 }
@@ -157,17 +222,24 @@ function putEvents({ stream, bytes }: Lines, out: Output): void {
     putFramed(bytes, eventFrames[stream], out)
     return
   }
-  const lines = bytes.toString('utf8', 0, bytes.length - 1).split('\n')
-  const event = (line: string) =>
-    `${JSON.stringify({ type: stream, data: line.endsWith('\r') ? line.slice(0, -1) : line })}\n`
-  out.put(Buffer.from(lines.map(event).join('')))
+  const lines = bytes.toString().split('\n')
+  const rest = lines.pop() ?? ''
+  const event = (data: string) => `${JSON.stringify({ type: stream, data })}\n`
+  const events = lines.map((line) => event(`${line}\n`))
+  if (rest !== '') events.push(event(rest))
+  out.put(Buffer.from(events.join('')))
 }
 
-/** Whole lines, each in its frame. */
-function putFramed(bytes: Buffer, { first, between, last }: Frame, out: Output): void {
+/** Lines, each in its frame. */
+function putFramed(bytes: Buffer, { first, between, last, unended }: Frame, out: Output): void {
   out.put(first)
   for (let start = 0; ; ) {
     const end = bytes.indexOf(newline, start)
+    if (end === -1) {
+      out.copy(bytes, start, bytes.length)
+      out.put(unended)
+      return
+    }
     out.copy(bytes, start, end)
     start = end + 1
     if (start === bytes.length) break

@@ -32,6 +32,11 @@ export function absolutePath(rest: string): FilePath {
   return cleaned(`/${decodePath(rest)}`)
 }
 
+/** What a file or directory is called; the root as its path, since it has nothing else. */
+export function nameOf(path: string): string {
+  return posix.basename(path) || path
+}
+
 export function joined(dir: string, name: string): string {
   return dir.endsWith('/') ? dir + name : `${dir}/${name}`
 }

@@ -18,7 +18,7 @@ import {
   type SandboxAnswer,
   type SandboxCall,
 } from './call.ts'
-import { lineEvents, outputRecords, prefixedLines, resultEvent } from './output-streams.ts'
+import { outputEvents, outputRecords, prefixedLines, resultEvent } from './output-streams.ts'
 
 export const stdinBytesMax = 8 * 1024 * 1024
 const portsMax = 100
@@ -84,12 +84,12 @@ const executionKeepalive: Keepalive = { text: '{"type":"keepalive"}\n', everyMs:
 const logKeepalive: Keepalive = { text: '[keepalive]\n', everyMs: 30_000 }
 const recordKeepalive: Keepalive = { text: '{"type":"keepalive"}\n', everyMs: 30_000 }
 
-/** NDJSON, whatever the Accept says: a line of output an event, and the process itself as the last. */
+/** NDJSON, whatever the Accept says: output as events, and the process itself as the last. */
 function streamExecution(call: SandboxCall, process: SandboxProcess, leave: () => void): SandboxAnswer {
   async function* events(signal: AbortSignal): AsyncGenerator<Uint8Array> {
     try {
       const tail = new OutputTail(fullOutputBytesMax)
-      yield* lineEvents(process.follow(signal, tail))
+      yield* outputEvents(process.follow(signal, tail))
       if (signal.aborted) return
       await process.done
       tail.end()

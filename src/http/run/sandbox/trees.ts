@@ -8,7 +8,7 @@ import { asCode, type FileView, fileError, fileOperation, fileView, namesIn } fr
 import { directoryMode, fileJsonBytesMax, removePath } from './files.ts'
 import { readFlatTree } from './flat-tree.ts'
 import { listing } from './listing.ts'
-import { absolutePath, type FilePath, joined } from './paths.ts'
+import { absolutePath, type FilePath, joined, nameOf } from './paths.ts'
 import { countParameter, flagParameter, limitParameter, listParameter } from './query.ts'
 
 const entriesDefault = 10_000
@@ -79,7 +79,7 @@ async function walkedTree(
 
 async function treeView(call: SandboxCall, root: FilePath, entries: FileEntry[]): Promise<TreeView> {
   const names = await namesIn(call.lease.instance.guest)
-  const whole = emptyTree(root.shown, posix.basename(root.absolute))
+  const whole = emptyTree(root.shown, nameOf(root.absolute))
   const trees = new Map([['', whole]])
   /** With patterns, directories on the way to what fits them are not among the entries. */
   const treeOf = (path: string): TreeView => {
