@@ -74,22 +74,6 @@ static void report_failure(const char *stage, int error, const char *message) {
   (void)answer(&writer);
 }
 
-/* When a process was started, in clock ticks since the boot: with its pid its name for ever. */
-static uint64_t start_time(pid_t pid) {
-  char path[32], text[512];
-  snprintf(path, sizeof path, "/proc/%d/stat", pid);
-  int fd = open(path, O_RDONLY | O_CLOEXEC);
-  ssize_t length = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
-  if (fd >= 0) close(fd);
-  if (length <= 0) fail("guest", "%s", path);
-  text[length] = 0;
-  /* The name in parentheses may contain anything: fields count from behind it. */
-  char *at = strrchr(text, ')');
-  for (int field = 2; at && field < 22; field++) at = strchr(at + 1, ' ');
-  if (!at) fail_with(EPROTO, "guest", "%s", path);
-  return strtoull(at + 1, NULL, 10);
-}
-
 static void replace_stdin_and_stderr(void) {
   int null = open("/dev/null", O_RDWR | O_CLOEXEC);
   if (null < 0 || dup2(null, STDIN_FILENO) < 0 || dup2(null, STDERR_FILENO) < 0) fail("dir", "/dev/null");
@@ -227,9 +211,9 @@ static struct frame_writer launched_answer(pid_t guest, const struct network *ne
   struct frame_writer writer = {0};
   frame_begin(&writer, FRAME_LAUNCHED, launched.request);
   put_u32(&writer, (uint32_t)guest);
-  put_u64(&writer, start_time(guest));
+  put_u64(&writer, process_started(guest));
   put_u32(&writer, (uint32_t)getpid());
-  put_u64(&writer, start_time(getpid()));
+  put_u64(&writer, process_started(getpid()));
   put_u8(&writer, network->redirects ? 1 : 0);
   frame_end(&writer);
   return writer;

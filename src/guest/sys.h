@@ -131,4 +131,7 @@ static inline int sys_pivot_root(const char *new_root, const char *put_old) {
 /* Writes a short text to an existing file: 0, or -1 with errno. */
 int write_file_at(int at, const char *path, const char *text);
 
+/* When it was, in clock ticks since the boot: with its pid its name for ever. Fails where there is none. */
+uint64_t process_started(pid_t pid);
+
 #endif

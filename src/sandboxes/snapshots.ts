@@ -58,7 +58,7 @@ export interface SnapshotsOptions {
 
 /**
  * Files of sandboxes as they were at one moment, with what the sandbox was and what ran in it, and what can be made of
- * that: the same sandbox as it was, or another one. Memory is not in it: programs are started anew.
+ * that: the same sandbox as it was, or another one. Where the host keeps memory it is in it; else programs are started anew.
  *
  * A snapshot is recorded before its files are copied, and ready once they are whole and durable. What a crash cut off is
  * failed, and its files are removed. Sandboxes are made of one in the way they are made of an image: a new machine,

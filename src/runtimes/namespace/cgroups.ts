@@ -201,7 +201,12 @@ export class InstanceCgroup {
   }
 
   get freezes(): boolean {
-    return this.parts.some(({ hierarchy }) => hierarchy.freezes)
+    return this.freezerDir !== null
+  }
+
+  /** Where it is frozen, with all that is below. */
+  get freezerDir(): string | null {
+    return this.parts.find(({ hierarchy }) => hierarchy.freezes)?.dir ?? null
   }
 
   /** Resolves when nothing in it runs. @throws the signal's reason when aborted, thawed again */

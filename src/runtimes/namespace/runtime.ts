@@ -242,7 +242,10 @@ export class NamespaceRuntime implements Runtime {
           disk: record.disk,
           guest: instance?.process1 ?? null,
           ...(memory && machine
-            ? { memory: (dir: string, copy: () => Promise<void>) => memory.capture(machine, dir, copy) }
+            ? {
+                memory: (dir: string, copy: () => Promise<void>) =>
+                  memory.capture(machine, dir, copy, signal),
+              }
             : {}),
         },
         signal,
@@ -343,7 +346,7 @@ export class NamespaceRuntime implements Runtime {
     try {
       await memory.placeLogs(found.dir, dir)
       const instance = await this.#start(spec, record, null, found.record)
-      await memory.restore(this.#memoryInstance(instance, record)!, found.dir, found.record)
+      await memory.restore(this.#memoryInstance(instance, record)!, found.dir, found.record, spec.signal)
       instance.memory = { kept: true }
       return instance
     } catch (error) {
@@ -366,7 +369,7 @@ export class NamespaceRuntime implements Runtime {
     if (!state) return null
     if (state.bootId !== this.#bootId || !existsSync(this.#dir(handle.id))) return null
     const group = this.#group(state)
-    releaseStopped(this.#dir(handle.id))
+    await releaseStopped(this.#dir(handle.id), this.#options.clock)
     if (!isAlive(state.guest) || !isAlive(state.keeper)) {
       // One without the other is of no use to anyone.
       await this.#end(handle.id)

@@ -1,18 +1,25 @@
 import { accessSync, closeSync, constants, openSync, readSync } from 'node:fs'
-import { readFile } from 'node:fs/promises'
 import { type ProcessIdentity, printable } from '../../../guest/index.ts'
+import { identify } from '../../helper-process.ts'
+import { textEnd } from './bounds.ts'
 
 /** Where scripts/install-criu.sh puts it. */
 export const criuPathDefault = '/usr/local/lib/hutch/criu'
 /** Where the helper opens these in what it starts. */
 const imagesAt = '/proc/self/fd/100'
 const workAt = '/proc/self/fd/101'
+const freezerAt = '/proc/self/fd/102'
 const streamFdFirst = 110
-const logName = 'log'
-const logBytesMax = 64 * 1024 * 1024
-/** Until all threads of a tree are held; on a host where everything waits it takes long. */
-const collectSecondsMax = 60
+/** Of what the helper and CRIU say, from the end. */
+const saidBytesMax = 128 * 1024
+/** Until all threads are held, which a program that waits in the kernel may put off. */
+const collectSecondsMax = 10
 const ghostMbMax = 64
+/** For the helper itself, when it was called off and CRIU had its time. */
+const helperEndMsMax = 10_000
+/** After its end, for what it said. */
+const saidMsMax = 1000
+const reasonCharsMax = 200
 const headerBytes = 4096
 const interpreterSegment = 3
 
@@ -21,14 +28,23 @@ interface Tools {
   criuPath: string
   process1: ProcessIdentity
   uidBase: number
-  /** Empty but for an empty directory `plugins`. */
-  workDir: string
   imagesDir: string
+  /** Calls it off: programs are left as they were, for which CRIU has `callOffMsMax` before it is killed. */
+  stop: AbortSignal
+  callOffMsMax: number
+  /** Who does it, before anything is done. */
+  begun?: (helper: ProcessIdentity) => void
+}
+
+/** What process 1 has of a pipe, and what tells that pipe from others. */
+export interface Stream {
+  descriptor: number
+  key: string
 }
 
 /** Nothing of the sandbox is ever executed, nothing read that its own programs could have written for us. */
 const common = [
-  ...['-D', imagesAt, '-W', workAt, '-o', logName, '-v1'],
+  ...['-D', imagesAt, '-W', workAt, '-o', 'log', '-v1'],
   ...['--no-default-config', '--libdir', `${workAt}/plugins`, '--unprivileged'],
   ...['--shell-job', '--tcp-close', '--file-locks', '--manage-cgroups=ignore'],
 ]
@@ -45,33 +61,32 @@ export function findCriu(path: string | null): string | null {
   }
 }
 
-/** The tree of programs is stopped, and stays so. @throws Error with what CRIU says */
+/**
+ * All of the instance is frozen, and is so again afterwards: in between CRIU holds every thread of it, so that none runs
+ * while it works. @throws Error with what CRIU says, or why it was called off
+ */
 export async function dumpTree(
   options: Tools & {
     root: number
-    /** Those that lead to process 1, and what it has of them: nothing may be on its way in them. */
+    /** Those that lead to process 1: they are made anew. */
     pipes: readonly string[]
-    descriptors: readonly { input: boolean; descriptor: number }[]
+    /** What is on its way in these is kept too. */
+    streams: readonly Stream[]
     /** Where files are that are watched. */
     watched: readonly string[]
+    freezerDir: string
+    /** Of one image. */
+    fileBytesMax: number
   },
 ): Promise<void> {
-  const { root, pipes, descriptors, watched } = options
+  const { root, pipes, streams, watched, freezerDir, fileBytesMax } = options
   await run(
     'dump',
     options,
-    descriptors.map(({ input, descriptor }) => `${input ? 'input' : 'stream'}=${descriptor}`),
+    [`freezer=${freezerDir}`, `filebytes=${fileBytesMax}`, ...streams.map(streamEntry)],
     [
-      ...[
-        'dump',
-        '-t',
-        String(root),
-        '--leave-running',
-        '--network-lock',
-        'skip',
-        '--timeout',
-        String(collectSecondsMax),
-      ],
+      ...['dump', '-t', String(root), '--leave-running', '--network-lock', 'skip'],
+      ...['--freeze-cgroup', freezerAt, '--timeout', String(collectSecondsMax)],
       ...['--ghost-limit', `${ghostMbMax}M`],
       ...watched.flatMap((path) => ['--irmap-scan-path', path]),
       ...pipes.flatMap((pipe) => ['--external', pipe]),
@@ -79,60 +94,84 @@ export async function dumpTree(
   )
 }
 
-/** All of the tree is stopped afterwards. @throws Error with what CRIU says */
+/** All of the tree is stopped afterwards. @throws Error with what CRIU says, or why it was called off */
 export async function restoreTree(
   options: Tools & {
     /** Files that a thread joins the groups of programs by. */
     groups: readonly string[]
     /** Behind all that programs have. */
     lastPid: number
-    /** What programs had for a stream, and what process 1 has of it now. */
-    streams: readonly { key: string; descriptor: number }[]
+    /** What process 1 has now of what programs had. */
+    streams: readonly Stream[]
   },
 ): Promise<void> {
   const { groups, streams, lastPid } = options
   await run(
     'restore',
     options,
+    [`lastpid=${lastPid}`, ...groups.map((path) => `group=${path}`), ...streams.map(streamEntry)],
     [
-      `lastpid=${lastPid}`,
-      ...groups.map((path) => `group=${path}`),
-      ...streams.map(({ descriptor }) => `stream=${descriptor}`),
-    ],
-    [
-      ...['restore', '-d'],
+      ...['restore', '-d', '--leave-stopped'],
       ...streams.flatMap(({ key }, index) => ['--inherit-fd', `fd[${streamFdFirst + index}]:${key}`]),
     ],
   )
 }
 
+function streamEntry({ descriptor, key }: Stream): string {
+  return `stream=${descriptor},${/\d+/.exec(key)?.[0]}`
+}
+
 async function run(role: string, tools: Tools, more: string[], argv: string[]): Promise<void> {
-  const { helperPath, criuPath, process1, uidBase, workDir, imagesDir } = tools
+  const { helperPath, criuPath, process1, uidBase, imagesDir, stop, callOffMsMax, begun } = tools
+  stop.throwIfAborted()
   const child = Bun.spawn(
     [
-      ...[helperPath, 'criu', role, `process1=${process1.pid}`, `uidbase=${uidBase}`],
-      ...[`program=${criuPath}`, `images=${imagesDir}`, `work=${workDir}`],
+      ...[helperPath, 'criu', role, `process1=${process1.pid}`, `started=${process1.startTime}`],
+      ...[`uidbase=${uidBase}`, `program=${criuPath}`, `images=${imagesDir}`, `stopms=${callOffMsMax}`],
       ...[...more, '--', ...argv, ...common],
     ],
-    { stdin: 'ignore', stdout: 'ignore', stderr: 'pipe', env: {} },
+    // It ends with this process, which its stdin tells it of; what a terminal sends to our group is not for it.
+    { stdin: 'pipe', stdout: 'ignore', stderr: 'pipe', env: {}, cwd: '/', detached: true },
   )
-  const [said, exitCode] = await Promise.all([new Response(child.stderr).text(), child.exited])
-  if (exitCode === 0) return
-  const log = await readFile(`${workDir}/${logName}`).catch(() => Buffer.alloc(0))
-  throw new Error(
-    reasonIn(log.subarray(0, logBytesMax).toString()) ?? reasonIn(said) ?? `CRIU ended with ${exitCode}`,
-  )
+  const helper = identify(child.pid)
+  if (helper !== null) {
+    begun?.(helper)
+    child.stdin.write('g')
+    void child.stdin.flush()
+  }
+  let late: Timer | null = null
+  const callOff = () => {
+    void child.stdin.end()
+    late = setTimeout(() => child.kill('SIGKILL'), callOffMsMax + helperEndMsMax)
+  }
+  stop.addEventListener('abort', callOff)
+  try {
+    const text = textEnd(child.stderr, saidBytesMax).catch(() => '')
+    const exitCode = await child.exited
+    stop.throwIfAborted()
+    // Whoever else has its stderr open is not waited for.
+    const said = exitCode === 0 ? '' : await Promise.race([text, Bun.sleep(saidMsMax).then(() => '')])
+    if (exitCode !== 0) throw new Error(reasonIn(said) ?? `CRIU ended with ${exitCode}`)
+  } finally {
+    stop.removeEventListener('abort', callOff)
+    if (late !== null) clearTimeout(late)
+    void child.stdin.end()
+  }
 }
 
 /** The first thing that went wrong, without where in its source. */
 function reasonIn(log: string): string | null {
-  const lines = log.split('\n').filter((line) => line.includes('Error'))
+  const lines = log.split('\n').map((line) => printable(line).trim())
+  const errors = lines.filter((line) => line.includes('Error'))
   // Of what it tries at its start, and does without.
   const line =
-    lines.find((text) => !/kerndat|tun\.c|net\.c:1253|util\.c:1534/.test(text)) ??
-    log.trim().split('\n').at(-1)
+    errors.find((text) => !/kerndat|tun\.c|net\.c:1253|util\.c:1534/.test(text)) ??
+    lines.findLast((text) => text !== '')
   if (!line) return null
-  return printable(line.replace(/^\([\d.]+\)\s*/, '').replace(/Error \([^)]*\): /, '')).slice(0, 200)
+  return line
+    .replace(/^\([\d.]+\)\s*/, '')
+    .replace(/Error \([^)]*\): /, '')
+    .slice(0, reasonCharsMax)
 }
 
 function isStatic(path: string): boolean {

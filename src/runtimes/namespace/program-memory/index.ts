@@ -1,38 +1,56 @@
-import { existsSync, readFileSync, rmSync, statfsSync, writeFileSync } from 'node:fs'
-import { cp, mkdir, readFile, rm, writeFile } from 'node:fs/promises'
+import { existsSync, statfsSync } from 'node:fs'
+import { cp, mkdir, readFile, writeFile } from 'node:fs/promises'
 import { z } from 'zod'
-import type { GuestClient, ProcessIdentity } from '../../../guest/index.ts'
+import type { ProcessIdentity } from '../../../guest/index.ts'
 import type { Clock } from '../../../lib/clock.ts'
 import type { Logger } from '../../../lib/log.ts'
 import type { MemoryKept } from '../../../spec/runtime.ts'
 import { bootId } from '../../helper-process.ts'
 import type { InstanceCgroup } from '../cgroups.ts'
-import { dumpTree, restoreTree } from './criu.ts'
+import { withinBounds } from './bounds.ts'
+import { dumpTree, restoreTree, type Stream } from './criu.ts'
 import { bindSockets, prepareImages } from './images.ts'
 import {
-  allStopped,
   highestPid,
-  isWaiting,
   letGoOn,
-  link,
   obstacleOf,
   type Program,
   programsOf,
-  signalAll,
   statusOf,
+  unfitnessOf,
   watchedDirs,
 } from './programs.ts'
+import { isText, type Known, type MemoryInstance, settle, streamNames } from './settling.ts'
+import { forgetStopped, writeStopped } from './stopped.ts'
 
 export { criuPathDefault, findCriu } from './criu.ts'
+export type { MemoryInstance } from './settling.ts'
+export { releaseStopped } from './stopped.ts'
 
 const recordName = 'memory.json'
-/** In the directory of an instance whose programs are stopped: who they are. */
-const stoppedName = 'stopped.json'
 const treesMax = 256
-const stopMsMax = 20_000
-const stopStepMs = 1
-/** On top of what programs have in memory, for what is told of them. */
-const imagesMbSpare = 16
+/** What keeping and putting back the memory of one instance may take. */
+export interface MemoryLimits {
+  /** Until all programs stand still, and process 1 has passed on what they said. */
+  settleMsMax: number
+  /** Of all trees together; the sandbox does nothing else meanwhile. */
+  dumpMsMax: number
+  restoreMsMax: number
+  /** For CRIU to leave programs as they were, once it is called off; then it is killed. */
+  callOffMsMax: number
+  /** On top of what programs have in memory: what is told of them, and files of theirs without a name. */
+  imagesMbSpare: number
+  /** Files. */
+  imagesMax: number
+}
+const memoryLimits: MemoryLimits = {
+  settleMsMax: 10_000,
+  dumpMsMax: 30_000,
+  restoreMsMax: 60_000,
+  callOffMsMax: 5_000,
+  imagesMbSpare: 256,
+  imagesMax: 65_536,
+}
 /** Of one program's output, in the log that goes on. */
 const outputBytesMax = 40 * 1024 * 1024
 /** Pids that process 1 leaves free behind those that programs had, for what is put back. */
@@ -40,7 +58,6 @@ const pidsSpare = 16
 const pidMax = 4_000_000
 
 const pipe = z.string().regex(/^pipe:\[\d+\]$/)
-const streamNames = ['stdin', 'stdout', 'stderr'] as const
 
 const memoryRecord = z.strictObject({
   version: z.literal(1),
@@ -70,18 +87,6 @@ const memoryRecord = z.strictObject({
 })
 export type MemoryRecord = z.infer<typeof memoryRecord>
 
-const stoppedRecord = z.array(z.object({ pid: z.number().int(), startTime: z.number() }))
-
-/** An instance, as far as its memory is concerned. */
-export interface MemoryInstance {
-  /** Its directory. */
-  dir: string
-  process1: ProcessIdentity
-  guest: GuestClient
-  group: InstanceCgroup
-  uidBase: number
-}
-
 /**
  * Memory of programs, kept by CRIU in the files of a snapshot, and programs that go on from there in another instance, with
  * the pids that they had. Kept is all that programs of an instance are, or nothing: then it is said why.
@@ -92,6 +97,7 @@ export class ProgramMemory {
   readonly #clock: Clock
   readonly #log: Logger
   readonly #freeBytesMin: number
+  readonly #limits: MemoryLimits
 
   constructor(options: {
     helperPath: string
@@ -100,46 +106,61 @@ export class ProgramMemory {
     log: Logger
     /** What images leave free on the host. */
     freeBytesMin: number
+    limits?: MemoryLimits
   }) {
     this.#helperPath = options.helperPath
     this.#criuPath = options.criuPath
     this.#clock = options.clock
     this.#log = options.log
     this.#freeBytesMin = options.freeBytesMin
+    this.#limits = options.limits ?? memoryLimits
   }
 
   /**
-   * For an instance that is frozen, and is so again afterwards. Stops its programs, lets `copyFiles` copy its disk, and writes
-   * their memory into `dir`, so that all is of the moment in which it was frozen. Answers null where nothing
-   * runs.
+   * For an instance that is frozen, and is so again afterwards. Lets its programs come to where they can be kept, freezes
+   * them, lets `copyFiles` copy its disk, and writes their memory into `dir`: all is of that one moment. Answers null where
+   * nothing runs. @throws what `copyFiles` does, the reason of `signal`
    */
   async capture(
     instance: MemoryInstance,
     dir: string,
     copyFiles: () => Promise<void>,
+    signal?: AbortSignal,
   ): Promise<MemoryKept | null> {
     const first = programsOf(instance.process1)
     if (first.length === 0) {
       await copyFiles()
       return null
     }
+    // Before anything is done to them.
+    const unfit = unfitnessOf(first)
+    if (unfit !== null) {
+      await copyFiles()
+      return { kept: false, reason: unfit }
+    }
     const had = new Set(first.filter(({ stopped }) => stopped).map(({ pid }) => pid))
     let running: Program[] = []
     try {
-      const programs = await this.#standStill(instance, (found) => {
-        running = found.filter(({ pid }) => !had.has(pid))
-        // Before the first is stopped: whoever takes the instance up after our end lets them go on.
-        writeFileSync(`${instance.dir}/${stoppedName}`, JSON.stringify(running), { mode: 0o600 })
-        return running
-      })
+      const settled = await settle(
+        instance,
+        (found) => {
+          running = found.filter(({ pid }) => !had.has(pid))
+          // Before the first is stopped: whoever takes the instance up after our end lets them go on.
+          writeStopped(instance.dir, { programs: running, helper: null })
+          return running
+        },
+        { clock: this.#clock, msMax: this.#limits.settleMsMax, signal },
+      ).catch((error) => ({ reason: reasonOf(error) }))
+      signal?.throwIfAborted()
       await copyFiles()
-      if (programs === null) return { kept: false, reason: 'its programs did not stop' }
-      for (const program of programs) program.stopped = had.has(program.pid)
-      const reason = await this.#dump(instance, programs, dir).catch((error) => reasonOf(error))
+      if ('reason' in settled) return { kept: false, ...settled }
+      const begun = (helper: ProcessIdentity) => writeStopped(instance.dir, { programs: running, helper })
+      const reason = await this.#dump(instance, settled, had, dir, begun, signal).catch(reasonOf)
+      signal?.throwIfAborted()
       return reason === null ? { kept: true } : { kept: false, reason }
     } finally {
       letGoOn(running)
-      rmSync(`${instance.dir}/${stoppedName}`, { force: true })
+      forgetStopped(instance.dir)
     }
   }
 
@@ -160,9 +181,14 @@ export class ProgramMemory {
   }
 
   /** Into a new instance, in which nothing runs yet. When it rejects, the instance is of no use. */
-  async restore(instance: MemoryInstance, dir: string, record: MemoryRecord): Promise<void> {
+  async restore(
+    instance: MemoryInstance,
+    dir: string,
+    record: MemoryRecord,
+    signal?: AbortSignal,
+  ): Promise<void> {
     const { guest } = instance
-    const streams: { key: string; descriptor: number }[] = []
+    const streams: Stream[] = []
     for (const { process, streams: had } of record.processes) {
       const open = { stdin: had.stdin !== null, stdout: had.stdout !== null, stderr: had.stderr !== null }
       await guest.processes.adoptions.adopt({
@@ -177,193 +203,134 @@ export class ProgramMemory {
         if (key !== null && descriptor !== null) streams.push({ key, descriptor })
       }
     }
-    const workDir = `${instance.dir}/criu`
-    try {
+    const deadline = this.#clock.monotonic() + this.#limits.restoreMsMax
+    const late = `its programs were not put back within ${this.#limits.restoreMsMax / 1000} s`
+    await withinBounds({ clock: this.#clock, deadline, late, signal }, async (stop) => {
       for (const root of record.trees) {
-        await this.#inWork(workDir, () =>
+        await this.#told(
           restoreTree({
-            ...this.#tools(instance, workDir),
+            ...this.#tools(instance),
             imagesDir: `${dir}/${root}`,
             groups: groupFiles(instance.group),
             lastPid: record.lastPid,
             streams,
+            stop,
           }),
         )
       }
-      for (const { process } of record.processes) await guest.processes.adoptions.adopted(process.id)
-      const programs = programsOf(instance.process1)
-      const here = new Set(programs.map(({ pidInside }) => pidInside))
-      const missing = record.trees.find((root) => !here.has(root))
-      if (missing !== undefined) throw new Error(`process ${missing} ended at once`)
-      await guest.processes.list()
-      const wereStopped = new Set(record.stopped)
-      letGoOn(programs.filter(({ pidInside }) => !wereStopped.has(pidInside)))
-    } finally {
-      await rm(workDir, { recursive: true, force: true })
-    }
+    })
+    for (const { process } of record.processes) await guest.processes.adoptions.adopted(process.id)
+    const programs = programsOf(instance.process1)
+    const here = new Set(programs.map(({ pidInside }) => pidInside))
+    const missing = record.trees.find((root) => !here.has(root))
+    if (missing !== undefined) throw new Error(`process ${missing} ended at once`)
+    await guest.processes.list()
+    const wereStopped = new Set(record.stopped)
+    letGoOn(programs.filter(({ pidInside }) => !wereStopped.has(pidInside)))
   }
 
-  async #dump(instance: MemoryInstance, programs: Program[], dir: string): Promise<string | null> {
+  /** Answers why they cannot be kept; null: they are. */
+  async #dump(
+    instance: MemoryInstance,
+    known: Known,
+    had: ReadonlySet<number>,
+    dir: string,
+    begun: (helper: ProcessIdentity) => void,
+    signal?: AbortSignal,
+  ): Promise<string | null> {
     const { process1, group, guest } = instance
+    const { freezerDir } = group
+    const programs = programsOf(process1)
+    for (const program of programs) program.stopped = had.has(program.pid)
     const trees = treesOf(process1, programs)
-    if (trees.length > treesMax) return `more than ${treesMax} programs were started apart`
+    if (freezerDir === null || trees.length > treesMax)
+      return `more than ${treesMax} programs were started apart`
+    const { processes, terminals, streams, mark } = known
+    const kept = trees.filter(([root]) => root !== undefined && !terminals.has(root.pidInside))
+    const pipes = new Set(processes.flatMap((process) => Object.values(process.streams).filter(isText)))
+    const obstacle = unfitnessOf(programs) ?? (await obstacleOf(process1, kept, pipes))
+    if (obstacle !== null) return obstacle
+    const roots = new Set(kept.flatMap(([root]) => (root === undefined ? [] : [root.pidInside])))
+    const ended = processes.find(({ process }) => process.running && !roots.has(process.pid))
+    if (ended !== undefined) return `process ${ended.process.pid} ended meanwhile`
+    const record: MemoryRecord = {
+      version: 1,
+      bootId: bootId(),
+      mark,
+      lastPid: highestPid(kept.flat()) + pidsSpare,
+      trees: [...roots],
+      stopped: kept
+        .flat()
+        .filter(({ stopped }) => stopped)
+        .map(({ pidInside }) => pidInside),
+      processes,
+    }
+    if (record.lastPid > pidMax) return 'its pids are used up'
+    const bytesMax = memoryBytesOf(programs) + this.#limits.imagesMbSpare * 1024 * 1024
     const { bavail, bsize } = statfsSync(dir)
-    if (bavail * bsize - memoryBytesOf(programs) - imagesMbSpare * 1024 * 1024 < this.#freeBytesMin)
+    if (bavail * bsize - memoryBytesOf(programs) < this.#freeBytesMin)
       return 'the host has too little disk left for the memory'
-    const workDir = `${dir}/criu`
+    const watched = watchedDirs(kept)
+    await withinBounds(
+      {
+        clock: this.#clock,
+        deadline: this.#clock.monotonic() + this.#limits.dumpMsMax,
+        late: `its memory was not kept within ${this.#limits.dumpMsMax / 1000} s`,
+        signal,
+        written: { dir, bytesMax, filesMax: this.#limits.imagesMax, freeBytesMin: this.#freeBytesMin },
+      },
+      async (stop) => {
+        try {
+          for (const [index, root] of record.trees.entries()) {
+            const imagesDir = `${dir}/${root}`
+            await mkdir(imagesDir, { mode: 0o700 })
+            await this.#told(
+              dumpTree({
+                ...{ ...this.#tools(instance), imagesDir, root, pipes: [...pipes] },
+                ...{ watched, freezerDir, stop, begun },
+                // All trees stand still: what is on its way is kept once.
+                streams: index === 0 ? streams : [],
+                fileBytesMax: bytesMax,
+              }),
+            )
+            await prepareImages(imagesDir)
+          }
+        } finally {
+          // Also where CRIU was killed.
+          await group.freeze()
+        }
+      },
+    )
+    // Their programs are stopped, and only process 1 has something to do.
     await group.thaw()
     try {
-      const { processes, terminals, descriptors, mark } = await knownOf(guest, process1)
-      const kept = trees.filter(([root]) => root !== undefined && !terminals.has(root.pidInside))
-      const pipes = new Set(processes.flatMap(({ streams }) => Object.values(streams).filter(isText)))
-      const obstacle = obstacleOf(process1, kept, pipes) ?? (await keptElsewhere(guest))
-      if (obstacle !== null) return obstacle
-      const record: MemoryRecord = {
-        version: 1,
-        bootId: bootId(),
-        mark,
-        lastPid: highestPid(kept.flat()) + pidsSpare,
-        trees: kept.flatMap(([root]) => (root === undefined ? [] : [root.pidInside])),
-        stopped: kept
-          .flat()
-          .filter(({ stopped }) => stopped)
-          .map(({ pidInside }) => pidInside),
-        processes,
-      }
-      if (record.lastPid > pidMax) return 'its pids are used up'
       const bound = new Set<string>()
       const isSocket = async (path: string) =>
         (await guest.files.stat(path).catch(() => null))?.type === 'socket'
-      for (const root of record.trees) {
-        const imagesDir = `${dir}/${root}`
-        await mkdir(imagesDir, { mode: 0o700 })
-        await this.#inWork(workDir, () =>
-          dumpTree({
-            ...{ ...this.#tools(instance, workDir), imagesDir, root },
-            ...{ pipes: [...pipes], descriptors, watched: watchedDirs(kept) },
-          }),
-        )
-        await prepareImages(imagesDir)
-        await bindSockets(imagesDir, isSocket, bound)
-      }
-      for (const { process } of processes) {
-        const log = `${instance.dir}/log/${process.id}`
-        if (existsSync(log)) await cp(log, `${dir}/log/${process.id}`, { recursive: true })
-      }
-      await writeFile(`${dir}/${recordName}`, JSON.stringify(memoryRecord.parse(record)), { mode: 0o600 })
-      return null
+      for (const root of record.trees) await bindSockets(`${dir}/${root}`, isSocket, bound)
     } finally {
       await group.freeze()
     }
+    for (const { process } of processes) {
+      const log = `${instance.dir}/log/${process.id}`
+      if (existsSync(log)) await cp(log, `${dir}/log/${process.id}`, { recursive: true })
+    }
+    await writeFile(`${dir}/${recordName}`, JSON.stringify(memoryRecord.parse(record)), { mode: 0o600 })
+    return null
   }
 
-  /** The log of what CRIU does is there for who looks at why it could not. */
-  async #inWork(workDir: string, work: () => Promise<void>): Promise<void> {
-    await rm(workDir, { recursive: true, force: true })
-    await mkdir(`${workDir}/plugins`, { recursive: true, mode: 0o700 })
-    try {
-      await work()
-    } catch (error) {
+  /** The log has what CRIU says, for who looks at why it could not. */
+  async #told(work: Promise<void>): Promise<void> {
+    await work.catch((error) => {
       this.#log.info('CRIU could not', { error: String(error) })
       throw error
-    } finally {
-      await rm(workDir, { recursive: true, force: true })
-    }
-  }
-
-  /**
-   * Frozen before and after. Who began a program and waits for that to be executed does not stop before; that one is let go
-   * on until it is. Answers all programs once they are stopped; null: they are not in time.
-   */
-  async #standStill(
-    { process1, group }: MemoryInstance,
-    toStop: (found: Program[]) => Program[],
-  ): Promise<Program[] | null> {
-    const deadline = this.#clock.monotonic() + stopMsMax
-    /** Once each: a second one would wait, and be heard in the middle of what CRIU has it do. */
-    const told = new Set<number>()
-    const stop = (programs: Program[]) => {
-      signalAll(
-        programs.filter(({ pid }) => !told.has(pid)),
-        'SIGSTOP',
-      )
-      for (const { pid } of programs) told.add(pid)
-    }
-    stop(toStop(programsOf(process1)))
-    await group.thaw()
-    try {
-      for (;;) {
-        await this.#clock.sleep(stopStepMs)
-        const programs = programsOf(process1)
-        if (allStopped(programs)) return programs
-        if (this.#clock.monotonic() > deadline) return null
-        const waiting = new Set(programs.filter(({ pid }) => isWaiting(pid)).map(({ pid }) => pid))
-        const stopping = toStop(programs)
-        stop(stopping.filter(({ parent }) => !waiting.has(parent)))
-        const begun = stopping.filter(({ pid, parent }) => waiting.has(parent) && told.has(pid))
-        signalAll(begun, 'SIGCONT')
-        for (const { pid } of begun) told.delete(pid)
-      }
-    } finally {
-      await group.freeze()
-    }
-  }
-
-  #tools(instance: MemoryInstance, workDir: string) {
-    const { process1, uidBase } = instance
-    return { helperPath: this.#helperPath, criuPath: this.#criuPath, process1, uidBase, workDir }
-  }
-}
-
-/** Of an instance that this process did not stop itself: its programs go on. */
-export function releaseStopped(instanceDir: string): void {
-  const path = `${instanceDir}/${stoppedName}`
-  let text: string
-  try {
-    text = readFileSync(path, 'utf8')
-  } catch {
-    return
-  }
-  const found = stoppedRecord.safeParse(JSON.parse(text))
-  if (found.success) letGoOn(found.data)
-  rmSync(path, { force: true })
-}
-
-/** What process 1 knows of, but for what is on a terminal: who sat at that does not sit at that of a copy. */
-async function knownOf(guest: GuestClient, process1: ProcessIdentity) {
-  const processes: MemoryRecord['processes'] = []
-  const terminals = new Set<number>()
-  const descriptors: { input: boolean; descriptor: number }[] = []
-  let mark = 0
-  for (const process of await guest.processes.list()) {
-    const has = await guest.processes.adoptions.descriptors(process.id)
-    mark = has.mark
-    if (has.pty) {
-      if (process.running) terminals.add(process.pid)
-      continue
-    }
-    const [stdin = null, stdout = null, stderr = null] = streamNames.map((name) => {
-      const descriptor = has[name]
-      if (descriptor === null) return null
-      descriptors.push({ input: name === 'stdin', descriptor })
-      return link(`${process1.pid}/fd/${descriptor}`)
     })
-    processes.push({ process, streams: { stdin, stdout, stderr } })
   }
-  return { processes, terminals, descriptors, mark }
-}
 
-/** What programs may have left in memory that is no program's; null: nothing. */
-async function keptElsewhere({ files }: GuestClient): Promise<string | null> {
-  for await (const entries of files.list('/dev/shm')) {
-    if (entries.length > 0) return 'there are files in /dev/shm'
+  #tools({ process1, uidBase }: MemoryInstance) {
+    const { callOffMsMax } = this.#limits
+    return { helperPath: this.#helperPath, criuPath: this.#criuPath, process1, uidBase, callOffMsMax }
   }
-  for (const kind of ['shm', 'sem', 'msg']) {
-    const { body } = await files.read(`/proc/sysvipc/${kind}`)
-    // The first line says what those behind it are.
-    if ((await new Response(body).text()).trim().includes('\n')) return `there is System V ipc (${kind})`
-  }
-  return null
 }
 
 /** What was started by process 1, or fell to it, each with all below it; the root of each comes first. */
@@ -392,10 +359,6 @@ function groupFiles(group: InstanceCgroup): string[] {
   if (group.v2Dir !== null) files.push(`${group.v2Dir}/cgroup.procs`)
   for (const file of [group.programsFile, group.programsMemoryFile]) if (file !== null) files.push(file)
   return files
-}
-
-function isText(value: string | null): value is string {
-  return value !== null
 }
 
 function reasonOf(error: unknown): string {

@@ -1,4 +1,5 @@
 import { readdirSync, readFileSync, readlinkSync, statSync } from 'node:fs'
+import { readFile } from 'node:fs/promises'
 import type { ProcessIdentity } from '../../../guest/index.ts'
 import { identify, isAlive } from '../../helper-process.ts'
 import { descendants } from '../../process-tree.ts'
@@ -13,7 +14,12 @@ export interface Program extends ProcessIdentity {
 }
 
 const watchedDirsMax = 16
-const descriptorsMax = 1_048_576
+/** Of all programs: beyond that it would take too long. */
+const threadsMax = 4096
+const descriptorsMax = 32_768
+const mappingsMax = 131_072
+/** What process 1 waits for requests and output by: epoll_wait and epoll_pwait, on either architecture. */
+const restCalls = process.arch === 'x64' ? ['232', '281'] : ['22']
 /** What process 1 calls itself, and so its workers are called. */
 const guestName = 'hutch-guest'
 
@@ -26,7 +32,7 @@ export function programsOf(guest: ProcessIdentity): Program[] {
     const identity = identify(pid)
     if (identity === null) continue
     const status = statusOf(pid)
-    if (executable(pid) === own && status.get('Name') === guestName) continue
+    if (isWorker(pid, own, status)) continue
     const inside = status.get('NSpid')?.split('\t').at(-1)
     if (inside === undefined) continue
     programs.push({
@@ -37,6 +43,19 @@ export function programsOf(guest: ProcessIdentity): Program[] {
     })
   }
   return programs
+}
+
+/**
+ * A fork of process 1. Its memory was made by the host's root, so that its descriptors in /proc are that one's, which nothing
+ * that was executed inside can have: the same executable is there for programs too, and a name is what one likes.
+ */
+function isWorker(pid: number, own: string | null, status: Map<string, string>): boolean {
+  if (status.get('Name') !== guestName || executable(pid) !== own) return false
+  try {
+    return statSync(`/proc/${pid}/fd`).uid === 0
+  } catch {
+    return false
+  }
 }
 
 /** Every thread of them is stopped by a signal, or has ended. */
@@ -88,29 +107,61 @@ export function signalAll(programs: readonly ProcessIdentity[], signal: NodeJS.S
   }
 }
 
+/** It has nothing in hand. Of a process that is frozen. */
+export function isAtRest({ pid }: ProcessIdentity): boolean {
+  const [call] = (text(`${pid}/syscall`) ?? '').split(' ', 1)
+  return call !== undefined && restCalls.includes(call)
+}
+
+/** Why CRIU cannot even look at them; null: it can. */
+export function unfitnessOf(programs: readonly Program[]): string | null {
+  let threads = 0
+  for (const { pid, pidInside } of programs) {
+    const tasks = list(`${pid}/task`)
+    threads += tasks.length
+    if (threads > threadsMax) return `its programs have more than ${threadsMax} threads`
+    if (tasks.some((task) => (statusOf(`${pid}/task/${task}`).get('TracerPid') ?? '0') !== '0'))
+      return `process ${pidInside} is traced by another`
+  }
+  return null
+}
+
 /**
  * What keeps programs from being put back elsewhere as they are; null when nothing is known of. `streams`: pipes to
  * process 1, which are made anew there.
  */
-export function obstacleOf(
+export async function obstacleOf(
   guest: ProcessIdentity,
   trees: readonly Program[][],
   streams: ReadonlySet<string>,
-): string | null {
+): Promise<string | null> {
   const filters = statusOf(guest.pid).get('Seccomp_filters')
   const world = namespacesOf(guest.pid)
-  const ofProcess1 = new Set(descriptorsOf(guest.pid).filter((name) => name.startsWith('pipe:')))
+  const personality = text(`${guest.pid}/personality`)
+  const ofProcess1 = new Set(
+    descriptorsOf(guest.pid, list(`${guest.pid}/fd`)).filter((name) => name.startsWith('pipe:')),
+  )
   const owners = new Map<string, number>()
+  let descriptors = 0
+  let mappings = 0
   for (const [tree, programs] of trees.entries()) {
     for (const { pid, pidInside } of programs) {
       // One that ended, and that nobody has asked after yet, has nothing any more.
       if (/^[ZX]/.test(statusOf(pid).get('State') ?? 'Z')) continue
+      if (text(`${pid}/personality`) !== personality)
+        return `process ${pidInside} has a personality of its own`
       if (namespacesOf(pid) !== world) return `process ${pidInside} has a namespace of its own`
       for (const thread of list(`${pid}/task`)) {
         if (statusOf(`${pid}/task/${thread}`).get('Seccomp_filters') !== filters)
           return `process ${pidInside} has a system call filter of its own`
       }
-      for (const shared of [...descriptorsOf(pid), ...sharedMappings(pid)]) {
+      const fds = list(`${pid}/fd`)
+      descriptors += fds.length
+      if (descriptors > descriptorsMax) return `its programs have more than ${descriptorsMax} files open`
+      const maps = (await readFile(`/proc/${pid}/maps`, 'utf8').catch(() => '')).split('\n')
+      mappings += maps.length
+      if (mappings > mappingsMax) return `its programs have more than ${mappingsMax} pieces of memory`
+      for (const shared of [...descriptorsOf(pid, fds), ...sharedMappings(maps)]) {
         if (streams.has(shared)) continue
         if (ofProcess1.has(shared)) return `process ${pidInside} writes for a process that was forgotten`
         const owner = owners.get(shared) ?? tree
@@ -140,9 +191,9 @@ function namespacesOf(pid: number): string {
 }
 
 /** `pipe:[inode]` and the like, of what may be shared; regular files are not told apart. */
-function descriptorsOf(pid: number): string[] {
+function descriptorsOf(pid: number, fds: readonly string[]): string[] {
   const names: string[] = []
-  for (const fd of list(`${pid}/fd`).slice(0, descriptorsMax)) {
+  for (const fd of fds) {
     const name = link(`${pid}/fd/${fd}`)
     if (name !== null && /^(pipe|socket):\[\d+\]$/.test(name)) names.push(name)
     else if (name?.startsWith('/memfd:')) names.push(`memory:${inode(`${pid}/fd/${fd}`)}`)
@@ -150,9 +201,9 @@ function descriptorsOf(pid: number): string[] {
   return names
 }
 
-function sharedMappings(pid: number): string[] {
+function sharedMappings(maps: readonly string[]): string[] {
   const names: string[] = []
-  for (const line of (text(`${pid}/maps`) ?? '').split('\n')) {
+  for (const line of maps) {
     // Memory that no file of the disk stands for.
     const found = /^\S+ ...s \S+ \S+ (\d+) +(?:\/dev\/zero|\/memfd:|\/SYSV|\/dev\/shm\/)/.exec(line)
     if (found) names.push(`memory:${found[1]}`)
