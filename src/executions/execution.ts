@@ -151,6 +151,10 @@ export interface ExecutionReport {
   error?: ExecutionError
   /** Merged into the note, key by key; null removes one. */
   note?: Record<string, unknown>
+  /** In place of those that it has. */
+  labels?: Record<string, string>
+  /** Beside 'waiting': how long its agent may say nothing from now on, where that is not its timeout. */
+  quietMs?: number
 }
 
 export interface ExecutionFilter {

@@ -35,8 +35,9 @@ export class Reports {
       if (isEnded(work)) return null
       return {
         expect: { states: openWorkStates },
-        ...this.#stateOf(work, status),
+        ...this.#stateOf(work, report),
         ...(result ? { result } : {}),
+        ...(report.labels ? { labels: report.labels } : {}),
         body: this.#bodyOf(work, report),
       }
     })
@@ -50,11 +51,11 @@ export class Reports {
     throw new PlatformError('conflict', `the execution "${now.id}" has ended: ${now.state}, not ${status}`)
   }
 
-  #stateOf(work: Work, status: ExecutionReport['status']): { state?: string; until?: number } {
+  #stateOf(work: Work, { status, quietMs }: ExecutionReport): { state?: string; until?: number } {
     if (status === undefined) return {}
     // Said by an agent that reports: its time begins anew with each word of it, for one that nobody runs here.
     if (status === 'running' || status === 'waiting') {
-      return work.state === 'held' ? { until: this.#clock.now() + bodyOf(work).timeoutMs } : {}
+      return work.state === 'held' ? { until: this.#clock.now() + (quietMs ?? bodyOf(work).timeoutMs) } : {}
     }
     return { state: status }
   }

@@ -3,7 +3,7 @@ import type { Execution, ExecutionEvent, ExecutionStatus, Executions } from '../
 import { type Route, route } from '../../route.ts'
 import { eventStream } from '../event-stream.ts'
 import { requireExecution } from './lookup.ts'
-import { runSource } from './runs.ts'
+import { runSource } from './sources.ts'
 import { shownId, statusOf, targetNameOf } from './view.ts'
 import { tag, timeText } from './wire.ts'
 

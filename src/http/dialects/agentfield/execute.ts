@@ -7,7 +7,9 @@ import type { Nodes } from '../../../nodes/index.ts'
 import { parseWith, readJson } from '../../body.ts'
 import { type Route, type RouteContext, route } from '../../route.ts'
 import { type NodeCalls, NotReached } from './calls.ts'
-import { retryLater, runSource } from './runs.ts'
+import { replayLabels } from './replays.ts'
+import { retryLater } from './runs.ts'
+import { runSource } from './sources.ts'
 import { durationMsOf, errorCategoryOf, failureView, resultOf, statusOf } from './view.ts'
 import type { Webhooks } from './webhooks.ts'
 import { jsonOf, newId, tag, timeText } from './wire.ts'
@@ -68,6 +70,7 @@ export function executeRoutes(options: ExecuteOptions): Route[] {
       ...optional('parent', headerOf(headers, 'x-parent-execution-id')),
       ...optional('session', headerOf(headers, 'x-session-id')),
       ...optional('actor', headerOf(headers, 'x-actor-id')),
+      ...replayLabels(headers),
     }
     const key = headerOf(headers, 'idempotency-key')
     const { input = {}, context: extra } = body

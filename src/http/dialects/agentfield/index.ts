@@ -10,6 +10,7 @@ import type { Memory } from '../../../memory/index.ts'
 import type { Nodes, Notes } from '../../../nodes/index.ts'
 import type { Logs } from '../../../telemetry/index.ts'
 import { type Route, route } from '../../route.ts'
+import { approvalRoutes, tellApprovals } from './approvals.ts'
 import { NodeCalls } from './calls.ts'
 import { discoveryRoutes } from './discovery.ts'
 import { eventRoutes } from './events.ts'
@@ -19,6 +20,7 @@ import { innerRoutes } from './inner.ts'
 import { memoryRoutes } from './memory.ts'
 import { nodeRoutes } from './nodes.ts'
 import { noteRoutes } from './notes.ts'
+import { restartRoutes } from './restarts.ts'
 import { Runs } from './runs.ts'
 import { Webhooks } from './webhooks.ts'
 import { tag, timeText } from './wire.ts'
@@ -58,11 +60,12 @@ export class AgentField {
   readonly #webhooks: Webhooks
 
   constructor(options: AgentFieldOptions) {
-    const { executions, deliveries, deployments, nodes, dialer, log } = options
+    const { executions, deliveries, deployments, nodes, dialer, clock, log } = options
     this.#options = options
     this.#calls = new NodeCalls({ nodes, deployments, dialer })
     this.#runs = new Runs({ executions, nodes, deployments, log, calls: this.#calls })
     this.#webhooks = new Webhooks({ executions, deliveries })
+    tellApprovals({ executions, nodes, dialer, clock, calls: this.#calls })
   }
 
   /** At start, once what is deployed was found again. */
@@ -89,6 +92,8 @@ export class AgentField {
         calls: this.#calls,
       }),
       ...executionRoutes({ executions, nodes, webhooks, clock }),
+      ...restartRoutes({ executions, webhooks, clock, asyncMs, nodeRunningMax }),
+      ...approvalRoutes({ executions, nodes, dialer, clock, calls: this.#calls }),
       ...eventRoutes({ executions }),
       ...noteRoutes({ executions, notes, logs }),
       ...innerRoutes({ executions, nodes, clock }),

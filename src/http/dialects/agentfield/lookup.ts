@@ -1,6 +1,6 @@
 import { PlatformError } from '../../../errors.ts'
 import type { Execution, Executions } from '../../../executions/index.ts'
-import { innerSource, runSource } from './runs.ts'
+import { innerSource, runSource } from './sources.ts'
 import { innerId } from './view.ts'
 
 /** One of this protocol's, or one that an agent told of by its own name for it. */

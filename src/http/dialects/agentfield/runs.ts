@@ -11,12 +11,9 @@ import { Background } from '../../../lib/background.ts'
 import type { Logger } from '../../../lib/log.ts'
 import type { AgentNode, Nodes, ReplacedProcess } from '../../../nodes/index.ts'
 import { type NodeAnswer, type NodeCalls, NotReached, type ProcessOfNode } from './calls.ts'
+import { answeredBefore, replayContext } from './replays.ts'
+import { innerSource, runSource } from './sources.ts'
 import { jsonOf, newId, textOf } from './wire.ts'
-
-/** Calls that were accepted here. */
-export const runSource = 'agentfield'
-/** Calls that programs make within themselves, and tell of. */
-export const innerSource = 'agentfield-inner'
 
 const runningMax = 256
 const innerRunningMax = 32
@@ -144,7 +141,13 @@ export class Runs {
 
   async #run({ execution, input, number }: Attempt, signal: AbortSignal): Promise<AttemptOutcome> {
     const { workspace, id, target } = execution
-    const { nodes, calls, deployments } = this.#options
+    const { executions, nodes, calls, deployments } = this.#options
+    const known = answeredBefore(executions, execution, input)
+    if (known !== null)
+      return {
+        ...{ status: 'succeeded', result: known.result, type: 'application/json' },
+        note: { replayed_from: known.from },
+      }
     const begun = (process: ProcessOfNode) => void this.#at.set(id, process)
     const request = { headers: contextHeaders(execution), body: input, signal }
     let answer: NodeAnswer
@@ -226,6 +229,7 @@ function contextHeaders({ id, labels }: Execution): Record<string, string> {
     ...(parent ? { 'x-parent-execution-id': parent } : {}),
     ...(session ? { 'x-session-id': session } : {}),
     ...(actor ? { 'x-actor-id': actor } : {}),
+    ...replayContext(labels),
   }
 }
 
