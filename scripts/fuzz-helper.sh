@@ -22,7 +22,7 @@ if ! "$clang" -g -O1 -std=gnu11 -DHUTCH_FUZZ -fsanitize=fuzzer,address,undefined
   -Wall -Wextra -I"$source_dir" -o "$work/fuzz" \
   "$source_dir/fuzz.c" "$source_dir/control.c" "$source_dir/stdin.c" "$source_dir/logs.c" "$source_dir/files.c" "$source_dir/files-write.c" \
   "$source_dir/files-read.c" "$source_dir/files-open.c" "$source_dir/files-remove.c" "$source_dir/tree.c" "$source_dir/search.c" "$source_dir/search-tree.c" "$source_dir/watch.c" "$source_dir/copy.c" \
-  "$source_dir/pattern.c" "$source_dir/literal.c" "$source_dir/descent.c" "$source_dir/sockets.c" "$source_dir/frame.c" "$source_dir/unpack.c" "$source_dir/dial.c" "$source_dir/privileges.c" \
+  "$source_dir/pattern.c" "$source_dir/literal.c" "$source_dir/descent.c" "$source_dir/sockets.c" "$source_dir/frame.c" "$source_dir/handover.c" "$source_dir/unpack.c" "$source_dir/dial.c" "$source_dir/privileges.c" \
   "$source_dir/failure.c" -lpthread 2>"$work/errors"; then
   cat "$work/errors" >&2
   if grep -q clang_rt "$work/errors"; then

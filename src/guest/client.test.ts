@@ -548,6 +548,30 @@ describe('the keeper', () => {
     expect(played.received.filter(({ type }) => type === FrameType.listen).length).toBe(2)
   })
 
+  test('of an earlier version is asked once for a socket that it cannot hand over', async () => {
+    played.onFrame = (frame, socket) => {
+      if (frame.type === FrameType.status) socket.write(guestState(frame.id, 1, 0))
+      if (frame.type === FrameType.listen) socket.write(ok(frame.id))
+      if (frame.type === FrameType.reach) socket.destroy()
+    }
+    const keeper = keeperOf(() => {})
+    expect([await keeper.reach(80), await keeper.reach(80)]).toEqual([null, null])
+    expect(played.received.filter(({ type }) => type === FrameType.reach).length).toBe(1)
+    await keeper.listen(80)
+    expect(keeper.listen(80)).toBe(null)
+    keeper.close(new PlatformError('unavailable', 'over'))
+  })
+
+  test('that says it handed a socket over, and did not, is believed no further', async () => {
+    played.onFrame = (frame, socket) => {
+      if (frame.type === FrameType.status) socket.write(guestState(frame.id, 1, 0))
+      if (frame.type === FrameType.reach) socket.write(ok(frame.id))
+    }
+    const keeper = keeperOf(() => {})
+    expect(await keeper.reach(80)).toBe(null)
+    keeper.close(new PlatformError('unavailable', 'over'))
+  })
+
   test('is asked what process 1 does right behind the greeting, at every connect', async () => {
     played.onFrame = (frame, socket) => {
       if (frame.type === FrameType.status) socket.write(guestState(frame.id, 1, 0))

@@ -3,35 +3,18 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
-#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/statfs.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include "files.h"
+#include "handover.h"
 
 enum { PIPE_BYTES = 1 << 20 };
 
-union control {
-  struct cmsghdr header;
-  char bytes[CMSG_SPACE(sizeof(int))];
-};
-
 ssize_t files_receive(struct worker *worker, void *bytes, size_t length) {
-  union control control;
-  struct iovec part = {.iov_base = bytes, .iov_len = length};
-  struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
-  message.msg_control = &control;
-  /* Room for one: what else came along is closed by the kernel. */
-  message.msg_controllen = CMSG_LEN(sizeof(int));
-  ssize_t got = recvmsg(worker->fd, &message, MSG_CMSG_CLOEXEC);
-  const struct cmsghdr *header = got < 0 ? NULL : CMSG_FIRSTHDR(&message);
-  if (header && header->cmsg_level == SOL_SOCKET && header->cmsg_type == SCM_RIGHTS) {
-    if (worker->descriptors >= 0) close(worker->descriptors);
-    memcpy(&worker->descriptors, CMSG_DATA(header), sizeof worker->descriptors);
-  }
-  return got;
+  return receive_beside(worker->fd, bytes, length, &worker->descriptors);
 }
 
 /* Where reading what is in memory never waits for a program: not FUSE, and nothing that is made up while it is read. */
@@ -89,14 +72,5 @@ int files_hand_over(const struct worker *worker, int fd, const struct stat *stat
   uint64_t size = (uint64_t)stat->st_size;
   if (worker->descriptors < 0 || size < min || size > max) return 0;
   if (!is_ordinary(fd) || bring_to_memory(fd, size) < 0) return 0;
-  char byte = 0;
-  union control control = {.header = {.cmsg_len = CMSG_LEN(sizeof fd)}};
-  control.header.cmsg_level = SOL_SOCKET;
-  control.header.cmsg_type = SCM_RIGHTS;
-  memcpy(CMSG_DATA(&control.header), &fd, sizeof fd);
-  struct iovec part = {.iov_base = &byte, .iov_len = 1};
-  struct msghdr message = {.msg_iov = &part, .msg_iovlen = 1};
-  message.msg_control = &control;
-  message.msg_controllen = sizeof control;
-  return sendmsg(worker->descriptors, &message, MSG_DONTWAIT | MSG_NOSIGNAL) == 1;
+  return hand_over(worker->descriptors, fd);
 }

@@ -7,6 +7,8 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "handover.h"
+
 enum {
   READER_BYTES_MIN = 4096,
   READER_BYTES_MAX = FRAME_PAYLOAD_BYTES_MAX + FRAME_HEADER_BYTES,
@@ -74,6 +76,15 @@ ssize_t frame_reader_fill(struct frame_reader *reader, int fd) {
   if (reader_room(reader, 1) < 0) return -1;
   ssize_t got;
   do got = read(fd, reader->buffer + reader->end, reader->capacity - reader->end);
+  while (got < 0 && errno == EINTR);
+  if (got > 0) reader->end += (size_t)got;
+  return got;
+}
+
+ssize_t frame_reader_receive(struct frame_reader *reader, int fd, int *descriptor) {
+  if (reader_room(reader, 1) < 0) return -1;
+  ssize_t got;
+  do got = receive_beside(fd, reader->buffer + reader->end, reader->capacity - reader->end, descriptor);
   while (got < 0 && errno == EINTR);
   if (got > 0) reader->end += (size_t)got;
   return got;

@@ -76,6 +76,7 @@ enum {
   FRAME_QUERY = 104,
   FRAME_ANSWER = 105,
   FRAME_SETTLE = 106,
+  FRAME_REACH = 107,
 
   FRAME_SOCKETS = 112,
   FRAME_SOCKET = 113,
@@ -121,6 +122,9 @@ void frame_reader_free(struct frame_reader *reader);
 
 /* One read(2) into the buffer: bytes read, 0 at end of stream, -1 with errno (EAGAIN, ENOMEM, EPROTO ...). */
 ssize_t frame_reader_fill(struct frame_reader *reader, int fd);
+
+/* The same with recvmsg(2): a descriptor that comes beside the bytes replaces the one in `descriptor`, as in handover.h. */
+ssize_t frame_reader_receive(struct frame_reader *reader, int fd, int *descriptor);
 
 /* The same from memory: 0, or -1 with errno. At most one whole frame fits beside what was not taken yet. */
 int frame_reader_push(struct frame_reader *reader, const void *bytes, size_t length);

@@ -72,6 +72,7 @@ export const FrameType = {
   query: 104,
   answer: 105,
   settle: 106,
+  reach: 107,
   sockets: 112,
   socket: 113,
   descent: 114,

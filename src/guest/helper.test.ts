@@ -51,6 +51,27 @@ const portSocket = async (instance: LaunchedInstance, port: number): Promise<str
   return instance.run(`p${port}`)
 }
 
+/** A connection by a socket that the keeper handed over. */
+async function reach(keeper: LaunchedInstance['keeper'], port: number, says: string) {
+  const fd = await keeper.reach(port)
+  if (fd === null) throw new Error('the keeper handed nothing over')
+  let [text, ended] = ['', false]
+  const connect = Bun.connect as unknown as (options: Bun.FdSocketOptions) => Promise<Bun.Socket>
+  const socket = await connect({
+    fd,
+    socket: {
+      data: (_, bytes) => {
+        text += bytes
+      },
+      close: () => {
+        ended = true
+      },
+    },
+  })
+  if (says !== '') socket.write(says)
+  return { text: () => text, ended: () => ended, close: () => socket.end() }
+}
+
 suite(`an instance launched by root${reason}`, () => {
   test('has namespaces, ids, privileges and a keeper as promised', async () => {
     const { guestPid, keeperPid, dir } = await host.launch()
@@ -275,6 +296,44 @@ suite(`an instance launched by root${reason}`, () => {
     expect((await drain(socket)).toString()).toBe('mine')
     socket.destroy()
   }, 120_000)
+
+  test('hands over sockets that are connected to ports inside, and keeps nothing of them', async () => {
+    const instance = await host.launch({
+      javascript: `
+        const { createServer } = require('net')
+        const told = (name, text) => require('fs').writeFileSync('/tmp/' + name, text)
+        createServer((socket) => {
+          socket.on('data', (bytes) => socket.write('you said ' + bytes))
+          socket.on('error', () => {})
+          socket.on('close', () => told('closed', 'yes'))
+        }).listen(80, '127.0.0.1')
+        createServer((socket) => socket.end('six')).listen(81, '::1')`,
+    })
+    const { keeper } = instance
+    await until('the servers', async () => (await keeper.probe(80)) && (await keeper.probe(81)))
+    const descriptors = () => readdirSync(`/proc/${instance.keeperPid}/fd`).length
+    const before = descriptors()
+    const reached = await Promise.all(Array.from({ length: 20 }, (_, at) => reach(keeper, 80, `${at}`)))
+    for (const [at, { text }] of reached.entries()) {
+      await until('an answer', () => text() === `you said ${at}`)
+    }
+    expect(descriptors()).toBe(before)
+    for (const { close } of reached) close()
+    await until('the server to see them go', () => instance.inside('tmp/closed') === 'yes')
+    const six = await reach(keeper, 81, '')
+    await until('its end', () => six.ended())
+    expect(six.text()).toBe('six')
+  }, 120_000)
+
+  test('says where nothing accepts connections, and dials no port 0', async () => {
+    const { keeper } = await host.launch()
+    for (const port of [82, 0]) {
+      const failure = await keeper.reach(port).catch((error) => error)
+      expect(failure).toBeInstanceOf(PlatformError)
+      expect(failure.code).toBe('unavailable')
+    }
+    expect(await keeper.open()).toMatchObject({ state: 'running' })
+  })
 
   test('lets go of both sides when a client goes away', async () => {
     const instance = await host.launch({

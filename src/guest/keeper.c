@@ -34,6 +34,7 @@ struct control {
   struct source source;
   int fd; /* -1: free */
   int greeted, waits_to_write;
+  int descriptor; /* came beside what was read last, until a request takes it; -1: none */
   struct frame_reader reader;
   struct frame_writer writer;
 };
@@ -58,11 +59,16 @@ int loop_add(int fd, uint32_t events, struct source *source) {
   return errno == EEXIST ? epoll_ctl(keeper.epoll_fd, EPOLL_CTL_MOD, fd, &event) : -1;
 }
 
+void loop_remove(int fd) { (void)epoll_ctl(keeper.epoll_fd, EPOLL_CTL_DEL, fd, NULL); }
+
 /* Control connections */
 
 static void control_close(struct control *control) {
   if (control->fd < 0) return;
   if (keeper.egress == control) keeper.egress = NULL;
+  reaches_forget(control);
+  if (control->descriptor >= 0) close(control->descriptor);
+  control->descriptor = -1;
   close(control->fd);
   control->fd = -1;
   frame_reader_free(&control->reader);
@@ -99,6 +105,17 @@ static void put_answer(struct control *control, uint32_t id, int error, const ch
   else frame_error(&control->writer, id, error, what);
 }
 
+static void reached(void *asker, uint32_t id, int error) {
+  put_answer(asker, id, error, "this port cannot be reached");
+  control_flush(asker);
+}
+
+static void reach(struct control *control, uint32_t id, uint16_t port) {
+  int over = control->descriptor;
+  control->descriptor = -1;
+  port_reach(port, over, control, id, reached);
+}
+
 static void kill_guest(void) {
   (void)syscall(SYS_pidfd_send_signal, keeper.start->guest_pidfd, SIGKILL, NULL, 0);
 }
@@ -130,7 +147,8 @@ static int serve(struct control *control, const struct frame *frame) {
     egress_answer(frame->id, bytes, length);
     return 1;
   }
-  uint16_t port = frame->type == FRAME_LISTEN || frame->type == FRAME_PROBE ? payload_u16(&payload) : 0;
+  int names_port = frame->type == FRAME_LISTEN || frame->type == FRAME_PROBE || frame->type == FRAME_REACH;
+  uint16_t port = names_port ? payload_u16(&payload) : 0;
   if (!payload_done(&payload)) return 0;
   switch (frame->type) {
     case FRAME_PING:
@@ -142,6 +160,7 @@ static int serve(struct control *control, const struct frame *frame) {
     case FRAME_PROBE:
       put_answer(control, frame->id, port_listens(port) ? 0 : ECONNREFUSED, "nothing accepts connections on this port");
       return 1;
+    case FRAME_REACH: reach(control, frame->id, port); return 1;
     case FRAME_STATUS: put_guest(control, frame->id); return 1;
     case FRAME_KILL: kill_guest(); return 1;
     case FRAME_SETTLE:
@@ -162,7 +181,7 @@ static void control_ready(struct source *source, uint32_t events) {
   struct control *control = (struct control *)source;
   if (control->fd < 0) return;
   if (events & (EPOLLIN | EPOLLHUP | EPOLLERR)) {
-    ssize_t got = frame_reader_fill(&control->reader, control->fd);
+    ssize_t got = frame_reader_receive(&control->reader, control->fd, &control->descriptor);
     if (got == 0 || (got < 0 && errno != EAGAIN)) {
       control_close(control);
       return;
@@ -187,7 +206,7 @@ static void listener_ready(struct source *source, uint32_t events) {
   for (int i = 0; i < CONTROLS_MAX; i++) {
     struct control *control = &keeper.controls[i];
     if (control->fd >= 0) continue;
-    *control = (struct control){.source = {control_ready}, .fd = fd};
+    *control = (struct control){.source = {control_ready}, .fd = fd, .descriptor = -1};
     if (loop_add(fd, EPOLLIN, &control->source) < 0) control_close(control);
     return;
   }
@@ -303,6 +322,7 @@ void keeper_run(const struct keeper_start *start) {
     relays_end_idle();
     relays_sweep();
     ports_sweep();
+    reaches_sweep();
     egress_sweep();
     end_where_nobody_comes();
   }

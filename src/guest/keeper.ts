@@ -1,8 +1,10 @@
+import { closeSync } from 'node:fs'
 import { PlatformError } from '../errors.ts'
+import { messageSockets, receiveDescriptor } from '../lib/descriptors.ts'
 import type { Logger } from '../lib/log.ts'
 import { type ConnectRecord, readConnect, readError, readGuestState } from './codec.ts'
 import { errnoName } from './errno.ts'
-import { FrameType, FrameWriter } from './frame.ts'
+import { type Frame, FrameType, FrameWriter } from './frame.ts'
 import { type Ask, Requests } from './requests.ts'
 
 /** The keeper keeps 256 ports open, the least recently used go first; these are surely still open. */
@@ -35,11 +37,18 @@ export interface KeeperOptions {
   onEnd: (state: GuestState | null) => void
 }
 
+interface Listening {
+  /** Null once it does. */
+  opening: Promise<void> | null
+}
+
 /** The channel to an instance's keeper: ports, and the end of process 1. */
 export class KeeperChannel {
   #requests: Requests
   #nextId = 1
-  #listening = new Map<number, Promise<void>>()
+  #listening = new Map<number, Listening>()
+  /** A keeper of an earlier version knows no way to, and closes the connection that asks for it. */
+  #reaches = true
   #ended = false
   /** As it was told last. */
   #state: GuestState = { state: 'running', code: 0 }
@@ -94,22 +103,30 @@ export class KeeperChannel {
     if (state.state !== 'running') this.#end(state)
   }
 
-  /** From then on `p<port>` beside the keeper's socket leads to the port inside. */
-  listen(port: number): Promise<void> {
+  /** From then on `p<port>` beside the keeper's socket leads to the port inside; null: it does so already. */
+  listen(port: number): Promise<void> | null {
     const known = this.#listening.get(port)
-    if (known) {
+    if (known !== undefined) {
       this.#listening.delete(port)
       this.#listening.set(port, known)
-      return known
+      return known.opening
     }
-    const listening = this.#listen(port)
+    const listening: Listening = { opening: null }
+    listening.opening = this.#listen(port).then(
+      () => {
+        listening.opening = null
+      },
+      (error) => {
+        if (this.#listening.get(port) === listening) this.#listening.delete(port)
+        throw error
+      },
+    )
     this.#listening.set(port, listening)
-    listening.catch(() => this.#listening.delete(port))
     if (this.#listening.size > knownPortsMax) {
       const [oldest] = this.#listening.keys()
       if (oldest !== undefined) this.#listening.delete(oldest)
     }
-    return listening
+    return listening.opening
   }
 
   async #listen(port: number): Promise<void> {
@@ -120,6 +137,39 @@ export class KeeperChannel {
       FrameType.ok,
     )
     if (answer.type === FrameType.error) throw refused(answer.payload, `port ${port}`)
+  }
+
+  /**
+   * A socket that is connected to the port inside, by its descriptor, which is the caller's: nothing stands between the two.
+   * Null where it cannot be had now: then by `listen`. @throws unavailable when nothing accepts connections there
+   */
+  async reach(port: number): Promise<number | null> {
+    const ends = this.#reaches ? messageSockets() : null
+    if (ends === null) return null
+    const [own, theirs] = ends
+    try {
+      const answer = await this.#askToReach(port, theirs)
+      if (answer === null) return null
+      if (answer.type !== FrameType.error) return receiveDescriptor(own)
+      // It dials many already.
+      if (errnoName(readError(answer.payload).errno) === 'EAGAIN') return null
+      throw refused(answer.payload, `port ${port}`)
+    } finally {
+      closeSync(own)
+      closeSync(theirs)
+    }
+  }
+
+  async #askToReach(port: number, descriptor: number): Promise<Frame | null> {
+    const id = this.#id()
+    const frame = new FrameWriter(FrameType.reach, id).u16(port).finish()
+    try {
+      // A dial may take as long as a full backlog does; the keeper gives it up.
+      return await this.#requests.request(id, frame, FrameType.ok, { descriptor, timeout: false })
+    } catch (error) {
+      if (!PlatformError.is(error) || error.code !== 'too_many_requests') this.#reaches = false
+      return null
+    }
   }
 
   async probe(port: number): Promise<boolean> {

@@ -16,79 +16,12 @@ enum {
   RELAYS_MAX = 1024,             /* to ports inside, and as many to the outside */
   RELAY_DESCRIPTORS = 6,
   DESCRIPTORS_RESERVED = 512,    /* ports, control connections, dials */
-  DIAL_SYN_RETRIES = 3,          /* a full backlog is given up after about 15 s */
   PIPE_BYTES = 512 * 1024,       /* what a direction holds at most besides the sockets' own buffers */
   PIPES_SPARE_MAX = 4,
   TURN_ROUNDS_MAX = 8,           /* then other connections get their turn */
   JOINED_IDLE_S_MAX = 2 * 3600,  /* to the outside: a connection without a byte for so long is over */
   IDLE_CHECK_S = 60,
 };
-
-/* Dials 127.0.0.1 and then ::1. `done` gets a connected descriptor, or -1 and an error; it may be called at once. */
-struct dial {
-  struct source source;
-  void (*done)(struct dial *dial, int fd, int error);
-  int fd; /* -1 when not dialling */
-  uint16_t port;
-  int second;
-};
-
-static void dial_next(struct dial *dial);
-
-static void dial_finish(struct dial *dial, int error) {
-  int fd = dial->fd;
-  dial->fd = -1;
-  if (error && fd >= 0) close(fd);
-  if (error && !dial->second) {
-    dial->second = 1;
-    dial_next(dial);
-    return;
-  }
-  /* It may still be in the loop: its new owner adds it again with a source of its own, or closes it. */
-  dial->done(dial, error ? -1 : fd, error);
-}
-
-static void dial_ready(struct source *source, uint32_t events) {
-  (void)events;
-  struct dial *dial = (struct dial *)source;
-  if (dial->fd < 0) return;
-  int error = 0;
-  socklen_t size = sizeof error;
-  if (getsockopt(dial->fd, SOL_SOCKET, SO_ERROR, &error, &size) < 0) error = errno;
-  dial_finish(dial, error);
-}
-
-static void dial_next(struct dial *dial) {
-  struct sockaddr_in6 v6 = {.sin6_family = AF_INET6, .sin6_port = htons(dial->port), .sin6_addr = IN6ADDR_LOOPBACK_INIT};
-  struct sockaddr_in v4 = {.sin_family = AF_INET, .sin_port = htons(dial->port)};
-  v4.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  dial->fd = socket(dial->second ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-  if (dial->fd < 0) {
-    dial_finish(dial, errno);
-    return;
-  }
-  int retries = DIAL_SYN_RETRIES, on = 1;
-  setsockopt(dial->fd, IPPROTO_TCP, TCP_SYNCNT, &retries, sizeof retries);
-  setsockopt(dial->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-  int done = dial->second ? connect(dial->fd, (struct sockaddr *)&v6, sizeof v6)
-                          : connect(dial->fd, (struct sockaddr *)&v4, sizeof v4);
-  if (done == 0) {
-    dial_finish(dial, 0);
-    return;
-  }
-  if (errno != EINPROGRESS || loop_add(dial->fd, EPOLLOUT | EPOLLONESHOT, &dial->source) < 0)
-    dial_finish(dial, errno);
-}
-
-static void dial_start(struct dial *dial, uint16_t port, void (*done)(struct dial *, int, int)) {
-  *dial = (struct dial){.source = {dial_ready}, .done = done, .fd = -1, .port = port};
-  dial_next(dial);
-}
-
-static void dial_cancel(struct dial *dial) {
-  if (dial->fd >= 0) close(dial->fd);
-  dial->fd = -1;
-}
 
 /* Pipes: a direction holds one only while bytes are in it, so that idle connections cost two descriptors. */
 
@@ -181,7 +114,7 @@ static void endpoint_close(struct endpoint *endpoint, int reset) {
 static void relay_close(struct relay *relay) {
   if (relay->closed) return;
   relay->closed = 1;
-  dial_cancel(&relay->dial);
+  port_dial_cancel(&relay->dial);
   pipe_return(&relay->up.pipe, relay->up.held == 0);
   pipe_return(&relay->down.pipe, relay->down.held == 0);
   endpoint_close(&relay->client, relay->down.broken);
@@ -328,7 +261,7 @@ void relay_open(int client, uint16_t number, struct port *port) {
     return;
   }
   relay_count++;
-  dial_start(&relay->dial, number, relay_dialled);
+  port_dial(&relay->dial, number, relay_dialled);
 }
 
 void relay_join(int client, int server) {

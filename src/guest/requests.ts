@@ -28,6 +28,8 @@ interface Pending {
 export interface RequestOptions {
   timeout?: boolean
   onSent?: () => void
+  /** Goes with the bytes; it stays the caller's. */
+  descriptor?: number
   /** Sees the answer first, before the frame that follows it on the wire. */
   onAnswer?: (frame: Frame) => void
 }
@@ -101,6 +103,9 @@ export class Requests {
         'Too many requests to this sandbox are waiting for an answer',
       )
     }
+    if (options.descriptor !== undefined && !connection.sendWithDescriptor(bytes, options.descriptor)) {
+      throw new PlatformError('too_many_requests', 'Requests to this sandbox are waiting to be sent')
+    }
     const answer = Promise.withResolvers<Frame>()
     const queue = this.#pending.get(id)
     const deadline =
@@ -119,7 +124,7 @@ export class Requests {
     this.#pendingBytes += bytes.length
     this.#watch()
     options.onSent?.()
-    connection.send(bytes)
+    if (options.descriptor === undefined) connection.send(bytes)
     return answer.promise
   }
 

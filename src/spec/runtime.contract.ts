@@ -1,4 +1,5 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test'
+import { Connections } from '../lib/http1/index.ts'
 import { randomText } from '../lib/ids.ts'
 import type { GuestProcess, OutputRecord, SpawnSpec } from './guest.ts'
 import {
@@ -274,10 +275,15 @@ function suite(under: RuntimeUnderTest, options: { isolation: string }) {
     expect(await instance.listening(port)).toBe(false)
     const id = await start(['python3', '-m', 'http.server', String(port)])
     await eventually(() => instance.listening(port))
-    const { origin, unix } = await instance.address(port)
+    const address = await instance.address(port)
+    const { origin, unix } = address
     const response = await fetch(`${origin}/`, unix === undefined ? {} : { unix })
     expect(response.status).toBe(200)
     await response.arrayBuffer()
+    const head = 'GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n'
+    const call = new Connections().send(address, { method: 'GET', head, body: null, bodyBytes: null })
+    expect((await call.answered).status).toBe(200)
+    expect((await call.bytes()).byteLength).toBeGreaterThan(0)
     await instance.guest.processes.signal(id, 9, 'group')
     await eventually(async () => !(await instance.listening(port)))
   })

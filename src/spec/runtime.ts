@@ -173,8 +173,8 @@ export interface Instance extends AsyncDisposable {
   /** Of one that was just made `withMemory`: whether programs of its snapshot go on in it. */
   readonly memory?: MemoryKept
 
-  /** Where requests to a port inside go. Opens the way if need be; says nothing of whether anyone listens. */
-  address(port: number): Promise<PortAddress>
+  /** Where requests to a port inside go. Opens the way if need be, at once where it is open; says nothing of whether anyone listens. */
+  address(port: number): PortAddress | Promise<PortAddress>
 
   /** Is there a listener on this port now? */
   listening(port: number): Promise<boolean>
@@ -209,6 +209,11 @@ export interface Instance extends AsyncDisposable {
 export interface PortAddress {
   origin: string
   unix?: string
+  /**
+   * Where there is a shorter way than these: a socket that is connected to the port, by its descriptor, which is the caller's.
+   * Null: not now. @throws when nothing accepts connections there
+   */
+  connect?(): Promise<number | null>
 }
 
 export interface InstanceStats {

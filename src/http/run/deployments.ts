@@ -1,6 +1,7 @@
 import type { RevisionLease } from '../../deployments/fleet/index.ts'
 import { type DeploymentKind, type Passing, stickyCookieName } from '../../deployments/index.ts'
 import { PlatformError } from '../../errors.ts'
+import type { PortAddress } from '../../spec/runtime.ts'
 import type { ConsumedCredentials, RouteContext } from '../route.ts'
 import { splitUrl } from '../url.ts'
 import { checkRequestLength, type Exchanges } from './exchanges.ts'
@@ -148,9 +149,10 @@ export async function serveDeployment(
     exchange: isSocket ? undefined : exchange,
     onEnd,
   }
-  let address: Awaited<ReturnType<typeof instance.address>>
+  let address: PortAddress
   try {
-    address = await instance.address(port)
+    const way = instance.address(port)
+    address = way instanceof Promise ? await way : way
   } catch (error) {
     onEnd()
     throw error

@@ -11,6 +11,8 @@ export interface ConnectionUser {
 export interface ServerAddress {
   origin: string
   unix?: string
+  /** A shorter way: a connected socket, by its descriptor, which is the caller's; null: not now, as above. */
+  connect?(): Promise<number | null>
 }
 
 /** One socket, which its users have one after the other. */
@@ -39,7 +41,12 @@ export class Connection {
     onEnd: (connection: Connection) => void,
   ): Promise<Connection> {
     const data = new Connection(onIdle, onEnd)
-    if (server.unix !== undefined) {
+    const descriptor = (await server.connect?.()) ?? null
+    if (descriptor !== null) {
+      // Bun takes it over; its types know that of no function.
+      const connect = Bun.connect as unknown as (options: Bun.FdSocketOptions<Connection>) => Promise<unknown>
+      await connect({ fd: descriptor, data, socket: handlers })
+    } else if (server.unix !== undefined) {
       await Bun.connect<Connection>({ unix: server.unix, data, socket: handlers })
     } else {
       const { hostname, port } = new URL(server.origin)

@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { eventually } from '../../test-client.ts'
 import { BadAnswer } from './answer-head.ts'
-import type { Call } from './call.ts'
+import { BrokenConnection, type Call } from './call.ts'
 import { Connections, type SendOptions } from './connections.ts'
 
 /** A server of one's own words: what each connection said, and what is answered. */
@@ -256,4 +256,25 @@ test('what breaks off is told, and so is what is no answer', async () => {
 
 test('where nobody listens, that is told', async () => {
   expect(String(await failureOf(send().answered))).toContain('no connection could be made')
+})
+
+test('a server may have a shorter way to itself, which is tried first', async () => {
+  await serve((socket) => void socket.write(hello))
+  let asked = 0
+  const request = { method: 'GET', head: get, body: null, bodyBytes: null }
+  const by = (connect: () => Promise<number | null>) =>
+    connections.send({ origin: 'http://a', unix: unix(), connect }, request, { fresh: true })
+  const none = async () => {
+    asked++
+    return null
+  }
+  expect(await textOf(by(none))).toBe('hi')
+  const refused = async () => {
+    asked++
+    throw new Error('nobody there')
+  }
+  const failure = await failureOf(by(refused).answered)
+  expect(failure).toBeInstanceOf(BrokenConnection)
+  expect((failure as Error).cause).toEqual(new Error('nobody there'))
+  expect([asked, sockets.length]).toEqual([2, 1])
 })

@@ -139,12 +139,21 @@ export class NamespaceInstance implements Instance {
     return this.#standby.frozen
   }
 
-  async address(port: number): Promise<PortAddress> {
+  address(port: number): PortAddress | Promise<PortAddress> {
     checkPort(port)
-    await this.#keeper.listen(port)
+    const opening = this.#keeper.listen(port)
+    const address = this.#addressOf(port)
+    return opening === null ? address : opening.then(() => address)
+  }
+
+  #addressOf(port: number): PortAddress {
     let address = this.#addresses.get(port)
     if (address === undefined) {
-      address = { origin: `http://127.0.0.1:${port}`, unix: `${this.#options.socketDir}/run/p${port}` }
+      address = {
+        origin: `http://127.0.0.1:${port}`,
+        unix: `${this.#options.socketDir}/run/p${port}`,
+        connect: () => this.#keeper.reach(port),
+      }
       this.#addresses.set(port, address)
     }
     return address
