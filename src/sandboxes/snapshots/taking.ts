@@ -27,6 +27,8 @@ import type { SnapshotRecords } from './records.ts'
 export const snapshotsPerSandboxMax = 50
 const snapshotsPerWorkspaceMax = 500
 const snapshotNameCharsMax = 63
+/** Of one sandbox, at once. */
+const askedMax = 16
 /** How long an answer waits for a snapshot to be ready: less than clients and proxies wait for one. */
 export const snapshotAnswerMsMax = 50_000
 
@@ -59,6 +61,8 @@ export class SnapshotTaking {
   readonly #clock: Clock
   /** Of workspaces, while one more is counted. */
   readonly #lock = new KeyedLock()
+  /** How many are asked for and not captured, by sandbox. */
+  readonly #asked = new Map<string, number>()
   /** Those that are captured and not completed, by id. */
   readonly #completing = new Map<string, Promise<StoredSnapshot>>()
 
@@ -87,13 +91,12 @@ export class SnapshotTaking {
     const taking: Taking = { snapshot: null, told: false, memory: null }
     // Whatever there is to refuse need not wait for its turn.
     await this.#sandboxes.get(workspace, sandboxName)
-    const taken = this.#instances.snapshots
-      .inTurn(() =>
-        this.#sandboxes.whileExists(workspace, sandboxName, (sandbox) =>
-          this.#capture(sandbox, wanted, taking),
-        ),
-      )
-      .then((captured) => this.#complete(captured, taking))
+    // Its own turn first: who waits for a sandbox that is busy keeps nobody else from a snapshot.
+    const taken = this.#awaited(workspace, sandboxName, () =>
+      this.#sandboxes.whileExists(workspace, sandboxName, (sandbox) =>
+        this.#instances.snapshots.inTurn(() => this.#capture(sandbox, wanted, taking)),
+      ),
+    ).then((captured) => this.#complete(captured, taking))
     this.#background.run(taken)
     const stop = new AbortController()
     const late = this.#clock.sleep(snapshotAnswerMsMax, stop.signal).then(
@@ -109,6 +112,27 @@ export class SnapshotTaking {
       return await Promise.race([taken, late])
     } finally {
       stop.abort()
+    }
+  }
+
+  /** @throws too_many_requests */
+  async #awaited<Result>(workspace: string, name: string, work: () => Promise<Result>): Promise<Result> {
+    const key = `${workspace}/${name}`
+    const others = this.#asked.get(key) ?? 0
+    if (others >= askedMax) {
+      throw new PlatformError(
+        'too_many_requests',
+        `${askedMax} snapshots of the sandbox "${name}" are asked for already: try again in a second`,
+        { retryAfterSeconds: 1 },
+      )
+    }
+    this.#asked.set(key, others + 1)
+    try {
+      return await work()
+    } finally {
+      const left = (this.#asked.get(key) ?? 1) - 1
+      if (left === 0) this.#asked.delete(key)
+      else this.#asked.set(key, left)
     }
   }
 

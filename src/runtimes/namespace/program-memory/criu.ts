@@ -20,6 +20,8 @@ const helperEndMsMax = 10_000
 /** After its end, for what it said. */
 const saidMsMax = 1000
 const reasonCharsMax = 200
+/** What CRIU tries at its start, and does without; and that it ends. */
+const withoutMeaning = /kerndat|tun\.c|net\.c:1253|RLIMIT_NOFILE|(Dumping|Restoring) FAILED/
 const headerBytes = 4096
 const interpreterSegment = 3
 
@@ -162,11 +164,8 @@ async function run(role: string, tools: Tools, more: string[], argv: string[]): 
 /** The first thing that went wrong, without where in its source. */
 function reasonIn(log: string): string | null {
   const lines = log.split('\n').map((line) => printable(line).trim())
-  const errors = lines.filter((line) => line.includes('Error'))
-  // Of what it tries at its start, and does without.
-  const line =
-    errors.find((text) => !/kerndat|tun\.c|net\.c:1253|util\.c:1534/.test(text)) ??
-    lines.findLast((text) => text !== '')
+  const said = lines.filter((line) => line !== '' && !withoutMeaning.test(line))
+  const line = said.find((text) => text.includes('Error')) ?? said.at(-1)
   if (!line) return null
   return line
     .replace(/^\([\d.]+\)\s*/, '')

@@ -22,6 +22,7 @@ import {
 } from './programs.ts'
 import { isText, type Known, type MemoryInstance, settle, streamNames } from './settling.ts'
 import { forgetStopped, writeStopped } from './stopped.ts'
+import { distrustOf } from './trust.ts'
 
 export { criuPathDefault, findCriu } from './criu.ts'
 export type { MemoryInstance } from './settling.ts'
@@ -224,6 +225,8 @@ export class ProgramMemory {
     const here = new Set(programs.map(({ pidInside }) => pidInside))
     const missing = record.trees.find((root) => !here.has(root))
     if (missing !== undefined) throw new Error(`process ${missing} ended at once`)
+    const distrust = distrustOf(instance, programs)
+    if (distrust !== null) throw new Error(distrust)
     await guest.processes.list()
     const wereStopped = new Set(record.stopped)
     letGoOn(programs.filter(({ pidInside }) => !wereStopped.has(pidInside)))

@@ -10,12 +10,15 @@ import {
   writeFileSync,
 } from 'node:fs'
 import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { systemClock } from '../../../lib/clock.ts'
 import { randomText } from '../../../lib/ids.ts'
 import { silentLogger } from '../../../lib/log.ts'
 import type { Instance, InstanceSpec, Runtime } from '../../../spec/runtime.ts'
 import { testHelperPath, testImage } from '../../test-host.ts'
 import { openNamespaceRuntime, probeNamespace } from '../index.ts'
+import { NamespaceInstance } from '../instance.ts'
+import { programsOf } from './programs.ts'
 
 /** Programs that go on in other instances, with the CRIU of this host. */
 
@@ -24,6 +27,10 @@ setDefaultTimeout(120_000)
 const dir = realpathSync(mkdtempSync(`${tmpdir()}/hutch-program-memory-`))
 mkdirSync(`${dir}/image`)
 const image = testImage(`${dir}/image`)
+/** Beside the root of the image, so that it is there for who wants it. */
+const hostile = `${dir}/image/opt/hostile`
+mkdirSync(`${dir}/image/opt`)
+const built = Bun.spawnSync(['cc', '-static', '-O1', '-o', hostile, join(import.meta.dir, 'hostile.c')])
 const options = {
   instancesDir: `${dir}/instances`,
   helperPath: await testHelperPath(),
@@ -32,7 +39,14 @@ const options = {
 }
 const state = await probeNamespace(options)
 const note = state.notes.find(({ subject }) => subject === 'memory snapshots')
-const why = !state.usable ? state.reason : note?.ok ? '' : (note?.detail ?? 'nothing is said of memory')
+const cannotBuild = built.success ? '' : `no C program can be built: ${built.stderr.toString().slice(0, 200)}`
+const why = cannotBuild
+  ? cannotBuild
+  : !state.usable
+    ? state.reason
+    : note?.ok
+      ? ''
+      : (note?.detail ?? 'nothing is said of memory')
 if (why) console.warn(`skipped: ${why}`)
 const env = { PATH: '/usr/bin:/bin' }
 
@@ -295,6 +309,68 @@ describeHere(`memory of programs${why === '' ? '' : ` (skipped: ${why})`}`, () =
     }
     await runtime.destroy(source.id)
   })
+
+  test('children that nobody has asked after yet are there, under their pids', async () => {
+    const source = await runtime.create(specOf())
+    // Replaced, so that it knows nothing of its children.
+    await start(source, 1, 'for n in $(seq 40); do /usr/bin/true & done; exec sleep 100000')
+    let look = 10
+    const ended = async (on: Instance) => {
+      look++
+      await start(on, look, 'cat /proc/[0-9]*/status 2>/dev/null | grep "^State:.Z" | wc -l')
+      await on.guest.processes.wait(look)
+      return Number(await said(on, look))
+    }
+    await eventually('they have ended', async () => (await ended(source)) === 40)
+    const { id, memory } = await capture(source)
+    expect(memory).toEqual({ kept: true })
+    const copy = await create(id)
+    expect(copy.memory).toEqual({ kept: true })
+    expect(await ended(copy)).toBe(40)
+    for (const each of [copy, source]) await runtime.destroy(each.id)
+    await runtime.snapshots?.remove(id)
+  })
+
+  test('a program that undoes what stops it does not run while its memory is kept', async () => {
+    const source = await runtime.create(specOf())
+    await start(source, 1, 'exec /opt/hostile undo')
+    await says(source, 1, 'ready\n')
+    await start(source, 2, counter, 'pipe')
+    for (let round = 0; round < 3; round++) {
+      // Whether it lets itself be kept is its own affair.
+      const { id } = await capture(source)
+      await runtime.snapshots?.remove(id)
+    }
+    await type(source, 2, 'on')
+    await says(source, 2, '1 on\n')
+    await source.guest.processes.signal(1, 9, 'tree')
+    await source.guest.processes.wait(1)
+    expect(await said(source, 1)).toBe('ready\n')
+    await runtime.destroy(source.id)
+  })
+
+  test.skipIf(process.arch !== 'x64')(
+    'what looks like a worker of process 1 is a program all the same (skipped but on x86-64)',
+    async () => {
+      const withHelper = {
+        ...image,
+        mounts: [
+          ...image.mounts,
+          { source: options.helperPath, target: '/opt/helper', kind: 'bind' as const },
+        ],
+      }
+      writeFileSync(`${dir}/image/opt/helper`, '')
+      const source = await runtime.create({ ...specOf(), image: withHelper })
+      if (!(source instanceof NamespaceInstance)) throw new Error('of another kind')
+      await start(source, 1, 'exec /opt/hostile forge /opt/helper')
+      await says(source, 1, 'ready\n')
+      const named = programsOf(source.process1).map(({ pid }) =>
+        readFileSync(`/proc/${pid}/comm`, 'utf8').trim(),
+      )
+      expect(named.sort()).toEqual(['hostile', 'hutch-guest'])
+      await runtime.destroy(source.id)
+    },
+  )
 
   test('memory of another boot, or that is broken, is not gone on from', async () => {
     const source = await runtime.create(specOf())

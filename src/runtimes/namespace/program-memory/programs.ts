@@ -23,21 +23,25 @@ const restCalls = process.arch === 'x64' ? ['232', '281'] : ['22']
 /** What process 1 calls itself, and so its workers are called. */
 const guestName = 'hutch-guest'
 
-/** Whatever runs below process 1 but its own workers, which are forks of it. */
+/**
+ * Whatever is below process 1 but its own workers, which are forks of it. What ended and was not asked after yet by a
+ * program is there too, for it has its pid still.
+ */
 export function programsOf(guest: ProcessIdentity): Program[] {
   const own = executable(guest.pid)
   const programs: Program[] = []
   for (const pid of descendants(guest.pid)) {
     if (pid === guest.pid) continue
-    const identity = identify(pid)
-    if (identity === null) continue
     const status = statusOf(pid)
-    if (isWorker(pid, own, status)) continue
+    const ended = /^[ZX]/.test(status.get('State') ?? 'X')
+    const parent = Number(status.get('PPid'))
+    const identity = ended && parent !== guest.pid ? { pid, startTime: 0 } : identify(pid)
+    if (identity === null || isWorker(pid, own, status)) continue
     const inside = status.get('NSpid')?.split('\t').at(-1)
     if (inside === undefined) continue
     programs.push({
       ...identity,
-      parent: Number(status.get('PPid')),
+      parent,
       pidInside: Number(inside),
       stopped: status.get('State')?.startsWith('T') ?? false,
     })
@@ -185,7 +189,7 @@ export function watchedDirs(trees: readonly Program[][]): string[] {
   return [...dirs].slice(0, watchedDirsMax)
 }
 
-function namespacesOf(pid: number): string {
+export function namespacesOf(pid: number): string {
   const names = ['user', 'mnt', 'pid', 'net', 'ipc', 'uts', 'cgroup', 'time']
   return names.map((name) => link(`${pid}/ns/${name}`)).join()
 }
