@@ -1,5 +1,3 @@
-import { RegExpRouter } from 'hono/router/reg-exp-router'
-import { SmartRouter } from 'hono/router/smart-router'
 import { TrieRouter } from 'hono/router/trie-router'
 import { PlatformError } from '../errors.ts'
 import { BoundedMap } from '../lib/bounded-map.ts'
@@ -28,11 +26,15 @@ export class RouteTable {
     string,
     { compiled: CompiledRoute; params: Readonly<Record<string, string>> }
   >(rememberedPathsMax)
-  readonly #router = new SmartRouter<CompiledRoute>({ routers: [new RegExpRouter(), new TrieRouter()] })
+  // Hono's expressions cannot tell these routes apart, and trying them takes milliseconds of the start.
+  readonly #router = new TrieRouter<CompiledRoute>()
 
   /** Throws for two routes of the same method and path. */
   constructor(routes: Route[]) {
-    this.routes = [...routes].sort(bySpecificity)
+    this.routes = routes
+      .map((route) => ({ route, ranks: route.path.split('/').map(rank) }))
+      .sort(bySpecificity)
+      .map(({ route }) => route)
     const seen = new Set<string>()
     for (const route of this.routes) {
       const pattern = patternOf(route.path)
@@ -138,14 +140,16 @@ function patternOf(path: string): string {
 }
 
 /** Segment by segment a literal goes before a parameter, a parameter before the rest; then ALL after its methods. */
-function bySpecificity(left: Route, right: Route): number {
-  const a = left.path.split('/').map(rank)
-  const b = right.path.split('/').map(rank)
+function bySpecificity(
+  left: { route: Route; ranks: number[] },
+  right: { route: Route; ranks: number[] },
+): number {
+  const [a, b] = [left.ranks, right.ranks]
   for (let at = 0; at < Math.max(a.length, b.length); at++) {
     const difference = (a[at] ?? -1) - (b[at] ?? -1)
     if (difference !== 0) return difference
   }
-  return Number(left.method === 'ALL') - Number(right.method === 'ALL')
+  return Number(left.route.method === 'ALL') - Number(right.route.method === 'ALL')
 }
 
 function rank(segment: string): number {
