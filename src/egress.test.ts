@@ -261,6 +261,13 @@ describe.skipIf(why !== '')('what leaves a sandbox', () => {
       ).toBe('404')
     })
 
+    test('is found under every name that the sandbox has for itself', async () => {
+      for (const name of ['localhost', '127.0.0.1', '[::1]', '0.0.0.0', '127.0.1.1', '$(hostname)']) {
+        const { output } = await inside(`curl -sS -o /dev/null -w '%{http_code}' http://${name}:8080/health`)
+        expect(`${name} ${output}`).toBe(`${name} 200`)
+      }
+    })
+
     test('is not for pages of other sites', async () => {
       const status = (header: string) =>
         inside(`curl -sS -o /dev/null -w '%{http_code}' -H '${header}' http://127.0.0.1:8080/process`)

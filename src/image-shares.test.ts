@@ -106,19 +106,28 @@ describe.skipIf(why !== '')('shared images', () => {
       },
     ])
     expect(await said('lab', 'sandbox/tool:v1')).toBe('tool')
-    // A tag that came later is given by sharing again.
+    // A tag that comes later is theirs at once, and so is one that moves.
     await bring('main', 'tool', 'v2', 'second')
-    expect(await call('lab', image('tool'))).toMatchObject({ body: { spec: { tags: [{ name: 'v1' }] } } })
-    await call('main', share('tool'), { targetWorkspace: 'lab' })
     expect(await said('lab', 'sandbox/tool:v2')).toBe('second')
+    await bring('main', 'tool', 'v1', 'moved')
+    expect(await said('lab', 'sandbox/tool:v1')).toBe('moved')
 
-    // Its layers are there as long as anybody has them.
-    expect((await call('main', image('tool'), undefined, 'DELETE')).status).toBe(200)
-    expect(await said('lab', 'sandbox/tool:v1')).toBe('tool')
+    // It stays as long as anybody has it.
+    for (const path of [image('tool'), `${image('tool')}/tags/v2`]) {
+      expect(await call('main', path, undefined, 'DELETE')).toMatchObject({
+        status: 400,
+        body: { message: expect.stringContaining('shared with the workspace "lab"') },
+      })
+    }
+    expect(await call('main', '/v0/images', undefined, 'DELETE')).toMatchObject({ body: { deleted: 0 } })
+    expect(await said('lab', 'sandbox/tool:v1')).toBe('moved')
     const taken = await call('main', `${share('tool')}/lab`, undefined, 'DELETE')
     expect(taken).toMatchObject({ status: 200, body: { metadata: { name: 'tool' } } })
     expect((await call('lab', image('tool'))).status).toBe(404)
     expect((await call('main', `${share('tool')}/lab`, undefined, 'DELETE')).status).toBe(404)
+    await bring('main', 'tool', 'v3', 'third')
+    expect((await call('lab', image('tool'))).status).toBe(404)
+    expect((await call('main', image('tool'), undefined, 'DELETE')).status).toBe(200)
     const layers = () => readdirSync(join(directory, 'data', 'images', 'layers'))
     await eventually('their layers gone', () => layers().length === 0)
   })
@@ -231,6 +240,10 @@ describe.skipIf(why !== '')('shared images', () => {
     expect((await accept(forced, '?force=true')).status).toBe(200)
     expect(await said('theirs', 'sandbox/late:v1')).toBe('late')
     expect(await said('theirs', 'sandbox/late:own')).toBe('of their own')
+    await bring('main', 'late', 'own', 'of another')
+    await bring('main', 'late', 'new', 'newest')
+    expect(await said('theirs', 'sandbox/late:own')).toBe('of their own')
+    expect(await said('theirs', 'sandbox/late:new')).toBe('newest')
     await call('main', `${share('late')}/theirs`, undefined, 'DELETE')
     expect(await call('theirs', image('late'))).toMatchObject({ body: { spec: { tags: [{ name: 'own' }] } } })
   })

@@ -45,7 +45,7 @@ interface Door {
 const sandboxKind = 'sandbox'
 /** Owners of instances in which something deployed runs. */
 const deployedKinds = ['revision', 'task']
-const ownNames = /^(?:localhost|127(?:\.\d{1,3}){3}|\[::1\]|10\.201\.0\.2)$/
+const ownNames = /^(?:localhost|127(?:\.\d{1,3}){3}|\[::1?\]|0\.0\.0\.0|10\.201\.0\.2)$/
 
 /**
  * Where connections of instances arrive that are meant for the platform: a socket for each instance and purpose, so that
@@ -117,9 +117,9 @@ export class InstanceDoors implements Doors {
     const requestId = `${this.#idPrefix}-${(++this.#requests).toString(36)}`
     let response: Response
     try {
-      refusePages(request)
       const { path, search } = splitUrl(request.url)
       const { workspace, name } = this.#sandboxOf(instanceId)
+      refusePages(request, name)
       const leave = this.#enter(instanceId)
       const lease = await this.#options.sandboxes
         .acquireFromInside(workspace, name, request.signal)
@@ -218,15 +218,20 @@ function identityOf(id: string, { kind, workspace, name, labels }: DeployedWorkl
  * A browser inside shows pages of strangers, and this API asks for no key: a page of another origin may not use it, nor
  * one that had its name point here.
  */
-function refusePages(request: Request): void {
+function refusePages(request: Request, sandbox: string): void {
+  // It is the host name inside, too, and one that nobody else's name server is asked for.
+  const isOwn = (name: string) => ownNames.test(name) || name === sandbox
   const host = request.headers.get('host') ?? ''
-  if (!ownNames.test(host.toLowerCase().replace(/:\d{1,5}$/, ''))) {
-    throw new PlatformError('misdirected', 'Host: inside, this API is called localhost or 127.0.0.1')
+  if (!isOwn(host.toLowerCase().replace(/:\d{1,5}$/, ''))) {
+    throw new PlatformError(
+      'misdirected',
+      `Host: inside, this API is called localhost, 127.0.0.1 or ${sandbox}`,
+    )
   }
   const origin = request.headers.get('origin')
   if (origin === null) return
   const url = URL.parse(origin)
-  if (url !== null && ownNames.test(url.hostname)) return
+  if (url !== null && isOwn(url.hostname)) return
   throw new PlatformError(
     'forbidden',
     'Origin: pages of other sites cannot use the API of the sandbox they are shown in',

@@ -139,6 +139,9 @@ export class Images {
     const shared = { layers: this.#layers, records: this.#records, log }
     this.#collector = new LayerCollector({ ...shared, inUse: options.inUse })
     this.shares = new ImageShares({ ...options, records: this.#records, collector: this.#collector })
+    this.#records.follow((at) =>
+      this.shares.renew(at).catch((error) => log.warn('a shared image was not renewed', { ...at, error })),
+    )
     this.built = new BuiltImages({
       ...shared,
       host: options.host,
@@ -208,6 +211,7 @@ export class Images {
 
   /** At start, once the instances are known: removes leftovers, and from then on what nothing needs any more. */
   start(): void {
+    this.#background.run(this.shares.renewAll())
     this.#background.run(this.#layers.open().then(() => this.#collectNowAndThen()))
   }
 
@@ -364,10 +368,17 @@ export class Images {
     ]
   }
 
-  /** Removes an image, or one tag of it. @throws not_found, bad_request while an instance stands on it */
+  /** Removes an image, or one tag of it. @throws not_found, bad_request while an instance stands on it or others have it */
   async remove(workspace: string, type: string, name: string, tag?: string): Promise<ImageView> {
     const used = this.#usersByDigest(workspace)
     const at = { workspace, type: checkResourceType(type, 'resourceType'), name }
+    const [holder] = await this.shares.holders(at)
+    if (holder !== undefined) {
+      throw new PlatformError(
+        'bad_request',
+        `the image ${type}/${name} is shared with the workspace "${holder}": take it away there first`,
+      )
+    }
     const removed = await this.#records.remove(workspace, at.type, name, {
       ...(tag === undefined ? {} : { tag }),
       check: (tags) => {
@@ -430,6 +441,7 @@ export class Images {
     let removed = 0
     for (const image of await this.#records.list(workspace)) {
       const { resourceType, name } = image.body
+      if ((await this.shares.holders({ workspace, type: resourceType, name })).length > 0) continue
       removed += await this.#records.removeTags(workspace, resourceType, name, (tag) => !used.has(tag.digest))
     }
     this.#collectSoon()

@@ -46,14 +46,26 @@ export interface ImageBody {
 
 export type StoredImage = Resource<ImageBody>
 
+export interface ImageAt {
+  workspace: string
+  type: ResourceType
+  name: string
+}
+
 /** The catalogue of a workspace: images by kind of workload, name and tag. */
 export class ImageRecords {
   readonly #store: Store
   /** Of images: changes to the tags of one come one after the other. */
   readonly #lock = new KeyedLock()
+  #follower: (at: ImageAt) => Promise<void> = async () => {}
 
   constructor(store: Store) {
     this.#store = store
+  }
+
+  /** Who is to know which images have other tags now, before whoever changed them is answered. */
+  follow(follower: (at: ImageAt) => Promise<void>): void {
+    this.#follower = follower
   }
 
   async list(workspace: string): Promise<StoredImage[]> {
@@ -91,7 +103,7 @@ export class ImageRecords {
     now: number,
   ): Promise<StoredImage> {
     const key = keyOf(workspace, target.type, target.name)
-    return await this.#lock.run(`${workspace}/${key.name}`, async () => {
+    const image = await this.#lock.run(`${workspace}/${key.name}`, async () => {
       const present = await this.#store.get<ImageBody>(key)
       const before = present?.body.tags.find((one) => one.name === target.tag)
       const tag: ImageTag = {
@@ -121,6 +133,8 @@ export class ImageRecords {
       ])
       return created as StoredImage
     })
+    await this.#follower({ workspace, type: target.type, name: target.name })
+    return image
   }
 
   /** Images of other workspaces that have tags of this one, shared by its workspace. */
@@ -172,6 +186,28 @@ export class ImageRecords {
     })
   }
 
+  /** Gives a workspace that was given tags of an image those that it has now; its own of these names stay. */
+  async renewTags(
+    workspace: string,
+    { resourceType, name, tags }: ImageBody,
+    source: ShareSource,
+  ): Promise<void> {
+    const key = keyOf(workspace, resourceType, name)
+    await this.#lock.run(`${workspace}/${key.name}`, async () => {
+      const present = await this.#store.get<ImageBody>(key)
+      const own = present?.body.tags.filter((tag) => !isShared(tag, source)) ?? []
+      // It was taken away meanwhile.
+      if (!present || own.length === present.body.tags.length) return
+      const given = tags
+        .filter(({ name }) => !own.some((tag) => tag.name === name))
+        .map((tag) => ({ ...tag, sharedFrom: source }))
+        .slice(0, tagsMax - own.length)
+      const body = { ...present.body, tags: [...own, ...given] }
+      if (Bun.deepEquals(body, present.body)) return
+      await this.#store.update<ImageBody>(key, present.version, { body })
+    })
+  }
+
   /** Takes those tags away again, whoever stands on them. @throws not_found */
   async takeTags(
     workspace: string,
@@ -207,7 +243,7 @@ export class ImageRecords {
     options: { tag?: string; check: (tags: ImageTag[]) => void },
   ): Promise<StoredImage> {
     const key = keyOf(workspace, type, name)
-    return await this.#lock.run(`${workspace}/${key.name}`, async () => {
+    const before = await this.#lock.run(`${workspace}/${key.name}`, async () => {
       const present = await this.#store.get<ImageBody>(key)
       if (!present) throw noImage(type, name)
       const { tag } = options
@@ -222,6 +258,8 @@ export class ImageRecords {
       await this.#drop(present, going)
       return present
     })
+    await this.#follower({ workspace, type, name })
+    return before
   }
 
   /** Removes the tags that are to go, of an image that may have gone itself; answers how many. */
@@ -232,12 +270,14 @@ export class ImageRecords {
     goes: (tag: ImageTag) => boolean,
   ): Promise<number> {
     const key = keyOf(workspace, type, name)
-    return await this.#lock.run(`${workspace}/${key.name}`, async () => {
+    const count = await this.#lock.run(`${workspace}/${key.name}`, async () => {
       const present = await this.#store.get<ImageBody>(key)
       const going = present?.body.tags.filter(goes) ?? []
       if (present && going.length > 0) await this.#drop(present, going)
       return going.length
     })
+    if (count > 0) await this.#follower({ workspace, type, name })
+    return count
   }
 
   /** For who holds the lock. */

@@ -7,6 +7,7 @@ import { type BatchStep, everyItem, type Resource, type ResourceKey, type Store 
 import { inWorkspace, type Workspace } from '../workspaces/index.ts'
 import type { LayerCollector } from './collector.ts'
 import {
+  type ImageAt,
   type ImageBody,
   type ImageRecords,
   type ImageTag,
@@ -67,7 +68,8 @@ export const pendingShareEntrySchema = z.lazy(() =>
   }),
 )
 
-interface ImageAt {
+/** As clients name it. */
+interface NamedImage {
   workspace: string
   type: string
   name: string
@@ -76,8 +78,7 @@ interface ImageAt {
 /**
  * Images of one workspace in the catalogue of another: the record is copied, layers are shared as they are by all. It
  * is done at once between workspaces of one account, which is whoever created them; another account's workspace is
- * offered the image, and has it once an admin there accepts. What is shared later under the same name is given when it is
- * shared again.
+ * offered the image, and has it once an admin there accepts. Tags that come later are given to whoever has it by then.
  */
 export class ImageShares {
   readonly #store: Store
@@ -107,7 +108,7 @@ export class ImageShares {
    * @throws not_found, bad_request, conflict when there is an image of this name in the other workspace
    */
   async share(
-    at: ImageAt,
+    at: NamedImage,
     target: { workspace: string; accountId?: string },
     sharedBy: string,
   ): Promise<z.output<typeof pendingShareSchema> | null> {
@@ -138,7 +139,7 @@ export class ImageShares {
   }
 
   /** Whom an image is shared with, and whom it was offered. @throws not_found */
-  async list(at: ImageAt): Promise<ShareTarget[]> {
+  async list(at: NamedImage): Promise<ShareTarget[]> {
     const type = checkResourceType(at.type, 'resourceType')
     const own = await this.#workspaces.get(at.workspace)
     if (!(await this.#records.get(at.workspace, type, at.name))) throw noImage(type, at.name)
@@ -156,8 +157,50 @@ export class ImageShares {
     return targets
   }
 
+  /** Workspaces that have an image of this one. */
+  async holders(at: ImageAt): Promise<string[]> {
+    const own = await this.#workspaces.get(at.workspace)
+    const found = await this.#records.sharedTo(sourceOf(own), at.type, at.name)
+    return found.map(({ workspace }) => workspace)
+  }
+
+  /** Whoever has an image of this workspace has the tags that it has now. */
+  async renew(at: ImageAt): Promise<void> {
+    const own = await this.#workspaces.get(at.workspace).catch(() => null)
+    if (!own) return
+    const holders = await this.holders(at)
+    const seen = holders.length > 0 ? await this.#ownTags(at) : null
+    if (!seen || seen.tags.length === 0) return
+    const layers = layersOf(seen.tags)
+    const letGo = this.#collector.hold(layers)
+    try {
+      // Of tags that are still there now that their layers are held.
+      const image = await this.#ownTags(at)
+      const tags = image?.tags.filter((tag) => tag.layers.every((layer) => layers.includes(layer))) ?? []
+      if (!image || tags.length === 0) return
+      for (const workspace of holders)
+        await this.#records.renewTags(workspace, { ...image, tags }, sourceOf(own))
+      this.#collector.named(layers)
+    } finally {
+      letGo()
+    }
+  }
+
+  /** At start: of what a crash cut off between a tag and those who are to have it, too. */
+  async renewAll(): Promise<void> {
+    const sources = new Map<string, ImageAt>()
+    for await (const { body } of this.#records.every()) {
+      for (const { sharedFrom } of body.tags) {
+        if (sharedFrom === undefined) continue
+        const at = { workspace: sharedFrom.workspace, type: body.resourceType, name: body.name }
+        sources.set(`${at.workspace}/${at.type}/${at.name}`, at)
+      }
+    }
+    for (const at of sources.values()) await this.renew(at)
+  }
+
   /** Takes an image away from a workspace it was shared with, or offered to; answers it as it was there. @throws not_found */
-  async unshare(at: ImageAt, targetWorkspace: string): Promise<StoredImage | null> {
+  async unshare(at: NamedImage, targetWorkspace: string): Promise<StoredImage | null> {
     const type = checkResourceType(at.type, 'resourceType')
     const own = await this.#workspaces.get(at.workspace)
     const offers = (await this.#offersFrom(own)).filter(
@@ -184,7 +227,7 @@ export class ImageShares {
   }
 
   /** Answers which image it is. @throws not_found, gone, conflict unless `force` */
-  async accept(workspace: string, id: string, { force }: { force: boolean }): Promise<ImageAt> {
+  async accept(workspace: string, id: string, { force }: { force: boolean }): Promise<NamedImage> {
     const offer = await this.#require(workspace, id)
     const { resourceType, imageName, source, expiresAt } = offer.body
     if (expiresAt <= this.#clock.now()) {
@@ -212,14 +255,18 @@ export class ImageShares {
 
   /** With those tags that the workspace may share, which are its own. @throws not_found, bad_request */
   async #own({ name: workspace }: Workspace, type: ResourceType, name: string): Promise<ImageBody> {
-    const image = await this.#records.get(workspace, type, name)
+    const image = await this.#ownTags({ workspace, type, name })
     if (!image) throw noImage(type, name)
-    const tags = image.body.tags.filter((tag) => tag.sharedFrom === undefined)
-    if (tags.length > 0) return { ...image.body, tags }
+    if (image.tags.length > 0) return image
     throw new PlatformError(
       'bad_request',
       `the image ${type}/${name} is another workspace's: only that one shares it`,
     )
+  }
+
+  async #ownTags({ workspace, type, name }: ImageAt): Promise<ImageBody | null> {
+    const image = await this.#records.get(workspace, type, name)
+    return image && { ...image.body, tags: image.body.tags.filter((tag) => tag.sharedFrom === undefined) }
   }
 
   /** Layers are held meanwhile, for the image may be removed where it came from. */

@@ -94,6 +94,13 @@ function messageOf(error: PlatformError, port: number | null): Message | null {
         lines: ['It was deleted or has ended, and this preview with it.'],
       }
     case 'workload_unavailable':
+      // What has advice of its own waits for somebody to follow it.
+      if (error.advice !== undefined) {
+        return {
+          title: 'The sandbox is archived',
+          lines: ['Its files are packed away, and nothing of it runs. Whoever owns it can unarchive it.'],
+        }
+      }
       return { title: 'The sandbox does not run', lines: ['It may be starting.'], waits: true }
     default:
       return null

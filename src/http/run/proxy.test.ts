@@ -379,6 +379,8 @@ describe('previews', () => {
     ...changes,
   })
   let preview: ReturnType<typeof previewOf>
+  /** Why there is no sandbox. */
+  let away: PlatformError | null = null
   const gateway = () =>
     new PreviewGateway({
       previews: {
@@ -386,7 +388,12 @@ describe('previews', () => {
         resolveHost: async (host) => (host === 'shop.example.com' ? preview : null),
         admits: async (target, token) => target.public || token === 'right',
       },
-      sandboxes: { acquire: (workspace, name) => machine.lease(workspace, name) },
+      sandboxes: {
+        acquire: async (workspace, name) => {
+          if (away) throw away
+          return await machine.lease(workspace, name)
+        },
+      },
       domains: ['localhost'],
       api: sandboxApi,
       log: { debug() {}, info() {}, warn() {}, error() {} },
@@ -570,6 +577,24 @@ describe('previews', () => {
     ])
     const gone = (await ask('/', { headers }, 'gone.preview.localhost'))!
     expect([gone.status, await gone.text()]).toEqual([404, expect.stringContaining('No such preview')])
+  })
+
+  test('a page looks again for a sandbox that does not run, and not for one that somebody has to unarchive', async () => {
+    const headers = { accept: 'text/html' }
+    preview = previewOf({})
+    try {
+      away = new PlatformError('workload_unavailable', 'its status is DEPLOYING')
+      const starting = await (await ask('/', { headers }))!.text()
+      expect(starting).toContain('The sandbox does not run')
+      expect(starting).toContain('http-equiv="refresh"')
+      const advice = { action: 'Unarchive the sandbox.', doNot: 'Retry before it is unarchived.' }
+      away = new PlatformError('workload_unavailable', 'its status is ARCHIVED', { advice })
+      const archived = await (await ask('/', { headers }))!.text()
+      expect(archived).toContain('The sandbox is archived')
+      expect(archived).not.toContain('http-equiv="refresh"')
+    } finally {
+      away = null
+    }
   })
 
   test('a session is the API of the sandbox', async () => {
