@@ -11,7 +11,11 @@ const root = join(import.meta.dir, '..')
 export const executablePath = join(root, 'dist', 'hutch')
 
 /** Extra entry points: files that run as workers and so are loaded by path. */
-const workers = ['src/stores/sqlite/writer.worker.ts', 'src/codegen/search/indexes.worker.ts']
+const workers = [
+  'src/stores/sqlite/writer.worker.ts',
+  'src/stores/sqlite/folder.worker.ts',
+  'src/codegen/search/indexes.worker.ts',
+]
 
 export async function build(): Promise<{ path: string; bytes: number }> {
   mkdirSync(join(root, 'dist'), { recursive: true })

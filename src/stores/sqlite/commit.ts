@@ -1,22 +1,47 @@
 import { Database } from 'bun:sqlite'
+import { closeSync, fdatasyncSync, openSync } from 'node:fs'
 import type { Mutation, Outcome, ResourceStep, StepResult, WriteStep } from './protocol.ts'
 import type { WorkStep } from './work-protocol.ts'
 import { WorkWriter } from './work-writer.ts'
 
 const busyTimeoutMs = 5000
-const walBytesMax = 64 * 1024 * 1024
-/** Pages of the log, 32 MiB: each time it is folded into the database whoever writes waits, for the more the longer ago. */
-const checkpointPages = 8192
+/** What the file of the log is cut down to when it begins anew; below that its blocks are written over, which is quicker than to get new ones. */
+const logFileBytesMax = 64 * 1024 * 1024
+
+export type Durability = 'power' | 'process'
 
 export type WriterConnection = ReturnType<typeof openWriter>
 
-export function openWriter(path: string, synchronous: 'FULL' | 'NORMAL') {
+export interface WriterConnectionOptions {
+  path: string
+  durability: Durability
+  /** The thread before could not make durable what it wrote into the log: it is folded into the database first. */
+  isAgain?: boolean
+  /** Makes what was written to a file durable. */
+  sync?: (descriptor: number) => void
+}
+
+/**
+ * The connection that writes. SQLite is told to sync the log only where the order of writes needs it (`NORMAL`); what makes
+ * a group durable is `keep`. SQLite itself would call fsync, which takes the file's new time along and so a commit
+ * of the file system's journal, with whatever others wrote to it.
+ */
+export function openWriter({
+  path,
+  durability,
+  isAgain = false,
+  sync = fdatasyncSync,
+}: WriterConnectionOptions) {
   const database = new Database(path, { readwrite: true })
   database.exec(`PRAGMA busy_timeout = ${busyTimeoutMs}`)
-  database.exec(`PRAGMA synchronous = ${synchronous}`)
-  database.exec(`PRAGMA journal_size_limit = ${walBytesMax}`)
-  database.exec(`PRAGMA wal_autocheckpoint = ${checkpointPages}`)
+  database.exec('PRAGMA synchronous = NORMAL')
+  database.exec(`PRAGMA journal_size_limit = ${logFileBytesMax}`)
+  // By a thread of its own.
+  database.exec('PRAGMA wal_autocheckpoint = 0')
+  if (isAgain) foldWhole(database)
   const statements = {
+    changes: database.prepare<{ count: number }, []>('SELECT total_changes() AS count'),
+    log: database.prepare<{ log: number }, []>('PRAGMA wal_checkpoint(NOOP)'),
     begin: database.prepare('BEGIN IMMEDIATE'),
     commit: database.prepare('COMMIT'),
     rollback: database.prepare('ROLLBACK'),
@@ -47,10 +72,25 @@ export function openWriter(path: string, synchronous: 'FULL' | 'NORMAL') {
     ),
   }
   const work = new WorkWriter(database)
+  let logFile: number | null = null
+  let keptChanges = 0
   return {
     ...statements,
     work,
     database,
+    /** What was committed since the last call is there after a power cut, once this returns. @throws when that is not known */
+    keep() {
+      const changes = statements.changes.get()?.count ?? 0
+      if (changes === keptChanges) return
+      if (durability === 'power') {
+        // Only the log is opened a second time: to close the database's file would give up SQLite's locks on it.
+        logFile ??= openSync(`${path}-wal`, 'r+')
+        sync(logFile)
+      }
+      keptChanges = changes
+    },
+    /** How long the log is. */
+    logPages: () => statements.log.get()?.log ?? 0,
     /** Folds the log into the database. */
     close() {
       // With one left SQLite would keep the connection half open, and the log with it.
@@ -58,8 +98,15 @@ export function openWriter(path: string, synchronous: 'FULL' | 'NORMAL') {
       work.finalize()
       database.exec('PRAGMA wal_checkpoint(TRUNCATE)')
       database.close()
+      if (logFile !== null) closeSync(logFile)
     },
   }
+}
+
+/** @throws when some of it is still read by somebody */
+function foldWhole(database: Database): void {
+  const { busy } = database.query<{ busy: number }, []>('PRAGMA wal_checkpoint(TRUNCATE)').get() ?? {}
+  if (busy !== 0) throw new Error('the log could not be folded into the database')
 }
 
 /** One transaction for all; when it cannot be had, one for each, so that a mutation the disk refuses fails alone. */

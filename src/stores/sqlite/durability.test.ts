@@ -84,6 +84,7 @@ test('the writer thread works in a compiled executable, from any directory', asy
       sourceRoot,
       program,
       join(sourceRoot, 'stores/sqlite/writer.worker.ts'),
+      join(sourceRoot, 'stores/sqlite/folder.worker.ts'),
       '--outfile',
       executable,
     ],

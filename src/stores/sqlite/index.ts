@@ -82,11 +82,12 @@ class SqliteStore implements Store {
     this.#clock = clock
     this.#reader = openReader(path)
     this.#writer = new Writer({
-      path,
-      synchronous: durability === 'power' ? 'FULL' : 'NORMAL',
-      log,
+      ...{ path, durability, clock, log },
       makeRoom: makeRoom ?? (() => false),
-      startWorker: () => new Worker(writerModule()) as unknown as Bun.Worker,
+      startWorker: () => threadOf('writer'),
+      startFolder: () => threadOf('folder'),
+      onBegin: () => this.#reader.hold(),
+      onOver: () => this.#reader.letGo(),
       onCommit: (mutation, results) => this.#publish(mutation, results),
       onLost: () => {
         this.#feed.lose()
@@ -357,9 +358,13 @@ function prepareDatabase(path: string, nowMs: number): void {
 
 /**
  * In a compiled executable a module lies where it lay below `src`, the root of the build's entry points, of which
- * the worker is one; `import.meta.url` there names a chunk.
+ * the workers are some; `import.meta.url` there names a chunk.
  */
-function writerModule(): string {
-  if (import.meta.url.startsWith('file:///$bunfs/')) return '/$bunfs/root/stores/sqlite/writer.worker.ts'
-  return new URL('./writer.worker.ts', import.meta.url).href
+function threadOf(name: 'writer' | 'folder'): Bun.Worker {
+  const isCompiled = import.meta.url.startsWith('file:///$bunfs/')
+  const file = `${name}.worker.ts`
+  const module = isCompiled
+    ? `/$bunfs/root/stores/sqlite/${file}`
+    : new URL(`./${file}`, import.meta.url).href
+  return new Worker(module) as unknown as Bun.Worker
 }

@@ -56,8 +56,18 @@ export type Outcome =
   | { ok: false; step: number; reason: 'disk_full' | 'failed'; detail: string }
 
 export type ToWriter =
-  | { type: 'open'; path: string; synchronous: 'FULL' | 'NORMAL' }
+  /** `isAgain`: a thread before this one stopped. */
+  | { type: 'open'; path: string; durability: 'power' | 'process'; isAgain: boolean }
   | { type: 'commit'; mutations: Mutation[] }
   | { type: 'close' }
 
-export type FromWriter = { type: 'committed'; outcomes: Outcome[] } | { type: 'closed' }
+/** `logPages`: how long the log is. */
+export type FromWriter = { type: 'committed'; outcomes: Outcome[]; logPages: number } | { type: 'closed' }
+
+export type ToFolder = { type: 'fold'; path: string } | { type: 'close' }
+
+/** Of the log's pages `left` are not in the database yet. */
+export type FromFolder =
+  | { type: 'folded'; left: number }
+  | { type: 'failed'; detail: string }
+  | { type: 'closed' }

@@ -141,7 +141,12 @@ export function openReader(path: string) {
   const counts = new Map<string, ReturnType<typeof prepareCount>>()
 
   const begin = database.prepare('BEGIN')
+  // What a transaction sees is settled by its first look.
+  const look = database.prepare('SELECT 1 FROM sqlite_schema')
   const end = database.prepare('COMMIT')
+
+  let isHeld = false
+  let isClosed = false
 
   return {
     work: new WorkReader(database),
@@ -176,14 +181,14 @@ export function openReader(path: string) {
         pages.set(key, statement)
       }
       const parameters = { ...parametersOf(query), limit, offset, key: after?.[0], tie: after?.[1] }
-      begin.run()
+      if (!isHeld) begin.run()
       try {
         const rows = statement.all(parameters)
         const totals =
           workspace === undefined ? countAnywhere.get({ kind }) : countInWorkspace.get({ kind, workspace })
         return { rows, total: totals?.total ?? 0 }
       } finally {
-        end.run()
+        if (!isHeld) end.run()
       }
     },
 
@@ -199,7 +204,27 @@ export function openReader(path: string) {
       return statement.get(parametersOf(query))?.total ?? 0
     },
 
+    /** What is read until `letGo` is what is there now. */
+    hold(): void {
+      if (isClosed || isHeld) return
+      begin.run()
+      isHeld = true
+      try {
+        look.get()
+      } catch {
+        // Nothing can be read at the moment, as the next one who tries is told.
+        this.letGo()
+      }
+    },
+
+    letGo(): void {
+      if (isClosed || !isHeld) return
+      isHeld = false
+      end.run()
+    },
+
     close(): void {
+      isClosed = true
       for (const statement of statements) statement.finalize()
       database.close()
     },

@@ -1,15 +1,16 @@
 import { Database } from 'bun:sqlite'
 import { afterAll, describe, expect, test } from 'bun:test'
-import { mkdtempSync, rmSync } from 'node:fs'
+import { closeSync, copyFileSync, mkdtempSync, openSync, readlinkSync, readSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { PlatformError } from '../../errors.ts'
+import { systemClock } from '../../lib/clock.ts'
 import { silentLogger } from '../../lib/log.ts'
 import { storeWritesWaitingMax } from '../../spec/store.ts'
 import { commitGroup, openWriter } from './commit.ts'
 import { migrate } from './migrations.ts'
 import type { Mutation, Outcome, ResourceStep } from './protocol.ts'
-import { Writer } from './writer.ts'
+import { Writer, type WriterOptions } from './writer.ts'
 
 const root = mkdtempSync(join(tmpdir(), 'hutch-writer-'))
 let files = 0
@@ -40,6 +41,20 @@ const creation = (name: string, body = '{}', indexes = '{}'): Mutation => [
 
 const thread = (module: string) => new Worker(new URL(module, import.meta.url).href) as unknown as Bun.Worker
 
+const optionsOf = (path: string): WriterOptions => ({
+  path,
+  durability: 'power',
+  clock: systemClock,
+  log: silentLogger,
+  makeRoom: () => false,
+  startWorker: () => thread('./writer.worker.ts'),
+  startFolder: () => thread('./folder.worker.ts'),
+  onBegin: () => {},
+  onOver: () => {},
+  onCommit: () => {},
+  onLost: () => {},
+})
+
 async function errorOf(work: Promise<unknown>): Promise<PlatformError> {
   const error = await work.then(
     () => null,
@@ -54,7 +69,7 @@ describe('a group', () => {
 
   test('is one commit in which every mutation stands or falls alone', () => {
     const path = newDatabase()
-    const writer = openWriter(path, 'FULL')
+    const writer = openWriter({ path, durability: 'power' })
     const outcomes = commitGroup(writer, [
       creation('a'),
       creation('a'),
@@ -93,7 +108,7 @@ describe('a group', () => {
 
   test('with a mutation the disk has no room for fails only that one, and leaves nothing of it', () => {
     const path = newDatabase()
-    const writer = openWriter(path, 'FULL')
+    const writer = openWriter({ path, durability: 'power' })
     const { page_count: pages } = writer.database
       .query<{ page_count: number }, []>('PRAGMA page_count')
       .get()!
@@ -115,19 +130,45 @@ describe('a group', () => {
     writer.close()
   })
 
-  test.each([
-    ['FULL', 2],
-    ['NORMAL', 1],
-  ] as const)('is synced as %s says', (synchronous, level) => {
-    const writer = openWriter(newDatabase(), synchronous)
-    expect(writer.database.query('PRAGMA synchronous').get()).toEqual({ synchronous: level })
+  test('is durable once it is kept, at the cost of one sync, and of none when nothing was changed', () => {
+    const path = newDatabase()
+    const synced: string[] = []
+    const sync = (descriptor: number) => void synced.push(readlinkSync(`/proc/self/fd/${descriptor}`))
+    const writer = openWriter({ path, durability: 'power', sync })
     expect(writer.database.query('PRAGMA journal_mode').get()).toEqual({ journal_mode: 'wal' })
+    commitGroup(writer, [creation('a'), creation('b')])
+    expect(synced).toEqual([])
+    writer.keep()
+    expect(synced).toEqual([`${path}-wal`])
+    commitGroup(writer, [creation('a')])
+    writer.keep()
+    expect(synced).toHaveLength(1)
+    writer.close()
+    // Survives the process, not the power.
+    const quick = openWriter({ path, durability: 'process', sync })
+    commitGroup(quick, [creation('c')])
+    quick.keep()
+    expect(synced).toHaveLength(1)
+    quick.close()
+  })
+
+  test('is folded into the database by another connection, while its own goes on and begins the log anew', () => {
+    const path = newDatabase()
+    const writer = openWriter({ path, durability: 'power' })
+    const folder = new Database(path, { readwrite: true })
+    for (let n = 0; n < 20; n++) commitGroup(writer, [creation(`n${n}`)])
+    const before = writer.logPages()
+    expect(before).toBeGreaterThan(20)
+    expect(folder.query('PRAGMA wal_checkpoint(PASSIVE)').get()).toMatchObject({ checkpointed: before })
+    commitGroup(writer, [creation('after')])
+    expect(writer.logPages()).toBeLessThan(before)
+    folder.close()
     writer.close()
   })
 
   test('keeps the index rows in step with their resources', () => {
     const path = newDatabase()
-    const writer = openWriter(path, 'FULL')
+    const writer = openWriter({ path, durability: 'power' })
     const update = (expectedVersion: number, indexes: string | null): Mutation => [
       {
         op: 'update',
@@ -164,10 +205,7 @@ describe('the writer', () => {
     let lost = 0
     const committed: string[] = []
     const writer = new Writer({
-      path,
-      synchronous: 'FULL',
-      log: silentLogger,
-      makeRoom: () => false,
+      ...optionsOf(path),
       startWorker: () => thread(modules.shift()!),
       onCommit: ([step]) => committed.push((step as ResourceStep).name),
       onLost: () => lost++,
@@ -182,17 +220,49 @@ describe('the writer', () => {
     expect(modules).toEqual([])
   })
 
+  test('whose disk may not have kept what it wrote says so, and folds it into the database before it goes on', async () => {
+    const path = newDatabase()
+    const modules = ['./testdata/unsynced.worker.ts', './writer.worker.ts']
+    const writer = new Writer({ ...optionsOf(path), startWorker: () => thread(modules.shift()!) })
+    const error = await errorOf(writer.submit(creation('a')))
+    expect(error.code).toBe('internal')
+    expect(error.message).toContain('read again')
+    expect(await writer.submit(creation('b'))).toEqual([{ op: 'create' }])
+    // Without the log: as if it had not been kept.
+    const copy = join(root, 'folded.db')
+    copyFileSync(path, copy)
+    const database = new Database(copy)
+    expect(database.query('SELECT name FROM resources').values()).toEqual([['a']])
+    database.close()
+    await writer.close()
+  })
+
+  test('folds its log while it writes, and begins it anew', async () => {
+    const path = newDatabase()
+    const writer = new Writer(optionsOf(path))
+    const body = JSON.stringify('x'.repeat(256 * 1024))
+    /** How often the log began anew is in its head. */
+    const began = () => {
+      const head = Buffer.alloc(16)
+      const file = openSync(`${path}-wal`, 'r')
+      readSync(file, head, 0, head.length, 0)
+      closeSync(file)
+      return head.readUInt32BE(12)
+    }
+    await writer.submit(creation('first'))
+    const first = began()
+    let written = 1
+    while (began() === first) await writer.submit(creation(`n${written++}`, body))
+    await writer.close()
+    const database = new Database(path)
+    expect(database.query('SELECT count(*) AS count FROM resources').get()).toEqual({ count: written })
+    expect(database.query('PRAGMA integrity_check').all()).toEqual([{ integrity_check: 'ok' }])
+    database.close()
+  })
+
   test('refuses more than may wait, and says when to try again', async () => {
     const silent = thread('./testdata/silent.worker.ts')
-    const writer = new Writer({
-      path: newDatabase(),
-      synchronous: 'FULL',
-      log: silentLogger,
-      makeRoom: () => false,
-      startWorker: () => silent,
-      onCommit: () => {},
-      onLost: () => {},
-    })
+    const writer = new Writer({ ...optionsOf(newDatabase()), startWorker: () => silent })
     for (let n = 0; n < storeWritesWaitingMax; n++) writer.submit(creation(`n${n}`)).catch(() => {})
     const error = await errorOf(writer.submit(creation('one too many')))
     expect(error.code).toBe('unavailable')

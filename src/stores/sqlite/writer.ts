@@ -1,6 +1,8 @@
 import { PlatformError } from '../../errors.ts'
+import type { Clock } from '../../lib/clock.ts'
 import type { Logger } from '../../lib/log.ts'
 import { storeWritesWaitingMax } from '../../spec/store.ts'
+import { LogFolding } from './log-folding.ts'
 import type {
   FromWriter,
   Mutation,
@@ -27,9 +29,14 @@ interface Pending {
 
 export interface WriterOptions {
   path: string
-  synchronous: 'FULL' | 'NORMAL'
+  durability: 'power' | 'process'
+  clock: Clock
   log: Logger
   startWorker: () => Bun.Worker
+  startFolder: () => Bun.Worker
+  /** A group is on its way: until `onOver` nobody is to read what it writes, since a power cut may still undo it. */
+  onBegin(): void
+  onOver(): void
   /** The disk is full: whether there is room now. */
   makeRoom(): boolean
   /** In commit order, after the commit and before its promise resolves. */
@@ -40,14 +47,16 @@ export interface WriterOptions {
 
 /**
  * The store's side of the writer's thread. While one group is being committed the next one gathers, so that a burst
- * costs as many fsyncs as the disk can do and not one each.
+ * costs as many syncs as the disk can do and not one each.
  */
 export class Writer {
   readonly #options: WriterOptions
+  readonly #folding: LogFolding
   #queue: Pending[] = []
   #bytesWaiting = 0
   #inFlight: Pending[] | null = null
   #worker: Bun.Worker | null = null
+  #isAgain = false
   #gathering = false
   #closing: Promise<void> | null = null
   #onIdle: (() => void) | null = null
@@ -55,6 +64,12 @@ export class Writer {
 
   constructor(options: WriterOptions) {
     this.#options = options
+    const { path, clock, log, startFolder } = options
+    this.#folding = new LogFolding({
+      ...{ path, clock, log },
+      startWorker: startFolder,
+      onFree: () => this.#pump(),
+    })
     this.#start()
   }
 
@@ -91,6 +106,7 @@ export class Writer {
         this.#onIdle = resolve
       })
     }
+    await this.#folding.close()
     const worker = this.#worker
     if (!worker) return
     await new Promise<void>((resolve) => {
@@ -109,7 +125,7 @@ export class Writer {
       if (worker !== this.#worker) return
       const data = (event as unknown as { data: FromWriter }).data
       if (data.type === 'closed') this.#onClosed?.()
-      else this.#settle(data.outcomes)
+      else this.#settle(data.outcomes, data.logPages)
     })
     worker.onerror = (event) => {
       event.preventDefault()
@@ -118,12 +134,14 @@ export class Writer {
     worker.addEventListener('close', () => this.#stopped(worker, 'it ended'))
     // A program that forgot to close its store may still end.
     worker.unref()
-    this.#send(worker, { type: 'open', path: this.#options.path, synchronous: this.#options.synchronous })
+    const { path, durability } = this.#options
+    this.#send(worker, { type: 'open', path, durability, isAgain: this.#isAgain })
+    this.#isAgain = true
     return worker
   }
 
   #pump(): void {
-    if (this.#inFlight || this.#queue.length === 0) return
+    if (this.#inFlight || this.#queue.length === 0 || this.#folding.commitsWait) return
     let bytes = 0
     let length = 0
     for (const { bytes: more } of this.#queue) {
@@ -136,6 +154,8 @@ export class Writer {
     this.#inFlight = group
     const worker = this.#worker ?? this.#start()
     worker.ref()
+    this.#folding.commitBegins()
+    this.#options.onBegin()
     this.#send(worker, { type: 'commit', mutations: group.map(({ mutation }) => mutation) })
   }
 
@@ -143,10 +163,12 @@ export class Writer {
     worker.postMessage(message)
   }
 
-  #settle(outcomes: Outcome[]): void {
+  #settle(outcomes: Outcome[], logPages: number): void {
     const group = this.#inFlight
     if (!group) return
     this.#inFlight = null
+    this.#options.onOver()
+    this.#folding.commitEnds(logPages)
     const again = this.#againAfterRoom(group, outcomes)
     this.#queue.unshift(...again)
     this.#pump()
@@ -160,7 +182,7 @@ export class Writer {
         pending.reject(this.#refusal(pending.mutation, outcome))
       }
     }
-    if (!this.#inFlight) this.#idle()
+    this.#idle()
   }
 
   /** What a full disk refused and is written once more, in what was kept for it: it may be what makes room. */
@@ -178,6 +200,7 @@ export class Writer {
   }
 
   #idle(): void {
+    if (this.#inFlight || this.#queue.length > 0) return
     this.#worker?.unref()
     this.#onIdle?.()
   }
@@ -190,6 +213,8 @@ export class Writer {
     const group = this.#inFlight
     this.#inFlight = null
     if (group) {
+      this.#options.onOver()
+      this.#folding.commitEnds(null)
       this.#options.onLost()
       const message = 'the store stopped while it wrote: read again to see whether the change was made'
       for (const { reject } of group) reject(new PlatformError('internal', message, { cause: reason }))
@@ -197,7 +222,7 @@ export class Writer {
     this.#onClosed?.()
     // Each start takes a group off the queue, so that a writer that cannot run fails them all and is left alone.
     this.#pump()
-    if (!this.#inFlight) this.#idle()
+    this.#idle()
   }
 
   #refusal(mutation: Mutation, outcome: Extract<Outcome, { ok: false }>): PlatformError {
