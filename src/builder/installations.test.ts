@@ -2,6 +2,7 @@ import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from '
 import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { capture } from '../../scripts/capture.ts'
 import { PlatformError } from '../errors.ts'
 import type { TestEntry } from '../images/test-image.ts'
 import { hostRegistries } from '../network/index.ts'
@@ -77,6 +78,19 @@ exports.build = async ({ absWorkingDir, entryPoints: [entry], outfile }) => {
     { path: 'index.js', content: text },
     ...more,
   ]
+
+  /** As bun writes it, with the address that builds have the registry at. */
+  async function bunLock(manifest: string): Promise<string> {
+    const folder = mkdtempSync(join(home, 'lock-'))
+    writeFileSync(join(folder, 'package.json'), manifest)
+    writeFileSync(join(folder, '.npmrc'), registries.npmrc)
+    const made = await capture([process.execPath, 'install', '--lockfile-only'], {
+      cwd: folder,
+      env: { HOME: folder },
+    })
+    if (made.code !== 0) throw new Error(made.stderr)
+    return readFileSync(join(folder, 'bun.lock'), 'utf8').replaceAll('127.0.0.1', 'host.hutch.internal')
+  }
 
   /** Whether anything that is kept of builds has a text in it. */
   function keeps(text: string): string[] {
@@ -244,23 +258,24 @@ exports.build = async ({ absWorkingDir, entryPoints: [entry], outfile }) => {
       const again = await site.build(files(`${source}\n`))
       expect(again.log.filter((line) => line.startsWith('==> npm'))).toEqual(['==> npm run build'])
       expect(await here(again.image)).toEqual(['built', '', 'node_modules:', 'greeting', 'hello'])
-      const plain = await site.build([
-        {
-          path: 'package.json',
-          content: JSON.stringify({
-            scripts: { start: 'node src/index.js' },
-            dependencies: { greeting: '1.0.0' },
-            devDependencies: { nosy: '2.0.0' },
-          }),
-        },
-        { path: 'src/index.js', content: 'console.log(require("./said"))' },
-        { path: 'src/said.js', content: 'module.exports = require("greeting")' },
-      ])
-      expect((await site.inside(plain.image, 'ls node_modules; node src/index.js')).split('\n')).toEqual([
-        'greeting',
-        'hello',
-        '',
-      ])
+      const manifest = JSON.stringify({
+        scripts: { start: 'node src/index.js' },
+        dependencies: { greeting: '1.0.0' },
+        devDependencies: { nosy: '2.0.0' },
+      })
+      for (const lock of [[], [{ path: 'bun.lock', content: await bunLock(manifest) }]]) {
+        const plain = await site.build([
+          ...lock,
+          { path: 'package.json', content: manifest },
+          { path: 'src/index.js', content: 'console.log(require("./said"))' },
+          { path: 'src/said.js', content: 'module.exports = require("greeting")' },
+        ])
+        expect((await site.inside(plain.image, 'ls node_modules; node src/index.js')).split('\n')).toEqual([
+          'greeting',
+          'hello',
+          '',
+        ])
+      }
       const whole = ['esbuild', 'greeting', 'nosy', 'tsx']
       for (const other of [
         files(source, [{ path: 'blaxel.toml', content: '[build]\nslim = false' }]),

@@ -28,8 +28,11 @@ export interface Installation {
   keeps: string[]
   /** Said when it fails. */
   hint?: string
-  /** Takes away what is for development only; absent where nothing does that. */
-  prune?: Action
+  /**
+   * How the dependencies come without what is for development only: made of all of them, or else installed by themselves. Absent where
+   * there is nothing to leave out.
+   */
+  prune?: { actions: Action[]; isInstallation: boolean }
 }
 
 /** What is to be done to make an image of a project. */

@@ -47,7 +47,52 @@ const packageOf = (more: object) =>
   JSON.stringify({ dependencies: { ms: '2' }, scripts: { start: 'node a.js' }, ...more })
 const install = (made: Plan) => made.installation?.actions.at(-1)?.argv.join(' ')
 
+const slim = (made: Plan) => made.installation?.prune?.actions.at(-1)?.argv.join(' ')
+
 describe('a project of JavaScript is installed', () => {
+  const dev = (more: object = {}) => packageOf({ devDependencies: { typescript: '5' }, ...more })
+  test.each([
+    ['npm, by taking away', { 'package.json': dev() }, 'npm prune --omit=dev', false],
+    [
+      'pnpm, by taking away',
+      { 'package.json': dev(), 'pnpm-lock.yaml': "lockfileVersion: '9.0'\n" },
+      'npx --yes pnpm@10 prune --prod --ignore-scripts --config.modules-cache-max-age=0',
+      false,
+    ],
+    [
+      'yarn of old, by itself',
+      { 'package.json': dev(), 'yarn.lock': '# yarn lockfile v1\n' },
+      'npx --yes --package=yarn@1.22.22 yarn install --non-interactive --frozen-lockfile --production',
+      true,
+    ],
+    [
+      'yarn of today, by itself',
+      { 'package.json': dev(), 'yarn.lock': '__metadata:\n  version: 8\n' },
+      'npx --yes --package=@yarnpkg/cli-dist@4 yarn workspaces focus --all --production',
+      true,
+    ],
+    [
+      'bun, by itself',
+      { 'package.json': dev(), 'bun.lock': '{}' },
+      'bun install --frozen-lockfile --omit=dev',
+      true,
+    ],
+  ])('without what is for development only: %s', (_, contents, argv, isInstallation) => {
+    const made = plan(contents as Record<string, string>)
+    expect([slim(made)?.startsWith(argv as string), made.installation?.prune?.isInstallation]).toEqual([
+      true,
+      isInstallation as boolean,
+    ])
+    expect(
+      slim(plan({ ...(contents as Record<string, string>), 'package.json': packageOf({}) })),
+    ).toBeUndefined()
+  })
+
+  test('with what is for development, where nothing fixes that the rest would be of the same versions', () => {
+    for (const packageManager of ['bun@1.2.0', 'yarn@1.22.22'])
+      expect(slim(plan({ 'package.json': dev({ packageManager }) }))).toBeUndefined()
+  })
+
   test.each([
     ['npm', { 'package.json': packageOf({}) }, 'npm install --no-audit'],
     ['npm, exactly', { 'package.json': packageOf({}), 'package-lock.json': '{}' }, 'npm ci --no-audit'],

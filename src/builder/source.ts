@@ -166,15 +166,17 @@ export class SourceBuilder {
   async #prune(job: BuildJob, installation: Installation, whole: HeldLayer): Promise<HeldLayer | null> {
     const { prune, dir } = installation
     if (prune === undefined) return null
-    const attempt = `${whole.diffId} ${prune.argv.join(' ')}`
+    const commands = prune.actions.map(({ argv }) => argv)
+    const attempt = JSON.stringify([whole.diffId, commands])
     if (this.#unprunable.get(attempt)) return null
     const { request, steps, signal, buildEnv } = job
     const { dependencies, registries } = this.#options
     const make = async () => {
-      await using opened = await this.#machine(job, [whole])
+      await using opened = await this.#machine(job, prune.isInstallation ? [] : [whole])
       const { machine, env } = opened
       await machine.write(this.#filesOf(installation))
-      await this.#act(job, machine, prune, dir, { ...env, ...registries.env, ...buildEnv })
+      for (const action of prune.actions)
+        await this.#act(job, machine, action, dir, { ...env, ...registries.env, ...buildEnv })
       return await this.#keep(
         job,
         machine,
@@ -182,7 +184,7 @@ export class SourceBuilder {
       )
     }
     try {
-      const parts = [await this.#partsOf(job, installation, whole), 'pruned', prune.argv, whole.diffId]
+      const parts = [await this.#partsOf(job, installation, whole), 'pruned', commands, whole.diffId]
       return (await dependencies.get(request.workspace, parts, make, signal)).layer
     } catch (error) {
       signal.throwIfAborted()

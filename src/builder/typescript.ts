@@ -31,6 +31,7 @@ const ownHooks = [
 ]
 const hooksRun = ['preinstall', 'install', 'postinstall', 'prepare']
 const shimDir = '/tmp/hutch-build/bin'
+const pnpmStoreDir = '/tmp/hutch-build/pnpm'
 /** Where no version is named: those that read the lock files there are. */
 const versions = { pnpm: '10', yarnClassic: '1.22.22', yarn: '4' }
 /** Of the host image: `bun`. */
@@ -139,8 +140,10 @@ interface Manager {
   said: string
   lock: string | null
   install: string[]
-  /** Null: it cannot take away what is for development only, leaves it lying (pnpm), or fetches all others anew for that (yarn). */
+  /** Takes away what is for development only. */
   prune: string[] | null
+  /** Installs all else, for those that take nothing away (bun), or fetch everything anew for that (yarn). */
+  installSlim: string[] | null
   env: Record<string, string>
   /** Programs of its name, for scripts that call it. */
   shims: Record<string, string>
@@ -166,67 +169,71 @@ function managerOf({ project, tools, text }: PlanInput, manifest: Manifest): Man
   const made = (
     said: string,
     install: string[],
-    shims: Record<string, string> = {},
-    notes: string[] = [],
-    prune: string[] | null = null,
+    slim: { prune: string[] } | { installSlim: string[] },
+    { shims = {}, notes = [] }: Partial<Pick<Manager, 'shims' | 'notes'>> = {},
   ): Manager => ({
     name,
     said,
     lock,
     install,
-    prune,
+    prune: null,
+    installSlim: null,
+    ...slim,
     env: common,
     shims,
     notes,
   })
-  const fallback = (): Manager =>
-    made(
+  const fallback = (): Manager => {
+    const install = ['bun', 'install', ...(name === 'bun' && lock !== null ? ['--frozen-lockfile'] : [])]
+    const note = `${name} is not on this host: its packages are installed by bun, which reads ${lock ?? 'package.json'}`
+    return made(
       'bun',
-      ['bun', 'install', ...(name === 'bun' && lock !== null ? ['--frozen-lockfile'] : [])],
-      {},
-      name === 'bun'
-        ? []
-        : [
-            `${name} is not on this host: its packages are installed by bun, which reads ${lock ?? 'package.json'}`,
-          ],
+      install,
+      { installSlim: [...install, '--omit=dev'] },
+      { notes: name === 'bun' ? [] : [note] },
     )
+  }
   switch (name) {
     case 'npm':
       if (!tools.has('npm')) return fallback()
       return made(
         'npm',
         ['npm', lock === null ? 'install' : 'ci', '--no-audit', '--no-fund', '--loglevel=error'],
-        {},
-        [],
-        ['npm', 'prune', '--omit=dev', '--ignore-scripts', '--loglevel=error'],
+        { prune: ['npm', 'prune', '--omit=dev', '--ignore-scripts', '--loglevel=error'] },
       )
     case 'pnpm': {
       const args = [
         'install',
         lock === null ? '--no-frozen-lockfile' : '--frozen-lockfile',
         '--reporter=append-only',
-        '--store-dir=/tmp/hutch-build/pnpm',
+        `--store-dir=${pnpmStoreDir}`,
       ]
-      if (tools.has('pnpm')) return made('pnpm', ['pnpm', ...args])
+      // What is linked nowhere any more would lie there for a week.
+      const pruning = ['prune', '--prod', '--ignore-scripts', '--config.modules-cache-max-age=0']
+      const prune = [...pruning, `--config.store-dir=${pnpmStoreDir}`]
+      if (tools.has('pnpm')) return made('pnpm', ['pnpm', ...args], { prune: ['pnpm', ...prune] })
       if (!tools.has('npx')) return fallback()
       const version = wanted ?? pnpmVersionOf(text('pnpm-lock.yaml'))
       const said = `pnpm@${version}`
-      return made(said, ['npx', '--yes', said, ...args], { pnpm: said })
+      const npx = ['npx', '--yes', said]
+      return made(said, [...npx, ...args], { prune: [...npx, ...prune] }, { shims: { pnpm: said } })
     }
     case 'yarn': {
       const classic = wanted?.startsWith('1.') ?? !/^__metadata:/m.test(text('yarn.lock') ?? '')
       const args = classic
         ? ['install', '--non-interactive', ...(lock === null ? [] : ['--frozen-lockfile'])]
         : ['install', lock === null ? '--no-immutable' : '--immutable']
+      const slim = classic ? [...args, '--production'] : ['workspaces', 'focus', '--all', '--production']
+      const by = (...yarn: string[]) => ({ installSlim: [...yarn, ...slim] })
       const own = yarnPathOf(text('.yarnrc.yml'))
-      if (!classic && own !== null && tools.has('node')) return made('yarn', ['node', own, ...args])
-      if (classic && tools.has('yarn')) return made('yarn', ['yarn', ...args])
+      if (!classic && own !== null && tools.has('node'))
+        return made('yarn', ['node', own, ...args], by('node', own))
+      if (classic && tools.has('yarn')) return made('yarn', ['yarn', ...args], by('yarn'))
       if (!tools.has('npx')) return fallback()
       const version = wanted ?? (classic ? versions.yarnClassic : versions.yarn)
       const program = classic ? `yarn@${version}` : `@yarnpkg/cli-dist@${version}`
-      return made(`yarn@${version}`, ['npx', '--yes', `--package=${program}`, 'yarn', ...args], {
-        yarn: program,
-      })
+      const npx = ['npx', '--yes', `--package=${program}`, 'yarn']
+      return made(`yarn@${version}`, [...npx, ...args], by(...npx), { shims: { yarn: program } })
     }
     default:
       return fallback()
@@ -264,27 +271,26 @@ function installationOf(
     ([name, program]) =>
       `printf '#!/bin/sh\\nexec npx --yes --package=${program} ${name} "$@"\\n' > ${shimDir}/${name}; chmod 755 ${shimDir}/${name}`,
   )
-  const actions: Action[] = [
-    { name: manager.install.slice(0, 4).join(' '), argv: manager.install, env: manager.env },
-  ]
-  if (shims.length > 0)
-    actions.unshift({
-      name: 'preparing',
-      argv: ['/bin/sh', '-c', `mkdir -p ${shimDir}; ${shims.join('; ')}`],
-    })
+  const preparing: Action[] =
+    shims.length === 0
+      ? []
+      : [{ name: 'preparing', argv: ['/bin/sh', '-c', `mkdir -p ${shimDir}; ${shims.join('; ')}`] }]
+  const action = (argv: string[], name: string): Action => ({ name, argv, env: manager.env })
+  const { install, prune, installSlim } = manager
+  // Without a lock it could be of other versions than what the project was built with.
+  const slim = prune ?? (manager.lock === null ? null : installSlim)
   return {
     dir,
     manager: manager.said,
-    actions,
+    actions: [...preparing, action(install, install.slice(0, 4).join(' '))],
     files,
     needsSource: needsSource(manifest, text),
     keeps: ['node_modules'],
-    ...(manager.prune && Object.keys((manifest.raw.devDependencies as object | undefined) ?? {}).length > 0
+    ...(slim !== null && Object.keys((manifest.raw.devDependencies as object | undefined) ?? {}).length > 0
       ? {
           prune: {
-            name: manager.prune.join(' '),
-            argv: manager.prune,
-            env: manager.env,
+            actions: [...(prune === null ? preparing : []), action(slim, slim.join(' '))],
+            isInstallation: prune === null,
           },
         }
       : {}),
