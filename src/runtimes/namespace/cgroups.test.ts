@@ -101,6 +101,25 @@ describeHost(`control groups of this host${limited ? '' : ` (skipped: ${host.not
     }
   })
 
+  test('have more memory for as long as others work on what is inside', async () => {
+    const group = cgroups.create('instance0006', limits)
+    const files = () =>
+      group.dirs
+        .flatMap((dir) => [`${dir}/memory.limit_in_bytes`, `${dir}/memory.max`])
+        .filter((file) => existsSync(file))
+        .map((file) => Number(readFileSync(file, 'utf8')))
+    const before = files()
+    const error = await group
+      .withSpare(limits.memoryMb, async () => {
+        for (const [index, bytes] of files().entries()) expect(bytes).toBeGreaterThan(before[index] ?? 0)
+        throw new Error('it went wrong')
+      })
+      .catch((failure) => failure)
+    expect(String(error)).toContain('it went wrong')
+    expect(files()).toEqual(before)
+    await group.remove()
+  })
+
   test('let what is to end use the whole processor', async () => {
     const group = cgroups.create('instance0004', limits)
     const quota = () =>

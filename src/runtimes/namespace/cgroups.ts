@@ -1,41 +1,37 @@
-import { existsSync, mkdirSync, readdirSync, readFileSync, rmdirSync, writeFileSync } from 'node:fs'
+import { existsSync, mkdirSync, readdirSync, rmdirSync } from 'node:fs'
 import { PlatformError } from '../../errors.ts'
 import type { Clock } from '../../lib/clock.ts'
 import type { CapabilityNote } from '../../spec/runtime.ts'
-import { type CgroupFiles, type CgroupHost, codeOf, type Hierarchy, openCgroupHost } from './cgroup-hosts.ts'
+import { type CgroupFiles, type CgroupHost, codeOf, openCgroupHost } from './cgroup-hosts.ts'
+import {
+  type CgroupLimits,
+  count,
+  countsPrograms,
+  cpuQuotaUs,
+  dirsOf,
+  guestName,
+  hasPrograms,
+  makeSubgroups,
+  memoryReserveMb,
+  type Part,
+  programsName,
+  read,
+  relimitMemory,
+  setLimits,
+  write,
+  writeQuota,
+} from './cgroup-limits.ts'
 import { type ReclaimWay, reclaimWayOf } from './reclaim.ts'
 
-/** Memory that comes with one core. */
-const memoryMbPerCore = 2048
-/** Version 1 only: beside each four bytes of memory, one may lie in buffers of TCP and UDP sockets. */
-const memoryPerSocketMemory = 4
-const cpuPeriodUs = 100_000
-const cpuQuotaUsMin = 1_000
-/** Of each period, at least, for process 1 and its files workers: however busy the programs are, their owner is answered. */
-const cpuGuestUsMin = 25_000
-/**
- * Below an instance's own group where that limits processors: what process 1 starts, and in version 1 process 1. Side by
- * side, for what programs do inside the kernel may exceed their limit, and would use up that of a group around both.
- */
-const programsName = 'programs'
-const guestName = 'guest'
-/**
- * Version 1 only, where memory is counted apart from processors: programs have a group of their own for it too, below that
- * of the instance, which has this much more. A program that begins where there is no memory left waits for the kernel to
- * end another; process 1 must not.
- */
-const memoryReserveMb = 64
+/** On top of the limit of an instance, while others work on its programs. */
+const spareMb = 64
+const spareMsMax = 200
 /** Kernel work that follows a kill or a freeze is done within a few of these as a rule. */
 const settleStepMsMin = 1
 const settleStepMsMax = 50
 const settleTimeoutMs = 10_000
 /** Times that a group without a kill switch is gone through for processes that were just forked. */
 const killRoundsMax = 100
-
-export interface CgroupLimits {
-  memoryMb: number
-  pidsMax: number
-}
 
 /** Control groups of all instances of one data directory, whatever versions this host has. */
 export class Cgroups {
@@ -113,33 +109,6 @@ export class Cgroups {
       } catch {}
     }
   }
-}
-
-interface Part {
-  hierarchy: Hierarchy
-  dir: string
-  /** Whether programs have a group of their own below. Absent: not known yet, see `hasPrograms`. */
-  programs?: boolean
-  /** Whether swap is counted in it. Absent: not known yet. */
-  countsSwap?: boolean
-}
-
-/** Of an instance found again it is looked up, once: who was made before there were such groups has none. */
-function hasPrograms(part: Part): boolean {
-  part.programs ??= existsSync(`${part.dir}/${programsName}`)
-  return part.programs
-}
-
-function dirsOf({ hierarchy, dir }: Part): string[] {
-  if (countsPrograms(hierarchy)) return [`${dir}/${programsName}`, dir]
-  if (!hierarchy.controllers.includes('cpu')) return [dir]
-  const subgroups = hierarchy.version === 1 ? [programsName, guestName] : [programsName]
-  return [...subgroups.map((name) => `${dir}/${name}`), dir]
-}
-
-/** Memory of programs apart from that of process 1; who was made before there was such a group has none. */
-function countsPrograms({ version, controllers }: Hierarchy): boolean {
-  return version === 1 && controllers.includes('memory') && !controllers.includes('cpu')
 }
 
 export class InstanceCgroup {
@@ -336,6 +305,55 @@ export class InstanceCgroup {
     this.#writeCpuQuota(cpuQuotaUs(memoryMb))
   }
 
+  /**
+   * With all of the processors, and more memory: for what others do to programs, which do nothing themselves meanwhile and
+   * must not be ended for want of it. `memoryMb` is the limit otherwise; absent: not known, and left as it is.
+   */
+  async withSpare<Result>(memoryMb: number | undefined, work: () => Promise<Result>): Promise<Result> {
+    if (memoryMb === undefined) return await work()
+    try {
+      this.#limitMemory(memoryMb + spareMb)
+      this.liftCpuLimit()
+      return await work()
+    } finally {
+      await this.endSpare(memoryMb)
+    }
+  }
+
+  /** Also for who began it and was killed. */
+  async endSpare(memoryMb: number): Promise<void> {
+    this.setCpuLimit(memoryMb)
+    // What was used meanwhile is given back in a moment. Version 1 refuses until then, version 2 would end a program for it.
+    await this.#settle(
+      () => this.#usedBytes2() <= memoryMb * 1024 * 1024 && this.#limitMemory(memoryMb),
+      undefined,
+      spareMsMax,
+    )
+    this.#limitMemory(memoryMb)
+  }
+
+  /** Answers whether it could be done. */
+  #limitMemory(memoryMb: number): boolean {
+    return this.parts
+      .filter(({ hierarchy }) => hierarchy.controllers.includes('memory'))
+      .every((part) => {
+        const { hierarchy, dir } = part
+        const bytes = (mb: number) => String(mb * 1024 * 1024)
+        if (hierarchy.version === 2) return write(`${dir}/memory.max`, bytes(memoryMb))
+        if (!countsPrograms(hierarchy) || !hasPrograms(part)) return relimitMemory(dir, bytes(memoryMb))
+        const programs = relimitMemory(`${dir}/${programsName}`, bytes(memoryMb))
+        return relimitMemory(dir, bytes(memoryMb + memoryReserveMb)) && programs
+      })
+  }
+
+  /** As version 2 counts it; 0 elsewhere. */
+  #usedBytes2(): number {
+    const v2 = this.parts.find(
+      ({ hierarchy }) => hierarchy.version === 2 && hierarchy.controllers.includes('memory'),
+    )
+    return v2 === undefined ? 0 : (count(`${v2.dir}/memory.current`) ?? 0)
+  }
+
   #writeCpuQuota(quotaUs: number | null): void {
     for (const part of this.parts) {
       if (part.hierarchy.controllers.includes('cpu')) writeQuota(part, quotaUs)
@@ -347,111 +365,12 @@ export class InstanceCgroup {
   }
 
   /** The kernel tells of these states only by files, and they take under a millisecond: short looks are cheapest. */
-  async #settle(done: () => boolean, signal?: AbortSignal): Promise<boolean> {
-    const deadline = this.clock.monotonic() + settleTimeoutMs
+  async #settle(done: () => boolean, signal?: AbortSignal, msMax = settleTimeoutMs): Promise<boolean> {
+    const deadline = this.clock.monotonic() + msMax
     for (let stepMs = settleStepMsMin; ; stepMs = Math.min(stepMs * 2, settleStepMsMax)) {
       if (done()) return true
       if (signal?.aborted || this.clock.monotonic() > deadline) return false
       await this.clock.sleep(stepMs, signal).catch(() => {})
     }
   }
-}
-
-function setLimits(part: Part, { memoryMb, pidsMax }: CgroupLimits) {
-  const { hierarchy, dir } = part
-  const { version, controllers } = hierarchy
-  const memoryBytes = String(memoryMb * 1024 * 1024)
-  if (countsPrograms(hierarchy)) {
-    limitMemory(dir, memoryMb + memoryReserveMb)
-    part.countsSwap = limitMemory(`${dir}/${programsName}`, memoryMb)
-    limitSocketMemory(`${dir}/${programsName}`, memoryMb)
-  }
-  for (const controller of controllers) {
-    if (controller === 'memory' && version === 2) {
-      writeFileSync(`${dir}/memory.max`, memoryBytes)
-      write(`${dir}/memory.swap.max`, '0')
-    } else if (controller === 'memory') {
-      if (countsPrograms(hierarchy)) continue
-      limitMemory(dir, memoryMb)
-      limitSocketMemory(dir, memoryMb)
-    } else if (controller === 'cpu') {
-      if (!writeQuota(part, cpuQuotaUs(memoryMb))) throw new Error('the processor limit cannot be set')
-    } else {
-      writeFileSync(`${dir}/pids.max`, String(pidsMax))
-    }
-  }
-}
-
-/** In version 1; answers whether swap is counted too. */
-function limitMemory(dir: string, memoryMb: number): boolean {
-  const memoryBytes = String(memoryMb * 1024 * 1024)
-  writeFileSync(`${dir}/memory.limit_in_bytes`, memoryBytes)
-  if (write(`${dir}/memory.memsw.limit_in_bytes`, memoryBytes)) return true
-  // Without swap accounting the group must not swap at all.
-  write(`${dir}/memory.swappiness`, '0')
-  return false
-}
-
-/** In version 1 what sockets hold is not part of the limit, and would be without one. */
-function limitSocketMemory(dir: string, memoryMb: number) {
-  const bytes = Math.round((memoryMb * 1024 * 1024) / memoryPerSocketMemory)
-  write(`${dir}/memory.kmem.tcp.limit_in_bytes`, String(bytes))
-}
-
-/** Answers whether programs have a group of their own. */
-function makeSubgroups({ hierarchy, dir }: Part): boolean {
-  const limitsCpu = hierarchy.controllers.includes('cpu')
-  if (!limitsCpu && !countsPrograms(hierarchy)) return false
-  mkdirSync(`${dir}/${programsName}`, { recursive: true, mode: 0o755 })
-  if (hierarchy.version === 1) {
-    if (limitsCpu) mkdirSync(`${dir}/${guestName}`, { recursive: true, mode: 0o755 })
-    return true
-  }
-  // Threaded, so that process 1 may stay in the group above it.
-  const usable =
-    write(`${dir}/${programsName}/cgroup.type`, 'threaded') && write(`${dir}/cgroup.subtree_control`, '+cpu')
-  // Then programs and process 1 share what the instance has.
-  if (!usable) rmdirSync(`${dir}/${programsName}`)
-  return usable
-}
-
-/** Null: no limit. The period is the kernel's own. */
-function writeQuota(part: Part, quotaUs: number | null): boolean {
-  const { dir, hierarchy } = part
-  const { version } = hierarchy
-  const set = (group: string, us: number | null) =>
-    version === 2
-      ? write(`${group}/cpu.max`, `${us ?? 'max'} ${cpuPeriodUs}`)
-      : write(`${group}/cpu.cfs_quota_us`, String(us ?? -1))
-  if (!hasPrograms(part)) return set(dir, quotaUs)
-  const programs = set(`${dir}/${programsName}`, quotaUs)
-  const guestUs = quotaUs === null ? null : Math.max(quotaUs, cpuGuestUsMin)
-  return version === 2 ? programs : set(`${dir}/${guestName}`, guestUs) && programs
-}
-
-function cpuQuotaUs(memoryMb: number): number {
-  return Math.max(cpuQuotaUsMin, Math.round((memoryMb / memoryMbPerCore) * cpuPeriodUs))
-}
-
-function write(path: string, value: string): boolean {
-  try {
-    writeFileSync(path, value)
-    return true
-  } catch {
-    return false
-  }
-}
-
-function read(path: string): string | null {
-  try {
-    return readFileSync(path, 'utf8')
-  } catch {
-    return null
-  }
-}
-
-function count(path: string): number | null {
-  const text = read(path)
-  const value = text === null ? Number.NaN : Number(text)
-  return Number.isFinite(value) ? value : null
 }

@@ -359,9 +359,11 @@ export class NamespaceRuntime implements Runtime {
   }
 
   /** Null where ids are not apart, or mounts are its own. */
-  #memoryInstance(instance: NamespaceInstance, { uidBase }: InstanceRecord): MemoryInstance | null {
+  #memoryInstance(instance: NamespaceInstance, { uidBase, memoryMb }: InstanceRecord): MemoryInstance | null {
     const { process1, guest, group } = instance
-    return uidBase === null ? null : { dir: this.#dir(instance.id), process1, guest, group, uidBase }
+    return uidBase === null
+      ? null
+      : { dir: this.#dir(instance.id), process1, guest, group, uidBase, memoryMb }
   }
 
   async #recover(handle: InstanceHandle): Promise<NamespaceInstance | null> {
@@ -369,7 +371,8 @@ export class NamespaceRuntime implements Runtime {
     if (!state) return null
     if (state.bootId !== this.#bootId || !existsSync(this.#dir(handle.id))) return null
     const group = this.#group(state)
-    await releaseStopped(this.#dir(handle.id), this.#options.clock)
+    if ((await releaseStopped(this.#dir(handle.id), this.#options.clock)) && state.memoryMb !== undefined)
+      await group.endSpare(state.memoryMb)
     if (!isAlive(state.guest) || !isAlive(state.keeper)) {
       // One without the other is of no use to anyone.
       await this.#end(handle.id)

@@ -13,6 +13,8 @@ export interface Bounds {
   late: string
   /** Aborted when the platform does not want it any more. */
   signal?: AbortSignal | undefined
+  /** Why it cannot go on; null: it can. */
+  trouble?: () => string | null
   /** Absent: nothing is written. */
   written?: { dir: string; bytesMax: number; filesMax: number; freeBytesMin: number }
 }
@@ -22,7 +24,7 @@ export async function withinBounds<Result>(
   bounds: Bounds,
   work: (stop: AbortSignal) => Promise<Result>,
 ): Promise<Result> {
-  const { clock, deadline, late, signal, written } = bounds
+  const { clock, deadline, late, signal, trouble, written } = bounds
   const over = new AbortController()
   const stop = new AbortController()
   const watching = (async () => {
@@ -30,9 +32,8 @@ export async function withinBounds<Result>(
     for (;;) {
       await clock.sleep(Math.max(0, Math.min(restMs, deadline - clock.monotonic())), over.signal)
       if (clock.monotonic() >= deadline) return stop.abort(new Error(late))
-      if (written === undefined) continue
       const began = clock.monotonic()
-      const reason = await excessOf(written)
+      const reason = trouble?.() ?? (written === undefined ? null : await excessOf(written))
       if (reason !== null) return stop.abort(new Error(reason))
       // Of very many files it looks more seldom.
       restMs = Math.max(lookMs, (clock.monotonic() - began) * 10)

@@ -7,10 +7,11 @@ import type { Logger } from '../../../lib/log.ts'
 import type { MemoryKept } from '../../../spec/runtime.ts'
 import { bootId } from '../../helper-process.ts'
 import type { InstanceCgroup } from '../cgroups.ts'
-import { withinBounds } from './bounds.ts'
+import { type Bounds, withinBounds } from './bounds.ts'
 import { dumpTree, restoreTree, type Stream } from './criu.ts'
 import { bindSockets, prepareImages } from './images.ts'
 import {
+  allStopped,
   highestPid,
   letGoOn,
   obstacleOf,
@@ -206,20 +207,25 @@ export class ProgramMemory {
     }
     const deadline = this.#clock.monotonic() + this.#limits.restoreMsMax
     const late = `its programs were not put back within ${this.#limits.restoreMsMax / 1000} s`
-    await withinBounds({ clock: this.#clock, deadline, late, signal }, async (stop) => {
-      for (const root of record.trees) {
-        await this.#told(
-          restoreTree({
-            ...this.#tools(instance),
-            imagesDir: `${dir}/${root}`,
-            groups: groupFiles(instance.group),
-            lastPid: record.lastPid,
-            streams,
-            stop,
-          }),
-        )
-      }
-    })
+    // One that lets itself go on could hold up what puts back the others: that is of the sandbox, too.
+    const trouble = () =>
+      allStopped(programsOf(instance.process1)) ? null : 'its programs do not stand still'
+    await instance.group.withSpare(instance.memoryMb, () =>
+      withinBounds({ clock: this.#clock, deadline, late, signal, trouble }, async (stop) => {
+        for (const root of record.trees) {
+          await this.#told(
+            restoreTree({
+              ...this.#tools(instance),
+              imagesDir: `${dir}/${root}`,
+              groups: groupFiles(instance.group),
+              lastPid: record.lastPid,
+              streams,
+              stop,
+            }),
+          )
+        }
+      }),
+    )
     for (const { process } of record.processes) await guest.processes.adoptions.adopted(process.id)
     const programs = programsOf(instance.process1)
     const here = new Set(programs.map(({ pidInside }) => pidInside))
@@ -274,15 +280,15 @@ export class ProgramMemory {
     if (bavail * bsize - memoryBytesOf(programs) < this.#freeBytesMin)
       return 'the host has too little disk left for the memory'
     const watched = watchedDirs(kept)
-    await withinBounds(
-      {
-        clock: this.#clock,
-        deadline: this.#clock.monotonic() + this.#limits.dumpMsMax,
-        late: `its memory was not kept within ${this.#limits.dumpMsMax / 1000} s`,
-        signal,
-        written: { dir, bytesMax, filesMax: this.#limits.imagesMax, freeBytesMin: this.#freeBytesMin },
-      },
-      async (stop) => {
+    const bounds: Bounds = {
+      clock: this.#clock,
+      deadline: this.#clock.monotonic() + this.#limits.dumpMsMax,
+      late: `its memory was not kept within ${this.#limits.dumpMsMax / 1000} s`,
+      signal,
+      written: { dir, bytesMax, filesMax: this.#limits.imagesMax, freeBytesMin: this.#freeBytesMin },
+    }
+    await group.withSpare(instance.memoryMb, () =>
+      withinBounds(bounds, async (stop) => {
         try {
           for (const [index, root] of record.trees.entries()) {
             const imagesDir = `${dir}/${root}`
@@ -302,7 +308,7 @@ export class ProgramMemory {
           // Also where CRIU was killed.
           await group.freeze()
         }
-      },
+      }),
     )
     // Their programs are stopped, and only process 1 has something to do.
     await group.thaw()

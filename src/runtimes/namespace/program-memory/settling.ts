@@ -17,6 +17,8 @@ export interface MemoryInstance {
   guest: GuestClient
   group: InstanceCgroup
   uidBase: number
+  /** Its limit; absent: not known. */
+  memoryMb: number | undefined
 }
 
 /**

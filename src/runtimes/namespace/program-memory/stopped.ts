@@ -29,20 +29,21 @@ export function writeStopped(instanceDir: string, { programs, helper }: Stopped)
 
 /**
  * Of an instance that this process did not stop itself: its programs go on, once nobody works on them any more. Whoever
- * does was told by the end of that platform to leave them as they were.
+ * does was told by the end of that platform to leave them as they were. Answers false where none was stopped.
  */
-export async function releaseStopped(instanceDir: string, clock: Clock): Promise<void> {
+export async function releaseStopped(instanceDir: string, clock: Clock): Promise<boolean> {
   const path = `${instanceDir}/${stoppedName}`
   let text: string
   try {
     text = readFileSync(path, 'utf8')
   } catch {
-    return
+    return false
   }
   const { programs, helper } = stoppedRecord.parse(JSON.parse(text))
   if (helper !== null) await awaitEnd(helper, clock)
   letGoOn(programs)
   rmSync(path, { force: true })
+  return true
 }
 
 async function awaitEnd(helper: ProcessIdentity, clock: Clock): Promise<void> {
