@@ -489,6 +489,35 @@ describeRoot(`namespace, as root${why === '' ? '' : ` (skipped: ${why})`}`, () =
     await runtime.destroy(crowded.id)
   })
 
+  test('listeners of programs that nobody may look into are theirs: they gave up their user, or are not dumped', async () => {
+    const box = await runtime.create(specOf())
+    const opened = async (code: string) => {
+      const id = nextProcessId++
+      const program = `import os, socket, time\n${code}\nprint('open', flush=True)\ntime.sleep(1000)`
+      const argv = ['python3', '-c', program]
+      await box.guest.processes.spawn({ id, argv, env, workingDir: '/', stdin: 'null' })
+      const gone = new AbortController()
+      for await (const _ of box.guest.processes.output(id, { follow: true, signal: gone.signal })) break
+      gone.abort()
+      return id
+    }
+    const listen = (at: number) => `s${at} = socket.create_server(('0.0.0.0', ${at}))`
+    const asUser = 'os.setgid(1000)\nos.setuid(1000)'
+    const dropped = await opened([listen(3001), asUser, listen(3002)].join('\n'))
+    const other = await opened(listen(3003))
+    const undumped = await opened(`import ctypes\nctypes.CDLL(None).prctl(4, 0)\n${listen(3004)}`)
+    const portsOf = async (id: number) => {
+      const { sockets } = await box.guest.processes.descent(id)
+      return sockets.map(({ localPort, state }) => `${localPort} ${state}`).sort()
+    }
+    expect(await portsOf(other)).toEqual(['3003 LISTEN'])
+    expect(await portsOf(dropped)).toContainValues(['3001 LISTEN', '3002 LISTEN'])
+    expect(await portsOf(dropped)).not.toContain('3003 LISTEN')
+    expect(await portsOf(undumped)).toContain('3004 LISTEN')
+    expect(await portsOf(undumped)).not.toContain('3002 LISTEN')
+    await runtime.destroy(box.id)
+  })
+
   test('/dev/shm takes half of the memory at most, so that filling it ends nothing', async () => {
     const filled = await runtime.create(specOf())
     const { text } = await shell(
