@@ -233,6 +233,44 @@ describe.skipIf(why !== '')('images of one’s own', () => {
     expect(await run(await create(await imported([shell, accountsOfHost], config)), 'id -u')).toBe('1001\n')
   })
 
+  test.skipIf(!isRoot)(
+    'whose script hands the sandbox over to a user stay root in the script alone, also over a restart and in a fork',
+    async () => {
+      const api: TestEntry = { path: 'usr/local/bin/sandbox-api', mode: 0o755, content: 'not a program' }
+      const script = (user: string): TestEntry => ({
+        path: 'start.sh',
+        mode: 0o755,
+        content: `#!/bin/sh\n# sandbox-api --user root\nAPP=app\nid -u > /of-script\necho $HOME >> /of-script\n/usr/local/bin/sandbox-api \\\n  --log x --user ${user} &\nwait\n`,
+      })
+      const config = { Env: ['PATH=/bin'], Entrypoint: ['/start.sh'] }
+      const layers = (user: string) => [shell, tar([accounts]), tar([api, script(user)])]
+      const sandbox = await create(await imported(layers('app'), config))
+      const whose = async (of: Sandbox) => await run(of, 'id -u; echo $HOME; cat /of-script')
+      await eventually('the script ran', async () => (await whose(sandbox)) === '1001\n/home/app\n0\n/root\n')
+      await sandbox.fs.write('/tmp/by-api', 'x')
+      expect(await run(sandbox, 'stat -c %u /tmp/by-api')).toBe('1001\n')
+      const refusal: unknown = await sandbox.fs.write('/etc/by-api', 'x').catch((error) => error)
+      expect(String(refusal)).toContain('permission denied')
+
+      await endMachine(sandbox)
+      await eventually('it is back', async () => (await whose(sandbox).catch(() => '')).startsWith('1001\n'))
+      await sandbox.fork('handed-over')
+      const fork = await client.SandboxInstance.get('handed-over')
+      expect(await run(fork, 'id -u; cat /of-script')).toBe('1001\n0\n/root\n')
+
+      const named = await create(await imported(layers('"$APP"'), config))
+      expect(await run(named, 'id -u')).toBe('1001\n')
+      for (const [user, reason] of [
+        ['root', 'is root'],
+        ['nobody-here', 'does not exist'],
+        ['$WHO', 'sandbox-api --user $WHO'],
+      ] as const) {
+        const refused: unknown = await create(await imported(layers(user), config)).catch((error) => error)
+        expect(refused).toMatchObject({ code: 400, message: expect.stringContaining(reason) })
+      }
+    },
+  )
+
   test('share their layers on disk, and lose them when nothing needs them any more', async () => {
     const before = readdirSync(layersDir()).length
     const own = tar([{ path: `only-${++count}` }])

@@ -62,6 +62,10 @@ export interface ResolvedImage extends Disposable {
   user: string
   entrypoint: string[]
   command: string[]
+  /** It brings the cloud's own sandbox API, which what it starts may run. */
+  sandboxApi?: true
+  /** Its program is started as root, whoever `user` is. */
+  programAsRoot?: true
   /** That its own program listens on: a sandbox is not used before. */
   programPort?: number
   ports: { name?: string; target: number; protocol?: string }[]
@@ -506,6 +510,7 @@ export class Images {
         ],
       },
       env: { ...(base ? this.#hostEnv() : imageEnvDefault), ...settings.env },
+      ...(tag.sandboxApis.length > 0 ? { sandboxApi: true as const } : {}),
       workingDir: settings.workingDir || '/',
       user: settings.user,
       entrypoint: settings.entrypoint,

@@ -17,14 +17,17 @@ const launchQueueMax = 1024
 const copiesMax = 4
 const copyTimeoutMsMax = 30 * 60_000
 
+/** What only the files of an instance tell. */
+export type FoundInside = Pick<NewInstance, 'user' | 'programAsRoot'>
+
 /** What is to be made, for whom. */
 export interface Creation {
   owner: InstanceOwner
   spec: NewInstance | Promise<NewInstance>
   /** Called once it runs, with the step that records it. */
   commit: Commit
-  /** Sees it before that. */
-  check?: (instance: Instance, spec: NewInstance) => Promise<void>
+  /** Sees it before that. What it answers is part of the spec from then on. */
+  check?: (instance: Instance, spec: NewInstance) => Promise<FoundInside>
 }
 
 /** How instances come: recorded once they run, so that what a crash leaves before that is known by having no record. */
@@ -96,7 +99,7 @@ export class InstanceCreation {
         ready: Promise.resolve(instance),
         state: 'running',
       })
-      await check?.(instance, spec)
+      Object.assign(spec, await check?.(instance, spec))
       // Known before it is recorded, so that whoever reads the record finds it.
       this.#table.add(entry)
       const body = runningRecord(entry, instance.handle)

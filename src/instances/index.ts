@@ -13,7 +13,7 @@ import type { Instance, RootFilesystem, Runtime } from '../spec/runtime.ts'
 import type { Store } from '../spec/store.ts'
 import { type CommitOutcome, InstanceArchives } from './archives.ts'
 import { InstanceChanges, type InstanceListener } from './changes.ts'
-import { InstanceCreation, launchConcurrencyMax } from './creation.ts'
+import { type FoundInside, InstanceCreation, launchConcurrencyMax } from './creation.ts'
 import type { Commit, Entry, InstanceState } from './entry.ts'
 import type { InstanceOwner, NewInstance } from './record.ts'
 import { InstanceRecovery } from './recovery.ts'
@@ -150,7 +150,7 @@ export class Instances {
     owner: InstanceOwner,
     spec: NewInstance | Promise<NewInstance>,
     commit: Commit,
-    check?: (instance: Instance, spec: NewInstance) => Promise<void>,
+    check?: (instance: Instance, spec: NewInstance) => Promise<FoundInside>,
   ): Promise<Instance> {
     const creation = { owner, spec, commit, ...(check ? { check } : {}) }
     return await this.#background.track(this.#creation.create(creation))

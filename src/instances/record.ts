@@ -19,6 +19,8 @@ export interface InstanceOwner {
 export type NewInstance = Omit<InstanceSpec, 'id' | 'signal'> & {
   /** The image's own program, started in each life of the machine. */
   program?: string[]
+  /** Whoever else everything is run as. */
+  programAsRoot?: true
   /** That the program listens on once it can be used. */
   programPort?: number
   /** Its files are worth nothing without what runs: once it ended, also with this host, it is not started again. */

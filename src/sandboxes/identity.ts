@@ -7,6 +7,14 @@ const accountsBytesMax = 4 * 1024 * 1024
 const userCharsMax = 256
 const userVariable = 'BL_SANDBOX_USER'
 const enabledVariable = 'BL_SANDBOX_USER_ENABLED'
+/** Words of a program that may be its script. */
+const scriptWordsMax = 4
+const scriptBytesMax = 64 * 1024
+const pathDirsMax = 16
+const variable = /^\$/
+/** A command of a script, up to the end of what belongs to it. */
+const sandboxApiUser =
+  /(?:^|[\s;&|(])(?:[\w./-]*\/)?sandbox-api(?=\s)[^\n;&|]*?\s--user[= ]["']?([\w.:-]+|\$\w+|\$\{\w+\})/m
 
 export interface SandboxUser extends Identity {
   name: string
@@ -42,10 +50,69 @@ function userOption(program: string[]): string | null {
 }
 
 /**
+ * Whom a script that an image starts hands the sandbox over to, as those of the cloud do: it runs `sandbox-api --user NAME`
+ * beside its own servers, and stays root. Null: to nobody. Asked before anything ran, so that it is the image's word.
+ * @throws bad_request for a user who is not there, is root, or whose name the script makes up as it runs
+ */
+export async function userOfScript(
+  guest: Guest,
+  program: string[],
+  { env, workingDir }: { env: Record<string, string>; workingDir: string },
+): Promise<string | null> {
+  for (const word of program.slice(0, scriptWordsMax)) {
+    const text = await scriptText(guest.files, word, { path: env.PATH ?? '', workingDir })
+    const named = text === null ? undefined : sandboxApiUser.exec(text)?.[1]
+    if (text === null || named === undefined) continue
+    const user = variable.test(named) ? variableOf(named.replace(/[${}]/g, ''), text, env) : named
+    if (user === null) {
+      throw new PlatformError(
+        'bad_request',
+        `the image's own program runs sandbox-api --user ${named}, of which the value is not known here: name the user, or set the variable`,
+      )
+    }
+    await becomeUser(guest, user)
+    // Until its script was started.
+    guest.actAs?.(root)
+    return user
+  }
+  return null
+}
+
+/** Comments and broken lines are out of it; null for what is no script. */
+async function scriptText(
+  files: GuestFiles,
+  word: string,
+  { path, workingDir }: { path: string; workingDir: string },
+): Promise<string | null> {
+  // `sh -c` has it as a word.
+  if (/\s/.test(word)) return plainScript(word)
+  const dirs = word.includes('/') ? [workingDir] : path.split(':').slice(0, pathDirsMax)
+  for (const dir of dirs) {
+    const bytes = await files
+      .read(posix.resolve('/', dir, word), { length: scriptBytesMax })
+      .then(({ body }) => new Response(body).bytes())
+      .catch(() => null)
+    if (bytes === null) continue
+    const text = Buffer.from(bytes).toString('latin1')
+    return text.startsWith('#!') ? plainScript(text) : null
+  }
+  return null
+}
+
+function plainScript(text: string): string {
+  return text.replace(/\\\n/g, ' ').replace(/^\s*#.*$/gm, '')
+}
+
+function variableOf(name: string, script: string, env: Record<string, string>): string | null {
+  const assigned = new RegExp(`^\\s*(?:export\\s+)?${name}=["']?([\\w.:-]+)["']?\\s*$`, 'm').exec(script)?.[1]
+  return assigned ?? env[name] ?? null
+}
+
+/**
  * Looks a user up in the accounts of the sandbox: `app`, `10001`, `app:app` or `10001:10001`.
  * @throws bad_request when it does not exist or is root
  */
-async function findUser(files: GuestFiles, user: string): Promise<SandboxUser> {
+export async function findUser({ files }: Guest, user: string): Promise<SandboxUser> {
   const [wanted = '', wantedGroup] = user.split(':')
   const accounts = await readLines(files, '/etc/passwd')
   const account = accounts
@@ -74,7 +141,7 @@ export async function becomeUser(guest: Guest, user: string): Promise<SandboxUse
   if (!guest.actAs) {
     throw new PlatformError('bad_request', `${enabledVariable}: programs can be nobody else on this platform`)
   }
-  const found = await findUser(guest.files, user)
+  const found = await findUser(guest, user)
   guest.actAs(found)
   await guest.files.stat('/').catch((cause) => {
     throw new PlatformError(
@@ -84,6 +151,19 @@ export async function becomeUser(guest: Guest, user: string): Promise<SandboxUse
     )
   })
   return found
+}
+
+const root: Identity = { uid: 0, gid: 0 }
+export const rootEnv = { HOME: '/root', USER: 'root', LOGNAME: 'root' }
+
+/** `fromRoot`: the variables were put together for root, whose home is no use to another. */
+export function envOf(
+  user: SandboxUser,
+  env: Record<string, string>,
+  fromRoot: boolean,
+): Record<string, string> {
+  const { HOME, ...rest } = env
+  return { ...userEnv(user), ...(fromRoot && HOME === rootEnv.HOME ? rest : env) }
 }
 
 /** What programs expect to be told of who they are; what is set otherwise wins. */

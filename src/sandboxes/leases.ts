@@ -7,7 +7,7 @@ import type { Clock } from '../lib/clock.ts'
 import { sortableIdMs } from '../lib/ids.ts'
 import type { Logger } from '../lib/log.ts'
 import type { Instance } from '../spec/runtime.ts'
-import { becomeUser, userEnv } from './identity.ts'
+import { becomeUser, envOf, findUser, rootEnv } from './identity.ts'
 import { type ProcessRecord, ProcessRecords } from './processes/records.ts'
 import { SandboxProcesses } from './processes.ts'
 import type { StoredSandbox } from './record.ts'
@@ -242,9 +242,10 @@ export class SandboxLeases {
     previous: Promise<SandboxProcesses> | undefined,
   ): Promise<SandboxProcesses> {
     await previous?.then((processes) => processes[Symbol.asyncDispose]()).catch(() => {})
-    const env = spec.user
-      ? { ...userEnv(await becomeUser(instance.guest, spec.user)), ...spec.env }
-      : spec.env
+    const { guest } = instance
+    const asRoot = spec.programAsRoot === true
+    const user = spec.user ? await (asRoot ? findUser : becomeUser)(guest, spec.user) : null
+    const env = user === null ? spec.env : envOf(user, spec.env, asRoot)
     const startedAt = sortableIdMs(instanceId)
     const processes = new SandboxProcesses({
       guest: instance.guest,
@@ -260,13 +261,15 @@ export class SandboxLeases {
     })
     await processes.open()
     if (spec.program) {
-      await processes.startProgram(spec.program, spec.programPort).catch((error) => {
+      const own = asRoot ? { env: { ...rootEnv, ...spec.env } } : {}
+      await processes.startProgram(spec.program, { port: spec.programPort, ...own }).catch((error) => {
         const reason = PlatformError.is(error) ? error.message : 'the platform could not start it'
         const cause = PlatformError.is(error) ? { reason } : { error }
         this.#log.warn('the program of an image could not be started', { instance: instanceId, ...cause })
         this.#programFailed(instanceId, reason)
       })
     }
+    if (asRoot && user) guest.actAs?.(user)
     return processes
   }
 

@@ -5,7 +5,7 @@ import type { Instance } from '../spec/runtime.ts'
 import type { BatchStep } from '../spec/store.ts'
 import { type SandboxDraft, storageMbOf } from './draft.ts'
 import { giveName } from './hostname.ts'
-import { becomeUser, isSandboxApi, wantedUser } from './identity.ts'
+import { becomeUser, isSandboxApi, userOfScript, wantedUser } from './identity.ts'
 import type { SandboxLeases } from './leases.ts'
 import { sandboxKind } from './record.ts'
 
@@ -58,7 +58,12 @@ export class SandboxMachines {
           // Before anybody asks what runs in it.
           if (seed && instance.memory?.kept) await this.#leases.placeRecords(instance.id, seed.records)
           if (seed) await giveName(instance.guest.files, { from: seed.hostname, to: name })
-          if (spec.user) await becomeUser(instance.guest, spec.user)
+          if (!seed && spec.user === undefined && spec.program && (await resolving).sandboxApi) {
+            const user = await userOfScript(instance.guest, spec.program, spec)
+            if (user !== null) return { user, programAsRoot: true }
+          }
+          if (spec.user && !spec.programAsRoot) await becomeUser(instance.guest, spec.user)
+          return {}
         },
       )
     } finally {
@@ -109,6 +114,7 @@ export class SandboxMachines {
       pidsMax: pidsPerSandboxMax,
       ...(user === '' ? {} : { user }),
       ...(program.length === 0 || isSandboxApi(program) ? {} : { program }),
+      ...(draft.seed && image.programAsRoot ? { programAsRoot: true as const } : {}),
       ...(programPort === undefined ? {} : { programPort }),
       env: {
         ...(user === '' ? { HOME: '/root' } : {}),

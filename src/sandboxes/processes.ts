@@ -164,7 +164,10 @@ export class SandboxProcesses implements AsyncDisposable {
    * waits until it listens there.
    * @throws unprocessable when it cannot be started, or does not listen in time
    */
-  async startProgram(argv: string[], port?: number): Promise<void> {
+  async startProgram(
+    argv: string[],
+    { port, env }: { port?: number | undefined; env?: Record<string, string> } = {},
+  ): Promise<void> {
     if (this.programStarted) return
     this.programStarted = true
     const taken = this.table.named(programName)?.running
@@ -172,6 +175,7 @@ export class SandboxProcesses implements AsyncDisposable {
       command: argv.map(shellWord).join(' '),
       argv,
       ...(taken ? {} : { name: programName }),
+      ...(env ? { env } : {}),
     })
     if (port !== undefined) await this.waits.forPorts(process, [port], programListensSecondsMax)
   }

@@ -31,7 +31,7 @@ export interface SnapshotBody {
   /** What a sandbox that is made from it gets of the one that it was taken of. */
   spec: SandboxSpec
   /** What the files stand on, and the image's program and user. */
-  machine: Pick<NewInstance, 'image' | 'workingDir' | 'user' | 'program' | 'programPort'>
+  machine: Pick<NewInstance, 'image' | 'workingDir' | 'user' | 'program' | 'programAsRoot' | 'programPort'>
   /** A `SnapshotSecrets`. */
   sealed: string
 }
@@ -97,7 +97,7 @@ export function seedOf(
   { body }: StoredSnapshot,
   { machineEnv, starts, records = [] }: SnapshotSecrets,
 ): SandboxSeed {
-  const { image, workingDir, user = '', program = [], programPort } = body.machine
+  const { image, workingDir, user = '', program = [], programAsRoot, programPort } = body.machine
   return {
     snapshotId: runtimeIdOf(body.id),
     hostname: body.source.name,
@@ -111,6 +111,7 @@ export function seedOf(
       user,
       entrypoint: program,
       command: [],
+      ...(programAsRoot ? { programAsRoot } : {}),
       ...(programPort === undefined ? {} : { programPort }),
       ports: [],
       // Held by the record of the snapshot, which whoever uses it keeps from being removed.

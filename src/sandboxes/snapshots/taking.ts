@@ -214,7 +214,7 @@ export class SnapshotTaking {
     const now = this.#clock.now()
     const id = snapshotId(sortableId(now))
     const secrets: SnapshotSecrets = { env, proxySecrets, machineEnv: machine.env, ...ran }
-    const { image, workingDir, user, program, programPort } = machine
+    const { image, workingDir, user, program, programAsRoot, programPort } = machine
     const body: SnapshotBody = {
       id,
       name: wanted.name ?? `${wanted.implicit || wanted.taker ? 'fork' : 'snapshot'}-${randomText(10)}`,
@@ -224,7 +224,7 @@ export class SnapshotTaking {
       ...(wanted.implicit ? { implicit: true } : {}),
       ...(wanted.taker === undefined ? {} : { taker: wanted.taker }),
       spec: inheritedSpec(sandbox.body.spec),
-      machine: { image, workingDir, ...defined({ user, program, programPort }) },
+      machine: { image, workingDir, ...defined({ user, program, programAsRoot, programPort }) },
       sealed: this.#secrets.seal(JSON.stringify(secrets), secretsPurpose(id)),
     }
     return await this.#lock.run(workspace, async () => {
