@@ -220,7 +220,8 @@ describe.skipIf(why !== '')('jobs', () => {
   })
 
   test('a job is run by the clock, once for each time that is due', async () => {
-    const configuration = { schedule: '* * * * *', tasks: [{ print: 'BL_NAME' }, {}] }
+    const tasks = [{ print: 'BL_NAME' }, {}]
+    const configuration = { schedule: '* * * * *', timeout: 77, retry: 4, tasks }
     const { spec } = (await json('/v0/jobs/scripted')) as { spec: { runtime: { image: string } } }
     const triggers = [{ id: 'often', type: 'cron', configuration }]
     const body = { metadata: { name: 'clockwork' }, spec: { runtime: spec.runtime, triggers } }
@@ -233,7 +234,12 @@ describe.skipIf(why !== '')('jobs', () => {
       return data.length > 0 ? data : null
     })
     const execution = await wait('clockwork', first?.metadata?.id ?? '')
-    expect(execution).toMatchObject({ status: 'succeeded', stats: { total: 2 } })
+    expect(execution).toMatchObject({ status: 'succeeded', stats: { total: 2 }, spec: { timeout: 77 } })
+    expect(execution.tasks?.[0]?.spec?.maxRetries).toBe(4)
+    const { data } = (await json('/v0/executions?target=job/clockwork&label=trigger=often')) as {
+      data: { labels: Record<string, string> }[]
+    }
+    expect(data[0]?.labels.tick).toEndWith(':00.000Z')
     expect((await client.request('/v0/jobs/clockwork', { method: 'DELETE' })).status).toBe(200)
   })
 

@@ -145,6 +145,12 @@ export class Deliveries {
     return deliveryView(this.#require(workspace, id))
   }
 
+  /** What is sent; null: it is not kept any more. */
+  body(workspace: string, id: string): Uint8Array | null {
+    const found = this.#newest(workspace, id)
+    return found && this.#options.executions.input(workspace, found.id)
+  }
+
   /** Sends it once more, now, with the same id and body, and again until it arrives. @throws not_found */
   async redeliver(workspace: string, id: string): Promise<DeliveryView> {
     const { executions, clock } = this.#options

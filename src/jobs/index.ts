@@ -58,6 +58,13 @@ interface TaskPage {
   cursor?: string | undefined
 }
 
+export interface StartOptions {
+  idempotency?: { key: string; digest?: string } | undefined
+  labels?: Record<string, string>
+  /** In place of the job's own. */
+  limits?: { timeoutSeconds?: number; maxRetries?: number }
+}
+
 export interface StartedExecution {
   executionId: string
   /** It was there already, under the same id or key. */
@@ -112,8 +119,9 @@ export class Jobs {
     workspace: string,
     job: string,
     request: ExecutionRequest,
-    idempotency?: { key: string; digest?: string },
+    how: StartOptions = {},
   ): Promise<StartedExecution> {
+    const { idempotency, labels = {} } = how
     const { deployments, executions, clock, tasksMax } = this.#options
     const run = await deployments.jobRun(workspace, job)
     const ask = checkRequest(request, run.memoryMb)
@@ -131,6 +139,7 @@ export class Jobs {
       ...run,
       memoryMb: ask.memoryMb ?? run.memoryMb,
       env: { ...run.env, ...ask.env },
+      limits: { ...run.limits, ...how.limits },
     }
     const { limits } = order
     const note: ExecutionNote & { digest: string } = {
@@ -153,7 +162,7 @@ export class Jobs {
             target: { kind: 'job', name: job },
             input: this.#orders.seal({ workspace, job }, order, ask.tasks),
             id,
-            labels: { image: run.image, revision: run.revisionId },
+            labels: { image: run.image, revision: run.revisionId, ...labels },
             note: { ...note },
             timeoutMs: executionTimeoutMsMax,
             ...(idempotency === undefined

@@ -12,7 +12,9 @@ beforeEach(async () => {
 afterEach(() => host[Symbol.asyncDispose]())
 
 const start = async (request: ExecutionRequest = {}, key?: string) =>
-  await host.jobs.start('main', 'work', request, key === undefined ? undefined : { key })
+  await host.jobs.start('main', 'work', request, {
+    idempotency: key === undefined ? undefined : { key },
+  })
 const tasks = (count: number) => Array.from({ length: count }, (_, number) => ({ number }))
 const limits = (more: object) => {
   host.run = { ...host.run!, limits: { ...host.run!.limits, ...more } }

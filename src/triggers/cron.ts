@@ -19,11 +19,11 @@ export interface Tick {
   name: string
   uid: string
   trigger: StoredTrigger
-  /** The moment, in milliseconds since the epoch. */
-  tickAt: number
   /** The same whenever the same tick is tried: what it starts counts once. */
   idempotencyKey: string
   tasks: Record<string, unknown>[]
+  /** By which what it starts is found. */
+  labels: { tick: string }
 }
 
 /** Starts what a tick is for; durable once it resolves. */
@@ -150,7 +150,8 @@ export class CronTriggers {
     if (!isMissed && body.state === 'active' && start !== undefined) {
       const idempotencyKey = `cron:${body.uid}:${trigger.id}:${tickAt}`
       try {
-        await start({ workspace, name, uid: body.uid, trigger, tickAt, idempotencyKey, tasks })
+        const labels = { tick: new Date(tickAt).toISOString() }
+        await start({ workspace, name, uid: body.uid, trigger, idempotencyKey, tasks, labels })
       } catch (error) {
         // What is refused for good is refused at every try.
         if (!PlatformError.is(error) || error.retryable || error.code === 'internal') throw error

@@ -64,7 +64,7 @@ export class Triggers {
     return this.#cron.settled()
   }
 
-  async #startAgent({ workspace, name, trigger, tickAt, idempotencyKey }: Tick): Promise<void> {
+  async #startAgent({ workspace, name, trigger, labels, idempotencyKey }: Tick): Promise<void> {
     const { path = '', input = {} } = trigger.configuration ?? {}
     const own = path.replace(/^\/*(agents\/[^/]+(?=\/|$))?\/*/, '')
     await this.agents.accept({
@@ -81,7 +81,7 @@ export class Triggers {
         body: Buffer.from(JSON.stringify(input)),
       },
       idempotencyKey,
-      labels: { tick: new Date(tickAt).toISOString() },
+      labels,
     })
   }
 }

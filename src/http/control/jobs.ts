@@ -145,7 +145,9 @@ async function begin(
   const key = request.headers.get(keyHeader) ?? body.id ?? ''
   if (key.length > keyCharsMax)
     throw badRequest(`Idempotency-Key: ${key.length} characters long, at most ${keyCharsMax}`)
-  const { executionId } = await jobs.start(workspace, job, body, key === '' ? undefined : { key })
+  const { executionId } = await jobs.start(workspace, job, body, {
+    idempotency: key === '' ? undefined : { key },
+  })
   return {
     executionId,
     id: body.id || executionId,

@@ -91,6 +91,8 @@ describe('a webhook', () => {
       { attempt: 1, http_status: 500, status: 'failed', event_type: 'execution.completed' },
       { attempt: 2, http_status: 200, status: 'delivered', response_body: 'seen', execution_id: id },
     ])
+    const sent = JSON.parse(hook.got[0]?.text ?? '')
+    expect(events.map((event) => (event as { payload: unknown }).payload)).toEqual([sent, sent])
   })
 
   test('hears of failures, of those that were called off too', async () => {

@@ -1,7 +1,7 @@
-import { FakeClock } from '../../../lib/test-clock.ts'
-import { createPlatform, type Platform, type PlatformOptions, temporaryDataDir } from '../../../platform.ts'
-import { fakeRuntime } from '../../../runtimes/fake/index.ts'
+import type { FakeClock } from '../../../lib/test-clock.ts'
+import type { Platform, PlatformOptions } from '../../../platform.ts'
 import { eventually } from '../../../test-client.ts'
+import { type Asked, openDialectPlatform, requestTo, told } from '../test-dialect.ts'
 
 export interface Told {
   execution_id: string
@@ -10,12 +10,6 @@ export interface Told {
   error?: string
   error_category?: string
   [field: string]: unknown
-}
-
-type Asked = Omit<RequestInit, 'headers'> & {
-  json?: unknown
-  key?: string | null
-  headers?: Record<string, string>
 }
 
 /** A platform, asked as SDKs of AgentField ask. Its clock stands still until it is moved. */
@@ -29,39 +23,16 @@ export class TestControlPlane implements AsyncDisposable {
   }
 
   static async open(options: PlatformOptions = {}): Promise<TestControlPlane> {
-    const clock = new FakeClock(Date.UTC(2026, 0, 1))
-    const platform = await createPlatform({
-      dataDir: temporaryDataDir,
-      runtime: fakeRuntime(),
-      port: 0,
-      logLevel: 'error',
-      clock,
-      ...options,
-    })
+    const { platform, clock } = await openDialectPlatform(options)
     return new TestControlPlane(platform, clock)
   }
 
-  /** With the first admin's key, as SDKs send it, unless another is given; null: with none. */
   request(path: string, asked: Asked = {}): Promise<Response> {
-    const { json, key = this.platform.credentials.apiKey, headers: given, ...rest } = asked
-    const headers = new Headers(given)
-    if (key !== null) headers.set('x-api-key', key)
-    if (json !== undefined) headers.set('content-type', 'application/json')
-    const body = json === undefined ? rest.body : JSON.stringify(json)
-    return this.platform.request(`/api/v1${path}`, {
-      ...rest,
-      headers,
-      ...(body === undefined || body === null ? {} : { body }),
-      method: rest.method ?? (json === undefined ? 'GET' : 'POST'),
-    })
+    return requestTo(this.platform, `/api/v1${path}`, asked)
   }
 
-  /** The answer's status and body. */
   async ask(path: string, asked: Asked = {}): Promise<{ status: number; body: unknown }> {
-    const response = await this.request(path, asked)
-    const text = await response.text()
-    const isJson = response.headers.get('content-type')?.includes('json') === true
-    return { status: response.status, body: isJson ? JSON.parse(text) : text }
+    return await told(await this.request(path, asked))
   }
 
   async execute(

@@ -9,6 +9,8 @@ import { jsonOf, timeText } from './wire.ts'
 const dialect = 'agentfield'
 
 const secretCharactersMax = 4096
+/** Of what was sent, shown with each attempt. */
+const payloadBytesMax = 16 * 1024
 
 const webhookSchema = z.lazy(() =>
   z.object({
@@ -60,20 +62,23 @@ export class Webhooks {
   events(execution: Execution): object[] {
     if (execution.note.webhook !== true || execution.endedAt === null) return []
     const { data } = this.#deliveries.list(execution.workspace, { execution: execution.id, limit: 1 })
-    return data.flatMap(({ id, attempts }) =>
-      attempts.map(({ at, status, bodyExcerpt, error }, index) => ({
+    return data.flatMap(({ id, attempts }) => {
+      const body = this.#deliveries.body(execution.workspace, id)
+      const payload = body === null || body.length > payloadBytesMax ? undefined : resultOf(body)
+      return attempts.map(({ at, status, bodyExcerpt, error }, index) => ({
         id: `${id}.${index + 1}`,
         execution_id: shownId(execution),
         event_type: eventOf(execution),
         attempt: index + 1,
         status: error === null ? 'delivered' : 'failed',
         http_status: status ?? 0,
+        ...(payload === undefined ? {} : { payload }),
         response_body: bodyExcerpt,
         ...(error === null ? {} : { error_message: error }),
         created_at: at,
         timestamp: at,
-      })),
-    )
+      }))
+    })
   }
 }
 

@@ -1,13 +1,7 @@
-import { FakeClock } from '../../../lib/test-clock.ts'
-import { createPlatform, type Platform, type PlatformOptions, temporaryDataDir } from '../../../platform.ts'
-import { fakeRuntime } from '../../../runtimes/fake/index.ts'
+import type { FakeClock } from '../../../lib/test-clock.ts'
+import type { Platform, PlatformOptions } from '../../../platform.ts'
 import { eventually } from '../../../test-client.ts'
-
-type Asked = Omit<RequestInit, 'headers'> & {
-  json?: unknown
-  key?: string | null
-  headers?: Record<string, string>
-}
+import { type Asked, openDialectPlatform, requestTo, told } from '../test-dialect.ts'
 
 /** A task or an event of one, as it is answered: tests look at what they are about. */
 // biome-ignore lint/suspicious/noExplicitAny: answers of many shapes, compared with what is expected
@@ -24,39 +18,16 @@ export class TestXpander implements AsyncDisposable {
   }
 
   static async open(options: PlatformOptions = {}): Promise<TestXpander> {
-    const clock = new FakeClock(Date.UTC(2026, 0, 1))
-    const platform = await createPlatform({
-      dataDir: temporaryDataDir,
-      runtime: fakeRuntime(),
-      port: 0,
-      logLevel: 'error',
-      clock,
-      ...options,
-    })
+    const { platform, clock } = await openDialectPlatform(options)
     return new TestXpander(platform, clock)
   }
 
-  /** With the first admin's key in x-api-key, unless another is given; null: with none. */
   request(path: string, asked: Asked = {}): Promise<Response> {
-    const { json, key = this.platform.credentials.apiKey, headers: given, ...rest } = asked
-    const headers = new Headers(given)
-    if (key !== null) headers.set('x-api-key', key)
-    if (json !== undefined) headers.set('content-type', 'application/json')
-    const body = json === undefined ? rest.body : JSON.stringify(json)
-    return this.platform.request(path, {
-      ...rest,
-      headers,
-      ...(body === undefined || body === null ? {} : { body }),
-      method: rest.method ?? (json === undefined ? 'GET' : 'POST'),
-    })
+    return requestTo(this.platform, path, asked)
   }
 
-  /** The answer's status and body. */
   async ask(path: string, asked: Asked = {}): Promise<{ status: number; body: Answer }> {
-    const response = await this.request(path, asked)
-    const text = await response.text()
-    const isJson = response.headers.get('content-type')?.includes('json') === true
-    return { status: response.status, body: isJson ? JSON.parse(text) : text }
+    return await told(await this.request(path, asked))
   }
 
   /** The answer's body. Fails for any other status than 200. */
