@@ -18,7 +18,6 @@ beforeAll(async () => {
   cloud = await openTestClient({
     dataDir: temporaryDataDir,
     runtime: 'process',
-    privateTargets: [providers.target],
   })
   const { SandboxInstance } = cloud
   const envs = Object.entries(providers.env('Relace')).map(([name, value]) => ({ name, value }))

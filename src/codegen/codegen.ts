@@ -2,7 +2,12 @@ import { BoundedMap } from '../lib/bounded-map.ts'
 import type { Dialer } from '../lib/dialer.ts'
 import type { Logger } from '../lib/log.ts'
 import type { Guest } from '../spec/guest.ts'
-import { type CodegenProvider, configuredProvider, type Environment, notConfigured } from './providers.ts'
+import {
+  type CodegenProvider,
+  configuredProvider,
+  notConfigured,
+  type ProviderSettings,
+} from './providers.ts'
 import { type RankedText, type RankQuestion, rankFiles } from './rank.ts'
 import { CodebaseSearch } from './search/codebase.ts'
 
@@ -34,13 +39,13 @@ export class Codegen {
     this.search = new CodebaseSearch(options)
   }
 
-  isConfigured(env: Environment): boolean {
-    return this.#provider(env) !== null
+  isConfigured(settings: ProviderSettings): boolean {
+    return this.#provider(settings) !== null
   }
 
   /** @throws bad_request that names the variables, when no key is set in this environment */
-  provider(env: Environment): CodegenProvider {
-    const provider = this.#provider(env)
+  provider(settings: ProviderSettings): CodegenProvider {
+    const provider = this.#provider(settings)
     if (!provider) throw notConfigured()
     return provider
   }
@@ -54,8 +59,8 @@ export class Codegen {
   }
 
   /** @throws bad_request without a key, not_found, unprocessable when the provider failed */
-  rank(guest: Guest, env: Environment, question: RankQuestion): Promise<RankedText[]> {
-    return rankFiles(guest, this.provider(env), this.search, question)
+  rank(guest: Guest, settings: ProviderSettings, question: RankQuestion): Promise<RankedText[]> {
+    return rankFiles(guest, this.provider(settings), this.search, question)
   }
 
   /** The last merge into this file, as long as this process and the machine live. */
@@ -67,7 +72,7 @@ export class Codegen {
     this.search.close()
   }
 
-  #provider(env: Environment): CodegenProvider | null {
-    return configuredProvider(env, this.#options.dialer)
+  #provider(settings: ProviderSettings): CodegenProvider | null {
+    return configuredProvider(settings, this.#options.dialer)
   }
 }

@@ -1,5 +1,4 @@
 import { PlatformError } from '../errors.ts'
-import type { Dialer } from '../lib/dialer.ts'
 import {
   ask,
   baseUrl,
@@ -7,6 +6,7 @@ import {
   checkedMerge,
   type Edit,
   type Environment,
+  type ProviderDialer,
   type RankedFile,
   type SourceText,
 } from './providers.ts'
@@ -23,7 +23,7 @@ export class MorphProvider implements CodegenProvider {
   constructor(
     private readonly key: string,
     private readonly env: Environment,
-    private readonly dialer: Dialer,
+    private readonly dialer: ProviderDialer,
   ) {}
 
   async apply({ code, edit, instructions, model, best, signal }: Edit): Promise<string> {

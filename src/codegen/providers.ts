@@ -43,10 +43,25 @@ export interface CodegenProvider {
 
 export type Environment = Readonly<Record<string, string | undefined>>
 
+/** A sandbox's environment, and which of it a user gave: their address may be this machine itself. */
+export interface ProviderSettings {
+  readonly env: Environment
+  readonly userVariables: ReadonlySet<string>
+}
+
+export type ProviderDialer = Pick<Dialer, 'request'>
+
 /** By the keys in a sandbox's environment; Relace wins. Null when there is none. */
-export function configuredProvider(env: Environment, dialer: Dialer): CodegenProvider | null {
-  if (env.RELACE_API_KEY) return new RelaceProvider(env.RELACE_API_KEY, env, dialer)
-  if (env.MORPH_API_KEY) return new MorphProvider(env.MORPH_API_KEY, env, dialer)
+export function configuredProvider(
+  { env, userVariables }: ProviderSettings,
+  dialer: ProviderDialer,
+): CodegenProvider | null {
+  const reaching = (variable: string): ProviderDialer => {
+    const loopback = userVariables.has(variable)
+    return { request: (url, request) => dialer.request(url, { ...request, loopback }) }
+  }
+  if (env.RELACE_API_KEY) return new RelaceProvider(env.RELACE_API_KEY, env, reaching('RELACE_BASE_URL'))
+  if (env.MORPH_API_KEY) return new MorphProvider(env.MORPH_API_KEY, env, reaching('MORPH_BASE_URL'))
   return null
 }
 
@@ -63,7 +78,7 @@ const reasonCharsMax = 300
 
 /** One request to a provider, its JSON answer. @throws unprocessable that says who refused and why */
 export async function ask(
-  dialer: Dialer,
+  dialer: ProviderDialer,
   request: { what: string; variable: string; key: string; url: string; body: object; signal: AbortSignal },
 ): Promise<Record<string, unknown>> {
   const { what, key, url, body, signal } = request

@@ -1,5 +1,4 @@
 import { PlatformError } from '../errors.ts'
-import type { Dialer } from '../lib/dialer.ts'
 import {
   ask,
   baseUrl,
@@ -7,6 +6,7 @@ import {
   checkedMerge,
   type Edit,
   type Environment,
+  type ProviderDialer,
   type RankedFile,
   type SourceText,
 } from './providers.ts'
@@ -22,7 +22,7 @@ export class RelaceProvider implements CodegenProvider {
   constructor(
     private readonly key: string,
     private readonly env: Environment,
-    private readonly dialer: Dialer,
+    private readonly dialer: ProviderDialer,
   ) {}
 
   async apply({ code, edit, instructions, model, signal }: Edit): Promise<string> {

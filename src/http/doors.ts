@@ -242,6 +242,8 @@ function endingWith(lease: SandboxLease, end: () => void): SandboxLease {
   const { workspace, name, instance, processes, workingDir, env, upgrades } = lease
   return {
     ...{ workspace, name, instance, processes, workingDir, env, upgrades },
+    // What its programs ask for is no user's wish.
+    userVariables: new Set(),
     asConnection: () => lease.asConnection(),
     [Symbol.dispose]: () => {
       lease[Symbol.dispose]()

@@ -78,13 +78,16 @@ export class Dialer {
   }
 
   /** @throws bad_request for an address that may not be dialled, bad_gateway when there is no (whole) answer */
-  async request(address: string, request: DialerRequest): Promise<DialerAnswer> {
+  async request(
+    address: string,
+    request: DialerRequest & Pick<DialerReach, 'loopback'>,
+  ): Promise<DialerAnswer> {
     const url = parsed(address, request.what)
     const port = url.port === '' ? (url.protocol === 'https:' ? 443 : 80) : Number(url.port)
     const timeout = AbortSignal.timeout(request.timeoutMs)
     const signal = request.signal ? AbortSignal.any([request.signal, timeout]) : timeout
-    const { what, way, signal: caller } = request
-    const targets = await this.#targets(url, port, { what, way, reach: {}, signal, caller })
+    const { what, way, loopback = false, signal: caller } = request
+    const targets = await this.#targets(url, port, { what, way, reach: { loopback }, signal, caller })
     for (const [index, target] of targets.entries()) {
       try {
         const response = await this.#send(url, target, request, signal)

@@ -21,6 +21,8 @@ export interface SandboxLease extends Disposable {
   readonly processes: SandboxProcesses
   readonly workingDir: string
   readonly env: Record<string, string>
+  /** Names of those that a user gave it: not its image, and no workload. */
+  readonly userVariables: ReadonlySet<string>
   readonly upgrades: SandboxLeaseUpgrades
   /** From now on it stands for a connection that stays open, and counts while something is said on it. */
   asConnection(): { touch(): void }
@@ -35,6 +37,7 @@ export interface SandboxLeaseUpgrades {
 interface Live {
   readonly instanceId: string
   readonly enabled: boolean
+  readonly userVariables: ReadonlySet<string>
   /** Of the machine as it runs now: a restart makes a new one. */
   opened: { instance: Instance; processes: Promise<SandboxProcesses> } | null
 }
@@ -128,6 +131,7 @@ export class SandboxLeases {
     const live: Live = {
       instanceId,
       enabled: sandbox.body.spec.enabled !== false,
+      userVariables: userVariablesOf(sandbox),
       opened: sameInstance ? before.opened : null,
     }
     this.#live.set(key, live)
@@ -210,6 +214,7 @@ export class SandboxLeases {
         processes,
         workingDir: spec.workingDir,
         env: processes.env,
+        userVariables: live.userVariables,
         upgrades: {
           read: () => this.#upgrades.of(workspace, name),
           note: (version, error) => this.#upgrades.note(workspace, name, version, error),
@@ -305,4 +310,9 @@ export class SandboxLeases {
 
 function keyOf(workspace: string, name: string): string {
   return `${workspace}/${name}`
+}
+
+/** Workloads are noted as `agent:name`, and change only sandboxes that they made. */
+function userVariablesOf({ body }: StoredSandbox): ReadonlySet<string> {
+  return new Set(body.createdBy.includes(':') ? [] : body.spec.envs.map(({ name }) => name))
 }

@@ -120,6 +120,19 @@ test('the ports of its own API may be named among its ports, as templates of the
   ])
 })
 
+test('variables are told as a user’s only of a sandbox that no workload made', async () => {
+  const asked = (name: string) => input(name, { runtime: { envs: [{ name: 'A', value: '1' }] } })
+  await platform.sandboxes.create('main', asked('mine'), { actor })
+  await platform.sandboxes.create('main', asked('theirs'), { actor: 'agent:coder' })
+  const told = async (name: string) => {
+    using lease = await platform.sandboxes.acquire('main', name)
+    expect(lease.env.A).toBe('1')
+    return [...lease.userVariables]
+  }
+  expect(await told('mine')).toEqual(['A'])
+  expect(await told('theirs')).toEqual([])
+})
+
 test('without a name, image or memory the platform chooses them', async () => {
   const stored = await platform.sandboxes.create('main', {}, { actor })
   expect(stored.name).toMatch(/^[a-z0-9-]{3,49}$/)

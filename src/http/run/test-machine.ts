@@ -40,6 +40,7 @@ export class HostMachine {
   leases = 0
   /** The sandbox's, of leases to come. */
   env: Record<string, string> = { HOME: '/home' }
+  userVariables = new Set<string>()
   readonly guest: Guest
   private readonly scripted = new ScriptedGuest(systemClock)
   private readonly children = new Map<number, Bun.Subprocess>()
@@ -115,6 +116,7 @@ export class HostMachine {
       processes: this.processes,
       workingDir: '/project',
       env: this.env,
+      userVariables: this.userVariables,
       upgrades: {
         read: async () => this.upgrades,
         note: async (version, error) => {

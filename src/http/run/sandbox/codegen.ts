@@ -37,7 +37,7 @@ export interface AppliedEdit {
 export async function fastApply(call: SandboxCall, codegen: Codegen, rest: string): Promise<SandboxAnswer> {
   const { lease } = call
   // Whatever else is wrong, without a key nothing can be done.
-  codegen.provider(lease.env)
+  codegen.provider(lease)
   const { codeEdit, model } = await readJsonBody(call, applyBody)
   const edit = { edit: codeEdit, ...(model ? { model } : {}) }
   return json(await applyEdit(lease, codegen, requestedPath(call, rest), edit, call.request.signal))
@@ -60,7 +60,7 @@ export interface Ranking {
 
 export async function rerank(call: SandboxCall, codegen: Codegen, rest: string): Promise<SandboxAnswer> {
   const { lease, query } = call
-  codegen.provider(lease.env)
+  codegen.provider(lease)
   const given = Object.fromEntries([...query].filter(([, value]) => value !== ''))
   const asked = parseWith(rankingQuery, given, 'query')
   return json(await rankBelow(lease, codegen, requestedPath(call, rest), asked, call.request.signal))
@@ -84,7 +84,7 @@ export async function rankBelow(
     wanted: pathFilter(filePattern),
     signal,
   }
-  const ranking = codegen.rank(lease.instance.guest, lease.env, question)
+  const ranking = codegen.rank(lease.instance.guest, lease, question)
   const ranked = await fileOperation(ranking, 'open', directory.absolute)
   const files = ranked.map(({ path, ...file }) => ({ path: shownPath(path, lease.workingDir), ...file }))
   const count = files.length === 1 ? '1 relevant file' : `${files.length} relevant files`
@@ -111,7 +111,7 @@ export async function applyEdit(
   edit: { edit: string; instructions?: string; model?: string },
   signal: AbortSignal,
 ): Promise<AppliedEdit> {
-  const provider = codegen.provider(lease.env)
+  const provider = codegen.provider(lease)
   const merge = (code: string) => {
     checkSize(code, file)
     return provider.apply({ code, ...edit, signal })
@@ -129,7 +129,7 @@ export async function reapplyEdit(
   file: FilePath,
   signal: AbortSignal,
 ): Promise<AppliedEdit> {
-  const provider = codegen.provider(lease.env)
+  const provider = codegen.provider(lease)
   const { guest } = lease.instance
   const last = codegen.lastEdit(guest, file.absolute)
   if (!last) {

@@ -18,7 +18,7 @@ const applied = z.looseObject({
   message: z.string(),
 })
 
-const hasProvider = ({ lease, codegen }: ToolContext) => codegen.isConfigured(lease.env)
+const hasProvider = ({ lease, codegen }: ToolContext) => codegen.isConfigured(lease)
 
 /** Edits that a model of an outside account merges. */
 export const applyTools: McpTool<ToolContext>[] = [
@@ -126,7 +126,7 @@ async function applyPlan(
   signal: AbortSignal,
   progress: ((made: { progress: number; total: number; message: string }) => void) | null,
 ): Promise<object> {
-  context.codegen.provider(context.lease.env)
+  context.codegen.provider(context.lease)
   const byFile = new Map<string, Region[]>()
   for (const region of editRegions) {
     const { startLine = 1, endLine = startLine } = region
