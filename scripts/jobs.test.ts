@@ -59,13 +59,13 @@ describe.skipIf(!usable)('a job', () => {
     async () => {
       await done('.', 'new', 'job', 'greetings', '-l', 'python', '-y')
       const folder = 'greetings'
-      const local = await hutch(folder, 'run', 'job', '--local', '--file', 'batches/sample.json')
+      const local = await hutch(folder, 'run', 'job', '--local', '--file', 'batches/sample-batch.json')
       expect([local.code, local.stdout]).toEqual([0, 'Hello, John!\nHello, Jane!\n'])
       expect((await hutch(folder, 'serve')).stderr).toContain('is a job, which is run, not served')
 
       await done(folder, 'deploy')
       expect(await done(folder, 'get', 'jobs')).toContain('greetings')
-      const ran = await hutch(folder, 'run', 'job', folder, '--file', 'batches/sample.json', '--wait')
+      const ran = await hutch(folder, 'run', 'job', folder, '--file', 'batches/sample-batch.json', '--wait')
       expect([ran.code, ran.stdout]).toEqual([0, expect.stringContaining(' succeeded: 2 succeeded')])
       const id = ran.stdout.split(' ')[0]!
       expect(await done(folder, 'get', 'job', folder, 'executions')).toContain(id)
