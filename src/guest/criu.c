@@ -8,7 +8,9 @@
  * namespace, behind the same system call filter as every program, which what it makes inherits.
  */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <errno.h>
+#include <limits.h>
 #include <linux/capability.h>
 #include <poll.h>
 #include <signal.h>
@@ -36,6 +38,9 @@ enum {
   GROUPS_MAX = 16,
   PENDING_BYTES_MAX = 1 << 20, /* in a pipe; the kernel has no larger ones for who has no power over the host */
   LOG_BYTES_MAX = 65536,
+  /* More than what it shares with a program, and than what is written in a moment. */
+  CALLED_OFF_FILE_BYTES = 16 << 20,
+  REMOVAL_ROUNDS_MAX = 100,
   DESCRIPTORS_MAX = 16384,
   NAMESPACES = CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET,
 };
@@ -57,6 +62,8 @@ struct work {
   uint64_t file_bytes_max;
   int stop_ms_max; /* once it is not wanted: for CRIU to put right what it did to programs, before it is killed */
   const char *program, *images, *freezer;
+  int images_parent; /* as the host's root has them; -1: images are only read */
+  const char *images_name;
   const char *groups[GROUPS_MAX];
   int group_count;
   struct stream streams[STREAMS_MAX];
@@ -140,6 +147,40 @@ static void open_mapped(const char *path, int userns, uint64_t attributes, int a
   if (dir < 0) fail("criu", "%s", path);
   close(tree);
   place(dir, at);
+}
+
+/* To take the images away with, where we see the sandbox's files instead of the host's. */
+static void keep_parent(struct work *work) {
+  char path[PATH_MAX];
+  const char *name = strrchr(work->images, '/');
+  work->images_parent = -1;
+  if (work->restores) return;
+  if (!name || name == work->images || !name[1]) fail_with(EINVAL, "criu", "%s", work->images);
+  snprintf(path, sizeof path, "%.*s", (int)(name - work->images), work->images);
+  work->images_name = name + 1;
+  work->images_parent = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (work->images_parent < 0) fail("criu", "%s", path);
+}
+
+/*
+ * Nothing can be made in a directory that is gone. There and where a write is too much CRIU has a way to put right what it
+ * did to programs, which it has not where the memory that it shares with them fails; so that is left room.
+ */
+static void take_images_away(const struct work *work, pid_t pid) {
+  struct rlimit little = {CALLED_OFF_FILE_BYTES, CALLED_OFF_FILE_BYTES};
+  (void)prlimit(pid, RLIMIT_FSIZE, &little, NULL);
+  for (int round = 0; round < REMOVAL_ROUNDS_MAX; round++) {
+    int fd = openat(work->images_parent, work->images_name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    DIR *dir = fd < 0 ? NULL : fdopendir(fd);
+    if (!dir) {
+      if (fd >= 0) close(fd);
+      return;
+    }
+    for (struct dirent *entry; (entry = readdir(dir));) (void)unlinkat(fd, entry->d_name, 0);
+    closedir(dir);
+    /* Not empty: another was made meanwhile. */
+    if (unlinkat(work->images_parent, work->images_name, AT_REMOVEDIR) == 0) return;
+  }
 }
 
 /* A directory for the log and for statistics, with an empty one in which CRIU looks for its plugins. */
@@ -314,9 +355,9 @@ static int supervise(const struct work *work, pid_t pid) {
   if (pidfd < 0) fail("criu", "pidfd");
   int called_off = !await_end(pidfd, STDIN_FILENO, -1);
   if (called_off) {
-    /* Its next write fails. Of what it puts back nothing is used. */
-    struct rlimit nothing = {0, 0};
-    if (work->restores || prlimit(pid, RLIMIT_FSIZE, &nothing, NULL) < 0 || !await_end(pidfd, -1, work->stop_ms_max)) {
+    /* Of what it puts back nothing is used. */
+    if (!work->restores) take_images_away(work, pid);
+    if (work->restores || !await_end(pidfd, -1, work->stop_ms_max)) {
       freeze_again(work);
       kill(pid, SIGKILL);
       (void)await_end(pidfd, -1, -1);
@@ -410,6 +451,7 @@ int criu_main(int argc, char **argv) {
   if (children < 0 || nothing < 0) fail("criu", "descriptors");
   raise_descriptors();
   open_mapped(work.images, userns, work.restores ? MOUNT_ATTR_RDONLY : 0, IMAGES_FD);
+  keep_parent(&work);
   open_work(work.uidbase);
   if (!work.restores) {
     int freezer = open(work.freezer, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -417,6 +459,8 @@ int criu_main(int argc, char **argv) {
     place(freezer, FREEZER_FD);
   }
   if (!process1_lives(&work, pidfd)) fail_with(ESRCH, "criu", "process 1");
+  /* Its end at a bad moment hurts programs; what it makes for them is bounded by what they may have. */
+  if (!work.restores) (void)write_file_at(AT_FDCWD, "/proc/self/oom_score_adj", "-1000");
   open_streams(&work);
   for (int i = 0; i < work.group_count; i++)
     if (write_file_at(AT_FDCWD, work.groups[i], "0") < 0) fail("criu", "%s", work.groups[i]);

@@ -22,6 +22,8 @@ const saidMsMax = 1000
 const reasonCharsMax = 200
 /** What CRIU tries at its start, and does without; and that it ends. */
 const withoutMeaning = /kerndat|tun\.c|net\.c:1253|RLIMIT_NOFILE|(Dumping|Restoring) FAILED/
+/** Of the helper, when CRIU ended by one; the number of the signal is on top. */
+const exitCodeOfSignals = 128
 const headerBytes = 4096
 const interpreterSegment = 3
 
@@ -150,6 +152,10 @@ async function run(role: string, tools: Tools, more: string[], argv: string[]): 
   try {
     const text = textEnd(child.stderr, saidBytesMax).catch(() => '')
     const exitCode = await child.exited
+    if (role === 'dump' && exitCode >= exitCodeOfSignals) {
+      const why = stop.aborted ? reasonOf(stop.reason) : `CRIU ended with ${exitCode}`
+      throw new Error(`${why}; it was killed, and a program that it held may have been hurt by that`)
+    }
     stop.throwIfAborted()
     // Whoever else has its stderr open is not waited for.
     const said = exitCode === 0 ? '' : await Promise.race([text, Bun.sleep(saidMsMax).then(() => '')])
@@ -159,6 +165,10 @@ async function run(role: string, tools: Tools, more: string[], argv: string[]): 
     if (late !== null) clearTimeout(late)
     void child.stdin.end()
   }
+}
+
+export function reasonOf(error: unknown): string {
+  return error instanceof Error ? error.message.slice(0, 300) : String(error)
 }
 
 /** The first thing that went wrong, without where in its source. */

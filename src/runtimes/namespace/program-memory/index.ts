@@ -8,7 +8,7 @@ import type { MemoryKept } from '../../../spec/runtime.ts'
 import { bootId } from '../../helper-process.ts'
 import type { InstanceCgroup } from '../cgroups.ts'
 import { type Bounds, withinBounds } from './bounds.ts'
-import { dumpTree, restoreTree, type Stream } from './criu.ts'
+import { dumpTree, reasonOf, restoreTree, type Stream } from './criu.ts'
 import { bindSockets, prepareImages } from './images.ts'
 import {
   allStopped,
@@ -17,6 +17,7 @@ import {
   obstacleOf,
   type Program,
   programsOf,
+  signalAll,
   statusOf,
   unfitnessOf,
   watchedDirs,
@@ -158,6 +159,12 @@ export class ProgramMemory {
       if ('reason' in settled) return { kept: false, ...settled }
       const begun = (helper: ProcessIdentity) => writeStopped(instance.dir, { programs: running, helper })
       const reason = await this.#dump(instance, settled, had, dir, begun, signal).catch(reasonOf)
+      // Where CRIU was killed nobody else remembers that.
+      if (reason !== null)
+        signalAll(
+          first.filter(({ pid }) => had.has(pid)),
+          'SIGSTOP',
+        )
       signal?.throwIfAborted()
       return reason === null ? { kept: true } : { kept: false, reason }
     } finally {
@@ -368,8 +375,4 @@ function groupFiles(group: InstanceCgroup): string[] {
   if (group.v2Dir !== null) files.push(`${group.v2Dir}/cgroup.procs`)
   for (const file of [group.programsFile, group.programsMemoryFile]) if (file !== null) files.push(file)
   return files
-}
-
-function reasonOf(error: unknown): string {
-  return error instanceof Error ? error.message.slice(0, 300) : String(error)
 }

@@ -331,6 +331,43 @@ describeHere(`memory of programs${why === '' ? '' : ` (skipped: ${why})`}`, () =
     await runtime.snapshots?.remove(id)
   })
 
+  test('who calls it off, at whatever moment, leaves programs as they were', async () => {
+    const source = await runtime.create(specOf())
+    if (!(source instanceof NamespaceInstance)) throw new Error('of another kind')
+    await start(source, 1, counter, 'pipe')
+    for (const id of [2, 3, 4]) await start(source, id, 'sleep 100000 | sleep 100000 & wait')
+    await type(source, 1, '0')
+    await says(source, 1, '1 0\n')
+    let lines = '1 0\n'
+    for (const [index, afterMs] of [1, 10, 20, 30, 40, 60, 80, 120, 160, 240].entries()) {
+      const stop = new AbortController()
+      const id = `snapshot${randomText(12)}`
+      await source.freeze?.()
+      const calling = Bun.sleep(afterMs).then(() => stop.abort(new Error('called off')))
+      const said = await runtime.snapshots
+        ?.capture(source.id, id, stop.signal)
+        .catch((error) => String(error))
+      expect([`${JSON.stringify({ kept: true })}`, 'Error: called off']).toContain(
+        typeof said === 'string' ? said : JSON.stringify(said),
+      )
+      await calling
+      await source.thaw?.()
+      await runtime.snapshots?.remove(id)
+      await type(source, 1, `${afterMs}`)
+      lines += `${index + 2} ${afterMs}\n`
+      await says(source, 1, lines)
+      for (const { pid } of programsOf(source.process1)) {
+        // Nothing of what CRIU puts into them is left.
+        expect(readFileSync(`/proc/${pid}/maps`, 'utf8')).not.toContain('memfd')
+        await eventually(
+          'it goes on',
+          () => !/^State:\t[Tt]/m.test(readFileSync(`/proc/${pid}/status`, 'utf8')),
+        )
+      }
+    }
+    await runtime.destroy(source.id)
+  })
+
   test('a program that undoes what stops it does not run while its memory is kept', async () => {
     const source = await runtime.create(specOf())
     await start(source, 1, 'exec /opt/hostile undo')
