@@ -443,14 +443,14 @@ describe('stdin', () => {
     }
     guest.processes.writeStdin = (_, __, signal) => forEver(signal)
     guest.processes.closeStdin = (_, signal) => forEver(signal)
-    const failures = [
-      failure(processes.require('slow').writeStdin(Buffer.from('x'))),
-      failure(processes.require('slow').closeStdin()),
-    ]
+    const slow = processes.require('slow')
+    const failures = [slow.writeStdin(Buffer.from('x')), slow.closeStdin()].map((asked) =>
+      asked.catch((error: unknown) => error),
+    )
     await clock.turn(10_000)
-    for (const { code, message } of await Promise.all(failures)) {
-      expect(code).toBe('unavailable')
-      expect(message).toContain('did not read its stdin for 10 seconds')
+    for (const error of await Promise.all(failures)) {
+      expect(error).toMatchObject({ code: 'unavailable', details: { code: 'STDIN_NOT_READ' } })
+      expect(String(error)).toContain('did not read its stdin for 10 seconds')
     }
     expect(signals.map((signal) => signal?.aborted)).toEqual([true, true])
   })

@@ -394,6 +394,20 @@ describe('processes', () => {
     expect(said('stderr')).toEqual(['three\n'])
   })
 
+  test('that a process does not read is said by the sandbox, not as if the platform were away', async () => {
+    await post({ command: 'sleep 100', name: 'busy', stdin: true })
+    const { writeStdin } = machine.guest.processes
+    const notRead = new PlatformError('unavailable', 'it reads nothing', {
+      details: { code: 'STDIN_NOT_READ' },
+    })
+    machine.guest.processes.writeStdin = () => Promise.reject(notRead)
+    const answer = await fetch(`${base}/process/busy/stdin`, { method: 'POST', body: 'x' })
+    machine.guest.processes.writeStdin = writeStdin
+    expect(answer.status).toBe(503)
+    expect(await answer.json()).toEqual({ error: 'it reads nothing', code: 'STDIN_NOT_READ' })
+    await fetch(`${base}/process/busy/kill`, { method: 'DELETE' })
+  })
+
   test('a prompt is told while the program waits for its answer', async () => {
     const answer = await post(
       { command: 'printf "name? "; read name; echo "hello $name"', name: 'asks', stdin: true },

@@ -189,7 +189,9 @@ export class SandboxProcess {
     const giveUp = () => {
       const seconds = stdinWaitMsMax / 1000
       late.abort(
-        new PlatformError('unavailable', `the process did not read its stdin for ${seconds} seconds`),
+        new PlatformError('unavailable', `the process did not read its stdin for ${seconds} seconds`, {
+          details: { code: 'STDIN_NOT_READ' },
+        }),
       )
     }
     waited.then(giveUp, () => {})

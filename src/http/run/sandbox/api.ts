@@ -150,7 +150,7 @@ export async function serveSandbox(
     return await serveApi(lease, target, api, release)
   } catch (error) {
     release()
-    if (PlatformError.is(error) && ownFailures.has(error.code)) return errorAnswer(error)
+    if (PlatformError.is(error) && isOwnFailure(error)) return errorAnswer(error)
     throw error
   }
 }
@@ -306,6 +306,10 @@ const ownFailures = new Set([
   'unprocessable',
   'insufficient_storage',
 ])
+
+function isOwnFailure({ code, details }: PlatformError): boolean {
+  return ownFailures.has(code) || typeof details?.code === 'string'
+}
 
 function errorAnswer(error: PlatformError): Response {
   const { errno: _, path: __, ...details } = error.details ?? {}
