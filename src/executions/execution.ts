@@ -75,6 +75,8 @@ export interface NewExecution {
   source: string
   target: ExecutionTarget
   input: Uint8Array
+  /** The caller uses the bytes of `input` no more, whatever comes of this. */
+  inputIsGiven?: boolean
   /** Unique for ever; default: a new one that sorts by time. */
   id?: string
   labels?: Record<string, string>

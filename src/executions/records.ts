@@ -145,6 +145,7 @@ export function newWork(asked: NewExecution, nowMs: number): NewWork {
     labels,
     body,
     input,
+    inputIsGiven: asked.inputIsGiven ?? false,
     idempotency: idempotency ? { ...idempotency, expiresAt: nowMs + idempotencyMs } : null,
   }
 }

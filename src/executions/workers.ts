@@ -4,7 +4,7 @@ import type { ClaimedWork, Queue } from '../spec/queue.ts'
 
 const claimedAtOnceMax = 64
 /** Inputs of what runs, which are in memory: beyond that nothing more is claimed, however many places are free. */
-const runningBytesMax = 128 * 1024 * 1024
+const runningBytesMax = 48 * 1024 * 1024
 const againAfterFailureMs = 1000
 
 export interface WorkersOptions {

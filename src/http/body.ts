@@ -194,7 +194,7 @@ function refuseDepth(root: unknown): void {
   }
 }
 
-function tooLarge(bytesMax: number, got: string): PlatformError {
+export function tooLarge(bytesMax: number, got: string): PlatformError {
   return new PlatformError(
     'body_too_large',
     `The body is larger than ${bytesMax} bytes, the most allowed here: ${got}`,

@@ -110,6 +110,8 @@ export interface NewWork {
   /** JSON. */
   body: unknown
   input: Uint8Array | null
+  /** Nobody uses the bytes of `input` any more: they may be taken instead of copied. */
+  inputIsGiven?: boolean
   idempotency: { key: string; digest: string; expiresAt: number } | null
 }
 

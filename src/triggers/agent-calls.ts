@@ -144,6 +144,7 @@ export class AgentCalls {
       target: { kind: 'agent', name },
       targetRunningMax: agentRunningMax,
       input: request.body,
+      inputIsGiven: true,
       note: requestNote(request, purpose(workspace), this.#secrets),
       labels: { ...(trigger === null ? {} : { trigger: trigger.id }), ...labels },
       timeoutMs: timeout === undefined ? timeoutMsDefault : timeout * 1000,

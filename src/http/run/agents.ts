@@ -1,5 +1,6 @@
 import type { Passage, Passing } from '../../deployments/index.ts'
 import { PlatformError } from '../../errors.ts'
+import { LargeBodies } from '../large-bodies.ts'
 import { type Route, route } from '../route.ts'
 import { splitUrl } from '../url.ts'
 import { type DeploymentPlane, type DeploymentSource, runDeployment } from './deployments.ts'
@@ -17,6 +18,7 @@ export interface AgentPlane extends DeploymentPlane {
 
 /** The data plane of agents: whatever is below an agent's address is a request to its program. */
 export function agentRunRoutes(plane: AgentPlane): Route[] {
+  const bodies = new LargeBodies(plane.exchanges.clock)
   return [
     route({
       method: 'ALL',
@@ -32,7 +34,8 @@ export function agentRunRoutes(plane: AgentPlane): Route[] {
         const { workspace, agentName: name } = params
         const how = passing(params.path, request)
         const { later, path, tries } = plane.deployments.passage(workspace, 'agent', name, how)
-        if (later !== null) return acceptLater(context, { workspace, name, ...later, path }, plane.later)
+        if (later !== null)
+          return acceptLater(context, { workspace, name, ...later, path }, plane.later, bodies)
         const target = { workspace, kind: 'agent', name, timed: true } as const
         const there = path === null ? target : { ...target, path }
         if (tries === undefined) return runDeployment(context, there, plane)

@@ -13,8 +13,8 @@ import {
   type Triggers,
   turnHeaders,
 } from '../../triggers/index.ts'
-import { readBytes } from '../body.ts'
 import { errorResponse } from '../errors.ts'
+import type { LargeBodies } from '../large-bodies.ts'
 import type { RouteContext } from '../route.ts'
 import { splitUrl } from '../url.ts'
 import { type DeploymentPlane, serveDeployment } from './deployments.ts'
@@ -45,30 +45,32 @@ export async function acceptLater(
   context: Pick<RouteContext<unknown, unknown, unknown>, 'request' | 'origin' | 'consumed'>,
   target: { workspace: string; name: string; trigger: StoredTrigger | null; path: string | null },
   calls: LaterCalls,
+  bodies: LargeBodies,
 ): Promise<Response> {
   const { request, origin, consumed } = context
   const { workspace, name, trigger } = target
   const prefix = `/${workspace}/agents/${name}`
   const { path, search } = splitUrl(request.url)
   const below = path.split('/').slice(4).join('/')
-  const body = await readBytes(request, agentRequestBytesMax)
   const left = new Set([...leftBehind, ...Object.values(turnHeaders), ...consumed.headers])
-  const { execution } = await calls.accept({
-    workspace,
-    name,
-    trigger,
-    request: {
-      method: request.method,
-      path: target.path ?? `/${below}`,
-      search: withoutParameters(search, [asyncParameter, ...consumed.query]),
-      headers: [...request.headers].filter(([header]) => !left.has(header)),
-      origin,
-      prefix,
-      body,
-    },
-    idempotencyKey: request.headers.get(idempotencyHeader),
-    turn: request.headers,
-  })
+  const { execution } = await bodies.read(request, agentRequestBytesMax, (body) =>
+    calls.accept({
+      workspace,
+      name,
+      trigger,
+      request: {
+        method: request.method,
+        path: target.path ?? `/${below}`,
+        search: withoutParameters(search, [asyncParameter, ...consumed.query]),
+        headers: [...request.headers].filter(([header]) => !left.has(header)),
+        origin,
+        prefix,
+        body,
+      },
+      idempotencyKey: request.headers.get(idempotencyHeader),
+      turn: request.headers,
+    }),
+  )
   return Response.json({ success: true }, { status: 202, headers: { [executionHeader]: execution.id } })
 }
 

@@ -4,6 +4,16 @@
  */
 import type { WorkRefusal, WorkStep, WorkStepResult } from './work-protocol.ts'
 
+/** Bytes from here on are handed over between the threads where nobody else uses them: copying is less work for fewer. */
+const handedOverBytesMin = 64 * 1024
+
+/** What to hand over with a message that has these bytes in it; nothing when they are part of something larger. */
+export function handedOver(bytes: Uint8Array | null): ArrayBuffer[] {
+  if (bytes === null || bytes.byteLength < handedOverBytesMin) return []
+  const { buffer } = bytes
+  return buffer instanceof ArrayBuffer && buffer.byteLength === bytes.byteLength ? [buffer] : []
+}
+
 export type WriteStep = ResourceStep | WorkStep
 
 export type ResourceStep =

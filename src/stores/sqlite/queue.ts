@@ -55,7 +55,12 @@ export class SqliteQueue implements Queue {
       throw new PlatformError('bad_request', `${items.length} at once, at most ${workBatchMax} are allowed`)
     }
     if (items.length === 0) return []
-    const steps = items.map((item) => ({ op: 'work-add' as const, now: this.#now(), work: encodeWork(item) }))
+    const steps = items.map((item) => ({
+      op: 'work-add' as const,
+      now: this.#now(),
+      work: encodeWork(item),
+      isGiven: item.inputIsGiven ?? false,
+    }))
     const waiting = items.filter(({ state }) => state === 'waiting')
     const { waitingMax, limitKey } = options
     if (waitingMax !== undefined)

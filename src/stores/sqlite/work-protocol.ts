@@ -64,7 +64,8 @@ export interface ChangedColumns {
 }
 
 export type WorkStep =
-  | { op: 'work-add'; now: number; work: AddedWork }
+  /** `isGiven`: its input may be taken instead of copied. */
+  | { op: 'work-add'; now: number; work: AddedWork; isGiven: boolean }
   | { op: 'work-claim'; now: number; queue: string; limit: number; bytesMax: number }
   | {
       op: 'work-change'

@@ -3,14 +3,15 @@ import type { Clock } from '../../lib/clock.ts'
 import type { Logger } from '../../lib/log.ts'
 import { storeWritesWaitingMax } from '../../spec/store.ts'
 import { LogFolding } from './log-folding.ts'
-import type {
-  FromWriter,
-  Mutation,
-  Outcome,
-  ResourceStep,
-  StepResult,
-  ToWriter,
-  WriteStep,
+import {
+  type FromWriter,
+  handedOver,
+  type Mutation,
+  type Outcome,
+  type ResourceStep,
+  type StepResult,
+  type ToWriter,
+  type WriteStep,
 } from './protocol.ts'
 import type { AddedWork } from './work-protocol.ts'
 
@@ -156,11 +157,12 @@ export class Writer {
     worker.ref()
     this.#folding.commitBegins()
     this.#options.onBegin()
-    this.#send(worker, { type: 'commit', mutations: group.map(({ mutation }) => mutation) })
+    const mutations = group.map(({ mutation }) => mutation)
+    this.#send(worker, { type: 'commit', mutations }, mutations.flatMap(givenAway))
   }
 
-  #send(worker: Bun.Worker, message: ToWriter): void {
-    worker.postMessage(message)
+  #send(worker: Bun.Worker, message: ToWriter, given: ArrayBuffer[] = []): void {
+    worker.postMessage(message, given)
   }
 
   #settle(outcomes: Outcome[], logPages: number): void {
@@ -288,6 +290,13 @@ function changesWhatIs({ mutation }: Pending): boolean {
       ((step.op === 'update' || step.op === 'remove') && !added.has(keyOf(step))) ||
       (step.op.startsWith('work-') && step.op !== 'work-add'),
   )
+}
+
+/** Of what is written once and never again, whatever comes of it. */
+function givenAway(mutation: Mutation): ArrayBuffer[] {
+  const [step] = mutation
+  if (mutation.length !== 1 || step?.op !== 'work-add' || !step.isGiven) return []
+  return handedOver(step.work.input)
 }
 
 function bytesOf(step: WriteStep): number {

@@ -5,11 +5,11 @@
  * Plain prepared statements instead of drizzle: the thread has an engine of its own, and this keeps 3 MB out of it.
  */
 import { commitGroup, openWriter, type WriterConnection } from './commit.ts'
-import type { FromWriter, Mutation, Outcome, ToWriter } from './protocol.ts'
+import { type FromWriter, handedOver, type Mutation, type Outcome, type ToWriter } from './protocol.ts'
 
 declare const self: {
   onmessage: ((event: MessageEvent<ToWriter>) => void) | null
-  postMessage(message: FromWriter): void
+  postMessage(message: FromWriter, handedOver?: ArrayBuffer[]): void
 }
 
 let writer: WriterConnection | null = null
@@ -24,7 +24,10 @@ self.onmessage = ({ data }) => {
       const outcomes = commit(data.mutations)
       // Not caught: what was committed and may not be durable is neither done nor undone, which only the end of this thread says.
       writer?.keep()
-      self.postMessage({ type: 'committed', outcomes, logPages: writer?.logPages() ?? 0 })
+      self.postMessage(
+        { type: 'committed', outcomes, logPages: writer?.logPages() ?? 0 },
+        outcomes.flatMap(claimedInputs),
+      )
       return
     }
     case 'close':
@@ -42,4 +45,11 @@ function commit(mutations: Mutation[]): Outcome[] {
     const failed = { ok: false, step: 0, reason: 'failed', detail: String(error) } as const
     return mutations.map(() => failed)
   }
+}
+
+function claimedInputs(outcome: Outcome): ArrayBuffer[] {
+  if (!outcome.ok) return []
+  return outcome.results.flatMap((result) =>
+    result.op === 'work-claim' ? result.claimed.flatMap(({ input }) => handedOver(input)) : [],
+  )
 }
