@@ -264,10 +264,20 @@ export class HostImage {
     return { skeleton, stamp, usr: frozen ?? this.#usr, mask }
   }
 
+  /** An ordinary user's sandboxes may not write /usr, but for a directory of their own in it. */
+  get #hasOwnLocal(): boolean {
+    return !asRoot() && !this.#options.usrLocal && existsSync(join(this.#usr, 'local'))
+  }
+
+  /** Variables for programs inside: npm installs for all where that can be written. */
+  get env(): Record<string, string> {
+    return this.#hasOwnLocal ? { NPM_CONFIG_PREFIX: '/usr/local' } : {}
+  }
+
   async #resolveNow(): Promise<RootFilesystem> {
     const { skeleton, stamp, usr, mask } = await this.#parts()
     const mounts: RootMount[] = [{ source: usr, target: '/usr', kind: 'overlay', ...(mask ? { mask } : {}) }]
-    if (!asRoot() && !this.#options.usrLocal && existsSync(join(this.#usr, 'local'))) {
+    if (this.#hasOwnLocal) {
       mounts.push({ source: await this.#ownLocal(), target: '/usr/local', kind: 'overlay' })
     }
     mounts.push(...this.#ownMounts())

@@ -162,6 +162,13 @@ describe('the host image', () => {
     }
   })
 
+  test('has npm install for all in /usr/local where an ordinary user cannot write more of /usr', async () => {
+    const usrPath = await smallUsr()
+    const isRoot = process.getuid?.() === 0
+    expect(hostImage({ usrPath }).env).toEqual(isRoot ? {} : { NPM_CONFIG_PREFIX: '/usr/local' })
+    expect(hostImage({ usrPath, usrLocal: true }).env).toEqual({})
+  })
+
   test('stands on the live /usr until it is frozen, then on the copy, without /usr/local', async () => {
     const usrPath = await smallUsr()
     const host = hostImage({ usrPath })

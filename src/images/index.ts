@@ -477,6 +477,7 @@ export class Images {
       PATH: '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin:/opt/hutch/bin',
       HOME: '/blaxel',
       LANG: 'C.UTF-8',
+      ...this.#options.host.env,
       ...this.#options.hostEnv,
     }
   }
