@@ -49,11 +49,11 @@ async function packFolder(
   target: string,
 ): Promise<{ files: ArchivedFile[]; bytes: number }> {
   const { root, instead } = content
-  const ignored = ignoreRules(root)
+  const verdictOf = ignoreRules(root)
   const files: ArchivedFile[] = []
   await using zip = await ZipWriter.create(target)
   try {
-    for (const { path, file, stats } of walk(root, '', ignored, [realpathSync(root)])) {
+    for (const { path, file, stats } of walk(root, '', verdictOf, [realpathSync(root)])) {
       if (Object.hasOwn(instead, path)) continue
       if (stats.isDirectory()) await zip.addFolder(path, stats.mode, stats.mtime)
       else {
@@ -109,7 +109,7 @@ interface Walked {
 function* walk(
   root: string,
   below: string,
-  ignored: (path: string) => boolean,
+  verdictOf: (path: string) => Verdict,
   above: string[],
 ): Iterable<Walked> {
   if (above.length > depthMax)
@@ -117,16 +117,17 @@ function* walk(
   const entries = readdirSync(join(root, below), { withFileTypes: true })
   for (const entry of entries.sort(byName)) {
     const path = below === '' ? entry.name : `${below}/${entry.name}`
-    if (ignored(path)) continue
+    const verdict = verdictOf(path)
+    if (verdict === 'left out with all below') continue
     const file = join(root, path)
     // A link to nowhere is left out, as every tool that reads through it would.
     const stats = statSync(file, { throwIfNoEntry: false })
-    if (stats?.isFile()) yield { path, file, stats }
+    if (stats?.isFile() && verdict === 'taken') yield { path, file, stats }
     if (!stats?.isDirectory()) continue
     const real = realpathSync(file)
     if (above.includes(real)) continue
-    yield { path, file, stats }
-    yield* walk(root, path, ignored, [...above, real])
+    if (verdict === 'taken') yield { path, file, stats }
+    yield* walk(root, path, verdictOf, [...above, real])
   }
 }
 
@@ -134,19 +135,42 @@ function byName(one: Dirent, other: Dirent): number {
   return one.name < other.name ? -1 : 1
 }
 
+/** Of what is left out alone, something below may be taken back in. */
+type Verdict = 'taken' | 'left out' | 'left out with all below'
+
 /**
  * A rule leaves out the file or folder of that path, and those of that name at any depth; one with `*`, `?` or `[` is a
- * pattern of either. Rules are the lines of `.blaxelignore`, else the defaults.
+ * pattern of either, and one that begins with `/` means the path alone. `!` before one takes back in what rules before it left out.
+ * Rules are the lines of `.blaxelignore`, else the defaults.
  */
-function ignoreRules(root: string): (path: string) => boolean {
-  const rules = [...(readRules(join(root, ignoreFile)) ?? ignoredByDefault), ...ignoredAlways]
-  const isPattern = (rule: string) => /[*?[]/.test(rule)
-  const plain = new Set(rules.filter((rule) => !isPattern(rule)))
-  const globs = rules.filter(isPattern).map((rule) => new Glob(rule))
+function ignoreRules(root: string): (path: string) => Verdict {
+  const rules = (readRules(join(root, ignoreFile)) ?? ignoredByDefault).map(parseRule)
+  const always = ignoredAlways.map(parseRule)
+  const hits = (matches: Rule['matches'], path: string): boolean =>
+    matches(path) || (path.includes('/') && hits(matches, path.slice(0, path.lastIndexOf('/'))))
+  const leftOut: Verdict = rules.some(({ isException }) => isException)
+    ? 'left out'
+    : 'left out with all below'
   return (path) => {
-    const name = path.slice(path.lastIndexOf('/') + 1)
-    return plain.has(path) || plain.has(name) || globs.some((glob) => glob.match(path) || glob.match(name))
+    if (always.some(({ matches }) => hits(matches, path))) return 'left out with all below'
+    return rules.findLast(({ matches }) => hits(matches, path))?.isException === false ? leftOut : 'taken'
   }
+}
+
+interface Rule {
+  isException: boolean
+  matches(path: string): boolean
+}
+
+function parseRule(line: string): Rule {
+  const isException = line.startsWith('!')
+  const written = isException ? line.slice(1) : line
+  const isAnchored = /^\.?\//.test(written)
+  const rule = written.replace(/^\.?\//, '').replace(/\/+$/, '')
+  const glob = /[*?[]/.test(rule) ? new Glob(rule) : null
+  const one = (text: string) => (glob === null ? text === rule : glob.match(text))
+  const matches = (path: string) => one(path) || (!isAnchored && one(path.slice(path.lastIndexOf('/') + 1)))
+  return { isException, matches }
 }
 
 function readRules(path: string): string[] | null {
@@ -158,12 +182,8 @@ function readRules(path: string): string[] | null {
     throw error
   }
   return text.split('\n').flatMap((line) => {
-    const rule = line
-      .replace(/#.*$/, '')
-      .trim()
-      .replace(/^\.?\//, '')
-      .replace(/\/+$/, '')
-    return rule === '' ? [] : [rule]
+    const rule = line.replace(/#.*$/, '').trim()
+    return /^!?(?:\.?\/)?$/.test(rule) ? [] : [rule]
   })
 }
 

@@ -274,6 +274,12 @@ describe('deploy', () => {
     for (const path of ['run.sh', 'linked.txt', 'distribution/keep.js', 'sub/.env.local', '.git/config'])
       expect(left).not.toContain(path)
     expect(left).toContain('dist/out.js')
+    for (const path of ['dist/other.js', 'sub/run.sh']) writeFileSync(join(folder, path), '')
+    writeFileSync(join(folder, '.blaxelignore'), 'dist\n!dist/out.js\n/run.sh\n!.git\n')
+    expect((await run(['deploy'], folder)).code).toBe(0)
+    const taken = [...unzip(uploaded()).keys()]
+    for (const path of ['dist/out.js', 'sub/run.sh']) expect(taken).toContain(path)
+    for (const path of ['dist/', 'dist/other.js', 'run.sh', '.git/config']) expect(taken).not.toContain(path)
   })
 
   test('a folder below with a Dockerfile is sent with all that is around it, under its own name', async () => {
