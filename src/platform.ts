@@ -432,22 +432,25 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
     call: agentCaller({ plane: () => plane, clock, log }),
     origin,
   })
-  triggers.starts('job', ({ workspace, name, trigger, tasks, labels, idempotencyKey: key }) => {
-    const { timeout, retry } = trigger.configuration ?? {}
-    return jobs.start(
-      workspace,
-      name,
-      { tasks },
-      {
-        idempotency: { key, digest: key },
-        labels: { trigger: trigger.id, ...labels },
-        limits: {
-          ...(timeout === undefined ? {} : { timeoutSeconds: timeout }),
-          ...(retry === undefined ? {} : { maxRetries: retry }),
+  triggers.starts(
+    'job',
+    ({ workspace, name, trigger, tasks, labels, idempotencyKey: key, idempotencyMs: keptMs }) => {
+      const { timeout, retry } = trigger.configuration ?? {}
+      return jobs.start(
+        workspace,
+        name,
+        { tasks },
+        {
+          idempotency: { key, digest: key, keptMs },
+          labels: { trigger: trigger.id, ...labels },
+          limits: {
+            ...(timeout === undefined ? {} : { timeoutSeconds: timeout }),
+            ...(retry === undefined ? {} : { maxRetries: retry }),
+          },
         },
-      },
-    )
-  })
+      )
+    },
+  )
   const agents = new Agents({ store, deployments })
   const threads = new Threads({ store, executions, secrets, clock, log })
   const workers = new Workers({ threads, clock, log })

@@ -92,7 +92,8 @@ export interface NewExecution {
   targetRunningMax?: number
   /** How many of this target with the same key may run at once; keys get turns. */
   concurrency?: { key: string; max: number }
-  idempotency?: { key: string; digest: string }
+  /** `keptMs`: how long the key is known; absent: a day. */
+  idempotency?: { key: string; digest: string; keptMs?: number }
   /** Follow-up work that is made in the transaction that ends it, composed by whom `callbacks` registered. JSON; secrets sealed by its owner. */
   callback?: { dialect: string; [given: string]: unknown }
 }

@@ -146,7 +146,7 @@ export function newWork(asked: NewExecution, nowMs: number): NewWork {
     body,
     input,
     inputIsGiven: asked.inputIsGiven ?? false,
-    idempotency: idempotency ? { ...idempotency, expiresAt: nowMs + idempotencyMs } : null,
+    idempotency: idempotency ? requestOf(idempotency, nowMs) : null,
   }
 }
 
@@ -215,6 +215,13 @@ export function boundedMessage(message: string): string {
 }
 
 /** Key by key; null takes one away. */
+function requestOf(
+  { key, digest, keptMs = idempotencyMs }: NonNullable<NewExecution['idempotency']>,
+  nowMs: number,
+): NonNullable<NewWork['idempotency']> {
+  return { key, digest, expiresAt: nowMs + keptMs }
+}
+
 export function mergedNote(
   note: Record<string, unknown>,
   more: Record<string, unknown> | undefined,

@@ -59,7 +59,7 @@ interface TaskPage {
 }
 
 export interface StartOptions {
-  idempotency?: { key: string; digest?: string } | undefined
+  idempotency?: { key: string; digest?: string; keptMs?: number } | undefined
   labels?: Record<string, string>
   /** In place of the job's own. */
   limits?: { timeoutSeconds?: number; maxRetries?: number }
@@ -168,7 +168,11 @@ export class Jobs {
             ...(idempotency === undefined
               ? {}
               : {
-                  idempotency: { key: `job/${job}/${idempotency.key}`, digest: idempotency.digest ?? digest },
+                  idempotency: {
+                    ...idempotency,
+                    key: `job/${job}/${idempotency.key}`,
+                    digest: idempotency.digest ?? digest,
+                  },
                 }),
           },
           ask.tasks.map((task) => Buffer.from(task)),

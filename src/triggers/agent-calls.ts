@@ -60,6 +60,8 @@ export interface AgentCall {
   trigger: StoredTrigger | null
   request: AgentRequest
   idempotencyKey: string | null
+  /** How long it is known, where that is not a day. */
+  idempotencyMs?: number
   /** Headers that may say when it has its turn. */
   turn?: Headers
   labels?: Record<string, string>
@@ -113,7 +115,7 @@ export class AgentCalls {
    * request, too_many_requests
    */
   async accept(asked: AgentCall): Promise<{ execution: Execution; existing: boolean }> {
-    const { workspace, name, trigger, request, idempotencyKey, turn, labels = {} } = asked
+    const { workspace, name, trigger, request, idempotencyKey, idempotencyMs, turn, labels = {} } = asked
     if (idempotencyKey !== null) checkIdempotencyKey(idempotencyKey)
     if (request.body.length > agentRequestBytesMax)
       throw new PlatformError(
@@ -151,7 +153,13 @@ export class AgentCalls {
       retry: { attemptsMax: 1 + retry, delayMs: retryDelayMs, delayMsMax: retryDelayMsMax },
       ...(idempotencyKey === null
         ? {}
-        : { idempotency: { key: `agent/${name}/${idempotencyKey}`, digest: digestOf(request) } }),
+        : {
+            idempotency: {
+              key: `agent/${name}/${idempotencyKey}`,
+              digest: digestOf(request),
+              ...(idempotencyMs === undefined ? {} : { keptMs: idempotencyMs }),
+            },
+          }),
       ...(turn === undefined ? {} : turnOf(turn, this.#clock.now())),
       ...(gates.atOnce === null ? {} : { targetRunningMax: gates.atOnce }),
       ...(callback === null ? {} : { callback: { ...callback } }),

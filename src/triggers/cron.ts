@@ -12,6 +12,8 @@ import { everyItem } from '../spec/store.ts'
 const tickKind = 'trigger_tick'
 /** One that comes later than that after its moment was missed. */
 const missedAfterMs = 60_000
+/** As long as what it started is kept, as a rule: by that it is known. */
+const tickKnownMs = 7 * 24 * 60 * 60 * 1000
 
 /** One moment of a trigger's pattern that came. */
 export interface Tick {
@@ -21,6 +23,7 @@ export interface Tick {
   trigger: StoredTrigger
   /** The same whenever the same tick is tried: what it starts counts once. */
   idempotencyKey: string
+  idempotencyMs: number
   tasks: Record<string, unknown>[]
   /** By which what it starts is found. */
   labels: { tick: string }
@@ -151,7 +154,8 @@ export class CronTriggers {
       const idempotencyKey = `cron:${body.uid}:${trigger.id}:${tickAt}`
       try {
         const labels = { tick: new Date(tickAt).toISOString() }
-        await start({ workspace, name, uid: body.uid, trigger, idempotencyKey, tasks, labels })
+        const once = { idempotencyKey, idempotencyMs: tickKnownMs }
+        await start({ workspace, name, uid: body.uid, trigger, tasks, labels, ...once })
       } catch (error) {
         // What is refused for good is refused at every try.
         if (!PlatformError.is(error) || error.retryable || error.code === 'internal') throw error

@@ -64,7 +64,14 @@ export class Triggers {
     return this.#cron.settled()
   }
 
-  async #startAgent({ workspace, name, trigger, labels, idempotencyKey }: Tick): Promise<void> {
+  async #startAgent({
+    workspace,
+    name,
+    trigger,
+    labels,
+    idempotencyKey,
+    idempotencyMs,
+  }: Tick): Promise<void> {
     const { path = '', input = {} } = trigger.configuration ?? {}
     const own = path.replace(/^\/*(agents\/[^/]+(?=\/|$))?\/*/, '')
     await this.agents.accept({
@@ -81,6 +88,7 @@ export class Triggers {
         body: Buffer.from(JSON.stringify(input)),
       },
       idempotencyKey,
+      idempotencyMs,
       labels,
     })
   }

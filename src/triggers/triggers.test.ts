@@ -79,9 +79,11 @@ class TestTriggers implements AsyncDisposable {
   }
 
   /** While something of it is stuck for ever. */
-  async crash(): Promise<void> {
+  async crash(downMs = 0): Promise<void> {
     void this.triggers.close()
     await this.engine.stop()
+    this.host.clock.advance(downMs)
+    this.engine.clock.advance(downMs)
     await this.host.restart()
     await this.engine.start()
     await this.#start()
@@ -438,25 +440,31 @@ test('moments that were missed come once, the last of them, unless the trigger s
   expect(test.ticks.slice(1)).toEqual(['2030-01-01T18:00:00.000Z', '2030-01-01T18:00:00.000Z'])
 })
 
-test('a moment comes once, whenever the platform dies', async () => {
-  await using test = await TestTriggers.open()
-  await test.deploy([every('0 * * * *')])
-  // It dies after the request was kept, and before it is written that the moment came.
-  const dying = new Proxy(test.host.store, {
-    get(store, name) {
-      if (name === 'create' || name === 'update') return () => new Promise(() => {})
-      const value = Reflect.get(store, name)
-      return typeof value === 'function' ? value.bind(store) : value
-    },
-  })
-  await test.restart(0, dying)
-  test.host.clock.advance(hourMs)
-  await eventually('it was started', () => test.ticks.length === 1)
-  await test.crash()
-  expect(test.ticks).toEqual(['2030-01-01T13:00:00.000Z'])
-  await test.pass(hourMs)
-  expect(test.ticks).toEqual(['2030-01-01T13:00:00.000Z', '2030-01-01T14:00:00.000Z'])
-})
+test.each([
+  ['0 * * * *', 0, hourMs, '2030-01-01T14:00:00.000Z'],
+  ['0 13 * * 2', 3 * 24 * hourMs, 4 * 24 * hourMs, '2030-01-08T13:00:00.000Z'],
+])(
+  'a moment of %s comes once, whenever the platform dies, for days',
+  async (schedule, downMs, laterMs, next) => {
+    await using test = await TestTriggers.open()
+    await test.deploy([every(schedule)])
+    // It dies after the request was kept, and before it is written that the moment came.
+    const dying = new Proxy(test.host.store, {
+      get(store, name) {
+        if (name === 'create' || name === 'update') return () => new Promise(() => {})
+        const value = Reflect.get(store, name)
+        return typeof value === 'function' ? value.bind(store) : value
+      },
+    })
+    await test.restart(0, dying)
+    test.host.clock.advance(hourMs)
+    await eventually('it was started', () => test.ticks.length === 1)
+    await test.crash(downMs)
+    expect(test.ticks).toEqual(['2030-01-01T13:00:00.000Z'])
+    await test.pass(laterMs)
+    expect(test.ticks).toEqual(['2030-01-01T13:00:00.000Z', next])
+  },
+)
 
 test('a clock that is set back brings no moment twice', async () => {
   await using test = await TestTriggers.open()
