@@ -38,8 +38,6 @@ enum {
   GROUPS_MAX = 16,
   PENDING_BYTES_MAX = 1 << 20, /* in a pipe; the kernel has no larger ones for who has no power over the host */
   LOG_BYTES_MAX = 65536,
-  /* More than what it shares with a program, and than what is written in a moment. */
-  CALLED_OFF_FILE_BYTES = 16 << 20,
   REMOVAL_ROUNDS_MAX = 100,
   DESCRIPTORS_MAX = 16384,
   NAMESPACES = CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID | CLONE_NEWNET,
@@ -59,7 +57,7 @@ struct work {
   uint64_t started; /* process 1, in clock ticks since boot */
   uint32_t uidbase;
   uint32_t last_pid; /* what comes before the pids of what is run, which must be none that it gives away; 0: any */
-  uint64_t file_bytes_max;
+  uint64_t file_bytes_max, file_bytes_last; /* the second once it is called off */
   int stop_ms_max; /* once it is not wanted: for CRIU to put right what it did to programs, before it is killed */
   const char *program, *images, *freezer;
   int images_parent; /* as the host's root has them; -1: images are only read */
@@ -109,6 +107,7 @@ static void parse(struct work *work, int argc, char **argv) {
     else if (!strcmp(argv[i], "uidbase")) work->uidbase = (uint32_t)number_of(value, UINT32_MAX);
     else if (!strcmp(argv[i], "lastpid")) work->last_pid = (uint32_t)number_of(value, UINT32_MAX);
     else if (!strcmp(argv[i], "filebytes")) work->file_bytes_max = number_of(value, INT64_MAX);
+    else if (!strcmp(argv[i], "lastbytes")) work->file_bytes_last = number_of(value, INT64_MAX);
     else if (!strcmp(argv[i], "stopms")) work->stop_ms_max = (int)number_of(value, INT32_MAX);
     else if (!strcmp(argv[i], "program")) work->program = value;
     else if (!strcmp(argv[i], "images")) work->images = value;
@@ -120,7 +119,7 @@ static void parse(struct work *work, int argc, char **argv) {
   }
   if (!work->arguments || work->process1 < 2 || !work->uidbase || !work->program || !work->images)
     fail_with(EINVAL, "criu", "something is missing");
-  if (!work->restores && (!work->freezer || !work->file_bytes_max)) fail_with(EINVAL, "criu", "something is missing");
+  if (!work->restores && (!work->freezer || !work->file_bytes_max || !work->file_bytes_last)) fail_with(EINVAL, "criu", "something is missing");
 }
 
 /* Once it ended its number is another's: what was opened by that is of process 1 if it lives still. */
@@ -167,7 +166,7 @@ static void keep_parent(struct work *work) {
  * did to programs, which it has not where the memory that it shares with them fails; so that is left room.
  */
 static void take_images_away(const struct work *work, pid_t pid) {
-  struct rlimit little = {CALLED_OFF_FILE_BYTES, CALLED_OFF_FILE_BYTES};
+  struct rlimit little = {work->file_bytes_last, work->file_bytes_last};
   (void)prlimit(pid, RLIMIT_FSIZE, &little, NULL);
   for (int round = 0; round < REMOVAL_ROUNDS_MAX; round++) {
     int fd = openat(work->images_parent, work->images_name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);

@@ -173,6 +173,11 @@ export class InstanceCgroup {
     return this.freezerDir !== null
   }
 
+  /** What is frozen looks the same, had it been stopped before or not. */
+  get hidesStops(): boolean {
+    return this.parts.some(({ hierarchy }) => hierarchy.freezes && hierarchy.version === 1)
+  }
+
   /** Where it is frozen, with all that is below. */
   get freezerDir(): string | null {
     return this.parts.find(({ hierarchy }) => hierarchy.freezes)?.dir ?? null

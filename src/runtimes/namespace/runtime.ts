@@ -371,8 +371,8 @@ export class NamespaceRuntime implements Runtime {
     if (!state) return null
     if (state.bootId !== this.#bootId || !existsSync(this.#dir(handle.id))) return null
     const group = this.#group(state)
-    if ((await releaseStopped(this.#dir(handle.id), this.#options.clock)) && state.memoryMb !== undefined)
-      await group.endSpare(state.memoryMb)
+    const released = await releaseStopped(this.#dir(handle.id), state.guest, this.#options.clock)
+    if (released && state.memoryMb !== undefined) await group.endSpare(state.memoryMb)
     if (!isAlive(state.guest) || !isAlive(state.keeper)) {
       // One without the other is of no use to anyone.
       await this.#end(handle.id)

@@ -81,13 +81,18 @@ export async function dumpTree(
     freezerDir: string
     /** Of one image. */
     fileBytesMax: number
+    /** The most that CRIU may share with a program while it is in it, which is no file of the disk. */
+    sharedBytesMax: number
   },
 ): Promise<void> {
-  const { root, pipes, streams, watched, freezerDir, fileBytesMax } = options
+  const { root, pipes, streams, watched, freezerDir, fileBytesMax, sharedBytesMax } = options
   await run(
     'dump',
     options,
-    [`freezer=${freezerDir}`, `filebytes=${fileBytesMax}`, ...streams.map(streamEntry)],
+    [
+      ...[`freezer=${freezerDir}`, `lastbytes=${sharedBytesMax}`],
+      ...[`filebytes=${Math.max(fileBytesMax, sharedBytesMax)}`, ...streams.map(streamEntry)],
+    ],
     [
       ...['dump', '-t', String(root), '--leave-running', '--network-lock', 'skip'],
       ...['--freeze-cgroup', freezerAt, '--timeout', String(collectSecondsMax)],

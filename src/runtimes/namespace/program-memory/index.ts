@@ -54,6 +54,9 @@ const memoryLimits: MemoryLimits = {
   imagesMbSpare: 256,
   imagesMax: 65_536,
 }
+/** CRIU shares a list of its pages with a program, 16 bytes for one of 4096 that it may have; and more for what it has open. */
+const addressBytesPerSharedByte = 256
+const sharedBytesMin = 16 * 1024 * 1024
 /** Of one program's output, in the log that goes on. */
 const outputBytesMax = 40 * 1024 * 1024
 /** Pids that process 1 leaves free behind those that programs had, for what is put back. */
@@ -141,15 +144,18 @@ export class ProgramMemory {
       await copyFiles()
       return { kept: false, reason: unfit }
     }
-    const had = new Set(first.filter(({ stopped }) => stopped).map(({ pid }) => pid))
+    const before = (await seenStopped(instance, first)).filter(({ stopped }) => stopped)
+    const had = new Set(before.map(({ pid }) => pid))
     let running: Program[] = []
+    const note = (helper: ProcessIdentity | null) =>
+      writeStopped(instance.dir, { programs: running, before, helper })
     try {
       const settled = await settle(
         instance,
         (found) => {
           running = found.filter(({ pid }) => !had.has(pid))
           // Before the first is stopped: whoever takes the instance up after our end lets them go on.
-          writeStopped(instance.dir, { programs: running, helper: null })
+          note(null)
           return running
         },
         { clock: this.#clock, msMax: this.#limits.settleMsMax, signal },
@@ -157,14 +163,8 @@ export class ProgramMemory {
       signal?.throwIfAborted()
       await copyFiles()
       if ('reason' in settled) return { kept: false, ...settled }
-      const begun = (helper: ProcessIdentity) => writeStopped(instance.dir, { programs: running, helper })
-      const reason = await this.#dump(instance, settled, had, dir, begun, signal).catch(reasonOf)
-      // Where CRIU was killed nobody else remembers that.
-      if (reason !== null)
-        signalAll(
-          first.filter(({ pid }) => had.has(pid)),
-          'SIGSTOP',
-        )
+      const reason = await this.#dump(instance, settled, had, dir, note, signal).catch(reasonOf)
+      signalAll(before, 'SIGSTOP')
       signal?.throwIfAborted()
       return reason === null ? { kept: true } : { kept: false, reason }
     } finally {
@@ -287,6 +287,7 @@ export class ProgramMemory {
     if (bavail * bsize - memoryBytesOf(programs) < this.#freeBytesMin)
       return 'the host has too little disk left for the memory'
     const watched = watchedDirs(kept)
+    const sharedBytesMax = sharedBytesMin + addressBytesMax(programs) / addressBytesPerSharedByte
     const bounds: Bounds = {
       clock: this.#clock,
       deadline: this.#clock.monotonic() + this.#limits.dumpMsMax,
@@ -297,6 +298,9 @@ export class ProgramMemory {
     await group.withSpare(instance.memoryMb, () =>
       withinBounds(bounds, async (stop) => {
         try {
+          // None of them runs for it; and what a control group of version 1 froze cannot be taken hold of when it is stopped.
+          letGoOn(programs)
+          await group.freeze()
           for (const [index, root] of record.trees.entries()) {
             const imagesDir = `${dir}/${root}`
             await mkdir(imagesDir, { mode: 0o700 })
@@ -307,6 +311,7 @@ export class ProgramMemory {
                 // All trees stand still: what is on its way is kept once.
                 streams: index === 0 ? streams : [],
                 fileBytesMax: bytesMax,
+                sharedBytesMax,
               }),
             )
             await prepareImages(imagesDir)
@@ -317,15 +322,21 @@ export class ProgramMemory {
         }
       }),
     )
-    // Their programs are stopped, and only process 1 has something to do.
-    await group.thaw()
+    let thawed = false
+    const bound = new Set<string>()
+    const isSocket = async (path: string) => {
+      // Only process 1 has something to do then.
+      if (!thawed) {
+        signalAll(programs, 'SIGSTOP')
+        await group.thaw()
+      }
+      thawed = true
+      return (await guest.files.stat(path).catch(() => null))?.type === 'socket'
+    }
     try {
-      const bound = new Set<string>()
-      const isSocket = async (path: string) =>
-        (await guest.files.stat(path).catch(() => null))?.type === 'socket'
       for (const root of record.trees) await bindSockets(`${dir}/${root}`, isSocket, bound)
     } finally {
-      await group.freeze()
+      if (thawed) await group.freeze()
     }
     for (const { process } of processes) {
       const log = `${instance.dir}/log/${process.id}`
@@ -349,6 +360,17 @@ export class ProgramMemory {
   }
 }
 
+/** Frozen before and after. */
+async function seenStopped({ process1, group }: MemoryInstance, seen: Program[]): Promise<Program[]> {
+  if (!group.hidesStops) return seen
+  await group.thaw()
+  try {
+    return programsOf(process1)
+  } finally {
+    await group.freeze()
+  }
+}
+
 /** What was started by process 1, or fell to it, each with all below it; the root of each comes first. */
 function treesOf(guest: ProcessIdentity, programs: readonly Program[]): Program[][] {
   const children = Map.groupBy(programs, ({ parent }) => parent)
@@ -367,6 +389,12 @@ function memoryBytesOf(programs: readonly Program[]): number {
       kilobytes += Number.parseInt(status.get(name) ?? '0', 10)
   }
   return kilobytes * 1024
+}
+
+/** Of the one that has most, used or not. */
+function addressBytesMax(programs: readonly Program[]): number {
+  const kilobytes = programs.map(({ pid }) => Number.parseInt(statusOf(pid).get('VmSize') ?? '0', 10))
+  return Math.max(0, ...kilobytes) * 1024
 }
 
 /** What a thread writes 0 to, to belong to the same groups as programs do. */
