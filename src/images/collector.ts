@@ -4,7 +4,13 @@ import type { LayerStore } from './layer-store.ts'
 import type { ImageRecords } from './records.ts'
 
 /** Every root file system that an instance, running or not, or a snapshot stands on; `name` is for people. */
-export type RootsInUse = () => Iterable<{ workspace: string; name: string; root: RootFilesystem }>
+export type RootsInUse = () => Iterable<{
+  workspace: string
+  name: string
+  root: RootFilesystem
+  /** It is going, and keeps nobody from deleting an image; what lies below it stays meanwhile. */
+  leaving?: true
+}>
 
 /**
  * Who needs which layer, and the removal of those that nobody needs: no tag names them, no instance stands on them and

@@ -570,7 +570,7 @@ export class Images {
   #usersByDigest(workspace: string): Map<string, string> {
     const used = new Map<string, string>()
     for (const instance of this.#options.inUse())
-      if (instance.workspace === workspace) used.set(instance.root.digest, instance.name)
+      if (instance.workspace === workspace && !instance.leaving) used.set(instance.root.digest, instance.name)
     return used
   }
 

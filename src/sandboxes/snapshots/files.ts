@@ -5,6 +5,14 @@ import type { Logger } from '../../lib/log.ts'
 import type { RootFilesystem } from '../../spec/runtime.ts'
 import { runtimeIdOf, type SnapshotBody, snapshotId } from './record.ts'
 
+interface Root {
+  workspace: string
+  name: string
+  root: RootFilesystem
+  /** It was deleted: its files go, and what is below them stays until they are gone. */
+  leaving?: true
+}
+
 interface Hold {
   holders: number
   ending: PromiseWithResolvers<void> | null
@@ -16,7 +24,7 @@ export class SnapshotFiles {
   readonly #background: Background
   readonly #log: Logger
   readonly #held = new Map<string, Hold>()
-  readonly #roots = new Map<string, { workspace: string; name: string; root: RootFilesystem }>()
+  readonly #roots = new Map<string, Root>()
 
   constructor(options: { instances: Instances; background: Background; log: Logger }) {
     this.#instances = options.instances
@@ -25,7 +33,7 @@ export class SnapshotFiles {
   }
 
   /** What they stand on. */
-  roots(): Iterable<{ workspace: string; name: string; root: RootFilesystem }> {
+  roots(): Iterable<Root> {
     return this.#roots.values()
   }
 
@@ -67,6 +75,8 @@ export class SnapshotFiles {
   /** Removes them in the background, once nobody holds them. */
   removeSoon(id: string): void {
     const hold = this.#held.get(id)
+    const root = this.#roots.get(id)
+    if (root) this.#roots.set(id, { ...root, leaving: true })
     if (hold) hold.ending ??= Promise.withResolvers<void>()
     this.#background.run((hold?.ending?.promise ?? Promise.resolve()).then(() => this.remove(id)))
   }
