@@ -5,7 +5,6 @@ import type { Execution } from '../../executions/index.ts'
 import { silentLogger } from '../../lib/log.ts'
 import { FakeClock } from '../../lib/test-clock.ts'
 import type { Instance } from '../../spec/runtime.ts'
-import { eventually } from '../../test-client.ts'
 import type { AgentCall, AgentRequest } from '../../triggers/index.ts'
 import { LazyMcpBridge } from '../mcp/index.ts'
 import { type HttpServer, startServer } from '../server.ts'
@@ -44,7 +43,6 @@ const deployments: FunctionPlane['deployments'] & AgentPlane['deployments'] = {
   passage: (_workspace, _kind, name, { isAsync }) => ({
     later: isAsync ? { trigger: null } : null,
     path: null,
-    ...(name === 'tried' ? { tries: { retries: 2, timeoutMs: null } } : {}),
     ...(name === 'hurried' ? { tries: { retries: 2, timeoutMs: 30_000 } } : {}),
   }),
   isOpen: (workspace, kind, name) => `${workspace} ${kind}` === 'main application' || name === 'open',
@@ -328,38 +326,6 @@ test('what was kept is asked as every other request is, and its answer told whol
   await clock.turn(200)
   expect(await cancelled).toBe('cancelled')
   if (!inside.aborted) await new Promise((resolve) => inside.addEventListener('abort', resolve))
-})
-
-test('a trigger has what failed tried again, with the same body, as often as it says', async () => {
-  const seen: string[] = []
-  const statuses = [503, 429, 200]
-  answer = async (request) => {
-    seen.push(`${request.method} ${request.headers.get('x-own')} ${await request.text()}`)
-    return new Response('said', { status: statuses[seen.length - 1] ?? 500 })
-  }
-  const ended = async (init: RequestInit) => {
-    const asked = ask('/main/agents/tried', { headers: { 'x-own': 'kept' }, ...init })
-    let response: Response | null = null
-    asked.then((answered) => {
-      response = answered
-    })
-    // Each pause is taken once the answer before it is there.
-    return await eventually('it is answered', async () => {
-      await clock.turn(500)
-      return response
-    })
-  }
-  expect((await ended({ method: 'POST', body: 'work' })).status).toBe(200)
-  expect(seen).toEqual(Array(3).fill('POST kept work'))
-  statuses.splice(0, 3, 500, 500, 500)
-  seen.length = 0
-  expect((await ended({ method: 'POST', body: 'work' })).status).toBe(500)
-  expect(seen).toHaveLength(3)
-  // What its program decided is not asked again.
-  statuses.splice(0, 3, 400)
-  seen.length = 0
-  expect((await ended({})).status).toBe(400)
-  expect(seen).toEqual(['GET kept '])
 })
 
 test('an answer that has not begun by the timeout of its trigger is given up', async () => {

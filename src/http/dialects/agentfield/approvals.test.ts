@@ -118,10 +118,13 @@ test('an agent that cannot be told is told again', async () => {
   await decide({ requestId: `req-${id}`, decision: 'approved' })
   await eventually('it was told', () => told().length === 1)
   heard = () => Response.json({})
-  await eventually('it is told again', async () => {
-    await plane.clock.turn(1500)
-    return told().length === 2
+  const { executions } = plane.platform
+  const next = await eventually('it waits for the next time', () => {
+    const [notice] = executions.list('main', { source: 'agentfield-approval' }).data
+    return notice?.status === 'queued' ? notice.runAt : null
   })
+  plane.clock.advance(next - plane.clock.now())
+  await eventually('it is told again', () => told().length === 2)
 })
 
 test('what cannot be asked or decided is refused', async () => {
