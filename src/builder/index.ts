@@ -7,7 +7,12 @@ import type { Clock } from '../lib/clock.ts'
 import { parseDotenv } from '../lib/dotenv.ts'
 import { formatDuration } from '../lib/duration.ts'
 import type { Logger } from '../lib/log.ts'
-import { emptyProjectSettings, type ProjectSettings, parseProjectSettings } from '../lib/project-settings.ts'
+import {
+  dockerfileDefault,
+  emptyProjectSettings,
+  type ProjectSettings,
+  parseProjectSettings,
+} from '../lib/project-settings.ts'
 import type { InstallationSettings } from '../network/index.ts'
 import type { RuntimeCapabilities } from '../spec/runtime.ts'
 import type { BatchStep, Store } from '../spec/store.ts'
@@ -117,7 +122,14 @@ export class Builder {
   }
 
   async #run(job: BuildJob): Promise<Omit<BuildResult, 'settings'>> {
-    if (job.survey.files.has('Dockerfile')) {
+    const { dockerfile } = job.settings.build
+    const isThere = job.survey.files.has(dockerfile)
+    if (!isThere && dockerfile !== dockerfileDefault)
+      throw new PlatformError(
+        'unprocessable',
+        `build.dockerfile of blaxel.toml names "${dockerfile}", which was not sent`,
+      )
+    if (isThere) {
       this.#dockerfiles ??= this.#openDockerfiles()
       return await (await this.#dockerfiles).build(job)
     }

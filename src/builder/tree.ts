@@ -1,4 +1,5 @@
 /** From a source archive to the files of a project: which entries count, what is left out, and the tar stream of the rest. */
+import { dockerfileName } from '../lib/project-settings.ts'
 import { type ArchiveType, walkArchive } from './archive.ts'
 import { type ArchiveEntry, refused, shown } from './entry.ts'
 import { TarWriter } from './tar-writer.ts'
@@ -8,7 +9,7 @@ const noticedBytesMax = 4 * 1024 * 1024
 const lockBytesMax = 32 * 1024 * 1024
 const noticedBytesInAllMax = 64 * 1024 * 1024
 const noticedNames =
-  /^(?:blaxel\.toml|Dockerfile|\.dockerignore|\.env\.build|package\.json|package-lock\.json|npm-shrinkwrap\.json|pnpm-lock\.yaml|pnpm-workspace\.yaml|yarn\.lock|bun\.lock|bun\.lockb|bunfig\.toml|tsconfig\.json|\.npmrc|\.yarnrc|\.yarnrc\.yml|\.pypirc|\.netrc|pip\.conf|uv\.toml|uv\.lock|pyproject\.toml|setup\.py|setup\.cfg|[\w.-]*requirements[\w.-]*\.(?:txt|in)|[\w.-]*constraints[\w.-]*\.txt|\.python-version|\.nvmrc)$/
+  /^(?:blaxel\.toml|\.dockerignore|\.env\.build|package\.json|package-lock\.json|npm-shrinkwrap\.json|pnpm-lock\.yaml|pnpm-workspace\.yaml|yarn\.lock|bun\.lock|bun\.lockb|bunfig\.toml|tsconfig\.json|\.npmrc|\.yarnrc|\.yarnrc\.yml|\.pypirc|\.netrc|pip\.conf|uv\.toml|uv\.lock|pyproject\.toml|setup\.py|setup\.cfg|[\w.-]*requirements[\w.-]*\.(?:txt|in)|[\w.-]*constraints[\w.-]*\.txt|\.python-version|\.nvmrc)$/
 const lockNames =
   /^(?:package-lock\.json|npm-shrinkwrap\.json|pnpm-lock\.yaml|yarn\.lock|bun\.lockb?|uv\.lock)$/
 /** Of the root, which decide how it is built: one that cannot be read is not passed over. */
@@ -157,7 +158,7 @@ function isNoticed(path: string): boolean {
   const names = path.split('/')
   if (names.includes('node_modules')) return false
   const name = names[names.length - 1]!
-  return noticedNames.test(name) || entryNames.test(name)
+  return noticedNames.test(name) || dockerfileName.test(name) || entryNames.test(name)
 }
 
 /** Nothing stands behind a link or a file. */

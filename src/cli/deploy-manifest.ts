@@ -50,6 +50,7 @@ const kindOf: Record<ProjectType, string> = {
 export function deployManifest(request: DeployRequest): Manifest {
   const { type, name, settings, image, experimental } = request
   const labels = {
+    ...settings.labels,
     ...(image === null ? { [uploadLabel]: 'true' } : {}),
     ...(experimental ? { [experimentalLabel]: 'true' } : {}),
   }

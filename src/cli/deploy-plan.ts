@@ -215,11 +215,11 @@ export function contentOf(
   { base, project }: Pick<Source, 'base' | 'project'>,
   dockerConfig: string | null,
 ): ArchiveContent {
-  const { directory, dockerfile, hasSettings } = project
+  const { directory, dockerfile, settings, hasSettings } = project
   const instead: ArchiveContent['instead'] = {}
   const isBelow = directory !== base && dockerfile !== null && !relative(base, directory).startsWith('..')
   if (isBelow) {
-    instead.Dockerfile = { file: join(directory, 'Dockerfile') }
+    instead[settings.build.dockerfile] = { file: join(directory, settings.build.dockerfile) }
     if (hasSettings) instead['blaxel.toml'] = { file: join(directory, 'blaxel.toml') }
   }
   const buildEnv = flags['build-env-file']

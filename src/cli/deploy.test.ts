@@ -40,7 +40,8 @@ function project(files: Record<string, string>): string {
 }
 
 const hello = {
-  'blaxel.toml': 'type = "agent"\n[env]\nCITY = "Paris"\nPLACE = "$WHERE"\n[runtime]\nmemory = 1024\n',
+  'blaxel.toml':
+    'type = "agent"\n[labels]\nteam = "a"\n[env]\nCITY = "Paris"\nPLACE = "$WHERE"\n[runtime]\nmemory = 1024\n',
   'index.js': 'Bun.serve({ port: process.env.PORT, fetch: () => new Response("hi") })\n',
 }
 
@@ -151,7 +152,7 @@ describe('deploy', () => {
       expect.stringContaining('PUT /-/uploads/'),
     ])
     expect(JSON.parse(platform.seen[1]?.body ?? '')).toEqual({
-      metadata: { name: 'my-agent', labels: { 'x-blaxel-auto-generated': 'true' } },
+      metadata: { name: 'my-agent', labels: { team: 'a', 'x-blaxel-auto-generated': 'true' } },
       spec: {
         runtime: {
           memory: 1024,

@@ -47,7 +47,7 @@ export function readProject(directory: string, interpolate: (text: string) => st
     directory: folder,
     settings,
     hasSettings: text !== null,
-    dockerfile: readOptional(join(folder, 'Dockerfile')),
+    dockerfile: readOptional(join(folder, settings.build.dockerfile)),
     code: detectProject(files, settings.entrypoint),
   }
 }

@@ -39,8 +39,11 @@ describe('blaxel.toml', () => {
       CITY = "San Francisco"
       COUNT = 3
       ON = true
+      [labels]
+      team = "weather"
       [build]
       slim = false
+      dockerfile = "./docker/own.Dockerfile"
       [build.args]
       VERSION = "1"
       [agent.other]
@@ -111,7 +114,8 @@ describe('blaxel.toml', () => {
       defaultSize: 2048,
       entrypoint: { prod: 'python src/main.py', dev: 'fastapi dev' },
       env: { CITY: 'San Francisco', COUNT: '3', ON: 'true' },
-      build: { slim: false, args: { VERSION: '1' } },
+      build: { slim: false, dockerfile: 'docker/own.Dockerfile', args: { VERSION: '1' } },
+      labels: { team: 'weather' },
       agent: { other: { path: './other', port: 1339, type: 'agent' } },
       function: { tool: { path: 'tool' } },
       job: { work: { path: 'work' } },
@@ -179,6 +183,11 @@ describe('blaxel.toml', () => {
     ['env = 3', 'env is 3, which is not a table of texts'],
     ['[entrypoint]\nprod = 3', 'entrypoint.prod is 3, which is not a text in quotes'],
     ['[[volumes]]\nsizeMb = 0', 'volumes[0].sizeMb is 0'],
+    [
+      '[build]\ndockerfile = "../Dockerfile"',
+      'build.dockerfile is "../Dockerfile", which is not a path in the project',
+    ],
+    ['[build]\ndockerfile = "recipe"', 'build.dockerfile is "recipe"'],
     ['a = ', 'cannot be read: line 1'],
   ])('that is wrong is refused by its key, its value and what would be right: %s', (text, message) => {
     expect(refusal(text)).toStartWith('blaxel.toml: ')

@@ -3,6 +3,8 @@ import { z } from 'zod'
 import { PlatformError } from '../errors.ts'
 import { parseDuration } from './duration.ts'
 
+/** Of files that say how an image is built. */
+export const dockerfileName = /^(?:[\w.-]+\.)?[Dd]ockerfile(?:\.[\w-]+)*$/
 const tomlBytesMax = 1024 * 1024
 const shownCharsMax = 80
 const timeoutMsMax = 365 * 24 * 60 * 60 * 1000
@@ -57,6 +59,16 @@ const timeoutSeconds = z
   })
 
 const table = z.looseObject({}, wanted('a table'))
+export const dockerfileDefault = 'Dockerfile'
+/** Within the project: of a name by which it is known to be one. */
+const dockerfilePath = z
+  .string(wanted('a path in quotes'))
+  .transform((path) => path.replace(/^\.\//, ''))
+  .refine(
+    (path) =>
+      !/^\/|(?:^|\/)\.\.(?:\/|$)/.test(path) && dockerfileName.test(path.slice(path.lastIndexOf('/') + 1)),
+    wanted('a path in the project to a file named Dockerfile, Dockerfile.NAME or NAME.Dockerfile'),
+  )
 const tables = (item: z.ZodType) => z.array(item, wanted('a list of tables, each written [[...]]'))
 
 const packageEntry = z.looseObject(
@@ -138,7 +150,17 @@ const schema = z.object({
     .object({ prod: textValue.optional(), dev: textValue.optional() }, wanted('a table'))
     .prefault({}),
   env: variables.prefault({}),
-  build: z.object({ slim: flag.default(true), args: variables.prefault({}) }, wanted('a table')).prefault({}),
+  build: z
+    .object(
+      {
+        slim: flag.default(true),
+        dockerfile: dockerfilePath.default(dockerfileDefault),
+        args: variables.prefault({}),
+      },
+      wanted('a table'),
+    )
+    .prefault({}),
+  labels: variables.prefault({}),
   function: packages.prefault({}),
   agent: packages.prefault({}),
   job: packages.prefault({}),

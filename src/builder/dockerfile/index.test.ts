@@ -160,6 +160,27 @@ CMD ["cat", "/app/said.txt"]
     },
   )
 
+  check('the file that blaxel.toml names is built, with what is ignored for it alone', async (here) => {
+    const base = here.push('base')
+    const files = {
+      'blaxel.toml': '[build]\ndockerfile = "docker/own.Dockerfile"\n',
+      'docker/own.Dockerfile': `FROM ${base}\nCOPY . /app\n`,
+      'docker/own.Dockerfile.dockerignore': 'left-out\n',
+      'left-out': 'x',
+      taken: 'y',
+    }
+    const { image } = await here.dockerfile('FROM nothing\n', files)
+    expect((await here.inside(image, 'ls /app')).trim().split('\n').sort()).toEqual([
+      'Dockerfile',
+      'blaxel.toml',
+      'docker',
+      'taken',
+    ])
+    const missing = { 'blaxel.toml': '[build]\ndockerfile = "no.Dockerfile"\n' }
+    const failed = await here.dockerfile('FROM nothing\n', missing).catch((error: Error) => error.message)
+    expect(failed).toContain('build.dockerfile of blaxel.toml names "no.Dockerfile", which was not sent')
+  })
+
   check('the layers of one thing are not for another, though it is built the same', async (here) => {
     const text = `FROM ${here.push('base')}\nRUN echo of its own\n`
     for (const name of ['one', 'two'])

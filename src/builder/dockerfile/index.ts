@@ -33,7 +33,6 @@ import {
   toolFiles,
 } from './tool.ts'
 
-const dockerfileName = 'Dockerfile'
 /** Used on the disk of a machine: with more it is not kept for the next build. */
 const cachedBytesMax = 8 * 1024 ** 3
 const killed = 9
@@ -77,7 +76,7 @@ export class DockerfileBuilds {
   async build(job: BuildJob): Promise<Omit<BuildResult, 'settings'>> {
     const { request, survey, signal } = job
     const { workspace, kind, name, archivePath, archiveType } = request
-    const dockerfile = survey.noticed.get(dockerfileName)
+    const dockerfile = survey.noticed.get(job.settings.build.dockerfile)
     if (dockerfile === undefined || dockerfile.length > dockerfileBytesMax)
       throw new PlatformError('unprocessable', `the Dockerfile has more than ${dockerfileBytesMax} bytes`)
     const tool = await this.#tool()
@@ -178,7 +177,7 @@ export class DockerfileBuilds {
   async #run(
     machine: BuildMachine,
     tool: DockerfileTool,
-    { buildEnv, steps, signal }: BuildJob,
+    { buildEnv, settings, steps, signal }: BuildJob,
     bases: LocalBase[],
     carried: Carried,
   ): Promise<void> {
@@ -190,7 +189,12 @@ export class DockerfileBuilds {
     const output = new ToolOutput(steps, bases)
     const exit = await machine.run(
       {
-        argv: buildCommand(tool, { buildArgs: buildEnv, bases, env: carried.env }),
+        argv: buildCommand(tool, {
+          dockerfile: settings.build.dockerfile,
+          buildArgs: buildEnv,
+          bases,
+          env: carried.env,
+        }),
         env: toolEnv(carried.proxies),
         workingDir: '/',
         onLine: (line) => output.line(line),

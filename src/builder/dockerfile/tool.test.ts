@@ -94,6 +94,7 @@ test('settings of the host are handed on as far as a base image can have a use f
 
 test('what names images, and build arguments, reach the tool as words of their own', () => {
   const argv = buildCommand('buildah', {
+    dockerfile: 'Dockerfile',
     buildArgs: { 'A B': '--c $(d)' },
     env: {},
     bases: [{ written: '--volume=/:/host', text: 'x', local: 'localhost/hutch-base-0:latest' }],

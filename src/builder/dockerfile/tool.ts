@@ -94,6 +94,8 @@ export interface LocalBase {
 }
 
 export interface BuildArguments extends Pick<Carried, 'env'> {
+  /** Its path in the project. */
+  dockerfile: string
   buildArgs: Readonly<Record<string, string>>
   bases: readonly LocalBase[]
 }
@@ -102,7 +104,7 @@ export interface BuildArguments extends Pick<Carried, 'env'> {
 const inOrder = ['/bin/sh', '-c', 'exec "$@" 2>&1', 'sh']
 
 export function buildCommand(tool: DockerfileTool, options: BuildArguments): string[] {
-  const { buildArgs, env, bases } = options
+  const { dockerfile, buildArgs, env, bases } = options
   return [
     ...inOrder,
     ...[tool, 'build', '--isolation', 'chroot', '--layers', '--format', 'oci'],
@@ -110,7 +112,7 @@ export function buildCommand(tool: DockerfileTool, options: BuildArguments): str
     ...Object.entries(buildArgs).flatMap(([name, value]) => ['--build-arg', `${name}=${value}`]),
     ...Object.entries(env).flatMap(([name, value]) => ['--env', `${name}=${value}`]),
     ...bases.flatMap(({ written, local }) => ['--build-context', `${written}=container-image://${local}`]),
-    ...['--file', `${contextDir}/Dockerfile`, '--tag', builtName, contextDir],
+    ...['--file', `${contextDir}/${dockerfile}`, '--tag', builtName, contextDir],
   ]
 }
 
