@@ -171,6 +171,10 @@ export class Groups {
     for (const { id } of this.#options.queue.finishedGroups(listedAtOnce)) await this.finish(id)
   }
 
+  async *inputs(parent: Work): AsyncIterable<Uint8Array> {
+    for await (const { id } of this.parts(parent)) yield this.#options.queue.input(id) ?? new Uint8Array()
+  }
+
   async *parts(parent: Work): AsyncIterable<Work> {
     const { queue } = this.#options
     const each = bodyOf(parent).each

@@ -227,6 +227,11 @@ export class Executions {
     return this.#lists.page(workspace, filter, page)
   }
 
+  /** As `list`, for what may take long to look for: others have their turn meanwhile. @throws bad_request */
+  async search(workspace: string, filter: ExecutionFilter = {}, page: ListPage = {}): Promise<ExecutionPage> {
+    return await this.#lists.search(workspace, filter, page)
+  }
+
   /** Its runner is stopped; a group ends once its parts did. @throws not_found, conflict when it has ended */
   async cancel(
     workspace: string,
@@ -268,7 +273,7 @@ export class Executions {
     const again = { ...replayOf(work, queue.input(id)), ...named }
     const { each } = bodyOf(work)
     if (work.parts === null || !each) return (await this.accept(again)).execution
-    return (await this.acceptGroup(again, this.#partInputs(work), each)).execution
+    return (await this.acceptGroup(again, this.#groups.inputs(work), each)).execution
   }
 
   /** Those that ended and match, the newest first, at most a thousand. Answers the new ones. */
@@ -456,12 +461,6 @@ export class Executions {
     } catch (error) {
       log.error('executions: a callback could not be composed', { id: execution.id, error })
       return []
-    }
-  }
-
-  async *#partInputs(parent: Work): AsyncIterable<Uint8Array> {
-    for await (const { id } of this.#groups.parts(parent)) {
-      yield this.#options.queue.input(id) ?? new Uint8Array()
     }
   }
 

@@ -1,5 +1,5 @@
 import { PlatformError } from '../errors.ts'
-import { type Queue, type Work, workListMax } from '../spec/queue.ts'
+import { type Queue, type Work, type WorkQuery, workListMax } from '../spec/queue.ts'
 import type { ExecutionFilter, ExecutionPage, ExecutionStatus } from './execution.ts'
 import { statesOf, targetText, toExecution } from './records.ts'
 
@@ -23,6 +23,24 @@ export class Lists {
   }
 
   page(workspace: string, filter: ExecutionFilter, page: ListPage): ExecutionPage {
+    const { queries, shown } = this.#asked(workspace, filter, page)
+    return shown(queries.flatMap((query) => this.#queue.list(query)))
+  }
+
+  /** As `page`, others having their turn while it is looked for. */
+  async search(workspace: string, filter: ExecutionFilter, page: ListPage): Promise<ExecutionPage> {
+    const { queries, shown } = this.#asked(workspace, filter, page)
+    const works: Work[] = []
+    for (const query of queries) works.push(...(await this.#queue.search(query)))
+    return shown(works)
+  }
+
+  /** @throws bad_request */
+  #asked(
+    workspace: string,
+    filter: ExecutionFilter,
+    page: ListPage,
+  ): { queries: WorkQuery[]; shown: (works: Work[]) => ExecutionPage } {
     const { limit = limitDefault, sort = 'newest', cursor } = page
     if (!Number.isInteger(limit) || limit < 1 || limit > workListMax) {
       throw new PlatformError(
@@ -47,14 +65,17 @@ export class Lists {
     }
     // A group says by its parts of which source they are.
     const sources = group === undefined ? (listed(filter.source) ?? this.#sources()) : [undefined]
-    const works = sources
-      .flatMap((queue) => this.#queue.list({ ...query, ...(queue === undefined ? {} : { queue }) }))
-      .sort((left, right) => difference(left, right, sort))
-    const shown = works.slice(0, limit)
-    const last = shown.at(-1)
-    const data = shown.map(toExecution).filter(({ status }) => statuses?.includes(status) ?? true)
-    const at = sort === 'index' ? last?.index : last?.order
-    return { data, nextCursor: works.length > limit && at != null ? `${sort}.${at}` : '' }
+    return {
+      queries: sources.map((queue) => ({ ...query, ...(queue === undefined ? {} : { queue }) })),
+      shown(works) {
+        works.sort((left, right) => difference(left, right, sort))
+        const first = works.slice(0, limit)
+        const last = first.at(-1)
+        const data = first.map(toExecution).filter(({ status }) => statuses?.includes(status) ?? true)
+        const at = sort === 'index' ? last?.index : last?.order
+        return { data, nextCursor: works.length > limit && at != null ? `${sort}.${at}` : '' }
+      },
+    }
   }
 }
 

@@ -4,8 +4,12 @@ import { type WorkQuery, workInputBytesMax, workLabelsMax, workResultBytesMax } 
 
 /** Reading, keeping and removing. */
 export function listsContract(context: QueueContext): void {
-  const ids = (query: Partial<WorkQuery>) =>
-    context.queue.list({ workspace: 'main', limit: 100, ...query }).map(({ id }) => id)
+  const ids = async (query: Partial<WorkQuery>) => {
+    const asked = { workspace: 'main', limit: 100, ...query }
+    const listed = context.queue.list(asked).map(({ id }) => id)
+    expect((await context.queue.search(asked)).map(({ id }) => id)).toEqual(listed)
+    return listed
+  }
 
   test('lists are of one workspace, newest first, by what is asked for', async () => {
     await context.add('a', { labels: { trigger: 'cron', user: 'one' } })
@@ -15,19 +19,19 @@ export function listsContract(context: QueueContext): void {
     await context.add('d', { workspace: 'second' })
     context.nowMs += 1000
     await context.add('e')
-    expect(ids({})).toEqual(['e', 'c', 'b', 'a'])
-    expect(ids({ sort: 'oldest' })).toEqual(['a', 'b', 'c', 'e'])
-    expect(ids({ queue: 'agent' })).toEqual(['e', 'b', 'a'])
-    expect(ids({ queue: 'agent', target: 'agent/echo' })).toEqual(['e', 'a'])
-    expect(ids({ labels: { trigger: 'cron' } })).toEqual(['b', 'a'])
-    expect(ids({ labels: { trigger: 'cron', user: 'one' } })).toEqual(['a'])
-    expect(ids({ since: context.nowMs - 1000 })).toEqual(['e', 'c', 'b'])
-    expect(ids({ until: context.nowMs - 1000 })).toEqual(['c', 'b', 'a'])
+    expect(await ids({})).toEqual(['e', 'c', 'b', 'a'])
+    expect(await ids({ sort: 'oldest' })).toEqual(['a', 'b', 'c', 'e'])
+    expect(await ids({ queue: 'agent' })).toEqual(['e', 'b', 'a'])
+    expect(await ids({ queue: 'agent', target: 'agent/echo' })).toEqual(['e', 'a'])
+    expect(await ids({ labels: { trigger: 'cron' } })).toEqual(['b', 'a'])
+    expect(await ids({ labels: { trigger: 'cron', user: 'one' } })).toEqual(['a'])
+    expect(await ids({ since: context.nowMs - 1000 })).toEqual(['e', 'c', 'b'])
+    expect(await ids({ until: context.nowMs - 1000 })).toEqual(['c', 'b', 'a'])
     await context.claim(1)
     await context.end('b', 'failed')
-    expect(ids({ states: ['running'] })).toEqual(['a'])
-    expect(ids({ states: ['running', 'failed'] })).toEqual(['b', 'a'])
-    expect(ids({ states: [] })).toEqual([])
+    expect(await ids({ states: ['running'] })).toEqual(['a'])
+    expect(await ids({ states: ['running', 'failed'] })).toEqual(['b', 'a'])
+    expect(await ids({ states: [] })).toEqual([])
   })
 
   test('pages go on behind the last one, whatever is added or removed meanwhile', async () => {
@@ -39,10 +43,43 @@ export function listsContract(context: QueueContext): void {
     expect([...first, ...second].map(({ id }) => id)).toEqual(['d', 'c', 'b', 'a'])
   })
 
+  test('a search looks through all there is, and others have their turn meanwhile', async () => {
+    for (let at = 0; at < 1300; at += 100) {
+      const some = Array.from({ length: 100 }, (_, index) => at + index)
+      await Promise.all(
+        some.map((index) =>
+          context.add(`w${index}`, {
+            target: index % 600 === 0 ? 'agent/rare' : 'agent/echo',
+            labels: { parity: String(index % 2), rest: String(index % 650) },
+          }),
+        ),
+      )
+      context.nowMs += 1000
+    }
+    const since = context.nowMs - 13_000
+    const queue = 'agent'
+    for (const sort of ['newest', 'oldest'] as const) {
+      const all = await ids({ queue, since, sort, limit: 1000 })
+      expect(all).toHaveLength(1000)
+      await ids({ queue, since, sort, limit: 300, after: context.queue.get('w700')!.order })
+      expect(await ids({ queue, until: since + 999, sort })).toHaveLength(100)
+      expect(await ids({ queue, labels: { parity: '0', rest: '0' }, sort })).toHaveLength(2)
+      expect(await ids({ queue, target: 'agent/rare', states: ['waiting'], sort })).toHaveLength(3)
+      expect(await ids({ queue, since: context.nowMs, sort })).toEqual([])
+      expect(await ids({ queue, states: ['waiting', 'running'], since, sort, limit: 600 })).toHaveLength(600)
+    }
+    let hadTurn = false
+    setImmediate(() => {
+      hadTurn = true
+    })
+    await context.queue.search({ workspace: 'main', queue, since: context.nowMs, limit: 10 })
+    expect(hadTurn).toBe(true)
+  })
+
   test('parts of a group are listed by their index', async () => {
     for (const index of [2, 0, 1]) await context.add(`part-${index}`, { group: 'g', index })
-    expect(ids({ group: 'g', sort: 'index' })).toEqual(['part-0', 'part-1', 'part-2'])
-    expect(ids({ group: 'g', sort: 'index', after: 0 })).toEqual(['part-1', 'part-2'])
+    expect(await ids({ group: 'g', sort: 'index' })).toEqual(['part-0', 'part-1', 'part-2'])
+    expect(await ids({ group: 'g', sort: 'index', after: 0 })).toEqual(['part-1', 'part-2'])
   })
 
   test('what waits is counted, and how long its oldest does', async () => {
@@ -73,14 +110,14 @@ export function listsContract(context: QueueContext): void {
     const prune = (endedBefore: number, keptMax: number, limit = 100) =>
       context.queue.prune({ endedBefore, keptMax, limit })
     expect(await prune(context.nowMs - 3000, 100)).toBe(1)
-    expect(ids({})).toEqual(['open', 'd', 'c', 'b'])
+    expect(await ids({})).toEqual(['open', 'd', 'c', 'b'])
     expect(await prune(0, 1, 1)).toBe(1)
     expect(await prune(0, 1)).toBe(1)
-    expect(ids({})).toEqual(['open', 'd'])
-    expect(ids({ labels: { id: 'b' } })).toEqual([])
+    expect(await ids({})).toEqual(['open', 'd'])
+    expect(await ids({ labels: { id: 'b' } })).toEqual([])
     expect(context.queue.input('b')).toBeNull()
     expect(await prune(context.nowMs + 1, 0)).toBe(1)
-    expect(ids({})).toEqual(['open'])
+    expect(await ids({})).toEqual(['open'])
   })
 
   test('parts of a group stay as long as it goes on', async () => {
@@ -109,7 +146,7 @@ export function listsContract(context: QueueContext): void {
     await context.queue.enqueue([context.work('a', { idempotency }), context.work('b', { state: 'held' })])
     await context.add('c', { workspace: 'second' })
     await context.queue.removeWorkspace('main')
-    expect(ids({})).toEqual([])
+    expect(await ids({})).toEqual([])
     expect(context.queue.known('main', 'k')).toBeNull()
     expect(context.queue.waiting('agent')).toBe(1)
     expect(await context.claim(10)).toEqual(['c'])

@@ -42,6 +42,8 @@ export interface Queue {
   input(id: string): Uint8Array | null
   result(id: string): Uint8Array | null
   list(query: WorkQuery): Work[]
+  /** As `list`; however much there is to look through, others have their turn in between. */
+  search(query: WorkQuery): Promise<Work[]>
   /** Of the parts of a group. */
   counts(group: string): WorkCounts
   /** Due or delayed, without a look at the disk. */

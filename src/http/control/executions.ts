@@ -42,10 +42,10 @@ export function executionRoutes({ executions }: { executions: Executions }): Rou
 }
 
 function readingRoutes(executions: Executions): Route[] {
-  const page = (workspace: string, query: z.output<typeof listQuery>, filter = filterOf(query)) => {
+  const page = async (workspace: string, query: z.output<typeof listQuery>, filter = filterOf(query)) => {
     const { limit, cursor, sort } = query
     requireShown(executions, filter.source)
-    const { data, nextCursor } = executions.list(workspace, filter, {
+    const { data, nextCursor } = await executions.search(workspace, filter, {
       ...(limit === undefined ? {} : { limit }),
       ...(cursor === undefined ? {} : { cursor }),
       ...(sort === undefined ? {} : { sort }),

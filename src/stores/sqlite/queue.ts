@@ -19,13 +19,15 @@ import {
 } from '../../spec/queue.ts'
 import type { StepResult } from './protocol.ts'
 import type { WorkRow, WorkStep, WorkStepResult } from './work-protocol.ts'
-import type { WorkReader } from './work-reader.ts'
+import type { WorkReader, WorkRowsQuery } from './work-reader.ts'
 import { decodeWork, encodeLabels, encodeWork, encodeWorkBody } from './work-rows.ts'
 import type { Writer } from './writer.ts'
 
 /** So that a change in the meantime waits for no more than this. */
 const removedAtOnceMax = 500
 const retryAfterFullSeconds = 5
+/** Of a search, before others have their turn. */
+const searchedAtOnce = 500
 const claimedBytesMax = 64 * 1024 * 1024
 
 export interface SqliteQueueOptions {
@@ -153,28 +155,31 @@ export class SqliteQueue implements Queue {
   }
 
   list(query: WorkQuery): Work[] {
-    const { workspace, queue, target, states, group, labels, since, until, limit, after } = query
-    const { sort = 'newest' } = query
-    if (!Number.isInteger(limit) || limit < 1 || limit > workListMax) {
-      throw new PlatformError('bad_request', `limit must be a whole number from 1 to ${workListMax}`)
-    }
     const reader = this.#reader()
-    const asked = {
-      workspace,
-      queue: queue ?? null,
-      target: target ?? null,
-      group: group ?? null,
-      labels: Object.entries(labels ?? {}),
-      since: since ?? null,
-      until: until ?? null,
-      sort,
-      after: after ?? null,
-      limit,
+    return inOrder(
+      query,
+      askedOf(query).map((asked) => reader.list(asked)),
+    )
+  }
+
+  async search(query: WorkQuery): Promise<Work[]> {
+    const found: WorkRow[][] = []
+    for (const asked of askedOf(query)) {
+      found.push(isIndexed(asked) ? this.#reader().list(asked) : await this.#searched(asked))
     }
-    // A state at a time: of each an index has the order.
-    const rows = (states ?? [null]).flatMap((state) => reader.list({ ...asked, state }))
-    if (states && states.length > 1) rows.sort((left, right) => difference(left, right, sort))
-    return rows.slice(0, limit).map(decodeWork)
+    return inOrder(query, found)
+  }
+
+  async #searched(asked: WorkRowsQuery): Promise<WorkRow[]> {
+    const rows: WorkRow[] = []
+    for (let after = asked.after; ; ) {
+      const limit = asked.limit - rows.length
+      const { found, end } = this.#reader().slice({ ...asked, after, limit }, searchedAtOnce)
+      rows.push(...found)
+      if (end === null || rows.length >= asked.limit) return rows
+      after = end
+      await new Promise((resume) => setImmediate(resume))
+    }
   }
 
   counts(group: string): WorkCounts {
@@ -272,4 +277,37 @@ export class SqliteQueue implements Queue {
 function difference(left: WorkRow, right: WorkRow, sort: WorkQuery['sort']): number {
   if (sort === 'index') return (left.position ?? 0) - (right.position ?? 0)
   return sort === 'oldest' ? left.seq - right.seq : right.seq - left.seq
+}
+
+/** A state at a time: of each an index has the order. @throws bad_request */
+function askedOf(query: WorkQuery): WorkRowsQuery[] {
+  const { workspace, queue, target, states, group, labels, since, until, limit, after } = query
+  if (!Number.isInteger(limit) || limit < 1 || limit > workListMax) {
+    throw new PlatformError('bad_request', `limit must be a whole number from 1 to ${workListMax}`)
+  }
+  return (states ?? [null]).map((state) => ({
+    workspace,
+    queue: queue ?? null,
+    target: target ?? null,
+    state,
+    group: group ?? null,
+    labels: Object.entries(labels ?? {}),
+    since: since ?? null,
+    until: until ?? null,
+    sort: query.sort ?? 'newest',
+    after: after ?? null,
+    limit,
+  }))
+}
+
+/** An index has just what is asked for, in the order of the list; or it is a group, whose parts have no such index. */
+function isIndexed({ queue, target, state, group, labels, since, until }: WorkRowsQuery): boolean {
+  if (queue === null || group !== null) return true
+  return since === null && until === null && labels.length === 0 && (target === null || state === null)
+}
+
+function inOrder({ sort = 'newest', limit }: WorkQuery, found: WorkRow[][]): Work[] {
+  const rows = found.flat()
+  if (found.length > 1) rows.sort((left, right) => difference(left, right, sort))
+  return rows.slice(0, limit).map(decodeWork)
 }

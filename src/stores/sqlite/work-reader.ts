@@ -145,38 +145,37 @@ export class WorkReader {
   }
 
   list(query: WorkRowsQuery): WorkRow[] {
-    const { workspace, queue, target, state, group, labels, since, until, sort, after, limit } = query
-    const conditions = ['work.workspace = ?']
-    const values: (string | number)[] = [workspace]
-    const add = (condition: string, ...given: (string | number)[]) => {
-      conditions.push(condition)
-      values.push(...given)
-    }
-    if (queue !== null) add('queue = ?', queue)
-    if (target !== null) add('target = ?', target)
-    if (group !== null) add('group_id = ?', group)
-    if (state !== null) {
-      add('state = ?', state)
-      add(isOpen(state) ? 'ended_at IS NULL' : 'ended_at IS NOT NULL')
-    }
-    if (since !== null) add('created_at >= ?', since)
-    if (until !== null) add('created_at <= ?', until)
+    const { labels, sort, after, limit } = query
     const [first, ...others] = labels
+    const filters = filtersOf(query, others)
     // The rows of one label are in the order of the list: read from there, a page is as quick whether few have it or all.
-    if (first) add('label.workspace = ? AND label.name = ? AND label.value = ?', workspace, ...first)
-    for (const [name, value] of others) {
-      add(
-        'EXISTS (SELECT 1 FROM work_labels o WHERE o.workspace = ? AND o.name = ? AND o.value = ? AND o.seq = work.seq)',
-        ...[workspace, name, value],
-      )
-    }
+    if (first)
+      filters.add('label.workspace = ? AND label.name = ? AND label.value = ?', query.workspace, ...first)
     const table = first ? 'work_labels label CROSS JOIN work ON work.seq = label.seq' : 'work'
     const column = sort === 'index' ? 'position' : first ? 'label.seq' : 'seq'
-    const descending = sort === 'newest'
-    if (after !== null) add(`${column} ${descending ? '<' : '>'} ?`, after)
-    const sql = `SELECT work.* FROM ${table} WHERE ${conditions.join(' AND ')}
-      ORDER BY ${column} ${descending ? 'DESC' : 'ASC'} LIMIT ?`
-    return this.#once<WorkRow>(this.#lists, sql).all(...values, limit)
+    const { compares, direction } = orderOf(sort)
+    if (after !== null) filters.add(`${column} ${compares} ?`, after)
+    const sql = `SELECT work.* FROM ${table} WHERE ${filters.text} ORDER BY ${column} ${direction} LIMIT ?`
+    return this.#once<WorkRow>(this.#lists, sql).all(...filters.values, limit)
+  }
+
+  /**
+   * What `list` finds in the next `rows` of what an index has in the order of the list, and where these end; null: there are no more.
+   * Of a workspace and a queue, and not of a group.
+   */
+  slice(query: WorkRowsQuery, rows: number): { found: WorkRow[]; end: number | null } {
+    const { sort, after, limit } = query
+    const { compares, direction } = orderOf(sort)
+    const base = indexedOf(query)
+    if (after !== null) base.add(`seq ${compares} ?`, after)
+    const order = `ORDER BY seq ${direction}`
+    const slice = `SELECT seq FROM ${base.table} WHERE ${base.text} ${order} LIMIT ${rows}`
+    const filters = filtersOf(query, query.labels)
+    const sql = `SELECT work.* FROM (${slice}) slice CROSS JOIN work ON work.seq = slice.seq WHERE ${filters.text}
+      ORDER BY slice.seq ${direction} LIMIT ?`
+    const found = this.#once<WorkRow>(this.#lists, sql).all(...base.values, ...filters.values, limit)
+    const last = `SELECT seq FROM ${base.table} WHERE ${base.text} ${order} LIMIT 1 OFFSET ${rows - 1}`
+    return { found, end: this.#once<{ seq: number }>(this.#lists, last).get(...base.values)?.seq ?? null }
   }
 
   #pragma(name: string): Statement<Record<string, number>, []> {
@@ -195,4 +194,69 @@ export class WorkReader {
     }
     return statement as Statement<Row, (string | number)[]>
   }
+}
+
+class Conditions {
+  readonly #texts: string[] = []
+  readonly values: (string | number)[] = []
+
+  add(text: string, ...values: (string | number)[]): void {
+    this.#texts.push(text)
+    this.values.push(...values)
+  }
+
+  get text(): string {
+    return this.#texts.join(' AND ')
+  }
+}
+
+function orderOf(sort: WorkRowsQuery['sort']) {
+  return sort === 'newest' ? { compares: '<', direction: 'DESC' } : { compares: '>', direction: 'ASC' }
+}
+
+/** All that is asked for of a row of `work`, its place in the list left out. */
+function filtersOf(query: WorkRowsQuery, labels: WorkRowsQuery['labels']): Conditions {
+  const { workspace, queue, target, state, group, since, until } = query
+  const filters = new Conditions()
+  filters.add('work.workspace = ?', workspace)
+  if (queue !== null) filters.add('queue = ?', queue)
+  if (target !== null) filters.add('target = ?', target)
+  if (group !== null) filters.add('group_id = ?', group)
+  if (state !== null) {
+    filters.add('state = ?', state)
+    filters.add(isOpen(state) ? 'ended_at IS NULL' : 'ended_at IS NOT NULL')
+  }
+  if (since !== null) filters.add('created_at >= ?', since)
+  if (until !== null) filters.add('created_at <= ?', until)
+  for (const [name, value] of labels) {
+    filters.add(
+      'EXISTS (SELECT 1 FROM work_labels o WHERE o.workspace = ? AND o.name = ? AND o.value = ? AND o.seq = work.seq)',
+      ...[workspace, name, value],
+    )
+  }
+  return filters
+}
+
+/** As much of what is asked for as one index has, in the order of the list. */
+function indexedOf({
+  workspace,
+  queue,
+  target,
+  state,
+  labels,
+}: WorkRowsQuery): Conditions & { table: string } {
+  const indexed = Object.assign(new Conditions(), { table: 'work' })
+  indexed.add('workspace = ?', workspace)
+  const [label] = labels
+  if (label) {
+    indexed.table = 'work_labels'
+    indexed.add('name = ? AND value = ?', ...label)
+    return indexed
+  }
+  if (queue !== null) indexed.add('queue = ?', queue)
+  if (state !== null) {
+    indexed.add('state = ?', state)
+    indexed.add(isOpen(state) ? 'ended_at IS NULL' : 'ended_at IS NOT NULL')
+  } else if (target !== null) indexed.add('target = ?', target)
+  return indexed
 }

@@ -67,9 +67,9 @@ export function executionRoutes(options: ExecutionRouteOptions): Route[] {
         limit: z.coerce.number().int().min(1).max(listLimitMax).optional(),
         cursor: z.string().optional(),
       }),
-      handle({ workspace, query }) {
+      async handle({ workspace, query }) {
         const run = query.run_id ?? query.workflow_id
-        const page = executions.list(
+        const page = await executions.search(
           workspace,
           {
             source: [runSource, innerSource],
