@@ -5,6 +5,7 @@ import type { WorkStep } from './work-protocol.ts'
 import { WorkWriter } from './work-writer.ts'
 
 const busyTimeoutMs = 5000
+const busyPauseMs = 5
 /** What the file of the log is cut down to when it begins anew; below that its blocks are written over, which is quicker than to get new ones. */
 const logFileBytesMax = 64 * 1024 * 1024
 
@@ -38,7 +39,14 @@ export function openWriter({
   database.exec(`PRAGMA journal_size_limit = ${logFileBytesMax}`)
   // By a thread of its own.
   database.exec('PRAGMA wal_autocheckpoint = 0')
-  if (isAgain) foldWhole(database)
+  if (isAgain) {
+    try {
+      foldWhole(database)
+    } catch (error) {
+      database.close()
+      throw error
+    }
+  }
   const statements = {
     changes: database.prepare<{ count: number }, []>('SELECT total_changes() AS count'),
     log: database.prepare<{ log: number }, []>('PRAGMA wal_checkpoint(NOOP)'),
@@ -105,8 +113,17 @@ export function openWriter({
 
 /** @throws when some of it is still read by somebody */
 function foldWhole(database: Database): void {
-  const { busy } = database.query<{ busy: number }, []>('PRAGMA wal_checkpoint(TRUNCATE)').get() ?? {}
-  if (busy !== 0) throw new Error('the log could not be folded into the database')
+  const fold = database.prepare<{ busy: number }, []>('PRAGMA wal_checkpoint(TRUNCATE)')
+  const deadline = performance.now() + busyTimeoutMs
+  // For others that fold, as the thread that stopped may do at its end, SQLite does not wait by itself.
+  try {
+    while (fold.get()?.busy !== 0) {
+      if (performance.now() > deadline) throw new Error('the log could not be folded into the database')
+      Bun.sleepSync(busyPauseMs)
+    }
+  } finally {
+    fold.finalize()
+  }
 }
 
 /** One transaction for all; when it cannot be had, one for each, so that a mutation the disk refuses fails alone. */

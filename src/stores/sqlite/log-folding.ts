@@ -3,7 +3,7 @@ import type { Logger } from '../../lib/log.ts'
 import type { FromFolder, ToFolder } from './protocol.ts'
 
 /** Pages, 32 MiB: from there on the log is folded into the database. A page that is written often is in it often, and folded once. */
-const foldFromPages = 8192
+const foldFromPagesDefault = 8192
 /** While so few are folded commits wait, so that the log can begin anew after. */
 const lastPagesMax = 1024
 /** 128 MiB: commits wait for the folding, however much is left. */
@@ -18,6 +18,7 @@ export interface LogFoldingOptions {
   clock: Clock
   log: Logger
   startWorker: () => Bun.Worker
+  foldFromPages?: number
   /** Commits may begin, if they had to wait. */
   onFree(): void
 }
@@ -61,7 +62,7 @@ export class LogFolding {
     this.#isCommitting = false
     this.#logPages = logPages ?? this.#logPages
     if (this.#isFolding || this.#isClosing) return
-    const { clock } = this.#options
+    const { clock, foldFromPages = foldFromPagesDefault } = this.#options
     const isAgain = this.#logPages >= this.#againFromPages || clock.monotonic() >= this.#againAt
     if (this.#isLast || (this.#logPages >= foldFromPages && isAgain)) this.#fold()
   }

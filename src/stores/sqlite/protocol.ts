@@ -71,8 +71,10 @@ export type ToWriter =
   | { type: 'commit'; mutations: Mutation[] }
   | { type: 'close' }
 
-/** `logPages`: how long the log is. */
-export type FromWriter = { type: 'committed'; outcomes: Outcome[]; logPages: number } | { type: 'closed' }
+/** `logPages`: how long the log is; null when it could not be opened. */
+export type FromWriter =
+  | { type: 'committed'; outcomes: Outcome[]; logPages: number | null }
+  | { type: 'closed' }
 
 export type ToFolder = { type: 'fold'; path: string } | { type: 'close' }
 

@@ -35,6 +35,8 @@ export interface WriterOptions {
   log: Logger
   startWorker: () => Bun.Worker
   startFolder: () => Bun.Worker
+  /** How long the log may get before it is folded into the database. */
+  foldFromPages?: number
   /** A group is on its way: until `onOver` nobody is to read what it writes, since a power cut may still undo it. */
   onBegin(): void
   onOver(): void
@@ -58,6 +60,8 @@ export class Writer {
   #inFlight: Pending[] | null = null
   #worker: Bun.Worker | null = null
   #isAgain = false
+  /** The thread is to fold the log whole before it writes, and nobody can stand in it for that. */
+  #isFoldedFirst = false
   #gathering = false
   #closing: Promise<void> | null = null
   #onIdle: (() => void) | null = null
@@ -65,10 +69,11 @@ export class Writer {
 
   constructor(options: WriterOptions) {
     this.#options = options
-    const { path, clock, log, startFolder } = options
+    const { path, clock, log, startFolder, foldFromPages } = options
     this.#folding = new LogFolding({
       ...{ path, clock, log },
       startWorker: startFolder,
+      ...(foldFromPages === undefined ? {} : { foldFromPages }),
       onFree: () => this.#pump(),
     })
     this.#start()
@@ -137,6 +142,7 @@ export class Writer {
     worker.unref()
     const { path, durability } = this.#options
     this.#send(worker, { type: 'open', path, durability, isAgain: this.#isAgain })
+    this.#isFoldedFirst = this.#isAgain
     this.#isAgain = true
     return worker
   }
@@ -156,7 +162,8 @@ export class Writer {
     const worker = this.#worker ?? this.#start()
     worker.ref()
     this.#folding.commitBegins()
-    this.#options.onBegin()
+    // Of the group that a new thread begins with some may be read a moment before it is durable.
+    if (!this.#isFoldedFirst) this.#options.onBegin()
     const mutations = group.map(({ mutation }) => mutation)
     this.#send(worker, { type: 'commit', mutations }, mutations.flatMap(givenAway))
   }
@@ -165,9 +172,10 @@ export class Writer {
     worker.postMessage(message, given)
   }
 
-  #settle(outcomes: Outcome[], logPages: number): void {
+  #settle(outcomes: Outcome[], logPages: number | null): void {
     const group = this.#inFlight
     if (!group) return
+    if (logPages !== null) this.#isFoldedFirst = false
     this.#inFlight = null
     this.#options.onOver()
     this.#folding.commitEnds(logPages)

@@ -25,7 +25,7 @@ self.onmessage = ({ data }) => {
       // Not caught: what was committed and may not be durable is neither done nor undone, which only the end of this thread says.
       writer?.keep()
       self.postMessage(
-        { type: 'committed', outcomes, logPages: writer?.logPages() ?? 0 },
+        { type: 'committed', outcomes, logPages: writer?.logPages() ?? null },
         outcomes.flatMap(claimedInputs),
       )
       return
