@@ -159,6 +159,29 @@ agent('agents of the agentfield package', () => {
     })
   })
 
+  test('wait for people, and go on as they decided', async () => {
+    const { execution_id: id } = await ask('/execute/async/one.ask_first', { input: { what: 'sail' } })
+    await eventually('it waits', async () => (await ask(`/executions/${id}`)).status === 'waiting')
+    const decision = { requestId: 'may-i-sail', decision: 'approved', feedback: 'mind the wind' }
+    expect(await ask('/webhooks/approval-response', decision)).toMatchObject({ status: 'processed' })
+    const over = await eventually('it ended', async () => {
+      const execution = await ask(`/executions/${id}`)
+      return execution.status === 'succeeded' ? execution : null
+    })
+    expect(over.result).toEqual({ decision: 'approved', feedback: 'mind the wind' })
+  })
+
+  test('begin again where they broke', async () => {
+    const { execution_id: id } = await ask('/execute/async/one.greet_by', {
+      input: { target: 'two.refuse', name: 'Gil' },
+    })
+    expect((await ended(id)).status).toBe('failed')
+    const input = { target: 'two.greet', name: 'Gil' }
+    const again = await ask(`/executions/${id}/restart`, { input })
+    expect(again).toMatchObject({ status: 'queued', kind: 'fork', source_execution_id: id })
+    expect(await ended(again.execution_id)).toMatchObject({ status: 'succeeded' })
+  })
+
   test('stop what is called off', async () => {
     const { execution_id: id } = await ask('/execute/async/one.wait', { input: {} })
     await eventually('it is worked on', () => platform.executions.get('main', id)?.status === 'waiting')
