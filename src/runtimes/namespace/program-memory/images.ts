@@ -1,4 +1,4 @@
-import { readdir, readFile, writeFile } from 'node:fs/promises'
+import { readdir, readFile, stat, writeFile } from 'node:fs/promises'
 
 /**
  * The few images of CRIU that have to say something else where they are used from what they said where they were made.
@@ -9,6 +9,8 @@ const coreMagicBytes = 8
 const inventoryMagicBytes = 4
 const imageBytesMax = 16 * 1024 * 1024
 const imagesMax = 65_536
+/** Of one tree: each is looked at inside. */
+const socketsMax = 1_024
 
 interface Field {
   number: number
@@ -71,13 +73,17 @@ export async function bindSockets(
   taken: Set<string>,
 ): Promise<void> {
   const path = `${dir}/files.img`
+  if ((await stat(path)).size > imageBytesMax) throw new Error('its programs have too much open')
   const file = await readFile(path)
   const parts: Uint8Array[] = [file.subarray(0, coreMagicBytes)]
+  let seen = 0
   for (let at = coreMagicBytes; at < file.length; ) {
     const end = at + 4 + (at + 4 <= file.length ? file.readUInt32LE(at) : 0)
     if (end > file.length || end < at + 4) throw new Error(`${path} is cut off`)
     const entry = new Uint8Array(file.subarray(at + 4, end))
     const bound = boundPath(entry)
+    if (bound !== null && ++seen > socketsMax)
+      throw new Error(`more than ${socketsMax} sockets are bound to paths`)
     if (bound !== null && (await isThere(bound))) {
       if (taken.has(bound)) throw new Error(`two sockets were bound to ${bound}`)
       taken.add(bound)

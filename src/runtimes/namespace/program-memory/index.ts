@@ -22,7 +22,7 @@ import {
   unfitnessOf,
   watchedDirs,
 } from './programs.ts'
-import { isText, type Known, type MemoryInstance, settle, streamNames } from './settling.ts'
+import { isText, type Known, type MemoryInstance, settle, soon, streamNames } from './settling.ts'
 import { forgetStopped, writeStopped } from './stopped.ts'
 import { distrustOf } from './trust.ts'
 
@@ -47,7 +47,7 @@ export interface MemoryLimits {
   imagesMax: number
 }
 const memoryLimits: MemoryLimits = {
-  settleMsMax: 10_000,
+  settleMsMax: 5_000,
   dumpMsMax: 30_000,
   restoreMsMax: 60_000,
   callOffMsMax: 5_000,
@@ -334,7 +334,12 @@ export class ProgramMemory {
       return (await guest.files.stat(path).catch(() => null))?.type === 'socket'
     }
     try {
-      for (const root of record.trees) await bindSockets(`${dir}/${root}`, isSocket, bound)
+      const binding = async () => {
+        for (const root of record.trees) await bindSockets(`${dir}/${root}`, isSocket, bound)
+        return true
+      }
+      const deadline = this.#clock.monotonic() + this.#limits.settleMsMax
+      if ((await soon(this.#clock, deadline, binding())) === null) return 'it did not answer in time'
     } finally {
       if (thawed) await group.freeze()
     }

@@ -77,7 +77,11 @@ export async function settle(
 }
 
 /** Null: not before the deadline. */
-async function soon<Result>(clock: Clock, deadline: number, work: Promise<Result>): Promise<Result | null> {
+export async function soon<Result>(
+  clock: Clock,
+  deadline: number,
+  work: Promise<Result>,
+): Promise<Result | null> {
   work.catch(() => {})
   const answered = new AbortController()
   try {
