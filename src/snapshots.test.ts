@@ -81,6 +81,12 @@ describe('what there is, what is refused', () => {
     expect(events?.filter(({ type }) => type === 'snapshot')).toBeArrayOfSize(3)
     expect(JSON.stringify([bare, events])).not.toContain('hidden')
 
+    // Without a word in the request, too: all of it may be left out.
+    const asked = await client.request('/v0/sandboxes/shapes/snapshots', { method: 'POST' })
+    const { name } = (await asked.json()) as { name: string }
+    expect([asked.status, name]).toEqual([200, expect.stringMatching(/^snapshot-/)])
+    await sandbox.snapshots.delete(name)
+
     await sandbox.snapshots.delete('before')
     await sandbox.deleteSnapshot(old.id)
     const response = await client.request(`/v0/snapshots/${unnamed.id}`, { method: 'DELETE' })

@@ -57,7 +57,7 @@ function ofSandboxes({ snapshots, sandboxes, applications }: SnapshotRoutesOptio
       access: 'deployed',
       summary:
         'Take a snapshot of a sandbox that runs, rests or is archived: its files as they are at one moment, what it is, and which commands run; with CRIU on the host also the memory of its programs, which then go on in what is made from it, else those commands are started anew',
-      body: sandboxSnapshotInputSchema,
+      body: sandboxSnapshotInputSchema.default({}),
       answer: snapshotSchema,
       handle: async (context) => {
         const { workspace, params, body } = context
