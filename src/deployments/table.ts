@@ -27,12 +27,18 @@ export interface TableEntry {
 
 /** Every deployment as it is served, kept as its record changes. */
 export class DeploymentTable {
-  readonly #entries = new Map<string, TableEntry>()
+  /** By workspace and name: asked for several times in each request, which shall put no key together for that. */
+  readonly #entries: Record<DeploymentKind, Map<string, Map<string, TableEntry>>> = {
+    agent: new Map(),
+    function: new Map(),
+    application: new Map(),
+    job: new Map(),
+  }
   /** Names of applications by workspace and host. */
   readonly #hosts = new Map<string, string>()
 
   get(workspace: string, kind: DeploymentKind, name: string): TableEntry | null {
-    return this.#entries.get(keyOf(workspace, kind, name)) ?? null
+    return this.#entries[kind].get(workspace)?.get(name) ?? null
   }
 
   /** Whoever is told of a record first says so here: a change that was seen counts. */
@@ -44,7 +50,10 @@ export class DeploymentTable {
     if (known !== null) this.#leaveHosts(known)
     const hosts = body.state === 'deleting' ? [] : (body.spec.urls ?? []).map(hostOf)
     for (const host of hosts) this.#hosts.set(`${workspace}/${host}`, name)
-    this.#entries.set(keyOf(workspace, kind, name), {
+    const ofKind = this.#entries[kind]
+    const ofWorkspace = ofKind.get(workspace) ?? new Map<string, TableEntry>()
+    ofKind.set(workspace, ofWorkspace)
+    ofWorkspace.set(name, {
       workspace,
       kind,
       name,
@@ -78,22 +87,23 @@ export class DeploymentTable {
     return this.#hosts.get(`${workspace}/${host}`) ?? null
   }
 
-  every(): Iterable<TableEntry> {
-    return this.#entries.values()
+  *every(): Iterable<TableEntry> {
+    for (const ofKind of Object.values(this.#entries)) {
+      for (const ofWorkspace of ofKind.values()) yield* ofWorkspace.values()
+    }
   }
 
   delete({ workspace, kind, name }: { workspace: string; kind: string; name: string }): void {
     const known = this.get(workspace, kind as DeploymentKind, name)
     if (known !== null) this.#leaveHosts(known)
-    this.#entries.delete(keyOf(workspace, kind as DeploymentKind, name))
+    const ofKind = this.#entries[kind as DeploymentKind]
+    const ofWorkspace = ofKind.get(workspace)
+    ofWorkspace?.delete(name)
+    if (ofWorkspace?.size === 0) ofKind.delete(workspace)
   }
 
   #leaveHosts({ workspace, name, hosts }: TableEntry): void {
     for (const host of hosts)
       if (this.applicationAt(workspace, host) === name) this.#hosts.delete(`${workspace}/${host}`)
   }
-}
-
-function keyOf(workspace: string, kind: DeploymentKind, name: string): string {
-  return `${workspace}/${kind}/${name}`
 }

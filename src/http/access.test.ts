@@ -1,4 +1,5 @@
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
+import { accessTokenLifetimeMs } from '../access/index.ts'
 import { publicPaths, type RefusalCredentials, routeTableRefusals } from './testing/route-table-refusals.ts'
 import { TestPlatform } from './testing/test-platform.ts'
 
@@ -174,6 +175,31 @@ describe('credentials', () => {
     const deadlineMs = performance.now() + 60_000
     while ((await status()) === 200 && performance.now() < deadlineMs) await Bun.sleep(1)
     expect(await status()).toBe(401)
+  })
+
+  test('what was verified is remembered no longer than it counts', async () => {
+    const status = async (key: string) => (await platform.request('/v0/workspaces/main', { key })).status
+    const twice = async (key: string) => [await status(key), await status(key)]
+    const json = async (path: string, options: Parameters<typeof platform.request>[1]) =>
+      (await (await platform.request(path, options)).json()) as Record<string, string>
+    const account = await json('/v0/service_accounts', { method: 'POST', json: { name: 'robot' } })
+    const { client_id = '', client_secret } = account
+    const keysPath = `/v0/service_accounts/${client_id}/api_keys`
+    const { apiKey: lasting = '' } = await json(keysPath, { method: 'POST', json: {} })
+    const { apiKey: brief = '' } = await json(keysPath, { method: 'POST', json: { expires_in: '24h' } })
+    const grant = { grant_type: 'client_credentials', client_id, client_secret }
+    const tokenOf = async () =>
+      (await json('/oauth/token', { key: null, method: 'POST', json: grant })).access_token ?? ''
+    const early = await tokenOf()
+    for (const key of [lasting, brief, early]) expect(await twice(key)).toEqual([200, 200])
+    platform.clock.advance(accessTokenLifetimeMs)
+    expect([await status(early), await status(brief)]).toEqual([401, 200])
+    platform.clock.advance(dayMs - accessTokenLifetimeMs)
+    expect(await status(brief)).toBe(401)
+    const late = await tokenOf()
+    for (const key of [lasting, late]) expect(await twice(key)).toEqual([200, 200])
+    await platform.request(`/v0/service_accounts/${client_id}`, { method: 'DELETE' })
+    expect([await status(lasting), await status(late)]).toEqual([401, 401])
   })
 
   test('the uses of a key are noted without a write for each', async () => {

@@ -92,9 +92,6 @@ export function createApp(options: AppOptions): App {
 
 const clientClosedRequest = 499
 
-/** Nothing here is a proxy for others, and nothing echoes a request with its credentials. */
-const refusedMethods = new Set(['CONNECT', 'TRACE'])
-
 /** A request on its way through; filled in as it goes, so that an error knows what was established before it. */
 interface Passage {
   request: Request
@@ -167,8 +164,10 @@ class Handler {
   /** A promise only where there is something to wait for, as each of the steps of a request: an answer costs less without. */
   #answer(passage: Passage): Response | Promise<Response> {
     const { request, connection } = passage
-    if (refusedMethods.has(request.method)) {
-      throw new PlatformError('method_not_allowed', `${request.method} is not possible on this platform`)
+    // Nothing here is a proxy for others, and nothing echoes a request with its credentials.
+    const { method } = request
+    if (method === 'CONNECT' || method === 'TRACE') {
+      throw new PlatformError('method_not_allowed', `${method} is not possible on this platform`)
     }
     const { authority: urlAuthority, path, search } = splitUrl(request.url)
     if (urlAuthority === null) throw new PlatformError('bad_request', 'The request has no Host header')
@@ -242,7 +241,7 @@ class Handler {
     const { request, path, search } = passage
     const { route } = compiled
     const params = this.#table.params(compiled, path)
-    const opening = passage.open ? false : route.isOpen?.(params as never, request)
+    const opening = passage.open ? false : route.isOpen?.(params as never, passage)
     const isOpen = opening instanceof Promise ? await opening : opening
     let used: PresentedCredential | null = null
     let workspace = ''
@@ -326,6 +325,8 @@ class Handler {
 
 class Context implements RouteContext<unknown, unknown, unknown> {
   readonly request: Request
+  readonly path: string
+  readonly search: string
   readonly params: unknown
   readonly query: unknown
   readonly body: unknown
@@ -351,6 +352,8 @@ class Context implements RouteContext<unknown, unknown, unknown> {
   ) {
     const connection = passage.connection
     this.request = passage.request
+    this.path = passage.path
+    this.search = passage.search
     this.params = parsed.params
     this.query = parsed.query
     this.body = parsed.body

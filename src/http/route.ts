@@ -33,6 +33,10 @@ export type Method = 'GET' | 'POST' | 'PUT' | 'PATCH' | 'DELETE' | 'HEAD' | 'OPT
 export interface RouteContext<Params, Query, Body> {
   readonly request: Request
   readonly url: URL
+  /** Undecoded, as the next: they are not what `url` makes of them. */
+  readonly path: string
+  /** '', or from the question mark on. */
+  readonly search: string
   readonly params: Params
   readonly query: Query
   readonly body: Body
@@ -91,7 +95,7 @@ export interface Route<
   path: Path
   access: RouteAccess
   /** Whether what this address leads to is open to all: then no credential is asked for. Absent: never. */
-  isOpen?(params: PathParams<Path>, request: Request): boolean | Promise<boolean>
+  isOpen?(params: PathParams<Path>, asked: { request: Request; search: string }): boolean | Promise<boolean>
   /**
    * A name in the request that may be a workspace's. Where no workspace is named outright, it counts if the caller belongs
    * to the workspace of that name.

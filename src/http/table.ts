@@ -17,15 +17,19 @@ const rememberedPathsMax = 1024
 const rememberedPathCharsMax = 256
 const workspaceParams = ['workspace', 'workspaceName']
 
+/** What was found out of a path. */
+interface KnownPath {
+  byMethod: Map<string, CompiledRoute>
+  params: Map<CompiledRoute, Params>
+}
+
+type Params = Readonly<Record<string, string>>
+
 /** Every route of the platform, matched by raw path; the most specific path wins, whatever the order. */
 export class RouteTable {
   readonly routes: readonly Route[]
   /** Clients ask for the same paths again and again, and the search costs more than all else of a small request. */
-  readonly #found = new BoundedMap<string, CompiledRoute>(rememberedPathsMax)
-  readonly #read = new BoundedMap<
-    string,
-    { compiled: CompiledRoute; params: Readonly<Record<string, string>> }
-  >(rememberedPathsMax)
+  readonly #known = new BoundedMap<string, KnownPath>(rememberedPathsMax)
   // Hono's expressions cannot tell these routes apart, and trying them takes milliseconds of the start.
   readonly #router = new TrieRouter<CompiledRoute>()
 
@@ -57,12 +61,12 @@ export class RouteTable {
   }
 
   /** Values of the path's parameters: decoded, except for the rest of a path. Not to be changed. @throws bad_request */
-  params(compiled: CompiledRoute, path: string): Readonly<Record<string, string>> {
+  params(compiled: CompiledRoute, path: string): Params {
     if (path.length > rememberedPathCharsMax) return readParams(compiled, path)
-    const known = this.#read.get(path)
-    if (known?.compiled === compiled) return known.params
+    const known = this.#known.get(path)?.params.get(compiled)
+    if (known !== undefined) return known
     const params = Object.freeze(readParams(compiled, path))
-    this.#read.set(path, { compiled, params })
+    this.#knownOf(path).params.set(compiled, params)
     return params
   }
 
@@ -82,12 +86,23 @@ export class RouteTable {
 
   #find(method: string, path: string): CompiledRoute | null {
     if (path.length > rememberedPathCharsMax) return this.#search(method, path)
-    const key = `${method} ${path}`
-    const known = this.#found.get(key)
+    const known = this.#known.get(path)?.byMethod.get(method)
     if (known !== undefined) return known
     const found = this.#search(method, path)
-    if (found !== null) this.#found.set(key, found)
+    if (found === null) return null
+    const { byMethod } = this.#knownOf(path)
+    // Some routes take whatever a client calls its method.
+    if (byMethod.size < methods.length) byMethod.set(method, found)
     return found
+  }
+
+  #knownOf(path: string): KnownPath {
+    let known = this.#known.get(path)
+    if (known === undefined) {
+      known = { byMethod: new Map(), params: new Map() }
+      this.#known.set(path, known)
+    }
+    return known
   }
 
   #search(method: string, path: string): CompiledRoute | null {

@@ -2,7 +2,6 @@ import type { Passage, Passing } from '../../deployments/index.ts'
 import { PlatformError } from '../../errors.ts'
 import { LargeBodies } from '../large-bodies.ts'
 import { type Route, route } from '../route.ts'
-import { splitUrl } from '../url.ts'
 import { type DeploymentPlane, type DeploymentSource, runDeployment } from './deployments.ts'
 import { acceptLater, type LaterCalls } from './later.ts'
 import { tried } from './tried.ts'
@@ -24,15 +23,15 @@ export function agentRunRoutes(plane: AgentPlane): Route[] {
       method: 'ALL',
       path: '/{workspace}/agents/{agentName}/{path*}',
       access: 'read',
-      isOpen: ({ workspace, agentName, path }, request) =>
-        plane.deployments.isOpen(workspace, 'agent', agentName, passing(path, request)),
+      isOpen: ({ workspace, agentName, path }, { request, search }) =>
+        plane.deployments.isOpen(workspace, 'agent', agentName, passing(path, request.method, search)),
       errors: 'gateway',
       summary: 'A request to an agent; with async=true it is answered at once and made after that',
       tag: 'run',
       handle(context) {
-        const { request, params } = context
+        const { request, params, search } = context
         const { workspace, agentName: name } = params
-        const how = passing(params.path, request)
+        const how = passing(params.path, request.method, search)
         const { later, path, tries } = plane.deployments.passage(workspace, 'agent', name, how)
         if (later !== null)
           return acceptLater(context, { workspace, name, ...later, path }, plane.later, bodies)
@@ -46,9 +45,8 @@ export function agentRunRoutes(plane: AgentPlane): Route[] {
 }
 
 /** @throws bad_request for one that is to be answered later and is no POST */
-function passing(path: string, request: Request): Passing {
-  const { method, url } = request
-  const isAsync = url.includes('async=') && new URLSearchParams(splitUrl(url).search).get('async') === 'true'
+function passing(path: string, method: string, search: string): Passing {
+  const isAsync = search.includes('async=') && new URLSearchParams(search).get('async') === 'true'
   if (isAsync && method !== 'POST' && method !== 'OPTIONS') {
     throw new PlatformError('bad_request', `async=true: only a POST is answered later, not a ${method}`)
   }

@@ -3,7 +3,6 @@ import { type DeploymentKind, type Passing, stickyCookieName } from '../../deplo
 import { PlatformError } from '../../errors.ts'
 import type { PortAddress } from '../../spec/runtime.ts'
 import type { ConsumedCredentials, RouteContext } from '../route.ts'
-import { splitUrl } from '../url.ts'
 import { checkRequestLength, type Exchanges } from './exchanges.ts'
 import { isSocketRequest, proxyHttp, proxySocket, withoutParameters } from './proxy.ts'
 import { spoken } from './spoken.ts'
@@ -43,7 +42,10 @@ export interface DeploymentPlane {
 
 /** Serves a request that came by the deployment's address in the path. */
 export function runDeployment(
-  context: Pick<RouteContext<unknown, unknown, unknown>, 'request' | 'origin' | 'consumed' | 'upgrade'>,
+  context: Pick<
+    RouteContext<unknown, unknown, unknown>,
+    'request' | 'path' | 'search' | 'origin' | 'consumed' | 'upgrade'
+  >,
   target: Pick<
     DeploymentRequest,
     'workspace' | 'kind' | 'name' | 'timed' | 'acquire' | 'listens' | 'requestHeaders'
@@ -51,8 +53,7 @@ export function runDeployment(
     Partial<Pick<DeploymentRequest, 'path'>>,
   plane: DeploymentPlane,
 ): Promise<Response> {
-  const { request, origin, consumed, upgrade } = context
-  const { path, search } = splitUrl(request.url)
+  const { request, path, search, origin, consumed, upgrade } = context
   // Behind the workspace, the kind and the name.
   const end = indexOfSlash(path, 4)
   return serveDeployment(

@@ -41,7 +41,7 @@ export function functionRunRoutes(plane: FunctionPlane): Route[] {
       method: 'ALL',
       path: '/{workspace}/functions/{functionName}/{path*}',
       access: 'read',
-      isOpen: ({ workspace, functionName, path }, { method }) =>
+      isOpen: ({ workspace, functionName, path }, { request: { method } }) =>
         plane.deployments.isOpen(workspace, 'function', functionName, { path, method, isAsync: false }),
       errors: 'gateway',
       summary: 'A request to a function, such as an MCP server',

@@ -22,7 +22,14 @@ async function asking(
     return new Response('said', { status: outcome })
   }
   const request = new Request('http://localhost:4400/main/agents/one', init)
-  const context = { request, origin: '', consumed: { headers: [], query: [] }, upgrade: null }
+  const context = {
+    request,
+    path: '/',
+    search: '',
+    origin: '',
+    consumed: { headers: [], query: [] },
+    upgrade: null,
+  }
   let outcome: Response | PlatformError | null = null
   const asked = tried(context, how, ask, clock).then(
     (response) => {

@@ -11,7 +11,10 @@ const repeatedBytesMax = 8 * 1024 * 1024
 const pauseMs = 500
 const pauseMsMax = 30_000
 
-type Asked = Pick<RouteContext<unknown, unknown, unknown>, 'request' | 'origin' | 'consumed' | 'upgrade'>
+type Asked = Pick<
+  RouteContext<unknown, unknown, unknown>,
+  'request' | 'path' | 'search' | 'origin' | 'consumed' | 'upgrade'
+>
 
 /**
  * Asks, and once more after a pause where the answer is one from 500 on or a 429, or there is none. An answer that has

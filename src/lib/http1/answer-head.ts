@@ -1,5 +1,7 @@
 /** The head of an HTTP/1 answer, read strictly: whoever wrote it may mean harm. */
 
+import { BoundedMap } from '../bounded-map.ts'
+
 /** An answer that is no HTTP, or not within bounds. The message says what is wrong with it, of its own words none. */
 export class BadAnswer extends Error {}
 
@@ -12,13 +14,13 @@ export type Framing =
 
 export interface AnswerHead {
   /** Three digits: 100 to 999. */
-  status: number
-  statusText: string
+  readonly status: number
+  readonly statusText: string
   /** Names in lower case and their values, by turns, as they came. */
-  headers: string[]
-  framing: Framing
+  readonly headers: readonly string[]
+  readonly framing: Framing
   /** As far as it goes by the head, the connection can be used again. */
-  persistent: boolean
+  readonly persistent: boolean
 }
 
 export const headersMax = 256
@@ -33,23 +35,32 @@ const untilClose: Framing = { kind: 'close' }
 const carriageReturn = 0x0d
 const inChunks: Framing = { kind: 'chunked' }
 
+/** Programs say the same again and again, but for the second of the day; what was read lately is not read again. */
+const knownHeads = new BoundedMap<string, AnswerHead>(256)
+const knownCharactersMax = 1024
+
 /**
  * Reads a head without the empty line that ends it, one character a byte (latin1). `method`: of the request.
  * @throws BadAnswer
  */
 export function parseHead(text: string, method: string): AnswerHead {
+  if (method === 'HEAD' || text.length > knownCharactersMax) return read(text, method)
+  const known = knownHeads.get(text)
+  if (known !== undefined) return known
+  const head = read(text, method)
+  knownHeads.set(text, head)
+  return head
+}
+
+function read(text: string, method: string): AnswerHead {
   if (foreignPattern.test(text)) throw new BadAnswer('its head has characters that do not belong there')
   let end = lineEnd(text, 0)
   const match = statusLinePattern.exec(text.slice(0, end))
   if (match === null) throw new BadAnswer('it does not begin as an answer of HTTP/1')
-  const head: AnswerHead = {
-    status: Number(match[2]),
-    statusText: match[3] ?? '',
-    headers: [],
-    framing: untilClose,
-    persistent: match[1] === '1',
-  }
-  const { headers } = head
+  const status = Number(match[2])
+  const headers: string[] = []
+  let framing = untilClose
+  let persistent = match[1] === '1'
   let length: string | null = null
   let chunked = false
   for (let at = nextLine(text, end); at < text.length; at = nextLine(text, end)) {
@@ -70,17 +81,17 @@ export function parseHead(text: string, method: string): AnswerHead {
         throw new BadAnswer('its Transfer-Encoding is another one than chunked')
       }
       chunked = true
-    } else if (name === 'connection') head.persistent = persists(value, head.persistent)
+    } else if (name === 'connection') persistent = persists(value, persistent)
   }
-  if (method === 'HEAD' || head.status < 200 || head.status === 204 || head.status === 304) {
-    head.framing = withoutBody
+  if (method === 'HEAD' || status < 200 || status === 204 || status === 304) {
+    framing = withoutBody
   } else if (chunked) {
-    head.framing = inChunks
+    framing = inChunks
     // Two lengths, or one that its version does not know: believed once, and no further.
-    if (length !== null || match[1] === '0') head.persistent = false
-  } else if (length !== null) head.framing = { kind: 'length', bytes: Number(length) }
-  if (head.framing === untilClose) head.persistent = false
-  return head
+    if (length !== null || match[1] === '0') persistent = false
+  } else if (length !== null) framing = { kind: 'length', bytes: Number(length) }
+  if (framing === untilClose) persistent = false
+  return { status, statusText: match[3] ?? '', headers, framing, persistent }
 }
 
 function persists(value: string, before: boolean): boolean {

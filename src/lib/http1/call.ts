@@ -57,10 +57,9 @@ export class Call implements AnswerSink, ConnectionUser {
     this.#connection = connection
     connection.serve(this)
     const { head, body } = this.#request
-    const bytes = Buffer.from(head, 'latin1')
-    if (body !== null) void this.#sendBody(connection, bytes, body)
+    if (body !== null) void this.#sendBody(connection, Buffer.from(head, 'latin1'), body)
     else {
-      const waiting = connection.write(bytes)
+      const waiting = connection.writeText(head)
       this.#sent = waiting === null
       waiting?.then(() => {
         this.#sent = true

@@ -106,8 +106,21 @@ export class Connection {
     if (this.#over || this.#socket === null) return null
     if (this.#unsent !== null) throw new Error('one write at a time')
     const written = Math.max(0, this.#socket.write(bytes))
-    if (written >= bytes.byteLength) return null
-    this.#unsent = bytes.subarray(written)
+    return written < bytes.byteLength ? this.#wait(bytes.subarray(written)) : null
+  }
+
+  /** As `write`, of a text of one character a byte (latin1). */
+  writeText(text: string): Promise<void> | null {
+    const bytes = text.length
+    if (this.#over || this.#socket === null) return null
+    if (bytes > scratch.byteLength || this.#unsent !== null) return this.write(Buffer.from(text, 'latin1'))
+    scratch.write(text, 'latin1')
+    const written = Math.max(0, this.#socket.write(scratch, 0, bytes))
+    return written < bytes ? this.#wait(Buffer.from(scratch.subarray(written, bytes))) : null
+  }
+
+  #wait(unsent: Uint8Array): Promise<void> {
+    this.#unsent = unsent
     this.#drained = Promise.withResolvers()
     return this.#drained.promise
   }
@@ -142,6 +155,8 @@ export class Connection {
 }
 
 const defaultPort = 80
+/** For what is written at once and whole, as nearly all heads of requests are. */
+const scratch = Buffer.allocUnsafeSlow(16 * 1024)
 
 const handlers = {
   open: (socket: Socket<Connection>) => socket.data.opened(socket),
