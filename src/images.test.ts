@@ -168,7 +168,7 @@ describe.skipIf(why !== '')('images of one’s own', () => {
     expect(answer?.logs).toBe('place\n')
 
     const odd = create(await imported([shell, tar([{ path: 'proc', content: 'a file' }])]))
-    await expect(odd).rejects.toMatchObject({ code: 422, message: expect.stringContaining('/proc') })
+    await expect(odd).rejects.toMatchObject({ status_code: 422, message: expect.stringContaining('/proc') })
   })
 
   test.skipIf(!isRoot)(
@@ -195,7 +195,7 @@ describe.skipIf(why !== '')('images of one’s own', () => {
             { name: 'BL_SANDBOX_USER_ENABLED', value: 'true' },
           ],
         })
-        await expect(refused).rejects.toMatchObject({ code: 400 })
+        await expect(refused).rejects.toMatchObject({ status_code: 400 })
       }
       expect((await client.request('/v0/sandboxes/never-made')).status).toBe(404)
     },
@@ -275,7 +275,7 @@ describe.skipIf(why !== '')('images of one’s own', () => {
         ['$WHO', 'sandbox-api --user $WHO'],
       ] as const) {
         const refused: unknown = await create(await imported(layers(user), config)).catch((error) => error)
-        expect(refused).toMatchObject({ code: 400, message: expect.stringContaining(reason) })
+        expect(refused).toMatchObject({ status_code: 400, message: expect.stringContaining(reason) })
       }
     },
   )
@@ -460,7 +460,7 @@ describe.skipIf(why !== '')('images of one’s own', () => {
         ['169.254.169.254/latest:meta', 400],
       ] as const) {
         const answer = client.SandboxInstance.create({ name: 'not-had', region: 'local-1', image })
-        await expect(answer).rejects.toMatchObject({ code })
+        await expect(answer).rejects.toMatchObject({ status_code: code })
       }
       registry.behaviour.damaged = true
       const answer = client.SandboxInstance.create({
@@ -468,7 +468,7 @@ describe.skipIf(why !== '')('images of one’s own', () => {
         region: 'local-1',
         image: `${registry.host}/damaged:v1`,
       })
-      await expect(answer).rejects.toMatchObject({ code: 422 })
+      await expect(answer).rejects.toMatchObject({ status_code: 422 })
       registry.behaviour.damaged = false
       expect((await client.request('/v0/sandboxes/not-had')).status).toBe(404)
       expect(readdirSync(join(layersDir(), '..', 'partial'))).toEqual([])
@@ -530,7 +530,7 @@ describe.skipIf(why !== '')('images of one’s own', () => {
   test('that nobody knows fail a creation clearly, and leave no record', async () => {
     for (const image of ['sandbox/nothing:v1', 'nothing', 'registry.example.com/a/b:c']) {
       const answer = client.SandboxInstance.create({ name: 'unknown-image', region: 'local-1', image })
-      await expect(answer).rejects.toMatchObject({ code: 400 })
+      await expect(answer).rejects.toMatchObject({ code: 'INVALID_IMAGE' })
     }
     expect((await client.request('/v0/sandboxes/unknown-image')).status).toBe(404)
   })

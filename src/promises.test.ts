@@ -99,7 +99,8 @@ describe.skipIf(why !== '')('a client may count on it that', () => {
     expect(await named('order-2')).toEqual([])
     for (const externalId of ['x'.repeat(65), 'with space', 'a_b']) {
       await expect(SandboxInstance.create({ name: 'refused', externalId })).rejects.toMatchObject({
-        code: 400,
+        code: 'BAD_REQUEST',
+        status_code: 400,
       })
     }
     expect(await names()).not.toContain('refused')
@@ -112,7 +113,11 @@ describe.skipIf(why !== '')('a client may count on it that', () => {
     const untagged = await SandboxInstance.create({ name: 'untagged', image: 'blaxel/base-image' })
     expect(untagged.spec.runtime?.image).toBe('blaxel/base-image')
     for (const image of ['nobody/nothing:latest', 'blaxel/base-image:no-such-tag', '::', 'UPPER/case']) {
-      await expect(SandboxInstance.create({ name: 'unknown', image })).rejects.toMatchObject({ code: 400 })
+      await expect(SandboxInstance.create({ name: 'unknown', image })).rejects.toMatchObject({
+        code: 'INVALID_IMAGE',
+        status_code: 400,
+        details: { requested_image: image },
+      })
       await expect(SandboxInstance.get('unknown')).rejects.toMatchObject({ code: 404 })
     }
   })

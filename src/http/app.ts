@@ -267,7 +267,7 @@ class Handler {
         requireAccess(identity, route.access, workspace)
       }
     }
-    const control = route.errors === 'control'
+    const control = route.errors === 'control' || route.errors === 'creation'
     const apiVersion = control ? parseApiVersion(request.headers.get('blaxel-version')) : apiVersionDefault
     const query = route.query === undefined ? {} : parseWith(route.query, readQuery(search), 'query')
     const body = route.body === undefined ? undefined : await readBody(route.body, route, request)

@@ -85,6 +85,18 @@ function body(
   switch (shape) {
     case 'control':
       return { ...details, error: code, code: status, message }
+    case 'creation': {
+      const { code: word, ...more } = details ?? {}
+      return {
+        ...more,
+        error: code,
+        // Of a name that is taken clients expect the number.
+        code: status === 409 ? status : typeof word === 'string' ? word : code.toUpperCase(),
+        message,
+        status_code: status,
+        timestamp: new Date(now).toISOString(),
+      }
+    }
     case 'sandbox':
       return { error: message, ...(typeof details?.code === 'string' && { code: details.code }) }
     case 'agentfield':

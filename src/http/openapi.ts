@@ -22,6 +22,22 @@ const errorSchema = {
   },
 }
 
+const creationErrorSchema = {
+  type: 'object',
+  required: ['error', 'code', 'message', 'status_code', 'timestamp'],
+  properties: {
+    error: { type: 'string', description: 'What kind of failure, for programs' },
+    code: {
+      anyOf: [{ type: 'string' }, { type: 'integer', enum: [409] }],
+      description: 'What kind of failure, such as INVALID_IMAGE; 409 where the name is taken',
+    },
+    message: { type: 'string', description: 'What was wrong, for people' },
+    status_code: { type: 'integer', description: 'The HTTP status' },
+    timestamp: { type: 'string', format: 'date-time' },
+    details: { type: 'object', description: 'Of INVALID_IMAGE: requested_image and supported_images' },
+  },
+}
+
 const oauthErrorSchema = {
   type: 'object',
   required: ['error', 'error_description'],
@@ -82,7 +98,7 @@ function openapiDocument(routes: Route[], version: string): object {
     security: [{ apiKey: [] }, { oauth: [] }],
     paths,
     components: {
-      schemas: { Error: errorSchema, OauthError: oauthErrorSchema },
+      schemas: { Error: errorSchema, CreationError: creationErrorSchema, OauthError: oauthErrorSchema },
       parameters: headerParameters,
       securitySchemes: {
         apiKey: { type: 'http', scheme: 'bearer', description: 'An API key' },
@@ -129,6 +145,7 @@ function operation(route: Route, path: string): Operation {
 }
 
 function errorsOf(route: Route): string {
+  if (route.errors === 'creation') return 'CreationError'
   return route.errors === 'oauth' ? 'OauthError' : 'Error'
 }
 

@@ -23,10 +23,10 @@ export type RouteAccess =
   | 'account'
 
 /**
- * In which shape errors leave: flat `{error, code, message}`, the gateway envelope, the sandbox API's `{error}`, or as
- * the protocol says.
+ * In which shape errors leave: flat `{error, code, message}`, the same with a word as code where a sandbox is created,
+ * the gateway envelope, the sandbox API's `{error}`, or as the protocol says.
  */
-export type ErrorShape = 'control' | 'gateway' | 'sandbox' | 'oauth' | 'agentfield' | 'xpander'
+export type ErrorShape = 'control' | 'creation' | 'gateway' | 'sandbox' | 'oauth' | 'agentfield' | 'xpander'
 
 export type Method = 'GET' | 'POST' | 'PUT' | 'PATCH' | 'DELETE' | 'HEAD' | 'OPTIONS' | 'ALL'
 

@@ -546,24 +546,39 @@ export class Images {
 
   async #missing(workspace: string, reference: string, parsed: ImageReference): Promise<PlatformError> {
     const shown = JSON.stringify(reference)
+    const invalid = (supported: string[]) => ({
+      details: {
+        code: 'INVALID_IMAGE',
+        details: { requested_image: reference, supported_images: supported },
+      },
+    })
     if (parsed.kind === 'registry') {
       return new PlatformError(
         'not_found',
         `${field} ${shown} was not pulled yet: hutch images pull ${reference}`,
+        invalid([]),
       )
     }
     const { type, name } = catalogueName(parsed.name)
     const others = type === null ? [] : ((await this.#records.get(workspace, type, name))?.body.tags ?? [])
     if (others.length > 0) {
       const tags = others.map((tag) => tag.name).join(', ')
-      return new PlatformError('bad_request', `${field} ${shown} is unknown here. Its tags here: ${tags}`)
+      return new PlatformError(
+        'bad_request',
+        `${field} ${shown} is unknown here. Its tags here: ${tags}`,
+        invalid(others.map((tag) => `${type}/${name}:${tag.name}`)),
+      )
     }
     const known = catalogue.map((entry) => entry.name).join(', ')
     const hint =
       parsed.name.startsWith('blaxel/') || this.#options.layers === null
         ? ''
         : `. Images of one's own come by hutch images import, those of registries by their full name, e.g. docker.io/${parsed.name.includes('/') ? '' : 'library/'}${parsed.name}:${parsed.tag}`
-    return new PlatformError('bad_request', `${field} ${shown} is unknown here. Known: ${known}${hint}`)
+    return new PlatformError(
+      'bad_request',
+      `${field} ${shown} is unknown here. Known: ${known}${hint}`,
+      invalid(catalogue.map((entry) => `${entry.name}:latest`)),
+    )
   }
 
   /** For each image that sandboxes or snapshots of a workspace stand on, one of them. */

@@ -77,7 +77,9 @@ export class SandboxCreation {
       const image = draft.spec.image
       const missing = draft.seed
         ? null
-        : await this.#images.prepare(workspace, image, dockerConfig ? { dockerConfig } : {})
+        : await this.#images
+            .prepare(workspace, image, dockerConfig ? { dockerConfig } : {})
+            .catch((error) => Promise.reject(ofImage(error, image)))
       if (missing === null) return await this.#deployments.launch(deployment)
       const pending = await this.#deployments.announce(deployment, {
         status: 'DEPLOYING',
@@ -156,4 +158,13 @@ function alreadyExists({ name, body: { status } }: StoredSandbox): PlatformError
     `the sandbox "${name}" exists already in this workspace (status ${status})`,
     status === 'DELETING' ? { details: { reason: 'DELETION_IN_PROGRESS' } } : {},
   )
+}
+
+const imageFailures = new Set(['bad_request', 'not_found', 'forbidden', 'unprocessable'])
+
+/** The same failure, with what it is of, as clients look for it. */
+function ofImage(error: unknown, image: string): unknown {
+  if (!PlatformError.is(error) || !imageFailures.has(error.code) || error.details?.code) return error
+  const details = { ...error.details, code: 'INVALID_IMAGE', details: { requested_image: image } }
+  return new PlatformError(error.code, error.message, { cause: error.cause, details })
 }

@@ -85,7 +85,11 @@ test('without a name, and with an external id alone', async () => {
 test('an unknown image is refused and leaves no record', async () => {
   const { SandboxInstance } = client
   const refused = SandboxInstance.create({ name: 'unknown-image', image: 'blaxel/nothing-like-it:latest' })
-  await expect(refused).rejects.toMatchObject({ code: 400 })
+  await expect(refused).rejects.toMatchObject({
+    code: 'INVALID_IMAGE',
+    status_code: 400,
+    details: { supported_images: expect.arrayContaining(['blaxel/base-image:latest']) },
+  })
   await expect(SandboxInstance.get('unknown-image')).rejects.toMatchObject({ code: 404 })
 })
 

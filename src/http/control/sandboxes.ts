@@ -45,7 +45,7 @@ export function sandboxRoutes(options: { sandboxes: Sandboxes; log: Logger }): R
       method: 'POST',
       path: '/v0/sandboxes',
       access: 'workload',
-      errors: 'control',
+      errors: 'creation',
       summary:
         'Create a sandbox; answers when it can be used, or with upload=true where its source is to be uploaded (X-Blaxel-Upload-Url)',
       tag,

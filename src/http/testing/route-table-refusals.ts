@@ -117,6 +117,10 @@ function shapeMatches(route: Route, text: string): boolean {
       return (
         typeof body.error === 'string' && typeof body.code === 'number' && typeof body.message === 'string'
       )
+    case 'creation':
+      return (
+        typeof body.error === 'string' && typeof body.code === 'string' && typeof body.message === 'string'
+      )
     case 'gateway':
       return typeof body.error === 'object' && body.error !== null && 'origin' in body.error
     case 'xpander':
