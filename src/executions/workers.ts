@@ -1,11 +1,14 @@
 import type { Clock } from '../lib/clock.ts'
 import type { Logger } from '../lib/log.ts'
+import { Turns } from '../lib/turns.ts'
 import type { ClaimedWork, Queue } from '../spec/queue.ts'
 
 const claimedAtOnceMax = 64
 /** Inputs of what runs, which are in memory: beyond that nothing more is claimed, however many places are free. */
 const runningBytesMax = 48 * 1024 * 1024
 const againAfterFailureMs = 1000
+/** In one round of the event loop, so that a burst being worked off leaves room for requests. */
+const begunAtOnceMax = 8
 
 export interface WorkersOptions {
   source: string
@@ -20,6 +23,7 @@ export interface WorkersOptions {
 /** The workers of one source: as many attempts at once as it may have, claimed when there is something to claim. */
 export class Workers {
   readonly #options: WorkersOptions
+  readonly #turns = new Turns(begunAtOnceMax)
   readonly #under = new Set<Promise<void>>()
   readonly #closing = new AbortController()
   #running = 0
@@ -109,6 +113,9 @@ export class Workers {
     let settle: (() => Promise<void>) | null = null
     let settled: Promise<void> | null = null
     try {
+      const turn = this.#turns.take()
+      if (turn) await turn
+      if (turn && !this.#isStillClaimed(work)) return
       settle = await attempt(work)
       settled = settle()
     } catch (error) {
@@ -123,6 +130,13 @@ export class Workers {
     } catch (error) {
       if (settle) await this.#settleAgain(work.id, settle, error)
     }
+  }
+
+  /** Nobody ended it, and the platform goes on, while it waited to be begun. */
+  #isStillClaimed({ id, token }: ClaimedWork): boolean {
+    if (this.#closing.signal.aborted) return false
+    const now = this.#options.queue.get(id)
+    return now?.state === 'running' && now.token === token
   }
 
   /** A disk without room, or too much to write: how it ended is kept until there is room again. Meanwhile it keeps its place. */
