@@ -83,7 +83,7 @@ function ofSandboxes({ snapshots, sandboxes, applications }: SnapshotRoutesOptio
       path: '/v0/sandboxes/{sandboxName}/snapshots/{snapshotId}/restore',
       access: 'deployed',
       summary:
-        'Make a sandbox what it was at one of its snapshots: files, image, memory, storage, environment and ports. What it held since is lost; name, previews and policies stay. Commands that ran then are started anew',
+        'Make a sandbox what it was at one of its snapshots: files, image, memory, storage, environment and ports. What it held since is lost; name, previews and policies stay. Programs go on with the memory that the snapshot has of them, else commands that ran then are started anew',
       answer: restoreAnswerSchema,
       handle: async (context) => {
         const { workspace, params } = context
@@ -99,7 +99,7 @@ function ofSandboxes({ snapshots, sandboxes, applications }: SnapshotRoutesOptio
       path: '/v0/sandboxes/{sandboxName}/fork',
       access: 'workload',
       summary:
-        'Make a new sandbox from one as it is, or from a snapshot of it: with its files, image, memory, storage, environment, ports and network rules. Memory is not carried over: commands that ran are started anew. targetType application makes one, or a revision of it, whose program they are',
+        'Make a new sandbox from one as it is, or from a snapshot of it: with its files, image, memory, storage, environment, ports and network rules. Programs go on with their memory where CRIU on the host kept it, else commands that ran are started anew. targetType application makes one, or a revision of it, whose program they are',
       body: forkInputSchema,
       answer: forkAnswerSchema,
       handle: (context) => {
@@ -149,7 +149,8 @@ function ofWorkspaces({ snapshots, applications }: SnapshotRoutesOptions): Route
       method: 'POST',
       path: '/v0/snapshots',
       access: 'deployed',
-      summary: 'Take a snapshot of a sandbox: files, definition and running commands, not memory',
+      summary:
+        'Take a snapshot of a sandbox: files, definition, running commands, and memory where the host can keep it',
       body: snapshotInputSchema,
       answer: snapshotSchema,
       handle: async (context) => {

@@ -128,7 +128,7 @@ main {
 h1 { margin: 18px 0 10px; font-size: 20px; line-height: 1.3; font-weight: 650; letter-spacing: -.01em }
 p + p { margin-top: 10px }
 code { font: .92em ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; background: var(--code); padding: .1em .35em; border-radius: 5px }
-code.line { display: block; margin-top: 10px; padding: 9px 12px; border-radius: 8px; overflow-x: auto; white-space: nowrap }
+code.line { display: block; margin-top: 10px; padding: 9px 12px; border-radius: 8px; overflow-wrap: anywhere }
 label { display: block; margin-top: 16px; font-size: 13px; color: var(--quiet) }
 input, button { display: block; width: 100%; font: inherit; border-radius: 8px; padding: 9px 12px; color: inherit }
 input { margin-top: 4px; background: var(--code); border: 1px solid var(--line) }
