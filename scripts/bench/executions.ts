@@ -30,7 +30,8 @@ async function accepts(): Promise<Row[]> {
   let ids = 0
   const accept = () => bench.later('/hold', `a${ids++}`)
   const bare = () => plain.accept(`a${ids++}`)
-  // First: the disk is still busy for a while with the gigabytes that the other one writes.
+  // First: the disk is still busy for a while with the gigabytes that the other one writes. What was written before is there then.
+  Bun.spawnSync(['sync'])
   const [times, bareTimes]: [number[], number[]] = [[], []]
   for (let turn = -1; turn < pacedTurns; turn++) {
     const one = await openLoop(pacedPerTurn, pacedPerSecond, accept)

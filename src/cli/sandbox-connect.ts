@@ -5,6 +5,8 @@ import { note } from './output.ts'
 const closeNormal = 1000
 const colsDefault = 80
 const rowsDefault = 24
+/** A shell says something once it listens; what is typed before that may be thrown away. */
+const firstWordMsMax = 2000
 /** Ctrl-D, for an input that ends and is no terminal. */
 const endOfFile = '\x04'
 
@@ -32,19 +34,25 @@ export const connect = command({
     const { stdin, stdout } = process
     const size = () => ({ cols: stdout.columns || colsDefault, rows: stdout.rows || rowsDefault })
     const errors: string[] = []
+    const listens = Promise.withResolvers<void>()
+    const firstWord = setTimeout(listens.resolve, firstWordMsMax)
     const terminal = sandbox.terminal({
       ...size(),
       ...(flags.session ? { sessionId: flags.session } : {}),
       ...(flags.shell ? { shell: flags.shell } : {}),
       ...(flags.workdir ? { workingDir: flags.workdir } : {}),
-      onOutput: (text) => void stdout.write(text),
+      onOutput(text) {
+        stdout.write(text)
+        listens.resolve()
+      },
       onError: (message) => errors.push(message),
     })
     const resize = () => terminal.resize(size().cols, size().rows)
     const decoder = new TextDecoder()
     stdin.setRawMode?.(true)
-    stdin.on('data', (bytes: Uint8Array) => terminal.type(decoder.decode(bytes, { stream: true })))
-    stdin.on('end', () => terminal.type(endOfFile))
+    const type = (text: string) => void listens.promise.then(() => terminal.type(text))
+    stdin.on('data', (bytes: Uint8Array) => type(decoder.decode(bytes, { stream: true })))
+    stdin.on('end', () => type(endOfFile))
     stdout.on('resize', resize)
     try {
       const { code, reason } = await terminal.ended
@@ -61,6 +69,7 @@ export const connect = command({
       const another = flags.shell === undefined ? ' --shell PATH' : ''
       throw new CommandError(error, sameTarget(`hutch sandbox connect ${name}${another}`, flags))
     } finally {
+      clearTimeout(firstWord)
       stdin.setRawMode?.(false)
       stdin.pause()
       stdout.off('resize', resize)

@@ -12,6 +12,7 @@ import type { SandboxMachines } from './machines.ts'
 import {
   deployed,
   indexesOf,
+  notedRules,
   type SandboxBody,
   type SandboxSource,
   type StoredSandbox,
@@ -158,7 +159,11 @@ export class SandboxDeployments {
           existing,
           (current) =>
             deployed(
-              this.#sealing.bodyOf(draft, { ...current, updatedBy: actor, instanceId }),
+              notedRules(
+                this.#sealing.bodyOf(draft, { ...current, updatedBy: actor, instanceId }),
+                this.#clock.now(),
+                current.spec.network,
+              ),
               this.#clock.now(),
               message,
             ),
@@ -203,8 +208,8 @@ export class SandboxDeployments {
     )
   }
 
-  #bodyOf({ draft, actor }: Deployment, startedAt: number, told: Announcement): SandboxBody {
-    const { status, message, source } = told
+  #bodyOf({ draft, actor }: Deployment, startedAt: number, announced: Announcement): SandboxBody {
+    const { status, message, source } = announced
     const time = new Date(startedAt).toISOString()
     const uid = randomText(20)
     const body = this.#sealing.bodyOf(draft, {
@@ -215,7 +220,8 @@ export class SandboxDeployments {
       status,
       events: [{ time, type: 'deployment', status, message }],
     })
-    return source === undefined ? body : { ...body, source: source(uid) }
+    const told = notedRules(body, startedAt)
+    return source === undefined ? told : { ...told, source: source(uid) }
   }
 
   async #write(

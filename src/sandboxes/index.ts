@@ -20,7 +20,14 @@ import { type SandboxLease, SandboxLeases } from './leases.ts'
 import { type MachineImages, SandboxMachines } from './machines.ts'
 import { SandboxOutput } from './output-lines.ts'
 import type { ProcessRecord, ProcessStart } from './processes.ts'
-import { type SandboxBody, type StoredSandbox, sandboxKind, sandboxView, withEvent } from './record.ts'
+import {
+  notedRules,
+  type SandboxBody,
+  type StoredSandbox,
+  sandboxKind,
+  sandboxView,
+  withEvent,
+} from './record.ts'
 import { notFound, type SandboxListQuery, SandboxRecords } from './records.ts'
 import { SandboxRecovery } from './recovery.ts'
 import { type SandboxDependent, SandboxRemoval } from './removal.ts'
@@ -341,7 +348,11 @@ export class Sandboxes {
               'Deployment successful, with a new instance',
             )
           : await this.#records.change(existing, (current) =>
-              this.#sealing.bodyOf(draft, { ...current, updatedBy: options.actor }),
+              notedRules(
+                this.#sealing.bodyOf(draft, { ...current, updatedBy: options.actor }),
+                this.#clock.now(),
+                current.spec.network,
+              ),
             ),
       )
     })

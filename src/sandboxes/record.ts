@@ -103,6 +103,28 @@ interface NewEvent {
   message: string
 }
 
+/**
+ * With an event that says so, where what programs may reach is to be ruled: the rules are kept for clients, and nothing here
+ * applies them. Said again when they change. Its status stays.
+ */
+export function notedRules(body: SandboxBody, nowMs: number, before?: SandboxNetwork): SandboxBody {
+  const { network } = body.spec
+  if (!hasRules(network) || JSON.stringify(network) === JSON.stringify(before)) return body
+  const message =
+    'spec.network: rules of domains, firewalls and the proxy are kept, and not applied by this version: programs reach whatever sandboxes may reach here'
+  return noted(body, nowMs, { type: 'network', status: body.status, message })
+}
+
+function hasRules(network: SandboxNetwork | undefined): boolean {
+  if (network === undefined) return false
+  const { allowedDomains, forbiddenDomains, firewall, proxy, egress } = network
+  const lists = [
+    ...[allowedDomains, forbiddenDomains, firewall?.rulesets],
+    ...[proxy?.allowedDomains, proxy?.forbiddenDomains, proxy?.routing],
+  ]
+  return lists.some((list) => (list?.length ?? 0) > 0) || Boolean(egress?.gateway ?? egress?.mode)
+}
+
 /** Its status stays. */
 export function noted(body: SandboxBody, nowMs: number, event: NewEvent): SandboxBody {
   const events = [...body.events, { time: new Date(nowMs).toISOString(), ...event }]

@@ -388,6 +388,12 @@ test('an update whose machine cannot be made changes nothing', async () => {
   expect(lease.instance.id).toBe(before)
 })
 
+function rulesTold({ events }: SandboxView): number {
+  return (
+    events?.filter(({ type, message }) => type === 'network' && message.includes('not applied')).length ?? 0
+  )
+}
+
 test('network and lifecycle are replaced as a whole; null and absence clear them', async () => {
   const network = {
     allowedDomains: ['a.com'],
@@ -403,6 +409,8 @@ test('network and lifecycle are replaced as a whole; null and absence clear them
   expect(platform.sandboxes.view(stored, origin, { created: true }).spec.network).toEqual(network)
   const read = await get('box')
   expect(JSON.stringify(read)).not.toContain('hidden')
+  // Who reads what became of it is told that nobody applies them.
+  expect(rulesTold(read)).toBe(1)
   expect(JSON.stringify(await platform.store.page({ kind: 'sandbox' }))).not.toContain('hidden')
 
   await put('box', (body) => ({ ...body, metadata: { ...body.metadata, labels: { x: 'y' } } }))
@@ -419,6 +427,7 @@ test('network and lifecycle are replaced as a whole; null and absence clear them
     },
   }))
   expect(replaced.spec.network).toEqual({ forbiddenDomains: ['b.com'] })
+  expect(rulesTold(replaced)).toBe(2)
   expect(replaced.spec.lifecycle).toBeUndefined()
   expect(replaced.spec.runtime.ttl).toBeUndefined()
   expect(replaced.expiresIn).toBeUndefined()
