@@ -157,11 +157,15 @@ export interface Keepalive {
 /** Until then an answer without output keeps its header back, since headers leave with the first bytes. */
 const firstKeepaliveMs = 100
 
-/** A stream with a keepalive whenever there was nothing for a while, the first one soon. */
+/**
+ * A stream with a keepalive whenever there was nothing for a while, the first one soon. `isAhead: false`: nothing is taken
+ * before it is asked for.
+ */
 export function keptAlive(
   chunks: AsyncIterable<Uint8Array | string>,
   keepalive: Keepalive,
   onEnd: () => void,
+  { isAhead = true }: { isAhead?: boolean } = {},
 ): ReadableStream<Uint8Array> {
   const iterator = chunks[Symbol.asyncIterator]()
   const encoder = new TextEncoder()
@@ -169,7 +173,7 @@ export function keptAlive(
   let next: Promise<IteratorResult<Uint8Array | string>> | null = null
   let quietMs = firstKeepaliveMs
   let timer: ReturnType<typeof setTimeout> | undefined
-  return new ReadableStream<Uint8Array>({
+  const source: UnderlyingDefaultSource<Uint8Array> = {
     async pull(controller) {
       next ??= iterator.next()
       try {
@@ -195,5 +199,6 @@ export function keptAlive(
       onEnd()
       next?.catch(() => {})
     },
-  })
+  }
+  return new ReadableStream(source, isAhead ? undefined : onDemand)
 }

@@ -171,3 +171,21 @@ test('the process at the end of a streamed execution is whole, whatever it wrote
     }),
   )
 })
+
+test('what was given is freed when the next is asked for, for a reader that is done with it by then', async () => {
+  async function* batches(): AsyncGenerator<OutputChunk[]> {
+    for (let count = 0; count < 2; count++)
+      yield [{ kind: 'stdout', data: bytes(`${'x'.repeat(99)}\n`.repeat(1000)) }]
+  }
+  for (const form of [outputEvents, prefixedLines]) {
+    for (const freeing of [true, false]) {
+      const chunks = form(batches(), { freeing })
+      const first: Uint8Array = (await chunks.next()).value!
+      const length = first.length
+      expect(length).toBeGreaterThan(100_000)
+      await chunks.next()
+      expect(first.length).toBe(freeing ? 0 : length)
+      await chunks.return(undefined)
+    }
+  }
+})

@@ -1,4 +1,5 @@
 import { isUtf8 } from 'node:buffer'
+import { free } from '../../../lib/spent.ts'
 import {
   type KeptOutput,
   LineCutter,
@@ -11,8 +12,16 @@ import {
 
 const newline = 10
 
+export interface Handing {
+  /** Each chunk is gone once the next one is asked for: for a reader that is done with it by then. */
+  freeing?: boolean
+}
+
 /** `stdout:` or `stderr:` before each line. What is not the program's own has no prefix. */
-export async function* prefixedLines(batches: AsyncIterable<OutputChunk[]>): AsyncGenerator<Uint8Array> {
+export async function* prefixedLines(
+  batches: AsyncIterable<OutputChunk[]>,
+  { freeing = false }: Handing = {},
+): AsyncGenerator<Uint8Array> {
   const cutter = new WholeLines()
   const truncated = Buffer.from(truncationLine)
   const put = ({ stream, bytes }: Lines, out: Output) => putFramed(bytes, prefixFrames[stream], out)
@@ -23,6 +32,7 @@ export async function* prefixedLines(batches: AsyncIterable<OutputChunk[]>): Asy
       else for (const lines of cutter.of(chunk)) put(lines, out)
     }
     if (out.length > 0) yield out.bytes()
+    if (freeing) out.free()
   }
   const out = new Output([])
   for (const lines of cutter.end()) put(lines, out)
@@ -33,7 +43,10 @@ export async function* prefixedLines(batches: AsyncIterable<OutputChunk[]>): Asy
 const begunLineMsMax = 100
 
 /** NDJSON: the output as it was written, an event a line with its end. A line that is not gone on with comes in parts. */
-export async function* outputEvents(batches: AsyncIterable<OutputChunk[]>): AsyncGenerator<Uint8Array> {
+export async function* outputEvents(
+  batches: AsyncIterable<OutputChunk[]>,
+  { freeing = false }: Handing = {},
+): AsyncGenerator<Uint8Array> {
   const cutter = new WholeLines({ endsAll: false })
   const truncated = Buffer.from('{"type":"truncated"}\n')
   for await (const batch of withPauses(batches, begunLineMsMax, () => cutter.waits)) {
@@ -46,6 +59,7 @@ export async function* outputEvents(batches: AsyncIterable<OutputChunk[]>): Asyn
       }
     }
     if (out.length > 0) yield out.bytes()
+    if (freeing) out.free()
   }
   const out = new Output([])
   for (const lines of cutter.end()) putEvents(lines, out)
@@ -277,6 +291,12 @@ class Output {
 
   bytes(): Buffer {
     return this.room.subarray(0, this.length)
+  }
+
+  /** At once: the collector would let tens of megabytes of it lie. */
+  free(): void {
+    // Less may be a part of what others use as well.
+    if (this.room.length === this.room.buffer.byteLength) free(this.room)
   }
 
   private need(bytes: number): void {

@@ -89,7 +89,7 @@ function streamExecution(call: SandboxCall, process: SandboxProcess, leave: () =
   async function* events(signal: AbortSignal): AsyncGenerator<Uint8Array> {
     try {
       const tail = new OutputTail(fullOutputBytesMax)
-      yield* outputEvents(process.follow(signal, tail))
+      yield* outputEvents(process.follow(signal, tail), { freeing: isServed(call) })
       if (signal.aborted) return
       await process.done
       tail.end()
@@ -105,7 +105,7 @@ export function streamLogs(call: SandboxCall, identifier: string): SandboxAnswer
   const process = call.lease.processes.require(identifier)
   const leave = enterStream(call.lease.processes)
   if (!wantsRecords(call.request.headers.get('accept') ?? '')) {
-    const lines = (signal: AbortSignal) => prefixedLines(process.follow(signal))
+    const lines = (signal: AbortSignal) => prefixedLines(process.follow(signal), { freeing: isServed(call) })
     return streamed(call, lines, logKeepalive, 'text/plain; charset=utf-8', leave)
   }
   async function* records(signal: AbortSignal): AsyncGenerator<Uint8Array> {
@@ -158,6 +158,11 @@ function errorEvent(error: unknown): Uint8Array {
   return Buffer.from(`${JSON.stringify({ type: 'error', data })}\n`)
 }
 
+/** A server copies what it is given before it asks for more; whoever else reads an answer may hold all of it. */
+function isServed({ upgrade }: SandboxCall): boolean {
+  return upgrade !== null
+}
+
 function streamed(
   call: SandboxCall,
   chunks: (signal: AbortSignal) => AsyncGenerator<Uint8Array>,
@@ -167,11 +172,12 @@ function streamed(
 ): SandboxAnswer {
   const gone = new AbortController()
   const signal = AbortSignal.any([call.request.signal, gone.signal])
-  const body = keptAlive(chunks(signal), keepalive, () => {
+  const onEnd = () => {
     gone.abort()
     leave()
     call.onEnd()
-  })
+  }
+  const body = keptAlive(chunks(signal), keepalive, onEnd, { isAhead: !isServed(call) })
   return {
     streaming: new Response(body, { headers: { ...apiHeaders, 'content-type': contentType } }),
     endsItself: true,
