@@ -253,6 +253,9 @@ const aliases: Record<string, string> = {
   '-v': 'version',
 }
 
+/** Other words for the first one. */
+const firstWords: Record<string, string> = { workspace: 'workspaces', ws: 'workspaces' }
+
 const exitCodes = { failure: 1, usage: 2 }
 
 async function main(argv: string[]): Promise<number> {
@@ -284,7 +287,8 @@ async function main(argv: string[]): Promise<number> {
   return await definition.run(input)
 }
 
-function findCommand(argv: string[]): { name: string; rest: string[] } | null {
+function findCommand([first = '', ...others]: string[]): { name: string; rest: string[] } | null {
+  const argv = [Object.hasOwn(firstWords, first) ? firstWords[first]! : first, ...others]
   for (const words of [2, 1]) {
     if (argv.length < words) continue
     const spelled = argv.slice(0, words).join(' ')

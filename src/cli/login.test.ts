@@ -70,6 +70,8 @@ test('a key that was logged in with is used by every command from then on, and k
   expect(statSync(join(config, 'hutch')).mode & 0o777).toBe(0o700)
   expect((await hutch(['token'])).stdout).toBe(`${apiKey}\n`)
   expect((await hutch(['workspaces', '--current'])).stdout).toBe('main\n')
+  // As guides of the cloud write it.
+  expect((await hutch(['workspace', '--current'])).stdout).toBe('main\n')
   expect((await hutch(['status'])).stdout).toBe(`ready  ${url}\nworkspace  main\nsandboxes  none\n`)
   expect((await hutch(['env'])).stdout).toContain(`export BL_API_URL=${url}/v0\n`)
   expect((await hutch(['logout'])).stdout).toBe(`logged out  ${url}, workspace main\n`)

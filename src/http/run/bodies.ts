@@ -30,14 +30,14 @@ export function untyped(bytes: Uint8Array): ReadableStream<Uint8Array> {
 /**
  * A stream of it, with `onEnd` called once when it ended, failed or was cancelled. Reads are guarded: a peer that goes
  * away never becomes an unhandled rejection. A failure cuts the answer off without its reason, since the server would
- * print that on stderr, addresses and all. Pieces are freed as of `freeing()`.
+ * print that on stderr, addresses and all. `passed` is told of each piece; `freeing`: they are freed as of `freeing()`.
  */
 export function onceEnded(
   body: Pieces,
   onEnd: () => void,
-  passed?: (bytes: number) => void,
+  options: { freeing: boolean; passed: ((bytes: number) => void) | undefined },
 ): ReadableStream<Uint8Array> {
-  return relay(body, onEnd, null, true, passed)
+  return relay(body, onEnd, null, options.freeing, options.passed)
 }
 
 /** The same stream; `passed` is told of each chunk, and what it throws ends it. */

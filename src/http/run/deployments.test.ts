@@ -279,6 +279,13 @@ test('what was kept is asked as every other request is, and its answer told whol
   answer = packed(gzipSync('plain text'))
   const unpacked = await asked('hello')
   expect([unpacked.type, Buffer.from(unpacked.body).toString()]).toEqual(['text/plain', 'plain text'])
+  // Whatever pieces it comes in.
+  const large = Buffer.from(Array.from({ length: 400_000 }, (_, count) => `line ${count}\n`).join(''))
+  for (const whole of [() => new Response(large), packed(gzipSync(large, { level: 0 }))]) {
+    answer = whole
+    const kept = await asked('hello')
+    expect([kept.failure, Buffer.compare(kept.body, large)]).toEqual([null, 0])
+  }
   answer = packed(gzipSync(Buffer.alloc(9 * 1024 * 1024)))
   expect(await asked('hello')).toMatchObject({ status: 502, failure: { code: 'answer_too_large' } })
   answer = packed(Buffer.from('no gzip'))

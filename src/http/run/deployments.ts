@@ -96,6 +96,8 @@ export interface DeploymentRequest {
   readonly timed: boolean
   /** Somebody listens to what may come: keeps the instance awake only while something does. */
   readonly listens?: boolean | undefined
+  /** The answer is read here, not passed on: its pieces may be held. */
+  readonly holdsPieces?: boolean | undefined
   /** For the program, over what came. */
   readonly requestHeaders?: Record<string, string> | undefined
   /** Finds an instance otherwise than by traffic. */
@@ -148,6 +150,7 @@ export async function serveDeployment(
     title: `the ${kind} "${name}"`,
     listening: () => instance.listening(port),
     exchange: isSocket ? undefined : exchange,
+    holdsPieces: incoming.holdsPieces,
     onEnd,
   }
   let address: PortAddress

@@ -91,6 +91,7 @@ export function agentCaller(options: { plane: () => DeploymentPlane; clock: Cloc
           kind: 'agent',
           name,
           timed: false,
+          holdsPieces: true,
           requestHeaders: { [executionHeader]: executionId },
         },
         options.plane(),

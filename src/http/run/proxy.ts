@@ -30,6 +30,8 @@ export interface ProxyOptions {
   title?: string
   /** How long it may take and how large it may be; absent: as it comes. For `proxyHttp`. */
   exchange?: Exchange | undefined
+  /** Whoever reads the answer may hold pieces of it while he asks for more, as the server does not. For `proxyHttp`. */
+  holdsPieces?: boolean | undefined
   /** Is there a listener on the port now? Tells a server that is down from one that hung up. */
   listening: () => Promise<boolean>
   /** Called once, when the exchange is over. */
@@ -147,7 +149,7 @@ function answerOf(call: Call, head: AnswerHead, options: ProxyOptions): Response
     return bufferedAnswer(call, init, options)
   const { exchange } = options
   const passed = exchange && ((count: number) => exchange.answered(count))
-  return new Response(onceEnded(call, options.onEnd, passed), init)
+  return new Response(onceEnded(call, options.onEnd, { freeing: !options.holdsPieces, passed }), init)
 }
 
 interface AnswerInit extends ResponseInit {

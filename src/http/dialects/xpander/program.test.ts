@@ -134,6 +134,26 @@ test('it is said to be executing before it answers', async () => {
   expect((await done()).outcome).toEqual({ by: 'program', result: '1' })
 })
 
+test('a long answer is told and kept whole, also one that is packed, and a long refusal by its beginning', async () => {
+  const long = Array.from({ length: 80_000 }, (_, count) => `line ${count}\n`).join('')
+  const headers = { 'content-type': 'text/plain' }
+  const packed = { ...headers, 'content-encoding': 'gzip' }
+  for (const whole of [
+    () => new Response(long, { headers }),
+    () => new Response(gzipSync(long, { level: 0 }), { headers: packed }),
+  ]) {
+    answer = whole
+    const { outcome, told } = await done()
+    expect(outcome).toEqual({ by: 'program', result: long })
+    expect(told.map((piece) => (piece as Json[])[1]).join('')).toBe(long)
+  }
+  answer = () => new Response(long, { status: 500, headers })
+  expect((await done()).outcome).toMatchObject({
+    by: 'failure',
+    outcome: { error: { message: expect.stringContaining('answered 500: line 0\nline 1\n') } },
+  })
+})
+
 test('what it streams is told piece by piece, and is the result together', async () => {
   const gates = [Promise.withResolvers<void>(), Promise.withResolvers<void>()]
   answer = () =>

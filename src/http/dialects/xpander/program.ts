@@ -66,6 +66,7 @@ export function performer(options: ProgramOptions): Performer {
           kind: 'agent',
           name: body.agentId,
           timed: false,
+          holdsPieces: true,
           acquire: async (caller) => {
             const acquired = await acquire(thread, options, caller)
             begun = threads.executing(thread, acquired.revisionId)
