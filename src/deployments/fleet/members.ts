@@ -1,17 +1,17 @@
 import { PlatformError } from '../../errors.ts'
-import type { InstanceLease } from '../../instances/index.ts'
 import { abortable } from '../../lib/abortable.ts'
 import type { Lingering } from '../../lib/lingering.ts'
-import type { Instance } from '../../spec/runtime.ts'
+import { Crashes } from './crashes.ts'
+import { MemberLease } from './lease.ts'
 import { Member, type MemberHost } from './member.ts'
 import {
   type AcquireOptions,
   type FleetHealth,
   type RevisionLease,
-  type RevisionProgram,
   type RevisionRun,
   titleOf,
 } from './run.ts'
+import { WaitingRequests } from './waiting.ts'
 
 /** Requests that an instance has at once before another one is started beside it. */
 export const requestsPerInstance = 80
@@ -21,14 +21,10 @@ const requestsPerInstanceMax = 1000
 const waitingMax = 1000
 /** Another instance is picked when one goes in the moment it was picked. */
 const attemptsMax = 3
-const backoffMsMin = 500
-const backoffMsMax = 60_000
 /** A request waits for a start that is due so soon; when it is later it is told why. */
 const backoffWaitMs = 2_000
 /** An instance that held so long was no crash at its start. */
 const heldMs = 60_000
-/** In a row, until the deployment's owner is told. */
-const crashesTold = 3
 /** Starts that nobody asked for, after crashes: then the next request makes one. */
 const unaskedStartsMax = 5
 /** Requests under way at a revision that serves no more; as long as one may take. */
@@ -37,12 +33,6 @@ const drainPollMs = 50
 
 /** What the platform says for itself when no instance can be made. */
 const hostFailures = new Set(['too_many_requests', 'unavailable', 'insufficient_storage'])
-
-interface Waiter {
-  resolve(member: Member): void
-  reject(error: unknown): void
-  fits(member: Member): boolean
-}
 
 /**
  * The instances of one revision: how many there are follows from how many requests are under way, within minScale and
@@ -54,12 +44,9 @@ export class RevisionMembers {
   readonly #idle: Lingering<{ members: RevisionMembers; member: Member }> | null
   readonly #closing: AbortSignal
   readonly #entries = new Map<Member, { members: RevisionMembers; member: Member }>()
-  readonly #waiting = new Set<Waiter>()
-  #crashes = 0
+  readonly #waiting = new WaitingRequests()
+  readonly #crashes: Crashes
   #unasked = 0
-  #lastError: PlatformError | null = null
-  /** By the monotonic clock: not before. */
-  #startAt = Number.NEGATIVE_INFINITY
   /** A start that waits for its time. */
   #due: AbortController | null = null
   #retiring: { done: Promise<void>; cut: AbortController; hurry: AbortController } | null = null
@@ -76,6 +63,11 @@ export class RevisionMembers {
     this.#host = options.host
     this.#idle = options.idle
     this.#closing = options.closing
+    this.#crashes = new Crashes({
+      clock: options.host.clock,
+      title: () => titleOf(this.run),
+      told: (message) => options.host.crashed?.(this.run, message),
+    })
   }
 
   get retiring(): boolean {
@@ -89,8 +81,8 @@ export class RevisionMembers {
     return {
       instances: members.length,
       standby: members.filter((member) => member.resting).length,
-      crashes: holds ? 0 : this.#crashes,
-      lastError: this.#lastError?.message ?? null,
+      crashes: holds ? 0 : this.#crashes.count,
+      lastError: this.#crashes.lastMessage,
     }
   }
 
@@ -105,7 +97,7 @@ export class RevisionMembers {
   keepUp(): void {
     if (this.retiring || this.#closing.aborted) return
     const minScale = Math.min(this.run.minScale, this.#scaleMax)
-    const waitMs = this.#startAt - this.#host.clock.monotonic()
+    const { waitMs } = this.#crashes
     for (let missing = minScale - this.#living().length; missing > 0; missing--) {
       if (waitMs > 0) this.#startLater(waitMs)
       else this.#startSoon()
@@ -186,7 +178,7 @@ export class RevisionMembers {
     this.#due?.abort()
     this.#retiring?.cut.abort()
     const stopping = new PlatformError('unavailable', 'the platform is stopping', { retryAfterSeconds: 5 })
-    this.#rejectAll(stopping)
+    this.#waiting.rejectAll(stopping)
     for (const member of this.#living()) member.release()
   }
 
@@ -247,7 +239,7 @@ export class RevisionMembers {
     const living = this.#living()
     const starting = living.filter(({ state }) => state === 'starting').length
     if (living.length >= this.#scaleMax || starting * requestsPerInstance >= load) return
-    if (this.#due === null && this.#host.clock.monotonic() >= this.#startAt) this.#startSoon()
+    if (this.#due === null && this.#crashes.waitMs <= 0) this.#startSoon()
   }
 
   /** @throws workload_unavailable, too_many_requests */
@@ -259,20 +251,7 @@ export class RevisionMembers {
     if (!starting && living.length >= this.#scaleMax) throw this.#full()
     if (this.#waiting.size >= waitingMax) throw this.#full()
     if (!starting) this.#startOrExplain()
-    const { promise, resolve, reject } = Promise.withResolvers<Member>()
-    const waiter: Waiter = { resolve, reject, fits: accepts }
-    this.#waiting.add(waiter)
-    const onAbort = () => {
-      this.#waiting.delete(waiter)
-      reject(signal?.reason)
-    }
-    signal?.addEventListener('abort', onAbort, { once: true })
-    try {
-      return await promise
-    } finally {
-      this.#waiting.delete(waiter)
-      signal?.removeEventListener('abort', onAbort)
-    }
+    return await this.#waiting.wait(signal, accepts)
   }
 
   #full(): PlatformError {
@@ -286,20 +265,10 @@ export class RevisionMembers {
 
   /** @throws workload_unavailable while it backs off */
   #startOrExplain(): void {
-    const waitMs = this.#startAt - this.#host.clock.monotonic()
-    if (waitMs > backoffWaitMs) throw this.#unavailable(waitMs)
+    const { waitMs } = this.#crashes
+    if (waitMs > backoffWaitMs) throw this.#crashes.unavailable(waitMs)
     if (waitMs > 0) this.#startLater(waitMs)
     else this.#startSoon()
-  }
-
-  #unavailable(waitMs: number): PlatformError {
-    const seconds = Math.ceil(waitMs / 1000)
-    return new PlatformError(
-      'workload_unavailable',
-      `${this.#lastError?.message ?? `${titleOf(this.run)} does not run`}\nIt ended ${this.#crashes} times in a row ` +
-        `and is started again in ${seconds} s at the earliest.`,
-      { retryAfterSeconds: seconds, ...(this.#lastError === null ? {} : { cause: this.#lastError }) },
-    )
   }
 
   #startSoon(): void {
@@ -349,25 +318,21 @@ export class RevisionMembers {
 
   #begun(member: Member): void {
     void member.ended.then((error) => this.#crashed(member, error))
-    for (const waiter of this.#waiting) {
-      if (member.load + 1 > requestsPerInstanceMax) break
-      if (!waiter.fits(member)) continue
-      this.#waiting.delete(waiter)
-      // Counted by its lease, a moment later.
-      waiter.resolve(member)
-    }
+    if (member.load < requestsPerInstanceMax) this.#waiting.giveTo(member)
     if (this.#waiting.size > 0) this.#scaleUp(this.#waiting.size)
     this.#linger(member)
     this.keepUp()
   }
 
   #notBegun(error: unknown): void {
-    this.#noteCrash(error)
+    this.#crashes.note(error)
     this.#tell(error)
     if (this.#living().length === 0) {
       const ofHost = PlatformError.is(error) && hostFailures.has(error.code)
-      const message = this.#lastError?.message ?? `${titleOf(this.run)} does not run`
-      this.#rejectAll(ofHost ? error : new PlatformError('workload_unavailable', message, { cause: error }))
+      const message = this.#crashes.lastMessage ?? `${titleOf(this.run)} does not run`
+      this.#waiting.rejectAll(
+        ofHost ? error : new PlatformError('workload_unavailable', message, { cause: error }),
+      )
     }
     this.#replace()
   }
@@ -375,23 +340,10 @@ export class RevisionMembers {
   #crashed(member: Member, error: PlatformError): void {
     this.#forget(member)
     void member.leave()
-    if (this.#host.clock.monotonic() - member.readyAt >= heldMs) this.#crashes = 0
-    this.#noteCrash(error)
+    if (this.#host.clock.monotonic() - member.readyAt >= heldMs) this.#crashes.forget()
+    this.#crashes.note(error)
     this.#tell(error)
     this.#replace()
-  }
-
-  #noteCrash(error: unknown): void {
-    this.#crashes++
-    this.#lastError = PlatformError.is(error)
-      ? error
-      : new PlatformError('unprocessable', `${titleOf(this.run)} could not be started`, { cause: error })
-    if (isWorthTelling(this.#crashes)) {
-      const message = `Crashed ${this.#crashes} times in a row. ${this.#lastError.message}`
-      this.#host.crashed?.(this.run, message)
-    }
-    const waitMs = Math.min(backoffMsMin * 2 ** (this.#crashes - 1), backoffMsMax)
-    this.#startAt = this.#host.clock.monotonic() + waitMs
   }
 
   /** In the logs of the deployment, where its owner looks. */
@@ -404,7 +356,7 @@ export class RevisionMembers {
       workspace,
       deployment: name,
       revision: id,
-      crashes: this.#crashes,
+      crashes: this.#crashes.count,
     })
     if (!PlatformError.is(error)) this.#host.log.error('an instance of a revision did not start', { error })
   }
@@ -415,7 +367,7 @@ export class RevisionMembers {
     const wanted = this.#living().length < Math.min(this.run.minScale, this.#scaleMax)
     if (!wanted && (this.#living().length > 0 || this.#unasked >= unaskedStartsMax)) return
     this.#unasked++
-    this.#startLater(Math.max(0, this.#startAt - this.#host.clock.monotonic()))
+    this.#startLater(Math.max(0, this.#crashes.waitMs))
   }
 
   async #lease(member: Member, signal: AbortSignal | undefined): Promise<RevisionLease> {
@@ -466,11 +418,6 @@ export class RevisionMembers {
     this.#entries.delete(member)
   }
 
-  #rejectAll(error: unknown): void {
-    for (const waiter of this.#waiting) waiter.reject(error)
-    this.#waiting.clear()
-  }
-
   async #retire(cut: AbortSignal, hurry: AbortSignal): Promise<void> {
     const { clock } = this.#host
     const startedAt = clock.monotonic()
@@ -485,48 +432,9 @@ export class RevisionMembers {
     if (cut.aborted) return
     this.#due?.abort()
     this.#due = null
-    this.#rejectAll(
+    this.#waiting.rejectAll(
       new PlatformError('workload_unavailable', `${titleOf(this.run)} has another revision by now`),
     )
     await Promise.all([...this.#members].map((member) => this.#end(member)))
   }
-}
-
-class MemberLease implements RevisionLease {
-  readonly instance: Instance
-  readonly port: number
-  readonly program: RevisionProgram
-  readonly #member: Member
-  readonly #lease: InstanceLease
-  #members: RevisionMembers | null
-
-  constructor(member: Member, lease: InstanceLease, members: RevisionMembers) {
-    this.instance = lease.instance
-    this.port = member.run.port
-    this.program = member.program
-    this.#member = member
-    this.#lease = lease
-    this.#members = members
-  }
-
-  get ended(): Promise<unknown> {
-    return this.#member.ended
-  }
-
-  asConnection(): { touch(): void } {
-    return this.#lease.asConnection()
-  }
-
-  [Symbol.dispose](): void {
-    const members = this.#members
-    this.#members = null
-    this.#lease[Symbol.dispose]()
-    members?.letGo(this.#member)
-  }
-}
-
-/** Ever more seldom: 3, 6, 12, 24 ... in a row. */
-function isWorthTelling(crashes: number): boolean {
-  const doublings = Math.log2(crashes / crashesTold)
-  return doublings >= 0 && Number.isInteger(doublings)
 }
