@@ -1,7 +1,7 @@
-import { closeSync, existsSync, openSync, readdirSync, rmSync, statfsSync } from 'node:fs'
+import { existsSync, rmSync } from 'node:fs'
 import { mkdir } from 'node:fs/promises'
 import { PlatformError } from '../../errors.ts'
-import { KeeperChannel, Launcher } from '../../guest/index.ts'
+import { Launcher } from '../../guest/index.ts'
 import type { Clock } from '../../lib/clock.ts'
 import type { Logger } from '../../lib/log.ts'
 import type { Egress } from '../../spec/egress.ts'
@@ -18,10 +18,12 @@ import { removeTree } from '../remove-tree.ts'
 import type { Archives } from './archive.ts'
 import { type Cgroups, InstanceCgroup } from './cgroups.ts'
 import { Dialler } from './dialler.ts'
+import { hostFreeMbMin, hostFreeMbMinToRestart, InstanceDirectories } from './directories.ts'
 import { type DiskImages, hasErrors } from './disk.ts'
 import { DiskSettling } from './disk-settling.ts'
 import { hostError, noSnapshots } from './failures.ts'
 import { NamespaceInstance } from './instance.ts'
+import { endKeeper } from './keeper.ts'
 import { checkSpec, launch } from './launch.ts'
 import { Leaving } from './leaving.ts'
 import {
@@ -42,12 +44,6 @@ import {
 } from './record.ts'
 import { type DiskSnapshots, notStill } from './snapshots.ts'
 import type { UidRanges } from './uid-ranges.ts'
-
-/** Disk of the host that instances never get: the platform itself must be able to go on writing. */
-export const hostFreeMbMin = 512
-/** Those that exist are started again with less: what is in them may be what somebody wants to make room with. */
-const hostFreeMbMinToRestart = 32
-const keeperEndTimeoutMs = 5_000
 
 export interface NamespaceRuntimeOptions {
   instancesDir: string
@@ -88,8 +84,7 @@ export class NamespaceRuntime implements Runtime {
   #destroying = new Map<string, Promise<void>>()
   #bootId = bootId()
   readonly #launcher: Launcher
-  /** Sockets are reached through it, for their paths may have 107 bytes only. */
-  #dirFile: number
+  readonly #dirs: InstanceDirectories
   #dialler: Dialler
   readonly #settling: DiskSettling
   /** What leaves the instance that was started last arrives at its keeper. */
@@ -101,7 +96,7 @@ export class NamespaceRuntime implements Runtime {
     this.capabilities = options.capabilities
     this.#launcher = new Launcher(options.helperPath, { stays: options.temporary ?? false })
     this.#settling = new DiskSettling(options.clock)
-    this.#dirFile = openSync(options.instancesDir, 'r')
+    this.#dirs = new InstanceDirectories(options.instancesDir)
     const { archives, snapshots, clock, helperPath, instancesDir, log } = options
     if (snapshots !== null) {
       this.snapshots = {
@@ -115,14 +110,20 @@ export class NamespaceRuntime implements Runtime {
       this.pack = (id, signal) => this.#pack(id, archives, signal)
       this.unpack = (id, signal) => this.#unpack(id, archives, signal)
     }
-    this.#dialler = new Dialler({ helperPath, instancesDir, socketDir: this.#socketDir('.'), log, clock })
+    this.#dialler = new Dialler({
+      helperPath,
+      instancesDir,
+      socketDir: this.#dirs.socketsOf('.'),
+      log,
+      clock,
+    })
   }
 
   async create(spec: InstanceSpec): Promise<Instance> {
     checkSpec(spec)
     this.#checkOpen()
     spec.signal?.throwIfAborted()
-    const dir = this.#dir(spec.id)
+    const dir = this.#dirs.of(spec.id)
     this.#checkFreeSpace()
     try {
       // Off the request loop, as all that waits for the host's file system.
@@ -162,7 +163,7 @@ export class NamespaceRuntime implements Runtime {
   async restart(spec: InstanceSpec): Promise<Instance> {
     checkSpec(spec)
     this.#checkOpen()
-    const dir = this.#dir(spec.id)
+    const dir = this.#dirs.of(spec.id)
     const before = readRecord(dir)
     const kept = before && existsSync(before.disk === 'loop' ? `${dir}/disk.img` : `${dir}/disk`)
     if (!before || !kept) throw new PlatformError('not_found', `instance ${spec.id} has left no files`)
@@ -195,24 +196,22 @@ export class NamespaceRuntime implements Runtime {
   }
 
   async #pack(id: string, archives: Archives, signal?: AbortSignal): Promise<number> {
-    const record = readRecord(this.#dir(id))
-    if (!record) throw new PlatformError('not_found', `instance ${id} has left no files`)
+    const record = this.#recordOf(id)
     await this.#end(id)
     try {
-      return await archives.pack(this.#dir(id), record.disk, signal)
+      return await archives.pack(this.#dirs.of(id), record.disk, signal)
     } catch (error) {
       throw hostError(error)
     }
   }
 
   async #unpack(id: string, archives: Archives, signal?: AbortSignal): Promise<void> {
-    const record = readRecord(this.#dir(id))
-    if (!record) throw new PlatformError('not_found', `instance ${id} has left no files`)
+    const record = this.#recordOf(id)
     this.#checkFreeSpace()
     // Of an earlier try, which got further than it could tell.
     await this.#end(id)
     try {
-      await archives.unpack(this.#dir(id), record.disk, signal)
+      await archives.unpack(this.#dirs.of(id), record.disk, signal)
     } catch (error) {
       throw hostError(error)
     }
@@ -227,8 +226,7 @@ export class NamespaceRuntime implements Runtime {
     if (!instanceIdPattern.test(snapshotId)) {
       throw new PlatformError('bad_request', `the id of a snapshot is 12 to 40 characters of a-z and 0-9`)
     }
-    const record = readRecord(this.#dir(id))
-    if (!record) throw new PlatformError('not_found', `instance ${id} has left no files`)
+    const record = this.#recordOf(id)
     this.#checkFreeSpace()
     const instance = this.#instances.get(id)
     if (instance && !instance.frozen) throw notStill()
@@ -238,7 +236,7 @@ export class NamespaceRuntime implements Runtime {
       const kept = await snapshots.capture(
         snapshotId,
         {
-          dir: this.#dir(id),
+          dir: this.#dirs.of(id),
           disk: record.disk,
           guest: instance?.process1 ?? null,
           ...(memory && machine
@@ -279,9 +277,7 @@ export class NamespaceRuntime implements Runtime {
   }
 
   async list(): Promise<string[]> {
-    const ids = new Set(
-      readdirSync(this.#options.instancesDir).filter((name) => instanceIdPattern.test(name)),
-    )
+    const ids = new Set(this.#dirs.ids())
     for (const id of this.#options.cgroups.list()) if (instanceIdPattern.test(id)) ids.add(id)
     return [...ids]
   }
@@ -293,7 +289,7 @@ export class NamespaceRuntime implements Runtime {
     this.#instances.clear()
     this.#dialler.close()
     await this.#launcher[Symbol.asyncDispose]()
-    closeSync(this.#dirFile)
+    this.#dirs.close()
     this.#options.onDispose()
   }
 
@@ -309,7 +305,7 @@ export class NamespaceRuntime implements Runtime {
     spec.signal?.throwIfAborted()
     const { guest, keeper, relaysEgress } = await launch(spec, {
       launcher: this.#launcher,
-      dir: this.#dir(spec.id),
+      dir: this.#dirs.of(spec.id),
       uidBase: record.uidBase,
       disk: record.disk,
       diskTemplate,
@@ -342,7 +338,7 @@ export class NamespaceRuntime implements Runtime {
     if (memory === null || record.uidBase === null) return await anew('this host keeps no memory')
     const found = await snapshots.memoryOf(snapshotId, memory)
     if ('reason' in found) return await anew(found.reason)
-    const dir = this.#dir(spec.id)
+    const dir = this.#dirs.of(spec.id)
     try {
       await memory.placeLogs(found.dir, dir)
       const instance = await this.#start(spec, record, null, found.record)
@@ -363,22 +359,22 @@ export class NamespaceRuntime implements Runtime {
     const { process1, guest, group } = instance
     return uidBase === null
       ? null
-      : { dir: this.#dir(instance.id), process1, guest, group, uidBase, memoryMb }
+      : { dir: this.#dirs.of(instance.id), process1, guest, group, uidBase, memoryMb }
   }
 
   async #recover(handle: InstanceHandle): Promise<NamespaceInstance | null> {
     const state = parseState(handle.state)
     if (!state) return null
-    if (state.bootId !== this.#bootId || !existsSync(this.#dir(handle.id))) return null
+    if (state.bootId !== this.#bootId || !existsSync(this.#dirs.of(handle.id))) return null
     const group = this.#group(state)
-    const released = await releaseStopped(this.#dir(handle.id), state.guest, this.#options.clock)
+    const released = await releaseStopped(this.#dirs.of(handle.id), state.guest, this.#options.clock)
     if (released && state.memoryMb !== undefined) await group.endSpare(state.memoryMb)
     if (!isAlive(state.guest) || !isAlive(state.keeper)) {
       // One without the other is of no use to anyone.
       await this.#end(handle.id)
       return null
     }
-    if (state.uidBase !== null) this.#options.uidRanges?.keep(state.uidBase, this.#dir(handle.id))
+    if (state.uidBase !== null) this.#options.uidRanges?.keep(state.uidBase, this.#dirs.of(handle.id))
     const instance = this.#instance(handle.id, state, group)
     const { memoryMb } = state
     try {
@@ -406,8 +402,8 @@ export class NamespaceRuntime implements Runtime {
     const { egress } = this.#options
     const instance: NamespaceInstance = new NamespaceInstance({
       id,
-      dir: this.#dir(id),
-      socketDir: this.#socketDir(id),
+      dir: this.#dirs.of(id),
+      socketDir: this.#dirs.socketsOf(id),
       state,
       group,
       reclaims: this.capabilities.reclaim,
@@ -428,40 +424,17 @@ export class NamespaceRuntime implements Runtime {
     const instance = this.#instances.get(id)
     this.#instances.delete(id)
     if (instance) await instance.kill()
-    const record = readRecord(this.#dir(id))
+    const record = readRecord(this.#dirs.of(id))
     const groups = [this.#options.cgroups.find(id)]
     if (record) groups.push(this.#group(record))
     for (const group of groups) await group.kill()
-    if (!instance) await this.#endKeeper(id)
+    if (!instance)
+      await endKeeper({ dir: this.#dirs.of(id), socketDir: this.#dirs.socketsOf(id) }, this.#options)
     for (const group of groups) await group.remove()
   }
 
-  /** The keeper ends by itself after process 1; without control groups it is also how process 1 is reached. */
-  async #endKeeper(id: string): Promise<void> {
-    if (!existsSync(`${this.#dir(id)}/run/keeper.sock`)) return
-    const ended = Promise.withResolvers<void>()
-    const keeper = new KeeperChannel({
-      socketPath: `${this.#socketDir(id)}/run/keeper.sock`,
-      log: this.#options.log,
-      onEnd: () => ended.resolve(),
-    })
-    const late = new AbortController()
-    try {
-      await keeper.kill()
-      await Promise.race([
-        ended.promise,
-        this.#options.clock.sleep(keeperEndTimeoutMs, late.signal).catch(() => {}),
-      ])
-    } catch {
-      // Nobody listens any more: it has ended.
-    } finally {
-      late.abort()
-      keeper.close(new PlatformError('unavailable', 'The instance is being removed'))
-    }
-  }
-
   async #destroy(id: string): Promise<void> {
-    const dir = this.#dir(id)
+    const dir = this.#dirs.of(id)
     const record = readRecord(dir)
     await this.#end(id)
     await removeTree(dir)
@@ -481,18 +454,17 @@ export class NamespaceRuntime implements Runtime {
     }
   }
 
+  /** @throws not_found */
+  #recordOf(id: string): InstanceRecord {
+    const record = readRecord(this.#dirs.of(id))
+    if (!record) throw new PlatformError('not_found', `instance ${id} has left no files`)
+    return record
+  }
+
   /** As recorded: a hutch started from elsewhere may have other groups for its new instances. */
   #group(record: InstanceRecord): InstanceCgroup {
     const parts = record.groups.map((group) => ({ hierarchy: group, dir: group.dir }))
     return new InstanceCgroup(parts, this.#options.clock)
-  }
-
-  #dir(id: string): string {
-    return `${this.#options.instancesDir}/${id}`
-  }
-
-  #socketDir(id: string): string {
-    return `/proc/self/fd/${this.#dirFile}/${id}`
   }
 
   #checkOpen() {
@@ -501,9 +473,6 @@ export class NamespaceRuntime implements Runtime {
 
   #checkFreeSpace(freeMbMin = hostFreeMbMin) {
     // Tells what a host can do, whatever is left of its disk.
-    if (this.#options.transient) return
-    const { bavail, bsize } = statfsSync(this.#options.instancesDir)
-    if (bavail * bsize >= freeMbMin * 1024 * 1024) return
-    throw new PlatformError('insufficient_storage', `The host has less than ${freeMbMin} MiB of disk left`)
+    if (!this.#options.transient) this.#dirs.checkFreeSpace(freeMbMin)
   }
 }
