@@ -73,6 +73,18 @@ export function checkExternalId(externalId: string): string {
   return externalId
 }
 
+/** @throws bad_request where an update gives another name */
+export function checkSameName(input: SandboxInput, name: string): void {
+  if (!input.metadata?.name || input.metadata.name === name) return
+  throw badRequest(`metadata.name: a sandbox cannot be renamed; send "${name}" or leave it out`)
+}
+
+/** Credentials for the registry of its image: for one pull, and not kept. */
+export function dockerConfigOf(input: SandboxInput): { dockerConfig?: string } {
+  const dockerConfig = input.spec?.runtime?.dockerConfig
+  return dockerConfig ? { dockerConfig } : {}
+}
+
 /**
  * The draft that `input` asks for. With `previous` it is an update: metadata, and those fields of the runtime whose
  * change costs the files (image, memory, storageMb, envs), stay when left out; null clears; the rest of the spec is

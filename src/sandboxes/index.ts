@@ -11,23 +11,17 @@ import type { SecretBox } from '../lib/secret-box.ts'
 import type { Page, Store } from '../spec/store.ts'
 import type { Logs } from '../telemetry/index.ts'
 import { SandboxArchives } from './archives.ts'
+import { SandboxChanges } from './changes.ts'
 import { type CreationImages, SandboxCreation } from './creation.ts'
 import { SandboxDeployments, type SandboxLimits } from './deployments.ts'
-import { draftOf, memoryMbMax, needsNewInstance, type SandboxDraft } from './draft.ts'
+import { checkSameName, dockerConfigOf, draftOf, memoryMbMax, type SandboxDraft } from './draft.ts'
 import { SandboxExpiry } from './expiry.ts'
 import { SandboxInstanceNotes } from './instance-notes.ts'
 import { type SandboxLease, SandboxLeases } from './leases.ts'
 import { type MachineImages, SandboxMachines } from './machines.ts'
 import { SandboxOutput } from './output-lines.ts'
 import type { ProcessRecord, ProcessStart } from './processes.ts'
-import {
-  notedRules,
-  type SandboxBody,
-  type StoredSandbox,
-  sandboxKind,
-  sandboxView,
-  withEvent,
-} from './record.ts'
+import { type SandboxBody, type StoredSandbox, sandboxKind, sandboxView, withEvent } from './record.ts'
 import { notFound, type SandboxListQuery, SandboxRecords } from './records.ts'
 import { SandboxRecovery } from './recovery.ts'
 import { type SandboxDependent, SandboxRemoval } from './removal.ts'
@@ -98,15 +92,14 @@ export class Sandboxes {
   readonly output: SandboxOutput
   readonly #records: SandboxRecords
   readonly #instances: Instances
-  readonly #images: SandboxesOptions['images']
   readonly #sealing: Sealing
   readonly #leases: SandboxLeases
   readonly #clock: Clock
   readonly #expiry: SandboxExpiry
   readonly #turns: SandboxTurns
   readonly #removal: SandboxRemoval
-  readonly #deployments: SandboxDeployments
   readonly #creation: SandboxCreation
+  readonly #changes: SandboxChanges
   readonly #archives: SandboxArchives
   readonly #restarts: ProcessRestarts
   readonly #recovery: SandboxRecovery
@@ -171,14 +164,12 @@ export class Sandboxes {
     this.output = new SandboxOutput({ leases, clock })
     this.#records = records
     this.#instances = instances
-    this.#images = images
     this.#sealing = sealing
     this.#leases = leases
     this.#clock = clock
     this.#expiry = expiry
     this.#turns = turns
     this.#removal = removal
-    this.#deployments = deployments
     this.#archives = archives
     this.#restarts = restarts
     this.#background = background
@@ -198,6 +189,16 @@ export class Sandboxes {
       builds && logs
         ? new SandboxSources({ builds, images, logs, records, turns, deployments, removal, sealing, clock })
         : null
+    this.#changes = new SandboxChanges({
+      records,
+      turns,
+      deployments,
+      sources: this.#sources,
+      sealing,
+      images,
+      clock,
+      memoryMbMax: limits.memoryMbMax,
+    })
     this.#recovery = new SandboxRecovery({
       store,
       records,
@@ -281,17 +282,12 @@ export class Sandboxes {
   }
 
   /** Runs `work` while the sandbox cannot be removed or replaced. @throws not_found */
-  async whileExists<Result>(
+  whileExists<Result>(
     workspace: string,
     name: string,
     work: (sandbox: StoredSandbox) => Promise<Result>,
   ): Promise<Result> {
-    return await this.#turns.run(workspace, name, async () => {
-      const found = await this.#turns.current(workspace, name)
-      if (!found || found.body.status === 'TERMINATED' || found.body.status === 'DELETING')
-        throw notFound(name)
-      return await work(found)
-    })
+    return this.#turns.whileExists(workspace, name, work)
   }
 
   list(workspace: string, query: SandboxListQuery): Promise<Page<SandboxBody>> {
@@ -322,40 +318,7 @@ export class Sandboxes {
     options: { actor: string },
   ): Promise<StoredSandbox> {
     this.#background.refuseWhenClosing()
-    checkSameName(input, name)
-    // Outside of the lock: the sandbox can be used and deleted while an image comes.
-    const image = input.spec?.runtime?.image
-    if (image) await (await this.#images.prepare(workspace, image, dockerConfigOf(input)))?.pulling
-    return await this.#turns.run(workspace, name, async () => {
-      const existing = await this.#turns.current(workspace, name)
-      if (!existing) throw notFound(name)
-      const { status } = existing.body
-      if (status !== 'DEPLOYED' && status !== 'FAILED') {
-        throw new PlatformError(
-          'conflict',
-          `the sandbox "${name}" cannot be changed, its status is ${status}`,
-        )
-      }
-      await this.#sources?.drop(existing)
-      const previous = this.#sealing.draftOf(existing)
-      const draft = draftOf(input, previous, this.#clock.now(), this.#limits.memoryMbMax)
-      return this.#deployments.inUse(
-        needsNewInstance(previous, draft)
-          ? await this.#deployments.replaceMachine(
-              existing,
-              draft,
-              options.actor,
-              'Deployment successful, with a new instance',
-            )
-          : await this.#records.change(existing, (current) =>
-              notedRules(
-                this.#sealing.bodyOf(draft, { ...current, updatedBy: options.actor }),
-                this.#clock.now(),
-                current.spec.network,
-              ),
-            ),
-      )
-    })
+    return await this.#changes.update(workspace, name, input, options.actor)
   }
 
   /**
@@ -399,22 +362,10 @@ export class Sandboxes {
     workspace: string,
     name: string,
     draftOf: (current: SandboxDraft, sandbox: StoredSandbox) => SandboxDraft,
-    { actor, message }: { actor: string; message: string },
+    options: { actor: string; message: string },
   ): Promise<StoredSandbox> {
     this.#background.refuseWhenClosing()
-    return await this.whileExists(workspace, name, async (existing) => {
-      const { status } = existing.body
-      if (status !== 'DEPLOYED' && status !== 'FAILED' && status !== 'ARCHIVED') {
-        throw new PlatformError(
-          'conflict',
-          `the sandbox "${name}" cannot be restored now, its status is ${status}`,
-        )
-      }
-      const draft = draftOf(this.#sealing.draftOf(existing), existing)
-      this.#deployments.admitSize(draft)
-      await this.#sources?.drop(existing)
-      return this.#deployments.inUse(await this.#deployments.replaceMachine(existing, draft, actor, message))
-    })
+    return await this.#changes.rebuild(workspace, name, draftOf, options)
   }
 
   /** What a sandbox is to be, secrets in the clear. */
@@ -521,19 +472,6 @@ export class Sandboxes {
   }
 }
 
-function checkSameName(input: SandboxInput, name: string): void {
-  if (!input.metadata?.name || input.metadata.name === name) return
-  throw new PlatformError(
-    'bad_request',
-    `metadata.name: a sandbox cannot be renamed; send "${name}" or leave it out`,
-  )
-}
-
 function ofImage(input: SandboxInput, image: string): SandboxInput {
   return { ...input, spec: { ...input.spec, runtime: { ...input.spec?.runtime, image } } }
-}
-
-function dockerConfigOf(input: SandboxInput): { dockerConfig?: string } {
-  const dockerConfig = input.spec?.runtime?.dockerConfig
-  return dockerConfig ? { dockerConfig } : {}
 }

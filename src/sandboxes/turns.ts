@@ -4,7 +4,7 @@ import type { SandboxExpiry } from './expiry.ts'
 import type { SandboxLeases } from './leases.ts'
 import type { SandboxMachines } from './machines.ts'
 import { type StoredSandbox, withEvent } from './record.ts'
-import type { SandboxRecords } from './records.ts'
+import { notFound, type SandboxRecords } from './records.ts'
 
 /**
  * One at a time changes what a sandbox is, and nobody sees one live on whose time is over: looking at it ends it, if the
@@ -54,6 +54,20 @@ export class SandboxTurns {
   /** The sandbox, or what is left of it when its time is over. For who has the turn. */
   async kept(sandbox: StoredSandbox): Promise<StoredSandbox> {
     return this.#expiry.isOver(sandbox) ? await this.#terminate(sandbox) : sandbox
+  }
+
+  /** Runs `work` while the sandbox cannot be removed or replaced. @throws not_found */
+  async whileExists<Result>(
+    workspace: string,
+    name: string,
+    work: (sandbox: StoredSandbox) => Promise<Result>,
+  ): Promise<Result> {
+    return await this.run(workspace, name, async () => {
+      const found = await this.current(workspace, name)
+      if (!found || found.body.status === 'TERMINATED' || found.body.status === 'DELETING')
+        throw notFound(name)
+      return await work(found)
+    })
   }
 
   async #terminate(sandbox: StoredSandbox): Promise<StoredSandbox> {
