@@ -70,7 +70,8 @@ const doors: Record<string, string> = {
 
 /** Whole folders that one file may enter anywhere, each with its reason. */
 const composers: Record<string, string> = {
-  'platform.ts -> http': 'names every route group, so that all of them stand on one screen',
+  'platform.ts -> http': 'opens what nouns need of it, and the server',
+  'platform/http.ts -> http': 'names every route group, so that all of them stand on one screen',
 }
 
 export interface Import {

@@ -13,53 +13,17 @@ import { type Config, configDefaults, type RuntimeName } from './config.ts'
 import { dataDirDefault } from './data-directory.ts'
 import { Deliveries, newCallbackSecret } from './deliveries/index.ts'
 import { Fleet } from './deployments/fleet/index.ts'
-import { ApplicationForks, Deployments, deploymentKinds, RevisionImages } from './deployments/index.ts'
+import { Deployments, deploymentKinds, RevisionImages } from './deployments/index.ts'
 import type { StdioProbes } from './deployments/stdio/index.ts'
-import { Domains } from './domains/index.ts'
+import { Domains, lookUpTxt } from './domains/index.ts'
 import { PlatformError } from './errors.ts'
 import { Executions } from './executions/index.ts'
-import { HelperLayers } from './guest/index.ts'
-import { createApp } from './http/app.ts'
-import { apiKeyRoutes } from './http/control/api-keys.ts'
-import { deliveryRoutes } from './http/control/deliveries.ts'
-import { deploymentRoutes } from './http/control/deployments.ts'
-import { domainRoutes } from './http/control/domains.ts'
-import { executionRoutes } from './http/control/executions.ts'
-import { imageRoutes } from './http/control/images.ts'
-import { jobRoutes } from './http/control/jobs.ts'
-import { loginRoutes } from './http/control/login.ts'
-import { oauthRoutes } from './http/control/oauth.ts'
-import { observabilityRoutes } from './http/control/observability.ts'
-import { platformRoutes } from './http/control/platform.ts'
-import { previewRoutes } from './http/control/previews.ts'
-import { regionRoutes } from './http/control/regions.ts'
-import { sandboxRoutes } from './http/control/sandboxes.ts'
-import { schedulesRoutes } from './http/control/schedules.ts'
-import { serviceAccountRoutes } from './http/control/service-accounts.ts'
-import { snapshotRoutes } from './http/control/snapshots.ts'
-import { templateRoutes } from './http/control/templates.ts'
-import { triggerRoutes } from './http/control/triggers.ts'
-import { userRoutes } from './http/control/users.ts'
-import { workspaceRoutes } from './http/control/workspaces.ts'
 import { AgentField } from './http/dialects/agentfield/index.ts'
-import { composeCallback, performer, xpanderRoutes } from './http/dialects/xpander/index.ts'
-import { InstanceDoors } from './http/doors.ts'
-import { frontPageRoutes } from './http/front-page.ts'
+import { composeCallback, performer } from './http/dialects/xpander/index.ts'
 import { Hosts } from './http/host.ts'
-import { keylessAccess } from './http/keyless.ts'
-import { LazyMcpBridge } from './http/mcp/index.ts'
-import { Readiness } from './http/readiness.ts'
 import type { Route } from './http/route.ts'
-import { agentRunRoutes } from './http/run/agents.ts'
-import { ApplicationGateway } from './http/run/applications.ts'
 import { Exchanges } from './http/run/exchanges.ts'
-import { executionDataRoutes } from './http/run/executions.ts'
-import { functionRunRoutes } from './http/run/functions.ts'
 import { agentCaller } from './http/run/later.ts'
-import { PreviewGateway } from './http/run/previews.ts'
-import { createSandboxMcp } from './http/run/sandbox/mcp.ts'
-import { sandboxRunRoutes } from './http/run/sandbox.ts'
-import { uploadRoutes } from './http/run/uploads.ts'
 import { type HttpServer, loopbackHosts, startServer } from './http/server.ts'
 import { HostImage, Images } from './images/index.ts'
 import { Instances } from './instances/index.ts'
@@ -74,18 +38,15 @@ import { createSecretBox, openMasterKey } from './lib/secret-box.ts'
 import { Memory } from './memory/index.ts'
 import { hostRegistries, Network } from './network/index.ts'
 import { Nodes, Notes } from './nodes/index.ts'
-import { extractHelper } from './runtimes/helper-binary.ts'
-import { openNamespaceRuntime } from './runtimes/namespace/index.ts'
-import { openProcessRuntime } from './runtimes/process/index.ts'
+import { helperPathIn, layersFor, openRuntime, openStore } from './platform/drivers.ts'
+import { openHttp } from './platform/http.ts'
 import { Previews, Sandboxes, Schedules, Snapshots, snapshotReference } from './sandboxes/index.ts'
-import type { Egress } from './spec/egress.ts'
 import type { Runtime } from './spec/runtime.ts'
 import type { Store } from './spec/store.ts'
-import { openSqliteStore } from './stores/sqlite/index.ts'
 import { Logs } from './telemetry/index.ts'
 import { Agents, Threads, Workers } from './threads/index.ts'
 import { Triggers } from './triggers/index.ts'
-import { commit, version } from './version.ts'
+import { version } from './version.ts'
 import { Users, Workspaces } from './workspaces/index.ts'
 
 export interface PlatformOptions extends Partial<Omit<Config, 'runtime'>> {
@@ -124,9 +85,6 @@ const requestGraceMs = 2_000
 /** Disk that is kept for the platform's own writing on a full one, and what else must be free for it to be taken. */
 const diskReserveMb = 64
 const diskFreeMbMin = 256
-/** Of a look for a TXT record, which somebody waits for. */
-const txtTimeoutMs = 3_000
-const txtTries = 2
 
 /**
  * Opens a platform; nothing of it stays behind when it rejects.
@@ -205,14 +163,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
     const runtime = await openingRuntime?.catch(() => null)
     await runtime?.[Symbol.asyncDispose]()
   })
-  const store = opened.use(
-    await openSqliteStore({
-      path: join(dataDir, 'hutch.db'),
-      clock,
-      log,
-      makeRoom: () => reserve.giveUp(),
-    }),
-  )
+  const store = opened.use(await openStore(dataDir, { clock, log, makeRoom: () => reserve.giveUp() }))
   const runtime = openingRuntime ? await openingRuntime : (driver as Runtime)
 
   const users = new Users({ store, clock })
@@ -220,8 +171,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   const access = opened.use(await Access.open({ store, secrets, users, workspaces, clock, log }))
   const credentials = opened.use(await FirstCredentials.open({ dataDir, users, workspaces, access, log }))
 
-  // The other runtimes start programs of the host.
-  const layers = helperPath && driver === 'namespace' ? new HelperLayers(helperPath) : null
+  const layers = layersFor(driver, helperPath)
   const host = new HostImage({
     imageDir: config.imageDir,
     dataDir,
@@ -418,39 +368,13 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   agentField.open()
   const codegen = new Codegen({ dialer, log })
   opened.defer(() => codegen.close())
-  const api = {
-    codegen,
-    dialer,
-    wayOf: (instanceId: string) => network.wayOf(instanceId),
-    build: { version, gitCommit: commit },
-    mcp: createSandboxMcp({ version, log }),
-  }
   const plane = { deployments, exchanges: opened.use(new Exchanges({ clock })) }
   const origin = () => config.url ?? server?.url ?? `http://localhost:${config.port}`
   const triggers = new Triggers({
-    ...{ store, deployments, executions, deliveries, secrets, clock, log },
+    ...{ store, deployments, jobs, executions, deliveries, secrets, clock, log },
     call: agentCaller({ plane: () => plane, clock, log }),
     origin,
   })
-  triggers.starts(
-    'job',
-    ({ workspace, name, trigger, tasks, labels, idempotencyKey: key, idempotencyMs: keptMs }) => {
-      const { timeout, retry } = trigger.configuration ?? {}
-      return jobs.start(
-        workspace,
-        name,
-        { tasks },
-        {
-          idempotency: { key, digest: key, keptMs },
-          labels: { trigger: trigger.id, ...labels },
-          limits: {
-            ...(timeout === undefined ? {} : { timeoutSeconds: timeout }),
-            ...(retry === undefined ? {} : { maxRetries: retry }),
-          },
-        },
-      )
-    },
-  )
   const agents = new Agents({ store, deployments })
   const threads = new Threads({ store, executions, secrets, clock, log })
   const workers = new Workers({ threads, clock, log })
@@ -464,87 +388,17 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   opened.defer(() => workers.close())
   await threads.open()
   await workers.open()
-  const bridge = opened.use(new LazyMcpBridge({ clock, log }))
-  const applications = new ApplicationGateway({
-    ...plane,
-    domains: config.domains,
-    findHost(host) {
-      const holder = domains.holderOf(host)
-      if (holder === null) return null
-      const { workspace, application } = holder
-      const own = host === holder.domain ? application : null
-      const name = deployments.applicationAt(workspace, host) ?? own
-      return name !== null && deployments.isKnown(workspace, 'application', name) ? { workspace, name } : null
+  const app = openHttp(
+    {
+      ...{ access, workspaces, users, sandboxes, snapshots, previews, schedules, deployments, domains },
+      ...{ executions, triggers, deliveries, images, imageBuilds, jobs, builds, logs, agentField },
+      ...{ threads, agents, workers, codegen },
     },
-  })
-  const gateway = new PreviewGateway({ previews, sandboxes, domains: config.domains, api, log })
-  const readiness = new Readiness({ store, runtime, clock, log })
-  const app = createApp({
-    routes: [
-      ...platformRoutes({ notReady: () => readiness.reason() }),
-      ...regionRoutes({ region: config.region }),
-      ...templateRoutes(),
-      ...frontPageRoutes(),
-      ...oauthRoutes(access),
-      ...loginRoutes(access),
-      ...workspaceRoutes(workspaces),
-      ...userRoutes(users, access.keys),
-      ...apiKeyRoutes(access.keys),
-      ...serviceAccountRoutes(access),
-      ...sandboxRoutes({ sandboxes, log }),
-      ...snapshotRoutes({
-        snapshots,
-        sandboxes,
-        applications: new ApplicationForks({ deployments, snapshots }),
-      }),
-      ...previewRoutes({ previews }),
-      ...schedulesRoutes({ schedules, clock, log }),
-      ...deploymentRoutes({ deployments, log }),
-      ...domainRoutes({
-        domains,
-        requireApplication: (workspace, name) => deployments.get(workspace, 'application', name),
-      }),
-      ...executionRoutes({ executions }),
-      ...triggerRoutes({ deployments, log }),
-      ...deliveryRoutes(deliveries),
-      ...imageRoutes(images, imageBuilds),
-      ...jobRoutes(jobs),
-      ...executionDataRoutes(jobs),
-      ...uploadRoutes(builds),
-      ...observabilityRoutes({ logs, sandboxes }),
-      ...gateway.routes(),
-      ...sandboxRunRoutes(sandboxes, api),
-      ...agentRunRoutes({ ...plane, later: triggers.agents }),
-      ...functionRunRoutes({ ...plane, deployments, bridge, logs }),
-      ...applications.routes(),
-      ...agentField.routes(),
-      ...xpanderRoutes({ threads, agents, workers, callbacks: deliveries, access, clock }),
-    ],
-    access,
-    hosts,
-    ...(config.keylessWorkspace === null ? {} : { keyless: keylessAccess(config.keylessWorkspace) }),
-    serveHost: async (request, hostName, context) =>
-      (await applications.serveHost(request, hostName, context)) ??
-      (await gateway.serveHost(request, hostName, context)),
-    clock,
-    log,
-    version,
-  })
-
-  const doors = opened.use(
-    new InstanceDoors({
-      dir: join(dataDir, 'doors'),
-      ownerOf: (instanceId) => instances.ownerOf(instanceId),
-      sandboxes,
-      workloadOf: (instanceId) => fleet.workloadOf(instanceId) ?? jobs.workloadOf(instanceId),
-      platformDoor: config.platformDoor,
-      api,
-      app,
-      clock,
-      log,
-    }),
+    {
+      ...{ config, store, runtime, instances, fleet, network, hosts, dialer, clock, log, opened },
+      exchanges: plane.exchanges,
+    },
   )
-  network.useDoors(doors)
   // Closed first: what is under way ends as cut off, not as what fails since the rest is gone.
   opened.defer(() => executions.close())
   await jobs.open()
@@ -615,30 +469,7 @@ function isOfThisHostAlone({ hosts, trustedProxies, url }: Config): boolean {
   )
 }
 
-async function lookUpTxt(name: string): Promise<string[][]> {
-  const { Resolver } = await import('node:dns/promises')
-  return await new Resolver({ timeout: txtTimeoutMs, tries: txtTries }).resolveTxt(name)
-}
-
 function freeBytesOf(directory: string): number {
   const { bavail, bsize } = statfsSync(directory)
   return bavail * bsize
-}
-
-async function helperPathIn(dataDir: string): Promise<string> {
-  const { helperSource } = await import('./runtimes/embedded-helper.ts')
-  return await extractHelper(Bun.file(helperSource), join(dataDir, 'bin'))
-}
-
-async function openRuntime(
-  driver: RuntimeName,
-  config: Config,
-  helperPath: string,
-  egress: Egress,
-  { clock, log, temporary }: { clock: Clock; log: Logger; temporary: boolean },
-): Promise<Runtime> {
-  const options = { instancesDir: join(config.dataDir, 'instances'), helperPath, log, clock }
-  return driver === 'process'
-    ? await openProcessRuntime(options)
-    : await openNamespaceRuntime({ ...options, egress, temporary, criuPath: config.criu })
 }

@@ -19,6 +19,7 @@ import { inWorkspace } from '../workspaces/index.ts'
 import type { DomainInput, DomainView, domainStatuses } from './schema.ts'
 
 export { type DomainInput, domainInputSchema, domainSchema } from './schema.ts'
+export { lookUpTxt } from './txt.ts'
 
 const domainKind = 'customDomain'
 /** In a workspace. */

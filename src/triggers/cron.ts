@@ -30,7 +30,7 @@ export interface Tick {
 }
 
 /** Starts what a tick is for; durable once it resolves. */
-export type StartTick = (tick: Tick) => Promise<unknown>
+type StartTick = (tick: Tick) => Promise<unknown>
 
 type Deployment = Awaited<ReturnType<Deployments['get']>>
 type Kind = Parameters<Deployments['find']>[1]

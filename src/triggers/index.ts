@@ -2,12 +2,13 @@
 import type { Deliveries } from '../deliveries/index.ts'
 import type { Deployments } from '../deployments/index.ts'
 import type { Executions } from '../executions/index.ts'
+import type { Jobs, StartedExecution } from '../jobs/index.ts'
 import type { Clock } from '../lib/clock.ts'
 import type { Logger } from '../lib/log.ts'
 import type { SecretBox } from '../lib/secret-box.ts'
 import type { Store } from '../spec/store.ts'
 import { AgentCalls, type CallAgent } from './agent-calls.ts'
-import { CronTriggers, type StartTick, type Tick } from './cron.ts'
+import { CronTriggers, type Tick } from './cron.ts'
 
 export {
   type AgentAnswer,
@@ -22,6 +23,7 @@ export { turnHeaders } from './turn.ts'
 export interface TriggersOptions {
   store: Store
   deployments: Pick<Deployments, 'find' | 'standing' | 'every' | 'watch' | 'triggers'>
+  jobs: Pick<Jobs, 'start'>
   executions: Pick<Executions, 'accept' | 'runner' | 'callbacks'>
   deliveries: Deliveries
   secrets: Pick<SecretBox, 'seal' | 'open'>
@@ -36,18 +38,16 @@ export class Triggers {
   /** Requests to agents that are answered later. */
   readonly agents: AgentCalls
   readonly #cron: CronTriggers
+  readonly #jobs: Pick<Jobs, 'start'>
   readonly #origin: () => string
 
   constructor(options: TriggersOptions) {
     this.#origin = options.origin
+    this.#jobs = options.jobs
     this.agents = new AgentCalls(options)
     this.#cron = new CronTriggers(options)
     this.#cron.starts('agent', (tick) => this.#startAgent(tick))
-  }
-
-  /** What is started when the time of a trigger of this kind of deployment comes. */
-  starts(kind: string, start: StartTick): void {
-    this.#cron.starts(kind, start)
+    this.#cron.starts('job', (tick) => this.#startJob(tick))
   }
 
   /** At start, once deployments are open. */
@@ -91,5 +91,30 @@ export class Triggers {
       idempotencyMs,
       labels,
     })
+  }
+
+  #startJob({
+    workspace,
+    name,
+    trigger,
+    tasks,
+    labels,
+    idempotencyKey: key,
+    idempotencyMs: keptMs,
+  }: Tick): Promise<StartedExecution> {
+    const { timeout, retry } = trigger.configuration ?? {}
+    return this.#jobs.start(
+      workspace,
+      name,
+      { tasks },
+      {
+        idempotency: { key, digest: key, keptMs },
+        labels: { trigger: trigger.id, ...labels },
+        limits: {
+          ...(timeout === undefined ? {} : { timeoutSeconds: timeout }),
+          ...(retry === undefined ? {} : { maxRetries: retry }),
+        },
+      },
+    )
   }
 }

@@ -72,6 +72,7 @@ const dialer = new Dialer({ privateTargets: [], ownPorts: () => [] })
 const triggers = new Triggers({
   ...{ store: deadly(store), deployments, executions, secrets, clock, log: silentLogger },
   deliveries: new Deliveries({ executions, dialer, secrets, clock, version: '1' }),
+  jobs: { start: () => Promise.reject(new Error('no job has a trigger here')) },
   origin: () => 'http://localhost',
   call: async () => ({
     ...{ status: 200, type: 'text/plain', body: new Uint8Array() },

@@ -53,6 +53,7 @@ class TestTriggers implements AsyncDisposable {
     this.deliveries = new Deliveries({ executions, dialer, secrets, clock: engine.clock, version: '1' })
     this.triggers = new Triggers({
       ...{ store, executions, secrets, deployments: host.deployments, deliveries: this.deliveries },
+      jobs: { start: () => Promise.reject(new Error('no job has a trigger here')) },
       clock: host.clock,
       log: silentLogger,
       origin: () => 'http://localhost:4400',
