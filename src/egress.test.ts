@@ -1,10 +1,11 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test'
-import { mkdirSync, mkdtempSync, rmSync } from 'node:fs'
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, readlinkSync, rmSync } from 'node:fs'
 import { createServer, type Server, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { SandboxInstance as Sandbox } from '@blaxel/core'
 import { callsFromInsideMax } from './http/run/sandbox/call.ts'
+import { silentLogger } from './lib/log.ts'
 import { temporaryDataDir } from './platform.ts'
 import { eventually, openTestClient, type TestClient, whyNot } from './test-client.ts'
 
@@ -23,6 +24,44 @@ const downloadBytes = 48 * 1024 * 1024
 const block = new Uint8Array(1024 * 1024).map((_, at) => (at * 7 + (at >> 9)) & 255)
 const blockHash = new Bun.CryptoHasher('sha256').update(block).digest('hex')
 
+const isRoot = process.getuid?.() === 0
+
+/**
+ * Processes that have the end of a connection to this host's `serverPort` which is at `port`, of those that may be looked
+ * at. The dialler may not have closed yet what it handed over.
+ */
+function holdersOf(port: number, serverPort: number): string[] {
+  const hex = (number: number) => number.toString(16).toUpperCase().padStart(4, '0')
+  const inode = readFileSync('/proc/net/tcp', 'utf8')
+    .split('\n')
+    .map((line) => line.trim().split(/\s+/))
+    .find(
+      ([, local, remote]) => local?.endsWith(`:${hex(port)}`) && remote?.endsWith(`:${hex(serverPort)}`),
+    )?.[9]
+  if (inode === undefined) throw new Error(`no connection from port ${port}`)
+  const has = (pid: string) => {
+    try {
+      if (nameOf(pid) === 'hutch-dialler') return false
+      return readdirSync(`/proc/${pid}/fd`).some(
+        (fd) => linkOf(`/proc/${pid}/fd/${fd}`) === `socket:[${inode}]`,
+      )
+    } catch {
+      return false
+    }
+  }
+  return readdirSync('/proc').filter((name) => /^\d+$/.test(name) && has(name))
+}
+
+function linkOf(path: string): string {
+  try {
+    return readlinkSync(path)
+  } catch {
+    return ''
+  }
+}
+
+const nameOf = (pid: string) => readFileSync(`/proc/${pid}/comm`, 'utf8').trim()
+
 describe.skipIf(why !== '')('what leaves a sandbox', () => {
   let client: TestClient
   let sandbox: Sandbox
@@ -32,12 +71,20 @@ describe.skipIf(why !== '')('what leaves a sandbox', () => {
   let closedPort = 0
   const sockets = new Set<Socket>()
   const called = Promise.withResolvers<void>()
-  const told: { path: string; body: string }[] = []
+  const told: { path: string; body: string; movedBy: string[] }[] = []
   const dataDir = join(directory, 'data')
+  const verdicts: Record<string, unknown>[] = []
+  const log = { ...silentLogger, info: noteVerdict }
+  function noteVerdict(message: string, fields: Record<string, unknown> = {}) {
+    if (message === 'an outgoing connection was refused') verdicts.push(fields)
+  }
+  /** Of connections that began as encrypted ones do. */
+  let greetings = 0
 
   const open = (more: { platformDoor?: boolean } = {}) =>
     openTestClient({
       dataDir,
+      log,
       standbyAfterSeconds: 0,
       egressAllow: [`127.0.0.1:${web.port}`, `127.0.0.1:${rawPort}`],
       ...more,
@@ -52,7 +99,8 @@ describe.skipIf(why !== '')('what leaves a sandbox', () => {
       fetch: async (request, server) => {
         const { pathname } = new URL(request.url)
         if (request.method === 'POST' && !pathname.startsWith('/upload')) {
-          told.push({ path: pathname, body: await request.text() })
+          const movedBy = holdersOf(server.requestIP(request)?.port ?? 0, web.port ?? 0)
+          told.push({ path: pathname, body: await request.text(), movedBy })
           return new Response('heard')
         }
         if (pathname === '/socket' && server.upgrade(request, { data: undefined })) return
@@ -78,6 +126,7 @@ describe.skipIf(why !== '')('what leaves a sandbox', () => {
       let text = ''
       socket.on('data', (chunk) => {
         text += chunk
+        if (chunk[0] === 0x16) greetings++
         if (text.includes('/called')) called.resolve()
         if (text === 'begin') socket.write('a part')
         // Once the other side has what came before it: a reset may overtake bytes that nobody has read.
@@ -130,27 +179,65 @@ describe.skipIf(why !== '')('what leaves a sandbox', () => {
     expect(await asked('http://10.201.0.1/healthz')).toBe('reset')
   })
 
-  test('the callback of a port monitor goes where programs may, by the names that they have', async () => {
+  /** A process that opens the ports that it is told. */
+  const opener = (name: string) => {
     const command =
       'exec bun -e \'process.stdin.on("data", (d) => Bun.listen({ port: +d, hostname: "127.0.0.1", socket: { data() {} } }))\''
-    const opener = await sandbox.process.exec({ command, name: 'opener', stdin: true } as { command: string })
-    const monitor = (callback: string) =>
-      client.request(`/main/sandboxes/reaching/network/process/${opener.pid}/monitor`, {
-        method: 'POST',
-        body: JSON.stringify({ callback }),
-      })
+    return sandbox.process.exec({ command, name, stdin: true } as { command: string })
+  }
+  const monitor = (pid: string | undefined, callback: string) =>
+    client.request(`/main/sandboxes/reaching/network/process/${pid}/monitor`, {
+      method: 'POST',
+      body: JSON.stringify({ callback }),
+    })
+
+  test('the callback of a port monitor leaves as what programs send, by the names that they have', async () => {
+    const { pid } = await opener('opener')
+    const post = `curl -sS -d x http://host.hutch.internal:${web.port}/by-a-program`
+    expect((await inside(post)).output).toBe('heard')
+    const ofProgram = told.find(({ path }) => path === '/by-a-program')?.movedBy
     for (const [index, host] of ['host.hutch.internal', '10.201.0.3'].entries()) {
       const path = `/opened/${index}`
-      expect((await monitor(`http://${host}:${web.port}${path}`)).status).toBe(200)
+      expect((await monitor(pid, `http://${host}:${web.port}${path}`)).status).toBe(200)
       await sandbox.process.writeStdin('opener', String(4571 + index) as never)
       const port = 4571 + index
-      await eventually(`port ${port} is told`, () =>
-        told.some(
-          (one) => one.path === path && one.body === JSON.stringify({ pid: Number(opener.pid), port }),
-        ),
+      const body = JSON.stringify({ pid: Number(pid), port })
+      const notice = await eventually(`port ${port} is told`, () =>
+        told.find((one) => one.path === path && one.body === body),
       )
+      // By the relay of this very sandbox: who has the socket is who moves its bytes.
+      expect(notice.movedBy).toEqual(ofProgram ?? [])
+      expect(notice.movedBy).not.toContain(`${process.pid}`)
+      if (isRoot) expect(notice.movedBy.map(nameOf)).toEqual(['hutch-keeper'])
     }
     await sandbox.process.kill('opener')
+  })
+
+  test('the callback of a port monitor does not go where programs may not, which is told as of theirs', async () => {
+    let connections = 0
+    const forbidden = createServer((socket) => {
+      connections++
+      socket.destroy()
+    })
+    await new Promise<void>((resolve) => forbidden.listen(0, '127.0.0.1', resolve))
+    const { port } = forbidden.address() as { port: number }
+    const refused = (address: string) =>
+      eventually(`${address} is refused`, () =>
+        verdicts.some((one) => one.address === address && one.port === port),
+      )
+    const shy = await opener('shy')
+    for (const [index, address] of ['10.201.0.3', '10.0.0.1'].entries()) {
+      await monitor(shy.pid, `http://${address}:${port}/`)
+      await sandbox.process.writeStdin('shy', String(4581 + index) as never)
+      await refused(address)
+    }
+    // At a port that programs reach, nobody is told who does not show who they are.
+    await monitor(shy.pid, `https://host.hutch.internal:${rawPort}/`)
+    await sandbox.process.writeStdin('shy', '4583' as never)
+    await eventually('a greeting', () => greetings > 0)
+    await sandbox.process.kill('shy')
+    expect(connections).toBe(0)
+    forbidden.close()
   })
 
   test('large bodies pass both ways, whole', async () => {

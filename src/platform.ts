@@ -395,7 +395,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
       ...{ threads, agents, workers, codegen },
     },
     {
-      ...{ config, store, runtime, instances, fleet, network, hosts, dialer, clock, log, opened },
+      ...{ config, store, runtime, instances, fleet, network, hosts, clock, log, opened },
       exchanges: plane.exchanges,
     },
   )

@@ -562,13 +562,34 @@ describe('the keeper', () => {
     keeper.close(new PlatformError('unavailable', 'over'))
   })
 
+  test('of an earlier version has no way out, and is asked for one where nothing else is lost with that', async () => {
+    played.onFrame = (frame, socket) => {
+      if (frame.type === FrameType.status) socket.write(guestState(frame.id, 1, 0))
+      if (frame.type === FrameType.depart) socket.destroy()
+    }
+    let ends = 0
+    const keeper = keeperOf(() => ends++)
+    await keeper.open()
+    const opened = played.received.filter(({ type }) => type === FrameType.status).length
+    for (let attempt = 0; attempt < 2; attempt++) {
+      const failure = await keeper.depart(Uint8Array.of(8, 8, 8, 8), 80).catch((error) => error)
+      expect(PlatformError.is(failure) && failure.code).toBe('unavailable')
+    }
+    expect(await keeper.open()).toMatchObject({ state: 'running' })
+    expect(played.received.filter(({ type }) => type === FrameType.status).length).toBe(opened)
+    expect(ends).toBe(0)
+    keeper.close(new PlatformError('unavailable', 'over'))
+  })
+
   test('that says it handed a socket over, and did not, is believed no further', async () => {
     played.onFrame = (frame, socket) => {
       if (frame.type === FrameType.status) socket.write(guestState(frame.id, 1, 0))
-      if (frame.type === FrameType.reach) socket.write(ok(frame.id))
+      if (frame.type === FrameType.reach || frame.type === FrameType.depart) socket.write(ok(frame.id))
     }
     const keeper = keeperOf(() => {})
     expect(await keeper.reach(80)).toBe(null)
+    const failure = await keeper.depart(Uint8Array.of(8, 8, 8, 8), 80).catch((error) => error)
+    expect(PlatformError.is(failure) && failure.code).toBe('unavailable')
     keeper.close(new PlatformError('unavailable', 'over'))
   })
 

@@ -73,6 +73,7 @@ export const FrameType = {
   answer: 105,
   settle: 106,
   reach: 107,
+  depart: 108,
   sockets: 112,
   socket: 113,
   descent: 114,

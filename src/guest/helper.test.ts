@@ -327,11 +327,16 @@ suite(`an instance launched by root${reason}`, () => {
 
   test('says where nothing accepts connections, and dials no port 0', async () => {
     const { keeper } = await host.launch()
+    const loopback = Uint8Array.of(127, 0, 0, 1)
     for (const port of [82, 0]) {
-      const failure = await keeper.reach(port).catch((error) => error)
-      expect(failure).toBeInstanceOf(PlatformError)
-      expect(failure.code).toBe('unavailable')
+      for (const asked of [keeper.reach(port), keeper.depart(loopback, port)]) {
+        const failure = await asked.catch((error) => error)
+        expect(failure).toBeInstanceOf(PlatformError)
+        expect(failure.code).toBe('unavailable')
+      }
     }
+    const noAddress = await keeper.depart(Uint8Array.of(1, 2, 3), 80).catch((error) => error)
+    expect(noAddress).toBeInstanceOf(PlatformError)
     expect(await keeper.open()).toMatchObject({ state: 'running' })
   })
 

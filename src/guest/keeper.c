@@ -106,14 +106,26 @@ static void put_answer(struct control *control, uint32_t id, int error, const ch
 }
 
 static void reached(void *asker, uint32_t id, int error) {
-  put_answer(asker, id, error, "this port cannot be reached");
+  put_answer(asker, id, error, "this cannot be reached");
   control_flush(asker);
 }
 
-static void reach(struct control *control, uint32_t id, uint16_t port) {
+static void reach(struct control *control, uint32_t id, const struct place *place) {
   int over = control->descriptor;
   control->descriptor = -1;
-  port_reach(port, over, control, id, reached);
+  place_reach(place, over, control, id, reached);
+}
+
+/* 1 when the frame was understood. */
+static int depart(struct control *control, uint32_t id, struct payload *payload) {
+  struct place place = {.port = payload_u16(payload)};
+  size_t length;
+  const uint8_t *address = payload_bytes(payload, &length);
+  if (!payload_done(payload) || (length != 4 && length != 16)) return 0;
+  place.address_length = (uint8_t)length;
+  memcpy(place.address, address, length);
+  reach(control, id, &place);
+  return 1;
 }
 
 static void kill_guest(void) {
@@ -147,6 +159,7 @@ static int serve(struct control *control, const struct frame *frame) {
     egress_answer(frame->id, bytes, length);
     return 1;
   }
+  if (frame->type == FRAME_DEPART) return depart(control, frame->id, &payload);
   int names_port = frame->type == FRAME_LISTEN || frame->type == FRAME_PROBE || frame->type == FRAME_REACH;
   uint16_t port = names_port ? payload_u16(&payload) : 0;
   if (!payload_done(&payload)) return 0;
@@ -160,7 +173,7 @@ static int serve(struct control *control, const struct frame *frame) {
     case FRAME_PROBE:
       put_answer(control, frame->id, port_listens(port) ? 0 : ECONNREFUSED, "nothing accepts connections on this port");
       return 1;
-    case FRAME_REACH: reach(control, frame->id, port); return 1;
+    case FRAME_REACH: reach(control, frame->id, &(struct place){.port = port}); return 1;
     case FRAME_STATUS: put_guest(control, frame->id); return 1;
     case FRAME_KILL: kill_guest(); return 1;
     case FRAME_SETTLE:

@@ -1,7 +1,7 @@
 /*
  * The keeper: what a launch becomes once the instance runs. It stays in the instance's network namespace, relays
- * connections from unix sockets of the host to ports inside, hands such connections to hutch, relays what leaves to where
- * hutch says, and waits for process 1.
+ * connections from unix sockets of the host to ports inside, hands connections that it makes there to hutch, relays what
+ * leaves to where hutch says, and waits for process 1.
  */
 #ifndef HUTCH_KEEPER_H
 #define HUTCH_KEEPER_H
@@ -38,23 +38,31 @@ struct source {
 int loop_add(int fd, uint32_t events, struct source *source);
 void loop_remove(int fd);
 
-/* Dials 127.0.0.1 and then ::1. `done` gets a connected descriptor, or -1 and an error; it may be called at once. */
+/* As the instance's network knows it: without an address 127.0.0.1 and then ::1. */
+struct place {
+  uint16_t port;
+  uint8_t address_length; /* 0, 4 or 16 */
+  uint8_t address[16];
+};
+
+/* `done` gets a connected descriptor, or -1 and an error; it may be called at once. */
 struct dial {
   struct source source;
   void (*done)(struct dial *dial, int fd, int error);
   int fd; /* -1 when not dialling */
-  uint16_t port;
+  struct place place;
   int second;
 };
 
-void port_dial(struct dial *dial, uint16_t port, void (*done)(struct dial *, int, int));
-void port_dial_cancel(struct dial *dial);
+void place_dial(struct dial *dial, const struct place *place, void (*done)(struct dial *, int, int));
+void place_dial_cancel(struct dial *dial);
 
 /*
- * Dials a port and hands the connected socket over by `over`, which it takes (-1: there is none). `told`, perhaps at once: 0, or
- * an errno.
+ * Dials a place and hands the connected socket over by `over`, which it takes (-1: there is none). `told`, perhaps at once:
+ * 0, or an errno.
  */
-void port_reach(uint16_t number, int over, void *asker, uint32_t id, void (*told)(void *asker, uint32_t id, int error));
+void place_reach(const struct place *place, int over, void *asker, uint32_t id,
+                 void (*told)(void *asker, uint32_t id, int error));
 /* Nobody is to be told any more. */
 void reaches_forget(const void *asker);
 /* As ports_sweep. */

@@ -4,7 +4,7 @@ import { messageSockets, receiveDescriptor } from '../lib/descriptors.ts'
 import type { Logger } from '../lib/log.ts'
 import { type ConnectRecord, readConnect, readError, readGuestState } from './codec.ts'
 import { errnoName } from './errno.ts'
-import { type Frame, FrameType, FrameWriter } from './frame.ts'
+import { FrameType, FrameWriter } from './frame.ts'
 import { type Ask, Requests } from './requests.ts'
 
 /** The keeper keeps 256 ports open, the least recently used go first; these are surely still open. */
@@ -45,6 +45,8 @@ interface Listening {
 /** The channel to an instance's keeper: ports, and the end of process 1. */
 export class KeeperChannel {
   #requests: Requests
+  /** Of its own, since a keeper of an earlier version closes the one that asks for a way out. */
+  #departures: Requests
   #nextId = 1
   #listening = new Map<number, Listening>()
   /** A keeper of an earlier version knows no way to, and closes the connection that asks for it. */
@@ -82,6 +84,12 @@ export class KeeperChannel {
       wanted: () => !this.#ended,
       reconnectAttemptsMax,
       onGivenUp: () => this.#end(null),
+    })
+    this.#departures = new Requests({
+      path: options.socketPath,
+      role: 'keeper',
+      log: options.log,
+      onEvent: (frame) => frame.type === FrameType.guest,
     })
   }
 
@@ -144,31 +152,52 @@ export class KeeperChannel {
    * Null where it cannot be had now: then by `listen`. @throws unavailable when nothing accepts connections there
    */
   async reach(port: number): Promise<number | null> {
-    const ends = this.#reaches ? messageSockets() : null
-    if (ends === null) return null
-    const [own, theirs] = ends
+    if (!this.#reaches) return null
+    const frame = (id: number) => new FrameWriter(FrameType.reach, id).u16(port).finish()
     try {
-      const answer = await this.#askToReach(port, theirs)
-      if (answer === null) return null
-      if (answer.type !== FrameType.error) return receiveDescriptor(own)
-      // It dials many already.
-      if (errnoName(readError(answer.payload).errno) === 'EAGAIN') return null
-      throw refused(answer.payload, `port ${port}`)
-    } finally {
-      closeSync(own)
-      closeSync(theirs)
+      return await this.#handedOver(this.#requests, frame, `port ${port}`)
+    } catch (error) {
+      if (!(error instanceof NoAnswer)) throw error
+      if (!PlatformError.is(error.cause) || error.cause.code !== 'too_many_requests') this.#reaches = false
+      return null
     }
   }
 
-  async #askToReach(port: number, descriptor: number): Promise<Frame | null> {
-    const id = this.#id()
-    const frame = new FrameWriter(FrameType.reach, id).u16(port).finish()
+  /**
+   * A socket that is connected as that of a program inside is that asks for this address, of 4 or 16 bytes: what does not
+   * stay inside waits at the keeper for a verdict, and leaves by its relay. By its descriptor, which is the caller's.
+   * @throws unavailable where there is no way
+   */
+  async depart(address: Uint8Array, port: number): Promise<number> {
+    const frame = (id: number) => new FrameWriter(FrameType.depart, id).u16(port).raw(address).finish()
+    const departed = await this.#handedOver(this.#departures, frame, 'way out')
+    if (departed === null) throw new PlatformError('unavailable', 'Too much leaves the sandbox at once')
+    return departed
+  }
+
+  /** The socket that the keeper makes for this request; null: not now. @throws unavailable with why, NoAnswer */
+  async #handedOver(
+    requests: Requests,
+    frame: (id: number) => Uint8Array,
+    what: string,
+  ): Promise<number | null> {
+    const ends = messageSockets()
+    if (ends === null) return null
+    const [own, theirs] = ends
     try {
+      const id = this.#id()
       // A dial may take as long as a full backlog does; the keeper gives it up.
-      return await this.#requests.request(id, frame, FrameType.ok, { descriptor, timeout: false })
-    } catch (error) {
-      if (!PlatformError.is(error) || error.code !== 'too_many_requests') this.#reaches = false
-      return null
+      const options = { descriptor: theirs, timeout: false }
+      const answer = await requests.request(id, frame(id), FrameType.ok, options).catch((cause) => {
+        throw new NoAnswer(cause)
+      })
+      if (answer.type !== FrameType.error) return receiveDescriptor(own)
+      // It dials many already.
+      if (errnoName(readError(answer.payload).errno) === 'EAGAIN') return null
+      throw refused(answer.payload, what)
+    } finally {
+      closeSync(own)
+      closeSync(theirs)
     }
   }
 
@@ -211,6 +240,7 @@ export class KeeperChannel {
   close(error: PlatformError): void {
     this.#ended = true
     this.#requests.close(error)
+    this.#departures.close(error)
   }
 
   #id(): number {
@@ -222,6 +252,12 @@ export class KeeperChannel {
     if (this.#ended) return
     this.#ended = true
     this.#onEnd(state)
+  }
+}
+
+class NoAnswer extends PlatformError {
+  constructor(cause: unknown) {
+    super('unavailable', 'The sandbox does not answer', { cause })
   }
 }
 

@@ -1,4 +1,7 @@
-/* Connections to ports inside, by loopback: for the relays, and for hutch to have and use itself. */
+/*
+ * Connections made in the instance's network: to ports inside for the relays, and for hutch to have and use itself, which
+ * also gets those that leave, as programs make them.
+ */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <netinet/in.h>
@@ -13,7 +16,8 @@
 
 enum {
   DIAL_SYN_RETRIES = 3, /* a full backlog is given up after about 15 s */
-  REACHES_MAX = 64,     /* dialled for hutch at once */
+  REACHES_MAX = 64,     /* ports dialled for hutch at once */
+  DEPARTURES_MAX = 32,  /* and addresses */
 };
 
 static void dial_next(struct dial *dial);
@@ -22,7 +26,7 @@ static void dial_finish(struct dial *dial, int error) {
   int fd = dial->fd;
   dial->fd = -1;
   if (error && fd >= 0) close(fd);
-  if (error && !dial->second) {
+  if (error && !dial->second && dial->place.address_length == 0) {
     dial->second = 1;
     dial_next(dial);
     return;
@@ -42,10 +46,14 @@ static void dial_ready(struct source *source, uint32_t events) {
 }
 
 static void dial_next(struct dial *dial) {
-  struct sockaddr_in6 v6 = {.sin6_family = AF_INET6, .sin6_port = htons(dial->port), .sin6_addr = IN6ADDR_LOOPBACK_INIT};
-  struct sockaddr_in v4 = {.sin_family = AF_INET, .sin_port = htons(dial->port)};
+  const struct place *place = &dial->place;
+  struct sockaddr_in6 v6 = {.sin6_family = AF_INET6, .sin6_port = htons(place->port), .sin6_addr = IN6ADDR_LOOPBACK_INIT};
+  struct sockaddr_in v4 = {.sin_family = AF_INET, .sin_port = htons(place->port)};
   v4.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  dial->fd = socket(dial->second ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+  if (place->address_length == sizeof v6.sin6_addr) memcpy(&v6.sin6_addr, place->address, sizeof v6.sin6_addr);
+  if (place->address_length == sizeof v4.sin_addr) memcpy(&v4.sin_addr, place->address, sizeof v4.sin_addr);
+  int six = dial->second || place->address_length == sizeof v6.sin6_addr;
+  dial->fd = socket(six ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
   if (dial->fd < 0) {
     dial_finish(dial, errno);
     return;
@@ -53,8 +61,8 @@ static void dial_next(struct dial *dial) {
   int retries = DIAL_SYN_RETRIES, on = 1;
   setsockopt(dial->fd, IPPROTO_TCP, TCP_SYNCNT, &retries, sizeof retries);
   setsockopt(dial->fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
-  int done = dial->second ? connect(dial->fd, (struct sockaddr *)&v6, sizeof v6)
-                          : connect(dial->fd, (struct sockaddr *)&v4, sizeof v4);
+  int done = six ? connect(dial->fd, (struct sockaddr *)&v6, sizeof v6)
+                 : connect(dial->fd, (struct sockaddr *)&v4, sizeof v4);
   if (done == 0) {
     dial_finish(dial, 0);
     return;
@@ -63,12 +71,12 @@ static void dial_next(struct dial *dial) {
     dial_finish(dial, errno);
 }
 
-void port_dial(struct dial *dial, uint16_t port, void (*done)(struct dial *, int, int)) {
-  *dial = (struct dial){.source = {dial_ready}, .done = done, .fd = -1, .port = port};
+void place_dial(struct dial *dial, const struct place *place, void (*done)(struct dial *, int, int)) {
+  *dial = (struct dial){.source = {dial_ready}, .done = done, .fd = -1, .place = *place};
   dial_next(dial);
 }
 
-void port_dial_cancel(struct dial *dial) {
+void place_dial_cancel(struct dial *dial) {
   if (dial->fd >= 0) close(dial->fd);
   dial->fd = -1;
 }
@@ -83,7 +91,8 @@ struct reach {
   uint32_t id;
 };
 
-static struct reach reaches[REACHES_MAX];
+/* Those to addresses are behind those to ports: neither takes the room of the other. */
+static struct reach reaches[REACHES_MAX + DEPARTURES_MAX];
 static void (*reach_told)(void *asker, uint32_t id, int error);
 
 static void reach_end(struct reach *reach) {
@@ -104,14 +113,16 @@ static void reach_dialled(struct dial *dial, int fd, int error) {
   reach_told(reach->asker, reach->id, error);
 }
 
-void port_reach(uint16_t number, int over, void *asker, uint32_t id, void (*told)(void *, uint32_t, int)) {
+void place_reach(const struct place *place, int over, void *asker, uint32_t id, void (*told)(void *, uint32_t, int)) {
   reach_told = told;
-  int error = over < 0 || number == 0 ? EINVAL : EAGAIN;
-  for (int i = 0; error == EAGAIN && i < REACHES_MAX; i++) {
+  int error = over < 0 || place->port == 0 ? EINVAL : EAGAIN;
+  int first = place->address_length == 0 ? 0 : REACHES_MAX;
+  int end = place->address_length == 0 ? REACHES_MAX : REACHES_MAX + DEPARTURES_MAX;
+  for (int i = first; error == EAGAIN && i < end; i++) {
     struct reach *reach = &reaches[i];
     if (reach->state != FREE) continue;
     *reach = (struct reach){.state = DIALLING, .over = over, .asker = asker, .id = id};
-    port_dial(&reach->dial, number, reach_dialled);
+    place_dial(&reach->dial, place, reach_dialled);
     return;
   }
   if (over >= 0) close(over);
@@ -119,14 +130,14 @@ void port_reach(uint16_t number, int over, void *asker, uint32_t id, void (*told
 }
 
 void reaches_forget(const void *asker) {
-  for (int i = 0; i < REACHES_MAX; i++) {
+  for (int i = 0; i < REACHES_MAX + DEPARTURES_MAX; i++) {
     if (reaches[i].state != DIALLING || reaches[i].asker != asker) continue;
-    port_dial_cancel(&reaches[i].dial);
+    place_dial_cancel(&reaches[i].dial);
     reach_end(&reaches[i]);
   }
 }
 
 void reaches_sweep(void) {
-  for (int i = 0; i < REACHES_MAX; i++)
+  for (int i = 0; i < REACHES_MAX + DEPARTURES_MAX; i++)
     if (reaches[i].state == OVER) reaches[i].state = FREE;
 }

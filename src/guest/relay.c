@@ -114,7 +114,7 @@ static void endpoint_close(struct endpoint *endpoint, int reset) {
 static void relay_close(struct relay *relay) {
   if (relay->closed) return;
   relay->closed = 1;
-  port_dial_cancel(&relay->dial);
+  place_dial_cancel(&relay->dial);
   pipe_return(&relay->up.pipe, relay->up.held == 0);
   pipe_return(&relay->down.pipe, relay->down.held == 0);
   endpoint_close(&relay->client, relay->down.broken);
@@ -261,7 +261,7 @@ void relay_open(int client, uint16_t number, struct port *port) {
     return;
   }
   relay_count++;
-  port_dial(&relay->dial, number, relay_dialled);
+  place_dial(&relay->dial, &(struct place){.port = number}, relay_dialled);
 }
 
 void relay_join(int client, int server) {

@@ -45,6 +45,12 @@ export function formatAddress(address: Address): string {
   return `${hex(words.slice(0, best.at))}::${hex(words.slice(best.at + best.length))}`
 }
 
+/** As an address for requests in clear. */
+export function originOf(address: Address, port: number): string {
+  const text = formatAddress(address)
+  return `http://${address.length === 16 ? `[${text}]` : text}:${port}`
+}
+
 /** A range of addresses, or one. */
 export interface AddressRange {
   address: Address

@@ -15,9 +15,6 @@ export interface DialerOptions {
   resolve?: (host: string) => Promise<string[]>
 }
 
-/** Where a connection to a host leads, of those places that it may go to: addresses in the network of this host. */
-export type DialerWay = (host: string, port: number) => Promise<string[]>
-
 export interface DialerRequest {
   method: string
   headers: Record<string, string>
@@ -29,8 +26,6 @@ export interface DialerRequest {
   bodyBytesMax: number
   /** What is dialled, for messages: `Morph`. */
   what: string
-  /** It goes where this leads, instead of by the platform's own names and rules. */
-  way?: DialerWay
 }
 
 /** Which addresses may be dialled besides public ones. */
@@ -86,8 +81,8 @@ export class Dialer {
     const port = url.port === '' ? (url.protocol === 'https:' ? 443 : 80) : Number(url.port)
     const timeout = AbortSignal.timeout(request.timeoutMs)
     const signal = request.signal ? AbortSignal.any([request.signal, timeout]) : timeout
-    const { what, way, loopback = false, signal: caller } = request
-    const targets = await this.#targets(url, port, { what, way, reach: { loopback }, signal, caller })
+    const { what, loopback = false, signal: caller } = request
+    const targets = await this.#targets(url, port, { what, reach: { loopback }, signal, caller })
     for (const [index, target] of targets.entries()) {
       try {
         const response = await this.#send(url, target, request, signal)
@@ -151,16 +146,10 @@ export class Dialer {
       signal: AbortSignal | undefined
       /** The part of `signal` that is the caller's. */
       caller: AbortSignal | undefined
-      way?: DialerWay | undefined
     },
   ): Promise<string[]> {
-    const { what, reach, signal, caller, way } = from
+    const { what, reach, signal, caller } = from
     const host = url.hostname.replace(/^\[|\]$/g, '')
-    if (way) {
-      const places = await within(way(host, port), signal)
-      if (places.length > 0) return places.slice(0, addressesMax)
-      throw new PlatformError('bad_request', `${what}: ${url.host} is not reached from there`)
-    }
     let addresses: string[]
     try {
       const resolve = this.#options.resolve ?? resolveName

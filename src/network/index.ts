@@ -9,7 +9,6 @@ import {
   specialKind,
 } from '../lib/addresses.ts'
 import type { Clock } from '../lib/clock.ts'
-import type { DialerWay } from '../lib/dialer.ts'
 import type { Logger } from '../lib/log.ts'
 import { Semaphore } from '../lib/semaphore.ts'
 import type { Egress, EgressConnection, EgressVerdict } from '../spec/egress.ts'
@@ -167,6 +166,30 @@ export class Network implements Egress {
   }
 
   async #answer(instanceId: string, query: Uint8Array, transport: 'udp' | 'tcp'): Promise<Uint8Array | null> {
+    try {
+      return await this.#lookups(instanceId).run(async () => {
+        const platformNamed = (await this.#doors.promise).hasPlatform(instanceId)
+        return await this.#names.answer(query, transport, { platformNamed })
+      })
+    } catch {
+      return null
+    }
+  }
+
+  /**
+   * What a host's name (or address) stands for to programs of an instance; none where it stands for nothing.
+   * @throws too_many_requests as they get no answer
+   */
+  async addressesOf(instanceId: string, host: string): Promise<Address[]> {
+    const address = parseAddress(host)
+    if (address !== null) return [address]
+    return await this.#lookups(instanceId).run(async () => {
+      const platformNamed = (await this.#doors.promise).hasPlatform(instanceId)
+      return await this.#names.addresses(host, { platformNamed })
+    })
+  }
+
+  #lookups(instanceId: string): Semaphore {
     let queries = this.#queries.get(instanceId)
     if (queries === undefined) {
       queries = new Semaphore({
@@ -176,26 +199,7 @@ export class Network implements Egress {
       })
       this.#queries.set(instanceId, queries)
     }
-    try {
-      return await queries.run(async () => {
-        const platformNamed = (await this.#doors.promise).hasPlatform(instanceId)
-        return await this.#names.answer(query, transport, { platformNamed })
-      })
-    } catch {
-      return null
-    }
-  }
-
-  /** How a request leaves that the platform makes for an instance: by the names and verdicts of its programs. */
-  wayOf(instanceId: string): DialerWay {
-    return async (host, port) => {
-      const address = parseAddress(host)
-      const addresses = address === null ? await this.#names.addresses(host) : [address]
-      const verdicts = await Promise.all(
-        addresses.map((one) => this.decide({ instanceId, kind: 'outgoing', address: one, port })),
-      )
-      return verdicts.flatMap((verdict) => (verdict.kind === 'dial' ? [verdict.address] : []))
-    }
+    return queries
   }
 
   failed(connection: EgressConnection, errno: string): void {

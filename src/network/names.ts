@@ -81,8 +81,7 @@ export class Names {
     const { type } = question
     const asked = type === anyType ? recordTypes.a : type
     if (asked === recordTypes.a || asked === recordTypes.aaaa) {
-      const hidden = question.name === platformName && !platformNamed
-      const found = hidden ? { addresses: [] } : await this.#lookup(question.name)
+      const found = await this.#visible(question.name, platformNamed)
       if (found === 'failed') return answer(responseCodes.serverFailure)
       if (found.addresses.length === 0) return answer(responseCodes.nameError)
       return answer(responseCodes.noError, this.#records(question, asked, found.addresses))
@@ -90,13 +89,21 @@ export class Names {
     return await this.#other(question, answer)
   }
 
-  /** Of a name as programs inside find it; none for one that does not exist, or could not be asked for. */
-  async addresses(name: string): Promise<Address[]> {
-    const found = await this.#lookup(name.toLowerCase().replace(/\.$/, ''))
-    return found === 'failed' ? [] : found.addresses
+  /** Of a name, as programs inside find it; none for one that does not exist, or could not be asked for. */
+  async addresses(written: string, { platformNamed }: { platformNamed: boolean }): Promise<Address[]> {
+    const name = written.toLowerCase().replace(/\.$/, '')
+    const found = await this.#visible(name, platformNamed)
+    if (found === 'failed') return []
+    const ofType = (type: number) => this.#records({ name }, type, found.addresses)
+    return [...ofType(recordTypes.a), ...ofType(recordTypes.aaaa)].map(({ data }) => data)
   }
 
-  #records({ name }: Question, type: number, addresses: Address[]): ResourceRecord[] {
+  async #visible(name: string, platformNamed: boolean): Promise<Found> {
+    const hidden = name === platformName && !platformNamed
+    return hidden ? { addresses: [] } : await this.#lookup(name)
+  }
+
+  #records({ name }: Pick<Question, 'name'>, type: number, addresses: Address[]): ResourceRecord[] {
     const length = type === recordTypes.a ? 4 : 16
     // Whoever has no way to IPv6 must not be sent there first: every connection would be tried in vain.
     if (length === 16 && !this.#hasIpv6() && name !== 'localhost') return []

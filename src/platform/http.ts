@@ -54,7 +54,6 @@ import type { Images } from '../images/index.ts'
 import type { Instances } from '../instances/index.ts'
 import type { Jobs } from '../jobs/index.ts'
 import type { Clock } from '../lib/clock.ts'
-import type { Dialer } from '../lib/dialer.ts'
 import type { Logger } from '../lib/log.ts'
 import type { Network } from '../network/index.ts'
 import type { Previews, Sandboxes, Schedules, Snapshots } from '../sandboxes/index.ts'
@@ -102,7 +101,6 @@ export interface Surroundings {
   network: Network
   hosts: Hosts
   exchanges: Exchanges
-  dialer: Dialer
   clock: Clock
   log: Logger
   /** Whatever is opened here closes with it. */
@@ -124,8 +122,7 @@ export function openHttp(nouns: Nouns, around: Surroundings): App {
   const { config, instances, fleet, network, hosts, clock, log, opened } = around
   const api = {
     codegen: nouns.codegen,
-    dialer: around.dialer,
-    wayOf: (instanceId: string) => network.wayOf(instanceId),
+    addressesOf: (instanceId: string, host: string) => network.addressesOf(instanceId, host),
     build: { version, gitCommit: commit },
     mcp: createSandboxMcp({ version, log }),
   }

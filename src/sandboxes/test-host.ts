@@ -213,6 +213,7 @@ export class TestHost {
           setOwner: refuse,
         },
       },
+      wayOut: () => ({ origin: 'http://127.0.0.1:1' }),
       address: async (port) => ({ origin: `http://127.0.0.1:${port}` }),
       listening: async () => false,
       get frozen() {

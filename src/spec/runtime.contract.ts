@@ -284,6 +284,11 @@ function suite(under: RuntimeUnderTest, options: { isolation: string }) {
     const call = new Connections().send(address, { method: 'GET', head, body: null, bodyBytes: null })
     expect((await call.answered).status).toBe(200)
     expect((await call.bytes()).byteLength).toBeGreaterThan(0)
+    // What an instance sends to its own address stays inside.
+    const way = instance.wayOut(Uint8Array.of(127, 0, 0, 1), port)
+    const again = new Connections().send(way, { method: 'GET', head, body: null, bodyBytes: null })
+    expect((await again.answered).status).toBe(200)
+    await again.cancel()
     await instance.guest.processes.signal(id, 9, 'group')
     await eventually(async () => !(await instance.listening(port)))
   })

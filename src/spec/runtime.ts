@@ -179,6 +179,9 @@ export interface Instance extends AsyncDisposable {
   /** Is there a listener on this port now? */
   listening(port: number): Promise<boolean>
 
+  /** Where a connection goes that is made as a program inside makes one, to an address of 4 or 16 bytes. */
+  wayOut(address: Uint8Array, port: number): PortAddress
+
   /**
    * Present when capabilities.standby is not 'none'. Both idempotent. An aborted freeze rejects with the signal's
    * reason, thawed again. Whoever talks to the guest of a frozen instance waits until it is thawed.

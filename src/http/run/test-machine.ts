@@ -21,8 +21,7 @@ import { createSandboxMcp } from './sandbox/mcp.ts'
 export function makeSandboxApi(options: { privateTargets?: string[] } = {}): SandboxApi {
   const dialer = new Dialer({ privateTargets: options.privateTargets ?? [], ownPorts: () => [] })
   return {
-    dialer,
-    wayOf: () => async () => [],
+    addressesOf: async () => [],
     build: { version: '1.2.3' },
     mcp: createSandboxMcp({ version: '1.2.3', log: silentLogger }),
     codegen: new Codegen({ dialer, log: silentLogger }),

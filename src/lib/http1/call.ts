@@ -35,6 +35,7 @@ export class Call implements AnswerSink, ConnectionUser {
   #sent = false
   #persistent = false
   #failure: { error: unknown } | null = null
+  #dialling: AbortController | null = null
   #queue: Uint8Array[] = []
   #queuedBytes = 0
   #wake: (() => void) | null = null
@@ -46,6 +47,13 @@ export class Call implements AnswerSink, ConnectionUser {
     this.answered = promise
     this.#resolve = resolve
     this.#reject = reject
+  }
+
+  /** Aborted when it is given up before it has a connection. */
+  whileDialled(): AbortSignal {
+    this.#dialling = new AbortController()
+    if (this.#failure !== null) this.#dialling.abort()
+    return this.#dialling.signal
   }
 
   /** From here on it has this connection, until it gives it back. */
@@ -73,6 +81,7 @@ export class Call implements AnswerSink, ConnectionUser {
     this.#failure = { error }
     this.#reject(error)
     void this.#body?.cancel(error).catch(() => {})
+    this.#dialling?.abort()
     this.#connection?.close()
     this.#queue = []
     this.#wakeUp()

@@ -1,4 +1,5 @@
 import type { Socket } from 'bun'
+import { abortable } from '../abortable.ts'
 
 /** Whoever a connection is for, at the time. */
 export interface ConnectionUser {
@@ -13,6 +14,8 @@ export interface ServerAddress {
   unix?: string
   /** A shorter way: a connected socket, by its descriptor, which is the caller's; null: not now, as above. */
   connect?(): Promise<number | null>
+  /** What is said is encrypted, to who has a certificate of this name (or address). */
+  tlsName?: string
 }
 
 /** One socket, which its users have one after the other. */
@@ -28,31 +31,69 @@ export class Connection {
   /** What the kernel did not take yet, and whoever waits for that. */
   #unsent: Uint8Array | null = null
   #drained: PromiseWithResolvers<void> | null = null
+  /** Until it is known who is at the other end, where that is asked. */
+  #greeted: PromiseWithResolvers<void> | null = null
 
   private constructor(onIdle: (connection: Connection) => void, onEnd: (connection: Connection) => void) {
     this.#onIdle = onIdle
     this.#onEnd = onEnd
   }
 
-  /** `onIdle`: it has no user any more and can have the next one. `onEnd`: it is over. @throws where nobody listens */
+  /**
+   * `onIdle`: it has no user any more and can have the next one. `onEnd`: it is over. `unwanted`: nobody waits for it to be greeted.
+   * @throws where nobody listens, or is who was asked for
+   */
   static async open(
     server: ServerAddress,
     onIdle: (connection: Connection) => void,
     onEnd: (connection: Connection) => void,
+    unwanted?: AbortSignal,
   ): Promise<Connection> {
     const data = new Connection(onIdle, onEnd)
+    const { tlsName } = server
+    const tls = tlsName === undefined ? {} : { tls: { serverName: tlsName, rejectUnauthorized: true } }
     const descriptor = (await server.connect?.()) ?? null
+    if (tlsName !== undefined) data.#greeted = Promise.withResolvers()
+    // Also where nobody comes to wait for it.
+    data.#greeted?.promise.catch(() => {})
     if (descriptor !== null) {
       // Bun takes it over; its types know that of no function.
       const connect = Bun.connect as unknown as (options: Bun.FdSocketOptions<Connection>) => Promise<unknown>
-      await connect({ fd: descriptor, data, socket: handlers })
+      await connect({ fd: descriptor, data, socket: handlers, ...tls })
     } else if (server.unix !== undefined) {
-      await Bun.connect<Connection>({ unix: server.unix, data, socket: handlers })
+      await Bun.connect<Connection>({ unix: server.unix, data, socket: handlers, ...tls })
     } else {
-      const { hostname, port } = new URL(server.origin)
-      await Bun.connect<Connection>({ hostname, port: Number(port || defaultPort), data, socket: handlers })
+      const { hostname: name, port } = new URL(server.origin)
+      const hostname = name.replace(/^\[|\]$/g, '')
+      await Bun.connect<Connection>({
+        hostname,
+        port: Number(port || defaultPort),
+        data,
+        socket: handlers,
+        ...tls,
+      })
     }
+    if (data.#greeted !== null) await data.#greeting(data.#greeted, unwanted)
     return data
+  }
+
+  async #greeting({ promise, reject }: PromiseWithResolvers<void>, unwanted?: AbortSignal): Promise<void> {
+    const late = setTimeout(() => reject(new Error('no greeting in time')), greetingMsMax)
+    try {
+      await abortable(promise, unwanted)
+    } catch (error) {
+      this.close()
+      throw error
+    } finally {
+      clearTimeout(late)
+      this.#greeted = null
+    }
+  }
+
+  /** The other end showed who it is, or did not. */
+  greeted(error: Error | null): void {
+    if (error === null) this.#greeted?.resolve()
+    else this.#greeted?.reject(error)
   }
 
   opened(socket: Socket<Connection>): void {
@@ -141,6 +182,7 @@ export class Connection {
   ended(error: unknown): void {
     this.#over = true
     this.#settleDrained()
+    this.#greeted?.reject(error ?? new Error('it ended before it said who it is'))
     const user = this.#user
     this.#user = null
     this.#onEnd(this)
@@ -155,11 +197,15 @@ export class Connection {
 }
 
 const defaultPort = 80
+/** Of TLS. */
+const greetingMsMax = 10_000
 /** For what is written at once and whole, as nearly all heads of requests are. */
 const scratch = Buffer.allocUnsafeSlow(16 * 1024)
 
 const handlers = {
   open: (socket: Socket<Connection>) => socket.data.opened(socket),
+  handshake: (socket: Socket<Connection>, isTrusted: boolean, error: Error | null) =>
+    socket.data.greeted(isTrusted ? null : (error ?? new Error('it is not who it says'))),
   data: (socket: Socket<Connection>, chunk: Buffer) => socket.data.received(chunk),
   drain: (socket: Socket<Connection>) => socket.data.drain(),
   close: (socket: Socket<Connection>, error?: unknown) => socket.data.ended(error),

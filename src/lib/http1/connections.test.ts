@@ -1,4 +1,4 @@
-import { afterAll, afterEach, beforeAll, expect, test } from 'bun:test'
+import { afterAll, afterEach, beforeAll, describe, expect, test } from 'bun:test'
 import { mkdtempSync, rmSync } from 'node:fs'
 import { createServer, type Server, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
@@ -7,6 +7,7 @@ import { eventually } from '../../test-client.ts'
 import { BadAnswer } from './answer-head.ts'
 import { BrokenConnection, type Call } from './call.ts'
 import { Connections, type SendOptions } from './connections.ts'
+import { testCertificate } from './test-certificate.ts'
 
 /** A server of one's own words: what each connection said, and what is answered. */
 let dir: string
@@ -277,4 +278,86 @@ test('a server may have a shorter way to itself, which is tried first', async ()
   expect(failure).toBeInstanceOf(BrokenConnection)
   expect((failure as Error).cause).toEqual(new Error('nobody there'))
   expect([asked, sockets.length]).toEqual([2, 1])
+})
+
+test('a connection for once is not used again, whoever would keep it', async () => {
+  await serve((socket) => void socket.write(hello))
+  expect(await textOf(send({ once: true }))).toBe('hi')
+  await ended(sockets[0])
+  expect(await textOf(send())).toBe('hi')
+  expect(await textOf(send({ once: true }))).toBe('hi')
+  expect(await textOf(send())).toBe('hi')
+  expect(said.map((text) => text.split('GET').length - 1)).toEqual([1, 2, 1])
+})
+
+describe('an encrypted connection', () => {
+  let heard: string[] = []
+  let secure: ReturnType<typeof Bun.listen> | null = null
+  afterEach(() => secure?.stop(true))
+
+  /** Answers whatever it understands. */
+  const listen = () => {
+    heard = []
+    secure = Bun.listen({
+      unix: unix(),
+      tls: testCertificate,
+      socket: {
+        data: (socket, bytes) => {
+          heard.push(bytes.toString('latin1'))
+          socket.write(hello)
+        },
+      },
+    })
+  }
+  const sendTo = (tlsName: string) =>
+    connections.send(
+      { origin: 'http://a', unix: unix(), tlsName },
+      { method: 'GET', head: get, body: null, bodyBytes: null },
+      { once: true },
+    )
+
+  test('is made to who has a certificate of that name, which somebody vouches for, and to nobody else', async () => {
+    listen()
+    const script = `
+      const { Connections } = await import(${JSON.stringify(join(import.meta.dir, 'connections.ts'))})
+      for (const tlsName of ['good.test', '127.0.0.1', 'bad.test', '127.0.0.2']) {
+        const server = { origin: 'http://a', unix: ${JSON.stringify(unix())}, tlsName }
+        const request = { method: 'GET', head: ${JSON.stringify(get)}, body: null, bodyBytes: null }
+        const call = new Connections().send(server, request, { once: true })
+        const said = await call.answered.then(async () => Buffer.from(await call.bytes()).toString(), (error) => error.message)
+        console.log(tlsName, said)
+      }`
+    const certificate = join(dir, 'certificate.pem')
+    await Bun.write(certificate, testCertificate.cert)
+    const child = Bun.spawn([process.execPath, '-e', script], {
+      env: { ...process.env, NODE_EXTRA_CA_CERTS: certificate },
+      stdout: 'pipe',
+      stderr: 'inherit',
+    })
+    const told = (await new Response(child.stdout).text()).trim().split('\n')
+    const none = 'no connection could be made'
+    expect(told).toEqual(['good.test hi', '127.0.0.1 hi', `bad.test ${none}`, `127.0.0.2 ${none}`])
+    // Nothing was said to a stranger.
+    expect(heard).toEqual([get, get])
+    const stranger = await failureOf(sendTo('good.test').answered)
+    expect(String((stranger as Error).cause)).toContain('self signed certificate')
+    expect(heard).toEqual([get, get])
+  })
+
+  test('that is not answered in its own tongue is none', async () => {
+    await serve((socket) => void socket.end(hello))
+    expect(await failureOf(sendTo('good.test').answered)).toBeInstanceOf(BrokenConnection)
+    await ended(sockets[0])
+    expect(said[0]).not.toContain('GET')
+  })
+
+  test('is given up together with the request, also before anybody said who they are', async () => {
+    const greeted = Promise.withResolvers<void>()
+    await serve(() => greeted.resolve())
+    const call = sendTo('good.test')
+    await greeted.promise
+    call.abort(new Error('enough'))
+    expect(String(await failureOf(call.answered))).toBe('Error: enough')
+    await ended(sockets[0])
+  })
 })

@@ -12,6 +12,8 @@ export interface SendOptions {
   quietMsMax?: number
   /** By a connection of its own. */
   fresh?: boolean
+  /** By one that nothing else is sent by, before or after. */
+  once?: boolean
 }
 
 /**
@@ -28,18 +30,19 @@ export class Connections {
   send(server: ServerAddress, request: OutgoingRequest, options: SendOptions = {}): Call {
     const key = server.unix ?? server.origin
     const call = new Call(request)
-    const kept = options.fresh ? null : this.#take(key, options.quietMsMax)
+    const kept = options.fresh || options.once ? null : this.#take(key, options.quietMsMax)
     if (kept !== null) call.goBy(kept)
-    else void this.#dial(key, server, call)
+    else void this.#dial(key, server, call, options.once ?? false)
     return call
   }
 
-  async #dial(key: string, server: ServerAddress, call: Call): Promise<void> {
+  async #dial(key: string, server: ServerAddress, call: Call, once: boolean): Promise<void> {
     try {
       const connection = await Connection.open(
         server,
-        (idle) => this.#keep(key, idle),
+        (idle) => (once ? idle.close() : this.#keep(key, idle)),
         (gone) => this.#forget(key, gone),
+        server.tlsName === undefined ? undefined : call.whileDialled(),
       )
       call.goBy(connection)
     } catch (cause) {

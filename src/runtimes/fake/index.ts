@@ -1,5 +1,7 @@
 import { PlatformError } from '../../errors.ts'
+import { formatAddress, originOf } from '../../lib/addresses.ts'
 import { type Clock, systemClock } from '../../lib/clock.ts'
+import { isLoopbackAddress } from '../../lib/loopback.ts'
 import type { Guest } from '../../spec/guest.ts'
 import type {
   Instance,
@@ -208,6 +210,11 @@ class FakeInstance implements Instance {
 
   async address(port: number): Promise<PortAddress> {
     return { origin: `http://127.0.0.1:${this.processes.portOf(port) ?? port}` }
+  }
+
+  wayOut(address: Uint8Array, port: number): PortAddress {
+    const inside = isLoopbackAddress(formatAddress(address)) ? this.processes.portOf(port) : null
+    return { origin: originOf(address, inside ?? port) }
   }
 
   async listening(port: number): Promise<boolean> {

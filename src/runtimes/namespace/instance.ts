@@ -1,6 +1,7 @@
 import { closeSync, constants, openSync, readSync } from 'node:fs'
 import { PlatformError } from '../../errors.ts'
 import { GuestClient, type GuestState, KeeperChannel, type ProcessIdentity } from '../../guest/index.ts'
+import { originOf } from '../../lib/addresses.ts'
 import { BoundedMap } from '../../lib/bounded-map.ts'
 import type { Clock } from '../../lib/clock.ts'
 import type { Logger } from '../../lib/log.ts'
@@ -162,6 +163,11 @@ export class NamespaceInstance implements Instance {
   async listening(port: number): Promise<boolean> {
     checkPort(port)
     return this.#keeper.probe(port)
+  }
+
+  wayOut(address: Uint8Array, port: number): PortAddress {
+    checkPort(port)
+    return { origin: originOf(address, port), connect: () => this.#keeper.depart(address, port) }
   }
 
   async stats(): Promise<InstanceStats> {

@@ -1,6 +1,7 @@
 import { connect } from 'node:net'
 import { PlatformError } from '../../errors.ts'
 import { GuestClient, type ProcessIdentity } from '../../guest/index.ts'
+import { originOf } from '../../lib/addresses.ts'
 import type { Clock } from '../../lib/clock.ts'
 import type { Logger } from '../../lib/log.ts'
 import type {
@@ -66,6 +67,10 @@ export class ProcessInstance implements Instance {
 
   async listening(port: number): Promise<boolean> {
     return (await accepts('127.0.0.1', port)) || (await accepts('::1', port))
+  }
+
+  wayOut(address: Uint8Array, port: number): PortAddress {
+    return { origin: originOf(address, port) }
   }
 
   async stats(): Promise<InstanceStats> {

@@ -1,11 +1,15 @@
 import { PlatformError } from '../../errors.ts'
 import type { Clock } from '../../lib/clock.ts'
 import type { Logger } from '../../lib/log.ts'
+import { Semaphore } from '../../lib/semaphore.ts'
 import type { ProcessSocket } from '../../spec/guest.ts'
 import type { SandboxProcess } from './process.ts'
 
 const portMonitorsMax = 100
 const pollMs = 500
+/** Of all monitors of a sandbox. */
+const noticesAtOnceMax = 16
+const noticesWaitingMax = 1000
 
 /** Tells somebody of a port that a process opened. */
 export type PortNotice = (port: number, signal: AbortSignal) => Promise<void>
@@ -22,6 +26,11 @@ export interface PortMonitorsOptions {
  */
 export class PortMonitors {
   private readonly running = new Map<SandboxProcess, AbortController>()
+  private readonly notices = new Semaphore({
+    concurrencyMax: noticesAtOnceMax,
+    waitingMax: noticesWaitingMax,
+    what: 'new ports are to be told',
+  })
 
   constructor(private readonly options: PortMonitorsOptions) {}
 
@@ -60,7 +69,8 @@ export class PortMonitors {
           const fresh = [...open].filter((port) => !known.has(port))
           known = open
           for (const port of fresh) {
-            notify(port, signal).catch((error) => {
+            const told = this.notices.run(() => notify(port, signal), signal)
+            told.catch((error) => {
               log.debug('a new port could not be told', { port, error: String(error) })
             })
           }

@@ -1,6 +1,6 @@
 import type { Codegen } from '../../../codegen/index.ts'
 import { PlatformError } from '../../../errors.ts'
-import type { Dialer, DialerWay } from '../../../lib/dialer.ts'
+import type { Address } from '../../../lib/addresses.ts'
 import { type SandboxLease, sandboxApiPorts } from '../../../sandboxes/index.ts'
 import type { ConsumedCredentials, RouteContext } from '../../route.ts'
 import { begunAndOnceEnded } from '../bodies.ts'
@@ -54,9 +54,8 @@ export interface SandboxApi {
   readonly build: Build
   readonly mcp: SandboxMcp
   readonly codegen: Codegen
-  /** For what leaves at the request of a sandbox, by the way that its own programs have. */
-  readonly dialer: Dialer
-  readonly wayOf: (instanceId: string) => DialerWay
+  /** What a host stands for to programs of an instance. */
+  readonly addressesOf: (instanceId: string, host: string) => Promise<Address[]>
 }
 
 type Verbs = Partial<

@@ -1,14 +1,11 @@
 import { z } from 'zod'
 import { PlatformError } from '../../../errors.ts'
-import { isLoopbackHost } from '../../../lib/loopback.ts'
 import { isListener, type SandboxProcess } from '../../../sandboxes/processes.ts'
-import { fetchPort } from '../proxy.ts'
 import type { SandboxApi } from './api.ts'
 import { json, readJsonBody, type SandboxAnswer, type SandboxCall } from './call.ts'
+import { postFromInside } from './callbacks.ts'
 
 const monitorBody = z.object({ callback: z.string().min(1).max(2048) })
-const callbackTimeoutMs = 10_000
-const callbackAnswerBytesMax = 64 * 1024
 
 /** Ports that a process, or anything it started, has open. An unknown process has none. */
 export async function listPorts(call: SandboxCall, text: string): Promise<SandboxAnswer> {
@@ -27,51 +24,29 @@ export async function listPorts(call: SandboxCall, text: string): Promise<Sandbo
   return json({ pid, ports })
 }
 
-/** From now on each port that the process opens is posted to the callback, wherever programs of the sandbox may go. */
+/** From now on each port that the process opens is posted to the callback, which leaves as what its programs send. */
 export async function monitorPorts(
   call: SandboxCall,
   text: string,
-  { dialer, wayOf }: Pick<SandboxApi, 'dialer' | 'wayOf'>,
+  { addressesOf, build }: Pick<SandboxApi, 'addressesOf' | 'build'>,
 ): Promise<SandboxAnswer> {
   const pid = pidOf(text)
   const { callback } = await readJsonBody(call, monitorBody)
   const url = URL.parse(callback)
-  if (url === null || !/^https?:$/.test(url.protocol)) {
+  if (url === null || !/^https?:$/.test(url.protocol) || url.username !== '' || url.password !== '') {
+    const what = callback.slice(0, 200)
     throw new PlatformError(
       'bad_request',
-      `callback: "${callback.slice(0, 200)}" is not an http or https URL`,
+      `callback: "${what}" is not an http or https URL without a user name`,
     )
   }
   const process = find(call, pid)
   if (!process) throw new PlatformError('unprocessable', `process ${pid} not found`)
   const { instance, processes } = call.lease
-  processes.monitors.start(process, async (port, signal) => {
-    const body = JSON.stringify({ pid, port })
-    const headers = { 'content-type': 'application/json' }
-    if (!isLoopbackHost(url.host)) {
-      const limits = { timeoutMs: callbackTimeoutMs, bodyBytesMax: callbackAnswerBytesMax }
-      await dialer.request(callback, {
-        method: 'POST',
-        headers,
-        body,
-        signal,
-        what: 'the callback',
-        way: wayOf(instance.id),
-        ...limits,
-      })
-      return
-    }
-    // As whoever runs in the sandbox means it: a port of the sandbox's own.
-    const target = await instance.address(Number(url.port) || 80)
-    const answer = await fetchPort(target, `${url.pathname}${url.search}`, {
-      method: 'POST',
-      headers: { ...headers, host: url.host },
-      body,
-      redirect: 'manual',
-      signal: AbortSignal.any([signal, AbortSignal.timeout(callbackTimeoutMs)]),
-    })
-    await answer.body?.cancel()
-  })
+  const way = { instance, addressesOf, version: build.version }
+  processes.monitors.start(process, (port, signal) =>
+    postFromInside(url, JSON.stringify({ pid, port }), way, signal),
+  )
   return json({ pid, message: 'Port monitoring started' })
 }
 
