@@ -30,6 +30,8 @@ export {
 const readMax = 20
 /** In a workspace. */
 const nodesMax = 1000
+/** Of what all nodes of a workspace say of themselves: lists have it in memory. */
+const nodesBytesMax = 32 * 1024 * 1024
 /** Instances of a deployment that are remembered as a node's; the platform finds others. */
 const membersMax = 64
 /** Without a sign of life, until a node counts as away: so long, or thrice what it says lies between two. */
@@ -88,6 +90,8 @@ export class Nodes {
   readonly #heard = new Map<string, number>()
   readonly #leases = new Map<string, number>()
   readonly #openedAt: number
+  /** Of each node of a workspace that somebody registered in: what it says of itself. */
+  readonly #bytes = new Map<string, Promise<Map<string, number>>>()
 
   constructor({ store, clock }: { store: Store; clock: Clock }) {
     this.#store = store
@@ -110,6 +114,7 @@ export class Nodes {
       const existing = await this.find(workspace, id)
       if (existing === null) await this.#admit(workspace)
       else refuseTakeover(existing, registrant)
+      const giveBack = await this.#takeRoom(workspace, id, asked)
       const { place, replaced } = taken(existing, asked, registrant)
       const body: NodeBody = {
         ...asked,
@@ -118,14 +123,19 @@ export class Nodes {
         registeredAt: existing?.body.registeredAt ?? this.#clock.now(),
       }
       const key = { kind: nodeKind, workspace, name: id }
-      const [node] = await this.#store.batch([
-        existing === null
-          ? { op: 'create', input: { ...key, body } }
-          : { op: 'update', key, expectedVersion: existing.version, change: { body } },
-        inWorkspace(workspace),
-      ])
-      this.#heard.set(keyOf(workspace, id), this.#clock.now())
-      return { node: node as AgentNode, replaced }
+      try {
+        const [node] = await this.#store.batch([
+          existing === null
+            ? { op: 'create', input: { ...key, body } }
+            : { op: 'update', key, expectedVersion: existing.version, change: { body } },
+          inWorkspace(workspace),
+        ])
+        this.#heard.set(keyOf(workspace, id), this.#clock.now())
+        return { node: node as AgentNode, replaced }
+      } catch (error) {
+        giveBack()
+        throw error
+      }
     })
   }
 
@@ -189,6 +199,7 @@ export class Nodes {
     const removed = await this.#store.remove({ kind: nodeKind, workspace, name: id })
     this.#heard.delete(keyOf(workspace, id))
     this.#leases.delete(keyOf(workspace, id))
+    ;(await this.#bytes.get(workspace))?.delete(id)
     return removed
   }
 
@@ -205,10 +216,12 @@ export class Nodes {
 
   /** By name. */
   async list(workspace: string): Promise<AgentNode[]> {
-    return await Array.fromAsync(
-      everyItem((page) =>
-        this.#store.page<NodeBody>({ kind: nodeKind, workspace, sort: 'name:asc', ...page, limit: readMax }),
-      ),
+    return await Array.fromAsync(this.#every(workspace))
+  }
+
+  #every(workspace: string): AsyncIterable<AgentNode> {
+    return everyItem((page) =>
+      this.#store.page<NodeBody>({ kind: nodeKind, workspace, sort: 'name:asc', ...page, limit: readMax }),
     )
   }
 
@@ -234,6 +247,7 @@ export class Nodes {
 
   /** Steps that remove all of a workspace. */
   removal(workspace: string): Promise<BatchStep[]> {
+    this.#bytes.delete(workspace)
     return removalOf(this.#store, [nodeKind], workspace)
   }
 
@@ -252,6 +266,31 @@ export class Nodes {
     })
   }
 
+  /** For what a node says of itself from now on; call what it answers when that is not written. @throws usage_limit_exceeded */
+  async #takeRoom(workspace: string, id: string, asked: NodeRegistration): Promise<() => void> {
+    const known = this.#bytes.get(workspace) ?? this.#bytesOf(workspace)
+    this.#bytes.set(workspace, known)
+    known.catch(() => this.#bytes.delete(workspace))
+    const sizes = await known
+    const before = sizes.get(id) ?? 0
+    const bytes = bytesOf(asked)
+    const others = sizes.values().reduce((sum, size) => sum + size, 0) - before
+    if (others + bytes > nodesBytesMax && bytes > before) {
+      throw new PlatformError(
+        'usage_limit_exceeded',
+        `what the nodes of this workspace say of themselves is ${others + bytes} bytes of JSON with this one, at most ${nodesBytesMax} are kept: remove some first, or describe less`,
+      )
+    }
+    sizes.set(id, bytes)
+    return () => sizes.set(id, before)
+  }
+
+  async #bytesOf(workspace: string): Promise<Map<string, number>> {
+    const sizes = new Map<string, number>()
+    for await (const { name, body } of this.#every(workspace)) sizes.set(name, bytesOf(body))
+    return sizes
+  }
+
   /** @throws usage_limit_exceeded */
   async #admit(workspace: string): Promise<void> {
     const { total } = await this.#store.page({ kind: nodeKind, workspace, limit: 1 })
@@ -261,6 +300,11 @@ export class Nodes {
       `this workspace has ${total} nodes, the most there can be: remove some first`,
     )
   }
+}
+
+/** As it rests, near enough: what the platform itself adds is little. */
+function bytesOf({ reasoners, skills, tags, described }: NodeRegistration): number {
+  return Buffer.byteLength(JSON.stringify([reasoners, skills, tags, described]))
 }
 
 function keyOf(workspace: string, id: string): string {

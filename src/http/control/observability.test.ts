@@ -129,6 +129,7 @@ test('who watches a build sees it from its first line, and no line of the build 
 test('what cannot be meant is told by its field', async () => {
   const mistakes: Record<string, string>[] = [
     { resourceType: 'policies' },
+    { resourceType: 'constructor' },
     { start: 'yesterday' },
     { severity: 'LOUD' },
     { limit: '5000' },

@@ -270,7 +270,8 @@ const kinds: Record<string, LogKind> = {
 }
 
 function kindOf(text: string): LogKind {
-  const kind = kinds[text.toLowerCase()]
+  const said = text.toLowerCase()
+  const kind = Object.hasOwn(kinds, said) ? kinds[said] : undefined
   if (kind !== undefined) return kind
   throw new PlatformError(
     'bad_request',

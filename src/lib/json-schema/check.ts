@@ -143,7 +143,7 @@ export class Check {
     if (typeof pattern === 'string' && !this.#matches(pattern, value)) {
       return `${named(at)} must match ${pattern.slice(0, shownCharsMax)}`
     }
-    const known = typeof format === 'string' ? formats[format] : undefined
+    const known = typeof format === 'string' && Object.hasOwn(formats, format) ? formats[format] : undefined
     if (known === undefined || value.length > 4096) return null
     return known.safeParse(value).success ? null : `${named(at)} must be a ${format as string}`
   }

@@ -82,7 +82,8 @@ describe('what a value must be', () => {
   test('is a matter of formats and patterns too', () => {
     expect(problem({ type: 'string', format: 'date' }, '2026-11-23')).toBeNull()
     expect(problem({ type: 'string', format: 'date' }, 'tomorrow')).toBe('it must be a date')
-    expect(problem({ type: 'string', format: 'of-our-own' }, 'x')).toBeNull()
+    for (const format of ['of-our-own', 'constructor', '__proto__'])
+      expect(problem({ type: 'string', format }, 'x')).toBeNull()
     expect(problem({ pattern: '^[a-z]+$' }, 'abc')).toBeNull()
     expect(problem({ pattern: '^[a-z]+$' }, 'ab1')).toBe('it must match ^[a-z]+$')
     expect(problem({ patternProperties: { '^x-': { type: 'number' } } }, { 'x-a': 'no' })).toContain('x-a')

@@ -221,6 +221,18 @@ describe('the writer', () => {
     expect(modules).toEqual([])
   })
 
+  test('is not kept from what others write by something that no thread can be given', async () => {
+    const writer = new Writer(optionsOf(newDatabase()))
+    const unsendable = creation('b', (() => '{}') as never)
+    const [first, refused, last] = [creation('a'), unsendable, creation('c')].map((one) => writer.submit(one))
+    const { code } = await errorOf(refused!)
+    expect(code).toBe('internal')
+    expect(await Promise.all([first, last])).toEqual([[{ op: 'create' }], [{ op: 'create' }]])
+    expect((await errorOf(writer.submit(unsendable))).code).toBe('internal')
+    expect(await writer.submit(creation('d'))).toEqual([{ op: 'create' }])
+    await writer.close()
+  })
+
   test('whose disk may not have kept what it wrote says so, and folds it into the database before it goes on', async () => {
     const path = newDatabase()
     const modules = ['./testdata/unsynced.worker.ts', './writer.worker.ts']

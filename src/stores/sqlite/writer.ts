@@ -63,6 +63,8 @@ export class Writer {
   /** The thread is to fold the log whole before it writes, and nobody can stand in it for that. */
   #isFoldedFirst = false
   #gathering = false
+  /** So many of the next are sent each by itself, since something among them cannot be sent. */
+  #aloneNext = 0
   #closing: Promise<void> | null = null
   #onIdle: (() => void) | null = null
   #onClosed: (() => void) | null = null
@@ -151,8 +153,10 @@ export class Writer {
     if (this.#inFlight || this.#queue.length === 0 || this.#folding.commitsWait) return
     let bytes = 0
     let length = 0
+    const mutationsMax = this.#aloneNext > 0 ? 1 : groupMutationsMax
+    this.#aloneNext = Math.max(0, this.#aloneNext - 1)
     for (const { bytes: more } of this.#queue) {
-      if (length === groupMutationsMax || (length > 0 && bytes + more > groupBytesMax)) break
+      if (length === mutationsMax || (length > 0 && bytes + more > groupBytesMax)) break
       bytes += more
       length++
     }
@@ -165,7 +169,29 @@ export class Writer {
     // Of the group that a new thread begins with some may be read a moment before it is durable.
     if (!this.#isFoldedFirst) this.#options.onBegin()
     const mutations = group.map(({ mutation }) => mutation)
-    this.#send(worker, { type: 'commit', mutations }, mutations.flatMap(givenAway))
+    try {
+      this.#send(worker, { type: 'commit', mutations }, mutations.flatMap(givenAway))
+    } catch (cause) {
+      this.#unsent(group, cause)
+    }
+  }
+
+  /** What no thread can be given is refused; the others of its group have nothing to do with that. */
+  #unsent(group: Pending[], cause: unknown): void {
+    this.#inFlight = null
+    this.#options.onOver()
+    this.#folding.commitEnds(null)
+    if (group.length > 1) {
+      this.#aloneNext = group.length
+      for (const { bytes } of group) this.#bytesWaiting += bytes
+      this.#queue.unshift(...group)
+    } else {
+      this.#options.log.error('store: a change cannot be handed to the writer', { error: cause })
+      const message = 'the change could not be written: nothing was changed'
+      for (const { reject } of group) reject(new PlatformError('internal', message, { cause }))
+    }
+    this.#pump()
+    this.#idle()
   }
 
   #send(worker: Bun.Worker, message: ToWriter, given: ArrayBuffer[] = []): void {

@@ -89,14 +89,15 @@ function filtered(all: AgentNode[], asked: Query, nodes: Nodes): Found[] {
   const ids = new Set(
     [asked.agent, asked.node_id, asked.agent_ids, asked.node_ids].flatMap((text) => listOf(text)),
   )
-  const tags = listOf(asked.tags)
+  const tags = new Set(listOf(asked.tags))
+  const isTagged = (own: readonly string[]) => tags.size === 0 || own.some((one) => tags.has(one))
   return all
     .filter((node) => ids.size === 0 || ids.has(node.name))
     .filter((node) => !asked.health_status || nodes.health(node) === asked.health_status.toLowerCase())
     .map((node) => {
+      const isWhole = isTagged(node.body.tags)
       const isWanted = (name: string | undefined) => (one: Capability) =>
-        (!name || matches(name, one.id)) &&
-        (tags.length === 0 || tags.some((tagged) => [...one.tags, ...node.body.tags].includes(tagged)))
+        (!name || matches(name, one.id)) && (isWhole || isTagged(one.tags))
       const { reasoners, skills } = node.body
       return {
         node,
@@ -106,7 +107,7 @@ function filtered(all: AgentNode[], asked: Query, nodes: Nodes): Found[] {
       }
     })
     .filter(({ reasoners, skills }) => {
-      const isFiltered = asked.reasoner || asked.skill || tags.length > 0
+      const isFiltered = asked.reasoner || asked.skill || tags.size > 0
       return !isFiltered || reasoners.length + skills.length > 0
     })
 }

@@ -274,7 +274,8 @@ describe('who says how something ended', () => {
     await eventually('it was asked for', () => node.calls.length === 1)
     const stranger = await plane.workload('agent', 'stranger')
     expect((await plane.report(id, { status: 'succeeded' }, { key: stranger })).status).toBe(403)
-    expect((await plane.report(id, { status: 'fine' })).status).toBe(400)
+    for (const status of ['fine', 'constructor', '__proto__'])
+      expect((await plane.report(id, { status })).status).toBe(400)
     expect((await plane.report('exec_3', { status: 'succeeded' })).status).toBe(404)
     const failure = {
       status: 'error',

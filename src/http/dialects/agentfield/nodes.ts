@@ -22,10 +22,18 @@ import { tag, timeText } from './wire.ts'
 const capabilitiesMax = 1000
 const candidatesMax = 32
 const registrationBytesMax = 2 * 1024 * 1024
+const addressCharactersMax = 2048
+const tagsMax = 256
+const tagCharactersMax = 256
+/** Of all addresses that a node offers: a name that nobody knows an answer for holds up no more than that. */
+const resolveMsMax = 2_000
 /** Of deployments whose instances are called one by one. */
 const callableKinds = ['agent', 'function', 'application'] as const
 
 const text = z.string().max(4096)
+const address = z.string().max(addressCharactersMax).nullish()
+const addresses = z.array(z.string().max(addressCharactersMax)).nullish()
+const tags = z.array(z.string().max(tagCharactersMax)).max(tagsMax).nullish()
 const capability = z.lazy(() =>
   z.object({
     id: z.string().min(1).max(256),
@@ -33,8 +41,8 @@ const capability = z.lazy(() =>
     input_schema: z.unknown().optional(),
     output_schema: z.unknown().optional(),
     examples: z.unknown().optional(),
-    tags: z.array(text).nullish(),
-    proposed_tags: z.array(text).nullish(),
+    tags,
+    proposed_tags: tags,
   }),
 )
 const capabilities = z.array(capability).max(capabilitiesMax).nullish()
@@ -42,9 +50,9 @@ const capabilities = z.array(capability).max(capabilitiesMax).nullish()
 const registration = z.lazy(() =>
   z.object({
     id: z.string(),
-    base_url: z.string().nullish(),
-    callback_url: z.string().nullish(),
-    invocation_url: z.string().nullish(),
+    base_url: address,
+    callback_url: address,
+    invocation_url: address,
     team_id: text.nullish(),
     version: text.nullish(),
     deployment_type: text.nullish(),
@@ -52,13 +60,13 @@ const registration = z.lazy(() =>
     lifecycle_status: z.string().nullish(),
     reasoners: capabilities,
     skills: capabilities,
-    proposed_tags: z.array(text).nullish(),
-    tags: z.array(text).nullish(),
+    proposed_tags: tags,
+    tags,
     callback_discovery: z
       .object({
-        preferred: z.string().nullish(),
-        candidates: z.array(z.string()).nullish(),
-        callback_candidates: z.array(z.string()).nullish(),
+        preferred: address,
+        candidates: addresses,
+        callback_candidates: addresses,
       })
       .nullish(),
     communication_config: z.record(z.string(), z.unknown()).nullish(),
@@ -284,8 +292,14 @@ function addressesOf(body: z.output<typeof registration>): string[] {
     discovery?.preferred,
     ...(discovery?.candidates ?? []),
     ...(discovery?.callback_candidates ?? []),
-  ].flatMap((address) => address?.trim().replace(/\/+$/, '') || [])
+  ].flatMap((offer) => withoutLastSlashes(offer?.trim() ?? '') || [])
   return [...new Set(offered)].slice(0, candidatesMax)
+}
+
+function withoutLastSlashes(text: string): string {
+  let length = text.length
+  while (text[length - 1] === '/') length--
+  return text.slice(0, length)
 }
 
 /**
@@ -303,10 +317,11 @@ async function firstThatMayBeDialled(
   }
   const isHere = (address: string) => isLoopbackHost(URL.parse(address)?.host ?? '')
   const ordered = [first, ...others.filter(isHere), ...others.filter((address) => !isHere(address))]
+  const signal = AbortSignal.timeout(resolveMsMax)
   let refusal: unknown
   for (const address of ordered) {
     try {
-      await dialer.check(address, { what: 'base_url', loopback })
+      await dialer.check(address, { what: 'base_url', loopback, signal })
       return address
     } catch (error) {
       refusal ??= error

@@ -1,4 +1,7 @@
 import { afterEach, beforeEach, describe, expect, test } from 'bun:test'
+import { mkdtempSync, rmSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
 import { TestControlPlane } from './test-control-plane.ts'
 
 let plane: TestControlPlane
@@ -106,6 +109,50 @@ describe('nodes', () => {
     ] as const) {
       const { status, body } = await register(changes)
       expect([status, (body as { error: string }).error]).toEqual([400, expect.stringContaining(message)])
+    }
+  })
+
+  test('offer addresses of a bounded length, whose last slashes are left out', async () => {
+    const slow = `http://127.0.0.1:8001${'/'.repeat(2000)}x`
+    const candidates = Array.from({ length: 500 }, () => slow)
+    const callback_discovery = { candidates, callback_candidates: [...candidates, `${slow}y/`] }
+    const { status, body } = await register({ base_url: 'http://127.0.0.1:8001///', callback_discovery })
+    expect(status).toBe(201)
+    expect(body).toMatchObject({
+      resolved_base_url: 'http://127.0.0.1:8001',
+      callback_discovery: { candidates: ['http://127.0.0.1:8001', slow, `${slow}y`] },
+    })
+    const long = await register({ base_url: `http://127.0.0.1:8001/${'x'.repeat(2048)}` })
+    expect(long).toMatchObject({ status: 400, body: { error: expect.stringContaining('base_url') } })
+  })
+
+  test('of a workspace have bounds for what they say of themselves, also after a restart', async () => {
+    const dataDir = mkdtempSync(join(tmpdir(), 'hutch-agentfield-'))
+    const before = plane
+    try {
+      plane = await TestControlPlane.open({ dataDir })
+      const metadata = 'x'.repeat(1_900_000)
+      const statuses = async (ids: string[]) => {
+        const all: number[] = []
+        for (const id of ids) all.push((await register({ id, metadata })).status)
+        return all
+      }
+      const ids = Array.from({ length: 17 }, (_, at) => `n${at}`)
+      expect(await statuses(ids)).toEqual(ids.map(() => 201))
+      expect(await register({ id: 'one-more', metadata })).toMatchObject({
+        status: 402,
+        body: { error: expect.stringContaining('describe less') },
+      })
+      await plane[Symbol.asyncDispose]()
+      plane = await TestControlPlane.open({ dataDir })
+      expect(await statuses(['n3', 'one-more'])).toEqual([201, 402])
+      expect((await register({ id: 'small' })).status).toBe(201)
+      await plane.ask('/nodes/n3', { method: 'DELETE' })
+      expect(await statuses(['one-more'])).toEqual([201])
+    } finally {
+      await plane[Symbol.asyncDispose]()
+      plane = before
+      rmSync(dataDir, { recursive: true, force: true })
     }
   })
 

@@ -48,7 +48,8 @@ const statusWords: Record<string, NonNullable<ExecutionReport['status']>> = {
 }
 
 export function statusSaid(word: string): NonNullable<ExecutionReport['status']> {
-  const status = statusWords[word.trim().toLowerCase()]
+  const said = word.trim().toLowerCase()
+  const status = Object.hasOwn(statusWords, said) ? statusWords[said] : undefined
   if (status !== undefined) return status
   throw new PlatformError('bad_request', `status: "${word.slice(0, 40)}" is no status of an execution`)
 }

@@ -39,7 +39,8 @@ export function downloadHeaders(path: string, entry: FileEntry): Headers {
   const extension = posix.extname(path).slice(1).toLowerCase()
   return new Headers({
     ...apiHeaders,
-    'content-type': mediaTypes[extension] ?? 'application/octet-stream',
+    'content-type':
+      (Object.hasOwn(mediaTypes, extension) ? mediaTypes[extension] : null) ?? 'application/octet-stream',
     'content-disposition': attachment(posix.basename(path)),
     'accept-ranges': 'bytes',
     'last-modified': new Date(entry.modifiedMs).toUTCString(),
