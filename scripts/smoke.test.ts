@@ -294,6 +294,19 @@ describe.skipIf(!usable)('a platform on a fresh data directory', () => {
     expect(await child.exited).toBe(0)
   })
 
+  test('exec asked to end ends with the exit code of its command', async () => {
+    const script = 'trap "exit 9" TERM; echo ready; while :; do sleep 0.1; done'
+    const child = Bun.spawn([executablePath, 'sandbox', 'exec', 'box', '--', 'sh', '-c', script], {
+      env: { ...cleanEnvironment(), HUTCH_DATA_DIR: dataDir },
+      stdout: 'pipe',
+      stderr: 'ignore',
+      timeout: 60_000,
+    })
+    await child.stdout.getReader().read()
+    child.kill('SIGINT')
+    expect(await child.exited).toBe(9)
+  })
+
   test('exec ends its command when the reader of its output goes away', async () => {
     const exec = `"${executablePath}" sandbox exec box -- sh -c 'while :; do echo unread-output; done' | head -n 1`
     const { stdout } = await capture(['sh', '-c', exec], {

@@ -1,4 +1,4 @@
-import { Client, ClientError } from '../client/index.ts'
+import { asLost, Client, ClientError } from '../client/index.ts'
 import { CommandError, sameTarget, type Target, UsageError } from './command.ts'
 import { connectionFor, sourceOf } from './connection.ts'
 import { print, printJson } from './output.ts'
@@ -35,7 +35,8 @@ export async function withHints<Value>(
 ): Promise<Value> {
   try {
     return await work()
-  } catch (error) {
+  } catch (cause) {
+    const error = asLost(cause)
     if (!(error instanceof ClientError)) throw error
     const refusal = error.status === 400 ? inTypedWords(error.message, typed) : null
     if (refusal !== null) throw new UsageError(refusal)

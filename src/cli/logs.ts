@@ -1,7 +1,7 @@
-import type { LogLine } from '../client/index.ts'
+import { type Client, ClientError, type LogLine } from '../client/index.ts'
 import { parseDuration } from '../lib/duration.ts'
 import { clientFor, withHints } from './client.ts'
-import { command, connectionFlags, type Target, UsageError } from './command.ts'
+import { CommandError, command, connectionFlags, sameTarget, type Target, UsageError } from './command.ts'
 import { executionLog, followExecution, type Said } from './execution-logs.ts'
 import { isExecutions } from './executions.ts'
 import { runningKind } from './invoking.ts'
@@ -86,7 +86,7 @@ export const logs = command({
         if (flags.follow) {
           const gone = new AbortController()
           for await (const line of client.logs.follow(query, gone.signal)) show(line)
-          return 0
+          return await tellOfEnd(client, isNodeLog(name) ? null : path, `${kind.singular} ${name}`, flags)
         }
         const lines: LogLine[] = []
         for (;;) {
@@ -109,6 +109,22 @@ function isNodeLog(name: string): boolean {
   return name.endsWith('.executions')
 }
 
+/** What is followed goes on until somebody ends it here: that it ended by itself has a reason. */
+async function tellOfEnd(client: Client, path: string | null, whose: string, flags: Target): Promise<number> {
+  const found = path === null ? null : await client.resources.get(path).catch((error: unknown) => error)
+  if (!(found instanceof ClientError && found.status === 404)) throw endedByPlatform(flags)
+  note(`${whose} was deleted`)
+  return 0
+}
+
+function endedByPlatform(flags: Target): CommandError {
+  const { 'data-dir': dataDir } = flags
+  return new CommandError(
+    'the platform ended the stream: was it stopped?',
+    sameTarget('hutch status', { 'data-dir': dataDir }),
+  )
+}
+
 async function printExecutionLog(
   flags: Target & { follow?: boolean | undefined; json?: boolean | undefined } & Stamped,
   id: string,
@@ -124,8 +140,10 @@ async function printExecutionLog(
     async () => {
       const client = clientFor(flags)
       const execution = await client.executions.get(id)
-      if (flags.follow) for await (const said of followExecution(client, execution)) show(said)
-      else for (const said of await executionLog(client, execution)) show(said)
+      if (flags.follow) {
+        for await (const said of followExecution(client, execution)) show(said)
+        if ((await client.executions.get(id)).endedAt === null) throw endedByPlatform(flags)
+      } else for (const said of await executionLog(client, execution)) show(said)
       return 0
     },
     { 404: 'hutch get executions' },

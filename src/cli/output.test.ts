@@ -2,7 +2,7 @@ import { expect, test } from 'bun:test'
 import { failureMessage } from './failure.ts'
 import { age, bytes, paint, printable, table } from './output.ts'
 import { parseSide, safeName } from './sandbox-cp.ts'
-import { exitCode } from './sandbox-exec.ts'
+import { commandLine, exitCode } from './sandbox-exec.ts'
 import { shellJoin } from './shell.ts'
 import { unitText } from './systemd.ts'
 
@@ -58,7 +58,16 @@ test('an exit code is passed on, and a signal is told as a shell does', () => {
     exitCode(7, 'failed'),
     exitCode(-1, 'killed'),
     exitCode(-1, 'stopped'),
-  ]).toEqual([0, 7, 137, 143])
+    exitCode(-1, 'stopped', 130),
+    exitCode(9, 'stopped', 130),
+  ]).toEqual([0, 7, 137, 143, 130, 9])
+})
+
+test('a program runs in the place of the shell that starts it, what shells do themselves in theirs', () => {
+  expect(commandLine(['sh', '-c', 'ls | wc'])).toBe("exec sh -c 'ls | wc'")
+  expect(commandLine(['/srv/my-app_1.2+x', 'a b'])).toBe("exec /srv/my-app_1.2+x 'a b'")
+  expect(commandLine(['exit', '3'])).toBe('exit 3')
+  expect(commandLine(['NAME=1', 'env'])).toBe('NAME=1 env')
 })
 
 test('a copy tells the sandbox side from a path of this machine', () => {

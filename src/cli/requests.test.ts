@@ -300,8 +300,65 @@ test('logs that are followed come as they are said', async () => {
     said += new TextDecoder().decode(chunk)
     if (said === 'first\n') resolve()
   }
-  expect([await child.exited, said]).toEqual([0, 'first\nsecond\n'])
+  const told = await new Response(child.stderr).text()
+  expect([await child.exited, said]).toEqual([1, 'first\nsecond\n'])
+  expect(told).toContain('the platform ended the stream')
+  expect(told).toContain('try:   hutch status')
   expect(platform.log[1]).toContain('follow=true')
+})
+
+test('logs that are followed end well when what says them was deleted', async () => {
+  let asked = 0
+  platform.answer = ({ path }) => {
+    if (path === '/v0/agents/hello') return asked++ === 0 ? Response.json({}) : null
+    return new Response('', { headers: { 'content-type': 'application/x-ndjson' } })
+  }
+  const { code, stderr } = await platform.run(['logs', 'agent', 'hello', '-f'])
+  expect([code, stderr]).toEqual([0, 'agent hello was deleted\n'])
+})
+
+test('a connection that is lost is told of as that, whatever was being read', async () => {
+  // Half of what it says is to come: then nobody is there any more.
+  using server = Bun.listen({
+    hostname: '127.0.0.1',
+    port: 0,
+    socket: {
+      data(socket) {
+        socket.end('HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{')
+      },
+    },
+  })
+  const env = { BL_API_URL: `http://127.0.0.1:${server.port}/v0` }
+  for (const words of [
+    ['get', 'agents'],
+    ['logs', 'agent', 'far.executions', '-f'],
+    ['sandbox', 'exec', 'box', '--', 'true'],
+  ]) {
+    const { code, stderr } = await platform.run(words, { env })
+    expect([code, stderr]).toEqual([
+      1,
+      'error: the connection to the platform was lost\ntry:   hutch status\n',
+    ])
+  }
+})
+
+test('a terminal that the platform leaves is told of as a connection that was lost', async () => {
+  using server = Bun.serve({
+    hostname: '127.0.0.1',
+    port: 0,
+    fetch(request, server) {
+      if (server.upgrade(request)) return undefined
+      const url = `http://127.0.0.1:${server.port}/main/sandboxes/box`
+      return Response.json({ metadata: { name: 'box', url }, spec: {}, status: 'DEPLOYED' })
+    },
+    websocket: {
+      open: (socket) => socket.close(1001, 'Server closed'),
+      message() {},
+    },
+  })
+  const env = { BL_API_URL: `http://127.0.0.1:${server.port}/v0` }
+  const { code, stderr } = await platform.run(['sandbox', 'connect', 'box'], { env })
+  expect([code, stderr]).toEqual([1, 'error: the connection to the platform was lost\ntry:   hutch status\n'])
 })
 
 test.each([

@@ -3,6 +3,8 @@ import { CommandError, command, connectionFlags, sameTarget } from './command.ts
 import { note } from './output.ts'
 
 const closeNormal = 1000
+/** It goes away, or is gone. */
+const lostCodes = new Set([1001, 1006])
 const colsDefault = 80
 const rowsDefault = 24
 /** A shell says something once it listens; what is typed before that may be thrown away. */
@@ -61,6 +63,11 @@ export const connect = command({
         return 0
       }
       const [error] = errors.slice(-1)
+      if (error === undefined && lostCodes.has(code))
+        throw new CommandError(
+          'the connection to the platform was lost',
+          sameTarget('hutch status', { 'data-dir': flags['data-dir'] }),
+        )
       if (error === undefined) {
         const why = reason || `the connection was lost (${code})`
         throw new CommandError(why, sameTarget(`hutch sandbox get ${name}`, flags))

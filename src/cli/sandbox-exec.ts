@@ -7,6 +7,57 @@ import { pairs } from './pairs.ts'
 import { processTable } from './processes.ts'
 import { shellJoin, spelled } from './shell.ts'
 
+/** Commands that shells have built in, of which some are no programs at all. */
+const shellsOwn = new Set([
+  ...[
+    '.',
+    ':',
+    '[',
+    'alias',
+    'bg',
+    'break',
+    'builtin',
+    'cd',
+    'command',
+    'continue',
+    'declare',
+    'dirs',
+    'echo',
+    'eval',
+  ],
+  ...[
+    'exec',
+    'exit',
+    'export',
+    'false',
+    'fg',
+    'getopts',
+    'hash',
+    'help',
+    'history',
+    'jobs',
+    'kill',
+    'let',
+    'local',
+  ],
+  ...[
+    'popd',
+    'printf',
+    'pushd',
+    'pwd',
+    'read',
+    'readonly',
+    'return',
+    'set',
+    'shift',
+    'shopt',
+    'source',
+    'test',
+    'times',
+  ],
+  ...['trap', 'true', 'type', 'typeset', 'ulimit', 'umask', 'unalias', 'unset', 'wait'],
+])
+
 export const exec = command({
   name: 'sandbox exec',
   summary:
@@ -39,7 +90,7 @@ export const exec = command({
         const request = {
           name,
           stdin: flags.stdin === true,
-          command: shellJoin(rest),
+          command: commandLine(rest),
           env,
           ...(flags.workdir ? { workingDir: flags.workdir } : {}),
           // 0: for as long as it runs, however long that is.
@@ -70,7 +121,7 @@ export const exec = command({
             if (event.type === 'result') {
               const { process: ended } = event
               if (flags.json) printJson({ ...output, exitCode: ended.exitCode, status: ended.status })
-              return interruption.exitCode ?? exitCode(ended.exitCode, ended.status)
+              return exitCode(ended.exitCode, ended.status, interruption.exitCode)
             }
             if (flags.json) output[event.type] += asText(event.data)
             else await write(event.type === 'stdout' ? process.stdout : process.stderr, event.data)
@@ -135,9 +186,20 @@ export const logs = command({
   },
 })
 
-/** As a shell reports it: 128 and the signal when a signal ended it. */
-export function exitCode(code: number, status: string): number {
+/**
+ * For the shell that runs it, whose place a program takes: what the program is told to do, and how it ends, is then its own.
+ * What a shell does itself stays with it.
+ */
+export function commandLine(words: string[]): string {
+  const [program = ''] = words
+  const isProgram = /^[\w./+-]+$/.test(program) && !shellsOwn.has(program)
+  return `${isProgram ? 'exec ' : ''}${shellJoin(words)}`
+}
+
+/** The command's own. Where a signal ended it, 128 and that: the one that we got, if it was passed on. */
+export function exitCode(code: number, status: string, interrupted: number | null = null): number {
   if (code >= 0) return code & 0xff
+  if (interrupted !== null) return interrupted
   if (status === 'killed') return 128 + 9
   return status === 'stopped' ? 128 + 15 : 255
 }

@@ -19,7 +19,7 @@ export type { LogLine, LogQuery } from './logs.ts'
 export type { Processes, ProcessInfo } from './processes.ts'
 export type { Accepted, Resource, ResourceEvent } from './resources.ts'
 export type { ForkInfo, SnapshotInfo } from './snapshots.ts'
-export { ClientError, messageOf } from './transport.ts'
+export { asLost, ClientError, messageOf } from './transport.ts'
 export { type Invocation, invokeLocal } from './workloads.ts'
 
 export interface ClientOptions {

@@ -13,6 +13,15 @@ export class ClientError extends Error {
   }
 }
 
+/** How a connection ends that breaks off while an answer is read. */
+const lostCodes: ReadonlySet<unknown> = new Set(['ECONNRESET', 'ConnectionClosed', 'EPIPE'])
+
+/** As a failure for people, where it is one of the connection: Bun's own words are for who wrote the request. */
+export function asLost(error: unknown): unknown {
+  if (error instanceof ClientError || !lostCodes.has((error as { code?: unknown }).code)) return error
+  return new ClientError(0, 'the connection to the platform was lost', { cause: error })
+}
+
 const apiVersion = '2026-04-28'
 const errorBodyBytesMax = 64 * 1024
 
@@ -39,7 +48,7 @@ export class Transport {
       headers: body === undefined ? {} : { 'content-type': 'application/json' },
       ...(body === undefined ? {} : { body: JSON.stringify(body) }),
     })
-    const text = await response.text()
+    const text = await response.text().catch((error: unknown) => Promise.reject(asLost(error)))
     return (text === '' ? {} : JSON.parse(text)) as Answer
   }
 
