@@ -20,6 +20,8 @@ export interface RunningPlatform {
   /** The driver of sandboxes, and how it isolates them: `kernel-shared`, `virtual-machine` or `none`. */
   runtime?: string
   isolation?: string
+  /** Of `--criu`, where it was given. */
+  criu?: string
 }
 
 /** The first admin's credentials, written by `up`. */
@@ -65,6 +67,7 @@ export function readRunningPlatform(dataDir: string): RunningPlatform | null {
     ...(running.region ? { region: String(running.region) } : {}),
     ...(running.runtime ? { runtime: String(running.runtime) } : {}),
     ...(running.isolation ? { isolation: String(running.isolation) } : {}),
+    ...(running.criu ? { criu: String(running.criu) } : {}),
   }
 }
 

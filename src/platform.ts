@@ -454,6 +454,7 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
         isolation: runtime.capabilities.isolation,
         ...region,
         ...(config.url === null ? {} : { publicUrl: config.url }),
+        ...(config.criu === null ? {} : { criu: config.criu }),
       })
       return { url, port }
     },

@@ -28,7 +28,7 @@ export const chat = command({
     }
     const asked = process.stdin.isTTY === true
     // Whoever mistyped the name learns it before the first question.
-    if (asked && !flags.local) await addressOf(flags, runningKind('agent'), name)
+    if (!flags.local) await addressOf(flags, runningKind('agent'), name)
     const lines = createInterface({ input: process.stdin, output: process.stdout, terminal: asked })
     let answering: AbortController | null = null
     lines.on('SIGINT', () => {
@@ -41,11 +41,15 @@ export const chat = command({
       note(paint('dim', `${name} listens; Ctrl-D ends the conversation`, process.stderr))
       lines.prompt()
     }
+    let lineCount = 0
     let failed = false
     for await (const line of lines) {
       if (line.trim() !== '') {
+        lineCount++
         answering = new AbortController()
-        const said = await say(flags, name, line, headers, answering.signal).catch((error: unknown) => {
+        const { signal } = answering
+        const saying = withHints(flags, () => say(flags, name, line, headers, signal))
+        const said = await saying.catch((error: unknown) => {
           // On a terminal the conversation goes on: what failed once may come back.
           if (!asked || !(error instanceof CommandError)) {
             lines.close()
@@ -61,6 +65,7 @@ export const chat = command({
       if (asked) lines.prompt()
     }
     lines.close()
+    if (lineCount === 0 && !asked) note('nothing was asked: no line came on standard input')
     return failed && !asked ? 1 : 0
   },
 })
@@ -83,9 +88,7 @@ async function say(
     signal,
   }
   try {
-    const { url, response } = await withHints(flags, () =>
-      invoke(flags, runningKind('agent'), name, invocation),
-    )
+    const { url, response } = await invoke(flags, runningKind('agent'), name, invocation)
     if (flags.debug) note(requestLine('POST', url, response, performance.now() - startedAt))
     if (flags.json) {
       let answer = ''

@@ -12,6 +12,7 @@ import {
 import { tmpdir } from 'node:os'
 import { dirname, join } from 'node:path'
 import { inflateRawSync } from 'node:zlib'
+import { buildEventTypes } from '../lib/build-event-types.ts'
 import { type SeenRequest, TestPlatform } from './test-platform.ts'
 
 // deploy and push as people type them, against a platform that follows a script.
@@ -83,7 +84,7 @@ function script(steps: Script): void {
       const seen = statuses.slice(0, Math.min(++looks, statuses.length))
       const events = seen.map((status, index) => ({
         time: `2030-01-01T00:00:0${index}Z`,
-        type: 'deployment',
+        type: status === 'FAILED' && seen.at(-2) === 'BUILDING' ? buildEventTypes.failed : 'deployment',
         status,
         revision: 'rev-2',
         message: status === 'FAILED' ? message : status,
@@ -190,6 +191,10 @@ describe('deploy', () => {
       'agent my-agent was not deployed: install failed (npm ci):\nnpm error 404 no-such-package',
     )
     expect(stderr).toContain('try:   hutch logs agent my-agent --build')
+    script({ statuses: ['BUILDING', 'DEPLOYING', 'FAILED'], message: 'it ended', exists: true })
+    // Its own last lines are in its log, and not among what the build said.
+    expect((await run(['deploy'], folder)).stderr).toEndWith('try:   hutch logs agent my-agent\n')
+    script({ statuses: ['BUILDING', 'FAILED'], message: 'install failed (npm ci)', exists: true })
     const json = await run(['deploy', '--json'], folder)
     expect(json.code).toBe(1)
     expect(JSON.parse(json.stdout)).toMatchObject({

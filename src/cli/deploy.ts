@@ -158,7 +158,7 @@ async function deployOne(flags: DeployInput, deployment: Deployment, quiet: bool
     if (outcome.status !== 'DEPLOYED' && outcome.status !== 'BUILT') {
       progress.fail()
       const why = outcome.message ?? `its status is ${outcome.status}`
-      const build = outcome.during === 'BUILDING' ? ' --build' : ''
+      const build = outcome.ofBuild ? ' --build' : ''
       throw new CommandError(
         `${title} was not deployed: ${why}`,
         sameTarget(`hutch logs ${type} ${name}${build}`, flags),

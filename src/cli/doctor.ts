@@ -4,7 +4,7 @@ import { createServer } from 'node:net'
 import { availableParallelism, freemem, release, tmpdir, totalmem, userInfo } from 'node:os'
 import { dirname, join } from 'node:path'
 import type { Config } from '../config.ts'
-import { readRunningPlatform } from '../data-directory.ts'
+import { type RunningPlatform, readRunningPlatform } from '../data-directory.ts'
 import { systemClock } from '../lib/clock.ts'
 import { findDockerfileTool } from '../lib/dockerfile-tool.ts'
 import { silentLogger } from '../lib/log.ts'
@@ -33,12 +33,19 @@ export const doctor = command({
   flags: {
     'data-dir': { kind: 'text', value: 'DIR', about: 'data directory that up will use' },
     port: { kind: 'number', value: 'PORT', about: 'port that up will use (4400)' },
+    criu: { kind: 'text', value: 'PATH', about: 'static CRIU that up will use, or none' },
   },
+  notes: [
+    'What is not said here is as the settings of the data directory have it, or the platform that runs on it.',
+  ],
   async run({ flags }) {
-    const config = await settings(dataDirFor(flags['data-dir']))
-    const port = flags.port ?? config.port
+    const dataDir = dataDirFor(flags['data-dir'])
+    const config = await settings(dataDir)
+    const running = readRunningPlatform(dataDir)
+    const port = flags.port ?? portOf(running) ?? config.port
+    const criu = flags.criu ?? running?.criu ?? config.criu
     const findings = (
-      await Promise.all([isolation(), images(config.imageLocal), clients(), host(config, port)])
+      await Promise.all([isolation(criu), images(config.imageLocal), clients(), host(config, port, running)])
     ).flat()
     const usable = findings.every((finding) => finding.ok || !finding.needed)
     if (flags.json) printJson({ usable, findings: findings.map(withoutIdleRemedy) })
@@ -67,7 +74,11 @@ function show(findings: Finding[], usable: boolean): void {
   note(usable ? 'hutch up works here.' : 'hutch up does not work here until every red line is mended.')
 }
 
-async function isolation(): Promise<Finding[]> {
+function portOf(running: RunningPlatform | null): number | undefined {
+  return running === null ? undefined : Number(new URL(running.url).port || 80)
+}
+
+async function isolation(criuPath: string | null): Promise<Finding[]> {
   const [{ probeNamespace, probeScratchPrefix, removeAbandonedProbes }, { extractHelper }, { helperSource }] =
     await Promise.all([
       import('../runtimes/namespace/index.ts'),
@@ -81,7 +92,8 @@ async function isolation(): Promise<Finding[]> {
     try {
       const helperPath = await extractHelper(Bun.file(helperSource), scratch)
       const instancesDir = join(scratch, 'instances')
-      return await probeNamespace({ instancesDir, helperPath, log: silentLogger, clock: systemClock })
+      const parts = { log: silentLogger, clock: systemClock, criuPath }
+      return await probeNamespace({ instancesDir, helperPath, ...parts })
     } finally {
       await rm(scratch, { recursive: true, force: true })
     }
@@ -219,16 +231,19 @@ async function clients(): Promise<Finding[]> {
   ]
 }
 
-async function host({ dataDir, imageDir }: Config, port: number): Promise<Finding[]> {
+async function host(
+  { dataDir, imageDir }: Config,
+  port: number,
+  running: RunningPlatform | null,
+): Promise<Finding[]> {
   const disk = async (directory: string) => {
     const stats = await statfs(existingParent(directory))
     return stats.bavail * stats.bsize
   }
   const free = await disk(dataDir)
   const imagesFree = await disk(imageDir)
-  const running = readRunningPlatform(dataDir)
   const portFree = await canListen(port)
-  const servesPort = running !== null && new URL(running.url).port === String(port)
+  const servesPort = running !== null && portOf(running) === port
   return [
     {
       group: 'host',

@@ -1,6 +1,6 @@
 import type { Client, ExecutionEventInfo, ExecutionInfo, LogLine } from '../client/index.ts'
 import { merged } from '../lib/merged.ts'
-import { printable } from './output.ts'
+import { fieldsText, printable } from './output.ts'
 
 /** What the target's program said a little before and after is of this execution, too: clocks of lines and records differ. */
 const aroundMs = 2000
@@ -113,7 +113,7 @@ function eventOf({ at, type, execution, progress }: ExecutionEventInfo): Said {
       case 'started':
         return `attempt ${execution.attempts} of ${execution.attemptsMax} started`
       case 'progress':
-        return printable(JSON.stringify(progress))
+        return printable(`progress: ${fieldsText(progress ?? {})}`)
       case 'ended':
         return endOf(execution)
       case 'created':

@@ -160,6 +160,47 @@ test('one is told in lines, with what came of it', async () => {
   expect([none.code, none.stderr.includes('hutch get executions')]).toEqual([1, true])
 })
 
+test('one of a job is told in words, its timeout as each task has it', async () => {
+  const note = {
+    revisionId: 'rev-1',
+    parallelism: 2,
+    timeoutSeconds: 5,
+    maxRetries: 1,
+    memoryOverrideMb: null,
+  }
+  const counts = { queued: 0, running: 1, succeeded: 2, failed: 0, retried: 1 }
+  const given = { parts: 3, result: null, timeoutSeconds: 2_592_000, runAt: '2029-12-31T23:59:59.996Z' }
+  const target = { kind: 'job', name: 'work' }
+  platform.answer = () =>
+    Response.json({
+      ...execution('one', { ...given, target, note: { ...note, envOverride: ['A', 'B'], counts } }),
+      counts,
+    })
+  const { stdout } = await platform.run(['get', 'execution', 'one'])
+  expect(stdout).toContain('parts        1 running, 2 succeeded; 1 tried again\n')
+  expect(stdout).toContain('at once      2\nretries      1\nvariables    A, B\n')
+  expect(stdout).toContain('timeout      5s for each part\n')
+  for (const raw of ['note', '{', 'null', '30d', 'due']) expect(stdout).not.toContain(raw)
+})
+
+test('a call of a node is told with what the node was to do', async () => {
+  const given = { target: { kind: 'node', name: 'far' }, labels: { reasoner: 'greet', run: 'r' } }
+  platform.answer = () =>
+    Response.json({ data: [execution('one', given)], meta: { hasMore: false, nextCursor: '' } })
+  expect((await platform.run(['get', 'executions'])).stdout).toContain(' node/far.greet ')
+})
+
+test('a list that is watched says nothing of further pages', async () => {
+  serve()
+  const child = platform.spawn(['get', 'executions', '--limit', '2', '--watch'])
+  let said = ''
+  for await (const chunk of child.stdout) {
+    said += new TextDecoder().decode(chunk)
+    if (said.includes('it broke')) child.kill()
+  }
+  expect(await new Response(child.stderr).text()).toBe('')
+})
+
 test('its log is what happened to it and what its target said meanwhile, in order', async () => {
   serve()
   const { stdout } = await platform.run(['logs', 'execution', 'one', '--utc'])
@@ -195,7 +236,7 @@ test('it is followed until it ended', async () => {
   expect(code).toBe(0)
   expect(stdout.trimEnd().split('\n')).toEqual([
     '[execution] running',
-    '[execution] {"done":1}',
+    '[execution] progress: done=1',
     '[execution] failed, given up: it broke\\x1b[2J',
   ])
 })

@@ -1,9 +1,8 @@
 import type { Client, ExecutionInfo, ExecutionQuery } from '../client/index.ts'
 import { clientFor, withHints } from './client.ts'
 import { command, connectionFlags, sameTarget, type Target, UsageError } from './command.ts'
-import { age, bytes, note, paint, print, printable, printJson, span, table } from './output.ts'
+import { age, bytes, fieldsText, note, print, printable, printJson, span, table } from './output.ts'
 import type { Format } from './resource-output.ts'
-import { spelled } from './shell.ts'
 
 const shownDefault = 50
 const pageMax = 200
@@ -40,14 +39,14 @@ export async function getExecutions(
   flags: ExecutionsAsked,
   words: string[],
   format: Format | null,
-): Promise<{ read: unknown; show(): void }> {
+): Promise<{ read: unknown; show(): void; more: string | null }> {
   const [first, name, ...more] = words
   if (more.length > 0) throw new UsageError(`unexpected argument ${JSON.stringify(more[0])}`)
   if (first !== undefined && name === undefined) {
     if (targets.has(singular(first)))
       throw new UsageError(`NAME is missing; usage: hutch get executions ${singular(first)} NAME`)
     const read = await withHints(flags, () => one(clientFor(flags), first), { 404: listing })
-    return { read, show: () => showOne(read, format) }
+    return { read, show: () => showOne(read, format), more: null }
   }
   const query: ExecutionQuery = {
     ...(name === undefined ? {} : { target: `${singular(first ?? '')}/${name}` }),
@@ -63,15 +62,10 @@ export async function getExecutions(
     {},
     { limit: '--limit', cursor: '--cursor', status: '--status', label: '--label' },
   )
-  const show = () => {
-    showMany(items, format, query.target ?? flags.workspace ?? 'this workspace')
-    if (nextCursor === '') return
-    const line = [listing, ...words, `--limit ${flags.limit ?? shownDefault} --cursor ${nextCursor}`].join(
-      ' ',
-    )
-    note(paint('dim', `more: ${spelled(sameTarget(line, flags))}`, process.stderr))
-  }
-  return { read: items, show }
+  const show = () => showMany(items, format, query.target ?? flags.workspace ?? 'this workspace')
+  if (nextCursor === '') return { read: items, show, more: null }
+  const line = [listing, ...words, `--limit ${flags.limit ?? shownDefault} --cursor ${nextCursor}`].join(' ')
+  return { read: items, show, more: sameTarget(line, flags) }
 }
 
 export const cancel = command({
@@ -206,7 +200,7 @@ function showMany(items: ExecutionInfo[], format: Format | null, whose: string):
   const rows = items.map((execution) => [
     execution.id,
     execution.source,
-    `${execution.target.kind}/${execution.target.name}`,
+    targetText(execution),
     statusText(execution),
     execution.parts === null
       ? `${execution.attempts}/${execution.attemptsMax}`
@@ -220,29 +214,25 @@ function showMany(items: ExecutionInfo[], format: Format | null, whose: string):
 
 function showOne({ execution, result }: Shown, format: Format | null): void {
   if (printedAs(format, { ...execution, output: result })) return
-  const pairs = (record: Record<string, unknown>) =>
-    Object.entries(record)
-      .map(([key, value]) => `${key}=${typeof value === 'object' ? JSON.stringify(value) : String(value)}`)
-      .join(', ')
-  const { target, error, counts } = execution
+  const { error, counts } = execution
   const rows: [string, unknown][] = [
     ['id', execution.id],
-    ['target', `${target.kind}/${target.name}`],
+    ['target', targetText(execution)],
     ['source', execution.source],
     ['status', statusText(execution)],
     ['reason', execution.statusReason],
     ['error', error && [error.code, error.message].filter(Boolean).join(': ')],
     ['part', execution.parent === null ? null : `${execution.index} of ${execution.parent}`],
-    ['parts', counts && pairs(Object.fromEntries(Object.entries(counts).filter(([, count]) => count > 0)))],
+    ['parts', counts && partsText(counts)],
     ['attempt', execution.parts === null ? `${execution.attempts} of ${execution.attemptsMax}` : null],
-    ['labels', pairs(execution.labels)],
-    ['note', pairs(execution.note)],
+    ['labels', fieldsText(execution.labels)],
+    ...noteRows(execution),
     ['accepted', execution.acceptedAt],
-    ['due', execution.runAt === execution.acceptedAt ? null : execution.runAt],
+    ['due', execution.runAt > execution.acceptedAt ? execution.runAt : null],
     ['started', execution.startedAt],
     ['ended', execution.endedAt],
     ['took', execution.durationMs === null ? null : durationText(execution)],
-    ['timeout', span(execution.timeoutSeconds)],
+    ['timeout', timeoutText(execution)],
     ['result', result && `${bytes(execution.result?.bytes ?? 0)}, ${result.type ?? 'no type'}`],
   ]
   for (const [title, value] of rows) {
@@ -255,12 +245,46 @@ function showOne({ execution, result }: Shown, format: Format | null): void {
   if (shown.length < result.data.length) note('the rest: --json')
 }
 
+/** `2 succeeded, 1 running`: parts that were tried again are among these. */
+function partsText({ retried = 0, ...counts }: Record<string, number>): string {
+  const states = Object.entries(counts).flatMap(([status, count]) =>
+    count > 0 ? [`${count} ${status}`] : [],
+  )
+  return `${states.join(', ') || 'none'}${retried > 0 ? `; ${retried} tried again` : ''}`
+}
+
+/** What its source noted of it, in words where it is a job's. */
+function noteRows({ target, parts, note }: ExecutionInfo): [string, unknown][] {
+  // Its parts are told already.
+  const { counts: _, ...noted } = note
+  if (target.kind !== 'job' || parts === null) return [['note', fieldsText(noted)]]
+  const { parallelism, maxRetries, memoryOverrideMb, envOverride } = noted
+  return [
+    ['at once', parallelism],
+    ['retries', maxRetries],
+    ['memory', memoryOverrideMb === null ? null : `${memoryOverrideMb} MB`],
+    ['variables', Array.isArray(envOverride) ? envOverride.join(', ') : null],
+  ]
+}
+
+/** Of a job each task has one; what bounds the whole is nobody's setting. */
+function timeoutText({ target, parts, note, timeoutSeconds }: ExecutionInfo): string {
+  const ofTask = target.kind === 'job' && parts !== null ? note.timeoutSeconds : undefined
+  return typeof ofTask === 'number' ? `${span(ofTask)} for each part` : span(timeoutSeconds)
+}
+
 /** Whether it was printed: for people it is not. */
 function printedAs(format: Format | null, value: object): boolean {
   if (format === 'json') printJson(value)
   else if (format === 'yaml' || format === 'pretty') print(Bun.YAML.stringify(value, null, 2))
   else return false
   return true
+}
+
+/** Of a node with what it was to do. */
+function targetText({ target: { kind, name }, labels }: ExecutionInfo): string {
+  const of = kind === 'node' && labels.reasoner ? `.${labels.reasoner}` : ''
+  return `${kind}/${name}${of}`
 }
 
 function statusText({ status, dead }: ExecutionInfo): string {
@@ -272,10 +296,10 @@ function durationText({ durationMs }: ExecutionInfo): string {
   return durationMs < 10_000 ? `${durationMs} ms` : span(Math.round(durationMs / 1000))
 }
 
-/** agents, Agent and agent are the same. */
 /** What executions are of. */
 const targets = new Set(['agent', 'job', 'node'])
 
+/** agents, Agent and agent are the same. */
 function singular(word: string): string {
   return word.toLowerCase().replace(/s$/, '')
 }

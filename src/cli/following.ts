@@ -23,8 +23,8 @@ export interface Followed {
 
 export interface Outcome {
   status: string
-  /** The status before; '' when none was seen. */
-  during: string
+  /** What failed is the build. */
+  ofBuild: boolean
   /** Of what failed: the step, and the last lines. */
   message: string | null
   resource: Resource
@@ -57,10 +57,10 @@ export async function follow(
       })
       if (resource !== null) {
         failedPolls = 0
-        const { status, message } = stateOf(resource, followed)
+        const { status, message, ofBuild } = stateOf(resource, followed)
         if (over.has(status)) {
           await log.finish()
-          return { status, during: shown, message: status === 'FAILED' ? message : null, resource }
+          return { status, ofBuild, message: status === 'FAILED' ? message : null, resource }
         }
         const step = working[status]?.(followed.title)
         if (step !== undefined && status !== shown) {
@@ -83,7 +83,7 @@ export async function follow(
 function stateOf(
   resource: Resource,
   { revision, since }: Pick<Followed, 'revision' | 'since'>,
-): { status: string; message: string | null } {
+): { status: string; message: string | null; ofBuild: boolean } {
   const events = resource.events ?? []
   // Nothing of what is deactivated is brought up.
   const rests = resource.status === 'DEACTIVATED' || resource.status === 'DELETING'
@@ -95,11 +95,13 @@ function stateOf(
       : event.revision === revision && isOfDeployment(event),
   )
   const last = newest(own)
-  if (last?.status !== undefined && !rests) return { status: last.status, message: last.message ?? null }
-  if (revision !== null && !rests) return { status: 'UPLOADING', message: null }
+  if (last?.status !== undefined && !rests)
+    return { status: last.status, message: last.message ?? null, ofBuild: isBuildEvent(last.type) }
+  if (revision !== null && !rests) return { status: 'UPLOADING', message: null, ofBuild: false }
   const image = (resource.metadata as { status?: string; events?: ResourceEvent[] } | undefined) ?? {}
   const status = resource.status ?? image.status ?? 'UPLOADING'
-  return { status, message: newest([...events, ...(image.events ?? [])])?.message ?? null }
+  const event = newest([...events, ...(image.events ?? [])])
+  return { status, message: event?.message ?? null, ofBuild: event !== undefined && isBuildEvent(event.type) }
 }
 
 function isOfDeployment({ type }: ResourceEvent): boolean {

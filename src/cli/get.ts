@@ -74,12 +74,15 @@ async function printExecutions(
 ): Promise<number> {
   const format = formatOf(flags)
   for (let last = ''; ; await Bun.sleep(watchMs)) {
-    const { read: found, show: print } = await getExecutions(flags, words, format)
+    const { read: found, show: print, more } = await getExecutions(flags, words, format)
     const now = JSON.stringify(found)
     const redraw = flags.watch && process.stdout.isTTY && format !== 'json'
     if (redraw) process.stdout.write('\x1b[H\x1b[2J')
     if (redraw || now !== last) print()
-    if (!flags.watch) return 0
+    if (!flags.watch) {
+      if (more !== null) note(paint('dim', `more: ${spelled(more)}`, process.stderr))
+      return 0
+    }
     last = now
   }
 }

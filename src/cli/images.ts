@@ -3,7 +3,7 @@ import type { ImageInfo } from '../client/index.ts'
 import { clientFor, removeEach, withHints } from './client.ts'
 import { CommandError, command, connectionFlags, sameTarget, type Target, UsageError } from './command.ts'
 import { imageReference } from './image-references.ts'
-import { age, note, paint, print, printJson, table } from './output.ts'
+import { age, note, paint, print, printable, printJson, table } from './output.ts'
 import { shellQuote, spelled } from './shell.ts'
 
 const passwordBytesMax = 64 * 1024
@@ -23,6 +23,11 @@ export const list = command({
       return 0
     }
     print(table(['IMAGE', 'STATUS', 'SIZE MB', 'AGE'], imageRows(images)))
+    for (const { metadata } of images) {
+      const reason = metadata.status === 'FAILED' ? metadata.events?.at(-1)?.message : undefined
+      if (reason !== undefined)
+        note(`${nameOf(metadata, metadata.events?.at(-1)?.tag)}: ${printable(reason)}`)
+    }
     return 0
   },
 })
@@ -81,6 +86,7 @@ export const importImage = command({
         `${file} is a directory: an image comes as one file, an OCI archive or a docker save`,
       )
     }
+    if (found.size === 0) throw notAnImage(file!, 'it is empty')
     const image = await withHints(
       flags,
       () =>
@@ -91,10 +97,21 @@ export const importImage = command({
         }),
       {},
       { name: '--name', tag: '--tag', reference: '--reference' },
-    )
+    ).catch((error: unknown) => Promise.reject(ofFile(error, file!)))
     return answer(image, flags)
   },
 })
+
+/** What the platform says of an archive is about this file. */
+function ofFile(error: unknown, file: string): unknown {
+  const isOfArchive = error instanceof CommandError && error.message.startsWith('the archive ')
+  return isOfArchive ? notAnImage(file, error.message) : error
+}
+
+function notAnImage(file: string, why: string): CommandError {
+  const message = `${file} cannot be taken in as an OCI archive, or as what docker save writes: ${why}`
+  return new CommandError(message, 'hutch images import --help')
+}
 
 export const remove = command({
   name: 'images rm',
@@ -161,15 +178,20 @@ export const logout = command({
  */
 export function imageRows(images: ImageInfo[]): string[][] {
   return images.flatMap(({ metadata, spec }) => {
-    const name = `${metadata.resourceType}/${metadata.name}`
     const here = spec.tags.map((tag) => [
-      `${name}:${tag.name}`,
+      nameOf(metadata, tag.name),
       'BUILT',
       `${Math.ceil(tag.size / 1024 ** 2)}`,
       age(tag.updatedAt),
     ])
-    return metadata.status === 'BUILT' ? here : [...here, [name, metadata.status, '-', '-']]
+    const last = metadata.events?.at(-1)
+    const other = [nameOf(metadata, last?.tag), metadata.status, '-', age(last?.time)]
+    return metadata.status === 'BUILT' ? here : [...here, other]
   })
+}
+
+function nameOf({ resourceType, name }: ImageInfo['metadata'], tag: string | undefined): string {
+  return `${resourceType}/${name}${tag === undefined ? '' : `:${tag}`}`
 }
 
 function answer(image: ImageInfo, flags: Target & { json?: boolean }): number {

@@ -5,7 +5,7 @@ import { CommandError, command, connectionFlags, sameTarget, type Target, UsageE
 import { executionLog, followExecution, type Said } from './execution-logs.ts'
 import { isExecutions } from './executions.ts'
 import { runningKind } from './invoking.ts'
-import { note, paint, print, printable } from './output.ts'
+import { fieldsText, note, paint, print, printable } from './output.ts'
 import { logs as sandboxLogs } from './sandbox-exec.ts'
 
 const periodDefault = '1h'
@@ -73,8 +73,11 @@ export const logs = command({
       ...(part === undefined ? {} : { executionId: part }),
       ...(task === undefined ? {} : { taskId: task }),
     }
-    const show = (line: LogLine) =>
-      print(flags.json ? JSON.stringify(line) : lineText(line, flags, task === undefined))
+    const isOfNode = isNodeLog(name)
+    const show = (line: LogLine) => {
+      const shown = isOfNode ? fromNode(line) : line
+      print(flags.json ? JSON.stringify(line) : lineText(shown, flags, task === undefined))
+    }
     return await withHints(
       flags,
       async () => {
@@ -82,11 +85,11 @@ export const logs = command({
         // A name that is nobody's has no logs either: what is mistyped is told so. An image may have been built alone.
         const path = `${kind.collection([])}/${encodeURIComponent(name)}`
         const execution = part === undefined ? '' : `/executions/${encodeURIComponent(part)}`
-        if (!flags.build && !isNodeLog(name)) await client.resources.get(path + execution)
+        if (!flags.build && !isOfNode) await client.resources.get(path + execution)
         if (flags.follow) {
           const gone = new AbortController()
           for await (const line of client.logs.follow(query, gone.signal)) show(line)
-          return await tellOfEnd(client, isNodeLog(name) ? null : path, `${kind.singular} ${name}`, flags)
+          return await tellOfEnd(client, isOfNode ? null : path, `${kind.singular} ${name}`, flags)
         }
         const lines: LogLine[] = []
         for (;;) {
@@ -123,6 +126,23 @@ function endedByPlatform(flags: Target): CommandError {
     'the platform ended the stream: was it stopped?',
     sameTarget('hutch status', { 'data-dir': dataDir }),
   )
+}
+
+/** What the SDK of such agents logs are records: for people, what happened, where, and what with. */
+function fromNode(line: LogLine): LogLine {
+  let record: Record<string, unknown> | null = null
+  try {
+    record = JSON.parse(line.message)
+  } catch {}
+  if (typeof record?.message !== 'string') return line
+  const { message, level, reasoner_id: reasoner, attributes } = record
+  const severity = severities.find(
+    ([, name]) => name === String(level).toUpperCase().replace('WARNING', 'WARN'),
+  )
+  const where = typeof reasoner === 'string' ? `${reasoner}: ` : ''
+  const details = typeof attributes === 'object' && attributes !== null ? fieldsText(attributes) : ''
+  const text = `${where}${message}${details === '' ? '' : `  ${details}`}`
+  return { ...line, message: text, severity: severity?.[0] ?? line.severity }
 }
 
 async function printExecutionLog(

@@ -48,6 +48,14 @@ export function printable(text: string): string {
   )
 }
 
+/** `name=value` each, what is not there left out. */
+export function fieldsText(record: object): string {
+  return Object.entries(record)
+    .filter(([, value]) => value !== null && value !== undefined && value !== '')
+    .map(([key, value]) => `${key}=${typeof value === 'object' ? JSON.stringify(value) : String(value)}`)
+    .join(', ')
+}
+
 export function age(time: string | number | undefined, now = Date.now()): string {
   const at = typeof time === 'number' ? time : Date.parse(time ?? '')
   if (!Number.isFinite(at)) return '-'

@@ -71,6 +71,12 @@ test('what a node that is not deployed logs of its executions is read', async ()
       : null
   const { code, stdout } = await platform.run(['logs', 'agent', 'far.executions', '--no-timestamps'])
   expect([code, stdout]).toEqual([0, 'greeting\n'])
+  const logged = { ts: 'x', level: 'warning', message: 'slow', reasoner_id: 'greet', attributes: { ms: 7 } }
+  line.message = JSON.stringify({ ...logged, parent_execution_id: null })
+  const said = await platform.run(['logs', 'agent', 'far.executions', '--no-timestamps'])
+  expect(said.stdout).toBe('greet: slow  ms=7\n')
+  const whole = await platform.run(['logs', 'agent', 'far.executions', '--json'])
+  expect(JSON.parse(whole.stdout).message).toBe(line.message)
 })
 
 test('run sends what is asked to the address that the platform names', async () => {
@@ -218,6 +224,18 @@ test('a mistyped agent is told of before the first question, and chat ends', asy
   expect(await child.exited).toBe(1)
   expect(shown()).toContain('hutch get agents')
   expect(shown()).not.toContain('you>')
+})
+
+test('chat without a line says so, and a mistyped agent is told of all the same', async () => {
+  agent(() => new Response('never'))
+  const silent = await platform.run(['chat', 'hello'], { stdin: '' })
+  expect([silent.code, silent.stdout, silent.stderr]).toEqual([
+    0,
+    '',
+    'nothing was asked: no line came on standard input\n',
+  ])
+  const nobody = await platform.run(['chat', 'nobody'], { stdin: '' })
+  expect([nobody.code, nobody.stderr]).toEqual([1, expect.stringContaining('hutch get agents')])
 })
 
 test('on a terminal a question that fails does not end the conversation', async () => {

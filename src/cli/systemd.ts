@@ -5,14 +5,21 @@ import { print, printJson } from './output.ts'
 export const systemd = command({
   name: 'systemd',
   summary: 'Prints a systemd unit that runs this executable.',
-  flags: { 'data-dir': { kind: 'text', value: 'DIR', about: 'data directory of the service' } },
+  flags: {
+    'data-dir': {
+      kind: 'text',
+      value: 'DIR',
+      about: 'data directory of the service (else HUTCH_DATA_DIR, or /var/lib/hutch)',
+    },
+  },
   notes: [
     'To install: hutch systemd | sudo tee /etc/systemd/system/hutch.service',
     'then:       sudo systemctl enable --now hutch',
   ],
   async run({ flags }) {
     const program = process.execPath
-    const dataDir = flags['data-dir'] === undefined ? '/var/lib/hutch' : dataDirFor(flags['data-dir'])
+    const asked = flags['data-dir'] ?? process.env.HUTCH_DATA_DIR
+    const dataDir = asked ? dataDirFor(asked) : '/var/lib/hutch'
     const unit = unitText(program, dataDir)
     if (flags.json) printJson({ unit })
     else print(unit)

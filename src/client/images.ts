@@ -7,7 +7,7 @@ export interface ImageInfo {
     status: string
     createdAt?: string
     updatedAt?: string
-    events?: { time: string; message: string }[]
+    events?: { time: string; message: string; tag?: string }[]
   }
   spec: { size: number; tags: { name: string; size: number; createdAt: string; updatedAt: string }[] }
   /** For `spec.runtime.image`; only in the answers to pull and import. */

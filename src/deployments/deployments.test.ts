@@ -44,6 +44,10 @@ const read = (kind: DeploymentKind = 'agent', name = 'one') => host.deployments.
 const viewOf = (deployment: StoredDeployment, showSecrets = false) =>
   workloadView(deployment, host.deployments.viewOptions(deployment, origin, { showSecrets }))
 const statusNow = async (kind: DeploymentKind = 'agent') => viewOf(await read(kind)).status
+const statusListed = async () => {
+  const deployment = await read()
+  return workloadView(deployment, host.deployments.viewOptions(deployment, origin, { events: false })).status
+}
 const acquire = async (cookie: string | null = null) =>
   host.deployments.acquire('main', 'agent', 'one', { cookie })
 const served = async () => (await read()).body.traffic
@@ -143,6 +147,8 @@ test('an upload is told of as being built for nine seconds, while traffic moves 
   await host.builds.built({ env: { CITY: 'Rome' } })
   await isDeployed(revisionId)
   expect(await statusNow()).toBe('BUILDING')
+  // Nobody waits by a list.
+  expect(await statusListed()).toBe('DEPLOYED')
   using _lease = (await acquire()).lease
   expect(host.fleet.runs.get(revisionId!)?.env).toEqual({ CITY: 'Rome' })
   host.clock.advance(8_900)

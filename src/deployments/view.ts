@@ -4,7 +4,14 @@ import { type EnvEntry, maskedValue } from '../lib/environment.ts'
 import { isLoopbackHost } from '../lib/loopback.ts'
 import { platformOrigin } from './fleet/index.ts'
 import { kindFacts } from './kinds.ts'
-import { type DeploymentBody, kindOf, type Revision, revisionOf, type StoredDeployment } from './record.ts'
+import {
+  type DeploymentBody,
+  type DeploymentStatus,
+  kindOf,
+  type Revision,
+  revisionOf,
+  type StoredDeployment,
+} from './record.ts'
 import type {
   ApplicationRevisionView,
   ApplicationView,
@@ -34,6 +41,11 @@ export interface DeploymentViewOptions {
   events: boolean
 }
 
+/** Who polls one waits to see it being built; lists, which nobody waits by, say how it stands. */
+function toldStatus(body: DeploymentBody, { events, nowMs }: DeploymentViewOptions): DeploymentStatus {
+  return statusOf(body, events ? nowMs : Number.POSITIVE_INFINITY)
+}
+
 /** An agent or a function. */
 export function workloadView(deployment: StoredDeployment, options: DeploymentViewOptions): WorkloadView {
   const { body } = deployment
@@ -59,7 +71,7 @@ export function workloadView(deployment: StoredDeployment, options: DeploymentVi
       },
       ...defined({ triggers: spec.triggers?.map((trigger) => triggerView(body, trigger, options)) }),
     },
-    status: statusOf(body, options.nowMs),
+    status: toldStatus(body, options),
     ...(options.events ? { events: body.events } : {}),
   }
 }
@@ -92,7 +104,7 @@ export function jobView(deployment: StoredDeployment, options: DeploymentViewOpt
         volumes: volumes.length > 0 ? volumes.map((volume) => ({ ...volume, type: 'ephemeral' })) : undefined,
       }),
     },
-    status: statusOf(body, options.nowMs),
+    status: toldStatus(body, options),
     ...(options.events ? { events: body.events } : {}),
   }
 }
@@ -139,7 +151,7 @@ export function applicationView(
       }),
     },
     nodeGeneration: 'mk3.1',
-    status: statusOf(body, options.nowMs),
+    status: toldStatus(body, options),
     ...(options.events ? { events: body.events } : {}),
   }
 }

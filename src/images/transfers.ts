@@ -262,7 +262,7 @@ export class Transfers {
       })
     }
     this.#running++
-    const at = { workspace, type: target.type, name: target.name }
+    const at = { workspace, type: target.type, name: target.name, tag: target.tag }
     this.#note(at, 'BUILDING', target.source === null ? 'Importing an archive' : `Pulling ${target.source}`)
     const started = this.#options.clock.monotonic()
     let letGo = () => {}
@@ -310,10 +310,10 @@ export class Transfers {
     )
   }
 
-  #note(at: ImageName, status: ImageTransfer['status'], message: string): void {
+  #note(at: ImageName & { tag: string }, status: ImageTransfer['status'], message: string): void {
     const key = transferKey(at)
     this.#told.delete(key)
-    this.#told.set(key, { status, message, at: this.#options.clock.now() })
+    this.#told.set(key, { status, message, tag: at.tag, at: this.#options.clock.now() })
     for (const oldest of this.#told.keys()) {
       if (this.#told.size <= transfersKeptMax) return
       this.#told.delete(oldest)

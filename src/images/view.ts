@@ -27,7 +27,16 @@ export const imageViewSchema = z.lazy(() =>
       sourceWorkspace: z.string().optional(),
       status: z.enum(imageStatuses),
       events: z
-        .array(z.object({ time: z.string(), type: z.string(), status: z.string(), message: z.string() }))
+        .array(
+          z.object({
+            time: z.string(),
+            type: z.string(),
+            status: z.string(),
+            message: z.string(),
+            /** Which one it is about, where that is known. */
+            tag: z.string().optional(),
+          }),
+        )
         .optional(),
     }),
     spec: z.object({ size: z.number(), tagCount: z.number(), tags: z.array(tagSchema) }),
@@ -39,6 +48,7 @@ export type ImageView = z.output<typeof imageViewSchema>
 export interface ImageTransfer {
   status: ImageStatus
   message: string
+  tag: string
   at: number
 }
 
@@ -73,6 +83,7 @@ export function imageView(
                 type: transfer.status === 'FAILED' ? buildEventTypes.failed : 'pull',
                 status: transfer.status,
                 message: transfer.message,
+                tag: transfer.tag,
               },
             ],
           }

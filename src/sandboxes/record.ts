@@ -133,13 +133,17 @@ export function noted(body: SandboxBody, nowMs: number, event: NewEvent): Sandbo
 
 /**
  * As clients are told. Those that uploaded a source look every few seconds, and believe that it is deployed only after they saw it
- * being built; what takes less is told of for that long. Nothing else waits for it. That it failed is told for a while, too, of a
+ * being built; what takes less is told of for that long where one is looked at, and not in lists. Nothing else waits for it. That it failed is told for a while, too, of a
  * sandbox that goes on: others take one that is FAILED for lost.
  */
-function toldStatus({ status, source, uploadedAt }: SandboxBody, nowMs: number): SandboxStatus {
+function toldStatus(
+  { status, source, uploadedAt }: SandboxBody,
+  nowMs: number,
+  mayBePolled: boolean,
+): SandboxStatus {
   if (status !== 'DEPLOYED' && status !== 'FAILED' && source === undefined) return status
   if (source?.phase === 'UPLOADING' || source?.phase === 'BUILDING') return source.phase
-  if (uploadedAt !== undefined && nowMs < uploadedAt + buildingShownMs) return 'BUILDING'
+  if (mayBePolled && uploadedAt !== undefined && nowMs < uploadedAt + buildingShownMs) return 'BUILDING'
   if (source?.phase !== 'FAILED') return source?.phase ?? status
   return nowMs < (source.failedAt ?? 0) + failureShownMs ? 'FAILED' : status
 }
@@ -246,7 +250,7 @@ export function sandboxView(sandbox: StoredSandbox, options: ViewOptions): Sandb
         network: withProxySecrets(spec.network, options.proxySecrets),
       }),
     },
-    status: toldStatus(body, options.clock.now()),
+    status: toldStatus(body, options.clock.now(), options.events),
     ...(alive ? { state: options.standby ? ('STANDBY' as const) : ('RUNNING' as const) } : {}),
     ...(body.archive ? { archive: archiveView(sandbox.id, body.archive) } : {}),
     ...(options.events ? { events: body.events } : {}),

@@ -88,6 +88,8 @@ test('one is created, uploaded, built and deployed, and says so step by step', a
   )
   expect(await runs()).toMatchObject({ KEY: 'hunter2' })
   expect(await status()).toBe('BUILDING')
+  const listed = platform.sandboxes.view(await platform.sandboxes.get('main', 'box'), '', { events: false })
+  expect(listed.status).toBe('DEPLOYED')
   site.clock.advance(8000)
   expect(await view()).toMatchObject({ status: 'DEPLOYED', spec: { runtime: { image, memory: 512 } } })
   expect((await view()).events?.map(({ status }) => status)).toEqual([

@@ -3,7 +3,7 @@ import os
 import uvicorn
 from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse, StreamingResponse
-from pydantic import BaseModel
+from pydantic import AliasChoices, BaseModel, Field
 
 from agent import agent
 
@@ -11,7 +11,8 @@ app = FastAPI(title="{{name}}")
 
 
 class Message(BaseModel):
-    inputs: str
+    # Some clients write one word, some the other.
+    inputs: str = Field(validation_alias=AliasChoices("inputs", "input"))
 
 
 @app.get("/", response_class=PlainTextResponse)

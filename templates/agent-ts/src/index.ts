@@ -8,8 +8,9 @@ const app = new Hono()
 app.get('/', (c) => c.text('Ask me: POST {"inputs": "..."} to this address.\n'))
 
 app.post('/', async (c) => {
-  const body: { inputs?: unknown } = await c.req.json().catch(() => ({}))
-  const { inputs } = body
+  const body: { inputs?: unknown; input?: unknown } = await c.req.json().catch(() => ({}))
+  // Some clients write one word, some the other.
+  const { input, inputs = input } = body
   if (typeof inputs !== 'string') return c.json({ error: 'inputs must be a text: {"inputs": "..."}' }, 400)
   c.header('content-type', 'text/plain; charset=utf-8')
   return stream(c, async (answer) => {
