@@ -205,6 +205,9 @@ async function send(
 function tellOf({ kind, name, url, revision }: DeployResult, resource: Resource, flags: Target): void {
   // Of an MCP server what its clients are to be given.
   if (url !== undefined) print(kind === 'function' ? `${url}/mcp` : url)
+  const policies = at(resource, 'spec.policies') as string[] | undefined
+  if (policies !== undefined)
+    note(`policies are kept, and not applied: there are none on this platform (${policies.join(', ')})`)
   const { active, canary } = (at(resource, 'spec.revision') ?? {}) as { active?: string; canary?: string }
   if (revision !== undefined && active !== undefined && ![active, canary].includes(revision)) {
     note(

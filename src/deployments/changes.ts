@@ -18,6 +18,7 @@ import {
   type StoredDeployment,
   withEvent,
   withoutRevisions,
+  withPolicies,
 } from './record.ts'
 import type { DeploymentRecords } from './records.ts'
 import type { NextRevisions } from './revisions.ts'
@@ -136,7 +137,8 @@ export class DeploymentChanges {
           `${kind === 'application' ? 'spec.image' : 'spec.runtime.image'}: missing: name an image, or send the code: ask with ?upload=true, and put its archive to the address in the header X-Blaxel-Upload-Url`,
         )
       }
-      const created = await this.#records.create({ kind, workspace, name }, this.#withNew(body, revision))
+      const first = this.#withNew(withPolicies(body, undefined, this.#clock.now()), revision)
+      const created = await this.#records.create({ kind, workspace, name }, first)
       return { ...(await this.#begun(created, revision, asked)), revealed }
     })
   }
@@ -171,7 +173,8 @@ export class DeploymentChanges {
         }
         if (draft.displayName === undefined) delete body.displayName
         if (draft.externalId === undefined) delete body.externalId
-        const led = draft.routing ? withRouting(body, draft.routing, revision !== null) : body
+        const told = withPolicies(body, current.spec.policies, this.#clock.now())
+        const led = draft.routing ? withRouting(told, draft.routing, revision !== null) : told
         return this.#withNew(this.#withState(led, draft.spec.enabled), revision)
       })
       const interrupt =

@@ -594,11 +594,23 @@ test.each([
   [runtime({ minScale: 5, maxScale: 2 }), 'spec.runtime.minScale: 5 is more than maxScale'],
   [runtime({ transport: 'smoke' }), 'spec.runtime.transport: "smoke" is not one of'],
   [{ ...runtime(), volumes: [{ name: 'v' }] }, 'spec.volumes: there are no volumes'],
-  [{ ...runtime(), policies: ['p'] }, 'spec.policies: there are no policies'],
+  [{ ...runtime(), policies: ['p'.repeat(64)] }, 'spec.policies'],
   [{ ...runtime(), revision: { traffic: 101 } }, 'spec.revision.traffic: 101 is out of range'],
   [{ ...runtime(), triggers: [{ type: 'smoke' }] }, 'spec.triggers[0].type: "smoke" is not one of'],
 ])('what cannot be is refused with its name: %j', async (spec, message) => {
   expect((await failure(create({ spec }))).message).toContain(message)
+})
+
+test('policies are kept for whoever names some, with a word that nothing applies them', async () => {
+  const { deployment } = await create({ spec: { ...runtime(), policies: ['na'] } })
+  expect(viewOf(deployment).spec.policies).toEqual(['na'])
+  const said = ({ body }: typeof deployment) => body.events.filter(({ type }) => type === 'policies')
+  expect(said(deployment)).toMatchObject([{ message: expect.stringContaining('na: kept, and not applied') }])
+  const { deployment: same } = await update({ spec: { ...runtime(), policies: ['na'] } })
+  const { deployment: silent } = await update({ metadata: { displayName: 'One' } })
+  expect([said(same).length, said(silent).length, viewOf(silent).spec.policies]).toEqual([1, 1, ['na']])
+  const { deployment: none } = await update({ spec: { ...runtime(), policies: [] } })
+  expect([said(none).length, viewOf(none).spec.policies]).toEqual([1, undefined])
 })
 
 test('triggers get ids of their own, lose secrets that were not made here, and one that is public opens what is below its path', async () => {

@@ -24,6 +24,8 @@ const maxScaleDefault = 10
 const scaleMax = 100
 const portsMax = 10
 const urlsMax = 50
+const policiesMax = 50
+const policyCharsMax = 63
 const stickySecondsMax = 30 * 24 * 60 * 60
 const externalIdPattern = /^[A-Za-z0-9-]{1,64}$/
 const generations = ['mk2', 'mk3']
@@ -58,6 +60,7 @@ interface Asked {
   enabled?: boolean | null
   public?: boolean | null
   region?: string | null
+  policies?: string[] | null
   image?: string | null
   memory?: number | null
   envs?: { name: string; value?: string | number | boolean | null; secret?: boolean | null }[] | null
@@ -85,7 +88,6 @@ export function workloadDraft(
   const spec = input.spec ?? {}
   const runtime = spec.runtime ?? {}
   refuse('spec.volumes', spec.volumes, 'volumes')
-  refuse('spec.policies', spec.policies, 'policies')
   refuse('spec.integrationConnections', spec.integrationConnections, 'integrations')
   return draftOf(
     kind,
@@ -103,8 +105,7 @@ export function workloadDraft(
 /** @throws bad_request that names the field, not_implemented */
 export function jobDraft(input: JobInput, options: DraftOptions): DeploymentDraft {
   const spec = input.spec ?? {}
-  refuse('spec.policies', spec.policies, 'policies')
-  const { enabled, region, triggers, revision } = spec
+  const { enabled, region, policies, triggers, revision } = spec
   // What else clients send of a runtime is for what is served.
   const { image, memory, envs, ports, generation, dockerConfig, skipBuild } = spec.runtime ?? {}
   return draftOf(
@@ -112,7 +113,7 @@ export function jobDraft(input: JobInput, options: DraftOptions): DeploymentDraf
     {
       metadata: input.metadata ?? {},
       runtimeField: 'spec.runtime',
-      ...defined({ enabled, region, triggers }),
+      ...defined({ enabled, region, policies, triggers }),
       ...defined({ image, memory, envs, ports, generation, dockerConfig, skipBuild }),
       task: (before) => taskSettings(spec, before),
       routing: revision ?? null,
@@ -223,6 +224,7 @@ function draftOf(kind: DeploymentKind, asked: Asked, options: DraftOptions): Dep
         task: asked.task?.(before?.spec.task),
         transport: asked.transport ? transportOf(asked.transport) : before?.spec.transport,
         region: kept(asked.region || undefined, before?.spec.region, checkRegion),
+        policies: kept(asked.policies, before?.spec.policies, policiesOf),
         repository: asked.repository ? repositoryOf(asked.repository) : before?.spec.repository,
         // Those that were added meanwhile outlive code that says nothing of triggers.
         triggers: asked.triggers ? triggersOf(kind, asked.triggers) : previous?.spec.triggers,
@@ -233,6 +235,13 @@ function draftOf(kind: DeploymentKind, asked: Asked, options: DraftOptions): Dep
     ...(asked.routing ? { routing: asked.routing } : {}),
     ...(asked.dockerConfig ? { dockerConfig: asked.dockerConfig } : {}),
   }
+}
+
+function policiesOf(names: string[]): string[] | undefined {
+  if (names.length > policiesMax)
+    throw badRequest(`spec.policies: ${names.length} policies, at most ${policiesMax}`)
+  for (const name of names) checkText('spec.policies', name, policyCharsMax)
+  return names.length === 0 ? undefined : names
 }
 
 /** Left out: as before. Null: cleared. */

@@ -87,6 +87,8 @@ export interface DeploymentSpec extends RevisionSpec {
   enabled: boolean
   public: boolean
   region?: string
+  /** As clients name them; nothing here applies them. */
+  policies?: string[]
   generation?: string
   ports?: { name?: string; target: number; protocol: string }[]
   repository?: { type?: string; url?: string }
@@ -190,6 +192,21 @@ export function withEvent(
       : event.message
   const events = [...body.events, { time: new Date(nowMs).toISOString(), ...event, message }]
   return { ...body, events: events.slice(-eventsMax) }
+}
+
+/** With an event that says what becomes of its policies, where there are others than `before`. */
+export function withPolicies(
+  body: DeploymentBody,
+  before: readonly string[] | undefined,
+  nowMs: number,
+): DeploymentBody {
+  const { policies = [] } = body.spec
+  if (policies.length === 0 || policies.join() === before?.join()) return body
+  return withEvent(body, nowMs, {
+    type: 'policies',
+    status: body.state === 'deactivated' ? 'DEACTIVATED' : 'DEPLOYING',
+    message: `spec.policies: ${policies.join(', ')}: kept, and not applied, since there are no policies on this platform`,
+  })
 }
 
 /**

@@ -225,6 +225,7 @@ export const workloadSchema = z.lazy(() =>
       enabled: z.boolean(),
       public: z.boolean(),
       region: z.string().optional(),
+      policies: z.array(z.string()).optional(),
       repository: z.object({ type: z.string().optional(), url: z.string().optional() }).optional(),
       revision: routing.optional(),
       runtime: z.object({
@@ -253,6 +254,7 @@ export const jobSchema = z.lazy(() =>
     spec: z.object({
       enabled: z.boolean(),
       region: z.string().optional(),
+      policies: z.array(z.string()).optional(),
       revision: routing.optional(),
       runtime: z.object({
         image: z.string().optional(),

@@ -57,6 +57,7 @@ export function workloadView(deployment: StoredDeployment, options: DeploymentVi
       public: spec.public,
       ...defined({
         region: spec.region ?? options.region,
+        policies: spec.policies,
         repository: spec.repository,
         revision: routingOf(body),
       }),
@@ -85,7 +86,11 @@ export function jobView(deployment: StoredDeployment, options: DeploymentViewOpt
     metadata: metadataOf(deployment, options.origin),
     spec: {
       enabled: spec.enabled,
-      ...defined({ region: spec.region ?? options.region, revision: routingOf(body) }),
+      ...defined({
+        region: spec.region ?? options.region,
+        policies: spec.policies,
+        revision: routingOf(body),
+      }),
       runtime: {
         ...defined({ image: imageOf(body) }),
         memory: spec.memoryMb,

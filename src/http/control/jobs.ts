@@ -115,13 +115,11 @@ export function jobRoutes(jobs: Jobs): Route[] {
       access: 'read',
       summary: 'List the tasks of an execution, in their order',
       query: pageQuery,
-      answer: z.lazy(() =>
-        z.union([z.object({ data: z.array(taskSchema), meta: page }), z.array(taskSchema)]),
-      ),
-      handle({ workspace, params, query, apiVersion }) {
+      // Older versions of the API had no such list, so that it has one form.
+      answer: z.lazy(() => z.object({ data: z.array(taskSchema), meta: page })),
+      handle({ workspace, params, query }) {
         const { limit = limitDefault, cursor } = query
-        const found = jobs.tasks(workspace, params.jobId, params.executionId, { limit, cursor })
-        return apiVersion >= pagedListsVersion ? pageOf(found) : Response.json(found.data)
+        return pageOf(jobs.tasks(workspace, params.jobId, params.executionId, { limit, cursor }))
       },
     }),
     route({
