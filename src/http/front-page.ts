@@ -9,7 +9,8 @@ const document = documentOf({
     'This is the address of a platform for agents and their sandboxes. It is for programs; people use the command line:',
     `<code class="line">hutch sandbox create box</code>
 <code class="line">hutch sandbox connect box</code>
-<code class="line">hutch new agent hello &amp;&amp; cd hello &amp;&amp; hutch deploy</code>`,
+<code class="line">hutch new agent hello</code>
+<code class="line">cd hello &amp;&amp; hutch deploy</code>`,
     'Programs get their variables from <code>hutch env</code>, and what they can ask for from <code>/v0/openapi.json</code>.',
   ],
 })

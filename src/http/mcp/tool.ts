@@ -79,11 +79,23 @@ function jsonSchema(schema: z.ZodObject, io: 'input' | 'output'): object {
   return rest
 }
 
-/** Models send null for what they leave out. @throws bad_request that names each argument that is wrong */
+/**
+ * Models send null for what they leave out. What there is no such argument of is refused: who sends it believes that it was
+ * heeded. @throws bad_request that names each argument that is wrong
+ */
 export function parseArguments(schema: z.ZodObject, given: unknown): Record<string, unknown> {
   if (given !== undefined && (typeof given !== 'object' || given === null || Array.isArray(given))) {
     throw new PlatformError('bad_request', 'arguments: must be an object')
   }
   const present = Object.entries(given ?? {}).filter(([, value]) => value !== null)
+  const known = Object.keys(schema.shape)
+  const unknown = present.flatMap(([name]) => (known.includes(name) ? [] : JSON.stringify(name.slice(0, 40))))
+  if (unknown.length > 0) {
+    const there = known.length === 0 ? 'there are none' : `there are ${known.join(', ')}`
+    throw new PlatformError(
+      'bad_request',
+      `arguments: ${unknown.slice(0, 10).join(', ')} is not known; ${there}`,
+    )
+  }
   return parseWith(schema, Object.fromEntries(present), 'arguments')
 }

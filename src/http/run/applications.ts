@@ -3,6 +3,7 @@ import type { HostContext } from '../app.ts'
 import { type Route, route } from '../route.ts'
 import { splitUrl } from '../url.ts'
 import { type DeploymentPlane, runDeployment, serveDeployment } from './deployments.ts'
+import { applicationPage, wantsPage } from './gateway-pages.ts'
 
 const kind = 'application'
 const hyphensMax = 63
@@ -54,6 +55,21 @@ export class ApplicationGateway {
     const suffix = this.#suffixes.find((candidate) => host.endsWith(candidate))
     const found = suffix === undefined ? this.#findHost(host) : this.#find(host.slice(0, -suffix.length))
     if (suffix === undefined && found === null) return null
+    try {
+      return await this.#serve(request, host, found, context)
+    } catch (error) {
+      const page = PlatformError.is(error) && wantsPage(request) ? applicationPage(error) : null
+      if (page === null) throw error
+      return page
+    }
+  }
+
+  async #serve(
+    request: Request,
+    host: string,
+    found: { workspace: string; name: string } | null,
+    context: HostContext,
+  ): Promise<Response> {
     if (found === null) {
       throw new PlatformError(
         'workload_not_found',

@@ -588,6 +588,10 @@ test('an application is reached by its host name as by its path', async () => {
   expect(seen.headers).not.toHaveProperty('x-forwarded-prefix')
   expect(answered.headers.get('content-security-policy')).toBeNull()
   const none = await fetch(server.url, { headers: { host: `my-app-other.app.localhost:${front}` } })
+  const accept = 'text/html,application/xhtml+xml,*/*;q=0.8'
+  const page = await fetch(server.url, { headers: { host: `my-app-other.app.localhost:${front}`, accept } })
+  expect([page.status, page.headers.get('content-type')]).toEqual([404, 'text/html; charset=utf-8'])
+  expect(await page.text()).toContain('<h1>No such application</h1>')
   expect(none.status).toBe(404)
   const path = await ask('/main/applications/my-app/deep', {}, null)
   expect(path.headers.get('content-security-policy')).toBe('sandbox')

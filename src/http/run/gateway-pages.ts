@@ -14,9 +14,22 @@ export interface Message {
   form?: string
 }
 
-/** Null for a failure that says more as it is. */
+/** Whether a person asks, by a browser. */
+export function wantsPage(request: Request): boolean {
+  return request.method === 'GET' && (request.headers.get('accept') ?? '').includes('text/html')
+}
+
+/** Of a preview; `port`: of the server it leads to. Null for a failure that says more as it is. */
 export function gatewayPage(error: PlatformError, port: number | null): Response | null {
-  const message = messageOf(error, port)
+  return pageOf(error, messageOf(error, port))
+}
+
+/** Of an application at a host of its own. Null for a failure that says more as it is. */
+export function applicationPage(error: PlatformError): Response | null {
+  return pageOf(error, applicationMessageOf(error))
+}
+
+function pageOf(error: PlatformError, message: Message | null): Response | null {
   if (message === null) return null
   const headers: Record<string, string> = {
     'cache-control': 'no-store',
@@ -102,6 +115,32 @@ function messageOf(error: PlatformError, port: number | null): Message | null {
         }
       }
       return { title: 'The sandbox does not run', lines: ['It may be starting.'], waits: true }
+    default:
+      return null
+  }
+}
+
+function applicationMessageOf(error: PlatformError): Message | null {
+  switch (error.code) {
+    case 'workload_not_found':
+      return { title: 'No such application', lines: ['It was deleted or never was.'] }
+    case 'workload_unavailable':
+      // What has advice waits for somebody to follow it.
+      if (error.advice === undefined)
+        return { title: 'The application does not run', lines: ['It may be starting.'], waits: true }
+      return {
+        title: 'The application is not served',
+        lines: ['It is switched off, or its last deployment failed. Whoever owns it is told why by'],
+        form: '<code class="line">hutch get application NAME</code>',
+      }
+    case 'bad_gateway':
+      return {
+        title: 'The application hung up',
+        lines: ['Its program closed the connection before its answer was complete. Its log may say why.'],
+        waits: true,
+      }
+    case 'gateway_timeout':
+      return { title: 'The application did not answer', lines: ['Its program took too long.'] }
     default:
       return null
   }

@@ -4,7 +4,7 @@ import { type Previews, type PreviewTarget, type Sandboxes, sandboxApiPort } fro
 import { errorResponse } from '../errors.ts'
 import { type ConsumedCredentials, type Route, type RouteContext, route } from '../route.ts'
 import { splitUrl } from '../url.ts'
-import { gatewayPage } from './gateway-pages.ts'
+import { gatewayPage, wantsPage } from './gateway-pages.ts'
 import { admission, type VisitedPlace } from './preview-tokens.ts'
 import { type SandboxApi, serveSandbox, serveSandboxPort } from './sandbox/api.ts'
 
@@ -199,8 +199,4 @@ function preflight(request: Request): Response {
 
 function isPreflight(request: Request): boolean {
   return request.method === 'OPTIONS' && request.headers.has('origin')
-}
-
-function wantsPage(request: Request): boolean {
-  return request.method === 'GET' && (request.headers.get('accept') ?? '').includes('text/html')
 }

@@ -78,20 +78,25 @@ export const codegenTools: McpTool<ToolContext>[] = [
     name: 'codegenGrepSearch',
     title: 'Search for text',
     description:
-      'Finds the lines below the working directory that match a regular expression, as ripgrep has them: fast and exact. ' +
+      'Finds the lines below a directory that match a regular expression, as ripgrep has them: fast and exact. ' +
       `Escape what is meant as itself. At most ${grepMatchesMax} lines; hidden files, binaries and directories made by ` +
       'tools (node_modules, dist, ...) are left out.',
     input: z.object({
       query: z.string().min(1).max(4096).describe('The regular expression'),
+      directory: z
+        .string()
+        .optional()
+        .describe('Where to look, absolute or relative; default: the working directory'),
       caseSensitive: z.boolean().optional().describe('Default: false'),
       includePattern: z.string().max(1000).optional().describe('Glob of files to search, such as *.ts'),
       excludePattern: z.string().max(1000).optional().describe('Glob of files to leave out'),
     }),
     output: z.looseObject({
       query: z.string(),
+      directory: z.string().describe('Where it looked'),
       matches: z.array(
         z.looseObject({
-          path: z.string(),
+          path: z.string().describe('Relative to the directory'),
           line: z.int(),
           column: z.int().describe('In bytes, from 1'),
           text: z.string().describe('The line; a long one around the match'),

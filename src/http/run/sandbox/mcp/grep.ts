@@ -1,3 +1,4 @@
+import { givenPath } from '../text-files.ts'
 import { pathInUrl, type ToolContext } from './context.ts'
 
 export const grepMatchesMax = 100
@@ -12,10 +13,11 @@ interface Match {
   text: string
 }
 
-/** Lines below the working directory that match, in the order of paths and lines. */
+/** Lines below a directory that match, in the order of paths and lines. */
 export async function grep(
   input: {
     query: string
+    directory?: string | undefined
     caseSensitive?: boolean | undefined
     includePattern?: string | undefined
     excludePattern?: string | undefined
@@ -23,7 +25,8 @@ export async function grep(
   { lease, rest }: ToolContext,
   signal: AbortSignal,
 ): Promise<object> {
-  const answer = await rest.json('GET', `/filesystem-content-search/${pathInUrl(lease.workingDir)}`, {
+  const { absolute: directory } = givenPath(lease, input.directory || '.')
+  const answer = await rest.json('GET', `/filesystem-content-search/${pathInUrl(directory)}`, {
     signal,
     query: {
       query: input.query,
@@ -41,7 +44,13 @@ export async function grep(
     column,
     text: around(text, column),
   }))
-  return { query: input.query, matches, total: matches.length, truncated: answer.truncated === true }
+  return {
+    query: input.query,
+    directory,
+    matches,
+    total: matches.length,
+    truncated: answer.truncated === true,
+  }
 }
 
 /** `column` counts bytes, which is near enough to say which part of a long line is meant. */

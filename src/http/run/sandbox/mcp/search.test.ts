@@ -136,6 +136,7 @@ test('lines are found by a regular expression, in order, with globs and without 
   const grep = (args: Record<string, unknown>) => called(client, 'codegenGrepSearch', args)
   expect(await grep({ query: 'alpha\\s*=' })).toEqual({
     query: 'alpha\\s*=',
+    directory: expect.stringMatching(/\/project$/),
     matches: [
       { path: 'grep/a.py', line: 1, column: 1, text: 'alpha = 1' },
       { path: 'grep/b.ts', line: 1, column: 7, text: 'const Alpha = 1' },
@@ -147,6 +148,13 @@ test('lines are found by a regular expression, in order, with globs and without 
   expect((await grep({ query: 'alpha', includePattern: '*.ts' })).total).toBe(1)
   expect((await grep({ query: 'alpha', excludePattern: '*.ts' })).total).toBe(1)
   expect(await grep({ query: 'nowhere at all' })).toMatchObject({ matches: [], total: 0 })
+  const below = await grep({ query: 'alpha', directory: 'grep' })
+  expect(below).toMatchObject({ directory: expect.stringMatching(/\/project\/grep$/), total: 2 })
+  expect((below.matches as { path: string }[]).map(({ path }) => path)).toEqual(['a.py', 'b.ts'])
+  // An agent would take it for heeded.
+  expect(await refused(client, 'codegenGrepSearch', { query: 'alpha', path: '/srv' })).toContain(
+    '"path" is not known; there are query, directory, caseSensitive, includePattern, excludePattern',
+  )
   expect(await refused(client, 'codegenGrepSearch', { query: '(' })).toContain('pattern')
   write('grep/long.txt', `${'x'.repeat(2000)} needle ${'y'.repeat(2000)}`)
   const [long] = (await grep({ query: 'needle' })).matches as { text: string }[]
