@@ -263,6 +263,110 @@ describe('what stays open', () => {
   })
 })
 
+describe('what is open ends with what opened it', () => {
+  /** A WebSocket and a stream that were heard of, and how they end. */
+  const openBoth = async (url: string, token: string | null) => {
+    const { host } = new URL(url)
+    const headers: Record<string, string> = token === null ? {} : { 'x-blaxel-preview-token': token }
+    const Client = WebSocket as unknown as new (url: string, init: object) => WebSocket
+    const socket = new Client(`${client.url.replace('http', 'ws')}/hmr`, {
+      headers: { host, ...headers },
+      protocols: ['vite-hmr'],
+    })
+    const heard = Promise.withResolvers<void>()
+    const closed = Promise.withResolvers<string>()
+    socket.addEventListener('open', () => socket.send('ping'))
+    socket.addEventListener('message', () => heard.resolve())
+    socket.addEventListener('close', ({ code, reason }) => closed.resolve(`${code} ${reason}`))
+    const stream = await visit(url, '/events', { headers })
+    const reader = stream.body!.getReader()
+    await Promise.all([heard.promise, reader.read()])
+    const ended = (async () => {
+      try {
+        while (!(await reader.read()).done) {}
+        return 'ended'
+      } catch {
+        return 'cut off'
+      }
+    })()
+    return { closed: closed.promise, ended, isOpen: () => socket.readyState === WebSocket.OPEN }
+  }
+  const over = '1008 the preview, or the token that opened it, is over'
+
+  test('a preview that is deleted, whoever is there', async () => {
+    const preview = await sandbox.previews.create({
+      metadata: { name: 'closing-time' },
+      spec: { port, public: true },
+    })
+    const other = await sandbox.previews.create({
+      metadata: { name: 'staying' },
+      spec: { port, public: true },
+    })
+    const [ending, staying] = [
+      await openBoth(preview.spec.url ?? '', null),
+      await openBoth(other.spec.url ?? '', null),
+    ]
+    await sandbox.previews.delete('closing-time')
+    expect(await ending.closed).toBe(over)
+    expect(await ending.ended).toBe('cut off')
+    expect(staying.isOpen()).toBe(true)
+    await sandbox.previews.delete('staying')
+    expect(await staying.closed).toBe(over)
+  })
+
+  test('a token that is deleted, for who came by it; and who came without one, once one is needed', async () => {
+    const preview = await sandbox.previews.create({
+      metadata: { name: 'guarded' },
+      spec: { port, public: false },
+    })
+    const tokens = [await preview.tokens.create(inAnHour()), await preview.tokens.create(inAnHour())]
+    const [first, second] = [
+      await openBoth(preview.spec.url ?? '', tokens[0]!.value),
+      await openBoth(preview.spec.url ?? '', tokens[1]!.value),
+    ]
+    await preview.tokens.delete(tokens[0]!.value)
+    expect([await first.closed, await first.ended]).toEqual([over, 'cut off'])
+    expect(second.isOpen()).toBe(true)
+    await client.request('/v0/sandboxes/previews/previews/guarded', {
+      method: 'PUT',
+      body: JSON.stringify({ metadata: { name: 'guarded' }, spec: { port, public: true } }),
+    })
+    expect(second.isOpen()).toBe(true)
+    const guest = await openBoth(preview.spec.url ?? '', null)
+    await client.request('/v0/sandboxes/previews/previews/guarded', {
+      method: 'PUT',
+      body: JSON.stringify({ metadata: { name: 'guarded' }, spec: { port, public: false } }),
+    })
+    expect([await guest.closed, await guest.ended]).toEqual([over, 'cut off'])
+    expect(second.isOpen()).toBe(true)
+    await sandbox.previews.delete('guarded')
+    expect(await second.closed).toBe(over)
+  })
+
+  test('a session, and with it its terminals and the logs that it follows', async () => {
+    const session = await sandbox.sessions.create({ expiresAt: inAnHour() })
+    const inside = await client.SandboxInstance.fromSession(session)
+    await inside.process.exec({ command: 'while :; do echo on; sleep 0.05; done', name: 'talker' })
+    const headers = { 'x-blaxel-preview-token': session.token }
+    const terminal = new (WebSocket as unknown as new (url: string, init: object) => WebSocket)(
+      `${session.url.replace('http', 'ws')}/terminal/ws?cols=80&rows=24`,
+      { headers },
+    )
+    const closed = new Promise((resolve) => terminal.addEventListener('close', ({ code }) => resolve(code)))
+    await new Promise((resolve) => terminal.addEventListener('message', resolve, { once: true }))
+    const logs = await fetch(`${session.url}/process/talker/logs/stream`, { headers })
+    const reader = logs.body!.getReader()
+    await reader.read()
+    await sandbox.sessions.delete(session.name)
+    expect(await closed).toBe(1008)
+    const ended = async () => {
+      while (!(await reader.read()).done) {}
+    }
+    await ended().catch(() => {})
+    await sandbox.process.kill('talker')
+  })
+})
+
 describe('sessions', () => {
   test('are created, found, listed and deleted; each is the API of the sandbox without a key', async () => {
     const expiresAt = inAnHour()

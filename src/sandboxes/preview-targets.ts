@@ -113,6 +113,11 @@ export class PreviewTargets {
     return end !== undefined && end > this.#clock.now()
   }
 
+  /** As it is now; null when it is over. */
+  async find(id: string): Promise<PreviewTarget | null> {
+    return (await this.#byId(id))?.target ?? null
+  }
+
   /** To be called after every change. Changes are rare beside requests, and an empty memory fills at a read each. */
   forget(): void {
     this.#changes++

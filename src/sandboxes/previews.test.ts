@@ -249,6 +249,41 @@ test('a preview that expires stops answering at once and is then removed', async
   await until('it is removed', async () => (await site.store.page({ kind: 'preview' })).data.length === 0)
 })
 
+test('whoever is there when a preview, or the token that they came by, ends by the clock is told', async () => {
+  const brief = await create('brief', { ttl: '60s', public: true })
+  const lasting = await create('lasting', { public: false })
+  const expiresAt = new Date(site.clock.now() + 30_000).toISOString()
+  const token = await platform.previews.createToken('main', 'box', 'lasting', { spec: { expiresAt } })
+  const visitOf = async (url: string, by: string | null) => {
+    const target = await platform.previews.resolve(label(url))
+    const visit = platform.previews.visit(target!, by)
+    let ends = 0
+    visit.onOver(() => ends++)
+    return { visit, ends: () => ends }
+  }
+  const guest = await visitOf(brief.spec.url, null)
+  const member = await visitOf(lasting.spec.url, token.spec.token)
+  const gone = await visitOf(lasting.spec.url, token.spec.token)
+  gone.visit.end()
+  const passed = async (ms: number) => {
+    for (let left = ms; left > 0; left -= 1000) {
+      await until('the visits are looked at', () => site.clock.sleepers > 0)
+      await site.clock.turn(1000)
+    }
+  }
+  await passed(29_000)
+  expect([guest.ends(), member.ends()]).toEqual([0, 0])
+  await passed(2_000)
+  expect([guest.ends(), member.ends(), gone.ends()]).toEqual([0, 1, 0])
+  expect(member.visit.failure?.code).toBe('authentication_failed')
+  await passed(31_000)
+  expect([guest.ends(), member.ends()]).toEqual([1, 1])
+  // Told also where somebody asks too late.
+  let late = 0
+  guest.visit.onOver(() => late++)
+  expect(late).toBe(1)
+})
+
 test('a preview that expired while the platform was down is removed at start', async () => {
   await create('app', { expires: new Date(site.clock.now() + 1000).toISOString() })
   await platform.close({ keepInstances: true })

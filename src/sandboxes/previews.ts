@@ -29,6 +29,7 @@ import {
   type StoredPreview,
 } from './preview-targets.ts'
 import { PreviewTokens } from './preview-tokens.ts'
+import { type PreviewVisit, PreviewVisits } from './preview-visits.ts'
 
 export {
   previewInputSchema,
@@ -66,6 +67,7 @@ export class Previews {
   readonly #deadlines: Deadlines
   readonly #targets: PreviewTargets
   readonly #tokens: PreviewTokens
+  readonly #visits: PreviewVisits
   /** By preview, for its changes; by custom domain, for who holds it. The second is taken before the first. */
   readonly #lock = new KeyedLock()
 
@@ -79,13 +81,14 @@ export class Previews {
     this.#heldElsewhere = options.heldElsewhere ?? (() => false)
     this.#targets = new PreviewTargets(options)
     this.#tokens = new PreviewTokens({ ...options, targets: this.#targets })
+    this.#visits = new PreviewVisits({ ...options, targets: this.#targets })
     this.#deadlines = new Deadlines({ clock: options.clock, log: options.log, due: (key) => this.#due(key) })
     this.#sandboxes.addDependent({
       removal: async (workspace, sandbox) =>
         (await this.#ofSandbox(workspace, sandbox)).map(
           (preview): BatchStep => ({ op: 'remove', key: keyOf(preview) }),
         ),
-      removed: () => this.#targets.forget(),
+      removed: () => void this.#changed(),
     })
   }
 
@@ -99,6 +102,7 @@ export class Previews {
 
   close(): void {
     this.#deadlines[Symbol.dispose]()
+    this.#visits[Symbol.dispose]()
   }
 
   /**
@@ -164,7 +168,7 @@ export class Previews {
       input: { ...key, body, indexes: indexesOf(body), createdAt: this.#clock.now() },
     })
     const results = await this.#store.batch(steps)
-    this.#targets.forget()
+    await this.#changed()
     const created = results[results.length - 1] as StoredPreview
     this.#watchDeadline(created)
     return created
@@ -222,11 +226,11 @@ export class Previews {
     return updated
   }
 
-  /** It answers nobody any more when this resolves. @throws not_found */
+  /** It answers nobody any more when this resolves, and who was there is not. @throws not_found */
   async remove(workspace: string, sandbox: string, name: string): Promise<StoredPreview> {
     const existing = await this.get(workspace, sandbox, name)
     await this.#store.remove(keyOf(existing))
-    this.#targets.forget()
+    await this.#changed()
     this.#deadlines.delete(deadlineKey(existing))
     return existing
   }
@@ -250,7 +254,7 @@ export class Previews {
     return preview.body.tokens.map((token) => this.#tokens.view(preview, token))
   }
 
-  /** By the token's value. It opens nothing any more when this resolves. @throws not_found */
+  /** By the token's value. It opens nothing any more when this resolves, and who came by it is gone. @throws not_found */
   async removeToken(workspace: string, sandbox: string, name: string, value: string): Promise<void> {
     const existing = await this.get(workspace, sandbox, name)
     await this.#change(existing, (body) => this.#tokens.removed(body, value))
@@ -272,6 +276,11 @@ export class Previews {
   /** Whether a token opens this preview now. A public one needs none. */
   admits(target: PreviewTarget, token: string | null): Promise<boolean> {
     return this.#targets.admits(target, token)
+  }
+
+  /** Somebody is let in by it now (and by this token), and told when that would not be so any more. */
+  visit(target: PreviewTarget, token: string | null): PreviewVisit {
+    return this.#visits.begin(target, token)
   }
 
   /**
@@ -392,7 +401,7 @@ export class Previews {
             body,
             indexes: indexesOf(body),
           })
-          this.#targets.forget()
+          await this.#changed()
           return updated
         } catch (error) {
           // It was replaced meanwhile, by a creation that was told to.
@@ -420,7 +429,14 @@ export class Previews {
     if (!found) return
     if (!this.#isOver(found)) return this.#watchDeadline(found)
     await this.#store.remove(keyOf(found), found.version)
+    await this.#changed()
+  }
+
+  /** What is known of previews holds no more, and so may some who visit them. */
+  async #changed(): Promise<void> {
     this.#targets.forget()
+    // What cannot be read now is looked at again soon.
+    await this.#visits.review().catch(() => {})
   }
 
   #idOf(workspace: string, sandbox: string, name: string): string {

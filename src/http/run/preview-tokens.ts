@@ -13,6 +13,8 @@ const cookiesMax = 8
 
 export interface Admission {
   admitted: boolean
+  /** That opened it; null where none was needed. */
+  token: string | null
   /** A token came, be it a wrong one. */
   presented: boolean
   /** What must not reach the program: names of headers and query parameters. */
@@ -31,6 +33,7 @@ export interface VisitedPlace {
 
 const publicAdmission: Admission = {
   admitted: true,
+  token: null,
   presented: false,
   consumed: { headers: [tokenHeader], query: [tokenParameter] },
   headers: {},
@@ -72,10 +75,10 @@ export async function admission(
     const inQuery = from === 'query' || from === 'plain'
     if (from === 'plain') consumed.query.push(plainTokenParameter)
     const setCookie = inQuery && ownSite && isNavigation(request) ? cookieFor(token, place) : null
-    return { admitted: true, presented: true, consumed, headers, setCookie }
+    return { admitted: true, token, presented: true, consumed, headers, setCookie }
   }
   const presented = candidates.some(({ token, from }) => token !== null && from !== 'plain')
-  return { admitted: false, presented, consumed, headers, setCookie: null }
+  return { admitted: false, token: null, presented, consumed, headers, setCookie: null }
 }
 
 function cookiesOf(request: Request): { tokens: string[]; rest: string } {

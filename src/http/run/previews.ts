@@ -7,6 +7,7 @@ import { splitUrl } from '../url.ts'
 import { gatewayPage, wantsPage } from './gateway-pages.ts'
 import { admission, type VisitedPlace } from './preview-tokens.ts'
 import { type SandboxApi, serveSandbox, serveSandboxPort } from './sandbox/api.ts'
+import { type Visit, whileVisiting } from './visited.ts'
 
 /** The general advice names the API key, which opens no preview. */
 const tokenAdvice = {
@@ -17,7 +18,9 @@ const tokenAdvice = {
 const preflightSecondsMax = 600
 
 export interface PreviewGatewayOptions {
-  previews: Pick<Previews, 'resolve' | 'resolveHost' | 'admits'>
+  previews: Pick<Previews, 'resolve' | 'resolveHost' | 'admits'> & {
+    visit(target: PreviewTarget, token: string | null): Visit
+  }
   sandboxes: Pick<Sandboxes, 'acquire'>
   /** Previews by host name are `<label>.preview.<domain>`. */
   domains: string[]
@@ -132,33 +135,40 @@ export class PreviewGateway {
   ): Promise<Response> {
     const { search } = splitUrl(request.url)
     const { previews, sandboxes, api } = this.options
-    const visit = await admission(request, search, preview, place, (token) => previews.admits(preview, token))
-    if (!visit.admitted) {
+    const shown = await admission(request, search, preview, place, (token) => previews.admits(preview, token))
+    if (!shown.admitted) {
       if (isPreflight(request)) return preflight(request)
-      throw refusal(visit.presented)
+      throw refusal(shown.presented)
     }
-    const lease = await sandboxes.acquire(preview.workspace, preview.sandbox, request.signal)
+    const visit = previews.visit(preview, shown.token)
+    const lease = await sandboxes
+      .acquire(preview.workspace, preview.sandbox, request.signal)
+      .catch((error) => {
+        visit.end()
+        throw error
+      })
     const incoming = {
       request,
       path,
       search,
       ...place,
       consumed: {
-        headers: [...connection.consumed.headers, ...visit.consumed.headers],
-        query: [...connection.consumed.query, ...visit.consumed.query],
+        headers: [...connection.consumed.headers, ...shown.consumed.headers],
+        query: [...connection.consumed.query, ...shown.consumed.query],
       },
       credentialed: !preview.public,
       requestHeaders: {
-        ...visit.headers,
+        ...shown.headers,
         ...preview.requestHeaders,
       },
-      upgrade: connection.upgrade,
+      upgrade: connection.upgrade && whileVisiting(connection.upgrade, visit),
       sendFile: connection.sendFile,
+      visit,
     }
     if (preview.port === sandboxApiPort) return serveSandbox(lease, incoming, api)
     const answer = await serveSandboxPort(lease, incoming, preview.port)
-    if (visit.setCookie !== null && answer.status !== 101)
-      answer.headers.append('set-cookie', visit.setCookie)
+    if (shown.setCookie !== null && answer.status !== 101)
+      answer.headers.append('set-cookie', shown.setCookie)
     return answer
   }
 }

@@ -9,11 +9,30 @@ import { splitUrl } from '../url.ts'
 import { PreviewGateway } from './previews.ts'
 import { serveSandbox } from './sandbox/api.ts'
 import { HostMachine, sandboxApi } from './test-machine.ts'
+import type { Visit } from './visited.ts'
 
 type Upgrade = NonNullable<RouteContext<unknown, unknown, unknown>['upgrade']>
 interface Taken {
   handler: SocketHandler
   socket?: Socket
+}
+
+/** Somebody who may be here until a test says that they may not. */
+class TestVisit implements Visit {
+  failure: PlatformError | null = null
+  ended = false
+  readonly #told: ((failure: Error) => void)[] = []
+  onOver(told: (failure: Error) => void): void {
+    this.#told.push(told)
+  }
+  cut(): void {
+    const failure = new PlatformError('authentication_failed', 'it is over')
+    this.failure = failure
+    for (const told of this.#told) told(failure)
+  }
+  end(): void {
+    this.ended = true
+  }
 }
 
 const port = 3000
@@ -379,6 +398,7 @@ describe('previews', () => {
     ...changes,
   })
   let preview: ReturnType<typeof previewOf>
+  let visit = new TestVisit()
   /** Why there is no sandbox. */
   let away: PlatformError | null = null
   const gateway = () =>
@@ -387,6 +407,7 @@ describe('previews', () => {
         resolve: async (label) => (label === 'abc' ? preview : null),
         resolveHost: async (host) => (host === 'shop.example.com' ? preview : null),
         admits: async (target, token) => target.public || token === 'right',
+        visit: () => visit,
       },
       sandboxes: {
         acquire: async (workspace, name) => {
@@ -411,6 +432,36 @@ describe('previews', () => {
 
   beforeEach(() => {
     preview = previewOf({})
+    visit = new TestVisit()
+  })
+
+  test('a visit lasts as long as its exchange, and what waits or streams is ended with it', async () => {
+    const asked = Promise.withResolvers<void>()
+    serve(async ({ url }) => {
+      if (url.endsWith('/stream')) return new Response(new ReadableStream({ pull: (c) => c.enqueue('on') }))
+      if (url.endsWith('/quick')) return new Response('ok')
+      asked.resolve()
+      return await new Promise<Response>(() => {})
+    })
+    expect(await (await ask('/quick'))!.text()).toBe('ok')
+    expect(visit.ended).toBe(true)
+    visit = new TestVisit()
+    const waiting = ask('/long', { method: 'POST', body: 'x' })
+    await asked.promise
+    expect(visit.ended).toBe(false)
+    visit.cut()
+    expect((await waiting)!.status).toBe(401)
+    expect(visit.ended).toBe(true)
+    visit = new TestVisit()
+    const reader = (await ask('/stream'))!.body!.getReader()
+    await reader.read()
+    visit.cut()
+    const rest = async () => {
+      while (!(await reader.read()).done) {}
+    }
+    expect(await rest().catch(() => 'cut off')).toBe('cut off')
+    expect(visit.ended).toBe(true)
+    expect(machine.leases).toBe(0)
   })
 
   test('a public one serves its port to anyone, at its own origin, with the headers of its owner', async () => {

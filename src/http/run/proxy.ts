@@ -12,6 +12,7 @@ import type { ConsumedCredentials, RouteContext, Socket } from '../route.ts'
 import { counted, onceEnded, untyped } from './bodies.ts'
 import type { Exchange } from './exchanges.ts'
 import { answerHeaders, forEachHeader, outgoingRequest } from './proxy-headers.ts'
+import type { Visit } from './visited.ts'
 
 /** A request on its way to a port inside an instance, and what the program there must not see or must be told. */
 export interface ProxyOptions {
@@ -30,6 +31,8 @@ export interface ProxyOptions {
   title?: string
   /** How long it may take and how large it may be; absent: as it comes. For `proxyHttp`. */
   exchange?: Exchange | undefined
+  /** By whose leave, where that may end before the exchange does. */
+  visit?: Visit
   /** Whoever reads the answer may hold pieces of it while he asks for more, as the server does not. For `proxyHttp`. */
   holdsPieces?: boolean | undefined
   /** Is there a listener on the port now? Tells a server that is down from one that hung up. */
@@ -85,7 +88,7 @@ export async function proxyHttp(
       call = send(request, target, outgoing, { fresh: true }, options)
       head = await call.answered.catch((again) => {
         throw (
-          options.exchange?.failure ??
+          failureOf(options) ??
           (again instanceof BadAnswer ? badAnswer(options.port, again) : hungUp(options.port, again))
         )
       })
@@ -104,18 +107,25 @@ function send(
   target: PortAddress,
   outgoing: OutgoingRequest,
   how: SendOptions,
-  { exchange }: ProxyOptions,
+  { exchange, visit }: ProxyOptions,
 ): Call {
   const call = connections.send(target, outgoing, how)
+  visit?.onOver((failure) => call.abort(failure))
   if (exchange !== undefined) exchange.onCut((reason) => call.abort(reason))
   else if (request.signal.aborted) call.abort(request.signal.reason)
   else request.signal.addEventListener('abort', () => call.abort(request.signal.reason), { once: true })
   return call
 }
 
+/** Why it was ended from here; null: it was not. */
+function failureOf({ exchange, visit }: ProxyOptions): Error | null {
+  return exchange?.failure ?? visit?.failure ?? null
+}
+
 /** Returns where there was a program to answer, and it did not. @throws everything else, as clients are told it */
 async function explain(error: unknown, request: Request, options: ProxyOptions): Promise<void> {
-  if (options.exchange?.failure) throw options.exchange.failure
+  const failure = failureOf(options)
+  if (failure !== null) throw failure
   if (request.signal.aborted) throw error
   if (error instanceof BadAnswer) throw badAnswer(options.port, error)
   if (!(await options.listening())) throw notListening(options, error)
@@ -158,7 +168,7 @@ interface AnswerInit extends ResponseInit {
 
 async function bufferedAnswer(call: Call, init: AnswerInit, options: ProxyOptions): Promise<Response> {
   const bytes = await call.bytes().catch((error) => {
-    throw options.exchange?.failure ?? hungUp(options.port, error)
+    throw failureOf(options) ?? hungUp(options.port, error)
   })
   return wholeAnswer(bytes, init, options)
 }

@@ -6,6 +6,7 @@ import type { ConsumedCredentials, RouteContext } from '../../route.ts'
 import { begunAndOnceEnded } from '../bodies.ts'
 import { isSocketRequest, proxyHttp, proxySocket, withoutParameters } from '../proxy.ts'
 import { spoken } from '../spoken.ts'
+import { bodyWhileVisiting, type Visit } from '../visited.ts'
 import { apiHeaders, decodePath, json, pageNotFound, type SandboxAnswer, type SandboxCall } from './call.ts'
 import { fastApply, rerank } from './codegen.ts'
 import { changeAttributes, copyFiles, moveFiles } from './copy.ts'
@@ -47,6 +48,8 @@ export interface SandboxRequest {
   readonly requestHeaders?: Readonly<Record<string, string>>
   readonly upgrade: RouteContext<unknown, unknown, unknown>['upgrade']
   readonly sendFile?: RouteContext<unknown, unknown, unknown>['sendFile']
+  /** By whose leave it is here, where that may end; ended with the exchange. */
+  readonly visit?: Visit
 }
 
 /** What the API of every sandbox is made of, besides the sandbox. */
@@ -138,6 +141,7 @@ export async function serveSandbox(
   const release = () => {
     if (!released) lease[Symbol.dispose]()
     released = true
+    incoming.visit?.end()
   }
   try {
     let target = incoming
@@ -165,7 +169,10 @@ export async function serveSandboxPort(
     incoming,
     port,
     incoming.path || '/',
-    () => lease[Symbol.dispose](),
+    () => {
+      incoming.visit?.end()
+      lease[Symbol.dispose]()
+    },
     incoming.publicPrefix,
   )
 }
@@ -195,6 +202,7 @@ async function servePort(
     consumed: incoming.consumed,
     ...(incoming.requestHeaders ? { requestHeaders: incoming.requestHeaders } : {}),
     listening: () => instance.listening(port),
+    ...(incoming.visit ? { visit: incoming.visit } : {}),
     onEnd: release,
   }
   if (upgrade && isSocketRequest(request)) {
@@ -205,7 +213,7 @@ async function servePort(
 
 async function serveApi(
   lease: SandboxLease,
-  { request, path, search, credentialed = false, upgrade, sendFile = null }: SandboxRequest,
+  { request, path, search, credentialed = false, upgrade, sendFile = null, visit }: SandboxRequest,
   api: SandboxApi,
   release: () => void,
 ): Promise<Response> {
@@ -231,10 +239,14 @@ async function serveApi(
     release()
     return response
   }
-  if (answer.endsItself || !response.body) return response
+  const guarded = (body: ReadableStream<Uint8Array>) =>
+    visit === undefined ? body : bodyWhileVisiting(body, visit)
+  if (!response.body) return response
+  if (answer.endsItself)
+    return visit === undefined ? response : new Response(guarded(response.body), response)
   // A server copies what it is given before it asks for more; whoever else reads an answer may hold all of it.
   const freeing = answer.handsOver === true && upgrade !== null
-  return new Response(await begunAndOnceEnded(response.body, release, { freeing }), response)
+  return new Response(guarded(await begunAndOnceEnded(response.body, release, { freeing })), response)
 }
 
 async function handle(call: SandboxCall, api: SandboxApi): Promise<SandboxAnswer> {
