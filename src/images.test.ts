@@ -231,9 +231,20 @@ describe.skipIf(why !== '')('images of one’s own', () => {
       await imported([shell, accountsOfHost, tar([api])], { Entrypoint: ['/usr/local/bin/sandbox-api'] }),
     )
     expect(await plain.process.list()).toEqual([])
+    const started = await create(
+      await imported([shell, accountsOfHost, tar([api])], {
+        WorkingDir: '/srv',
+        Entrypoint: ['/usr/local/bin/sandbox-api', '--disable-telemetry', '-c', 'pwd > /started; sleep 600'],
+      }),
+    )
+    await eventually('its command runs', async () => (await run(started, 'cat /started')) === '/\n')
+    expect((await started.process.get('entrypoint')).status).toBe('running')
     if (!isRoot) return
     const config = { Cmd: ['sandbox-api', '--user', 'app'] }
     expect(await run(await create(await imported([shell, accountsOfHost], config)), 'id -u')).toBe('1001\n')
+    const both = { Cmd: ['sandbox-api', '-user=app', '--command=id -u > /tmp/started; sleep 600'] }
+    const dropped = await create(await imported([shell, accountsOfHost], both))
+    await eventually('its command runs', async () => (await run(dropped, 'cat /tmp/started')) === '1001\n')
   })
 
   test.skipIf(!isRoot)(
@@ -243,7 +254,7 @@ describe.skipIf(why !== '')('images of one’s own', () => {
       const script = (user: string): TestEntry => ({
         path: 'start.sh',
         mode: 0o755,
-        content: `#!/bin/sh\n# sandbox-api --user root\nAPP=app\nid -u > /of-script\necho $HOME >> /of-script\n/usr/local/bin/sandbox-api \\\n  --log x --user ${user} &\nwait\n`,
+        content: `#!/bin/sh\n# sandbox-api --user root\nAPP=app\nTEMPLATE="\${BL_SANDBOX_USER:-app}"\nid -u > /of-script\necho $HOME >> /of-script\n/usr/local/bin/sandbox-api \\\n  --log x --user ${user} &\nwait\n`,
       })
       const config = { Env: ['PATH=/bin'], Entrypoint: ['/start.sh'] }
       const layers = (user: string) => [shell, tar([accounts]), tar([api, script(user)])]
@@ -267,8 +278,24 @@ describe.skipIf(why !== '')('images of one’s own', () => {
         await handedOver(await client.SandboxInstance.get('handed-over'))
       }
 
-      const named = await create(await imported(layers('"$APP"'), config))
-      expect(await run(named, 'id -u')).toBe('1001\n')
+      for (const user of [
+        '"$APP"',
+        `"\${BL_SANDBOX_USER:-app}"`,
+        `"\${OWN-app}"`,
+        `\${OTHER:=app}`,
+        '$TEMPLATE',
+      ]) {
+        const named = await create(await imported(layers(user), config))
+        expect([user, await run(named, 'id -u')]).toEqual([user, '1001\n'])
+      }
+      const told = await imported(layers('$TEMPLATE'), config)
+      for (const [value, id] of [
+        ['', '1002\n'],
+        ['1001:7', '7\n'],
+      ] as const) {
+        const by = await create(told, [{ name: 'BL_SANDBOX_USER', value }])
+        expect(await run(by, 'id -g')).toBe(id)
+      }
       for (const [user, reason] of [
         ['root', 'is root'],
         ['nobody-here', 'does not exist'],

@@ -11,10 +11,14 @@ const enabledVariable = 'BL_SANDBOX_USER_ENABLED'
 const scriptWordsMax = 4
 const scriptBytesMax = 64 * 1024
 const pathDirsMax = 16
-const variable = /^\$/
+/** A name as it stands, `$NAME`, `${NAME}`, or `${NAME:-name}` with its kin. */
+const word = String.raw`[\w.:-]+|\$\w+|\$\{\w+(?::?[-=][\w.:-]*)?\}`
+const variable = /^\$(?:(?<bare>\w+)|\{(?<braced>\w+)(?:(?<colon>:?)[-=](?<fallback>[\w.:-]*))?\})$/
 /** A command of a script, up to the end of what belongs to it. */
-const sandboxApiUser =
-  /(?:^|[\s;&|(])(?:[\w./-]*\/)?sandbox-api(?=\s)[^\n;&|]*?\s--user[= ]["']?([\w.:-]+|\$\w+|\$\{\w+\})/m
+const sandboxApiUser = new RegExp(
+  String.raw`(?:^|[\s;&|(])(?:[\w./-]*\/)?sandbox-api(?=\s)[^\n;&|]*?\s--user[= ]["']?(${word})`,
+  'm',
+)
 
 export interface SandboxUser extends Identity {
   name: string
@@ -38,15 +42,31 @@ export function wantedUser(imageUser: string, env: Record<string, string>, progr
 }
 
 /** Whether this is the cloud's own sandbox API, whose work the platform does. */
-export function isSandboxApi(program: string[]): boolean {
+function isSandboxApi(program: string[]): boolean {
   return posix.basename(program[0] ?? '') === 'sandbox-api'
 }
 
 function userOption(program: string[]): string | null {
-  if (!isSandboxApi(program)) return null
-  const at = program.findIndex((word) => word === '--user' || word.startsWith('--user='))
-  if (at < 0) return null
-  return program[at] === '--user' ? (program[at + 1] ?? '') : program[at]!.slice('--user='.length)
+  return isSandboxApi(program) ? optionOf(program, ['user']) : null
+}
+
+/** What is to run for an image's own program, whose sandbox API may be told of a command to start; [] for nothing. */
+export function programOf(program: string[], env: Record<string, string>): string[] {
+  if (!isSandboxApi(program)) return program
+  const command = optionOf(program, ['command', 'c'])
+  if (!command) return []
+  const shellArgs = (env.SHELL_ARGS || '-c').split(/\s+/).filter(Boolean)
+  // It runs there, whatever WORKDIR is.
+  return [env.SHELL || 'sh', ...shellArgs, `cd /\n${command}`]
+}
+
+/** The value of an option of any of these names, with one dash or two; null where there is none. */
+function optionOf([, ...words]: string[], names: string[]): string | null {
+  for (const [at, text] of words.entries()) {
+    const [, name = '', value] = /^--?(\w+)(?:=(.*))?$/s.exec(text) ?? []
+    if (names.includes(name)) return value ?? words[at + 1] ?? ''
+  }
+  return null
 }
 
 /**
@@ -63,7 +83,7 @@ export async function userOfScript(
     const text = await scriptText(guest.files, word, { path: env.PATH ?? '', workingDir })
     const named = text === null ? undefined : sandboxApiUser.exec(text)?.[1]
     if (text === null || named === undefined) continue
-    const user = variable.test(named) ? variableOf(named.replace(/[${}]/g, ''), text, env) : named
+    const user = resolved(named, text, env)
     if (user === null) {
       throw new PlatformError(
         'bad_request',
@@ -103,9 +123,25 @@ function plainScript(text: string): string {
   return text.replace(/\\\n/g, ' ').replace(/^\s*#.*$/gm, '')
 }
 
-function variableOf(name: string, script: string, env: Record<string, string>): string | null {
-  const assigned = new RegExp(`^\\s*(?:export\\s+)?${name}=["']?([\\w.:-]+)["']?\\s*$`, 'm').exec(script)?.[1]
-  return assigned ?? env[name] ?? null
+/** What a word of a script comes to, by what the script assigns and the environment; null where that is not known here. */
+function resolved(
+  text: string,
+  script: string,
+  env: Record<string, string>,
+  within: string[] = [],
+): string | null {
+  const found = variable.exec(text)?.groups
+  if (!found) return text
+  const name = found.bare ?? found.braced ?? ''
+  // `NAME="${NAME:-name}"` means the variable as it was.
+  const assigned = within.includes(name)
+    ? undefined
+    : new RegExp(`^\\s*(?:(?:export|readonly)\\s+)?${name}=["']?(${word})["']?\\s*$`, 'm').exec(script)?.[1]
+  const value = assigned === undefined ? env[name] : resolved(assigned, script, env, [...within, name])
+  if (value === undefined || value === null || (found.colon === ':' && value === '')) {
+    return found.fallback ?? null
+  }
+  return value
 }
 
 /**

@@ -5,7 +5,7 @@ import type { Instance } from '../spec/runtime.ts'
 import type { BatchStep } from '../spec/store.ts'
 import { type SandboxDraft, storageMbOf } from './draft.ts'
 import { giveName } from './hostname.ts'
-import { becomeUser, isSandboxApi, userOfScript, wantedUser } from './identity.ts'
+import { becomeUser, programOf, userOfScript, wantedUser } from './identity.ts'
 import type { SandboxLeases } from './leases.ts'
 import { sandboxKind } from './record.ts'
 
@@ -103,6 +103,7 @@ export class SandboxMachines {
   #instanceOf(workspace: string, name: string, draft: SandboxDraft, image: ResolvedImage): NewInstance {
     const own = { ...image.env, ...draft.env }
     const program = [...image.entrypoint, ...image.command]
+    const started = programOf(program, own)
     const { programPort } = image
     const user = draft.seed ? image.user : wantedUser(image.user, own, program)
     const region = draft.spec.region ?? this.#region
@@ -113,7 +114,7 @@ export class SandboxMachines {
       storageMb: storageMbOf(draft.spec),
       pidsMax: pidsPerSandboxMax,
       ...(user === '' ? {} : { user }),
-      ...(program.length === 0 || isSandboxApi(program) ? {} : { program }),
+      ...(started.length === 0 ? {} : { program: started }),
       ...(draft.seed && image.programAsRoot ? { programAsRoot: true as const } : {}),
       ...(programPort === undefined ? {} : { programPort }),
       env: {
