@@ -29,7 +29,7 @@ import { ProcessRestarts } from './restarts.ts'
 import type { SandboxInput, SandboxView } from './schema.ts'
 import { Sealing } from './sealing.ts'
 import { type Announced, SandboxSources, type SourceBuilds, type SourceImages } from './sources.ts'
-import { SandboxTurns } from './turns.ts'
+import { type SandboxEndings, SandboxTurns } from './turns.ts'
 import { SandboxUpgrades } from './upgrades.ts'
 
 export { memoryMbDefault, programPorts, sandboxApiPort, sandboxApiPorts } from './draft.ts'
@@ -136,7 +136,11 @@ export class Sandboxes {
     const notes = new SandboxInstanceNotes({ instances, records, leases, clock })
     const restarts = new ProcessRestarts({ leases, clock, log })
     const machines = new SandboxMachines({ instances, images, leases, background, region })
-    const turns = new SandboxTurns({ records, machines, leases, expiry, clock })
+    const endings: SandboxEndings = {
+      steps: (sandbox) => removal.endingSteps(sandbox),
+      ended: (sandbox) => removal.noteEnded(sandbox),
+    }
+    const turns = new SandboxTurns({ records, machines, leases, expiry, clock, endings })
     const removal = new SandboxRemoval({
       store,
       records,

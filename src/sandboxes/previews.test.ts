@@ -292,6 +292,23 @@ test('a preview that expired while the platform was down is removed at start', a
   await until('it is removed', async () => (await site.store.page({ kind: 'preview' })).data.length === 0)
 })
 
+test('a sandbox whose time is over has no previews, while it is still shown, and their domains are free', async () => {
+  const runtime = { ttl: '10s' }
+  await platform.sandboxes.create('main', { metadata: { name: 'mortal' }, spec: { runtime } }, { actor })
+  const customDomain = 'app.example.org'
+  const view = await create('app', { customDomain }, 'mortal')
+  await create('session-1', { port: 443 }, 'mortal')
+  expect(await failure(create('app', { customDomain }))).toMatchObject({ code: 'conflict' })
+  await until('the timer waits', () => site.clock.sleepers > 0)
+  site.clock.advance(10_000)
+  expect(await platform.previews.list('main', 'mortal')).toEqual([])
+  expect((await platform.sandboxes.get('main', 'mortal')).body.status).toBe('TERMINATED')
+  expect(await platform.previews.resolve(label(view.spec.url))).toBeNull()
+  expect(await platform.previews.resolveHost(customDomain)).toBeNull()
+  await create('app', { customDomain })
+  expect(await platform.previews.resolveHost(customDomain)).toMatchObject({ sandbox: 'box' })
+})
+
 test('a sandbox that is not there has no previews', async () => {
   expect(await failure(create('app', {}, 'nobody'))).toMatchObject({ code: 'not_found' })
   expect(await failure(platform.previews.list('main', 'nobody'))).toMatchObject({ code: 'not_found' })

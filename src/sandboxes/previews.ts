@@ -84,6 +84,7 @@ export class Previews {
     this.#visits = new PreviewVisits({ ...options, targets: this.#targets })
     this.#deadlines = new Deadlines({ clock: options.clock, log: options.log, due: (key) => this.#due(key) })
     this.#sandboxes.addDependent({
+      endsAtOnce: true,
       removal: async (workspace, sandbox) =>
         (await this.#ofSandbox(workspace, sandbox)).map(
           (preview): BatchStep => ({ op: 'remove', key: keyOf(preview) }),

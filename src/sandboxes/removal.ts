@@ -13,7 +13,9 @@ const removeWaitMsMax = 10_000
 
 /** What belongs to a sandbox and goes when it goes. */
 export interface SandboxDependent {
-  /** Steps that remove it, for the batch that removes the sandbox; `uid` is that of this one alone. */
+  /** It goes as soon as the sandbox's time is over, not only with its record. */
+  endsAtOnce?: true
+  /** Steps that remove it, for the batch that removes or terminates the sandbox; `uid` is that of this one alone. */
   removal(workspace: string, sandbox: string, uid: string): Promise<BatchStep[]>
   /** Called after that batch. */
   removed(workspace: string, sandbox: string): void
@@ -90,12 +92,20 @@ export class SandboxRemoval {
 
   /** What `forget` writes, to be written together with something else; `noteForgotten` is to be called after that. */
   async steps(sandbox: StoredSandbox): Promise<BatchStep[]> {
-    const dependents = await Promise.all(
-      this.#dependents.map((dependent) =>
-        dependent.removal(sandbox.workspace, sandbox.name, sandbox.body.uid),
-      ),
-    )
-    return [...dependents.flat(), { op: 'remove', key: keyOf(sandbox) }]
+    return [...(await stepsOf(this.#dependents, sandbox)), { op: 'remove', key: keyOf(sandbox) }]
+  }
+
+  /** What goes with a sandbox whose time is over, while its record stays; `noteEnded` is to be called after that. */
+  async endingSteps(sandbox: StoredSandbox): Promise<BatchStep[]> {
+    return await stepsOf(this.#endingAtOnce(), sandbox)
+  }
+
+  noteEnded({ workspace, name }: StoredSandbox): void {
+    for (const dependent of this.#endingAtOnce()) dependent.removed(workspace, name)
+  }
+
+  #endingAtOnce(): SandboxDependent[] {
+    return this.#dependents.filter(({ endsAtOnce }) => endsAtOnce)
   }
 
   noteForgotten(sandbox: StoredSandbox): void {
@@ -120,4 +130,11 @@ export class SandboxRemoval {
     )
     return { sandbox: written?.value ?? existing, gone }
   }
+}
+
+async function stepsOf(
+  dependents: SandboxDependent[],
+  { workspace, name, body: { uid } }: StoredSandbox,
+): Promise<BatchStep[]> {
+  return (await Promise.all(dependents.map((dependent) => dependent.removal(workspace, name, uid)))).flat()
 }

@@ -1,10 +1,18 @@
 import type { Clock } from '../lib/clock.ts'
 import { KeyedLock } from '../lib/keyed-lock.ts'
+import type { BatchStep } from '../spec/store.ts'
 import type { SandboxExpiry } from './expiry.ts'
 import type { SandboxLeases } from './leases.ts'
 import type { SandboxMachines } from './machines.ts'
 import { type StoredSandbox, withEvent } from './record.ts'
 import { notFound, type SandboxRecords } from './records.ts'
+
+/** What ends with a sandbox whose time is over, while its record stays to be seen. */
+export interface SandboxEndings {
+  steps(sandbox: StoredSandbox): Promise<BatchStep[]>
+  /** Called once they are written. */
+  ended(sandbox: StoredSandbox): void
+}
 
 /**
  * One at a time changes what a sandbox is, and nobody sees one live on whose time is over: looking at it ends it, if the
@@ -16,6 +24,7 @@ export class SandboxTurns {
   readonly #leases: SandboxLeases
   readonly #expiry: SandboxExpiry
   readonly #clock: Clock
+  readonly #endings: SandboxEndings
   readonly #lock = new KeyedLock()
 
   constructor(options: {
@@ -24,12 +33,14 @@ export class SandboxTurns {
     leases: SandboxLeases
     expiry: SandboxExpiry
     clock: Clock
+    endings: SandboxEndings
   }) {
     this.#records = options.records
     this.#machines = options.machines
     this.#leases = options.leases
     this.#expiry = options.expiry
     this.#clock = options.clock
+    this.#endings = options.endings
   }
 
   /** Runs `work` when all earlier work under this name is over. */
@@ -73,6 +84,7 @@ export class SandboxTurns {
   async #terminate(sandbox: StoredSandbox): Promise<StoredSandbox> {
     const { instanceId } = sandbox.body
     this.#leases.forget(sandbox.workspace, sandbox.name)
+    const belongings = await this.#endings.steps(sandbox)
     const terminated = await this.#machines.endAlong(instanceId, (more) =>
       this.#records.change(
         sandbox,
@@ -81,9 +93,10 @@ export class SandboxTurns {
           const event = { type: 'expiration', status: 'TERMINATED', message: 'Its time was over' } as const
           return { ...withEvent(current, now, event), instanceId: null, terminatedAt: now }
         },
-        more,
+        [...more, ...belongings],
       ),
     )
+    this.#endings.ended(terminated)
     this.#expiry.watch(terminated)
     return terminated
   }
