@@ -1,10 +1,10 @@
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
 import { join } from 'node:path'
 import type { Subprocess } from 'bun'
+import { eventually } from '../src/lib/test-eventually.ts'
 import { unusedPorts } from '../src/lib/test-ports.ts'
 import { createPlatform, type Platform, temporaryDataDir } from '../src/platform.ts'
 import { fakeRuntime } from '../src/runtimes/fake/index.ts'
-import { eventually } from '../src/test-client.ts'
 import { pythonClients, whyNoPythonClients } from './python-clients.ts'
 
 // The real agentfield package from PyPI against a platform: agents register, are called, call each other, report back.

@@ -6,6 +6,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { text } from 'node:stream/consumers'
 import { tar } from '../src/images/test-image.ts'
+import { eventually } from '../src/lib/test-eventually.ts'
 import { buildIfStale } from './build.ts'
 import { canIsolate } from './host.ts'
 import { RunningHutch } from './platform.ts'
@@ -101,13 +102,8 @@ async function start(): Promise<void> {
   platform = await RunningHutch.start({ dataDir, args: ['--log-level', 'error'] })
 }
 
-async function eventually(what: string, holds: () => Promise<boolean> | boolean): Promise<void> {
-  const deadline = performance.now() + settleMsMax
-  while (!(await holds())) {
-    if (performance.now() > deadline) throw new Error(`never happened: ${what} (seed ${seed})`)
-    await Bun.sleep(retryMs)
-  }
-}
+const settles = (what: string, holds: () => Promise<boolean> | boolean) =>
+  eventually(`${what} (seed ${seed})`, holds, settleMsMax)
 
 /** An agent that echoes after a moment, so that a kill finds some of it under way. */
 async function deploy(): Promise<void> {
@@ -138,7 +134,7 @@ async function deploy(): Promise<void> {
     body: new Uint8Array(archive),
   })
   expect(sent.status).toBe(200)
-  await eventually('the agent serves', async () => {
+  await settles('the agent serves', async () => {
     const { events } = (await (await call('/v0/agents/echo')).json()) as { events: { status: string }[] }
     if (events.some(({ status }) => status === 'FAILED')) throw new Error(JSON.stringify(events))
     return events.some(({ status }) => status === 'DEPLOYED')
@@ -209,7 +205,7 @@ test.skipIf(!usable)(
     const ids = [...idOf.values()]
     expect(new Set(ids).size).toBe(total)
 
-    await eventually('every execution ended', async () => {
+    await settles('every execution ended', async () => {
       return (await executions('status=queued,running,waiting')).length === 0
     })
     // Each once, none beside those that were accepted, and all of them done.
@@ -217,7 +213,7 @@ test.skipIf(!usable)(
     expect(ended.map(({ id }) => id).sort()).toEqual(ids.sort())
     expect(ended.filter(({ status, result }) => status !== 'succeeded' || result === null)).toEqual([])
 
-    await eventually('every callback arrived', () => ids.every((id) => receiver.told.get(id)?.taken))
+    await settles('every callback arrived', () => ids.every((id) => receiver.told.get(id)?.taken))
     expect([...receiver.told.keys()].sort()).toEqual(ids)
     const twice = [...receiver.told].filter(
       ([, { ids: told, bodies }]) => told.size !== 1 || bodies.size !== 1,

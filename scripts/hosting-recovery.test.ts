@@ -3,6 +3,7 @@ import { mkdtempSync, readFileSync, realpathSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { tar } from '../src/images/test-image.ts'
+import { eventually } from '../src/lib/test-eventually.ts'
 import { buildIfStale } from './build.ts'
 import { canIsolate } from './host.ts'
 import { RunningHutch } from './platform.ts'
@@ -51,15 +52,7 @@ async function killAndStart(): Promise<void> {
   platform = await RunningHutch.start({ dataDir, args: ['--log-level', 'error'] })
 }
 
-async function eventually<Result>(what: string, look: () => Promise<Result>): Promise<NonNullable<Result>> {
-  const deadline = performance.now() + settleMsMax
-  for (;;) {
-    const found = await look()
-    if (found) return found
-    if (performance.now() > deadline) throw new Error(`never happened: ${what}`)
-    await Bun.sleep(20)
-  }
-}
+const settles = <Result>(what: string, look: () => Promise<Result>) => eventually(what, look, settleMsMax)
 
 interface Event {
   revision?: string
@@ -74,7 +67,7 @@ async function events(revision: string): Promise<Event[]> {
 }
 
 const reaches = (revision: string, status: string) =>
-  eventually(`${revision} ${status}`, async () => {
+  settles(`${revision} ${status}`, async () => {
     const seen = await events(revision)
     const failed = seen.find((event) => event.status === 'FAILED')
     if (failed && status !== 'FAILED') throw new Error(failed.message)
@@ -157,15 +150,15 @@ test.skipIf(!usable)('what was accepted of a deployment outlives kill -9 at each
   const back = JSON.stringify({ spec: { revision: { active: one.revision } } })
   expect((await call('/v0/agents/hello', { method: 'PUT', body: back })).status).toBe(200)
   await killAndStart()
-  await eventually('the first serves again', async () => (await said()) === 'one')
+  await settles('the first serves again', async () => (await said()) === 'one')
 
   void call('/v0/agents/hello', { method: 'DELETE' }).catch(() => {})
-  await eventually('its deletion began', async () => {
+  await settles('its deletion began', async () => {
     const { status, body } = await call('/v0/agents/hello')
     return status === 404 || body.status === 'DELETING'
   })
   await killAndStart()
-  await eventually('it is gone', async () => (await call('/v0/agents/hello')).status === 404)
+  await settles('it is gone', async () => (await call('/v0/agents/hello')).status === 404)
   expect((await call('/main/agents/hello')).status).toBe(404)
-  await eventually('its images are gone', async () => (await call('/v0/images')).body.text === '[]')
+  await settles('its images are gone', async () => (await call('/v0/images')).body.text === '[]')
 })

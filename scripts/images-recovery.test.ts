@@ -4,6 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { ociArchive, programs, type TestImage, tar, testImage } from '../src/images/test-image.ts'
 import { TestRegistry } from '../src/images/test-registry.ts'
+import { eventually } from '../src/lib/test-eventually.ts'
 import { buildIfStale } from './build.ts'
 import { canIsolate } from './host.ts'
 import { RunningHutch } from './platform.ts'
@@ -14,7 +15,6 @@ import { seededChoices } from './seeded-choices.ts'
 const rounds = 8
 /** Longer than any of what is cut short takes. */
 const killAfterMsMax = 400
-const settleMsMax = 60_000
 
 setDefaultTimeout(180_000)
 await buildIfStale()
@@ -97,14 +97,6 @@ async function remove(known: Known): Promise<void> {
   if (await answered(call(`/v0/images/sandbox/${known.name}`, { method: 'DELETE' }))) known.state = 'gone'
 }
 
-async function eventually(what: string, holds: () => boolean | Promise<boolean>): Promise<void> {
-  const deadline = performance.now() + settleMsMax
-  while (!(await holds())) {
-    if (performance.now() > deadline) throw new Error(`never happened: ${what} (seed ${seed})`)
-    await Bun.sleep(20)
-  }
-}
-
 async function checkAgreement(): Promise<void> {
   const listed = (await call('/v0/images')).body as { metadata: { name: string } }[]
   const names = new Set(listed.map(({ metadata }) => metadata.name))
@@ -119,11 +111,14 @@ async function checkAgreement(): Promise<void> {
       .flatMap(({ image }) => image.layers.map(({ diffId }) => diffId.slice(7))),
   )
   const layers = join(dataDir, 'images', 'layers')
-  await eventually('only layers of images that are there are there', () => {
+  await eventually(`only layers of images that are there are there (seed ${seed})`, () => {
     const present = readdirSync(layers)
     return present.length === wanted.size && present.every((name) => wanted.has(name))
   })
-  await eventually('nothing half is left', () => readdirSync(join(dataDir, 'images', 'partial')).length === 0)
+  await eventually(
+    `nothing half is left (seed ${seed})`,
+    () => readdirSync(join(dataDir, 'images', 'partial')).length === 0,
+  )
   const some = images.findLast(({ state }) => state === 'there')
   if (!some) return
   const created = await post('/v0/sandboxes', {

@@ -1,8 +1,9 @@
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
 import type { Browser, Page } from 'playwright-core'
+import { eventually } from '../src/lib/test-eventually.ts'
 import { unusedPorts } from '../src/lib/test-ports.ts'
 import { temporaryDataDir } from '../src/platform.ts'
-import { eventually, openTestClient, type TestClient } from '../src/test-client.ts'
+import { openTestClient, type TestClient } from '../src/test-client.ts'
 import { findBrowser, openBrowser } from './browser.ts'
 import { buildPages } from './build-pages.ts'
 

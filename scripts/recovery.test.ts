@@ -15,6 +15,7 @@ import {
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { ociArchive, programs, tar, testImage } from '../src/images/test-image.ts'
+import { eventually } from '../src/lib/test-eventually.ts'
 import { buildIfStale, executablePath } from './build.ts'
 import { canIsolate } from './host.ts'
 import { cleanEnvironment, RunningHutch } from './platform.ts'
@@ -385,14 +386,6 @@ async function startAndKill(afterMs: number): Promise<void> {
   await child.exited
 }
 
-async function until(what: string, holds: () => Promise<boolean>): Promise<void> {
-  const deadline = performance.now() + settleTimeoutMs
-  while (!(await holds())) {
-    if (performance.now() > deadline) throw new Error(`never happened: ${what}`)
-    await Bun.sleep(10)
-  }
-}
-
 async function nothingLeft(): Promise<void> {
   // What a removal leaves for later is done moments after the start.
   const deadline = performance.now() + 60_000
@@ -542,7 +535,7 @@ test.skipIf(!usable || process.getuid?.() !== 0)(
       const { status, body } = await inside(own, filePath('/started'))
       return status === 200 ? (body as { content: string }).content : ''
     }
-    await until('the entrypoint runs', async () => (await started()) === 'up\n')
+    await eventually('the entrypoint runs', async () => (await started()) === 'up\n')
     await acknowledged('/v0/sandboxes/packed/archive', { method: 'POST' })
     const deadline = performance.now() + settleTimeoutMs
     while (
@@ -572,7 +565,7 @@ test.skipIf(!usable || process.getuid?.() !== 0)(
       const ran = (await inside(box, '/process', { method: 'POST', body: command })).body
       expect((ran as { stdout: string }).stdout).toBe('reached\n')
     }
-    await until('the entrypoint runs again', async () => (await started()) === 'up\nup\n')
+    await eventually('the entrypoint runs again', async () => (await started()) === 'up\nup\n')
     const entrypoint = (await inside(own, '/process/entrypoint')).body as { status: string }
     expect(entrypoint.status).toBe('running')
     for (const box of known) await acknowledged(`/v0/sandboxes/${box.name}`, { method: 'DELETE' })

@@ -11,6 +11,7 @@ import {
 } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { eventually } from '../src/lib/test-eventually.ts'
 import { buildIfStale, executablePath } from './build.ts'
 import { capture } from './capture.ts'
 import { canIsolate } from './host.ts'
@@ -31,17 +32,6 @@ afterAll(async () => {
   await platform?.[Symbol.asyncDispose]()
   rmSync(directory, { recursive: true, force: true })
 })
-
-/** Polls until `check` answers something true. */
-async function eventually<Value>(what: string, check: () => Promise<Value | null | false>): Promise<Value> {
-  const deadline = performance.now() + 60_000
-  while (performance.now() < deadline) {
-    const value = await check()
-    if (value !== null && value !== false) return value
-    await Bun.sleep(20)
-  }
-  throw new Error(`never: ${what}`)
-}
 
 async function terminalAddress(): Promise<string> {
   const { BL_API_KEY, BL_WORKSPACE, BL_RUN_URL } = await platform.env()

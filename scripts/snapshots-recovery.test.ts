@@ -3,6 +3,7 @@ import { afterAll, expect, setDefaultTimeout, test } from 'bun:test'
 import { mkdtempSync, readdirSync, readFileSync, realpathSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
+import { eventually } from '../src/lib/test-eventually.ts'
 import { buildIfStale } from './build.ts'
 import { canIsolate } from './host.ts'
 import { RunningHutch } from './platform.ts'
@@ -15,7 +16,6 @@ import { seededChoices } from './seeded-choices.ts'
 const rounds = Number(process.env.HUTCH_TEST_ROUNDS ?? 10)
 /** Longer than most of what is cut short takes. */
 const killAfterMsMax = 250
-const settleMsMax = 60_000
 const copyMegabytes = 8
 
 setDefaultTimeout(60_000 + rounds * 20_000)
@@ -109,14 +109,6 @@ async function versionOf(box: string): Promise<string> {
     return (await read()) !== before
   })
   return first
-}
-
-async function eventually(what: string, holds: () => boolean | Promise<boolean>): Promise<void> {
-  const deadline = performance.now() + settleMsMax
-  while (!(await holds())) {
-    if (performance.now() > deadline) throw new Error(`never happened: ${what} (seed ${seed})`)
-    await Bun.sleep(20)
-  }
 }
 
 const path = (id: string) => `/v0/sandboxes/box/snapshots/${id}`

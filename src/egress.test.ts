@@ -6,8 +6,9 @@ import { join } from 'node:path'
 import type { SandboxInstance as Sandbox } from '@blaxel/core'
 import { callsFromInsideMax } from './http/run/sandbox/call.ts'
 import { silentLogger } from './lib/log.ts'
+import { eventually } from './lib/test-eventually.ts'
 import { temporaryDataDir } from './platform.ts'
-import { eventually, openTestClient, type TestClient, whyNot } from './test-client.ts'
+import { openTestClient, type TestClient, whyNot } from './test-client.ts'
 
 /** What programs in sandboxes reach: servers of this test on the host's loopback, which the platform is told to allow. */
 

@@ -4,8 +4,9 @@ import { mkdtemp, readFile, rm, stat } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { SandboxInstance } from '@blaxel/core'
+import { eventually } from './lib/test-eventually.ts'
 import { temporaryDataDir } from './platform.ts'
-import { eventually, openTestClient, type TestClient } from './test-client.ts'
+import { openTestClient, type TestClient } from './test-client.ts'
 
 /** Every method of `sandbox.fs`, through the unmodified client and a real guest. */
 

@@ -6,7 +6,8 @@ import type { Agent, ApplicationInstance as ApplicationInstanceOf } from '@blaxe
 import { programs, tar, testImage } from './images/test-image.ts'
 import { TestRegistry } from './images/test-registry.ts'
 import { HurriedClock } from './lib/test-clock.ts'
-import { eventually, openTestClient, type TestClient, whyNot } from './test-client.ts'
+import { eventually } from './lib/test-eventually.ts'
+import { openTestClient, type TestClient, whyNot } from './test-client.ts'
 
 /** Code that becomes something that answers, through the client of the cloud, on real machines. */
 

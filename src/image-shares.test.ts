@@ -4,7 +4,8 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { ociArchive, programs, tar, testImage } from './images/test-image.ts'
 import { type Clock, systemClock } from './lib/clock.ts'
-import { eventually, openTestClient, type TestClient, whyNot } from './test-client.ts'
+import { eventually } from './lib/test-eventually.ts'
+import { openTestClient, type TestClient, whyNot } from './test-client.ts'
 
 /** Images that one workspace shares with another. */
 

@@ -6,7 +6,8 @@ import { gzipSync } from 'node:zlib'
 import type { SandboxInstance as Sandbox } from '@blaxel/core'
 import { dockerArchive, ociArchive, programs, type TestEntry, tar, testImage } from './images/test-image.ts'
 import { TestRegistry } from './images/test-registry.ts'
-import { eventually, openTestClient, type TestClient, whyNot } from './test-client.ts'
+import { eventually } from './lib/test-eventually.ts'
+import { openTestClient, type TestClient, whyNot } from './test-client.ts'
 
 /** Images of one's own, from the archive to the program inside, through the client of the cloud. */
 

@@ -4,7 +4,8 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { JobExecution } from '@blaxel/core'
 import { HurriedClock } from './lib/test-clock.ts'
-import { eventually, openTestClient, type TestClient, whyNot } from './test-client.ts'
+import { eventually } from './lib/test-eventually.ts'
+import { openTestClient, type TestClient, whyNot } from './test-client.ts'
 import { bundledFiles, deploy, fixtureFiles } from './test-hosting.ts'
 
 /** Code that is run to its end, through the client of the cloud, on real machines. */

@@ -4,9 +4,10 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { SandboxInstance as Sandbox } from '@blaxel/core'
 import { FakeClock } from './lib/test-clock.ts'
+import { eventually } from './lib/test-eventually.ts'
 import { temporaryDataDir } from './platform.ts'
 import { fakeRuntime } from './runtimes/fake/index.ts'
-import { eventually, openTestClient, type TestClient, whyNot } from './test-client.ts'
+import { openTestClient, type TestClient, whyNot } from './test-client.ts'
 
 /** What becomes of a sandbox in time, through the client of the cloud. */
 

@@ -8,6 +8,7 @@ import { publicPaths, routeTableRefusals } from './http/testing/route-table-refu
 import { systemClock } from './lib/clock.ts'
 import { createLogger } from './lib/log.ts'
 import { FakeClock } from './lib/test-clock.ts'
+import { eventually } from './lib/test-eventually.ts'
 import { createPlatform, type Platform, type PlatformOptions, temporaryDataDir } from './platform.ts'
 import { fakeRuntime } from './runtimes/fake/index.ts'
 
@@ -334,11 +335,3 @@ describe('logs', () => {
     expect(lines.join('')).not.toContain(apiKey)
   })
 })
-
-async function eventually(check: () => Promise<boolean>): Promise<void> {
-  const deadline = performance.now() + 60_000
-  while (!(await check())) {
-    if (performance.now() > deadline) throw new Error('never')
-    await Bun.sleep(20)
-  }
-}

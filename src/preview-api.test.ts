@@ -1,9 +1,10 @@
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
 import type { SandboxInstance } from '@blaxel/core'
 import { HurriedClock } from './lib/test-clock.ts'
+import { eventually } from './lib/test-eventually.ts'
 import { unusedPorts } from './lib/test-ports.ts'
 import { temporaryDataDir } from './platform.ts'
-import { eventually, openTestClient, type TestClient } from './test-client.ts'
+import { openTestClient, type TestClient } from './test-client.ts'
 
 /** Every method of `sandbox.previews`, their tokens and `sandbox.sessions`, through the unmodified client. */
 

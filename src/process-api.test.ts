@@ -1,8 +1,9 @@
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
 import type { SandboxInstance } from '@blaxel/core'
+import { eventually } from './lib/test-eventually.ts'
 import { unusedPorts } from './lib/test-ports.ts'
 import { temporaryDataDir } from './platform.ts'
-import { eventually, openTestClient, type TestClient } from './test-client.ts'
+import { openTestClient, type TestClient } from './test-client.ts'
 
 /** Every method of `sandbox.process`, through the unmodified client and a real guest. */
 

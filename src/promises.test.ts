@@ -2,7 +2,8 @@ import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from '
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { eventually, openTestClient, type TestClient, whyNot } from './test-client.ts'
+import { eventually } from './lib/test-eventually.ts'
+import { openTestClient, type TestClient, whyNot } from './test-client.ts'
 
 /**
  * What programs written for the cloud count on without being told, through the unmodified client. What policies,

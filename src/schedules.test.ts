@@ -4,8 +4,9 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { SandboxInstance as Sandbox } from '@blaxel/core'
 import { FakeClock } from './lib/test-clock.ts'
+import { eventually } from './lib/test-eventually.ts'
 import { type FakeRuntime, fakeRuntime } from './runtimes/fake/index.ts'
-import { eventually, openTestClient, type TestClient } from './test-client.ts'
+import { openTestClient, type TestClient } from './test-client.ts'
 
 /** Schedules through the client of the cloud, with machines that are functions and a clock that tests turn. */
 

@@ -6,7 +6,8 @@ import { verifyWebhookFromRequest } from '@blaxel/core'
 import { TestReceiver } from './deliveries/test-receiver.ts'
 import { tar } from './images/test-image.ts'
 import { HurriedClock } from './lib/test-clock.ts'
-import { eventually, openTestClient, type TestClient, whyNot } from './test-client.ts'
+import { eventually } from './lib/test-eventually.ts'
+import { openTestClient, type TestClient, whyNot } from './test-client.ts'
 
 /** What is deployed, on real machines: how its instances come, go, fail, and reach the platform. */
 

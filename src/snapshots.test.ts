@@ -4,10 +4,11 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { SandboxInstance as Sandbox, Snapshot as SnapshotOf } from '@blaxel/core'
 import { ociArchive, programs, tar, testImage } from './images/test-image.ts'
+import { eventually } from './lib/test-eventually.ts'
 import { temporaryDataDir } from './platform.ts'
 import { fakeRuntime } from './runtimes/fake/index.ts'
 import { snapshotsPerSandboxMax } from './sandboxes/snapshots/taking.ts'
-import { eventually, openTestClient, type TestClient, whyNot } from './test-client.ts'
+import { openTestClient, type TestClient, whyNot } from './test-client.ts'
 
 /** Snapshots, and what is made of them, through the client of the cloud. */
 

@@ -3,8 +3,9 @@ import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { tar } from './images/test-image.ts'
+import { eventually } from './lib/test-eventually.ts'
 import { unusedPorts } from './lib/test-ports.ts'
-import { eventually, openTestClient, type TestClient, whyNot } from './test-client.ts'
+import { openTestClient, type TestClient, whyNot } from './test-client.ts'
 
 /** From an upload to an image, through HTTP and with real machines, and with a platform that is killed meanwhile. */
 

@@ -4,8 +4,9 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import type { SandboxInstance as Sandbox } from '@blaxel/core'
 import { HurriedClock } from './lib/test-clock.ts'
+import { eventually } from './lib/test-eventually.ts'
 import type { PlatformOptions } from './platform.ts'
-import { eventually, openTestClient, type TestClient, whyNot } from './test-client.ts'
+import { openTestClient, type TestClient, whyNot } from './test-client.ts'
 
 /** Standby as the client of the cloud sees it: real machines, real freezing, and a clock that is moved on. */
 

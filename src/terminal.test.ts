@@ -1,6 +1,7 @@
 import { afterAll, beforeAll, expect, test } from 'bun:test'
+import { eventually } from './lib/test-eventually.ts'
 import { temporaryDataDir } from './platform.ts'
-import { eventually, openTestClient, type TestClient } from './test-client.ts'
+import { openTestClient, type TestClient } from './test-client.ts'
 
 /** The terminal as `bl connect` uses it: a WebSocket at the sandbox's address, the credential in the query. */
 

@@ -63,18 +63,3 @@ export async function whyNot(lacks: (able: RuntimeCapabilities) => string = () =
   if (why) console.warn(`skipped: ${why}`)
   return why
 }
-
-/** Polls until `holds` answers something true; fails with `what` after a generous while. */
-export async function eventually<Result>(
-  what: string,
-  holds: () => Promise<Result> | Result,
-  waitMs = 60_000,
-): Promise<NonNullable<Result>> {
-  const deadline = performance.now() + waitMs
-  for (;;) {
-    const result = await holds()
-    if (result) return result
-    if (performance.now() > deadline) throw new Error(`never happened: ${what}`)
-    await new Promise((resolve) => setTimeout(resolve, 10))
-  }
-}

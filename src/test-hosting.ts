@@ -3,8 +3,9 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { Readable } from 'node:stream'
 import { Glob } from 'bun'
+import { eventually } from './lib/test-eventually.ts'
 import { ZipWriter } from './lib/zip-writer.ts'
-import { eventually, type TestClient } from './test-client.ts'
+import type { TestClient } from './test-client.ts'
 
 /** For tests: code sent to a platform as the cloud's clients send it. */
 

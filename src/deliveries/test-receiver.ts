@@ -1,5 +1,5 @@
+import { eventually } from '../lib/test-eventually.ts'
 /** For tests: whoever is told of what was done. */
-import { eventually } from '../test-client.ts'
 
 export interface Received {
   headers: Record<string, string>

@@ -1,7 +1,8 @@
 import { afterEach, beforeEach, expect, test } from 'bun:test'
 import { PlatformError } from '../errors.ts'
 import { maskedValue } from '../lib/environment.ts'
-import { eventually } from '../test-client.ts'
+import { eventually } from '../lib/test-eventually.ts'
+import { refusalOf } from '../lib/test-refusal.ts'
 import {
   applicationView,
   type DeploymentKind,
@@ -57,14 +58,6 @@ const isDeployed = (id: string | null) =>
   eventually('the revision is ready', async () =>
     (await read()).body.revisions.some((one) => one.id === id && one.phase === 'deployed'),
   )
-const failure = async (work: Promise<unknown>) => {
-  const error = await work.then(
-    () => null,
-    (thrown: unknown) => thrown,
-  )
-  if (!PlatformError.is(error)) throw new Error(`no refusal: ${error}`)
-  return error as PlatformError
-}
 /** Makes revisions until there are `count`, each in full service. */
 async function revisions(count: number): Promise<string[]> {
   const ids: string[] = []
@@ -89,7 +82,7 @@ test('an image becomes a revision that gets the requests once it is ready', asyn
     spec: { enabled: true, public: true, runtime: { image: 'sandbox/app:v1', memory: 512 } },
     status: 'DEPLOYING',
   })
-  expect(await failure(acquire())).toMatchObject({ code: 'workload_unavailable' })
+  expect(await refusalOf(acquire())).toMatchObject({ code: 'workload_unavailable' })
   await eventually('it is being brought up', () => host.fleet.runs.size === 1)
   expect([...host.fleet.runs.values()]).toMatchObject([
     { image: `agent/one:${revisionId}`, env: { KEY: 's3cret' }, memoryMb: 512, port: 8000 },
@@ -127,14 +120,14 @@ test('values of variables are masked, kept when the mask comes back, and sealed 
 
 test('a name that is taken is refused, and so is what is not there', async () => {
   await create()
-  expect(await failure(create())).toMatchObject({ code: 'already_exists' })
-  expect(await failure(update({ name: 'other', spec: runtime() }))).toMatchObject({ code: 'not_found' })
-  expect(await failure(create({ name: 'Bad Name' }))).toMatchObject({ code: 'bad_request' })
-  expect(await failure(create({ name: 'two', spec: {} }))).toMatchObject({
+  expect(await refusalOf(create())).toMatchObject({ code: 'already_exists' })
+  expect(await refusalOf(update({ name: 'other', spec: runtime() }))).toMatchObject({ code: 'not_found' })
+  expect(await refusalOf(create({ name: 'Bad Name' }))).toMatchObject({ code: 'bad_request' })
+  expect(await refusalOf(create({ name: 'two', spec: {} }))).toMatchObject({
     code: 'bad_request',
     message: expect.stringContaining('spec.runtime.image: missing'),
   })
-  expect(await failure(host.deployments.get('main', 'agent', 'two'))).toMatchObject({ code: 'not_found' })
+  expect(await refusalOf(host.deployments.get('main', 'agent', 'two'))).toMatchObject({ code: 'not_found' })
 })
 
 test('an upload is told of as being built for nine seconds, while traffic moves at once', async () => {
@@ -333,7 +326,7 @@ test('a revision to go back to that does not start changes nothing but a message
     message: `it crashed\nThe revision ${second} goes on serving.`,
   })
   expect((await acquire()).revisionId).toBe(second!)
-  expect(await failure(update({ spec: { revision: { active: 'rev-none' } } }))).toMatchObject({
+  expect(await refusalOf(update({ spec: { revision: { active: 'rev-none' } } }))).toMatchObject({
     code: 'bad_request',
     message: expect.stringContaining('"rev-none" is no revision that is kept'),
   })
@@ -450,7 +443,7 @@ test('what is deactivated is not reached, and what is activated again is', async
   await update({ spec: { enabled: false } })
   await becomes('DEACTIVATED')
   expect(host.fleet.retired.map(({ id }) => id)).toEqual([first!])
-  expect(await failure(acquire())).toMatchObject({
+  expect(await refusalOf(acquire())).toMatchObject({
     code: 'workload_unavailable',
     message: expect.stringContaining('deactivated'),
     retryable: false,
@@ -470,13 +463,13 @@ test('deleting ends the instances, the builds, the logs and the images that were
   await eventually('the second is on its way', () => host.fleet.runs.has(second.revisionId!))
   const removed = await host.deployments.remove('main', 'agent', 'one')
   expect(viewOf(removed).status).toBe('DELETING')
-  expect(await failure(read())).toMatchObject({ code: 'not_found' })
+  expect(await refusalOf(read())).toMatchObject({ code: 'not_found' })
   expect(host.fleet.runs.size).toBe(0)
   expect(host.fleet.retired.every(({ now }) => now)).toBe(true)
   expect(host.builds.cancelled).toEqual(['agent/one'])
   expect(host.images.removed.sort()).toEqual([first, second.revisionId].map((id) => `agent/one:${id}`).sort())
   expect(host.forgotten.at(-1)).toBe('main/agents/one')
-  expect(await failure(acquire())).toMatchObject({ code: 'workload_not_found' })
+  expect(await refusalOf(acquire())).toMatchObject({ code: 'workload_not_found' })
   gate.resolve()
 })
 
@@ -560,7 +553,7 @@ test('an application says its image and port at the top, is public, and has revi
   const again = await host.deployments.update(asked({ kind: 'application', name: 'site', spec: view.spec }))
   expect(again.revisionId).toBeNull()
   expect(
-    await failure(
+    await refusalOf(
       host.deployments.create(
         asked({ kind: 'application', name: 'far', spec: { image: 'registry.example/app:v1' } }),
       ),
@@ -598,7 +591,7 @@ test.each([
   [{ ...runtime(), revision: { traffic: 101 } }, 'spec.revision.traffic: 101 is out of range'],
   [{ ...runtime(), triggers: [{ type: 'smoke' }] }, 'spec.triggers[0].type: "smoke" is not one of'],
 ])('what cannot be is refused with its name: %j', async (spec, message) => {
-  expect((await failure(create({ spec }))).message).toContain(message)
+  expect((await refusalOf(create({ spec }))).message).toContain(message)
 })
 
 test('policies are kept for whoever names some, with a word that nothing applies them', async () => {
@@ -638,7 +631,7 @@ test('a list is filtered by status, in any case, and searched by name and label'
     (await host.deployments.list('main', 'agent', { status })).data.map(({ name }) => name)
   expect(await names('deployed')).toEqual(['one'])
   expect(await names('UPLOADING,DEPLOYED')).toEqual(['two', 'one'])
-  expect(await failure(names('SMOKE'))).toMatchObject({ code: 'bad_request' })
+  expect(await refusalOf(names('SMOKE'))).toMatchObject({ code: 'bad_request' })
   const found = async (search: string) =>
     (await host.deployments.list('main', 'agent', { search })).data.map(({ name }) => name)
   expect([await found('blue'), await found('TW')]).toEqual([['one'], ['two']])

@@ -2,9 +2,9 @@ import { afterEach, beforeEach, expect, test } from 'bun:test'
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { PlatformError } from '../errors.ts'
 import { silentLogger } from '../lib/log.ts'
 import { FakeClock } from '../lib/test-clock.ts'
+import { refusalOf } from '../lib/test-refusal.ts'
 import type { Store } from '../spec/store.ts'
 import { openSqliteStore } from '../stores/sqlite/index.ts'
 import { Users, Workspaces } from '../workspaces/index.ts'
@@ -67,15 +67,6 @@ async function prove(name: string, workspace = 'main'): Promise<void> {
       [value],
     ])
 }
-async function failure(work: Promise<unknown>): Promise<PlatformError> {
-  const error = await work.then(
-    () => null,
-    (thrown: unknown) => thrown,
-  )
-  if (!PlatformError.is(error)) throw new Error(`no refusal: ${error}`)
-  return error
-}
-
 test('a domain leads to a workspace once its record shows that it is its own, and over restarts', async () => {
   const made = domains.view(await create('Example.COM.'), origin)
   const [[record = '', value = ''] = []] = Object.entries(made.spec.txtRecords)
@@ -132,9 +123,9 @@ test('of two workspaces that have the same domain one alone is led to', async ()
 
 test('addresses of an application are below verified domains of its workspace; one is looked at when it is used', async () => {
   const check = (...urls: { domain: string; subdomain?: string }[]) => domains.checkUrls('main', urls)
-  expect((await failure(check({ domain: 'example.com' }))).message).toContain('register it first')
+  expect((await refusalOf(check({ domain: 'example.com' }))).message).toContain('register it first')
   await create('example.com')
-  const refused = await failure(check({ domain: 'example.com' }))
+  const refused = await refusalOf(check({ domain: 'example.com' }))
   expect([refused.code, refused.message]).toEqual([
     'bad_request',
     expect.stringContaining('spec.urls[0].domain: "example.com" is not verified: the TXT record'),
@@ -142,10 +133,10 @@ test('addresses of an application are below verified domains of its workspace; o
   await prove('example.com')
   await check({ domain: 'example.com' }, { domain: 'example.com', subdomain: 'a.www' })
   expect((await domains.get('main', 'example.com')).body.status).toBe('verified')
-  expect((await failure(check({ domain: 'example.com', subdomain: '-no' }))).message).toContain('subdomain')
-  expect((await failure(domains.checkUrls('other', [{ domain: 'example.com' }]))).code).toBe('bad_request')
+  expect((await refusalOf(check({ domain: 'example.com', subdomain: '-no' }))).message).toContain('subdomain')
+  expect((await refusalOf(domains.checkUrls('other', [{ domain: 'example.com' }]))).code).toBe('bad_request')
   users.set('main example.com', 'site')
-  expect(await failure(domains.remove('main', 'example.com'))).toMatchObject({
+  expect(await refusalOf(domains.remove('main', 'example.com'))).toMatchObject({
     code: 'conflict',
     message: expect.stringContaining('"site"'),
   })
@@ -160,7 +151,7 @@ test('what a domain is called and labelled with is changed, and nothing else', a
   const changed = await domains.update('main', 'example.com', { metadata, spec: view.spec }, { actor })
   expect(changed.body).toEqual({ ...verified.body, displayName: 'Shop', labels: { team: '7' } })
   const renamed = domains.update('main', 'example.com', input('other.com'), { actor })
-  expect((await failure(renamed)).message).toContain('cannot be renamed')
+  expect((await refusalOf(renamed)).message).toContain('cannot be renamed')
   expect((await domains.list('main')).map(({ name }) => name)).toEqual(['example.com'])
   await store.batch(await domains.removal('main'))
   expect([await domains.list('main'), domains.holderOf('example.com')]).toEqual([[], null])
@@ -176,7 +167,7 @@ test.each([
   [input('taken.org'), 'is registered already'],
 ])('%j is refused: %s', async (wrong, message) => {
   await create('taken.org')
-  expect((await failure(domains.create('main', wrong, { actor }))).message).toContain(message)
+  expect((await refusalOf(domains.create('main', wrong, { actor }))).message).toContain(message)
 })
 
 test('a domain of one application leads to that by itself', async () => {

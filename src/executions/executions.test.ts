@@ -1,9 +1,10 @@
 import { expect, test } from 'bun:test'
 import { PlatformError } from '../errors.ts'
+import { eventually } from '../lib/test-eventually.ts'
+import { refusalCodeOf } from '../lib/test-refusal.ts'
 import type { Queue, WorkChange } from '../spec/queue.ts'
-import { eventually } from '../test-client.ts'
 import { type Execution, ExecutionStopped } from './index.ts'
-import { bytes, failure, refusal, success, TestExecutions, text } from './test-executions.ts'
+import { bytes, failure, success, TestExecutions, text } from './test-executions.ts'
 
 test('what is accepted is done once, and its result kept', async () => {
   await using engine = await TestExecutions.open()
@@ -121,9 +122,9 @@ test('cancelling reaches the runner, and what waits is never begun', async () =>
   expect((signal.reason as ExecutionStopped).why).toBe('cancelled')
   const third = await engine.accept()
   expect((await engine.next()).attempt.execution.id).toBe(third.id)
-  expect(await refusal(engine.executions.cancel('main', running.id))).toBe('conflict')
-  expect(await refusal(engine.executions.cancel('main', 'none'))).toBe('not_found')
-  expect(await refusal(engine.executions.cancel('other', third.id))).toBe('not_found')
+  expect(await refusalCodeOf(engine.executions.cancel('main', running.id))).toBe('conflict')
+  expect(await refusalCodeOf(engine.executions.cancel('main', 'none'))).toBe('not_found')
+  expect(await refusalCodeOf(engine.executions.cancel('other', third.id))).toBe('not_found')
 })
 
 test('of two workers that report different results the stale one changes nothing', async () => {
@@ -171,7 +172,7 @@ test('an agent that took it up reports how it ended, once', async () => {
   const ended = await executions.report('main', id, report)
   expect(ended).toMatchObject({ status: 'succeeded', resultType: 'application/json', note: { progress: 50 } })
   expect(await executions.report('main', id, report)).toEqual(ended)
-  expect(await refusal(executions.report('main', id, { status: 'failed' }))).toBe('conflict')
+  expect(await refusalCodeOf(executions.report('main', id, { status: 'failed' }))).toBe('conflict')
   expect(executions.get('main', id)).toEqual(ended)
 })
 
@@ -261,7 +262,7 @@ test('the same request again is the same execution, another one with its key is 
   expect([one.existing, two.existing]).toEqual([false, true])
   expect(two.execution.id).toBe(one.execution.id)
   const other = engine.executions.accept({ ...asked, idempotency: { key: 'k', digest: 'other' } })
-  expect(await refusal(other)).toBe('conflict')
+  expect(await refusalCodeOf(other)).toBe('conflict')
   engine.clock.advance(24 * 3600 * 1000)
   expect((await engine.executions.accept(asked)).existing).toBe(false)
 })
@@ -271,7 +272,7 @@ test('past what may wait it is refused, and nothing is kept of it', async () => 
   await engine.accept()
   await engine.next()
   for (let count = 0; count < 2; count++) await engine.accept()
-  expect(await refusal(engine.accept())).toBe('too_many_requests')
+  expect(await refusalCodeOf(engine.accept())).toBe('too_many_requests')
   expect(engine.executions.list('main').data).toHaveLength(3)
 })
 
@@ -280,11 +281,11 @@ test('what takes too much of the disk is refused, and what ended makes room', as
   await using engine = await TestExecutions.open({ bytesMax, runner: { runningMax: 1 } })
   const input = new Uint8Array(1024 * 1024)
   const ids = [(await engine.accept({ input })).id, (await engine.accept({ input })).id]
-  expect(await refusal(engine.accept())).toBe('too_many_requests')
+  expect(await refusalCodeOf(engine.accept())).toBe('too_many_requests')
   const parts = engine.executions.acceptGroup(engine.asked({ source: 'job' }), [bytes('')], {
     ...{ source: 'agent', timeoutMs: 1000, parallelMax: 1 },
   })
-  expect(await refusal(parts)).toBe('too_many_requests')
+  expect(await refusalCodeOf(parts)).toBe('too_many_requests')
   for (const id of ids) {
     ;(await engine.next()).end(success())
     await engine.ended(id)
@@ -415,19 +416,21 @@ test('what was only told of is not done again, and the others have the ids of th
     await executions.report('main', id, { status: 'failed', error: { code: 'broken', message: 'broken' } })
     return id
   }
-  expect(await refusal(executions.replay('main', await ended('told')))).toBe('conflict')
+  expect(await refusalCodeOf(executions.replay('main', await ended('told')))).toBe('conflict')
   expect(await executions.replayMany('main', { source: 'told' })).toEqual([])
   expect((await executions.replay('main', await ended('named'))).id).toBe('exec-again')
 })
 
 test('what would not fit or never end is refused', async () => {
   await using engine = await TestExecutions.open()
-  expect(await refusal(engine.accept({ timeoutMs: 0 }))).toBe('bad_request')
-  expect(await refusal(engine.accept({ timeoutMs: Number.NaN }))).toBe('bad_request')
-  expect(await refusal(engine.accept({ input: new Uint8Array(32 * 1024 * 1024 + 1) }))).toBe('body_too_large')
-  expect(await refusal(engine.accept({ note: { long: 'x'.repeat(70_000) } }))).toBe('body_too_large')
+  expect(await refusalCodeOf(engine.accept({ timeoutMs: 0 }))).toBe('bad_request')
+  expect(await refusalCodeOf(engine.accept({ timeoutMs: Number.NaN }))).toBe('bad_request')
+  expect(await refusalCodeOf(engine.accept({ input: new Uint8Array(32 * 1024 * 1024 + 1) }))).toBe(
+    'body_too_large',
+  )
+  expect(await refusalCodeOf(engine.accept({ note: { long: 'x'.repeat(70_000) } }))).toBe('body_too_large')
   const retry = { attemptsMax: 0, delayMs: 1, delayMsMax: 1 }
-  expect(await refusal(engine.accept({ retry }))).toBe('bad_request')
+  expect(await refusalCodeOf(engine.accept({ retry }))).toBe('bad_request')
   expect(engine.executions.list('main').data).toEqual([])
 })
 

@@ -1,6 +1,7 @@
 import { expect, test } from 'bun:test'
+import { refusalCodeOf } from '../lib/test-refusal.ts'
 import type { NewParts } from './index.ts'
-import { bytes, failure, refusal, success, TestExecutions, text } from './test-executions.ts'
+import { bytes, failure, success, TestExecutions, text } from './test-executions.ts'
 
 const each: NewParts = { source: 'agent', timeoutMs: 600_000, parallelMax: 2 }
 const inputs = (count: number) => Array.from({ length: count }, (_, index) => bytes(`part ${index}`))
@@ -51,7 +52,7 @@ test('a cancelled group begins nothing more and ends cancelled', async () => {
   expect(execution).toMatchObject({ status: 'cancelled', statusReason: 'enough' })
   for (const { signal } of running) expect(signal.aborted).toBe(true)
   expect(executions.counts(group.id)).toMatchObject({ succeeded: 1, cancelled: 299, queued: 0, running: 0 })
-  expect(await refusal(executions.cancel('main', group.id))).toBe('conflict')
+  expect(await refusalCodeOf(executions.cancel('main', group.id))).toBe('conflict')
 })
 
 test('a group that takes too long is stopped', async () => {
@@ -146,7 +147,7 @@ test('a replayed group has the same parts', async () => {
   for (let count = 0; count < 2; count++) (await engine.next()).end(success())
   await engine.ended(group.id)
   const part = executions.part('main', group.id, 0)!
-  expect(await refusal(executions.replay('main', part.id))).toBe('conflict')
+  expect(await refusalCodeOf(executions.replay('main', part.id))).toBe('conflict')
   const replayed = await executions.replay('main', group.id)
   for (const index of [0, 1]) {
     const { attempt, end } = await engine.next()

@@ -1,7 +1,6 @@
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { type ErrorCode, PlatformError } from '../errors.ts'
 import { silentLogger } from '../lib/log.ts'
 import { HurriedClock } from '../lib/test-clock.ts'
 import type { Queue } from '../spec/queue.ts'
@@ -164,15 +163,5 @@ export class TestExecutions implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.stop()
     if (this.#ownsDir) rmSync(this.dir, { recursive: true })
-  }
-}
-
-export async function refusal(work: Promise<unknown>): Promise<ErrorCode | null> {
-  try {
-    await work
-    return null
-  } catch (error) {
-    if (PlatformError.is(error)) return error.code
-    throw error
   }
 }

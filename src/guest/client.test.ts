@@ -4,6 +4,7 @@ import { createServer, type Server, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { PlatformError } from '../errors.ts'
 import { silentLogger } from '../lib/log.ts'
+import { eventually } from '../lib/test-eventually.ts'
 import type { SpawnSpec } from '../spec/guest.ts'
 import {
   type Frame,
@@ -110,14 +111,6 @@ async function codeOf(promise: Promise<unknown>): Promise<string> {
     () => '',
     (error) => error.code,
   )
-}
-
-async function eventually(holds: () => boolean): Promise<void> {
-  const deadline = performance.now() + 60_000
-  while (!holds()) {
-    if (performance.now() > deadline) throw new Error('did not come true in time')
-    await new Promise((resolve) => setTimeout(resolve, 2))
-  }
 }
 
 describe('a guest that does not do its part', () => {

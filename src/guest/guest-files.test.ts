@@ -3,10 +3,11 @@ import { execFileSync } from 'node:child_process'
 import { chmodSync, chownSync, linkSync, mkdirSync, symlinkSync } from 'node:fs'
 import { chmod, lstat, mkdir, readdir, readFile, stat, truncate, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import { eventually } from '../lib/test-eventually.ts'
 import { readEntries, readEntry } from './codec.ts'
 import { FrameType, FrameWriter } from './frame.ts'
 import { PayloadReader } from './payload.ts'
-import { describeError, eventually, TestConnection, TestGuest } from './test-guest.ts'
+import { describeError, TestConnection, TestGuest } from './test-guest.ts'
 
 setDefaultTimeout(120_000)
 

@@ -4,9 +4,10 @@ import { closeSync, fstatSync, readFileSync, renameSync, truncateSync, writeFile
 import { mkdtemp } from 'node:fs/promises'
 import { join } from 'node:path'
 import { messageSockets, receiveDescriptor, sendWithDescriptor } from '../lib/descriptors.ts'
+import { eventually } from '../lib/test-eventually.ts'
 import { readEntry } from './codec.ts'
 import { FrameType, FrameWriter } from './frame.ts'
-import { describeError, eventually, type TestConnection, TestGuest } from './test-guest.ts'
+import { describeError, type TestConnection, TestGuest } from './test-guest.ts'
 
 setDefaultTimeout(120_000)
 

@@ -3,9 +3,10 @@ import { execFileSync } from 'node:child_process'
 import { mkdirSync } from 'node:fs'
 import { readdir, readFile, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import { eventually } from '../lib/test-eventually.ts'
 import { readOutputNotice } from './codec.ts'
 import { type Frame, FrameType, FrameWriter } from './frame.ts'
-import { eventually, type TestConnection, TestGuest } from './test-guest.ts'
+import { type TestConnection, TestGuest } from './test-guest.ts'
 
 setDefaultTimeout(120_000)
 

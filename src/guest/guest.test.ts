@@ -1,10 +1,11 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test'
 import { readdir, readFile, stat, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import { eventually } from '../lib/test-eventually.ts'
 import { readProcess } from './codec.ts'
 import { FrameType, FrameWriter } from './frame.ts'
 import { PayloadReader } from './payload.ts'
-import { eventually, TestConnection, TestGuest } from './test-guest.ts'
+import { TestConnection, TestGuest } from './test-guest.ts'
 
 const running = 1
 const flag = { stdin: 1, pty: 2 }

@@ -15,6 +15,7 @@ import { join } from 'node:path'
 import { compileHelper, findCompilers } from '../../scripts/build-helper.ts'
 import { capture } from '../../scripts/capture.ts'
 import { PlatformError } from '../errors.ts'
+import { eventually } from '../lib/test-eventually.ts'
 import {
   isRunning,
   type LaunchedInstance,
@@ -23,7 +24,6 @@ import {
   status,
   TestHost,
   uidRange,
-  until,
 } from './test-launch.ts'
 
 const isRoot = process.getuid?.() === 0
@@ -46,7 +46,7 @@ const drain = async (socket: Socket): Promise<Buffer> => {
 }
 
 const portSocket = async (instance: LaunchedInstance, port: number): Promise<string> => {
-  await until(`port ${port}`, () => instance.keeper.probe(port))
+  await eventually(`port ${port}`, () => instance.keeper.probe(port))
   await instance.keeper.listen(port)
   return instance.run(`p${port}`)
 }
@@ -260,7 +260,7 @@ suite(`an instance launched by root${reason}`, () => {
     socket.pause()
     const settled = async () => {
       let last = ''
-      return until('the sender to stop', async () => {
+      return eventually('the sender to stop', async () => {
         const before = last
         await Bun.sleep(200)
         last = instance.inside('tmp/sent')
@@ -310,18 +310,18 @@ suite(`an instance launched by root${reason}`, () => {
         createServer((socket) => socket.end('six')).listen(81, '::1')`,
     })
     const { keeper } = instance
-    await until('the servers', async () => (await keeper.probe(80)) && (await keeper.probe(81)))
+    await eventually('the servers', async () => (await keeper.probe(80)) && (await keeper.probe(81)))
     const descriptors = () => readdirSync(`/proc/${instance.keeperPid}/fd`).length
     const before = descriptors()
     const reached = await Promise.all(Array.from({ length: 20 }, (_, at) => reach(keeper, 80, `${at}`)))
     for (const [at, { text }] of reached.entries()) {
-      await until('an answer', () => text() === `you said ${at}`)
+      await eventually('an answer', () => text() === `you said ${at}`)
     }
     expect(descriptors()).toBe(before)
     for (const { close } of reached) close()
-    await until('the server to see them go', () => instance.inside('tmp/closed') === 'yes')
+    await eventually('the server to see them go', () => instance.inside('tmp/closed') === 'yes')
     const six = await reach(keeper, 81, '')
-    await until('its end', () => six.ended())
+    await eventually('its end', () => six.ended())
     expect(six.text()).toBe('six')
   }, 120_000)
 
@@ -351,10 +351,10 @@ suite(`an instance launched by root${reason}`, () => {
     const descriptors = () => readdirSync(`/proc/${instance.keeperPid}/fd`).length
     const before = descriptors()
     const sockets = await Promise.all(Array.from({ length: 20 }, () => open(path)))
-    await until('the relays', () => descriptors() >= before + 40)
+    await eventually('the relays', () => descriptors() >= before + 40)
     for (const socket of sockets) socket.destroy()
-    await until('the server to see it', () => instance.inside('tmp/open') === 'open 0')
-    await until('the relays to be over', () => descriptors() <= before + 8)
+    await eventually('the server to see it', () => instance.inside('tmp/open') === 'open 0')
+    await eventually('the relays to be over', () => descriptors() <= before + 8)
   }, 120_000)
 
   test('keeps at most 256 ports, dropping the one that was not used for longest', async () => {
@@ -373,7 +373,7 @@ suite(`an instance launched by root${reason}`, () => {
     expect(await instance.keeper.open()).toMatchObject({ state: 'running' })
     await instance.keeper.kill()
     expect(await instance.ended).toEqual({ state: 'signaled', code: 9 })
-    await until('the keeper to end', () => !isRunning(instance.keeperPid))
+    await eventually('the keeper to end', () => !isRunning(instance.keeperPid))
     expect(readdirSync(join(instance.dir, 'run'))).toEqual(['exit'])
     expect(read(instance.run('exit'))).toBe('signaled 9\n')
     expect(isRunning(instance.guestPid)).toBe(false)
@@ -382,12 +382,12 @@ suite(`an instance launched by root${reason}`, () => {
   test('dies with its keeper', async () => {
     const instance = await host.launch({ script: 'sleep 1000' })
     process.kill(instance.keeperPid, 'SIGKILL')
-    await until('the guest to die', () => !isRunning(instance.guestPid))
+    await eventually('the guest to die', () => !isRunning(instance.guestPid))
   })
 
   test('dies with its launcher when it is only to be tried', async () => {
     const { guestPid, keeperPid } = await host.launch({ entries: ['transient=yes'], script: 'sleep 1000' })
-    await until('both to die', () => !isRunning(guestPid) && !isRunning(keeperPid))
+    await eventually('both to die', () => !isRunning(guestPid) && !isRunning(keeperPid))
   })
 
   test('joins the cgroups it is given, and sees itself at their root', async () => {
@@ -411,7 +411,7 @@ suite(`an instance launched by root${reason}`, () => {
       expect(await instance.report('tmp/cgroup')).not.toContain('hutch-test')
       await instance.destroy()
     } finally {
-      for (const dir of made) await until(`${dir} to be empty`, () => !read(`${dir}/cgroup.procs`))
+      for (const dir of made) await eventually(`${dir} to be empty`, () => !read(`${dir}/cgroup.procs`))
       for (const dir of made) rmdirSync(dir)
     }
   })
@@ -436,8 +436,8 @@ suite(`an instance launched by root${reason}`, () => {
       inside().filter(
         (pid) => status(Number(pid), 'PPid') === `${guestPid}` && read(`/proc/${pid}/comm`) === 'sh\n',
       )
-    await until('the processes', () => inside().length >= 30)
-    await until('the shell to be refused another one', () => shells().length === 0)
+    await eventually('the processes', () => inside().length >= 30)
+    await eventually('the shell to be refused another one', () => shells().length === 0)
     expect(inside().length).toBeLessThan(42)
     expect(new Set(inside().map((pid) => status(Number(pid), 'Uid').split(' ')[0])).size).toBeGreaterThan(30)
   }, 120_000)
@@ -458,7 +458,7 @@ suite(`an instance launched by root${reason}`, () => {
           rm /root/full; mkdir /result; sleep 1000`,
       })
       const inside = `/proc/${instance.guestPid}/root`
-      await until('the disk to be full', () => existsSync(`${inside}/result`))
+      await eventually('the disk to be full', () => existsSync(`${inside}/result`))
       const bytes = Number(read(`${inside}/dev/shm/size`))
       expect(bytes).toBeGreaterThan(32 << 20)
       expect(bytes).toBeLessThan(64 << 20)
@@ -466,7 +466,7 @@ suite(`an instance launched by root${reason}`, () => {
         readdirSync('/sys/block').filter((name) => read(`/sys/block/${name}/loop/backing_file`).includes(dir))
       expect(backing().length).toBe(1)
       await instance.destroy()
-      await until('the loop device to be free', () => backing().length === 0)
+      await eventually('the loop device to be free', () => backing().length === 0)
     },
     120_000,
   )
@@ -499,7 +499,7 @@ suite(`an instance launched by root${reason}`, () => {
           }
         })
     // What a launch has forked ends right behind it.
-    await until('the end of every process of a refused launch', () => inDir().length === 0)
+    await eventually('the end of every process of a refused launch', () => inDir().length === 0)
     expect(read('/proc/mounts')).not.toContain(dir)
     await host.launch({ dir })
   })
@@ -584,7 +584,7 @@ unprivileged(
       const socket = await open(await portSocket(instance, 80))
       expect((await drain(socket)).toString()).toBe('hello')
       process.kill(instance.keeperPid, 'SIGKILL')
-      await until('the guest to die', () => !isRunning(instance.guestPid))
+      await eventually('the guest to die', () => !isRunning(instance.guestPid))
     }, 120_000)
   },
 )

@@ -1,8 +1,9 @@
 import { afterEach, beforeAll, beforeEach, expect, setDefaultTimeout, test } from 'bun:test'
 import { readdirSync } from 'node:fs'
 import { buildHelper } from '../../scripts/build-helper.ts'
+import { eventually } from '../lib/test-eventually.ts'
 import { HelperError, Launcher } from './launcher.ts'
-import { read, until } from './test-launch.ts'
+import { read } from './test-launch.ts'
 
 setDefaultTimeout(120_000)
 
@@ -46,7 +47,7 @@ test('one process serves launch after launch, and ends when none comes', async (
   const [first] = launchers()
   await refusal('b')
   expect(launchers()).toEqual([first!])
-  await until('the end of the launcher', () => launchers().length === 0)
+  await eventually('the end of the launcher', () => launchers().length === 0)
   expect((await refusal('c')).stage).toBe('spec')
 })
 

@@ -248,12 +248,3 @@ export function describeError(frame: Frame): string {
   reader.end()
   return `errno ${errno} ${message}`
 }
-
-/** Polls until it holds. */
-export async function eventually(holds: () => Promise<boolean> | boolean, timeoutMs = 60_000): Promise<void> {
-  const deadline = performance.now() + timeoutMs
-  while (!(await holds())) {
-    if (performance.now() > deadline) throw new Error('did not come true in time')
-    await Bun.sleep(5)
-  }
-}

@@ -15,6 +15,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { buildHelper } from '../../scripts/build-helper.ts'
 import { silentLogger } from '../lib/log.ts'
+import { eventually } from '../lib/test-eventually.ts'
 import { readError } from './codec.ts'
 import { FrameReader, FrameType, FrameWriter, receivedLimits } from './frame.ts'
 import { type GuestState, KeeperChannel } from './keeper.ts'
@@ -22,22 +23,11 @@ import { PayloadReader } from './payload.ts'
 
 /** For tests of the launcher: throwaway instances whose root is empty but for the host's /usr. */
 
-const deadlineMs = 60_000
 export const uidRange = 65_536
 /** Away from those that a platform on this host gives, and from those of tests that run at the same time. */
 let uidSlot = Math.floor(Math.random() * 0x1000)
 const newUidBase = () => 0x1000_0000 + (uidSlot++ % 0x1000) * 2 * uidRange
 const helperPath = process.env.HUTCH_TEST_HELPER ?? (await buildHelper()).path
-
-export async function until<T>(what: string, probe: () => T | Promise<T>): Promise<NonNullable<T>> {
-  const deadline = Date.now() + deadlineMs
-  for (;;) {
-    const value = await probe()
-    if (value) return value as NonNullable<T>
-    if (Date.now() > deadline) throw new Error(`waited ${deadlineMs} ms for ${what}`)
-    await Bun.sleep(5)
-  }
-}
 
 export const read = (path: string): string => {
   try {
@@ -206,7 +196,7 @@ export class LaunchedInstance {
 
   /** The whole of a file that the script inside ends with the line `done`. */
   async report(path: string): Promise<string> {
-    return until(path, () => {
+    return eventually(path, () => {
       const text = this.inside(path)
       return text.endsWith('done\n') ? text : ''
     })
@@ -220,6 +210,6 @@ export class LaunchedInstance {
         // It ended meanwhile.
       }
     }
-    await until('the guest to end', () => !isRunning(this.guestPid))
+    await eventually('the guest to end', () => !isRunning(this.guestPid))
   }
 }

@@ -5,10 +5,11 @@ import { join } from 'node:path'
 import fc from 'fast-check'
 import { silentLogger } from '../lib/log.ts'
 import { compileLinePattern, Matcher } from '../lib/patterns/index.ts'
+import { eventually } from '../lib/test-eventually.ts'
 import type { FileChange, SearchOptions, TreeSummary } from '../spec/guest.ts'
 import { FilesChannel } from './files.ts'
 import { ProtocolError } from './frame.ts'
-import { eventually, TestGuest } from './test-guest.ts'
+import { TestGuest } from './test-guest.ts'
 import { readChanges, readFound, readMatches, readSummary } from './tree-codec.ts'
 
 setDefaultTimeout(120_000)
@@ -203,7 +204,7 @@ describe('WATCH', () => {
       for await (const batch of changes)
         for (const change of batch as FileChange[]) seen.add(`${change.kind} ${change.path}`)
     })().catch(() => {})
-    await eventually(() => seen.has('lost ') && seen.has('created unseen/inner'), 60_000)
+    await eventually(() => seen.has('lost ') && seen.has('created unseen/inner'))
     writeFileSync(join(dir, 'unseen', 'later'), '1')
     await eventually(() => seen.has('created unseen/later'))
     controller.abort()

@@ -1,6 +1,6 @@
 import { expect, test } from 'bun:test'
-import { PlatformError } from '../errors.ts'
 import { FakeClock } from '../lib/test-clock.ts'
+import { refusalOf } from '../lib/test-refusal.ts'
 import { LargeBodies } from './large-bodies.ts'
 
 const MiB = 1024 * 1024
@@ -18,15 +18,6 @@ function sender(declared: number | null) {
     send: (bytes: number) => writer.write(new Uint8Array(bytes).fill(7)).catch(() => {}),
     end: () => writer.close().catch(() => {}),
   }
-}
-
-async function errorOf(work: Promise<unknown>): Promise<PlatformError> {
-  const error = await work.then(
-    () => null,
-    (reason) => reason,
-  )
-  if (PlatformError.is(error)) return error
-  throw error ?? new Error('it succeeded')
 }
 
 test('a body is handed over whole, with a length or without, small or large', async () => {
@@ -53,11 +44,11 @@ test('a body is handed over whole, with a length or without, small or large', as
 test('more than is allowed is refused, before it comes where its length is known', async () => {
   const bodies = new LargeBodies(new FakeClock())
   const declared = sender(2 * MiB)
-  expect((await errorOf(bodies.read(declared.request, MiB, async () => 0))).code).toBe('body_too_large')
+  expect((await refusalOf(bodies.read(declared.request, MiB, async () => 0))).code).toBe('body_too_large')
   const surprising = sender(null)
   const read = bodies.read(surprising.request, MiB, async () => 0)
   void surprising.send(2 * MiB)
-  expect((await errorOf(read)).code).toBe('body_too_large')
+  expect((await refusalOf(read)).code).toBe('body_too_large')
 })
 
 test('who finds no room waits until what another sent is used, and small ones pass by', async () => {
@@ -90,7 +81,7 @@ test('who sends slowly gives its room back once others wait for it, and not befo
   const clock = new FakeClock()
   const bodies = new LargeBodies(clock)
   const slow = sender(30 * MiB)
-  const failed = errorOf(bodies.read(slow.request, 32 * MiB, async () => 0))
+  const failed = refusalOf(bodies.read(slow.request, 32 * MiB, async () => 0))
   void slow.send(MiB)
   await clock.turn(60 * 60_000)
   const other = sender(4 * MiB)

@@ -14,6 +14,7 @@ import { connect, type Socket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { silentLogger } from '../lib/log.ts'
+import { eventually } from '../lib/test-eventually.ts'
 import type { OpenFile } from '../spec/guest.ts'
 import { type HttpServer, startServer } from './server.ts'
 
@@ -78,14 +79,6 @@ function openFiles(): number {
     }
   })
   return targets.filter((target) => target.startsWith(dir)).length
-}
-
-async function eventually(holds: () => boolean): Promise<void> {
-  const deadline = performance.now() + 60_000
-  while (!holds()) {
-    if (performance.now() > deadline) throw new Error('did not come true in time')
-    await Bun.sleep(2)
-  }
 }
 
 /** A client that reads only when it is told to. */

@@ -8,9 +8,9 @@ import { Dialer } from '../lib/dialer.ts'
 import { silentLogger } from '../lib/log.ts'
 import { createSecretBox } from '../lib/secret-box.ts'
 import { FakeClock } from '../lib/test-clock.ts'
+import { eventually } from '../lib/test-eventually.ts'
 import type { Store } from '../spec/store.ts'
 import { openSqliteStore } from '../stores/sqlite/index.ts'
-import { eventually } from '../test-client.ts'
 import { HostImage, type HostImageSource, Images } from './index.ts'
 import { makeSkeleton } from './skeleton.ts'
 
@@ -78,15 +78,6 @@ function hostImage(
     log: silentLogger,
     ...(options.usrPath ? { usrPath: options.usrPath } : {}),
   })
-}
-
-/** Files are copied by a program meanwhile. */
-async function until(holds: () => boolean): Promise<void> {
-  const deadline = performance.now() + 60_000
-  while (!holds()) {
-    if (performance.now() > deadline) throw new Error('never happened')
-    await new Promise((resolve) => setTimeout(resolve, 5))
-  }
 }
 
 const usrOf = (root: Awaited<ReturnType<HostImage['resolve']>>) =>
@@ -222,7 +213,7 @@ describe('the host image', () => {
     for (const name of left) await utimes(join(imageDir, name), 0, 0)
     const host = hostImage({ imageDir })
     host.start()
-    await until(() => left.every((name) => !existsSync(join(imageDir, name))))
+    await eventually(() => left.every((name) => !existsSync(join(imageDir, name))))
     expect(existsSync(join(imageDir, fresh))).toBe(true)
     await host.close()
   })
@@ -276,9 +267,9 @@ describe('the host image', () => {
       })
       const frozen = async () => usrOf(await host.resolve()) !== usrPath
       const passes = async (ms: number) => {
-        await until(() => clock.sleepers > 0)
+        await eventually(() => clock.sleepers > 0)
         await clock.advance(ms)
-        await until(() => clock.sleepers > 0)
+        await eventually(() => clock.sleepers > 0)
       }
       expect(await frozen()).toBe(false)
       host.start()

@@ -1,6 +1,6 @@
 import { afterEach, beforeEach, expect, setDefaultTimeout, test } from 'bun:test'
 import { PlatformError } from '../errors.ts'
-import { eventually } from '../test-client.ts'
+import { eventually } from '../lib/test-eventually.ts'
 import type { ExecutionRequest } from './index.ts'
 import { TestJobs } from './test-jobs.ts'
 

@@ -1,8 +1,9 @@
 import { afterEach, beforeEach, expect, test } from 'bun:test'
-import { PlatformError } from '../errors.ts'
+import { eventually } from '../lib/test-eventually.ts'
+import { refusalOf } from '../lib/test-refusal.ts'
 import type { PreviewInput } from './preview-schema.ts'
 import { tokensPerPreviewMax } from './preview-tokens.ts'
-import { type TestPlatform, TestSite, until } from './test-host.ts'
+import { type TestPlatform, TestSite } from './test-host.ts'
 
 let site: TestSite
 let platform: TestPlatform
@@ -33,15 +34,6 @@ async function create(name: string, spec?: PreviewInput['spec'], sandbox = 'box'
 function label(url: string): string {
   const { hostname, pathname } = new URL(url)
   return pathname.startsWith('/-/preview/') ? pathname.slice('/-/preview/'.length) : hostname.split('.')[0]!
-}
-
-async function failure(work: Promise<unknown>): Promise<PlatformError> {
-  const error = await work.then(
-    () => null,
-    (reason: unknown) => reason,
-  )
-  if (!PlatformError.is(error)) throw new Error(`expected a PlatformError, got ${String(error)}`)
-  return error
 }
 
 test('a preview has an address by host name that the gateway finds', async () => {
@@ -108,7 +100,7 @@ test('visibility and deletion count from the moment they are answered', async ()
   expect((await platform.previews.resolve(address))?.public).toBe(false)
   await platform.previews.remove('main', 'box', 'app')
   expect(await platform.previews.resolve(address)).toBeNull()
-  expect(await failure(platform.previews.get('main', 'box', 'app'))).toMatchObject({
+  expect(await refusalOf(platform.previews.get('main', 'box', 'app'))).toMatchObject({
     code: 'not_found',
     status: 404,
   })
@@ -129,7 +121,7 @@ test('what was read while a preview changed is not remembered', async () => {
     return found as never
   }
   const slow = platform.previews.resolve(address)
-  await until('the read is under way', () => reading)
+  await eventually('the read is under way', () => reading)
   await platform.previews.remove('main', 'box', 'app')
   held.resolve()
   await slow
@@ -140,7 +132,7 @@ test('what was read while a preview changed is not remembered', async () => {
 
 test('a name that is taken is refused unless forced', async () => {
   await create('app')
-  expect(await failure(create('app'))).toMatchObject({ code: 'already_exists', status: 409 })
+  expect(await refusalOf(create('app'))).toMatchObject({ code: 'already_exists', status: 409 })
   const forced = await create('app', { port: 4000 }, 'box', true)
   expect(forced.spec.port).toBe(4000)
   expect(await platform.previews.list('main', 'box')).toHaveLength(1)
@@ -148,7 +140,9 @@ test('a name that is taken is refused unless forced', async () => {
 
 test('a custom domain has one holder; force takes it, but never from another workspace', async () => {
   await create('a', { customDomain: 'app.example.com' })
-  expect(await failure(create('b', { customDomain: 'APP.example.com' }))).toMatchObject({ code: 'conflict' })
+  expect(await refusalOf(create('b', { customDomain: 'APP.example.com' }))).toMatchObject({
+    code: 'conflict',
+  })
   await create('b', { customDomain: 'app.example.com' }, 'box', true)
   expect((await platform.previews.list('main', 'box')).map(({ body }) => body.name)).toEqual(['b'])
   await platform.sandboxes.create('other', { metadata: { name: 'box' } }, { actor })
@@ -156,13 +150,13 @@ test('a custom domain has one holder; force takes it, but never from another wor
     actor,
     force: true,
   })
-  expect(await failure(steal)).toMatchObject({ code: 'conflict' })
+  expect(await refusalOf(steal)).toMatchObject({ code: 'conflict' })
   const held = { customDomain: 'app.held.example' }
   expect((await create('held', held)).spec.customDomain).toBe('app.held.example')
   const below = platform.previews.create('other', 'box', input('d', { customDomain: 'b.held.example' }), {
     actor,
   })
-  expect((await failure(below)).message).toContain('below a domain of another workspace')
+  expect((await refusalOf(below)).message).toContain('below a domain of another workspace')
 })
 
 test('of previews of several sandboxes that ask for one custom domain at once, one gets it', async () => {
@@ -199,7 +193,7 @@ test('a token opens its preview until it ends or is deleted by its value', async
   const otherTarget = (await platform.previews.resolve(label(other.spec.url)))!
   expect(await platform.previews.admits(otherTarget, token.spec.token)).toBe(false)
 
-  expect(await failure(platform.previews.removeToken('main', 'box', 'app', 'token-1'))).toMatchObject({
+  expect(await refusalOf(platform.previews.removeToken('main', 'box', 'app', 'token-1'))).toMatchObject({
     code: 'not_found',
   })
   site.clock.advance(60_000)
@@ -219,7 +213,7 @@ test('tokens are bounded; those that ended make room', async () => {
   const expiresAt = new Date(site.clock.now() + 1000).toISOString()
   const make = () => platform.previews.createToken('main', 'box', 'app', { spec: { expiresAt } })
   for (let count = 0; count < tokensPerPreviewMax; count++) await make()
-  expect(await failure(make())).toMatchObject({ code: 'conflict' })
+  expect(await refusalOf(make())).toMatchObject({ code: 'conflict' })
   site.clock.advance(1000)
   await make()
   expect(await platform.previews.listTokens('main', 'box', 'app')).toHaveLength(1)
@@ -242,11 +236,14 @@ test('a preview that expires stops answering at once and is then removed', async
   const view = await create('app', { ttl: '10s' })
   const address = label(view.spec.url)
   expect(await platform.previews.resolve(address)).not.toBeNull()
-  await until('the timer waits', () => site.clock.sleepers > 0)
+  await eventually('the timer waits', () => site.clock.sleepers > 0)
   site.clock.advance(10_000)
   expect(await platform.previews.resolve(address)).toBeNull()
-  expect(await failure(platform.previews.get('main', 'box', 'app'))).toMatchObject({ code: 'not_found' })
-  await until('it is removed', async () => (await site.store.page({ kind: 'preview' })).data.length === 0)
+  expect(await refusalOf(platform.previews.get('main', 'box', 'app'))).toMatchObject({ code: 'not_found' })
+  await eventually(
+    'it is removed',
+    async () => (await site.store.page({ kind: 'preview' })).data.length === 0,
+  )
 })
 
 test('whoever is there when a preview, or the token that they came by, ends by the clock is told', async () => {
@@ -267,7 +264,7 @@ test('whoever is there when a preview, or the token that they came by, ends by t
   gone.visit.end()
   const passed = async (ms: number) => {
     for (let left = ms; left > 0; left -= 1000) {
-      await until('the visits are looked at', () => site.clock.sleepers > 0)
+      await eventually('the visits are looked at', () => site.clock.sleepers > 0)
       await site.clock.turn(1000)
     }
   }
@@ -289,7 +286,10 @@ test('a preview that expired while the platform was down is removed at start', a
   await platform.close({ keepInstances: true })
   site.clock.advance(5000)
   platform = await site.start()
-  await until('it is removed', async () => (await site.store.page({ kind: 'preview' })).data.length === 0)
+  await eventually(
+    'it is removed',
+    async () => (await site.store.page({ kind: 'preview' })).data.length === 0,
+  )
 })
 
 test('a sandbox whose time is over has no previews, while it is still shown, and their domains are free', async () => {
@@ -298,8 +298,8 @@ test('a sandbox whose time is over has no previews, while it is still shown, and
   const customDomain = 'app.example.org'
   const view = await create('app', { customDomain }, 'mortal')
   await create('session-1', { port: 443 }, 'mortal')
-  expect(await failure(create('app', { customDomain }))).toMatchObject({ code: 'conflict' })
-  await until('the timer waits', () => site.clock.sleepers > 0)
+  expect(await refusalOf(create('app', { customDomain }))).toMatchObject({ code: 'conflict' })
+  await eventually('the timer waits', () => site.clock.sleepers > 0)
   site.clock.advance(10_000)
   expect(await platform.previews.list('main', 'mortal')).toEqual([])
   expect((await platform.sandboxes.get('main', 'mortal')).body.status).toBe('TERMINATED')
@@ -310,9 +310,9 @@ test('a sandbox whose time is over has no previews, while it is still shown, and
 })
 
 test('a sandbox that is not there has no previews', async () => {
-  expect(await failure(create('app', {}, 'nobody'))).toMatchObject({ code: 'not_found' })
-  expect(await failure(platform.previews.list('main', 'nobody'))).toMatchObject({ code: 'not_found' })
-  expect(await failure(platform.previews.list('other', 'box'))).toMatchObject({ code: 'not_found' })
+  expect(await refusalOf(create('app', {}, 'nobody'))).toMatchObject({ code: 'not_found' })
+  expect(await refusalOf(platform.previews.list('main', 'nobody'))).toMatchObject({ code: 'not_found' })
+  expect(await refusalOf(platform.previews.list('other', 'box'))).toMatchObject({ code: 'not_found' })
 })
 
 const invalid: [string, PreviewInput, RegExp][] = [
@@ -335,7 +335,7 @@ const invalid: [string, PreviewInput, RegExp][] = [
 ]
 for (const [what, body, message] of invalid) {
   test(`refuses ${what}, naming it`, async () => {
-    const error = await failure(platform.previews.create('main', 'box', body, { actor }))
+    const error = await refusalOf(platform.previews.create('main', 'box', body, { actor }))
     expect(error.code).toBe('bad_request')
     expect(error.message).toMatch(message)
   })

@@ -5,6 +5,7 @@ import { join } from 'node:path'
 import { PlatformError } from '../errors.ts'
 import { silentLogger } from '../lib/log.ts'
 import { FakeClock } from '../lib/test-clock.ts'
+import { refusalOf } from '../lib/test-refusal.ts'
 import { truncationLine } from './processes/output.ts'
 import { ScriptedGuest } from './processes/test-guest.ts'
 import { endedProcessesMax, SandboxProcesses } from './processes.ts'
@@ -37,16 +38,6 @@ async function open(exited?: Promise<unknown>, env: Record<string, string> = {})
   return processes
 }
 
-async function failure(promise: Promise<unknown>): Promise<{ code: string; message: string }> {
-  try {
-    await promise
-  } catch (error) {
-    if (PlatformError.is(error)) return { code: error.code, message: error.message }
-    throw error
-  }
-  throw new Error('it did not fail')
-}
-
 describe('starting', () => {
   test('a command runs in the shell, in the working directory and with the environment of the sandbox', async () => {
     const processes = await open()
@@ -72,7 +63,7 @@ describe('starting', () => {
   test('a name is taken while its process runs, and free afterwards; the newest answers to it', async () => {
     const processes = await open()
     await processes.start({ command: 'a', name: 'web' })
-    expect(await failure(processes.start({ command: 'b', name: 'web' }))).toEqual({
+    expect(await refusalOf(processes.start({ command: 'b', name: 'web' }))).toMatchObject({
       code: 'bad_request',
       message: "process with name 'web' already exists and is running",
     })
@@ -92,7 +83,9 @@ describe('starting', () => {
   test('a working directory that does not exist is named, and nothing is left', async () => {
     const processes = await open()
     guest.failSpawn = new PlatformError('unprocessable', 'chdir: no such file or directory')
-    expect(await failure(processes.start({ command: 'ls', workingDir: '/missing', name: 'x' }))).toEqual({
+    expect(
+      await refusalOf(processes.start({ command: 'ls', workingDir: '/missing', name: 'x' })),
+    ).toMatchObject({
       code: 'unprocessable',
       message:
         "failed to start process: could not execute command 'ls' because folder '/missing' does not exist",
@@ -107,15 +100,15 @@ describe('starting', () => {
     await processes.start({ command: 'first', name: 'web' })
     guest.end(1, { exitCode: 0 })
     guest.failSpawn = new PlatformError('unprocessable', 'exec: no such file or directory')
-    await failure(processes.start({ command: 'second', name: 'web' }))
+    await refusalOf(processes.start({ command: 'second', name: 'web' }))
     expect((await processes.get('web')).command).toBe('first')
   })
 
   test('names with a slash and commands with NUL are refused before anything starts', async () => {
     const processes = await open()
-    expect((await failure(processes.start({ command: 'a', name: 'a/b' }))).code).toBe('unprocessable')
-    expect((await failure(processes.start({ command: 'a\0b' }))).code).toBe('unprocessable')
-    expect((await failure(processes.start({ command: 'x'.repeat(200_000) }))).message).toContain(
+    expect((await refusalOf(processes.start({ command: 'a', name: 'a/b' }))).code).toBe('unprocessable')
+    expect((await refusalOf(processes.start({ command: 'a\0b' }))).code).toBe('unprocessable')
+    expect((await refusalOf(processes.start({ command: 'x'.repeat(200_000) }))).message).toContain(
       '200000 bytes',
     )
     expect(guest.spawned).toEqual([])
@@ -150,11 +143,11 @@ describe('ending', () => {
     ])
     expect(await processes.get('stopped')).toMatchObject({ status: 'stopped', exitCode: -1 })
     expect(await processes.get('killed')).toMatchObject({ status: 'killed', exitCode: -1 })
-    expect(await failure(processes.kill('killed'))).toEqual({
+    expect(await refusalOf(processes.kill('killed'))).toMatchObject({
       code: 'not_found',
       message: "process 'killed' is not running",
     })
-    expect((await failure(processes.stop('nobody'))).message).toBe('process not found')
+    expect((await refusalOf(processes.stop('nobody'))).message).toBe('process not found')
   })
 
   test('a process that ignores SIGTERM counts as stopped, and can still be killed', async () => {
@@ -166,13 +159,13 @@ describe('ending', () => {
     await stopping
     expect(await processes.get('deaf')).toMatchObject({ status: 'stopped', completedAt: '' })
     expect(processes.counts).toMatchObject({ running: 1 })
-    expect((await failure(processes.stop('deaf'))).code).toBe('not_found')
+    expect((await refusalOf(processes.stop('deaf'))).code).toBe('not_found')
     const { pid } = await processes.start({ command: 'b', name: 'deaf' })
     expect(await processes.get('deaf')).toMatchObject({ pid, status: 'running' })
     guest.onSignal = (id, signal) => guest.end(id, { signal })
     await processes.kill('1001')
     expect(await processes.get('1001')).toMatchObject({ status: 'killed', exitCode: -1 })
-    expect((await failure(processes.kill('1001'))).code).toBe('not_found')
+    expect((await refusalOf(processes.kill('1001'))).code).toBe('not_found')
   })
 
   test('one that obeys SIGTERM in its own way ends as it says', async () => {
@@ -212,11 +205,14 @@ describe('waiting', () => {
 
   test('without keepAlive a timeout ends the wait and not the process', async () => {
     const processes = await open()
-    const waiting = failure(
+    const waiting = refusalOf(
       processes.start({ command: 'a', name: 'p', waitForCompletion: true, timeoutSeconds: 5 }),
     )
     await clock.turn(5000)
-    expect(await waiting).toEqual({ code: 'unprocessable', message: 'process timed out after 5 seconds' })
+    expect(await waiting).toMatchObject({
+      code: 'unprocessable',
+      message: 'process timed out after 5 seconds',
+    })
     expect((await processes.get('p')).status).toBe('running')
   })
 
@@ -225,7 +221,7 @@ describe('waiting', () => {
     const gate = Promise.withResolvers<void>()
     guest.spawnGate = gate.promise
     const start = (name: string) =>
-      failure(processes.start({ command: 'a', name, waitForCompletion: true, timeoutSeconds: 5 }))
+      refusalOf(processes.start({ command: 'a', name, waitForCompletion: true, timeoutSeconds: 5 }))
     const message = 'process timed out after 5 seconds'
     const never = start('never')
     await clock.turn(5000)
@@ -259,7 +255,7 @@ describe('waiting', () => {
 
   test('keepAlive is refused where the sandbox has it disabled', async () => {
     const processes = await open(undefined, { BL_DISABLE_KEEPALIVE: 'true' })
-    expect((await failure(processes.start({ command: 'a', keepAlive: true }))).code).toBe('bad_request')
+    expect((await refusalOf(processes.start({ command: 'a', keepAlive: true }))).code).toBe('bad_request')
     expect((await processes.start({ command: 'a' })).status).toBe('running')
   })
 
@@ -299,7 +295,7 @@ describe('waiting', () => {
 
   test('for ports ends after its time, and at once when the command failed', async () => {
     const processes = await open()
-    const late = failure(processes.start({ command: 'a', waitForPorts: [1], timeoutSeconds: 7 }))
+    const late = refusalOf(processes.start({ command: 'a', waitForPorts: [1], timeoutSeconds: 7 }))
     await clock.turn(7200)
     expect((await late).message).toBe('process timed out waiting for ports after 7 seconds')
     const failed = processes.start({ command: 'b', waitForPorts: [1] })
@@ -463,10 +459,10 @@ describe('stdin', () => {
     await processes.require('cat').closeStdin()
     expect(guest.stdin.get(1)).toBe('hello<end>')
     expect(guest.spawned[0]!.stdin).toBe('pipe')
-    expect((await failure(processes.require('deaf').writeStdin(Buffer.from('x')))).code).toBe('conflict')
+    expect((await refusalOf(processes.require('deaf').writeStdin(Buffer.from('x')))).code).toBe('conflict')
     guest.end(1, { exitCode: 0 })
     await processes.require('cat').closeStdin()
-    expect((await failure(processes.require('cat').writeStdin(Buffer.from('x')))).code).toBe('conflict')
+    expect((await refusalOf(processes.require('cat').writeStdin(Buffer.from('x')))).code).toBe('conflict')
   })
 })
 
@@ -496,7 +492,7 @@ describe('after kill -9 of hutch', () => {
     expect(await after.get('ended-while-away')).toMatchObject({ status: 'failed', exitCode: 5 })
     guest.end(3, { signal: 15 })
     expect((await after.get('stopped')).status).toBe('stopped')
-    expect((await failure(after.start({ command: 'x', name: 'web' }))).code).toBe('bad_request')
+    expect((await refusalOf(after.start({ command: 'x', name: 'web' }))).code).toBe('bad_request')
     expect(await after.start({ command: 'x' })).toMatchObject({ pid: '1004' })
   })
 
@@ -577,14 +573,14 @@ describe('after kill -9 of hutch', () => {
       await spawned.promise
       return await spawn(spec)
     }
-    const late = failure(before.start({ command: 'a', name: 'late' }))
+    const late = refusalOf(before.start({ command: 'a', name: 'late' }))
     await before.close()
     guest.processes.spawn = spawn
     const after = await open()
     await after.start({ command: 'b', name: 'kept' })
     spawned.resolve()
     expect((await late).code).toBe('unavailable')
-    expect((await failure(before.start({ command: 'c' }))).code).toBe('unavailable')
+    expect((await refusalOf(before.start({ command: 'c' }))).code).toBe('unavailable')
     guest = new ScriptedGuest(clock)
     expect((await (await open()).list()).map(({ name }) => name)).toEqual(['kept'])
   })
@@ -592,7 +588,7 @@ describe('after kill -9 of hutch', () => {
   test('a process that cannot be recorded is not started', async () => {
     const processes = await open()
     rmSync(dir, { recursive: true })
-    expect((await failure(processes.start({ command: 'a' }))).code).toBe('unavailable')
+    expect((await refusalOf(processes.start({ command: 'a' }))).code).toBe('unavailable')
     expect(guest.spawned).toEqual([])
   })
 

@@ -5,8 +5,9 @@ import { join } from 'node:path'
 import { PlatformError } from '../errors.ts'
 import { recoveryWaitMsMax } from '../instances/recovery.ts'
 import { restartBackoffMsMax, restartsMax } from '../instances/restarts.ts'
+import { eventually } from '../lib/test-eventually.ts'
 import type { SandboxInput } from './schema.ts'
-import { Mortal, type TestPlatform, TestSite, until } from './test-host.ts'
+import { Mortal, type TestPlatform, TestSite } from './test-host.ts'
 
 let site: TestSite
 const open: TestPlatform[] = []
@@ -74,7 +75,7 @@ test('a machine that does not answer keeps neither the start nor other sandboxes
     throw new PlatformError('unavailable', 'The sandbox does not answer')
   }
   const starting = up()
-  await until('the start waits', () => site.clock.sleepers > 0)
+  await eventually('the start waits', () => site.clock.sleepers > 0)
   site.clock.advance(recoveryWaitMsMax)
   const after = await starting
   using well = await after.sandboxes.acquire('main', 'well')
@@ -127,7 +128,7 @@ test('a sandbox whose files are gone is FAILED, says why, and can be created ove
   await before.close()
   site.host.machines.clear()
   const after = await up()
-  await until(
+  await eventually(
     'it is given up',
     async () => (await after.sandboxes.get('main', 'box')).body.status === 'FAILED',
   )
@@ -248,7 +249,7 @@ test('a machine that ends by itself is started again from its files, and the san
     expect(lease.instance.id).toBe(id)
   }
   site.host.crash(id, 'out_of_memory')
-  await until('it runs again', () => site.host.machines.get(id)?.starts === 2)
+  await eventually('it runs again', () => site.host.machines.get(id)?.starts === 2)
   using lease = await platform.sandboxes.acquire('main', 'box')
   expect(lease.instance.id).toBe(id)
   await platform.sandboxes.settled()
@@ -284,7 +285,7 @@ test('a machine that keeps ending is given up after a bounded number of tries', 
     throw new PlatformError('unavailable', 'the host has no room')
   }
   site.host.crash(id)
-  await until('it is FAILED', async () => {
+  await eventually('it is FAILED', async () => {
     site.clock.advance(restartBackoffMsMax)
     return (await platform.sandboxes.get('main', 'box')).body.status === 'FAILED'
   })
@@ -310,7 +311,7 @@ test('a removal that fails is tried again, also by the next start', async () => 
   void removal.then(() => {
     done = true
   })
-  await until('it is gone', () => {
+  await eventually('it is gone', () => {
     site.clock.advance(200)
     return done && site.host.machines.size === 0
   })
@@ -318,7 +319,7 @@ test('a removal that fails is tried again, also by the next start', async () => 
   await platform.sandboxes.create('main', box(), { actor })
   fails = 1000
   const second = platform.sandboxes.remove('main', 'box')
-  await until(
+  await eventually(
     'it is marked',
     async () => (await platform.sandboxes.get('main', 'box')).body.status === 'DELETING',
   )
@@ -326,7 +327,7 @@ test('a removal that fails is tried again, also by the next start', async () => 
   void platform.close({ keepInstances: true }).then(() => {
     closed = true
   })
-  await until('it gives up', () => {
+  await eventually('it gives up', () => {
     site.clock.advance(60_000)
     return closed
   })
@@ -345,7 +346,7 @@ test('deadlines survive a restart', async () => {
   await before.close({ keepInstances: true })
   site.clock.advance(2 * 3600_000)
   const after = await up()
-  await until('it is terminated', async () => {
+  await eventually('it is terminated', async () => {
     return (await after.sandboxes.get('main', 'box')).body.status === 'TERMINATED'
   })
   await after.sandboxes.settled()

@@ -5,9 +5,11 @@ import { PlatformError } from '../errors.ts'
 import { launchConcurrencyMax } from '../instances/creation.ts'
 import { maskedValue } from '../lib/environment.ts'
 import { createLogger } from '../lib/log.ts'
+import { eventually } from '../lib/test-eventually.ts'
+import { refusalOf } from '../lib/test-refusal.ts'
 import { Users, Workspaces } from '../workspaces/index.ts'
 import type { SandboxInput, SandboxView } from './schema.ts'
-import { type TestPlatform, TestSite, until } from './test-host.ts'
+import { type TestPlatform, TestSite } from './test-host.ts'
 
 let site: TestSite
 let platform: TestPlatform
@@ -51,15 +53,6 @@ async function put(name: string, change: (view: SandboxView) => unknown): Promis
     await platform.sandboxes.update('main', name, body, { actor: 'bob' }),
     origin,
   )
-}
-
-async function failure(work: Promise<unknown>): Promise<PlatformError> {
-  const error = await work.then(
-    () => null,
-    (reason: unknown) => reason,
-  )
-  if (!PlatformError.is(error)) throw new Error(`expected a PlatformError, got ${String(error)}`)
-  return error
 }
 
 async function names(query = {}): Promise<string[]> {
@@ -203,9 +196,9 @@ test('racing createIfNotExist converge on one sandbox, also against a deletion u
 })
 
 test('an unknown image fails clearly and leaves nothing', async () => {
-  const error = await failure(create('box', { runtime: { image: 'nobody/nothing:latest' } }))
+  const error = await refusalOf(create('box', { runtime: { image: 'nobody/nothing:latest' } }))
   expect(error).toMatchObject({ code: 'bad_request', message: expect.stringContaining('nobody/nothing') })
-  expect(await failure(get('box'))).toMatchObject({ code: 'not_found' })
+  expect(await refusalOf(get('box'))).toMatchObject({ code: 'not_found' })
   expect(site.host.machines.size).toBe(0)
   expect((await platform.store.page({ kind: 'instance' })).data).toEqual([])
 })
@@ -214,8 +207,8 @@ test('a machine that cannot be made leaves no record and the name free', async (
   site.host.faults.create = () => {
     throw new PlatformError('insufficient_storage', 'the disk is full')
   }
-  expect(await failure(create('box'))).toMatchObject({ code: 'insufficient_storage' })
-  expect(await failure(get('box'))).toMatchObject({ code: 'not_found' })
+  expect(await refusalOf(create('box'))).toMatchObject({ code: 'insufficient_storage' })
+  expect(await refusalOf(get('box'))).toMatchObject({ code: 'not_found' })
   expect((await platform.store.page({ kind: 'instance' })).data).toEqual([])
   delete site.host.faults.create
   await create('box')
@@ -225,10 +218,10 @@ test('a store that refuses the record takes the machine back', async () => {
   const { store } = platform
   const batch = store.batch.bind(store)
   store.batch = () => Promise.reject(new PlatformError('insufficient_storage', 'the disk is full'))
-  expect(await failure(create('box'))).toMatchObject({ code: 'insufficient_storage' })
+  expect(await refusalOf(create('box'))).toMatchObject({ code: 'insufficient_storage' })
   store.batch = batch
   expect(site.host.machines.size).toBe(0)
-  expect(await failure(platform.sandboxes.acquire('main', 'box'))).toMatchObject({
+  expect(await refusalOf(platform.sandboxes.acquire('main', 'box'))).toMatchObject({
     code: 'workload_not_found',
   })
 })
@@ -238,7 +231,7 @@ test('a workspace that is deleted meanwhile leaves no sandbox and no machine beh
   const workspaces = new Workspaces({ store: site.store, users, heldKinds: ['sandbox'] })
   // Between the machine and its record: the workspace looks empty.
   site.host.faults.created = async () => void (await workspaces.delete('other', null))
-  const refused = await failure(platform.sandboxes.create('other', input('late'), { actor }))
+  const refused = await refusalOf(platform.sandboxes.create('other', input('late'), { actor }))
   expect(refused).toMatchObject({ code: 'not_found', message: 'workspace "other" does not exist' })
   expect(site.host.machines.size).toBe(0)
   delete site.host.faults.created
@@ -247,7 +240,7 @@ test('a workspace that is deleted meanwhile leaves no sandbox and no machine beh
   await workspaces.create({ name: 'other', ownerSub: 'usr_test' })
   const deleting = platform.sandboxes
     .create('other', input('early'), { actor })
-    .then(() => failure(workspaces.delete('other', null)))
+    .then(() => refusalOf(workspaces.delete('other', null)))
   expect(await deleting).toMatchObject({ code: 'conflict' })
   expect((await platform.sandboxes.list('other', {})).data.map(({ name }) => name)).toEqual(['early'])
 })
@@ -306,7 +299,7 @@ const invalid: [string, SandboxInput, RegExp][] = [
 ]
 for (const [what, body, message] of invalid) {
   test(`refuses ${what}, naming it`, async () => {
-    const error = await failure(platform.sandboxes.create('main', body, { actor }))
+    const error = await refusalOf(platform.sandboxes.create('main', body, { actor }))
     expect(error.code).toBe('bad_request')
     expect(error.message).toMatch(message)
     expect(site.host.machines.size).toBe(0)
@@ -380,7 +373,7 @@ test('an update whose machine cannot be made changes nothing', async () => {
     throw new PlatformError('unavailable', 'no memory left')
   }
   const body = input('box', { runtime: { memory: 8192 } })
-  expect(await failure(platform.sandboxes.update('main', 'box', body, { actor }))).toMatchObject({
+  expect(await refusalOf(platform.sandboxes.update('main', 'box', body, { actor }))).toMatchObject({
     code: 'unavailable',
   })
   expect((await get('box')).spec.runtime.memory).toBe(4096)
@@ -448,9 +441,9 @@ test('deletion takes files, records and the name, and whoever still asks is told
   expect(removed.body.status).toBe('DELETING')
   expect(site.host.machines.size).toBe(0)
   expect(existsSync(files)).toBe(false)
-  expect(await failure(get('box'))).toMatchObject({ code: 'not_found', status: 404 })
-  expect(await failure(platform.sandboxes.remove('main', 'box'))).toMatchObject({ code: 'not_found' })
-  expect(await failure(platform.sandboxes.acquire('main', 'box'))).toMatchObject({
+  expect(await refusalOf(get('box'))).toMatchObject({ code: 'not_found', status: 404 })
+  expect(await refusalOf(platform.sandboxes.remove('main', 'box'))).toMatchObject({ code: 'not_found' })
+  expect(await refusalOf(platform.sandboxes.acquire('main', 'box'))).toMatchObject({
     code: 'workload_not_found',
   })
   expect((await platform.store.page({ kind: 'instance' })).data).toEqual([])
@@ -479,7 +472,7 @@ test('an archive that a deletion cuts short is no failure that anybody is warned
     throw new Error('no room')
   }
   await platform.sandboxes.archive('main', 'box')
-  await until('it is handed back', async () => (await get('box')).status === 'DEPLOYED')
+  await eventually('it is handed back', async () => (await get('box')).status === 'DEPLOYED')
   expect(lines.map((line) => JSON.parse(line).message)).toEqual(['an instance could not be archived'])
 })
 
@@ -488,11 +481,11 @@ test('a slow deletion is answered in time and shows as DELETING until it is done
   const held = Promise.withResolvers<void>()
   site.host.faults.destroy = () => held.promise
   const removal = platform.sandboxes.remove('main', 'box')
-  await until('the record says so', async () => (await get('box')).status === 'DELETING')
-  expect(await failure(platform.sandboxes.acquire('main', 'box'))).toMatchObject({
+  await eventually('the record says so', async () => (await get('box')).status === 'DELETING')
+  expect(await refusalOf(platform.sandboxes.acquire('main', 'box'))).toMatchObject({
     code: 'workload_not_found',
   })
-  await until('the request waits', () => site.clock.sleepers > 0)
+  await eventually('the request waits', () => site.clock.sleepers > 0)
   site.clock.advance(60_000)
   expect((await removal).body.status).toBe('DELETING')
   held.resolve()
@@ -510,7 +503,7 @@ test('by external id answers the newest that lives, and can be bound anew', asyn
   await platform.sandboxes.remove('main', 'new')
   expect(await find('session-1')).toBe('old')
   await put('old', (body) => ({ ...body, metadata: { ...body.metadata, externalId: 'session-2' } }))
-  expect(await failure(find('session-1'))).toMatchObject({ code: 'not_found', status: 404 })
+  expect(await refusalOf(find('session-1'))).toMatchObject({ code: 'not_found', status: 404 })
   expect(await find('session-2')).toBe('old')
 })
 
@@ -527,7 +520,7 @@ test('pages list every sandbox once, in order', async () => {
     cursor = page.nextCursor
   } while (cursor)
   expect(seen).toEqual(['d', 'c', 'b', 'a'])
-  expect(await failure(platform.sandboxes.list('main', { status: 'SLEEPY' }))).toMatchObject({
+  expect(await refusalOf(platform.sandboxes.list('main', { status: 'SLEEPY' }))).toMatchObject({
     code: 'bad_request',
   })
   expect((await platform.sandboxes.list('other', {})).data).toEqual([])
@@ -544,8 +537,10 @@ test('a ttl terminates: visible as TERMINATED, hidden from lists, the name free,
   expect(over.state).toBeUndefined()
   expect(await names()).toEqual([])
   expect(await names({ showTerminated: true })).toEqual(['box'])
-  expect(await failure(platform.sandboxes.getByExternalId('main', 'e'))).toMatchObject({ code: 'not_found' })
-  expect(await failure(platform.sandboxes.acquire('main', 'box'))).toMatchObject({
+  expect(await refusalOf(platform.sandboxes.getByExternalId('main', 'e'))).toMatchObject({
+    code: 'not_found',
+  })
+  expect(await refusalOf(platform.sandboxes.acquire('main', 'box'))).toMatchObject({
     code: 'workload_not_found',
   })
   await platform.sandboxes.settled()
@@ -556,21 +551,21 @@ test('a ttl terminates: visible as TERMINATED, hidden from lists, the name free,
   await platform.sandboxes.remove('main', 'box')
 
   await create('gone', { runtime: { ttl: '1s' } })
-  await until('the timer waits', () => site.clock.sleepers > 0)
+  await eventually('the timer waits', () => site.clock.sleepers > 0)
   site.clock.advance(1000)
-  await until(
+  await eventually(
     'it is terminated without anyone asking',
     async () => (await names({ showTerminated: true, status: 'TERMINATED' })).length === 1,
   )
-  await until('the timer waits', () => site.clock.sleepers > 0)
+  await eventually('the timer waits', () => site.clock.sleepers > 0)
   for (let seconds = 0; seconds <= 300; seconds += 30) {
     site.clock.advance(30_000)
-    await until(
+    await eventually(
       'the timer waits or is done',
       async () => site.clock.sleepers > 0 || (await names({ showTerminated: true })).length === 0,
     )
   }
-  await until('its record is removed', async () => (await names({ showTerminated: true })).length === 0)
+  await eventually('its record is removed', async () => (await names({ showTerminated: true })).length === 0)
 })
 
 test('an idle policy counts from the last use, and a lease keeps it alive', async () => {
@@ -601,7 +596,7 @@ test('a ttl that was cleared in time does not fire', async () => {
 test('a disabled sandbox accepts no connection and keeps its machine', async () => {
   await create('box')
   await put('box', (body) => ({ ...body, spec: { ...body.spec, enabled: false } }))
-  expect(await failure(platform.sandboxes.acquire('main', 'box'))).toMatchObject({
+  expect(await refusalOf(platform.sandboxes.acquire('main', 'box'))).toMatchObject({
     code: 'workload_unavailable',
   })
   await put('box', (body) => ({ ...body, spec: { ...body.spec, enabled: true } }))

@@ -1,6 +1,7 @@
 import { afterEach, beforeEach, expect, test } from 'bun:test'
 import { PlatformError } from '../errors.ts'
-import { Mortal, type TestPlatform, TestSite, until } from './test-host.ts'
+import { eventually } from '../lib/test-eventually.ts'
+import { Mortal, type TestPlatform, TestSite } from './test-host.ts'
 
 let site: TestSite
 
@@ -33,7 +34,9 @@ function machineOf(name: string) {
 async function expectAgreement({ sandboxes, instances, snapshots }: TestPlatform): Promise<void> {
   await sandboxes.settled()
   await instances.settled()
-  await until('nothing stands still', () => [...site.host.machines.values()].every(({ frozen }) => !frozen))
+  await eventually('nothing stands still', () =>
+    [...site.host.machines.values()].every(({ frozen }) => !frozen),
+  )
   const found = (await sandboxes.list('main', {})).data
   for (const sandbox of found) {
     expect(sandbox.body.status).toBe('DEPLOYED')
@@ -45,7 +48,7 @@ async function expectAgreement({ sandboxes, instances, snapshots }: TestPlatform
   const records = (await snapshots.list('main', {})).data
   const ready = records.filter(({ body }) => body.status === 'ready')
   expect(records.filter(({ body }) => body.status === 'pending')).toEqual([])
-  await until('only files of snapshots that are ready', () => site.host.snapshots.size === ready.length)
+  await eventually('only files of snapshots that are ready', () => site.host.snapshots.size === ready.length)
   for (const { body } of ready)
     expect(site.host.snapshots.get(body.id.slice(5))).toMatchObject({ complete: true })
 }
@@ -163,11 +166,11 @@ test('one that takes long is answered as pending, cannot be used before, and may
   const slow = async (name: string) => {
     const sleepers = site.clock.sleepers
     const creating = snapshots.create('main', 'old', { name, actor })
-    await until(
+    await eventually(
       'it is being completed',
       () => site.host.snapshots.size === 2 && site.clock.sleepers > sleepers,
     )
-    await until('it is recorded', async () => (await snapshots.list('main', {})).data.length === 2)
+    await eventually('it is recorded', async () => (await snapshots.list('main', {})).data.length === 2)
     site.clock.advance(60_000)
     return await creating
   }
@@ -179,12 +182,12 @@ test('one that takes long is answered as pending, cannot be used before, and may
   await forking
   expect(machineOf('copy').content).toBe('now')
   await snapshots.remove(await snapshots.get('main', 'slow'))
-  await until('its files are gone', () => site.host.snapshots.size === 1)
+  await eventually('its files are gone', () => site.host.snapshots.size === 1)
 
   given = Promise.withResolvers<void>()
   await slow('failing')
   given.reject(new PlatformError('unavailable', 'it is not sound'))
-  await until('failed', async () => (await snapshots.get('main', 'failing')).body.status === 'failed')
+  await eventually('failed', async () => (await snapshots.get('main', 'failing')).body.status === 'failed')
   const failed = await snapshots.get('main', 'failing')
   const refused = snapshots.restore('main', 'old', 'failing', { actor })
   expect(await refused.catch((error) => [error.code, error.message])).toEqual([
@@ -217,6 +220,6 @@ test('files of a snapshot that is deleted stay until what is made of it has them
   copying.resolve()
   await forking
   expect(machineOf('copy').content).toBe('then')
-  await until('its files are gone', () => site.host.snapshots.size === 0)
+  await eventually('its files are gone', () => site.host.snapshots.size === 0)
   await platform.close()
 })

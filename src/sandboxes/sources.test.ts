@@ -4,8 +4,9 @@ import { join } from 'node:path'
 import type { BuildRequest, BuildResult } from '../builder/index.ts'
 import { PlatformError } from '../errors.ts'
 import { emptyProjectSettings } from '../lib/project-settings.ts'
+import { eventually } from '../lib/test-eventually.ts'
 import type { SandboxInput } from './schema.ts'
-import { Mortal, type TestPlatform, TestSite, until } from './test-host.ts'
+import { Mortal, type TestPlatform, TestSite } from './test-host.ts'
 
 let site: TestSite
 let platform: TestPlatform
@@ -44,7 +45,7 @@ const update = (on = platform) =>
   on.sandboxes.updateFromSource('main', 'box', { spec: { runtime: { memory: 1024 } } }, { actor, origin })
 const view = async (on = platform) => on.sandboxes.view(await on.sandboxes.get('main', 'box'), origin)
 const status = async () => (await view()).status
-const becomes = (wanted: string) => until(`status ${wanted}`, async () => (await status()) === wanted)
+const becomes = (wanted: string) => eventually(`status ${wanted}`, async () => (await status()) === wanted)
 const upload = async (uploadUrl: string, on = platform) => {
   const bytes = Buffer.from('PK\u0003\u0004 source')
   const token = uploadUrl.split('/').at(-1)!
@@ -56,7 +57,7 @@ const refusal = (work: Promise<unknown>) =>
     (error: unknown) => error,
   )
 const job = async (at = 0) => {
-  await until(`job ${at}`, () => jobs.length > at)
+  await eventually(`job ${at}`, () => jobs.length > at)
   return jobs[at]!
 }
 const runs = async () => {
@@ -81,8 +82,8 @@ test('one is created, uploaded, built and deployed, and says so step by step', a
   site.clock.advance(1000)
   end()
   // It can be used as soon as it runs, and those who poll are told that it is built for a while.
-  await until('a machine', () => site.host.machines.size === 1)
-  await until(
+  await eventually('a machine', () => site.host.machines.size === 1)
+  await eventually(
     'its record',
     async () => (await platform.sandboxes.get('main', 'box')).body.status === 'DEPLOYED',
   )
@@ -105,14 +106,17 @@ test('one whose build fails says why, and can be created anew', async () => {
   await upload(uploadUrl)
   ;(await job()).end(new PlatformError('unprocessable', 'Dockerfile:3: no such file'))
   await becomes('BUILDING')
-  await until('its end', async () => (await platform.sandboxes.get('main', 'box')).body.status === 'FAILED')
+  await eventually(
+    'its end',
+    async () => (await platform.sandboxes.get('main', 'box')).body.status === 'FAILED',
+  )
   site.clock.advance(9000)
   expect(await status()).toBe('FAILED')
   expect((await view()).events?.at(-1)?.message).toContain('Dockerfile:3: no such file')
   const again = await create()
   await upload(again.uploadUrl)
   ;(await job(1)).end()
-  await until(
+  await eventually(
     'its machine',
     async () => (await platform.sandboxes.get('main', 'box')).body.status === 'DEPLOYED',
   )
@@ -186,7 +190,7 @@ test('an upload again, before or while it is built, takes the place of the one b
   const third = await update()
   await upload(third.uploadUrl)
   ;(await job(1)).end()
-  await until(
+  await eventually(
     'its machine',
     async () => (await platform.sandboxes.get('main', 'box')).body.status === 'DEPLOYED',
   )
@@ -209,7 +213,7 @@ test('whenever the platform is killed, what was uploaded comes to be, on one mac
       await upload(uploadUrl, doomed)
       acknowledged = true
       ;(await job()).end()
-      await until(
+      await eventually(
         'the end',
         async () =>
           (await doomed.sandboxes.get('main', 'box')).body.status === 'DEPLOYED' &&
@@ -232,11 +236,11 @@ test('whenever the platform is killed, what was uploaded comes to be, on one mac
       name: 'box',
     })
     if (acknowledged || stored?.body.status === 'BUILDING') {
-      await until(
+      await eventually(
         'the sandbox',
         async () => (await platform.sandboxes.get('main', 'box')).body.status === 'DEPLOYED',
       )
-      await until(
+      await eventually(
         'the end of its build',
         async () =>
           (await platform.builds.newest({ workspace: 'main', kind: 'sandbox', name: 'box' }))?.status ===

@@ -405,15 +405,6 @@ export class TestSite implements AsyncDisposable {
   }
 }
 
-/** Polls until `check` answers something true; fails with `what` after a generous while. */
-export async function until(what: string, check: () => unknown): Promise<void> {
-  const deadline = performance.now() + 60_000
-  while (!(await check())) {
-    if (performance.now() > deadline) throw new Error(`never happened: ${what}`)
-    await new Promise((resolve) => setTimeout(resolve, 2))
-  }
-}
-
 async function* noTree(): AsyncGenerator<never, TreeSummary> {
   yield* []
   return { entries: 0, bytes: 0, skipped: 0, truncated: false }

@@ -1,4 +1,3 @@
-import { type ErrorCode, PlatformError } from '../errors.ts'
 import type { EnqueueOptions, NewWork, Queue, Work } from './queue.ts'
 
 /** What the parts of the queue's contract share: the queue under test, its clock, and short ways to say things. */
@@ -54,15 +53,4 @@ export function queueContext(): QueueContext {
     },
   }
   return context
-}
-
-/** The code of the platform's error; null when it succeeded. */
-export async function refusalOf(work: Promise<unknown>): Promise<ErrorCode | null> {
-  try {
-    await work
-    return null
-  } catch (error) {
-    if (PlatformError.is(error)) return error.code
-    throw error
-  }
 }

@@ -1,5 +1,6 @@
 import { expect, test } from 'bun:test'
-import { type QueueContext, refusalOf } from './queue.contract-context.ts'
+import { refusalCodeOf } from '../lib/test-refusal.ts'
+import type { QueueContext } from './queue.contract-context.ts'
 
 /** How work changes and ends: once, whoever says so. */
 export function endsContract(context: QueueContext): void {
@@ -70,7 +71,7 @@ export function endsContract(context: QueueContext): void {
     expect(await context.claim(10, 'delivery')).toEqual(['a-delivery'])
     await context.add('b')
     const taken = context.queue.change({ id: 'b', expect: {}, state: 'succeeded', follow })
-    expect(await refusalOf(taken)).toBe('already_exists')
+    expect(await refusalCodeOf(taken)).toBe('already_exists')
     expect(context.queue.get('b')?.state).toBe('waiting')
   })
 
@@ -129,7 +130,7 @@ export function endsContract(context: QueueContext): void {
     expect(context.queue.waiting('agent')).toBe(1)
     expect(context.queue.known('main', 'k')).toMatchObject({ digest: 'd', work: { id: 'a' } })
     const other = enqueue('c', { idempotency: { ...idempotency, digest: 'other' } })
-    expect(await refusalOf(other)).toBe('conflict')
+    expect(await refusalCodeOf(other)).toBe('conflict')
     expect((await enqueue('d', { workspace: 'second' }))[0]).toMatchObject({ existing: false })
     context.nowMs += 1000
     expect(context.queue.known('main', 'k')).toBeNull()
@@ -149,8 +150,8 @@ export function endsContract(context: QueueContext): void {
 
   test('an id is taken for ever', async () => {
     await context.add('a')
-    expect(await refusalOf(context.add('a'))).toBe('already_exists')
-    expect(await refusalOf(context.queue.enqueue([context.work('b'), context.work('a')]))).toBe(
+    expect(await refusalCodeOf(context.add('a'))).toBe('already_exists')
+    expect(await refusalCodeOf(context.queue.enqueue([context.work('b'), context.work('a')]))).toBe(
       'already_exists',
     )
     expect(context.queue.get('b')).toBeNull()

@@ -1,5 +1,6 @@
 import { expect, test } from 'bun:test'
-import { type QueueContext, refusalOf } from './queue.contract-context.ts'
+import { refusalCodeOf } from '../lib/test-refusal.ts'
+import type { QueueContext } from './queue.contract-context.ts'
 import { type WorkQuery, workInputBytesMax, workLabelsMax, workResultBytesMax } from './queue.ts'
 
 /** Reading, keeping and removing. */
@@ -153,7 +154,7 @@ export function listsContract(context: QueueContext): void {
   })
 
   test('what is too large, or cannot be kept as it is, is refused', async () => {
-    const refused = (given: object) => refusalOf(context.add('a', given))
+    const refused = (given: object) => refusalCodeOf(context.add('a', given))
     expect(await refused({ input: new Uint8Array(workInputBytesMax + 1) })).toBe('body_too_large')
     expect(await refused({ body: 'x'.repeat(1024 * 1024) })).toBe('body_too_large')
     expect(await refused({ labels: { a: 'x'.repeat(257) } })).toBe('bad_request')
@@ -163,6 +164,6 @@ export function listsContract(context: QueueContext): void {
     expect(await refused({ priority: 0.5 })).toBe('bad_request')
     await context.add('a')
     const result = new Uint8Array(workResultBytesMax + 1)
-    expect(await refusalOf(context.queue.change({ id: 'a', expect: {}, result }))).toBe('body_too_large')
+    expect(await refusalCodeOf(context.queue.change({ id: 'a', expect: {}, result }))).toBe('body_too_large')
   })
 }

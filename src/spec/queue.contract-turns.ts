@@ -1,5 +1,6 @@
 import { expect, test } from 'bun:test'
-import { type QueueContext, refusalOf } from './queue.contract-context.ts'
+import { refusalCodeOf } from '../lib/test-refusal.ts'
+import type { QueueContext } from './queue.contract-context.ts'
 
 /** Who is claimed when. */
 export function turnsContract(context: QueueContext): void {
@@ -103,10 +104,10 @@ export function turnsContract(context: QueueContext): void {
   test('more than may wait is refused, whole, with when to come again', async () => {
     await context.add('a', {}, { waitingMax: 2 })
     const two = [context.work('b'), context.work('c')]
-    expect(await refusalOf(context.queue.enqueue(two, { waitingMax: 2 }))).toBe('too_many_requests')
+    expect(await refusalCodeOf(context.queue.enqueue(two, { waitingMax: 2 }))).toBe('too_many_requests')
     expect(context.queue.get('b')).toBeNull()
     await context.add('d', {}, { waitingMax: 2 })
-    expect(await refusalOf(context.add('e', {}, { waitingMax: 2 }))).toBe('too_many_requests')
+    expect(await refusalCodeOf(context.add('e', {}, { waitingMax: 2 }))).toBe('too_many_requests')
     await context.claim(1)
     await context.add('f', {}, { waitingMax: 2 })
     expect(context.queue.waiting('agent')).toBe(2)

@@ -1,4 +1,3 @@
-import { PlatformError } from '../errors.ts'
 import type { GuestProcess, OutputRecord, SpawnSpec } from './guest.ts'
 import type { Instance, InstanceSpec, Runtime } from './runtime.ts'
 
@@ -42,23 +41,4 @@ export async function collect<Item>(items: AsyncIterable<Item>): Promise<Item[]>
   const all: Item[] = []
   for await (const item of items) all.push(item)
   return all
-}
-
-/** The code that a promise rejects with, '' when it does not. */
-export async function codeOf(promise: Promise<unknown>): Promise<string> {
-  try {
-    await promise
-    return ''
-  } catch (error) {
-    if (PlatformError.is(error)) return error.code
-    throw error
-  }
-}
-
-export async function eventually(holds: () => boolean | Promise<boolean>): Promise<void> {
-  const deadline = performance.now() + waitMs
-  while (!(await holds())) {
-    if (performance.now() > deadline) throw new Error('did not come true in time')
-    await new Promise((resolve) => setTimeout(resolve, 10))
-  }
 }

@@ -1,6 +1,8 @@
 import { expect, test } from 'bun:test'
 import { randomText } from '../lib/ids.ts'
-import { type ContractContext, codeOf, env, eventually, exists, waitMs } from './runtime.contract-context.ts'
+import { eventually } from '../lib/test-eventually.ts'
+import { refusalCodeOf } from '../lib/test-refusal.ts'
+import { type ContractContext, env, exists, waitMs } from './runtime.contract-context.ts'
 import type { Instance, InstanceSpec } from './runtime.ts'
 
 /** What drivers can do with all the files of an instance, where the host can: pack them, and copy them as they are. */
@@ -37,7 +39,7 @@ export function copiesContract(context: ContractContext): void {
     expect(bytes).toBeGreaterThan(0)
     expect(await runtime.pack(own.id)).toBe(bytes)
     expect(await runtime.list()).toContain(own.id)
-    expect(await codeOf(runtime.restart(own))).toBe('not_found')
+    expect(await refusalCodeOf(runtime.restart(own))).toBe('not_found')
     await runtime.unpack(own.id)
     await runtime.unpack(own.id)
     packed = await runtime.restart(own)
@@ -62,14 +64,14 @@ export function copiesContract(context: ContractContext): void {
     await source.guest.files.write(large, Buffer.alloc(3_000_000, 'x'))
     expect(await runIn(source, ['ln', '-s', file, link])).toBe(0)
     const id = `snapshot${randomText(12)}`
-    expect(await codeOf(snapshots.capture(own.id, id))).toBe('conflict')
-    expect(await codeOf(snapshots.capture(`unknown${randomText(12)}`, id))).toBe('not_found')
-    expect(await codeOf(snapshots.complete(id))).toBe('not_found')
+    expect(await refusalCodeOf(snapshots.capture(own.id, id))).toBe('conflict')
+    expect(await refusalCodeOf(snapshots.capture(`unknown${randomText(12)}`, id))).toBe('not_found')
+    expect(await refusalCodeOf(snapshots.complete(id))).toBe('not_found')
     await source.freeze?.()
     await snapshots.capture(own.id, id)
     await source.thaw?.()
     const later = (spec: InstanceSpec) => runtime.create({ ...spec, snapshotId: id })
-    expect(await codeOf(later(specOf()))).toBe('not_found')
+    expect(await refusalCodeOf(later(specOf()))).toBe('not_found')
     expect(await snapshots.list()).toContain(id)
     const bytes = await snapshots.complete(id)
     expect(bytes).toBeGreaterThanOrEqual(3_000_000)

@@ -1,6 +1,7 @@
 import { expect, test } from 'bun:test'
 import { readFileSync } from 'node:fs'
-import { type ContractContext, codeOf, collect } from './runtime.contract-context.ts'
+import { refusalCodeOf } from '../lib/test-refusal.ts'
+import { type ContractContext, collect } from './runtime.contract-context.ts'
 
 /** What every driver can do with files one by one. */
 export function filesContract(context: ContractContext): void {
@@ -55,7 +56,7 @@ export function filesContract(context: ContractContext): void {
       [dir, 'conflict'],
     ] as const) {
       const refused = files.concatenate([...parts, part, ...parts], `${dir}/new/whole`)
-      expect(await codeOf(refused)).toBe(code)
+      expect(await refusalCodeOf(refused)).toBe(code)
     }
     expect((await content(`${dir}/new/whole`)).equals(expected)).toBe(true)
     // Also into one of its own parts.
@@ -111,7 +112,7 @@ export function filesContract(context: ContractContext): void {
         expect(readFileSync(handed.descriptor).equals(content)).toBe(true)
       }
     }
-    expect(await codeOf(files.open?.(`${file}.none`) ?? files.read(`${file}.none`))).toBe('not_found')
+    expect(await refusalCodeOf(files.open?.(`${file}.none`) ?? files.read(`${file}.none`))).toBe('not_found')
   })
 
   test('a write that fails midway leaves the old file', async () => {
@@ -145,7 +146,7 @@ export function filesContract(context: ContractContext): void {
     const dir = path()
     await context.instance.guest.files.makeDirectory(`${dir}/a/b`, { parents: true })
     await context.instance.guest.files.makeDirectory(`${dir}/a/b`, { parents: true })
-    expect(await codeOf(context.instance.guest.files.makeDirectory(`${dir}/a`))).toBe('already_exists')
+    expect(await refusalCodeOf(context.instance.guest.files.makeDirectory(`${dir}/a`))).toBe('already_exists')
     for (let i = 0; i < 300; i++)
       await context.instance.guest.files.write(`${dir}/a/file-${i}`, Buffer.from('x'))
     const names: string[] = []
@@ -153,9 +154,9 @@ export function filesContract(context: ContractContext): void {
       names.push(...entries.map(({ name }) => name))
     expect(names.length).toBe(301)
     expect(new Set(names)).toContain('file-299')
-    expect(await codeOf(context.instance.guest.files.remove(dir))).toBe('conflict')
+    expect(await refusalCodeOf(context.instance.guest.files.remove(dir))).toBe('conflict')
     await context.instance.guest.files.remove(dir, { recursive: true })
-    expect(await codeOf(context.instance.guest.files.stat(dir))).toBe('not_found')
+    expect(await refusalCodeOf(context.instance.guest.files.stat(dir))).toBe('not_found')
   })
 
   test('links are told from what they point to, and written through', async () => {
@@ -181,7 +182,7 @@ export function filesContract(context: ContractContext): void {
     await context.instance.guest.files.setMode(to, 0o750)
     await context.instance.guest.files.write(to, Buffer.from('y'), { newFileMode: 0o640 })
     expect((await context.instance.guest.files.stat(to)).mode).toBe(0o750)
-    expect(await codeOf(context.instance.guest.files.stat(from))).toBe('not_found')
+    expect(await refusalCodeOf(context.instance.guest.files.stat(from))).toBe('not_found')
   })
 
   test('what cannot be done with a file has its code', async () => {
@@ -189,18 +190,18 @@ export function filesContract(context: ContractContext): void {
     const dir = path()
     await files.makeDirectory(dir)
     const missing = `${dir}/missing`
-    expect(await codeOf(files.read(missing))).toBe('not_found')
-    expect(await codeOf(files.read(dir))).toBe('conflict')
-    expect(await codeOf(files.write(dir, Buffer.from('x')))).toBe('conflict')
-    expect(await codeOf(files.remove(missing))).toBe('not_found')
-    expect(await codeOf(files.setMode(missing, 0o600))).toBe('not_found')
-    expect(await codeOf(files.realPath(missing))).toBe('not_found')
-    expect(await codeOf(files.stat(`${dir}/nul\0`))).toBe('bad_request')
-    expect(await codeOf(files.stat('relative'))).toBe('bad_request')
-    expect(await codeOf(collect(files.list(missing)))).toBe('not_found')
+    expect(await refusalCodeOf(files.read(missing))).toBe('not_found')
+    expect(await refusalCodeOf(files.read(dir))).toBe('conflict')
+    expect(await refusalCodeOf(files.write(dir, Buffer.from('x')))).toBe('conflict')
+    expect(await refusalCodeOf(files.remove(missing))).toBe('not_found')
+    expect(await refusalCodeOf(files.setMode(missing, 0o600))).toBe('not_found')
+    expect(await refusalCodeOf(files.realPath(missing))).toBe('not_found')
+    expect(await refusalCodeOf(files.stat(`${dir}/nul\0`))).toBe('bad_request')
+    expect(await refusalCodeOf(files.stat('relative'))).toBe('bad_request')
+    expect(await refusalCodeOf(collect(files.list(missing)))).toBe('not_found')
     await files.write(`${dir}/file`, Buffer.from('x'))
-    expect(await codeOf(files.stat(`${dir}/file/below`))).toBe('conflict')
-    expect(await codeOf(collect(files.list(`${dir}/file`)))).toBe('conflict')
+    expect(await refusalCodeOf(files.stat(`${dir}/file/below`))).toBe('conflict')
+    expect(await refusalCodeOf(collect(files.list(`${dir}/file`)))).toBe('conflict')
   })
 
   test('many file operations at once all end', async () => {

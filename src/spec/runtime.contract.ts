@@ -1,16 +1,10 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test'
 import { Connections } from '../lib/http1/index.ts'
 import { randomText } from '../lib/ids.ts'
+import { eventually } from '../lib/test-eventually.ts'
+import { refusalCodeOf } from '../lib/test-refusal.ts'
 import type { GuestProcess, OutputRecord, SpawnSpec } from './guest.ts'
-import {
-  type ContractContext,
-  codeOf,
-  env,
-  eventually,
-  outputOf,
-  textOf,
-  waitMs,
-} from './runtime.contract-context.ts'
+import { type ContractContext, env, outputOf, textOf, waitMs } from './runtime.contract-context.ts'
 import { copiesContract } from './runtime.contract-copies.ts'
 import { filesContract } from './runtime.contract-files.ts'
 import { treeContract } from './runtime.contract-trees.ts'
@@ -115,8 +109,8 @@ function suite(under: RuntimeUnderTest, options: { isolation: string }) {
   })
 
   test('an id that exists, or is none, is refused and harms nobody', async () => {
-    expect(await codeOf(runtime.create(specOf({ id: spec.id })))).toBe('already_exists')
-    expect(await codeOf(runtime.create(specOf({ id: '../escape' })))).toBe('bad_request')
+    expect(await refusalCodeOf(runtime.create(specOf({ id: spec.id })))).toBe('already_exists')
+    expect(await refusalCodeOf(runtime.create(specOf({ id: '../escape' })))).toBe('bad_request')
     expect((await run(['true'])).exitCode).toBe(0)
   })
 
@@ -152,8 +146,8 @@ function suite(under: RuntimeUnderTest, options: { isolation: string }) {
   })
 
   test('a program that cannot be started says so', async () => {
-    expect(await codeOf(start(['no-such-program-here']))).toBe('unprocessable')
-    expect(await codeOf(start(['true'], { workingDir: `${scratchDir}/no-such-directory` }))).toBe(
+    expect(await refusalCodeOf(start(['no-such-program-here']))).toBe('unprocessable')
+    expect(await refusalCodeOf(start(['true'], { workingDir: `${scratchDir}/no-such-directory` }))).toBe(
       'unprocessable',
     )
   })
@@ -163,8 +157,8 @@ function suite(under: RuntimeUnderTest, options: { isolation: string }) {
     await instance.guest.processes.signal(id, 15, 'process')
     const ended = await instance.guest.processes.wait(id, AbortSignal.timeout(waitMs))
     expect(ended).toMatchObject({ running: false, exitCode: null, signal: 15 })
-    expect(await codeOf(instance.guest.processes.signal(id, 15, 'process'))).toBe('not_found')
-    expect(await codeOf(instance.guest.processes.signal(2 ** 30, 15, 'process'))).toBe('not_found')
+    expect(await refusalCodeOf(instance.guest.processes.signal(id, 15, 'process'))).toBe('not_found')
+    expect(await refusalCodeOf(instance.guest.processes.signal(2 ** 30, 15, 'process'))).toBe('not_found')
   })
 
   test('stdin reaches the program; without one, or once closed, it is refused', async () => {
@@ -173,11 +167,13 @@ function suite(under: RuntimeUnderTest, options: { isolation: string }) {
     await instance.guest.processes.writeStdin(id, Buffer.from('second'))
     await instance.guest.processes.closeStdin(id)
     await instance.guest.processes.closeStdin(id)
-    expect(await codeOf(instance.guest.processes.writeStdin(id, Buffer.from('late')))).toBe('conflict')
+    expect(await refusalCodeOf(instance.guest.processes.writeStdin(id, Buffer.from('late')))).toBe('conflict')
     await instance.guest.processes.wait(id, AbortSignal.timeout(waitMs))
     expect((await outputOf(instance, id)).stdout).toBe('first second')
     const without = await start(['sleep', '60'])
-    expect(await codeOf(instance.guest.processes.writeStdin(without, Buffer.from('x')))).toBe('conflict')
+    expect(await refusalCodeOf(instance.guest.processes.writeStdin(without, Buffer.from('x')))).toBe(
+      'conflict',
+    )
     await instance.guest.processes.signal(without, 9, 'group')
   })
 
@@ -198,7 +194,7 @@ function suite(under: RuntimeUnderTest, options: { isolation: string }) {
 
   test('an ended process is known until it is forgotten', async () => {
     const id = await start(['sleep', '60'])
-    expect(await codeOf(instance.guest.processes.forget(id))).toBe('conflict')
+    expect(await refusalCodeOf(instance.guest.processes.forget(id))).toBe('conflict')
     await instance.guest.processes.signal(id, 9, 'process')
     await instance.guest.processes.wait(id, AbortSignal.timeout(waitMs))
     const find = async () => (await instance.guest.processes.list()).find((process) => process.id === id)
@@ -206,7 +202,7 @@ function suite(under: RuntimeUnderTest, options: { isolation: string }) {
     await instance.guest.processes.forget(id)
     await instance.guest.processes.forget(id)
     expect(await find()).toBeUndefined()
-    expect(await codeOf(instance.guest.processes.wait(id))).toBe('not_found')
+    expect(await refusalCodeOf(instance.guest.processes.wait(id))).toBe('not_found')
   })
 
   test('waiting can be given up', async () => {
@@ -390,19 +386,19 @@ function suite(under: RuntimeUnderTest, options: { isolation: string }) {
     const file = path()
     await instance.guest.files.write(file, Buffer.from('kept'))
     const id = await start(['sleep', '60'])
-    const waiting = codeOf(instance.guest.processes.wait(id))
+    const waiting = refusalCodeOf(instance.guest.processes.wait(id))
     await instance.stop()
     await instance.stop()
     expect((await instance.exited).reason).toBe('stopped')
     await waiting
-    expect(await codeOf(instance.guest.processes.list())).toBe('unavailable')
+    expect(await refusalCodeOf(instance.guest.processes.list())).toBe('unavailable')
     expect(await runtime.recover(instance.handle)).toBeNull()
     expect(await runtime.list()).toContain(spec.id)
     instance = await runtime.restart(spec)
     const { body } = await instance.guest.files.read(file)
     expect(await new Response(body).text()).toBe('kept')
     expect((await run(['true'])).exitCode).toBe(0)
-    expect(await codeOf(runtime.restart(specOf()))).toBe('not_found')
+    expect(await refusalCodeOf(runtime.restart(specOf()))).toBe('not_found')
   })
 
   copiesContract(context)

@@ -1,5 +1,6 @@
 import { describe, expect, test } from 'bun:test'
-import { codeOf, type StoreContext } from './store.contract-context.ts'
+import { refusalCodeOf } from '../lib/test-refusal.ts'
+import type { StoreContext } from './store.contract-context.ts'
 import { batchStepsMax, type Store } from './store.ts'
 
 /** Several at once, finding by index, and the end. */
@@ -28,7 +29,7 @@ export function batchesContract(context: StoreContext): void {
     test('one failing step undoes all of them and says why', async () => {
       await add('taken', { indexes: { status: 'x' } })
       const failing = (last: Parameters<Store['batch']>[0][number]) =>
-        codeOf(
+        refusalCodeOf(
           context.store.batch([
             { op: 'create', input: { ...sandbox('new'), body: {}, indexes: { status: 'x' } } },
             {
@@ -59,14 +60,14 @@ export function batchesContract(context: StoreContext): void {
     test('a failing batch takes nothing else with it', async () => {
       await add('taken')
       const codes = await Promise.all([
-        codeOf(add('one')),
-        codeOf(
+        refusalCodeOf(add('one')),
+        refusalCodeOf(
           context.store.batch([
             { op: 'create', input: { ...sandbox('two'), body: {} } },
             { op: 'create', input: { ...sandbox('taken'), body: {} } },
           ]),
         ),
-        codeOf(add('three')),
+        refusalCodeOf(add('three')),
       ])
       expect(codes).toEqual([null, 'already_exists', null])
       expect(await collect({ kind: 'sandbox', workspace: 'main', sort: 'name:asc' })).toEqual([
@@ -80,7 +81,7 @@ export function batchesContract(context: StoreContext): void {
       await add('here')
       await add('elsewhere', { workspace: 'other' })
       const refused = (step: Parameters<Store['batch']>[0][number]) =>
-        codeOf(context.store.batch([{ op: 'create', input: { ...sandbox('new'), body: {} } }, step]))
+        refusalCodeOf(context.store.batch([{ op: 'create', input: { ...sandbox('new'), body: {} } }, step]))
       expect(await refused({ op: 'require', key: sandbox('gone') })).toBe('not_found')
       expect(await refused({ op: 'requireNone', kind: 'sandbox', workspace: 'other' })).toBe('conflict')
       // What the batch itself did counts.
@@ -102,7 +103,7 @@ export function batchesContract(context: StoreContext): void {
         { length: batchStepsMax + 1 },
         (_, n) => ({ op: 'remove', key: sandbox(`n${n}`) }) as const,
       )
-      expect(await codeOf(context.store.batch(steps))).toBe('bad_request')
+      expect(await refusalCodeOf(context.store.batch(steps))).toBe('bad_request')
       expect(await context.store.batch(steps.slice(1))).toHaveLength(batchStepsMax)
       expect(await context.store.batch([])).toEqual([])
     })
@@ -129,8 +130,8 @@ export function batchesContract(context: StoreContext): void {
       expect(await find({ workspace: 'main' })).toEqual(['n3', 'n2', 'n0'])
       expect(await find({ workspace: 'main', limit: 2 })).toEqual(['n3', 'n2'])
       expect(await find({ value: 'Ext' })).toEqual([])
-      expect(await codeOf(find({ limit: 0 }))).toBe('bad_request')
-      expect(await codeOf(find({ limit: 1001 }))).toBe('bad_request')
+      expect(await refusalCodeOf(find({ limit: 0 }))).toBe('bad_request')
+      expect(await refusalCodeOf(find({ limit: 1001 }))).toBe('bad_request')
     })
 
     test('follows updates and removals', async () => {
@@ -151,15 +152,15 @@ export function batchesContract(context: StoreContext): void {
   describe('closing', () => {
     test('writes what was submitted, ends watchers, and refuses what comes after', async () => {
       const events = context.store.watch({}, new AbortController().signal)[Symbol.asyncIterator]()
-      const pending = Array.from({ length: 100 }, (_, n) => codeOf(add(`n${n}`)))
+      const pending = Array.from({ length: 100 }, (_, n) => refusalCodeOf(add(`n${n}`)))
       const closing = context.store[Symbol.asyncDispose]()
       expect(new Set(await Promise.all(pending))).toEqual(new Set([null]))
       await closing
       await context.store[Symbol.asyncDispose]()
       while (!(await events.next()).done);
-      expect(await codeOf(add('late'))).toBe('unavailable')
-      expect(await codeOf(context.store.get(sandbox('n1')))).toBe('unavailable')
-      expect(await codeOf(context.store.page({ kind: 'sandbox' }))).toBe('unavailable')
+      expect(await refusalCodeOf(add('late'))).toBe('unavailable')
+      expect(await refusalCodeOf(context.store.get(sandbox('n1')))).toBe('unavailable')
+      expect(await refusalCodeOf(context.store.page({ kind: 'sandbox' }))).toBe('unavailable')
     })
   })
 }

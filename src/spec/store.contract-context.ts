@@ -1,5 +1,4 @@
 import { expect } from 'bun:test'
-import { type ErrorCode, PlatformError } from '../errors.ts'
 import type { PageQuery, Resource, ResourceKey, Store } from './store.ts'
 
 /** What the parts of the store's contract share: the store under test, its clock, and short ways to say things. */
@@ -47,17 +46,6 @@ export function storeContext(): StoreContext {
     },
   } as StoreContext
   return context
-}
-
-/** The code of the platform's error; null when it succeeded. */
-export async function codeOf(work: Promise<unknown>): Promise<ErrorCode | null> {
-  try {
-    await work
-    return null
-  } catch (error) {
-    if (PlatformError.is(error)) return error.code
-    throw error
-  }
 }
 
 export function byCodePoint(left: string, right: string): number {

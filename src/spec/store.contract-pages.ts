@@ -1,5 +1,6 @@
 import { describe, expect, test } from 'bun:test'
-import { codeOf, type StoreContext } from './store.contract-context.ts'
+import { refusalCodeOf } from '../lib/test-refusal.ts'
+import type { StoreContext } from './store.contract-context.ts'
 import {
   cursorAgeMsMax,
   type PageQuery,
@@ -69,10 +70,12 @@ export function pagesContract(context: StoreContext): void {
       expect(await context.store.count({ kind: 'task' })).toBe(12)
       expect(await context.store.count({ kind: 'task', where: { agent: 'odd' } })).toBe(6)
       for (const offset of [-1, 1.5, Number.NaN]) {
-        expect(await codeOf(context.store.page({ ...tasks, offset }))).toBe('bad_request')
+        expect(await refusalCodeOf(context.store.page({ ...tasks, offset }))).toBe('bad_request')
       }
-      expect(await codeOf(context.store.page({ ...tasks, offset: 1, anchor: 'end' }))).toBe('bad_request')
-      expect(await codeOf(context.store.count({ ...tasks, since: 0.5 }))).toBe('bad_request')
+      expect(await refusalCodeOf(context.store.page({ ...tasks, offset: 1, anchor: 'end' }))).toBe(
+        'bad_request',
+      )
+      expect(await refusalCodeOf(context.store.count({ ...tasks, since: 0.5 }))).toBe('bad_request')
     })
 
     test('a cursor is of its query, its times included', async () => {
@@ -81,7 +84,7 @@ export function pagesContract(context: StoreContext): void {
       const { nextCursor } = await context.store.page(query)
       expect((await context.store.page({ ...query, cursor: nextCursor })).data).toHaveLength(2)
       const other = context.store.page({ ...query, since: 1_700_000_000_002, cursor: nextCursor })
-      expect(await codeOf(other)).toBe('bad_request')
+      expect(await refusalCodeOf(other)).toBe('bad_request')
     })
 
     test('50 by default, from 1 to 200', async () => {
@@ -93,9 +96,9 @@ export function pagesContract(context: StoreContext): void {
         (await context.store.page({ kind: 'sandbox', workspace: 'main', limit: pageLimitMax })).data,
       ).toHaveLength(pageLimitMax)
       for (const limit of [0, -1, pageLimitMax + 1, 1.5, Number.NaN, Number.POSITIVE_INFINITY]) {
-        expect(await codeOf(context.store.page({ kind: 'sandbox', limit }))).toBe('bad_request')
+        expect(await refusalCodeOf(context.store.page({ kind: 'sandbox', limit }))).toBe('bad_request')
       }
-      expect(await codeOf(context.store.page({ kind: 'sandbox', sort: 'name' as SortOrder }))).toBe(
+      expect(await refusalCodeOf(context.store.page({ kind: 'sandbox', sort: 'name' as SortOrder }))).toBe(
         'bad_request',
       )
     })
@@ -174,7 +177,9 @@ export function pagesContract(context: StoreContext): void {
       const query: PageQuery = { kind: 'sandbox', workspace: 'main', search: 'alpha', limit: 1 }
       const { total, nextCursor: cursor } = await context.store.page(query)
       expect(total).toBe(124)
-      expect(await codeOf(context.store.page({ ...query, cursor, search: 'beta' }))).toBe('bad_request')
+      expect(await refusalCodeOf(context.store.page({ ...query, cursor, search: 'beta' }))).toBe(
+        'bad_request',
+      )
     })
 
     test('gives the last page at once, in its order, of lists by time', async () => {
@@ -193,7 +198,9 @@ export function pagesContract(context: StoreContext): void {
       const query: PageQuery = { kind: 'sandbox', workspace: 'main', limit: 1 }
       const { nextCursor: cursor } = await context.store.page(query)
       for (const wrong of [{ cursor }, { sort: 'name:asc' as SortOrder }])
-        expect(await codeOf(context.store.page({ ...query, anchor: 'end', ...wrong }))).toBe('bad_request')
+        expect(await refusalCodeOf(context.store.page({ ...query, anchor: 'end', ...wrong }))).toBe(
+          'bad_request',
+        )
     })
 
     test('filters by one value or a list, all filters at once; the total ignores them', async () => {
@@ -240,7 +247,7 @@ export function pagesContract(context: StoreContext): void {
         { sort: 'name:asc' },
       ]
       for (const other of others)
-        expect(await codeOf(context.store.page({ ...query, cursor, ...other }))).toBe('bad_request')
+        expect(await refusalCodeOf(context.store.page({ ...query, cursor, ...other }))).toBe('bad_request')
       const same = await context.store.page({
         ...query,
         cursor,
@@ -257,7 +264,9 @@ export function pagesContract(context: StoreContext): void {
       context.nowMs += cursorAgeMsMax
       const second = await context.store.page({ ...query, cursor: first.nextCursor })
       context.nowMs += 1
-      expect(await codeOf(context.store.page({ ...query, cursor: first.nextCursor }))).toBe('bad_request')
+      expect(await refusalCodeOf(context.store.page({ ...query, cursor: first.nextCursor }))).toBe(
+        'bad_request',
+      )
       const third = await context.store.page({ ...query, cursor: second.nextCursor })
       expect(third.data.map(({ name }) => name)).toEqual(['b'])
     })
@@ -288,7 +297,7 @@ export function pagesContract(context: StoreContext): void {
         bad.push(encode([...forged, 1]), encode(forged.map(String)))
       for (const cursor of bad) {
         expect(
-          await codeOf(context.store.page({ kind: 'sandbox', workspace: 'main', limit: 1, cursor })),
+          await refusalCodeOf(context.store.page({ kind: 'sandbox', workspace: 'main', limit: 1, cursor })),
         ).toBe('bad_request')
       }
     })

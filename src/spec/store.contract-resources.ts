@@ -1,6 +1,7 @@
 import { describe, expect, test } from 'bun:test'
 import fc from 'fast-check'
-import { byCodePoint, codeOf, type StoreContext } from './store.contract-context.ts'
+import { refusalCodeOf } from '../lib/test-refusal.ts'
+import { byCodePoint, type StoreContext } from './store.contract-context.ts'
 import { resourceBodyBytesMax, resourceNameLengthMax } from './store.ts'
 
 /** One resource at a time. */
@@ -39,14 +40,16 @@ export function resourcesContract(context: StoreContext): void {
 
     test('a name is taken once per kind and workspace', async () => {
       await add('a')
-      expect(await codeOf(add('a'))).toBe('already_exists')
+      expect(await refusalCodeOf(add('a'))).toBe('already_exists')
       await add('a', { workspace: 'other' })
       await context.store.create({ kind: 'preview', workspace: 'main', name: 'a', body: {} })
       await context.store.create({ kind: 'user', workspace: '', name: 'a', body: {} })
     })
 
     test('of many concurrent creates of one name exactly one succeeds', async () => {
-      const codes = await Promise.all(Array.from({ length: 50 }, (_, n) => codeOf(add('a', { body: { n } }))))
+      const codes = await Promise.all(
+        Array.from({ length: 50 }, (_, n) => refusalCodeOf(add('a', { body: { n } }))),
+      )
       expect(codes.filter((code) => code === null)).toHaveLength(1)
       expect(codes.filter((code) => code === 'already_exists')).toHaveLength(49)
       expect((await context.store.page({ kind: 'sandbox', workspace: 'main' })).total).toBe(1)
@@ -68,8 +71,10 @@ export function resourcesContract(context: StoreContext): void {
 
     test('an update of another version, or of nothing, changes nothing', async () => {
       await add('a', { body: { n: 1 } })
-      expect(await codeOf(context.store.update(sandbox('a'), 2, { body: { n: 2 } }))).toBe('version_mismatch')
-      expect(await codeOf(context.store.update(sandbox('b'), 1, { body: { n: 2 } }))).toBe('not_found')
+      expect(await refusalCodeOf(context.store.update(sandbox('a'), 2, { body: { n: 2 } }))).toBe(
+        'version_mismatch',
+      )
+      expect(await refusalCodeOf(context.store.update(sandbox('b'), 1, { body: { n: 2 } }))).toBe('not_found')
       expect((await context.store.get<{ n: number }>(sandbox('a')))?.body).toEqual({ n: 1 })
       expect(await context.store.get(sandbox('b'))).toBeNull()
     })
@@ -79,7 +84,7 @@ export function resourcesContract(context: StoreContext): void {
       const increment = async () => {
         for (;;) {
           const read = await context.store.get<{ n: number }>(sandbox('a'))
-          const code = await codeOf(
+          const code = await refusalCodeOf(
             context.store.update(sandbox('a'), read!.version, { body: { n: read!.body.n + 1 } }),
           )
           if (code === null) return
@@ -94,7 +99,7 @@ export function resourcesContract(context: StoreContext): void {
 
     test('remove answers whether there was something, and with a version removes only that version', async () => {
       await add('a')
-      expect(await codeOf(context.store.remove(sandbox('a'), 2))).toBe('version_mismatch')
+      expect(await refusalCodeOf(context.store.remove(sandbox('a'), 2))).toBe('version_mismatch')
       expect(await context.store.get(sandbox('a'))).not.toBeNull()
       expect(await context.store.remove(sandbox('a'), 1)).toBe(true)
       expect(await context.store.get(sandbox('a'))).toBeNull()
@@ -208,12 +213,14 @@ export function resourcesContract(context: StoreContext): void {
 
     test('text that cannot be kept as it is, or is too long, is refused', async () => {
       for (const bad of ['a\0b', 'a\ud800', 'a'.repeat(resourceNameLengthMax + 1)]) {
-        expect(await codeOf(add(bad))).toBe('bad_request')
-        expect(await codeOf(add('a', { workspace: bad }))).toBe('bad_request')
-        expect(await codeOf(add('a', { indexes: { x: bad } }))).toBe('bad_request')
-        expect(await codeOf(add('a', { indexes: { [bad]: 'x' } }))).toBe('bad_request')
+        expect(await refusalCodeOf(add(bad))).toBe('bad_request')
+        expect(await refusalCodeOf(add('a', { workspace: bad }))).toBe('bad_request')
+        expect(await refusalCodeOf(add('a', { indexes: { x: bad } }))).toBe('bad_request')
+        expect(await refusalCodeOf(add('a', { indexes: { [bad]: 'x' } }))).toBe('bad_request')
       }
-      expect(await codeOf(context.store.create({ ...sandbox('a'), body: undefined }))).toBe('bad_request')
+      expect(await refusalCodeOf(context.store.create({ ...sandbox('a'), body: undefined }))).toBe(
+        'bad_request',
+      )
       expect((await context.store.page({ kind: 'sandbox', workspace: 'main' })).total).toBe(0)
     })
 
@@ -221,9 +228,11 @@ export function resourcesContract(context: StoreContext): void {
       const body = { text: 'ü'.repeat(2 * 1024 * 1024) }
       await add('large', { body })
       expect((await context.store.get<{ text: string }>(sandbox('large')))?.body.text).toBe(body.text)
-      expect(await codeOf(add('larger', { body: 'x'.repeat(resourceBodyBytesMax) }))).toBe('body_too_large')
+      expect(await refusalCodeOf(add('larger', { body: 'x'.repeat(resourceBodyBytesMax) }))).toBe(
+        'body_too_large',
+      )
       expect(
-        await codeOf(
+        await refusalCodeOf(
           context.store.update(sandbox('large'), 1, { body: 'ü'.repeat(resourceBodyBytesMax / 2) }),
         ),
       ).toBe('body_too_large')

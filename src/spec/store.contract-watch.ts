@@ -1,5 +1,6 @@
 import { describe, expect, test } from 'bun:test'
-import { codeOf, type StoreContext } from './store.contract-context.ts'
+import { refusalCodeOf } from '../lib/test-refusal.ts'
+import type { StoreContext } from './store.contract-context.ts'
 import { type ResourceEvent, type Store, watchBufferMax } from './store.ts'
 
 /** The change feed. */
@@ -25,7 +26,7 @@ export function watchContract(context: StoreContext): void {
       const events = iterate({}, abort.signal)
       const created = await add('a', { body: { n: 1 } })
       const updated = await context.store.update(sandbox('a'), 1, { body: { n: 2 } })
-      await codeOf(context.store.update(sandbox('a'), 1, { body: { n: 3 } }))
+      await refusalCodeOf(context.store.update(sandbox('a'), 1, { body: { n: 3 } }))
       await context.store.remove(sandbox('a'))
       await context.store.remove(sandbox('a'))
       await context.store.batch([
@@ -46,7 +47,7 @@ export function watchContract(context: StoreContext): void {
     test('an undone batch is not heard of', async () => {
       const abort = new AbortController()
       const events = iterate({}, abort.signal)
-      await codeOf(
+      await refusalCodeOf(
         context.store.batch([
           { op: 'create', input: { ...sandbox('a'), body: {} } },
           { op: 'update', key: sandbox('b'), expectedVersion: 1, change: { body: {} } },

@@ -10,8 +10,8 @@ import { Dialer } from '../lib/dialer.ts'
 import { silentLogger } from '../lib/log.ts'
 import { createSecretBox } from '../lib/secret-box.ts'
 import { FakeClock } from '../lib/test-clock.ts'
+import { eventually } from '../lib/test-eventually.ts'
 import { openSqliteStore } from '../stores/sqlite/index.ts'
-import { eventually } from '../test-client.ts'
 import { Triggers } from './index.ts'
 
 const hourMs = 3_600_000

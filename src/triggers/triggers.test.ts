@@ -10,8 +10,8 @@ import { TestExecutions } from '../executions/test-executions.ts'
 import { Dialer } from '../lib/dialer.ts'
 import { silentLogger } from '../lib/log.ts'
 import { createSecretBox } from '../lib/secret-box.ts'
+import { eventually } from '../lib/test-eventually.ts'
 import type { Store } from '../spec/store.ts'
-import { eventually } from '../test-client.ts'
 import { type AgentAnswer, type AgentRequest, Triggers } from './index.ts'
 
 setDefaultTimeout(120_000)

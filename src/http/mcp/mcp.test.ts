@@ -4,6 +4,7 @@ import { StreamableHTTPClientTransport } from '@modelcontextprotocol/sdk/client/
 import { z } from 'zod'
 import { PlatformError } from '../../errors.ts'
 import type { Logger } from '../../lib/log.ts'
+import { eventually } from '../../lib/test-eventually.ts'
 import { CallCancelled, McpServer, mcpTool, protocolVersions, type ToolCall } from './index.ts'
 
 /** The protocol, over tools that only answer or wait. */
@@ -226,7 +227,7 @@ test('a failure that is public is told to the model, any other only to the log',
 test('a call is cancelled by its session, and by nobody else', async () => {
   const session = { 'mcp-session-id': 'mine' }
   const call = post(request('tools/call', { name: 'wait' }, 5), session)
-  await until(() => waiting.length === 1)
+  await eventually(() => waiting.length === 1)
   const { signal } = waiting[0]!.call
   const cancel = {
     jsonrpc: '2.0',
@@ -246,7 +247,7 @@ test('a call is cancelled by its session, and by nobody else', async () => {
 
 test('ending a session ends its calls', async () => {
   const call = post(request('tools/call', { name: 'wait' }), { 'mcp-session-id': 'short' })
-  await until(() => waiting.length === 1)
+  await eventually(() => waiting.length === 1)
   const ended = await fetch(url, { method: 'DELETE', headers: { 'mcp-session-id': 'short' } })
   expect(ended.status).toBe(204)
   expect((await call).status).toBe(202)
@@ -262,17 +263,17 @@ test('a client that goes away ends its call', async () => {
     signal: gone.signal,
   })
   call.catch(() => {})
-  await until(() => waiting.length === 1)
+  await eventually(() => waiting.length === 1)
   gone.abort()
-  await until(() => waiting[0]!.call.signal.aborted)
+  await eventually(() => waiting[0]!.call.signal.aborted)
   expect(waiting[0]!.call.signal.reason).not.toBeInstanceOf(CallCancelled)
-  await until(() => mcp.callsUnderWay === 0)
+  await eventually(() => mcp.callsUnderWay === 0)
   expect(logged).toEqual([])
 })
 
 test('progress is a stream of events, in front of the answer', async () => {
   const call = post(request('tools/call', { name: 'wait', _meta: { progressToken: 'p' } }))
-  await until(() => waiting.length === 1)
+  await eventually(() => waiting.length === 1)
   waiting[0]!.call.progress!({ progress: 1, total: 2, message: 'half' })
   waiting[0]!.call.progress!({ progress: 2, message: 'too soon after the first' })
   waiting[0]!.letGo()
@@ -285,7 +286,7 @@ test('progress is a stream of events, in front of the answer', async () => {
     { id: 1, result: { structuredContent: { waited: true } } },
   ])
   const unasked = post(request('tools/call', { name: 'wait' }))
-  await until(() => waiting.length === 2)
+  await eventually(() => waiting.length === 2)
   expect(waiting[1]!.call.progress).toBeNull()
   waiting[1]!.letGo()
   expect((await unasked).headers.get('content-type')).toBe('application/json')
@@ -296,7 +297,7 @@ test('calls of one place are bounded', async () => {
   const bodies = Array.from({ length: 8 }, (_, body) =>
     post(Array.from({ length: 32 }, (_, at) => request('tools/call', { name: 'wait' }, `${body}-${at}`))),
   )
-  await until(() => waiting.length === 256)
+  await eventually(() => waiting.length === 256)
   const refused = await post(request('tools/call', { name: 'wait' }, 'one more'))
   expect(await refused.json()).toMatchObject({ result: { isError: true } })
   for (const { letGo } of waiting) letGo()
@@ -330,11 +331,3 @@ test('where nobody proved who they are, pages of other origins are turned away',
   credentialed = true
   expect(await from('https://console.example')).toBe(200)
 })
-
-async function until(condition: () => boolean): Promise<void> {
-  const deadline = Date.now() + 60_000
-  while (!condition()) {
-    if (Date.now() > deadline) throw new Error('did not come to be within a minute')
-    await Bun.sleep(5)
-  }
-}

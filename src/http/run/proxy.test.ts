@@ -4,6 +4,7 @@ import { createServer, type Socket as NetSocket } from 'node:net'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { PlatformError } from '../../errors.ts'
+import { eventually } from '../../lib/test-eventually.ts'
 import type { RouteContext, Socket, SocketHandler } from '../route.ts'
 import { splitUrl } from '../url.ts'
 import { PreviewGateway } from './previews.ts'
@@ -247,7 +248,7 @@ describe('HTTP', () => {
     expect(new TextDecoder().decode((await reader.read()).value)).toBe('data: 2\n\n')
     expect(machine.leases).toBe(1)
     client.abort()
-    await until(() => appCancelled === 1 && machine.leases === 0)
+    await eventually(() => appCancelled === 1 && machine.leases === 0)
   })
 
   test('a large body passes both ways', async () => {
@@ -340,28 +341,28 @@ describe('WebSocket', () => {
   test('carries text and bytes both ways, in order, from the first message on', async () => {
     serve(() => new Response())
     const { socket, messages } = await open('/chat:room?x=1')
-    await until(() => messages.length === 1)
+    await eventually(() => messages.length === 1)
     expect(messages).toEqual(['welcome'])
     expect(appCalls).toEqual(['GET /chat:room?x=1'])
     socket.send('hello')
     socket.send(new Uint8Array([1, 2, 3]))
     socket.send('x'.repeat(500_000))
-    await until(() => messages.length === 4)
+    await eventually(() => messages.length === 4)
     expect(messages[1]).toBe('hello')
     expect([...new Uint8Array(messages[2] as ArrayBuffer)]).toEqual([1, 2, 3])
     expect((messages[3] as string).length).toBe(500_000)
     socket.close()
-    await until(() => appCancelled === 1 && machine.leases === 0)
+    await eventually(() => appCancelled === 1 && machine.leases === 0)
   })
 
   test('the program chooses the subprotocol and the close code', async () => {
     serve(() => new Response())
     const { socket, messages, closed } = await open('/', ['first', 'second'])
-    await until(() => messages.length === 1)
+    await eventually(() => messages.length === 1)
     expect(socket.protocol).toBe('second')
     socket.send('close')
     expect(await closed).toEqual({ code: 4001, reason: 'as you wish' })
-    await until(() => machine.leases === 0)
+    await eventually(() => machine.leases === 0)
   })
 
   test('a refusal inside, or nobody there, is a 502 before the upgrade', async () => {
@@ -660,10 +661,3 @@ describe('previews', () => {
     await expect(ask('/', {}, 'gone.preview.localhost')!).rejects.toMatchObject({ code: 'route_not_found' })
   })
 })
-
-async function until(condition: () => boolean): Promise<void> {
-  for (const deadline = Date.now() + 60_000; !condition(); ) {
-    if (Date.now() > deadline) throw new Error('it did not come about in a minute')
-    await Bun.sleep(5)
-  }
-}

@@ -13,6 +13,7 @@ import {
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { PlatformError } from '../../errors.ts'
+import { eventually } from '../../lib/test-eventually.ts'
 import { splitUrl } from '../url.ts'
 import { serveSandbox } from './sandbox/api.ts'
 import { outputStreamsMax } from './sandbox/processes.ts'
@@ -438,7 +439,7 @@ describe('processes', () => {
     expect(new TextDecoder().decode((await reader.read()).value)).toBe('[keepalive]\n')
     expect(machine.leases).toBe(1)
     client.abort()
-    await until(() => machine.leases === 0)
+    await eventually(() => machine.leases === 0)
     expect((await json(fetch(`${base}/process/quiet`))).status).toBe('running')
     await fetch(`${base}/process/quiet/kill`, { method: 'DELETE' })
   })
@@ -456,7 +457,7 @@ describe('processes', () => {
     expect((await execution()).status).toBe(429)
     expect((await fetch(`${base}/process/late`)).status).toBe(404)
     clients.abort()
-    await until(() => machine.leases === 0)
+    await eventually(() => machine.leases === 0)
     expect((await execution()).status).toBe(200)
     await fetch(`${base}/process/followed/kill`, { method: 'DELETE' })
   })
@@ -518,10 +519,3 @@ describe('the rest of the API', () => {
     expect(machine.leases).toBe(0)
   })
 })
-
-async function until(condition: () => boolean): Promise<void> {
-  for (const deadline = Date.now() + 60_000; !condition(); ) {
-    if (Date.now() > deadline) throw new Error('it did not come about in a minute')
-    await Bun.sleep(5)
-  }
-}

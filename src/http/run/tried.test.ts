@@ -1,7 +1,7 @@
 import { expect, test } from 'bun:test'
 import { PlatformError } from '../../errors.ts'
 import { FakeClock } from '../../lib/test-clock.ts'
-import { eventually } from '../../test-client.ts'
+import { eventually } from '../../lib/test-eventually.ts'
 import { tried } from './tried.ts'
 
 const tries = { retries: 2, timeoutMs: null }

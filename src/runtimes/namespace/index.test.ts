@@ -14,6 +14,7 @@ import { tmpdir } from 'node:os'
 import { type Clock, systemClock } from '../../lib/clock.ts'
 import { randomText } from '../../lib/ids.ts'
 import { silentLogger } from '../../lib/log.ts'
+import { eventually } from '../../lib/test-eventually.ts'
 import { runtimeContract } from '../../spec/runtime.contract.ts'
 import type { Instance, InstanceSpec, Runtime } from '../../spec/runtime.ts'
 import { testHelperPath, testImage } from '../test-host.ts'
@@ -597,13 +598,5 @@ function isRunning(pid: number): boolean {
     return !/^State:\t[ZX]/m.test(readFileSync(`/proc/${pid}/status`, 'utf8'))
   } catch {
     return false
-  }
-}
-
-async function eventually(holds: () => boolean): Promise<void> {
-  const deadline = performance.now() + 60_000
-  while (!holds()) {
-    if (performance.now() > deadline) throw new Error('did not come true in time')
-    await new Promise((resolve) => setTimeout(resolve, 5))
   }
 }

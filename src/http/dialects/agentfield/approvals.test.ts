@@ -1,5 +1,5 @@
 import { afterEach, beforeEach, expect, test } from 'bun:test'
-import { eventually } from '../../../test-client.ts'
+import { eventually } from '../../../lib/test-eventually.ts'
 import { TestControlPlane } from './test-control-plane.ts'
 import { later, TestNode } from './test-node.ts'
 

@@ -1,7 +1,7 @@
 import { afterEach, beforeEach, describe, expect, test } from 'bun:test'
 import { gzipSync } from 'node:zlib'
+import { eventually } from '../../../lib/test-eventually.ts'
 import { unusedPorts } from '../../../lib/test-ports.ts'
-import { eventually } from '../../../test-client.ts'
 import { TestControlPlane, type Told } from './test-control-plane.ts'
 import { idIn, later, TestNode } from './test-node.ts'
 

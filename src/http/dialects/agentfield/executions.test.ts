@@ -2,7 +2,7 @@ import { afterEach, beforeEach, describe, expect, test } from 'bun:test'
 import { mkdtempSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import { eventually } from '../../../test-client.ts'
+import { eventually } from '../../../lib/test-eventually.ts'
 import { TestControlPlane } from './test-control-plane.ts'
 import { later, TestNode } from './test-node.ts'
 

@@ -1,6 +1,6 @@
 import type { FakeClock } from '../../../lib/test-clock.ts'
+import { eventually } from '../../../lib/test-eventually.ts'
 import type { Platform, PlatformOptions } from '../../../platform.ts'
-import { eventually } from '../../../test-client.ts'
 import { type Asked, openDialectPlatform, requestTo, told } from '../test-dialect.ts'
 
 export interface Told {

@@ -6,8 +6,8 @@ import {
   LoggingMessageNotificationSchema,
   ResourceListChangedNotificationSchema,
 } from '@modelcontextprotocol/sdk/types.js'
-import { eventually } from '../../../guest/test-guest.ts'
 import { HurriedClock } from '../../../lib/test-clock.ts'
+import { eventually } from '../../../lib/test-eventually.ts'
 import { openTestMachine, type TestMachine } from './test-machine.ts'
 
 /** The real client, over the bridge, with the real server of fixtures/. */

@@ -1,6 +1,6 @@
 import { afterAll, beforeAll, beforeEach, expect, test } from 'bun:test'
-import { eventually } from '../../../guest/test-guest.ts'
 import { HurriedClock } from '../../../lib/test-clock.ts'
+import { eventually } from '../../../lib/test-eventually.ts'
 import { sessionIdleMs, sessionLeftMs, sessionsPerInstanceMax } from './table.ts'
 import { openTestMachine, type TestMachine } from './test-machine.ts'
 

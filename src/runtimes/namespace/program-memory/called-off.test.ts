@@ -16,6 +16,7 @@ import { join } from 'node:path'
 import { systemClock } from '../../../lib/clock.ts'
 import { randomText } from '../../../lib/ids.ts'
 import { silentLogger } from '../../../lib/log.ts'
+import { eventually } from '../../../lib/test-eventually.ts'
 import type { Runtime } from '../../../spec/runtime.ts'
 import { bootId } from '../../helper-process.ts'
 import { testHelperPath, testImage } from '../../test-host.ts'
@@ -113,13 +114,6 @@ describeHere(`a dump that goes wrong${why === '' ? '' : ` (skipped: ${why})`}`, 
     for await (const records of instance.guest.processes.output(id))
       for (const { data } of records) text += Buffer.from(data).toString()
     return text
-  }
-  const eventually = async (what: string, holds: () => Promise<boolean> | boolean) => {
-    const deadline = performance.now() + 60_000
-    while (!(await holds())) {
-      if (performance.now() > deadline) throw new Error(`never happened: ${what}`)
-      await Bun.sleep(10)
-    }
   }
   const kept = () =>
     readdirSync(`${options.instancesDir}/${instance.id}`).filter((name) => !/stopped|criu/.test(name))

@@ -14,6 +14,7 @@ import { join } from 'node:path'
 import { systemClock } from '../../../lib/clock.ts'
 import { randomText } from '../../../lib/ids.ts'
 import { silentLogger } from '../../../lib/log.ts'
+import { eventually } from '../../../lib/test-eventually.ts'
 import type { Instance, InstanceSpec, Runtime } from '../../../spec/runtime.ts'
 import { testHelperPath, testImage } from '../../test-host.ts'
 import { openNamespaceRuntime, probeNamespace } from '../index.ts'
@@ -78,13 +79,6 @@ describeHere(`memory of programs${why === '' ? '' : ` (skipped: ${why})`}`, () =
     on.guest.processes.spawn({ id, argv: ['sh', '-c', script], env, workingDir: '/blaxel', stdin })
   const type = (on: Instance, id: number, text: string) =>
     on.guest.processes.writeStdin(id, Buffer.from(`${text}\n`))
-  const eventually = async (what: string, holds: () => Promise<boolean> | boolean) => {
-    const deadline = performance.now() + 60_000
-    while (!(await holds())) {
-      if (performance.now() > deadline) throw new Error(`never happened: ${what}`)
-      await Bun.sleep(10)
-    }
-  }
   const said = async (on: Instance, id: number) => {
     let text = ''
     for await (const records of on.guest.processes.output(id))

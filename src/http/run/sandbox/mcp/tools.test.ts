@@ -2,6 +2,7 @@ import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
 import { existsSync, mkdirSync, readFileSync, statSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import type { Client } from '@modelcontextprotocol/sdk/client/index.js'
+import { eventually } from '../../../../lib/test-eventually.ts'
 import { called, McpBench, refused } from './test-client.ts'
 
 /** Tools as an MCP client sees them, over a machine that is this host's. */
@@ -148,11 +149,11 @@ describe('processes', () => {
       { signal: stop.signal },
     )
     call.catch(() => {})
-    await until(async () => (await statusOf('unwanted')) === 'running')
+    await eventually(async () => (await statusOf('unwanted')) === 'running')
     stop.abort('changed my mind')
     await expect(call).rejects.toThrow()
-    await until(async () => (await statusOf('unwanted')) === 'killed')
-    await until(async () => bench.machine.leases === 0)
+    await eventually(async () => (await statusOf('unwanted')) === 'killed')
+    await eventually(async () => bench.machine.leases === 0)
   })
 
   async function statusOf(name: string): Promise<unknown> {
@@ -269,7 +270,7 @@ describe('files', () => {
   test('a file too large for a model is refused, not sent', async () => {
     writeFileSync(inside('/project/huge.txt'), Buffer.alloc(9 * 1024 * 1024, 'x'))
     expect(await refused(client, 'fsReadFile', { path: 'huge.txt' })).toContain('ask for less')
-    await until(async () => bench.machine.leases === 0)
+    await eventually(async () => bench.machine.leases === 0)
   })
 })
 
@@ -297,11 +298,3 @@ describe('arguments', () => {
     )
   })
 })
-
-async function until(condition: () => Promise<boolean>): Promise<void> {
-  const deadline = Date.now() + 60_000
-  while (!(await condition())) {
-    if (Date.now() > deadline) throw new Error('did not come to be within a minute')
-    await Bun.sleep(10)
-  }
-}
