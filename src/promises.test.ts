@@ -172,6 +172,18 @@ describe.skipIf(why !== '')('a client may count on it that', () => {
     expect(await routing()).toEqual([route])
     await SandboxInstance.updateMetadata('secretive', { labels: { read: 'back' } })
     expect(await routing()).toEqual([route])
+    // Nor to who asks for one in case there is none, nor to who may read the environment.
+    const found = await SandboxInstance.createIfNotExists({ name: 'secretive', network } as never)
+    expect(found.spec.network?.proxy?.routing).toEqual([route])
+    const asked = await client.request('/v0/sandboxes?createIfNotExist=true', {
+      method: 'POST',
+      body: JSON.stringify({ metadata: { name: 'secretive' }, spec: {} }),
+    })
+    expect(await asked.text()).not.toContain('hidden')
+    for (const path of ['', '?show_secrets=true'])
+      expect(await (await client.request(`/v0/sandboxes/secretive${path}`)).text()).not.toContain('hidden')
+    const list = await client.request('/v0/sandboxes?show_secrets=true')
+    expect(await list.text()).not.toContain('hidden')
   })
 
   test('a page after the other holds every sandbox once', async () => {

@@ -27,8 +27,12 @@ interface Wanted {
   /** Credentials for the registry of its image, as docker keeps them. */
   dockerConfig?: string
   actor: string
-  /** Answers the sandbox of this name if there is one. */
-  createIfNotExist?: boolean
+}
+
+/** What there is now, and whether it was made for that. */
+export interface FoundOrCreated {
+  sandbox: StoredSandbox
+  isNew: boolean
 }
 
 /** How sandboxes come: at once, or once their image was pulled. */
@@ -64,12 +68,23 @@ export class SandboxCreation {
    * state DEPLOYING. @throws bad_request, already_exists, and what starting an instance throws; then no record is left
    */
   async create(wanted: Wanted): Promise<StoredSandbox> {
+    return (await this.#create(wanted, { mayExist: false })).sandbox
+  }
+
+  /** As `create`, unless there is one of this name. @throws as `create` */
+  async findOrCreate(wanted: Wanted): Promise<FoundOrCreated> {
+    return await this.#create(wanted, { mayExist: true })
+  }
+
+  async #create(wanted: Wanted, { mayExist }: { mayExist: boolean }): Promise<FoundOrCreated> {
     const { workspace, name, draft, dockerConfig } = wanted
+    let found = false
     let pull: { pending: StoredSandbox; pulling: Promise<unknown> } | null = null
     const answer = await this.#turns.run(workspace, name, async () => {
       const existing = await this.#turns.current(workspace, name)
       if (existing && !isReplaceable(existing.body.status)) {
-        if (wanted.createIfNotExist && existing.body.status !== 'DELETING') return existing
+        found = mayExist && existing.body.status !== 'DELETING'
+        if (found) return existing
         throw alreadyExists(existing)
       }
       this.#deployments.admit(draft)
@@ -88,7 +103,7 @@ export class SandboxCreation {
       pull = { pending, pulling: missing.pulling }
       return pending
     })
-    return pull === null ? answer : await this.#afterPull(pull, wanted)
+    return { sandbox: pull === null ? answer : await this.#afterPull(pull, wanted), isNew: !found }
   }
 
   async #afterPull(

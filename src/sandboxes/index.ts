@@ -12,7 +12,7 @@ import type { Page, Store } from '../spec/store.ts'
 import type { Logs } from '../telemetry/index.ts'
 import { SandboxArchives } from './archives.ts'
 import { SandboxChanges } from './changes.ts'
-import { type CreationImages, SandboxCreation } from './creation.ts'
+import { type CreationImages, type FoundOrCreated, SandboxCreation } from './creation.ts'
 import { SandboxDeployments, type SandboxLimits } from './deployments.ts'
 import { checkSameName, dockerConfigOf, draftOf, memoryMbMax, type SandboxDraft } from './draft.ts'
 import { SandboxExpiry } from './expiry.ts'
@@ -232,18 +232,27 @@ export class Sandboxes {
 
   /**
    * Resolves when the sandbox can be used, or, while its image is still being pulled after `pullAnswerMsMax`, in the
-   * state DEPLOYING. With `createIfNotExist` answers the sandbox of this name if there is one.
+   * state DEPLOYING.
    * @throws bad_request, already_exists, and what starting an instance throws; then no record is left
    */
-  async create(
+  async create(workspace: string, input: SandboxInput, options: { actor: string }): Promise<StoredSandbox> {
+    return await this.#creation.create(this.#wanted(workspace, input, options))
+  }
+
+  /** As `create`, unless there is a sandbox of this name. @throws as `create` */
+  async findOrCreate(
     workspace: string,
     input: SandboxInput,
-    options: { actor: string; createIfNotExist?: boolean },
-  ): Promise<StoredSandbox> {
+    options: { actor: string },
+  ): Promise<FoundOrCreated> {
+    return await this.#creation.findOrCreate(this.#wanted(workspace, input, options))
+  }
+
+  #wanted(workspace: string, input: SandboxInput, options: { actor: string }) {
     this.#background.refuseWhenClosing()
     const name = checkName(input.metadata?.name || `sandbox-${randomText(10)}`)
     const draft = draftOf(input, null, this.#clock.now(), this.#limits.memoryMbMax)
-    return await this.#creation.create({ workspace, name, draft, ...dockerConfigOf(input), ...options })
+    return { workspace, name, draft, ...dockerConfigOf(input), ...options }
   }
 
   /** A sandbox of an image that is built from an archive to be uploaded. @throws bad_request, already_exists */
@@ -429,7 +438,10 @@ export class Sandboxes {
     return this.#leases.acquireAsIs(workspace, name, signal)
   }
 
-  /** As it is answered. `showSecrets`: with the values of its environment. */
+  /**
+   * As it is answered. `showSecrets`: with the values of its environment. `created`: to who creates it, who is told the
+   * secrets of its proxy that way as they were sent, and never again.
+   */
   view(
     sandbox: StoredSandbox,
     origin: string,
@@ -445,9 +457,7 @@ export class Sandboxes {
       ...(this.#region === undefined ? {} : { region: this.#region }),
       events: options.events ?? true,
       ...(options.showSecrets ? { env: this.#sealing.env(sandbox.body) } : {}),
-      ...(options.showSecrets || options.created
-        ? { proxySecrets: this.#sealing.proxySecrets(sandbox.body) }
-        : {}),
+      ...(options.created ? { proxySecrets: this.#sealing.proxySecrets(sandbox.body) } : {}),
     })
   }
 

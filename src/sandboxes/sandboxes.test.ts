@@ -185,12 +185,11 @@ test('racing createIfNotExist converge on one sandbox, also against a deletion u
   await create('box')
   const removal = platform.sandboxes.remove('main', 'box')
   const all = await Promise.all(
-    Array.from({ length: 10 }, () =>
-      platform.sandboxes.create('main', input('box'), { actor, createIfNotExist: true }),
-    ),
+    Array.from({ length: 10 }, () => platform.sandboxes.findOrCreate('main', input('box'), { actor })),
   )
   await removal
-  expect(new Set(all.map(({ id }) => id)).size).toBe(1)
+  expect(all.filter(({ isNew }) => isNew)).toHaveLength(1)
+  expect(new Set(all.map(({ sandbox }) => sandbox.id)).size).toBe(1)
   using lease = await platform.sandboxes.acquire('main', 'box')
   expect(lease.instance.id).toBe(await onlyMachine())
 })

@@ -59,11 +59,12 @@ export function sandboxRoutes(options: { sandboxes: Sandboxes; log: Logger }): R
           const { sandbox, uploadUrl } = await sandboxes.createFromSource(workspace, body, options)
           return uploadAnswer(sandboxes.view(sandbox, origin, { created: true }), uploadUrl)
         }
-        const sandbox = await sandboxes.create(workspace, body, {
-          actor: actorOf(context),
-          createIfNotExist: query.createIfNotExist === true,
-        })
-        return sandboxes.view(sandbox, origin, { created: true })
+        const options = { actor: actorOf(context) }
+        if (query.createIfNotExist) {
+          const { sandbox, isNew } = await sandboxes.findOrCreate(workspace, body, options)
+          return sandboxes.view(sandbox, origin, { created: isNew })
+        }
+        return sandboxes.view(await sandboxes.create(workspace, body, options), origin, { created: true })
       },
     }),
     route({
