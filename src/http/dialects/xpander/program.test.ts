@@ -154,6 +154,21 @@ test('a long answer is told and kept whole, also one that is packed, and a long 
   })
 })
 
+test('a refusal that has no end is left once its beginning was read', async () => {
+  const left = Promise.withResolvers<void>()
+  const endless = new ReadableStream({
+    pull: (controller) => controller.enqueue(Buffer.alloc(64 * 1024, 'no ')),
+    cancel: () => left.resolve(),
+  })
+  answer = () => new Response(endless, { status: 500 })
+  const { outcome } = await done()
+  expect(outcome).toMatchObject({
+    outcome: { error: { message: expect.stringContaining('answered 500: no no no') } },
+  })
+  await left.promise
+  expect(leases).toBe(0)
+})
+
 test('what it streams is told piece by piece, and is the result together', async () => {
   const gates = [Promise.withResolvers<void>(), Promise.withResolvers<void>()]
   answer = () =>

@@ -132,7 +132,13 @@ async function answerOf(
 ): ReturnType<Performer> {
   const type = response.headers.get('content-type') ?? ''
   if (!response.ok) {
-    const said = (await response.text()).trim().slice(0, refusalCharsMax)
+    let text = ''
+    for await (const piece of decoded(response)) {
+      text += piece
+      // What else it says, and be it without an end, is told nobody.
+      if (text.length >= refusalCharsMax) break
+    }
+    const said = text.trim().slice(0, refusalCharsMax)
     return {
       by: 'failure',
       outcome: failed(
