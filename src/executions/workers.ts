@@ -1,11 +1,16 @@
 import type { Clock } from '../lib/clock.ts'
 import type { Logger } from '../lib/log.ts'
 import { Turns } from '../lib/turns.ts'
-import type { ClaimedWork, Queue } from '../spec/queue.ts'
+import { type ClaimedWork, largeInputBytes, type Queue } from '../spec/queue.ts'
 
 const claimedAtOnceMax = 64
-/** Inputs of what runs, which are in memory: beyond that nothing more is claimed, however many places are free. */
-const runningBytesMax = 48 * 1024 * 1024
+/**
+ * Inputs of what runs, which are in memory: beyond that nothing more is claimed, however many places are free. Large ones wait
+ * for each other alone, and those of one target leave room for the next, however long its program takes.
+ */
+const smallBytesMax = 48 * 1024 * 1024
+const largeBytesMax = 48 * 1024 * 1024
+const largeBytesOfTargetMax = 16 * 1024 * 1024
 const againAfterFailureMs = 1000
 /** In one round of the event loop, so that a burst being worked off leaves room for requests. */
 const begunAtOnceMax = 8
@@ -32,7 +37,8 @@ export class Workers {
   #wakes = 0
   /** The last wake that a claim was begun after. */
   #answered = 0
-  #bytes = 0
+  #smallBytes = 0
+  readonly #large = new Map<string, { workspace: string; target: string; largeBytes: number }>()
   /** A claim failed: none is made for a while. */
   #resting = false
 
@@ -66,7 +72,7 @@ export class Workers {
     const { queue, source, runningMax } = this.#options
     const free = runningMax - this.#running - this.#claiming
     const limit = Math.min(count, free, claimedAtOnceMax)
-    if (limit <= 0 || this.#bytes >= runningBytesMax) return
+    if (limit <= 0 || this.#smallBytes >= smallBytesMax) return
     if (this.#resting || this.#closing.signal.aborted || queue.waiting(source) <= 0) return
     this.#answered = this.#wakes
     this.#track(this.#claim(limit))
@@ -79,7 +85,11 @@ export class Workers {
     let claimed: ClaimedWork[] | null = null
     let failure: unknown
     try {
-      claimed = await queue.claim(source, limit, runningBytesMax - this.#bytes)
+      claimed = await queue.claim(source, limit, {
+        smallBytes: smallBytesMax - this.#smallBytes,
+        ...{ largeBytesMax, largeBytesOfTargetMax },
+        held: [...this.#large.values()],
+      })
     } catch (error) {
       failure = error
     } finally {
@@ -109,7 +119,7 @@ export class Workers {
     const { attempt, log, source } = this.#options
     const bytes = work.input?.byteLength ?? 0
     this.#running++
-    this.#bytes += bytes
+    this.#hold(work, bytes)
     let settle: (() => Promise<void>) | null = null
     let settled: Promise<void> | null = null
     try {
@@ -122,7 +132,7 @@ export class Workers {
       log.error('executions: an attempt broke', { source, id: work.id, error })
     } finally {
       this.#running--
-      this.#bytes -= bytes
+      this.#hold(work, -bytes)
       this.wake(1)
     }
     try {
@@ -130,6 +140,18 @@ export class Workers {
     } catch (error) {
       if (settle) await this.#settleAgain(work.id, settle, error)
     }
+  }
+
+  #hold({ workspace, target }: ClaimedWork, bytes: number): void {
+    if (Math.abs(bytes) < largeInputBytes) {
+      this.#smallBytes += bytes
+      return
+    }
+    const name = `${workspace}/${target}`
+    const held = this.#large.get(name) ?? { workspace, target, largeBytes: 0 }
+    held.largeBytes += bytes
+    if (held.largeBytes > 0) this.#large.set(name, held)
+    else this.#large.delete(name)
   }
 
   /** Nobody ended it, and the platform goes on, while it waited to be begun. */

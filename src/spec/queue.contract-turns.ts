@@ -1,6 +1,7 @@
 import { expect, test } from 'bun:test'
 import { refusalCodeOf } from '../lib/test-refusal.ts'
 import type { QueueContext } from './queue.contract-context.ts'
+import { type InputRoom, largeInputBytes } from './queue.ts'
 
 /** Who is claimed when. */
 export function turnsContract(context: QueueContext): void {
@@ -64,6 +65,38 @@ export function turnsContract(context: QueueContext): void {
     expect(await context.claim(10)).toEqual(['b'])
   })
 
+  test('large inputs have room of their own, of which a target leaves some, and hold up nothing that is small', async () => {
+    const large = new Uint8Array(largeInputBytes)
+    const small = new Uint8Array(1000)
+    const times = (count: number) => count * largeInputBytes
+    const claim = async (limit: number, held: InputRoom['held'] = [], smallBytes = 10_000) => {
+      const room = { smallBytes, largeBytesMax: times(3), largeBytesOfTargetMax: times(2), held }
+      return (await context.queue.claim('agent', limit, room)).map(({ id }) => id)
+    }
+    const add = (target: string, id: string, input: Uint8Array) =>
+      context.add(`${target}-${id}`, { target: `agent/${target}`, input })
+    for (const id of ['1', '2', '3']) await add('greedy', id, large)
+    for (const id of ['1', '2']) await add('other', id, large)
+    await add('greedy', '4', small)
+    await add('modest', '1', small)
+    expect(await claim(10)).toEqual(['greedy-1', 'other-1', 'modest-1', 'greedy-2'])
+    const held = (greedy: number, other: number) => [
+      { workspace: 'main', target: 'agent/greedy', largeBytes: times(greedy) },
+      { workspace: 'main', target: 'agent/other', largeBytes: times(other) },
+    ]
+    await add('modest', '2', small)
+    expect(await claim(10, held(2, 1))).toEqual(['modest-2'])
+    // A target that has its share leaves the rest to others.
+    expect(await claim(10, held(2, 0))).toEqual(['other-2'])
+    expect(await claim(10, held(0, 2))).toEqual(['greedy-3', 'greedy-4'])
+    // Of one that is larger than all of the room there is one at a time.
+    await add('huge', '1', new Uint8Array(times(4)))
+    expect(await claim(10, held(0, 1))).toEqual([])
+    expect(await claim(10)).toEqual(['huge-1'])
+    for (const id of ['3', '4', '5']) await add('modest', id, small)
+    expect(await claim(10, [], 1001)).toEqual(['modest-3', 'modest-4'])
+  })
+
   test('the limits that came last are those that hold', async () => {
     for (const id of ['a', 'b', 'c']) await context.add(id, { keyMax: 1 })
     expect(await context.claim(10)).toEqual(['a'])
@@ -123,12 +156,5 @@ export function turnsContract(context: QueueContext): void {
     expect(empty!.input).toEqual(new Uint8Array())
     expect(claimed!.until).toBe(context.nowMs + 60_000)
     expect(context.queue.input('a')).toEqual(input)
-  })
-
-  test('no more is claimed once inputs are as large as is asked for', async () => {
-    for (const id of ['a', 'b', 'c']) await context.add(id, { input: new Uint8Array(4) })
-    const claimed = await context.queue.claim('agent', 10, 5)
-    expect(claimed.map(({ id }) => id)).toEqual(['a', 'b'])
-    expect(await context.claim(10)).toEqual(['c'])
   })
 }

@@ -23,9 +23,9 @@ export interface Queue {
 
   /**
    * At most `limit` that are due and have room, each for its `leaseMs` from now on; their number of attempts is one
-   * more. No further one once their inputs have `bytesMax` together.
+   * more. A target whose next input has no room is passed over.
    */
-  claim(queue: string, limit: number, bytesMax?: number): Promise<ClaimedWork[]>
+  claim(queue: string, limit: number, room?: InputRoom): Promise<ClaimedWork[]>
 
   /** Null: what it expects does not hold (a stale token, another state, another version, no such work); nothing was changed. */
   change(change: WorkChange): Promise<ChangedWork | null>
@@ -82,6 +82,20 @@ export const openWorkStates = ['waiting', 'running', 'held'] as const
 
 export function isOpenState(state: string): boolean {
   return (openWorkStates as readonly string[]).includes(state)
+}
+
+/** Inputs from this size on have room of their own, so that what waits for that holds up nothing that is small. */
+export const largeInputBytes = 256 * 1024
+
+/** What inputs a claim may hand out. */
+export interface InputRoom {
+  /** Of small ones: no further one once those of this claim have so many together. */
+  smallBytes: number
+  /** Of large ones, with what was handed out before, in all and of one target; where there is none a single one may be larger. */
+  largeBytesMax: number
+  largeBytesOfTargetMax: number
+  /** What was handed out before and is not over. */
+  held: readonly { workspace: string; target: string; largeBytes: number }[]
 }
 
 export interface NewWork {

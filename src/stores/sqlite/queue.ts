@@ -5,6 +5,7 @@ import {
   type ClaimedWork,
   type EnqueuedWork,
   type EnqueueOptions,
+  type InputRoom,
   type NewWork,
   type Queue,
   type Work,
@@ -29,6 +30,12 @@ const retryAfterFullSeconds = 5
 /** Of a search, before others have their turn. */
 const searchedAtOnce = 500
 const claimedBytesMax = 64 * 1024 * 1024
+const roomDefault: InputRoom = {
+  smallBytes: claimedBytesMax,
+  largeBytesMax: claimedBytesMax,
+  largeBytesOfTargetMax: claimedBytesMax,
+  held: [],
+}
 
 export interface SqliteQueueOptions {
   clock: Clock
@@ -82,8 +89,8 @@ export class SqliteQueue implements Queue {
     }
   }
 
-  async claim(queue: string, limit: number, bytesMax = claimedBytesMax): Promise<ClaimedWork[]> {
-    const [result] = await this.#submit([{ op: 'work-claim', now: this.#now(), queue, limit, bytesMax }])
+  async claim(queue: string, limit: number, room = roomDefault): Promise<ClaimedWork[]> {
+    const [result] = await this.#submit([{ op: 'work-claim', now: this.#now(), queue, limit, room }])
     const { claimed } = result!
     this.#count(queue, -claimed.length)
     return claimed.map(({ row, input }) => ({ ...decodeWork(row), input }))

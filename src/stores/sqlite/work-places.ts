@@ -61,6 +61,10 @@ export class WorkPlaces {
       nextTarget: database.prepare<{ id: number }, [string]>(
         `SELECT id FROM work_targets WHERE queue = ? AND claimable > 0 AND busy < running_max ORDER BY turn LIMIT 1`,
       ),
+      nextOtherTarget: database.prepare<{ id: number }, [string, string]>(
+        `SELECT id FROM work_targets WHERE queue = ? AND claimable > 0 AND busy < running_max
+         AND id NOT IN (SELECT value FROM json_each(?)) ORDER BY turn LIMIT 1`,
+      ),
       nextKey: database.prepare<{ id: number }, [number]>(
         `SELECT id FROM work_keys WHERE target_id = ? AND ready > 0 AND busy < running_max ORDER BY turn LIMIT 1`,
       ),
@@ -98,14 +102,17 @@ export class WorkPlaces {
     if (key) this.#change(key, change, key.running_max)
   }
 
-  /** The key whose turn it is, which goes behind all others by that; null: nothing is ready that has room. */
-  take(queue: string): number | null {
-    const target = this.#statements.nextTarget.get(queue)
+  /** The key whose turn it is, of no target that is passed over; it goes behind all others by that. Null: nothing is ready that has room. */
+  take(queue: string, passedOver: readonly number[]): { keyId: number; targetId: number } | null {
+    const target =
+      passedOver.length === 0
+        ? this.#statements.nextTarget.get(queue)
+        : this.#statements.nextOtherTarget.get(queue, JSON.stringify(passedOver))
     const key = target && this.#statements.nextKey.get(target.id)
     if (!target || !key) return null
     this.#statements.turnTarget.run(this.#next(), target.id)
     this.#statements.turnKey.run(this.#next(), key.id)
-    return key.id
+    return { keyId: key.id, targetId: target.id }
   }
 
   finalize(): void {

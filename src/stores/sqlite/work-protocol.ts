@@ -1,3 +1,5 @@
+import type { InputRoom } from '../../spec/queue.ts'
+
 /** What the store's thread asks of the writer's about work, and how work lies in its table. */
 
 export interface WorkRow {
@@ -66,7 +68,7 @@ export interface ChangedColumns {
 export type WorkStep =
   /** `isGiven`: its input may be taken instead of copied. */
   | { op: 'work-add'; now: number; work: AddedWork; isGiven: boolean }
-  | { op: 'work-claim'; now: number; queue: string; limit: number; bytesMax: number }
+  | { op: 'work-claim'; now: number; queue: string; limit: number; room: InputRoom }
   | {
       op: 'work-change'
       now: number

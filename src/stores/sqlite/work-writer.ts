@@ -1,5 +1,6 @@
 import type { Database } from 'bun:sqlite'
-import { isOpenState as isOpen } from '../../spec/queue.ts'
+import { isOpenState as isOpen, largeInputBytes } from '../../spec/queue.ts'
+import { LargeInputs } from './large-inputs.ts'
 import { type PlaceChange, WorkPlaces } from './work-places.ts'
 import type {
   AddedWork,
@@ -13,6 +14,8 @@ import type {
 
 /** How many a claim makes ready that came due; more come with the next one. */
 const dueAtOnceMax = 1000
+/** Targets that one claim passes over; the next one begins with others. */
+const passedOverMax = 64
 
 type StepOf<Op extends WorkStep['op']> = Extract<WorkStep, { op: Op }>
 
@@ -95,29 +98,32 @@ export class WorkWriter {
     return { op: 'work-add', row, existing: false }
   }
 
-  #claim({
-    now,
-    queue,
-    limit,
-    bytesMax,
-  }: StepOf<'work-claim'>): { row: WorkRow; input: Uint8Array | null }[] {
+  #claim({ now, queue, limit, room }: StepOf<'work-claim'>): { row: WorkRow; input: Uint8Array | null }[] {
     for (const { seq, key_id } of this.#statements.due.all(now, dueAtOnceMax)) {
       this.#statements.makeReady.run(seq)
       if (key_id !== null) this.#places.change(key_id, { ready: 1 })
     }
     const claimed: { row: WorkRow; input: Uint8Array | null }[] = []
-    let bytes = 0
-    while (claimed.length < limit && bytes < bytesMax) {
-      const keyId = this.#places.take(queue)
-      const first = keyId === null ? null : this.#statements.first.get(keyId)
-      if (keyId === null || !first) break
+    const large = new LargeInputs(room)
+    /** Targets whose next input has no room. */
+    const passedOver: number[] = []
+    let smallBytes = 0
+    while (claimed.length < limit && smallBytes < room.smallBytes && passedOver.length < passedOverMax) {
+      const place = this.#places.take(queue, passedOver)
+      const first = place && this.#statements.first.get(place.keyId)
+      if (!place || !first) break
+      const bytes = this.#statements.inputBytes.get(first.seq)?.bytes ?? 0
+      if (bytes < largeInputBytes) smallBytes += bytes
+      else if (!large.take(first, bytes)) {
+        passedOver.push(place.targetId)
+        continue
+      }
+      const { keyId } = place
       this.#lastToken = Math.max(this.#lastToken + 1, now * 1000, first.token + 1)
       const row = this.#statements.claim.get(this.#lastToken, now, first.seq)!
       this.#places.change(keyId, { ready: -1, waiting: -1, busy: 1 })
       if (row.group_id !== null) this.#statements.partStarted.run(now, row.group_id)
-      const input = this.#statements.input.get(row.seq)?.bytes ?? null
-      bytes += input?.byteLength ?? 0
-      claimed.push({ row, input })
+      claimed.push({ row, input: this.#statements.input.get(row.seq)?.bytes ?? null })
     }
     return claimed
   }
@@ -282,6 +288,10 @@ function prepare(database: Database) {
       'INSERT INTO work_inputs (seq, bytes) VALUES (?, ?)',
     ),
     input: database.prepare<{ bytes: Uint8Array }, [number]>('SELECT bytes FROM work_inputs WHERE seq = ?'),
+    // SQLite knows the length of a blob without reading it.
+    inputBytes: database.prepare<{ bytes: number }, [number]>(
+      'SELECT length(bytes) AS bytes FROM work_inputs WHERE seq = ?',
+    ),
     setResult: database.prepare<null, [number, Uint8Array]>(
       'INSERT OR REPLACE INTO work_results (seq, bytes) VALUES (?, ?)',
     ),
@@ -300,8 +310,8 @@ function prepare(database: Database) {
       `SELECT seq, key_id FROM work WHERE state = 'waiting' AND ready = 0 AND run_at <= ? ORDER BY run_at LIMIT ?`,
     ),
     makeReady: database.prepare<null, [number]>('UPDATE work SET ready = 1 WHERE seq = ?'),
-    first: database.prepare<{ seq: number; token: number }, [number]>(
-      `SELECT seq, token FROM work WHERE key_id = ? AND state = 'waiting' AND ready = 1
+    first: database.prepare<{ seq: number; token: number; workspace: string; target: string }, [number]>(
+      `SELECT seq, token, workspace, target FROM work WHERE key_id = ? AND state = 'waiting' AND ready = 1
        ORDER BY priority DESC, run_at, seq LIMIT 1`,
     ),
     claim: database.prepare<WorkRow, [number, number, number]>(
