@@ -87,6 +87,15 @@ describe('write, read and list', () => {
     expect((await stat(local)).size).toBe(large.length)
   })
 
+  test('writeBinary takes names that mean something else, or nothing, in the URL that the client makes of them', async () => {
+    const dir = await project()
+    for (const name of ['per%cent', '100%', 'a%2Fb', '%41', 'que?ry', 'ha#sh', 'sp ace+']) {
+      await sandbox.fs.writeBinary(`${dir}/${name}`, Buffer.from(name))
+      expect(await sandbox.fs.read(`${dir}/${name}`)).toBe(name)
+    }
+    expect((await sandbox.fs.ls(dir)).files.length).toBe(7)
+  })
+
   test('an upload in parts is begun, fed in any order, finished and called off by methods of their own', async () => {
     // The declarations of the package call them private; programs written in JavaScript do not know.
     const fs = sandbox.fs as unknown as {

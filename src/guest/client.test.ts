@@ -405,6 +405,7 @@ describe('files', () => {
   })
 
   test('no more than the pool are open at once, and all get their turn', async () => {
+    client = open({ lastingMsMin: 60_000 })
     let most = 0
     let now = 0
     const full = Promise.withResolvers<void>()
@@ -421,6 +422,51 @@ describe('files', () => {
     await Promise.all(Array.from({ length: 100 }, () => client.files.setMode('/x', 0o600)))
     expect(most).toBe(16)
     expect(played.sockets.length).toBe(16)
+  })
+
+  describe('operations that last', () => {
+    let slow: { frame: Frame; socket: Socket }[]
+    const finish = ({ frame, socket }: (typeof slow)[number]) => socket.write(ok(frame.id))
+    const lasting = (count: number) =>
+      Array.from({ length: count }, (_, at) => client.files.setMode(`/slow/${at}`, 0o600))
+
+    beforeEach(() => {
+      slow = []
+      client = open({ lastingMsMin: 1 })
+      play((frame, socket) => {
+        if (frame.type !== FrameType.chmod) return
+        if (Buffer.from(frame.payload).includes('/slow/')) slow.push({ frame, socket })
+        else socket.write(ok(frame.id))
+      })
+    })
+
+    test('leave the pool to those who wait, and their connections end with them', async () => {
+      const waiting = lasting(16)
+      await eventually(() => slow.length === 16)
+      await Promise.all(Array.from({ length: 40 }, () => client.files.setMode('/quick', 0o600)))
+      expect(slow.length).toBe(16)
+      const [first] = slow
+      if (first) finish(first)
+      await eventually(() => first?.socket.destroyed === true)
+      for (const each of slow.slice(1)) finish(each)
+      await Promise.all(waiting)
+    })
+
+    test('are bounded: beyond that all wait until one of them is done', async () => {
+      const waiting = lasting(16 + 24)
+      await eventually(() => slow.length === 40)
+      let answered = false
+      const quick = client.files.setMode('/quick', 0o600).then(() => {
+        answered = true
+      })
+      await new Promise((resolve) => setTimeout(resolve, 20))
+      expect(answered).toBe(false)
+      const [first] = slow
+      if (first) finish(first)
+      await quick
+      for (const each of slow.slice(1)) finish(each)
+      await Promise.all(waiting)
+    })
   })
 
   test('a refusal in the middle of a write ends it, without the rest being sent', async () => {

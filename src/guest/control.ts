@@ -247,7 +247,7 @@ export class ControlChannel implements GuestProcesses {
   }
 
   async *output(id: number, options: OutputOptions = {}): AsyncGenerator<OutputRecord[]> {
-    const { fromOffset = 0, follow = false, reuseMemory = false, signal } = options
+    const { fromOffset = 0, follow = false, reuseMemory = false, lastBytes, signal } = options
     if (!Number.isSafeInteger(fromOffset) || fromOffset < 0) {
       throw new PlatformError(
         'bad_request',
@@ -257,7 +257,7 @@ export class ControlChannel implements GuestProcesses {
     signal?.throwIfAborted()
     const tracked = await this.#find(id)
     const live = follow && tracked?.process.running === true
-    using log = new OutputLog(this.#logDir, id, fromOffset, { live, reuseMemory })
+    using log = new OutputLog(this.#logDir, id, fromOffset, { live, reuseMemory, lastBytes })
     if (tracked === undefined) {
       // Of an earlier life of the machine: it ended with that, what it wrote is still there.
       if (!log.exists) throw unknownProcess(id)

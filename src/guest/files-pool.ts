@@ -14,6 +14,10 @@ const waitingMax = 1024
 const waitTimeoutMs = 30_000
 /** An idle sandbox shall cost no worker. */
 const idleMsMaxDefault = 2_000
+/** Who lasts longer, a client that reads slowly above all, leaves the pool to those who wait. */
+const lastingMsMinDefault = 500
+/** Operations that left the pool: with it and with watches fewer workers than process 1 may have. */
+const lastingMax = 24
 /** Without a single byte from the guest while it has something to do. */
 const fileStallMsMax = 30_000
 /** Received and not yet taken; beyond it the socket is not read. */
@@ -26,14 +30,21 @@ export interface FilesPoolOptions {
   gid?: number
   stallMsMax?: number
   idleMsMax?: number
+  lastingMsMin?: number
 }
 
-/** Connections for file operations: one operation each, reused while busy, closed when idle for a moment. */
+/**
+ * Connections for file operations: one operation each, reused while busy, closed when idle for a moment. Operations that
+ * last give their places up to those who wait for one, so that a few slow clients do not hold up all others.
+ */
 export class FilesPool {
   #idle: PooledConnection[] = []
   #open = new Set<PooledConnection>()
   /** Not the pool's to give to others: what they do lasts. */
   #apart = new Set<PooledConnection>()
+  /** Those that were the pool's and last. */
+  #lasting = new Set<PooledConnection>()
+  #relief: Timer | null = null
   #opening = 0
   #waiting: { resolve: (ready: null) => void; reject: (error: Error) => void; timer: Timer }[] = []
   #failure: PlatformError | null = null
@@ -51,7 +62,7 @@ export class FilesPool {
       const idle = this.#idle.pop()
       if (idle && !idle.connection.closed) return idle.begin(path)
       if (idle) continue
-      if (this.#open.size + this.#opening < filesConnectionsMax) return (await this.#connect()).begin(path)
+      if (this.#hasRoom || this.#setApart()) return (await this.#connect()).begin(path)
       await this.#turn()
     }
   }
@@ -82,7 +93,8 @@ export class FilesPool {
       clearTimeout(waiting.timer)
       waiting.reject(error)
     }
-    for (const { connection } of [...this.#open, ...this.#apart]) connection?.close(error)
+    if (this.#relief !== null) clearTimeout(this.#relief)
+    for (const { connection } of [...this.#open, ...this.#apart, ...this.#lasting]) connection?.close(error)
   }
 
   actAs(identity: Identity): void {
@@ -109,7 +121,11 @@ export class FilesPool {
 
   /** The connection is in step and free, or closed. */
   give(pooled: PooledConnection): void {
-    if (this.#apart.delete(pooled)) pooled.connection.close(new Error('done'))
+    if (this.#apart.delete(pooled) || this.#lasting.delete(pooled)) {
+      pooled.connection.close(new Error('done'))
+      // One that lasts may leave now.
+      if (this.#waiting.length > 0 && this.#setApart()) this.#wake()
+    }
     if (!this.#open.has(pooled)) return
     if (this.#failure) pooled.connection.close(this.#failure)
     else {
@@ -124,9 +140,41 @@ export class FilesPool {
 
   forget(pooled: PooledConnection): void {
     this.#apart.delete(pooled)
+    if (this.#lasting.delete(pooled) && this.#waiting.length > 0 && this.#setApart()) this.#wake()
     if (!this.#open.delete(pooled)) return
     this.#idle = this.#idle.filter((other) => other !== pooled)
     this.#wake()
+  }
+
+  get #hasRoom(): boolean {
+    return this.#open.size + this.#opening < filesConnectionsMax
+  }
+
+  /** Makes room by taking the one that lasts longest out of the pool. */
+  #setApart(): boolean {
+    // In a frozen sandbox everything lasts.
+    if (this.#suspended || this.#lasting.size >= lastingMax) return false
+    let longest: PooledConnection | null = null
+    for (const pooled of this.#open) {
+      if (pooled.operation !== null && (longest === null || pooled.since < longest.since)) longest = pooled
+    }
+    if (longest === null || performance.now() - longest.since < this.#lastingMsMin) return false
+    this.#open.delete(longest)
+    this.#lasting.add(longest)
+    return true
+  }
+
+  get #lastingMsMin(): number {
+    return this.options.lastingMsMin ?? lastingMsMinDefault
+  }
+
+  /** Looks again for whoever waits until nobody does. */
+  #relieve() {
+    this.#relief ??= setTimeout(() => {
+      this.#relief = null
+      for (let left = this.#waiting.length; left > 0 && this.#setApart(); left--) this.#wake()
+      if (this.#waiting.length > 0) this.#relieve()
+    }, this.#lastingMsMin)
   }
 
   async #connect(): Promise<PooledConnection> {
@@ -164,6 +212,7 @@ export class FilesPool {
     }, waitTimeoutMs)
     const waiting = { resolve: turn.resolve, reject: turn.reject, timer }
     this.#waiting.push(waiting)
+    this.#relieve()
     return turn.promise
   }
 
@@ -180,6 +229,8 @@ type Timer = ReturnType<typeof setTimeout>
 class PooledConnection {
   connection!: Connection
   operation: Operation | null = null
+  /** When its operation began, by `performance.now()`. */
+  since = 0
   idleTimer: Timer | null = null
   /** Where the worker hands over open files, from the first time on that it may. */
   #handover: number | null = null
@@ -189,6 +240,7 @@ class PooledConnection {
   begin(path: string): Operation {
     if (this.idleTimer !== null) clearTimeout(this.idleTimer)
     this.idleTimer = null
+    this.since = performance.now()
     this.operation = new Operation(this, path)
     return this.operation
   }

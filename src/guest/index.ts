@@ -26,6 +26,7 @@ export interface GuestClientOptions {
   requestTimeoutMs?: number
   stallMsMax?: number
   idleMsMax?: number
+  lastingMsMin?: number
   /** Programs that shall run in `from`, or below, run in `to`: where the guest has the host's own directories. */
   workingDir?: { from: string; to: string } | null
   /** The connection to process 1 was lost, and not by us: it may have ended. */

@@ -101,6 +101,56 @@ describe('output logs', () => {
     expect(texts(await readAll(log))).toEqual(['truncated ', 'stdout later'])
   })
 
+  describe('of which only the end is wanted', () => {
+    const read = async (lastBytes: number, start = 100) => {
+      const records = [record('o1\no2\no'), record('e1\ne', 2), record('3\no4\n'), record('2\ne3\n', 2)]
+      writeFileSync(segment(start), Buffer.concat(records))
+      using log = new OutputLog(dir, 7, 0, { lastBytes })
+      return texts(await readAll(log))
+    }
+
+    test('begin with a whole line of each stream', async () => {
+      expect(await read(19)).toEqual([
+        'truncated ',
+        'stdout o2\no',
+        'stderr e1\ne',
+        'stdout 3\no4\n',
+        'stderr 2\ne3\n',
+      ])
+      expect(await read(17)).toEqual([
+        'truncated ',
+        'stdout o',
+        'stderr e1\ne',
+        'stdout 3\no4\n',
+        'stderr 2\ne3\n',
+      ])
+      expect(await read(14)).toEqual(['truncated ', 'stderr e1\ne', 'stdout o4\n', 'stderr 2\ne3\n'])
+      expect(await read(10)).toEqual(['truncated ', 'stdout o4\n', 'stderr e3\n'])
+      expect(await read(1)).toEqual(['truncated '])
+    })
+
+    test('are whole where there is no more, or where nothing is gone yet', async () => {
+      expect((await read(25)).join('')).toContain('stdout o1')
+      rmSync(segment(100))
+      expect((await read(10, 0)).join('')).toContain('stdout o1')
+    })
+
+    test('begin within a line that is longer than a record', async () => {
+      const long = 'x'.repeat(60_000)
+      writeFileSync(segment(100), Buffer.concat([record(long), record(long), record('end\n')]))
+      using log = new OutputLog(dir, 7, 0, { lastBytes: 60_004 })
+      expect((await readAll(log)).map(({ data }) => data.length)).toEqual([0, 60_000, 4])
+    })
+
+    test('go on with what is written later', async () => {
+      writeFileSync(segment(100), Buffer.concat([record('one\n'), record('two\n')]))
+      using log = new OutputLog(dir, 7, 0, { lastBytes: 4 })
+      expect(texts(await readAll(log))).toEqual(['truncated ', 'stdout two\n'])
+      appendFileSync(segment(100), record('three\n'))
+      expect(texts(await readAll(log))).toEqual(['stdout three\n'])
+    })
+  })
+
   test('long records and many of them come whole', async () => {
     const data = new Uint8Array(65_536).map((_, at) => at % 251)
     writeFileSync(segment(0), Buffer.concat(Array.from({ length: 50 }, () => record(data))))

@@ -29,6 +29,8 @@ export interface OutputLogOptions {
   live?: boolean
   /** Each batch may be overwritten by the next. */
   reuseMemory?: boolean
+  /** Where its beginning is gone already, this much of what is left is read, and what goes on a line begun before is not. */
+  lastBytes?: number | undefined
 }
 
 /**
@@ -43,6 +45,7 @@ export class OutputLog implements Disposable {
   #position: number
   /** Records up to here are skipped: the caller's offset, which may lie in the middle of one, or what was read already. */
   #from: number
+  #cut: Cut | null = null
   /** Read into again and again; what was read is copied from it, unless it may be overwritten. */
   #buffer: Buffer | null = null
 
@@ -69,7 +72,9 @@ export class OutputLog implements Disposable {
   async *read(): AsyncGenerator<OutputRecord[]> {
     for (;;) {
       if (this.#segment < 0) {
+        const fromStart = this.#position === 0
         const truncated = this.#openSegment()
+        if (truncated && fromStart) await this.#cutTo(this.options.lastBytes)
         if (truncated) yield [truncated]
         if (this.#segment < 0) return
       }
@@ -89,6 +94,15 @@ export class OutputLog implements Disposable {
         this.#buffer = Buffer.allocUnsafeSlow(readBytesMax)
       }
     }
+  }
+
+  /** All that is there is looked through once for that: how much it is stands nowhere. */
+  async #cutTo(lastBytes: number | undefined): Promise<void> {
+    if (lastBytes === undefined) return
+    let bytes = 0
+    using all = new OutputLog(this.logDir, this.id, this.#position, { reuseMemory: true })
+    for await (const records of all.read()) for (const { data } of records) bytes += data.length
+    if (bytes > lastBytes) this.#cut = new Cut(bytes - lastBytes)
   }
 
   [Symbol.dispose]() {
@@ -193,14 +207,35 @@ export class OutputLog implements Disposable {
       at = dataAt + length
       this.#position += recordHeaderBytes + length
       if (this.#position <= this.#from) continue
-      records.push({
-        kind,
-        at: Math.min(unixMs, dateMsMax),
-        endOffset: this.#position,
-        data: own.subarray(dataAt, at),
-      })
+      const data = own.subarray(dataAt, at)
+      const kept = this.#cut ? this.#cut.of(kind, data) : data
+      if (kept === null) continue
+      records.push({ kind, at: Math.min(unixMs, dateMsMax), endOffset: this.#position, data: kept })
     }
     return at
+  }
+}
+
+const newline = 10
+
+/** Takes the first bytes off records, and then of each stream what is left of a line that lost its beginning. */
+class Cut {
+  /** By its last byte that was taken off: whether a stream is within a line. */
+  readonly #within = { stdout: false, stderr: false }
+
+  constructor(private bytes: number) {}
+
+  of(stream: 'stdout' | 'stderr', data: Uint8Array): Uint8Array | null {
+    const taken = Math.min(this.bytes, data.length)
+    this.bytes -= taken
+    if (taken > 0) this.#within[stream] = data[taken - 1] !== newline
+    const rest = data.subarray(taken)
+    if (rest.length === 0) return null
+    if (!this.#within[stream]) return rest
+    this.#within[stream] = false
+    // A line that fills a whole record is worth more than a clean beginning.
+    const kept = rest.subarray(rest.indexOf(newline) + 1)
+    return kept.length === 0 ? null : kept
   }
 }
 

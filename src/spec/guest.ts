@@ -84,6 +84,8 @@ export interface OutputOptions {
   follow?: boolean
   /** The data of a batch is needed no longer than until the next one is asked for: its memory may be used again. */
   reuseMemory?: boolean
+  /** Of output whose beginning is gone only so much of the end, from the start of a line. */
+  lastBytes?: number
   signal?: AbortSignal
 }
 

@@ -14,6 +14,8 @@ export type OutputChunk =
 export const inlineOutputBytesMax = 64 * 1024
 /** In `/logs` and in the answer of a start that waited. */
 export const fullOutputBytesMax = 4 * 1024 * 1024
+/** Of a run whose first output is gone already, for those who come late. */
+export const lateOutputBytesMax = 32 * 1024 * 1024
 export const truncationLine = '[... truncated, see the process log file for the full output ...]\n'
 
 /** The bytes of a stream, without the beginning of a character whose end is yet to come. */

@@ -1,6 +1,12 @@
 import { PlatformError } from '../../errors.ts'
 import type { GuestProcesses } from '../../spec/guest.ts'
-import { inlineOutputBytesMax, type OutputChunk, type OutputSummary, OutputTail } from './output.ts'
+import {
+  inlineOutputBytesMax,
+  lateOutputBytesMax,
+  type OutputChunk,
+  type OutputSummary,
+  OutputTail,
+} from './output.ts'
 import type { ProcessRecord } from './records.ts'
 import { type Run, readRestartNote, until } from './run.ts'
 
@@ -29,8 +35,8 @@ export class ProcessOutput {
 
   /**
    * Everything that is kept of the output and, while the process runs, what it goes on to write, in batches. Ends with
-   * it. A follower that is slow slows the process down; one that came late is told of what is gone. What it was given
-   * is added to `tail`, which saves reading it again at the end. A batch holds no longer than until the next is asked for.
+   * it. A follower that is slow slows the process down; one that came late is told of what is gone, and has the last
+   * `lateOutputBytesMax` of each run. What it was given is added to `tail`, which saves reading it again at the end. A batch holds no longer than until the next is asked for.
    */
   async *follow(signal: AbortSignal, tail?: OutputTail): AsyncIterable<OutputChunk[]> {
     let lastRunId = 0
@@ -42,6 +48,7 @@ export class ProcessOutput {
         for await (const batch of this.processes.output(run.id, {
           follow: true,
           reuseMemory: true,
+          lastBytes: lateOutputBytesMax,
           signal,
         })) {
           if (tail) for (const record of batch) tail.push(record)

@@ -167,9 +167,10 @@ const fileBody = z.lazy(() =>
 )
 
 export async function writeFileOrDirectory(call: SandboxCall, rest: string): Promise<SandboxAnswer> {
-  const path = requestedPath(call, rest)
   const boundary = multipartBoundary(call.request.headers.get('content-type'))
-  if (boundary !== null) return upload(call, path, boundary)
+  // The client writes the path of an upload into the URL as it is, whatever that then means.
+  if (boundary !== null) return upload(call, () => requestedPath(call, rest), boundary)
+  const path = requestedPath(call, rest)
   const body = await readJsonBody(call, fileBody, fileJsonBytesMax)
   const mode = parsePermissions(body.permissions ?? undefined)
   const { files } = call.lease.instance.guest
@@ -201,13 +202,13 @@ async function written(change: Promise<unknown>, operation: string, path: string
  * larger one is streamed to the path in the URL, and dropped when a `path` behind it then names another. The client
  * sends one fixed mode with every upload, so the mode counts for new files only.
  */
-async function upload(call: SandboxCall, urlPath: FilePath, boundary: string): Promise<SandboxAnswer> {
+async function upload(call: SandboxCall, urlPath: () => FilePath, boundary: string): Promise<SandboxAnswer> {
   const form = await multipartForm(call.request, boundary)
   const fields: { path?: string; permissions?: string } = {}
   const readField = async (name: string) => {
     if (name === 'path' || name === 'permissions') fields[name] = await form.text(formFieldBytesMax)
   }
-  const target = () => (fields.path ? userPath(fields.path, pathBase(call)) : urlPath)
+  const target = () => (fields.path ? userPath(fields.path, pathBase(call)) : urlPath())
   const { files } = call.lease.instance.guest
   try {
     let held: Uint8Array | null = null
