@@ -321,6 +321,18 @@ test('what follows an end is made in the same commit, once, with what the execut
   expect(engine.executions.list('main', { source: 'delivery' }).data).toHaveLength(2)
 })
 
+test('an end whose result is too much to be told is told without', async () => {
+  await using engine = await TestExecutions.open()
+  engine.run('delivery', { runningMax: 2, hidden: true })
+  engine.executions.callbacks('test', ({ status }, result) => {
+    const input = result === null ? bytes(status) : new Uint8Array(40 * 1024 * 1024)
+    return engine.asked({ source: 'delivery', input })
+  })
+  await engine.accept({ callback: { dialect: 'test' } })
+  ;(await engine.next()).end(success('hi'))
+  expect(text((await engine.next()).attempt.input)).toBe('succeeded')
+})
+
 test('who registered is told of every end', async () => {
   const told: string[] = []
   await using engine = await TestExecutions.open({

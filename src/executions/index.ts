@@ -6,8 +6,9 @@ import { PlatformError } from '../errors.ts'
 import { ByteRoom } from '../lib/byte-room.ts'
 import type { Clock } from '../lib/clock.ts'
 import type { Logger } from '../lib/log.ts'
-import type { NewWork, Queue, Work } from '../spec/queue.ts'
+import type { Queue, Work } from '../spec/queue.ts'
 import { Attempts } from './attempts.ts'
+import { Callbacks } from './callbacks.ts'
 import { Due } from './due.ts'
 import { Ends } from './ends.ts'
 import { ExecutionEvents, type WatchFilter } from './events.ts'
@@ -70,7 +71,7 @@ const acceptingMax = 1000
 export class Executions {
   readonly #options: ExecutionsOptions
   readonly #sources = new Map<string, Source>()
-  readonly #composers = new Map<string, ComposeCallback>()
+  readonly #callbacks: Callbacks
   readonly #events: ExecutionEvents
   readonly #ends = new Ends()
   readonly #meters: Meters
@@ -94,10 +95,11 @@ export class Executions {
     this.#options = options
     this.#meters = new Meters(clock)
     this.#events = new ExecutionEvents({ clock, isHidden: (source) => this.#isHidden(source) })
+    this.#callbacks = new Callbacks(options)
     this.#transitions = new Transitions({
       queue,
       log,
-      follow: (execution, result) => this.#follow(execution, result),
+      follow: (execution, result) => this.#callbacks.of(execution, result),
       changed: (work, previous) => this.#changed(work, previous),
       followed: (work) => this.#accepted(work),
       groupEnded: (group) => this.#inBackground(this.#groups.finish(group), group),
@@ -133,7 +135,7 @@ export class Executions {
 
   /** Composes what follows the end of one that was accepted with a callback of this dialect. */
   callbacks(dialect: string, compose: ComposeCallback): void {
-    this.#composers.set(dialect, compose)
+    this.#callbacks.register(dialect, compose)
   }
 
   /**
@@ -447,21 +449,6 @@ export class Executions {
     this.#events.tell('updated', execution)
     if (work.state === 'held' && work.until !== null) this.#due.at(work.until)
     else if (work.state === 'waiting') this.#due.at(work.runAt)
-  }
-
-  #follow(execution: Execution, result: Uint8Array | null): NewWork[] {
-    const { queue, clock, log } = this.#options
-    const work = queue.get(execution.id)
-    const callback = work && bodyOf(work).callback
-    const compose = callback && this.#composers.get(callback.dialect)
-    if (!callback || !compose) return []
-    try {
-      const follow = compose({ ...execution, endedAt: clock.now() }, result, callback)
-      return follow ? [newWork(follow, clock.now())] : []
-    } catch (error) {
-      log.error('executions: a callback could not be composed', { id: execution.id, error })
-      return []
-    }
   }
 
   #inBackground(work: Promise<unknown>, id: string): void {

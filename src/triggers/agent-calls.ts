@@ -6,6 +6,7 @@ import type { Attempt, AttemptOutcome, Execution, Executions, NewExecution } fro
 import { badRequest, quoted } from '../lib/checks.ts'
 import type { Clock } from '../lib/clock.ts'
 import type { SecretBox } from '../lib/secret-box.ts'
+import { workInputBytesMax } from '../spec/queue.ts'
 import { type AgentRequest, requestNote, requestOf } from './request.ts'
 import { turnOf } from './turn.ts'
 
@@ -16,6 +17,8 @@ const dialect = 'blaxel'
 export const agentRequestBytesMax = 32 * 1024 * 1024
 /** Of an agent's answer that is kept, and told. */
 export const agentAnswerBytesMax = 8 * 1024 * 1024
+/** Told of an answer that is too large as JSON, where a character may take six bytes. */
+const beginningCharactersMax = 4 * 1024 * 1024
 const timeoutMsDefault = 15 * 60_000
 /** In all, and of one agent, so that one that takes its time leaves room for the others. */
 const runningMax = 1024
@@ -222,18 +225,29 @@ export class AgentCalls {
     const { workspace, id: executionId } = execution
     const { url, name, uid, trigger, secrets } = given
     const { status, bytes } = told(execution, result)
-    const body = {
-      status_code: status,
-      response_body: new TextDecoder().decode(bytes),
-      response_length: bytes.length,
-      timestamp: Math.floor(this.#clock.now() / 1000),
+    const text = new TextDecoder().decode(bytes)
+    const callbackOf = (response: { response_body: string; response_truncated?: true }) => {
+      const { response_body, ...rest } = response
+      const timestamp = Math.floor(this.#clock.now() / 1000)
+      return Buffer.from(
+        JSON.stringify({
+          status_code: status,
+          response_body,
+          response_length: bytes.length,
+          timestamp,
+          ...rest,
+        }),
+      )
     }
+    const whole = callbackOf({ response_body: text })
+    const isTooLarge = whole.length > workInputBytesMax
+    const beginning = () => text.slice(0, beginningCharactersMax).toWellFormed()
     return this.#deliveries.compose({
       workspace,
       executionId,
       dialect,
       url,
-      body: Buffer.from(JSON.stringify(body)),
+      body: isTooLarge ? callbackOf({ response_body: beginning(), response_truncated: true }) : whole,
       secrets,
       signer: { name, uid, trigger },
       // Only users write triggers.

@@ -226,6 +226,20 @@ test('an agent is asked what was kept, and its answer is told to the address of 
   expect(JSON.stringify(ended)).not.toContain('s3cret')
 })
 
+test('an answer that is too large to be told is told by its beginning', async () => {
+  await using test = await TestTriggers.open()
+  await test.deploy([later({ callbackUrl: test.receiver.url })])
+  const text = '\u0001'.repeat(8 * 1024 * 1024)
+  test.answer = () => said(text)
+  await test.accept()
+  const { body, headers } = await test.receiver.nth(1)
+  expect(verifyWebhookFromRequest({ headers, body }, 'secret-1')).toBe(true)
+  const { response_body, ...rest } = JSON.parse(body)
+  expect(rest).toMatchObject({ status_code: 200, response_length: text.length, response_truncated: true })
+  expect(response_body.length).toBeGreaterThan(1_000_000)
+  expect(text.startsWith(response_body)).toBe(true)
+})
+
 test('a client says when a request has its turn, and a trigger how many do at once', async () => {
   await using test = await TestTriggers.open()
   await test.deploy([later({ concurrency: 2 })])
