@@ -37,6 +37,15 @@ export function dataDirDefault(env: Environment = process.env, uid = process.get
   return join(env.XDG_DATA_HOME || join(homeOf(env, uid, '--data-dir'), '.local', 'share'), 'hutch')
 }
 
+/** A user without a home directory has no default. */
+export function isDataDirDefault(dataDir: string): boolean {
+  try {
+    return dataDir === dataDirDefault()
+  } catch {
+    return false
+  }
+}
+
 /** A user without an entry in /etc/passwd has no home directory, and the system only has an error's number for it. */
 function homeOf(env: Environment, uid: number, flag: string): string {
   if (env.HOME) return env.HOME

@@ -3,6 +3,7 @@ import { PlatformError } from '../errors.ts'
 import type { Clock } from '../lib/clock.ts'
 import { randomSecret } from '../lib/ids.ts'
 import type { Secrets } from './keys.ts'
+import { refusal } from './refusal.ts'
 
 export const deviceLoginLifetimeMs = 10 * 60 * 1000
 /** How often a client is told to ask. */
@@ -140,8 +141,4 @@ export class DeviceLogins {
 /** As people type it: in small letters, with or without what stands between. */
 function bare(userCode: string): string {
   return userCode.toUpperCase().replace(/[^A-Z]/g, '')
-}
-
-function refusal(error: string, message: string): PlatformError {
-  return new PlatformError('bad_request', message, { details: { error } })
 }

@@ -4,6 +4,7 @@ import { randomText } from '../lib/ids.ts'
 import type { BatchStep, Resource, Store } from '../spec/store.ts'
 import type { DeviceLogins } from './device-logins.ts'
 import type { AccountKind, ApiKeys, Secrets } from './keys.ts'
+import { refusal } from './refusal.ts'
 import type { ServiceAccounts } from './service-accounts.ts'
 import { accessTokenLifetimeMs, type Tokens } from './tokens.ts'
 
@@ -252,8 +253,4 @@ export class Oauth {
 
 function removal({ kind, workspace, name }: Resource): BatchStep {
   return { op: 'remove', key: { kind, workspace, name } }
-}
-
-function refusal(error: string, message: string): PlatformError {
-  return new PlatformError('bad_request', message, { details: { error } })
 }

@@ -2,8 +2,8 @@
 import { stat } from 'node:fs/promises'
 import { ByteReader } from '../lib/byte-reader.ts'
 import { uncompressed } from '../lib/compression.ts'
-import { TarReader } from '../lib/tar.ts'
-import { type ArchiveEntry, archiveEntriesMax, refused, shown } from './entry.ts'
+import { shownPath, TarReader } from '../lib/tar.ts'
+import { type ArchiveEntry, archiveEntriesMax, refused } from './entry.ts'
 import { walkZip } from './zip.ts'
 
 /** Of one file, written out, and of all together. */
@@ -32,7 +32,7 @@ export async function* walkArchive(path: string, type: ArchiveType): AsyncGenera
     if (clean === '' && entry.type === 'directory') continue
     if (clean === '') throw refused('an entry has no name')
     if (entry.bytes > archiveFileBytesMax) {
-      throw refused(`${shown(clean)} has ${entry.bytes} bytes, a file may have ${archiveFileBytesMax}`)
+      throw refused(`${shownPath(clean)} has ${entry.bytes} bytes, a file may have ${archiveFileBytesMax}`)
     }
     bytes += entry.bytes
     if (bytes > archiveBytesMax) throw refused(`its files have more than ${archiveBytesMax} bytes together`)
@@ -54,7 +54,9 @@ async function* walkTar(path: string): AsyncGenerator<ArchiveEntry> {
     const { type, path, linkPath: target, size: bytes, mode, modifiedNs } = entry
     if (type === 'other') continue
     if (type === 'fifo' || type === 'character' || type === 'block') {
-      throw refused(`${shown(path)} is a ${type === 'fifo' ? 'named pipe' : 'device'}, which is no source`)
+      throw refused(
+        `${shownPath(path)} is a ${type === 'fifo' ? 'named pipe' : 'device'}, which is no source`,
+      )
     }
     const sparse = entry.extents !== null
     yield {
@@ -65,7 +67,7 @@ async function* walkTar(path: string): AsyncGenerator<ArchiveEntry> {
       bytes: type === 'file' ? bytes : 0,
       target,
       async *content() {
-        if (sparse) throw refused(`${shown(path)} has holes: pack it without --sparse`)
+        if (sparse) throw refused(`${shownPath(path)} has holes: pack it without --sparse`)
         for (let part = await tar.data(); part !== null; part = await tar.data()) yield part.bytes
       },
     }
@@ -74,24 +76,24 @@ async function* walkTar(path: string): AsyncGenerator<ArchiveEntry> {
 
 /** Relative, without empty names and `.`. @throws unprocessable for what is absolute, leads out or is too long */
 function cleanPath(path: string): string {
-  if (path.includes('\0')) throw refused(`a path has NUL: ${shown(path)}`)
-  if (path.startsWith('/')) throw refused(`the path ${shown(path)} is absolute`)
+  if (path.includes('\0')) throw refused(`a path has NUL: ${shownPath(path)}`)
+  if (path.startsWith('/')) throw refused(`the path ${shownPath(path)} is absolute`)
   // Of another system's tools.
   if (/^[A-Za-z]:[\\/]/.test(path) || path.startsWith('\\'))
-    throw refused(`the path ${shown(path)} is absolute`)
-  if (path.includes('\\')) throw refused(`the path ${shown(path)} has a backslash: part names by /`)
+    throw refused(`the path ${shownPath(path)} is absolute`)
+  if (path.includes('\\')) throw refused(`the path ${shownPath(path)} has a backslash: part names by /`)
   const names = path.split('/').filter((name) => name !== '' && name !== '.')
-  if (names.includes('..')) throw refused(`the path ${shown(path)} leads out by ".."`)
+  if (names.includes('..')) throw refused(`the path ${shownPath(path)} leads out by ".."`)
   const clean = names.join('/')
   if (
     clean.length > pathBytesMax ||
     names.length > depthMax ||
     names.some((name) => name.length > nameBytesMax)
   )
-    throw refused(`the path ${shown(path)} is too long`)
+    throw refused(`the path ${shownPath(path)} is too long`)
   // Words of the format that layers are written in.
   const mark = names.find((name) => name.startsWith('.wh.'))
-  if (mark !== undefined) throw refused(`the path ${shown(path)} has a name that begins with ".wh."`)
+  if (mark !== undefined) throw refused(`the path ${shownPath(path)} has a name that begins with ".wh."`)
   return clean
 }
 
@@ -100,7 +102,7 @@ function cleanPath(path: string): string {
  * nothing stands behind a link in the archive itself.
  */
 function checkSymlink(path: string, target: string): void {
-  const link = `the symbolic link ${shown(path)} to ${shown(target)}`
+  const link = `the symbolic link ${shownPath(path)} to ${shownPath(target)}`
   if (target === '' || target.length > linkBytesMax || target.includes('\0'))
     throw refused(`${link} has no target`)
   if (target.startsWith('/')) throw refused(`${link} leads out of the project`)

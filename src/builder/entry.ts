@@ -17,11 +17,6 @@ export interface ArchiveEntry {
   content(): AsyncIterable<Uint8Array>
 }
 
-/** For people: names are UTF-8 as a rule. */
-export function shown(path: string): string {
-  return JSON.stringify(Buffer.from(path.slice(0, 200), 'latin1').toString('utf8'))
-}
-
 export function refused(what: string, cause?: unknown): PlatformError {
   return new PlatformError(
     'unprocessable',

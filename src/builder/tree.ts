@@ -1,7 +1,8 @@
 /** From a source archive to the files of a project: which entries count, what is left out, and the tar stream of the rest. */
 import { dockerfileName } from '../lib/project-settings.ts'
+import { shownPath } from '../lib/tar.ts'
 import { type ArchiveType, walkArchive } from './archive.ts'
-import { type ArchiveEntry, refused, shown } from './entry.ts'
+import { type ArchiveEntry, refused } from './entry.ts'
 import { TarWriter } from './tar-writer.ts'
 
 /** Files whose content matters to how something is built; larger ones are not looked into. */
@@ -82,10 +83,10 @@ export async function survey(path: string, type: ArchiveType, signal: AbortSigna
   for (const path of kinds.keys()) checkParents(path, kinds)
   for (const [link, target] of hardLinks) {
     if (kinds.get(target) !== 'file')
-      throw refused(`the hard link ${shown(link)} is of ${shown(target)}, which is no file of it`)
+      throw refused(`the hard link ${shownPath(link)} is of ${shownPath(target)}, which is no file of it`)
   }
   for (const [path, bytes] of overlong)
-    throw refused(`${shown(path)} has ${bytes} bytes, and is read up to ${bytesMaxOf(path)}`)
+    throw refused(`${shownPath(path)} has ${bytes} bytes, and is read up to ${bytesMaxOf(path)}`)
   const text = (name: string) => {
     const bytes = noticed.get(name)
     return bytes === undefined ? null : Buffer.from(bytes).toString('utf8')
@@ -166,10 +167,10 @@ function checkParents(path: string, kinds: ReadonlyMap<string, ArchiveEntry['typ
   for (let slash = path.lastIndexOf('/'); slash > 0; slash = path.lastIndexOf('/', slash - 1)) {
     const kind = kinds.get(path.slice(0, slash))
     if (kind === undefined || kind === 'directory') continue
-    const parent = shown(path.slice(0, slash))
+    const parent = shownPath(path.slice(0, slash))
     if (kind === 'symlink')
-      throw refused(`${shown(path)} is to be written through the symbolic link ${parent}`)
-    throw refused(`${shown(path)} is in ${parent}, which is a file`)
+      throw refused(`${shownPath(path)} is to be written through the symbolic link ${parent}`)
+    throw refused(`${shownPath(path)} is in ${parent}, which is a file`)
   }
 }
 

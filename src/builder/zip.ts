@@ -4,7 +4,8 @@ import { type FileHandle, open } from 'node:fs/promises'
 import { pipeline } from 'node:stream'
 import { crc32, createInflateRaw } from 'node:zlib'
 import type { PlatformError } from '../errors.ts'
-import { type ArchiveEntry, archiveEntriesMax, refused, shown } from './entry.ts'
+import { shownPath } from '../lib/tar.ts'
+import { type ArchiveEntry, archiveEntriesMax, refused } from './entry.ts'
 
 const endSignature = 0x06054b50
 const end64Signature = 0x06064b50
@@ -65,7 +66,7 @@ async function entryOf(
   header: Header,
 ): Promise<ArchiveEntry> {
   const { flags, method, attributes, system, modifiedNs } = header
-  const name = shown(header.path)
+  const name = shownPath(header.path)
   if (flags & encryptedFlag) throw refused(`${name} is encrypted`)
   if (method !== stored && method !== deflated) {
     throw refused(`${name} is compressed by method ${method}; only stored and deflated ones can be read`)
@@ -91,7 +92,7 @@ async function entryOf(
 }
 
 async function linkTarget(header: Header, content: AsyncIterable<Uint8Array>): Promise<string> {
-  if (header.bytes > linkBytesMax) throw refused(`the symbolic link ${shown(header.path)} is too long`)
+  if (header.bytes > linkBytesMax) throw refused(`the symbolic link ${shownPath(header.path)} is too long`)
   const parts: Uint8Array[] = []
   for await (const part of content) parts.push(part.slice())
   return Buffer.concat(parts).toString('latin1')
@@ -104,7 +105,7 @@ async function* contentOf(
   dataEnd: number,
   header: Header,
 ): AsyncGenerator<Uint8Array> {
-  const name = shown(header.path)
+  const name = shownPath(header.path)
   const local = await readExactly(file, header.offset, localBytes)
   const view = viewOf(local)
   if (view.getUint32(0, true) !== localSignature) throw broken(`${name} is not where it should be`)
@@ -223,7 +224,7 @@ function readExtra(header: Header, extra: Uint8Array): void {
       let field = at + 4
       for (const key of ['bytes', 'packed', 'offset'] as const) {
         if (header[key] !== none32) continue
-        if (field + 8 > end) throw broken(`${shown(header.path)} has no size`)
+        if (field + 8 > end) throw broken(`${shownPath(header.path)} has no size`)
         header[key] = safeNumber(view.getBigUint64(field, true))
         field += 8
       }

@@ -1,6 +1,7 @@
-import { mkdir, open, readdir, rename, rm, statfs } from 'node:fs/promises'
+import { mkdir, readdir, rename, rm, statfs } from 'node:fs/promises'
 import { join } from 'node:path'
 import { PlatformError } from '../errors.ts'
+import { sync } from '../lib/durable.ts'
 import { flowing } from '../lib/flow.ts'
 import { ReceivedFile } from '../lib/received-file.ts'
 import { free } from '../lib/spent.ts'
@@ -47,7 +48,7 @@ export class Archives {
     try {
       const bytes = await this.#write(draft, sent)
       await rename(draft, this.pathOf(id))
-      await syncDirectory(this.#dir)
+      await sync(this.#dir)
       return bytes
     } catch (error) {
       await rm(draft, { force: true })
@@ -121,13 +122,4 @@ function tooLarge(bytesMax: number, got: string): PlatformError {
     'body_too_large',
     `an archive has at most ${bytesMax} bytes, this one has ${got}: leave out what is not needed (.blaxelignore)`,
   )
-}
-
-async function syncDirectory(path: string): Promise<void> {
-  const directory = await open(path, 'r')
-  try {
-    await directory.sync()
-  } finally {
-    await directory.close()
-  }
 }

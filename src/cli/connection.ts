@@ -2,6 +2,7 @@ import { resolve } from 'node:path'
 import {
   type Credentials,
   dataDirDefault,
+  isDataDirDefault,
   type RunningPlatform,
   readCredentials,
   readRunningPlatform,
@@ -23,17 +24,9 @@ export function dataDirFor(flag: string | undefined): string {
   return resolve(flag ?? (process.env.HUTCH_DATA_DIR || dataDirDefault()))
 }
 
-function isDefault(dataDir: string): boolean {
-  try {
-    return dataDir === dataDirDefault()
-  } catch {
-    return false
-  }
-}
-
 /** @throws CommandError that says how to start the platform */
 export function runningConnection(dataDir: string): { running: RunningPlatform; credentials: Credentials } {
-  const up = `hutch up${isDefault(dataDir) ? '' : ` --data-dir ${shellQuote(dataDir)}`}`
+  const up = `hutch up${isDataDirDefault(dataDir) ? '' : ` --data-dir ${shellQuote(dataDir)}`}`
   const running = readRunningPlatform(dataDir)
   if (!running) throw new CommandError(`no platform runs on ${dataDir}`, up)
   const credentials = readCredentials(dataDir)

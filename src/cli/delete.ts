@@ -4,7 +4,7 @@ import { clientFor, removeEach } from './client.ts'
 import { command, connectionFlags, UsageError } from './command.ts'
 import { environmentFlags } from './environment.ts'
 import { imageReference } from './image-references.ts'
-import { type Kind, kindNamed, kinds, unknownKind } from './kinds.ts'
+import { type Kind, kinds, knownKind } from './kinds.ts'
 
 export const remove = command({
   name: 'delete',
@@ -38,8 +38,7 @@ export const remove = command({
     const [word, ...rest] = positionals
     if (word === undefined)
       throw new UsageError('KIND is missing; usage: hutch delete KIND NAME... (or -f FILE)')
-    const kind = kindNamed(word, kinds)
-    if (kind === null) throw unknownKind(word, kinds)
+    const kind = knownKind(word, kinds)
     const parents = rest.slice(0, kind.parents.length)
     const names = rest.slice(kind.parents.length)
     if (names.length === 0)

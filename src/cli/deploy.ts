@@ -8,10 +8,10 @@ import { environmentFlags } from './environment.ts'
 import { follow } from './following.ts'
 import { Interruption } from './interruption.ts'
 import { at } from './kinds.ts'
+import { noteNext } from './next.ts'
 import { bytes, note, paint, print, printJson } from './output.ts'
 import { Progress, seconds } from './progress.ts'
 import { formatOf } from './resource-output.ts'
-import { spelled } from './shell.ts'
 import { upload } from './uploading.ts'
 
 const apiVersion = 'blaxel.ai/v1alpha1'
@@ -226,10 +226,6 @@ function tellOf({ kind, name, url, revision }: DeployResult, resource: Resource,
     sandbox: `hutch sandbox exec ${name} -- ls`,
   }
   noteNext(next[kind] ?? `hutch get ${kind} ${name}`, flags)
-}
-
-function noteNext(line: string, flags: Target): void {
-  note(paint('dim', `next: ${spelled(sameTarget(line, flags))}`, process.stderr))
 }
 
 /** When the change that was just accepted was made, by the platform's clock. */

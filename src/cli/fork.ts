@@ -1,8 +1,8 @@
 import { clientFor, withHints } from './client.ts'
-import { command, connectionFlags, sameTarget, UsageError } from './command.ts'
+import { command, connectionFlags, UsageError } from './command.ts'
 import { kindNamed, kinds } from './kinds.ts'
-import { note, paint, print, printJson } from './output.ts'
-import { spelled } from './shell.ts'
+import { noteNext } from './next.ts'
+import { print, printJson } from './output.ts'
 
 export const fork = command({
   name: 'fork',
@@ -46,8 +46,7 @@ export const fork = command({
     if (flags.json) printJson(resource)
     else {
       print(`${type}/${to.name}`)
-      const next = sameTarget(`hutch get ${type} ${to.name}`, flags)
-      note(paint('dim', `next: ${spelled(next)}`, process.stderr))
+      noteNext(`hutch get ${type} ${to.name}`, flags)
     }
     return 0
   },

@@ -3,7 +3,8 @@ import type { ImageInfo } from '../client/index.ts'
 import { clientFor, removeEach, withHints } from './client.ts'
 import { CommandError, command, connectionFlags, sameTarget, type Target, UsageError } from './command.ts'
 import { imageReference } from './image-references.ts'
-import { age, note, paint, print, printable, printJson, table } from './output.ts'
+import { noteNext } from './next.ts'
+import { age, note, print, printable, printJson, table } from './output.ts'
 import { shellQuote, spelled } from './shell.ts'
 
 const passwordBytesMax = 64 * 1024
@@ -198,8 +199,7 @@ function answer(image: ImageInfo, flags: Target & { json?: boolean }): number {
   if (flags.json) printJson(image)
   else {
     print(image.reference ?? image.metadata.name)
-    const next = sameTarget(`hutch sandbox create --image ${shellQuote(image.reference ?? '')}`, flags)
-    note(paint('dim', `next: ${spelled(next)}`, process.stderr))
+    noteNext(`hutch sandbox create --image ${shellQuote(image.reference ?? '')}`, flags)
   }
   return 0
 }

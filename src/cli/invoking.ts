@@ -1,7 +1,7 @@
 import { type Invocation, invokeLocal } from '../client/index.ts'
 import { clientFor, withHints } from './client.ts'
 import { CommandError, connectionFlags, sameTarget, type Target, UsageError } from './command.ts'
-import { type Kind, kindNamed, kinds, unknownKind } from './kinds.ts'
+import { type Kind, kinds, knownKind } from './kinds.ts'
 
 const localPortDefault = 1338
 
@@ -58,10 +58,10 @@ export async function addressOf(flags: Target, kind: Kind, name: string): Promis
 
 /** @throws UsageError */
 export function runningKind(word: string): Kind {
-  const running = kinds.filter(({ runs }) => runs)
-  const kind = kindNamed(word, running)
-  if (kind === null) throw unknownKind(word, running)
-  return kind
+  return knownKind(
+    word,
+    kinds.filter(({ runs }) => runs),
+  )
 }
 
 /** @throws UsageError */

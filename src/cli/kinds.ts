@@ -247,6 +247,13 @@ export function kindNamed<Known extends Pick<Kind, 'plural' | 'aliases'> & { sin
 }
 
 /** @throws UsageError that says which kinds there are */
+export function knownKind(word: string, known: readonly Kind[]): Kind {
+  const kind = kindNamed(word, known)
+  if (kind === null) throw unknownKind(word, known)
+  return kind
+}
+
+/** @throws UsageError that says which kinds there are */
 export function unknownKind(
   word: string,
   known: readonly { plural: string; singular?: string; aliases: readonly string[] }[],

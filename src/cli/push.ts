@@ -7,11 +7,11 @@ import { dockerConfigOf } from './docker-config.ts'
 import { follow } from './following.ts'
 import { Interruption } from './interruption.ts'
 import { kindNamed, kinds } from './kinds.ts'
-import { bytes, note, paint, print, printJson } from './output.ts'
+import { noteNext } from './next.ts'
+import { bytes, print, printJson } from './output.ts'
 import { Progress } from './progress.ts'
 import { projectName } from './project.ts'
 import { formatOf } from './resource-output.ts'
-import { spelled } from './shell.ts'
 import { upload } from './uploading.ts'
 
 export const push = command({
@@ -77,8 +77,7 @@ export const push = command({
     if (structured) printJson(built)
     else {
       print(`${type}/${name}`)
-      const next = sameTarget(`hutch get image ${type}/${name}`, flags)
-      note(paint('dim', `next: ${spelled(next)}`, process.stderr))
+      noteNext(`hutch get image ${type}/${name}`, flags)
     }
     return 0
   },

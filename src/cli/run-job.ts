@@ -7,9 +7,10 @@ import { readEnvironment } from './environment.ts'
 import { statsText } from './job-executions.ts'
 import { at } from './kinds.ts'
 import { platformVariables, StandInPrograms } from './local-environment.ts'
-import { note, paint, print, printJson } from './output.ts'
+import { noteNext } from './next.ts'
+import { note, print, printJson } from './output.ts'
 import { lineOf, pathOf, readProject } from './served-project.ts'
-import { shellQuote, spelled } from './shell.ts'
+import { shellQuote } from './shell.ts'
 
 const pollMsMin = 100
 const pollMsMax = 2_000
@@ -136,8 +137,4 @@ function tasksOf(body: string | undefined): Record<string, unknown>[] {
   const isTask = (one: unknown) => typeof one === 'object' && one !== null && !Array.isArray(one)
   if (Array.isArray(tasks) && tasks.every(isTask)) return tasks.length > 0 ? tasks : [{}]
   throw new UsageError('what is to be run is not {"tasks": [{...}, ...]}')
-}
-
-function noteNext(line: string, flags: Target): void {
-  note(paint('dim', `next: ${spelled(sameTarget(line, flags))}`, process.stderr))
 }

@@ -5,9 +5,9 @@ import { withHints } from './client.ts'
 import { CommandError, command, sameTarget, UsageError } from './command.ts'
 import { environmentFlags } from './environment.ts'
 import { headersOf, invoke, requestFlags, runningKind } from './invoking.ts'
+import { noteNext } from './next.ts'
 import { note, print } from './output.ts'
 import { runLocally, tellOfExecution } from './run-job.ts'
-import { spelled } from './shell.ts'
 
 /** Below its address, where nobody says. */
 const pathsDefault: Record<string, string> = { Function: '/mcp', Job: '/executions' }
@@ -92,8 +92,7 @@ export const run = command({
         if (isJob && flags.output === undefined) return await tellOfExecution(flags, name, response)
         await show(response, { stream: flags.stream === true, whole })
         const later = response.headers.get('x-hutch-execution')
-        if (later !== null && !whole)
-          note(`next: ${spelled(sameTarget(`hutch get execution ${later}`, flags))}`)
+        if (later !== null && !whole) noteNext(`hutch get execution ${later}`, flags)
         if (response.ok) return 0
         if (!flags.debug) note(`the answer's status is ${response.status} ${response.statusText}`.trim())
         return 1

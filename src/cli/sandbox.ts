@@ -1,7 +1,8 @@
 import type { Resource } from '../client/index.ts'
 import { clientFor, removeEach, withHints } from './client.ts'
-import { command, connectionFlags, sameTarget, type Target } from './command.ts'
-import { age, note, paint, print, printJson, table } from './output.ts'
+import { command, connectionFlags, sameTarget } from './command.ts'
+import { noteNext } from './next.ts'
+import { age, note, print, printJson, table } from './output.ts'
 import { pairs } from './pairs.ts'
 import { describe } from './resource-output.ts'
 import { spelled } from './shell.ts'
@@ -98,7 +99,7 @@ export const create = command({
     if (flags.json) printJson(sandbox)
     else {
       print(sandbox.metadata.name)
-      next(`hutch sandbox exec ${sandbox.metadata.name} -- uname -a`, flags)
+      noteNext(`hutch sandbox exec ${sandbox.metadata.name} -- uname -a`, flags)
     }
     return 0
   },
@@ -119,7 +120,7 @@ export const archive = command({
     if (flags.json) printJson(sandbox)
     else {
       print(name)
-      next(`hutch sandbox unarchive ${name}`, flags)
+      noteNext(`hutch sandbox unarchive ${name}`, flags)
     }
     return 0
   },
@@ -140,7 +141,7 @@ export const unarchive = command({
     if (flags.json) printJson(sandbox)
     else {
       print(name)
-      next(`hutch sandbox exec ${name} -- ls`, flags)
+      noteNext(`hutch sandbox exec ${name} -- ls`, flags)
     }
     return 0
   },
@@ -157,7 +158,3 @@ export const remove = command({
     return await removeEach(flags, positionals, (name) => sandboxes.remove(name), 'hutch sandbox ls')
   },
 })
-
-function next(line: string, flags: Target): void {
-  note(paint('dim', `next: ${spelled(sameTarget(line, flags))}`, process.stderr))
-}

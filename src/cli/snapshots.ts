@@ -1,7 +1,8 @@
 import type { ForkInfo, SnapshotInfo } from '../client/index.ts'
 import { clientFor, removeEach, withHints } from './client.ts'
 import { command, connectionFlags, sameTarget, type Target } from './command.ts'
-import { age, note, paint, print, printJson, table } from './output.ts'
+import { noteNext } from './next.ts'
+import { age, note, print, printJson, table } from './output.ts'
 import { pairs } from './pairs.ts'
 import { shellQuote, spelled } from './shell.ts'
 
@@ -30,7 +31,7 @@ export const snapshot = command({
     if (flags.json) printJson(taken)
     else {
       print(taken.id)
-      hint(`hutch sandbox restore ${sandbox} ${shellQuote(taken.name)}`, flags)
+      noteNext(`hutch sandbox restore ${sandbox} ${shellQuote(taken.name)}`, flags)
     }
     return 0
   },
@@ -141,11 +142,7 @@ async function answerFork(
   if (flags.json) printJson(forked)
   else {
     print(forked.name)
-    hint(`hutch sandbox exec ${forked.name} -- ls`, flags)
+    noteNext(`hutch sandbox exec ${forked.name} -- ls`, flags)
   }
   return 0
-}
-
-function hint(next: string, flags: Target): void {
-  note(paint('dim', `next: ${spelled(sameTarget(next, flags))}`, process.stderr))
 }

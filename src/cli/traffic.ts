@@ -2,7 +2,7 @@ import type { Client, Resource } from '../client/index.ts'
 import { clientFor, withHints } from './client.ts'
 import { CommandError, command, connectionFlags, sameTarget, type Target, UsageError } from './command.ts'
 import { timeoutOf } from './deploy-plan.ts'
-import { at, type Kind, kindNamed, kinds, unknownKind } from './kinds.ts'
+import { at, type Kind, kinds, knownKind } from './kinds.ts'
 import { print, printJson } from './output.ts'
 
 const pollMs = 200
@@ -68,10 +68,10 @@ function earlier(active: unknown, revisions: Resource[]): string {
 
 /** @throws UsageError */
 function deployedKind(word: string): Kind {
-  const deployed = kinds.filter(({ revisions }) => revisions)
-  const kind = kindNamed(word, deployed)
-  if (kind === null) throw unknownKind(word, deployed)
-  return kind
+  return knownKind(
+    word,
+    kinds.filter(({ revisions }) => revisions),
+  )
 }
 
 /** Leads requests where `choose` says, and waits until they go there. @throws CommandError */

@@ -3,7 +3,7 @@ import { parseDuration } from '../lib/duration.ts'
 import { maskedValue } from '../lib/environment.ts'
 import { clientFor, removeEach, withHints } from './client.ts'
 import { command, connectionFlags, sameTarget, type Target, UsageError } from './command.ts'
-import { at, kindNamed, kinds, unknownKind } from './kinds.ts'
+import { at, kinds, knownKind } from './kinds.ts'
 import { note, print, printable, printJson, table } from './output.ts'
 import { shellQuote, spelled } from './shell.ts'
 
@@ -250,8 +250,7 @@ function answer(flags: { json?: boolean }, trigger: Resource): number {
 
 /** @throws UsageError */
 function triggersOf([word = '', name = '']: string[]): { path: string; listing: string } {
-  const kind = kindNamed(word, triggered)
-  if (kind === null) throw unknownKind(word, triggered)
+  const kind = knownKind(word, triggered)
   return {
     path: `${kind.collection([])}/${encodeURIComponent(name)}/triggers`,
     listing: `hutch get ${kind.plural}`,

@@ -1,4 +1,4 @@
-import { dataDirDefault } from '../data-directory.ts'
+import { dataDirDefault, isDataDirDefault } from '../data-directory.ts'
 import { PlatformError } from '../errors.ts'
 import { releaseProgramPages } from '../lib/program-pages.ts'
 import type { Platform } from '../platform.ts'
@@ -169,7 +169,7 @@ export const up = command({
         flags: Object.fromEntries(configKeys.map((key) => [key, given[flagOf(key)]])),
       }),
     )
-    const at = isDefault(config.dataDir) ? '' : ` --data-dir ${shellQuote(config.dataDir)}`
+    const at = isDataDirDefault(config.dataDir) ? '' : ` --data-dir ${shellQuote(config.dataDir)}`
     const refuse = (error: unknown): never => {
       throw refusalToStart(error, config.dataDir, at)
     }
@@ -190,15 +190,6 @@ export const up = command({
     process.exit(0)
   },
 })
-
-/** A user without a home directory has no default. */
-function isDefault(dataDir: string): boolean {
-  try {
-    return dataDir === dataDirDefault()
-  } catch {
-    return false
-  }
-}
 
 /** The first SIGTERM or SIGINT asks to stop; a second one leaves at once, and sandboxes as they are. */
 function stopSignal(): { signal: AbortSignal; received: Promise<void> } {

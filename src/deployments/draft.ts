@@ -10,7 +10,7 @@ import {
   checkText,
   quoted,
 } from '../lib/checks.ts'
-import { defined } from '../lib/defined.ts'
+import { defined, kept } from '../lib/defined.ts'
 import { type EnvInput, envsOf } from '../lib/environment.ts'
 import { type DeploymentKind, type Transport, transports } from './kinds.ts'
 import { type ApplicationUrl, type DeploymentSpec, hostOf } from './record.ts'
@@ -242,16 +242,6 @@ function policiesOf(names: string[]): string[] | undefined {
     throw badRequest(`spec.policies: ${names.length} policies, at most ${policiesMax}`)
   for (const name of names) checkText('spec.policies', name, policyCharsMax)
   return names.length === 0 ? undefined : names
-}
-
-/** Left out: as before. Null: cleared. */
-function kept<Given, Stored>(
-  given: Given | null | undefined,
-  previous: Stored | undefined,
-  read: (given: Given) => Stored,
-): Stored | undefined {
-  if (given === undefined) return previous
-  return given === null ? undefined : read(given)
 }
 
 function refuse(field: string, given: readonly unknown[] | null | undefined, what: string): void {

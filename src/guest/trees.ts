@@ -1,5 +1,5 @@
 import { PlatformError } from '../errors.ts'
-import { compileGlobs, compileIgnored, compileLinePattern, PatternError } from '../lib/patterns/index.ts'
+import { compiled, compileGlobs, compileIgnored, compileLinePattern } from '../lib/patterns/index.ts'
 import {
   type FileChange,
   type FileEntry,
@@ -187,15 +187,6 @@ function putFilter(writer: FrameWriter, filter: TreeFilter): FrameWriter {
     writer,
     compiled('exclude', () => compileGlobs(filter.exclude ?? [])),
   )
-}
-
-function compiled<Value>(field: string, compile: () => Value): Value {
-  try {
-    return compile()
-  } catch (error) {
-    if (!(error instanceof PatternError)) throw error
-    throw new PlatformError('bad_request', `${field}: ${error.message}`)
-  }
 }
 
 function count(value: number, field: string, max = countMax): number {

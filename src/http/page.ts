@@ -29,6 +29,11 @@ export function ownPage(document: string, options: PageOptions = {}): Response {
   return page
 }
 
+/** Text as it stands in a document, between tags and in attributes alike. */
+export function escapeHtml(text: string): string {
+  return text.replace(/[&<>"']/g, (character) => `&#${character.charCodeAt(0)};`)
+}
+
 export function isOwnPage(response: Response): boolean {
   return ownPages.has(response)
 }

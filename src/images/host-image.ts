@@ -9,7 +9,8 @@ import type { Logger } from '../lib/log.ts'
 import type { Layers } from '../spec/layers.ts'
 import type { RootFilesystem, RootMount } from '../spec/runtime.ts'
 import { copyTree, idlePriority, removeLater } from './idle-work.ts'
-import { draftMark, makeSkeleton, skeletonStamp } from './skeleton.ts'
+import { draftMark, makeWhole } from './made-whole.ts'
+import { makeSkeleton, skeletonStamp } from './skeleton.ts'
 import { removeUnreadable } from './unreadable.ts'
 import { makeLocal, UsrMask, usrRevision } from './usr-mask.ts'
 import { makeWholeHost, wholeHostRevision } from './whole-host.ts'
@@ -315,14 +316,7 @@ export class HostImage {
   /** An ordinary user cannot hide what is in the host's: its own is mounted over that. */
   async #ownLocal(): Promise<string> {
     const path = join(this.#options.imageDir, `host-local-${usrRevision}`)
-    if (existsSync(path)) return path
-    const draft = await mkdtemp(`${path}${draftMark}`)
-    await makeLocal(draft)
-    await rename(draft, path).catch(async (error) => {
-      await rm(draft, { recursive: true, force: true })
-      // Another process made it meanwhile.
-      if (!existsSync(path)) throw error
-    })
+    if (!existsSync(path)) await makeWhole(path, makeLocal)
     return path
   }
 

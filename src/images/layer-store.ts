@@ -15,6 +15,7 @@ import {
 import { join } from 'node:path'
 import { PlatformError } from '../errors.ts'
 import { uncompressed } from '../lib/compression.ts'
+import { sync } from '../lib/durable.ts'
 import { KeyedLock } from '../lib/keyed-lock.ts'
 import type { Logger } from '../lib/log.ts'
 import { Semaphore } from '../lib/semaphore.ts'
@@ -178,7 +179,7 @@ export class LayerStore {
       keepAs: async (target) => {
         await rename(path, target)
         kept = true
-        await syncDirectory(this.#layersDir)
+        await sync(this.#layersDir)
       },
       [Symbol.asyncDispose]: async () => {
         if (kept) return
@@ -288,15 +289,6 @@ async function writeDurably(path: string, text: string): Promise<void> {
   const handle = await open(path, 'wx', 0o600)
   try {
     await handle.writeFile(text)
-    await handle.sync()
-  } finally {
-    await handle.close()
-  }
-}
-
-async function syncDirectory(path: string): Promise<void> {
-  const handle = await open(path, 'r')
-  try {
     await handle.sync()
   } finally {
     await handle.close()

@@ -1,7 +1,7 @@
 /** From the bytes of a layer to its tree: whiteouts, names, limits. Which bytes go where is decided here; the sink writes. */
 import { PlatformError } from '../errors.ts'
 import { ByteReader } from '../lib/byte-reader.ts'
-import { type TarEntry, TarReader } from '../lib/tar.ts'
+import { shownPath, type TarEntry, TarReader } from '../lib/tar.ts'
 import {
   type LayerAttributes,
   type LayerEntry,
@@ -112,7 +112,7 @@ function layerEntry(entry: TarEntry): LayerEntry | null {
   if (name.startsWith(whiteoutPrefix)) {
     const hidden = name.slice(whiteoutPrefix.length)
     if (hidden === '' || hidden === '.' || hidden === '..')
-      throw refused(`a whiteout without a name: ${shown(path)}`)
+      throw refused(`a whiteout without a name: ${shownPath(path)}`)
     return { type: 'whiteout', path: directory === '' ? hidden : `${directory}/${hidden}` }
   }
   const attributes: LayerAttributes = {
@@ -145,11 +145,11 @@ function layerEntry(entry: TarEntry): LayerEntry | null {
 /** Relative, without empty names and `.`. @throws unprocessable for `..`, NUL, and what is too long */
 export function cleanPath(path: string): string {
   const names = path.split('/').filter((name) => name !== '' && name !== '.')
-  if (names.includes('..')) throw refused(`a path with "..": ${shown(path)}`)
+  if (names.includes('..')) throw refused(`a path with "..": ${shownPath(path)}`)
   const clean = names.join('/')
-  if (clean.includes('\0')) throw refused(`a path with NUL: ${shown(path)}`)
+  if (clean.includes('\0')) throw refused(`a path with NUL: ${shownPath(path)}`)
   if (clean.length > layerPathBytesMax || names.some((name) => name.length > layerNameBytesMax)) {
-    throw refused(`a path that is too long: ${shown(path)}`)
+    throw refused(`a path that is too long: ${shownPath(path)}`)
   }
   return clean
 }
@@ -157,7 +157,7 @@ export function cleanPath(path: string): string {
 function linkTarget(entry: TarEntry): string {
   const { linkPath: target } = entry
   if (target === '' || target.length > layerLinkBytesMax || target.includes('\0')) {
-    throw refused(`a symbolic link without a proper target: ${shown(entry.path)}`)
+    throw refused(`a symbolic link without a proper target: ${shownPath(entry.path)}`)
   }
   return target
 }
@@ -176,10 +176,6 @@ function xattrsOf(entry: TarEntry): (readonly [string, Uint8Array])[] {
 
 function ownerOf(id: number): number {
   return id <= idMax ? id : nobodyId
-}
-
-function shown(path: string): string {
-  return JSON.stringify(Buffer.from(path.slice(0, 200), 'latin1').toString('utf8'))
 }
 
 function refused(what: string): PlatformError {

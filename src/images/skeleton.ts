@@ -1,15 +1,13 @@
 import { createHash } from 'node:crypto'
-import { existsSync, type Stats } from 'node:fs'
+import type { Stats } from 'node:fs'
 import {
   chmod,
   chown,
   lstat,
   mkdir,
-  mkdtemp,
   readdir,
   readFile,
   readlink,
-  rename,
   rm,
   symlink,
   writeFile,
@@ -17,6 +15,7 @@ import {
 import { dirname, join } from 'node:path'
 import { PlatformError } from '../errors.ts'
 import { interpreterText, writeInterpreter } from './interpreter/index.ts'
+import { makeWhole } from './made-whole.ts'
 import { removeUnreadable } from './unreadable.ts'
 
 /** What of the host's /etc programs need and strangers may read. Never keys, password hashes or package credentials. */
@@ -122,9 +121,6 @@ const userId = 1000
 const systemIdMax = 999
 const nobodyId = 65534
 
-/** Before what makes the name of a directory that is not whole yet its own. */
-export const draftMark = '.draft-'
-
 /** Changes with the rules above, so that an older skeleton is not taken for a current one. */
 const skeletonRevision = 6
 
@@ -147,15 +143,10 @@ export async function skeletonStamp(root = '/'): Promise<string> {
 
 /**
  * Makes the root directory of the host image at `target` (must not exist): everything but /usr, which is mounted over it.
- * Appears whole or not at all.
  */
 export async function makeSkeleton(target: string, root = '/'): Promise<void> {
-  await mkdir(dirname(target), { recursive: true })
-  // Its own for each who makes one: two platforms of one process may at once.
-  const draft = await mkdtemp(`${target}${draftMark}`)
   const asRoot = process.getuid?.() === 0
-  try {
-    await chmod(draft, 0o755)
+  await makeWhole(target, async (draft) => {
     for (const [path, mode] of directories) {
       await mkdir(join(draft, path), { recursive: true })
       await chmod(join(draft, path), mode)
@@ -180,12 +171,7 @@ export async function makeSkeleton(target: string, root = '/'): Promise<void> {
     await writeBunLauncher(draft)
     await writeInterpreter(draft)
     if (asRoot) await chown(join(draft, 'home/user'), userId, userId)
-    await rename(draft, target)
-  } catch (error) {
-    await rm(draft, { recursive: true, force: true })
-    // Another process made the same skeleton meanwhile: it is as good as ours.
-    if (!existsSync(target)) throw error
-  }
+  })
 }
 
 /**

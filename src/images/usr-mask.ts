@@ -1,20 +1,10 @@
 import { createHash } from 'node:crypto'
 import { existsSync } from 'node:fs'
-import {
-  chmod,
-  lstat,
-  mkdir,
-  mkdtemp,
-  readdir,
-  readFile,
-  rename,
-  rm,
-  symlink,
-  writeFile,
-} from 'node:fs/promises'
+import { chmod, lstat, mkdir, readdir, readFile, rename, rm, symlink, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
 import { PlatformError } from '../errors.ts'
 import type { Layers } from '../spec/layers.ts'
+import { makeWhole } from './made-whole.ts'
 import { unreadableBelow } from './unreadable.ts'
 
 /** Changes with the rules below, so that an older mask or copy is not taken for a current one. */
@@ -177,9 +167,7 @@ export class UsrMask {
     for (const path of hidden) hash.update(`${path}\0`, 'latin1')
     const target = join(imageDir, `host-mask-${hash.digest('hex').slice(0, 32)}`)
     if (existsSync(target)) return target
-    const draft = await mkdtemp(join(imageDir, 'host-mask-draft-'))
-    try {
-      await chmod(draft, 0o755)
+    await makeWhole(target, async (draft) => {
       await using sink = await layers.open(draft)
       for (const parent of parents) sink.entry({ type: 'directory', ...parent })
       if (withoutLocal) {
@@ -198,12 +186,7 @@ export class UsrMask {
       }
       for (const { path, modifiedNs } of parents.toReversed()) sink.modified(path, modifiedNs)
       await sink.finish()
-      await rename(draft, target)
-    } catch (error) {
-      await rm(draft, { recursive: true, force: true })
-      // Another process made the same mask meanwhile.
-      if (!existsSync(target)) throw error
-    }
+    })
     return target
   }
 }

@@ -1,20 +1,8 @@
-import { existsSync } from 'node:fs'
-import {
-  chmod,
-  copyFile,
-  lstat,
-  mkdir,
-  mkdtemp,
-  readdir,
-  readlink,
-  rename,
-  rm,
-  symlink,
-} from 'node:fs/promises'
+import { chmod, copyFile, lstat, mkdir, readdir, readlink, symlink } from 'node:fs/promises'
 import { join } from 'node:path'
 import { PlatformError } from '../errors.ts'
 import { libc } from '../lib/libc.ts'
-import { draftMark } from './skeleton.ts'
+import { makeWhole } from './made-whole.ts'
 
 export interface WholeHostParts {
   /** The root directory of the host image, without /usr. */
@@ -34,13 +22,11 @@ const opaque = 'trusted.overlay.opaque'
 /**
  * Makes a layer that turns the host's /usr below it into a whole root: for images that are stacked on the host image layer by
  * layer, where a mount at /usr would hide what their layers have there. It is the root directory of the host image,
- * in whose /usr each directory says where in the layer below the rest of it is; at the top nothing of that layer is seen. Appears whole or
- * not at all. Takes root.
+ * in whose /usr each directory says where in the layer below the rest of it is; at the top nothing of that layer is seen. Takes
+ * root.
  */
 export async function makeWholeHost(target: string, { skeleton, usr, mask }: WholeHostParts): Promise<void> {
-  const draft = await mkdtemp(`${target}${draftMark}`)
-  try {
-    await chmod(draft, 0o755)
+  await makeWhole(target, async (draft) => {
     // The files of both never change: names for them are enough.
     await copy(['-al', '--', `${skeleton}/.`, draft])
     const inside = join(draft, 'usr')
@@ -51,12 +37,7 @@ export async function makeWholeHost(target: string, { skeleton, usr, mask }: Who
       await hideAtTop(join(draft, entry.name))
       await stand(join(usr, entry.name), join(inside, entry.name), entry.name)
     }
-    await rename(draft, target)
-  } catch (error) {
-    await rm(draft, { recursive: true, force: true })
-    // Another process made the same meanwhile.
-    if (!existsSync(target)) throw error
-  }
+  })
 }
 
 /** What the layer below has under this name at its top belongs into /usr. */

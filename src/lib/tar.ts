@@ -375,3 +375,8 @@ function paddingOf(size: number): number {
 function broken(what: string): PlatformError {
   return new PlatformError('unprocessable', `the archive cannot be read: ${what}`)
 }
+
+/** A name of an archive, for people: its bytes are UTF-8 as a rule. */
+export function shownPath(path: string): string {
+  return JSON.stringify(Buffer.from(path.slice(0, 200), 'latin1').toString('utf8'))
+}

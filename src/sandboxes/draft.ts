@@ -10,7 +10,7 @@ import {
   quoted,
 } from '../lib/checks.ts'
 import { parseDateMs } from '../lib/date.ts'
-import { defined } from '../lib/defined.ts'
+import { defined, kept } from '../lib/defined.ts'
 import { parseDuration } from '../lib/duration.ts'
 import { envsOf, sameEnv } from '../lib/environment.ts'
 import type { ProcessRecord, ProcessStart } from './processes.ts'
@@ -171,16 +171,6 @@ export function needsNewInstance(previous: SandboxDraft, next: SandboxDraft): bo
 
 export function storageMbOf(spec: SandboxSpec): number {
   return spec.storageMb ?? Math.max(storageMbMin, Math.floor(spec.memoryMb / 2))
-}
-
-/** Left out: as before. Null: cleared. */
-function kept<Given, Stored>(
-  given: Given | null | undefined,
-  previous: Stored | undefined,
-  read: (given: Given) => Stored,
-): Stored | undefined {
-  if (given === undefined) return previous
-  return given === null ? undefined : read(given)
 }
 
 export function portsOf(

@@ -1,6 +1,6 @@
 /** The wire shapes of previews and their tokens, and what a preview may be. */
 import { z } from 'zod'
-import { PlatformError } from '../errors.ts'
+import { badRequest, quoted } from '../lib/checks.ts'
 import { parseDateMs } from '../lib/date.ts'
 import { parseDuration } from '../lib/duration.ts'
 import { reservedPorts, sandboxApiPort } from './draft.ts'
@@ -114,28 +114,31 @@ export function previewDraft(input: PreviewInput, nowMs: number): PreviewDraft {
   const { metadata, spec } = input
   const name = metadata.name ?? undefined
   if (name !== undefined && !namePattern.test(name)) {
-    throw bad(
-      `metadata.name ${show(name)} is not valid: 1 to 63 letters, digits, ".", "_" and "-", beginning and ending with a letter or digit`,
+    throw badRequest(
+      `metadata.name ${quoted(name)} is not valid: 1 to 63 letters, digits, ".", "_" and "-", beginning and ending with a letter or digit`,
     )
   }
   const prefixUrl = spec.prefixUrl || undefined
   if (prefixUrl !== undefined && !prefixPattern.test(prefixUrl)) {
-    throw bad(
-      `spec.prefixUrl ${show(prefixUrl)} is not valid: 1 to ${prefixUrlCharsMax} lower-case letters, digits and hyphens`,
+    throw badRequest(
+      `spec.prefixUrl ${quoted(prefixUrl)} is not valid: 1 to ${prefixUrlCharsMax} lower-case letters, digits and hyphens`,
     )
   }
   const customDomain = spec.customDomain?.toLowerCase() || undefined
   if (customDomain !== undefined && !domainPattern.test(customDomain)) {
-    throw bad(`spec.customDomain ${show(customDomain)} is not a domain name like app.example.com`)
+    throw badRequest(`spec.customDomain ${quoted(customDomain)} is not a domain name like app.example.com`)
   }
   const ttl = spec.ttl || undefined
   if (ttl !== undefined) parseDuration('spec.ttl', ttl)
   const expires = spec.expires || undefined
   if (expires !== undefined) {
     const at = parseDateMs(expires)
-    if (at === null) throw bad(`spec.expires: ${show(expires)} is not a date like 2030-12-31T23:59:59Z`)
+    if (at === null)
+      throw badRequest(`spec.expires: ${quoted(expires)} is not a date like 2030-12-31T23:59:59Z`)
     if (at <= nowMs) {
-      throw bad(`spec.expires: ${show(expires)} is in the past; it is ${new Date(nowMs).toISOString()} now`)
+      throw badRequest(
+        `spec.expires: ${quoted(expires)} is in the past; it is ${new Date(nowMs).toISOString()} now`,
+      )
     }
   }
   return {
@@ -153,10 +156,10 @@ export function previewDraft(input: PreviewInput, nowMs: number): PreviewDraft {
 }
 
 function portOf(port: number | null | undefined): number {
-  if (port === null || port === undefined) throw bad('spec.port: a preview needs the port it shows')
-  if (port < 1 || port > 65535) throw bad(`spec.port: ${port} is not a port, allowed are 1 to 65535`)
+  if (port === null || port === undefined) throw badRequest('spec.port: a preview needs the port it shows')
+  if (port < 1 || port > 65535) throw badRequest(`spec.port: ${port} is not a port, allowed are 1 to 65535`)
   if (port !== sandboxApiPort && reservedPorts.includes(port)) {
-    throw bad(
+    throw badRequest(
       `spec.port: ${port} is reserved by the platform, for the sandbox's own API: let the server listen on another port, such as 3000`,
     )
   }
@@ -166,25 +169,18 @@ function portOf(port: number | null | undefined): number {
 function headersOf(field: string, headers: Record<string, string>): Record<string, string> {
   const entries = Object.entries(headers)
   if (entries.length > previewHeadersMax) {
-    throw bad(`${field}: ${entries.length} headers, at most ${previewHeadersMax}`)
+    throw badRequest(`${field}: ${entries.length} headers, at most ${previewHeadersMax}`)
   }
   for (const [name, value] of entries) {
-    if (!headerNamePattern.test(name)) throw bad(`${field}: ${show(name)} is not a header name`)
-    if (framingHeaders.includes(name.toLowerCase())) throw bad(`${field}: ${show(name)} cannot be set`)
+    if (!headerNamePattern.test(name)) throw badRequest(`${field}: ${quoted(name)} is not a header name`)
+    if (framingHeaders.includes(name.toLowerCase()))
+      throw badRequest(`${field}: ${quoted(name)} cannot be set`)
     if (!/^[\t\x20-\x7e\x80-\xff]*$/.test(value)) {
-      throw bad(`${field}: the value of ${show(name)} has characters that no header can carry`)
+      throw badRequest(`${field}: the value of ${quoted(name)} has characters that no header can carry`)
     }
     if (value.length > previewHeaderBytesMax) {
-      throw bad(`${field}: the value of ${show(name)} is longer than ${previewHeaderBytesMax} bytes`)
+      throw badRequest(`${field}: the value of ${quoted(name)} is longer than ${previewHeaderBytesMax} bytes`)
     }
   }
   return headers
-}
-
-function show(text: string): string {
-  return JSON.stringify(text.length > 80 ? `${text.slice(0, 80)}...` : text)
-}
-
-function bad(message: string): PlatformError {
-  return new PlatformError('bad_request', message)
 }

@@ -2,7 +2,7 @@ import { z } from 'zod'
 import { type Access, deviceLoginIntervalMs, deviceLoginLifetimeMs } from '../../access/index.ts'
 import { PlatformError } from '../../errors.ts'
 import { readText } from '../body.ts'
-import { ownPage } from '../page.ts'
+import { escapeHtml, ownPage } from '../page.ts'
 import { type Route, route } from '../route.ts'
 import { documentOf } from '../run/gateway-pages.ts'
 
@@ -109,7 +109,3 @@ const approved = documentOf({
   title: 'Approved',
   lines: ['The command line goes on by itself. You can close this page.'],
 })
-
-function escapeHtml(text: string): string {
-  return text.replace(/[&<>"']/g, (character) => `&#${character.charCodeAt(0)};`)
-}

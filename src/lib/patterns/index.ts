@@ -1,3 +1,4 @@
+import { PlatformError } from '../../errors.ts'
 import { codePointMax, folded, ranges } from './code-points.ts'
 import { type Expression, PatternError } from './expression.ts'
 import { hasGlobCharacters, parseAbsoluteGlob, parseGlob } from './glob.ts'
@@ -88,5 +89,15 @@ function checkCount(globs: readonly string[]) {
   if (globs.length > globsMax) throw new PatternError(`there are more than ${globsMax} globs`)
   if (globs.some((glob) => glob.length > globCharactersMax)) {
     throw new PatternError(`a glob is longer than ${globCharactersMax} characters`)
+  }
+}
+
+/** What a client wrote in `field`, compiled. @throws bad_request that names it */
+export function compiled<Value>(field: string, compile: () => Value): Value {
+  try {
+    return compile()
+  } catch (error) {
+    if (!(error instanceof PatternError)) throw error
+    throw new PlatformError('bad_request', `${field}: ${error.message}`)
   }
 }

@@ -2,11 +2,11 @@ import { constants } from 'node:os'
 import { PlatformError } from '../../errors.ts'
 import { fileError } from '../../guest/index.ts'
 import {
+  compiled,
   compileGlobs,
   compileIgnored,
   compileLinePattern,
   Matcher,
-  PatternError,
 } from '../../lib/patterns/index.ts'
 import {
   type FileChange,
@@ -262,15 +262,6 @@ function* matchesIn(
       before: texts.slice(Math.max(0, index - contextBefore), index),
       after: texts.slice(index + 1, index + 1 + contextAfter),
     }
-  }
-}
-
-function compiled<Value>(field: string, compile: () => Value): Value {
-  try {
-    return compile()
-  } catch (error) {
-    if (!(error instanceof PatternError)) throw error
-    throw new PlatformError('bad_request', `${field}: ${error.message}`)
   }
 }
 

@@ -5,6 +5,7 @@ import { pipeline } from 'node:stream/promises'
 import { createZstdCompress, createZstdDecompress } from 'node:zlib'
 import { PlatformError } from '../../errors.ts'
 import type { Clock } from '../../lib/clock.ts'
+import { sync } from '../../lib/durable.ts'
 import { removeTree } from '../remove-tree.ts'
 
 /** Loop devices are let go of by the kernel a moment after the last mount of them is. */
@@ -67,7 +68,7 @@ export class Archives {
         signal?.throwIfAborted()
         throw error
       }
-      await syncDirectory(dir)
+      await sync(dir)
     }
     // Whole from here on: the disk is of no more use.
     await this.#removeDisk(dir)
@@ -81,7 +82,7 @@ export class Archives {
     // Of an attempt that was cut off.
     await this.#removeDisk(dir)
     await this.unpackFrom(whole, dir, disk, signal)
-    await syncDirectory(dir)
+    await sync(dir)
     await rm(whole)
   }
 
@@ -226,14 +227,5 @@ async function run(argv: string[]): Promise<void> {
     throw new PlatformError('unavailable', 'The files of the instance cannot be moved', {
       cause: new Error(`${argv[0]} exited with ${exitCode}: ${said}`),
     })
-  }
-}
-
-async function syncDirectory(dir: string): Promise<void> {
-  const file = await open(dir, 'r')
-  try {
-    await file.sync()
-  } finally {
-    await file.close()
   }
 }

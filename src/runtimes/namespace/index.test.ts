@@ -21,7 +21,7 @@ import { testHelperPath, testImage } from '../test-host.ts'
 import { hasErrors } from './disk.ts'
 import { diskSettleAfterMs } from './disk-settling.ts'
 import { openNamespaceRuntime, probeNamespace } from './index.ts'
-import { readRecord } from './record.ts'
+import { recordFile } from './record.ts'
 
 // The memory and process limits of an instance are slow to reach on a busy host.
 setDefaultTimeout(120_000)
@@ -320,9 +320,9 @@ describeRoot(`namespace, as root${why === '' ? '' : ` (skipped: ${why})`}`, () =
     await using elsewhere = await openNamespaceRuntime({ ...options, instancesDir: `${dir}/elsewhere` })
     const third = await elsewhere.create(specOf())
     const bases = [
-      readRecord(`${options.instancesDir}/${instance.id}`)?.uidBase,
-      readRecord(`${options.instancesDir}/${other.id}`)?.uidBase,
-      readRecord(`${dir}/elsewhere/${third.id}`)?.uidBase,
+      recordFile.read(`${options.instancesDir}/${instance.id}`)?.uidBase,
+      recordFile.read(`${options.instancesDir}/${other.id}`)?.uidBase,
+      recordFile.read(`${dir}/elsewhere/${third.id}`)?.uidBase,
     ]
     expect(new Set(bases).size).toBe(3)
     const { guest } = other.handle.state as { guest: { pid: number } }
@@ -335,7 +335,7 @@ describeRoot(`namespace, as root${why === '' ? '' : ` (skipped: ${why})`}`, () =
   test('destroying takes away directory, groups and processes', async () => {
     const doomed = await runtime.create(specOf())
     await shell('sleep 100 & sleep 100 & echo', doomed)
-    const record = readRecord(`${options.instancesDir}/${doomed.id}`)
+    const record = recordFile.read(`${options.instancesDir}/${doomed.id}`)
     if (!record) throw new Error('there is no record')
     const { guest, keeper } = doomed.handle.state as { guest: { pid: number }; keeper: { pid: number } }
     expect(record.groups.every((group) => existsSync(group.dir))).toBe(true)

@@ -11,7 +11,7 @@ import { hostFreeMbMin } from './directories.ts'
 import { DiskImages, findMkfs } from './disk.ts'
 import { criuPathDefault, findCriu, ProgramMemory } from './program-memory/index.ts'
 import { reclaimNote } from './reclaim.ts'
-import { instanceIdPattern, readRecord } from './record.ts'
+import { instanceIdPattern, recordFile } from './record.ts'
 import { NamespaceRuntime } from './runtime.ts'
 import { DiskSnapshots, findCp } from './snapshots.ts'
 import { describe, layerScratchPrefix, tryMemoryOnce, tryOnce } from './trials.ts'
@@ -218,7 +218,7 @@ function* recordedRanges(instancesDir: string): Generator<{ base: number; instan
   for (const name of readdirSync(instancesDir)) {
     if (!instanceIdPattern.test(name)) continue
     const instanceDir = `${instancesDir}/${name}`
-    const base = readRecord(instanceDir)?.uidBase ?? null
+    const base = recordFile.read(instanceDir)?.uidBase ?? null
     if (base !== null) yield { base, instanceDir }
   }
 }

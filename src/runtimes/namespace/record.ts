@@ -1,7 +1,6 @@
-import { readFileSync, renameSync, writeFileSync } from 'node:fs'
-import { writeFile } from 'node:fs/promises'
 import { z } from 'zod'
 import type { ProcessIdentity } from '../../guest/index.ts'
+import { RecordFile } from '../record-file.ts'
 
 export const handleVersion = 1
 
@@ -37,27 +36,7 @@ export interface InstanceState extends InstanceRecord {
   keeper: ProcessIdentity
 }
 
-const recordName = 'instance.json'
-
-/** The first record of an instance. One that a crash cut off is as none: nothing was made for the instance yet. */
-export async function createRecord(dir: string, record: InstanceRecord): Promise<void> {
-  await writeFile(`${dir}/${recordName}`, JSON.stringify(record), { mode: 0o600, flag: 'wx' })
-}
-
-/** Replaced whole, so that a crash leaves the old one or the new one. */
-export function writeRecord(dir: string, record: InstanceRecord): void {
-  writeFileSync(`${dir}/${recordName}.new`, JSON.stringify(record), { mode: 0o600 })
-  renameSync(`${dir}/${recordName}.new`, `${dir}/${recordName}`)
-}
-
-/** Null when the instance never got as far as having one. */
-export function readRecord(dir: string): InstanceRecord | null {
-  try {
-    return recordSchema.parse(JSON.parse(readFileSync(`${dir}/${recordName}`, 'utf8')))
-  } catch {
-    return null
-  }
-}
+export const recordFile = new RecordFile(recordSchema)
 
 export function parseState(state: unknown): InstanceState | null {
   const parsed = stateSchema.safeParse(state)

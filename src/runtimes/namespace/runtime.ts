@@ -33,14 +33,12 @@ import {
   releaseStopped,
 } from './program-memory/index.ts'
 import {
-  createRecord,
   handleVersion,
   type InstanceRecord,
   type InstanceState,
   instanceIdPattern,
   parseState,
-  readRecord,
-  writeRecord,
+  recordFile,
 } from './record.ts'
 import { type DiskSnapshots, notStill } from './snapshots.ts'
 import type { UidRanges } from './uid-ranges.ts'
@@ -142,7 +140,7 @@ export class NamespaceRuntime implements Runtime {
       const record = this.#record(spec, uidBase, disk)
       const template = placed ? null : (diskImages?.template(spec.storageMb) ?? null)
       template?.catch(() => {})
-      await createRecord(dir, record)
+      await recordFile.create(dir, record)
       if (snapshotId !== undefined) await snapshots?.place(snapshotId, dir, spec.signal)
       if (snapshotId === undefined || snapshots === null || !spec.withMemory)
         return await this.#start(spec, record, await template)
@@ -164,7 +162,7 @@ export class NamespaceRuntime implements Runtime {
     checkSpec(spec)
     this.#checkOpen()
     const dir = this.#dirs.of(spec.id)
-    const before = readRecord(dir)
+    const before = recordFile.read(dir)
     const kept = before && existsSync(before.disk === 'loop' ? `${dir}/disk.img` : `${dir}/disk`)
     if (!before || !kept) throw new PlatformError('not_found', `instance ${spec.id} has left no files`)
     this.#checkFreeSpace(hostFreeMbMinToRestart)
@@ -186,7 +184,7 @@ export class NamespaceRuntime implements Runtime {
       if (!sound) log.warn('a disk image could not be repaired', { instance: spec.id })
     }
     const record = this.#record(spec, uidBase, before.disk)
-    writeRecord(dir, record)
+    recordFile.write(dir, record)
     try {
       return await this.#start(spec, record, null)
     } catch (error) {
@@ -424,7 +422,7 @@ export class NamespaceRuntime implements Runtime {
     const instance = this.#instances.get(id)
     this.#instances.delete(id)
     if (instance) await instance.kill()
-    const record = readRecord(this.#dirs.of(id))
+    const record = recordFile.read(this.#dirs.of(id))
     const groups = [this.#options.cgroups.find(id)]
     if (record) groups.push(this.#group(record))
     for (const group of groups) await group.kill()
@@ -435,7 +433,7 @@ export class NamespaceRuntime implements Runtime {
 
   async #destroy(id: string): Promise<void> {
     const dir = this.#dirs.of(id)
-    const record = readRecord(dir)
+    const record = recordFile.read(dir)
     await this.#end(id)
     await removeTree(dir)
     // Without a record it was made half: whether it had come to have a range is not known.
@@ -456,7 +454,7 @@ export class NamespaceRuntime implements Runtime {
 
   /** @throws not_found */
   #recordOf(id: string): InstanceRecord {
-    const record = readRecord(this.#dirs.of(id))
+    const record = recordFile.read(this.#dirs.of(id))
     if (!record) throw new PlatformError('not_found', `instance ${id} has left no files`)
     return record
   }

@@ -1,8 +1,9 @@
-import { existsSync, statSync } from 'node:fs'
-import { mkdir, open, readdir, readFile, rename, rm, statfs, writeFile } from 'node:fs/promises'
+import { existsSync } from 'node:fs'
+import { mkdir, readdir, readFile, rename, rm, statfs, writeFile } from 'node:fs/promises'
 import { z } from 'zod'
 import { PlatformError } from '../../errors.ts'
 import type { ProcessIdentity } from '../../guest/index.ts'
+import { sync } from '../../lib/durable.ts'
 import type { MemoryKept } from '../../spec/runtime.ts'
 import { isAlive } from '../helper-process.ts'
 import type { Archives } from './archive.ts'
@@ -248,13 +249,4 @@ async function run(argv: string[], signal?: AbortSignal): Promise<void> {
     full ? 'The disk of the host is full' : 'The files of the instance cannot be copied',
     { cause: new Error(`${argv[0]} exited with ${exitCode}: ${said.slice(0, 500)}`) },
   )
-}
-
-async function sync(path: string): Promise<void> {
-  const file = await open(path, statSync(path).isDirectory() ? 'r' : 'r+')
-  try {
-    await file.sync()
-  } finally {
-    await file.close()
-  }
 }

@@ -23,7 +23,7 @@ import type {
 import { bootId, identify, isAlive, startGuest } from '../helper-process.ts'
 import { removeTree } from '../remove-tree.ts'
 import { endTree, ProcessInstance } from './instance.ts'
-import { handleVersion, type ProcessRecord, readRecord, recordSchema, writeRecord } from './record.ts'
+import { handleVersion, type ProcessRecord, recordFile, recordSchema } from './record.ts'
 
 export interface ProcessRuntimeOptions {
   instancesDir: string
@@ -100,7 +100,7 @@ class ProcessRuntime implements Runtime {
 
   async restart(spec: InstanceSpec): Promise<Instance> {
     this.#check(spec)
-    if (!readRecord(this.#dir(spec.id))) {
+    if (!recordFile.read(this.#dir(spec.id))) {
       throw new PlatformError('not_found', `instance ${spec.id} has left no files`)
     }
     await this.#end(spec.id)
@@ -168,7 +168,7 @@ class ProcessRuntime implements Runtime {
     const guest = identify(started.guestPid)
     if (!guest) throw new PlatformError('unavailable', 'The sandbox ended while it started')
     const record: ProcessRecord = { bootId: this.#bootId, guest, workingDir: replaced }
-    writeRecord(dir, record)
+    recordFile.write(dir, record)
     const instance = this.#instance(spec.id, record)
     await instance.open()
     spec.signal?.throwIfAborted()
@@ -194,7 +194,7 @@ class ProcessRuntime implements Runtime {
   async #end(id: string): Promise<void> {
     const instance = this.#instances.get(id)
     if (instance) return instance.kill()
-    const record = readRecord(this.#dir(id))
+    const record = recordFile.read(this.#dir(id))
     if (record && record.bootId === this.#bootId) await endTree(record.guest, this.#options.clock)
     if (!record && existsSync(`${this.#dir(id)}/run/guest.sock`)) await this.#endUnrecorded(id)
   }

@@ -1,5 +1,5 @@
-import { readFileSync, renameSync, writeFileSync } from 'node:fs'
 import { z } from 'zod'
+import { RecordFile } from '../record-file.ts'
 
 export const handleVersion = 1
 
@@ -11,17 +11,4 @@ export const recordSchema = z.strictObject({
 })
 export type ProcessRecord = z.infer<typeof recordSchema>
 
-const recordName = 'instance.json'
-
-export function writeRecord(dir: string, record: ProcessRecord): void {
-  writeFileSync(`${dir}/${recordName}.new`, JSON.stringify(record), { mode: 0o600 })
-  renameSync(`${dir}/${recordName}.new`, `${dir}/${recordName}`)
-}
-
-export function readRecord(dir: string): ProcessRecord | null {
-  try {
-    return recordSchema.parse(JSON.parse(readFileSync(`${dir}/${recordName}`, 'utf8')))
-  } catch {
-    return null
-  }
-}
+export const recordFile = new RecordFile(recordSchema)

@@ -1,5 +1,4 @@
-import { PlatformError } from '../../errors.ts'
-import { checkName } from '../../lib/checks.ts'
+import { badRequest, checkName } from '../../lib/checks.ts'
 import { type EnvInput, envsOf } from '../../lib/environment.ts'
 import { portsOf, type SandboxDraft } from '../draft.ts'
 import type { ForkInput } from './schema.ts'
@@ -8,13 +7,13 @@ import type { ForkInput } from './schema.ts'
 export function forkOf(input: ForkInput): { name: string; more: (draft: SandboxDraft) => SandboxDraft } {
   const type = input.targetType || input.type || 'sandbox'
   if (type !== 'sandbox') {
-    throw bad(`targetType: ${JSON.stringify(type.slice(0, 80))} is not "sandbox" or "application"`)
+    throw badRequest(`targetType: ${JSON.stringify(type.slice(0, 80))} is not "sandbox" or "application"`)
   }
   const name = input.targetName || input.target_name
-  if (!name) throw bad('targetName is missing: how the new sandbox is to be called')
+  if (!name) throw badRequest('targetName is missing: how the new sandbox is to be called')
   for (const field of ['traffic', 'customDomain', 'prefix'] as const) {
     if (input[field] !== undefined && input[field] !== null)
-      throw bad(`${field}: applications alone have one; leave it out`)
+      throw badRequest(`${field}: applications alone have one; leave it out`)
   }
   return {
     name: checkName(name),
@@ -41,8 +40,4 @@ function withEnvs(draft: SandboxDraft, envs: EnvInput): SandboxDraft {
     ...{ ...draft, spec: { ...draft.spec, envs: all.envs }, env: all.env },
     ...(seed ? { seed: { ...seed, anew: true as const } } : {}),
   }
-}
-
-function bad(message: string): PlatformError {
-  return new PlatformError('bad_request', message)
 }

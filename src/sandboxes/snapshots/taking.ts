@@ -1,7 +1,7 @@
 import { PlatformError } from '../../errors.ts'
 import type { Instances } from '../../instances/index.ts'
 import type { Background } from '../../lib/background.ts'
-import { checkText } from '../../lib/checks.ts'
+import { badRequest, checkText } from '../../lib/checks.ts'
 import type { Clock } from '../../lib/clock.ts'
 import { defined } from '../../lib/defined.ts'
 import { randomText, sortableId } from '../../lib/ids.ts'
@@ -275,12 +275,8 @@ function memoryNote(memory: MemoryKept | null): string {
 function checkName(given: string): string {
   const name = checkText('name', given, snapshotNameCharsMax)
   if (name.trim() !== name || name === '') {
-    throw bad('name: leave it out, or write one without spaces around it')
+    throw badRequest('name: leave it out, or write one without spaces around it')
   }
-  if (isSnapshotId(name)) throw bad('name: begins as the ids of snapshots do; use another')
+  if (isSnapshotId(name)) throw badRequest('name: begins as the ids of snapshots do; use another')
   return name
-}
-
-function bad(message: string): PlatformError {
-  return new PlatformError('bad_request', message)
 }

@@ -1,5 +1,5 @@
 import { PlatformError } from '../../../errors.ts'
-import { ownPage } from '../../page.ts'
+import { escapeHtml, ownPage } from '../../page.ts'
 import { apiHeaders } from './call.ts'
 
 /**
@@ -7,7 +7,7 @@ import { apiHeaders } from './call.ts'
  * own address, and passes on what that has in its query.
  */
 export async function terminalPage(sandbox: string): Promise<Response> {
-  const page = (await template()).replaceAll('{{sandbox}}', escaped(sandbox))
+  const page = (await template()).replaceAll('{{sandbox}}', escapeHtml(sandbox))
   return ownPage(page, { headers: apiHeaders, connects: true })
 }
 
@@ -18,8 +18,4 @@ async function template(): Promise<string> {
   } catch (cause) {
     throw new PlatformError('unavailable', 'the terminal page was not built: run npm run build', { cause })
   }
-}
-
-function escaped(text: string): string {
-  return text.replace(/[&<>"']/g, (character) => `&#${character.charCodeAt(0)};`)
 }
