@@ -31,3 +31,8 @@ export class Turns {
     })
   }
 }
+
+/** Whoever waits for the event loop has its turn before this resolves. */
+export function othersTurn(): Promise<void> {
+  return new Promise((resume) => setImmediate(resume))
+}

@@ -2,6 +2,7 @@
 import { PlatformError } from '../errors.ts'
 import type { Clock } from '../lib/clock.ts'
 import { KeyedLock } from '../lib/keyed-lock.ts'
+import { othersTurn } from '../lib/turns.ts'
 import { Journal, removalOf } from '../spec/journal.ts'
 import { type BatchStep, everyItem, type Resource, type Store } from '../spec/store.ts'
 import { inWorkspace } from '../workspaces/index.ts'
@@ -23,7 +24,7 @@ const toldBytesMax = 64 * 1024
 const historyMax = 1000
 /** Read at once, so that large ones take little memory together. */
 const changesReadMax = 50
-const valuesReadMax = 10
+const valuesReadMax = 3
 
 interface ValueBody extends MemoryPlace {
   key: string
@@ -169,6 +170,7 @@ export class Memory {
       }
       if (!page.hasMore) break
       cursor = page.nextCursor
+      await othersTurn()
     }
     return found.reverse()
   }

@@ -198,7 +198,16 @@ describe('vectors', () => {
         }),
       ),
     )
+    let turns = 0
+    const others = () => {
+      turns++
+      next = setImmediate(others)
+    }
+    let next = setImmediate(others)
     const found = await memory.vectors.search('main', session, { embedding: [1, 0], limit: 5, filters: {} })
+    clearImmediate(next)
+    // Others have theirs while it goes through all of them.
+    expect(turns).toBeGreaterThanOrEqual(8)
     expect(found.map((one) => one.key)).toEqual(['v0', 'v1', 'v2', 'v3', 'v4'])
     expect(found[0]?.cosine).toBeCloseTo(1, 5)
     expect(found[0]?.dimensions).toBe(2)

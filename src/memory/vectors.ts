@@ -11,6 +11,8 @@ const metadataBytesMax = 64 * 1024
 /** In a workspace. */
 const vectorsMax = 100_000
 const foundMax = 1000
+/** Read at once, so that others have their turn soon. */
+const readMax = 50
 
 interface VectorBody extends MemoryPlace {
   key: string
@@ -106,6 +108,7 @@ export class Vectors {
         workspace,
         where: { place: indexOf(place) },
         ...page,
+        limit: readMax,
       }),
     )
     for await (const stored of all) {

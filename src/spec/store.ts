@@ -1,3 +1,5 @@
+import { othersTurn } from '../lib/turns.ts'
+
 /**
  * The store seam: named resources with versions, indexes, pages and a change feed.
  *
@@ -167,6 +169,7 @@ export async function* everyItem<Body>(
     yield* page.data
     if (!page.hasMore) return
     cursor = page.nextCursor
+    await othersTurn()
   }
 }
 

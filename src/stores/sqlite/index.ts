@@ -5,6 +5,7 @@ import { PlatformError } from '../../errors.ts'
 import type { Clock } from '../../lib/clock.ts'
 import { sortableId } from '../../lib/ids.ts'
 import type { Logger } from '../../lib/log.ts'
+import { othersTurn } from '../../lib/turns.ts'
 import type { Queue } from '../../spec/queue.ts'
 import {
   type BatchStep,
@@ -194,7 +195,7 @@ class SqliteStore implements Store {
       const last = slice.at(-1)
       if (last === undefined || slice.length < searchSliceRows || found.length >= count)
         return { rows: found, total }
-      await new Promise((resume) => setImmediate(resume))
+      await othersTurn()
       slice = this.#read().page(query, sort, positionOf(last, sort), searchSliceRows).rows
     }
   }

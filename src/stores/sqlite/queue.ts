@@ -1,5 +1,6 @@
 import { PlatformError } from '../../errors.ts'
 import type { Clock } from '../../lib/clock.ts'
+import { othersTurn } from '../../lib/turns.ts'
 import {
   type ChangedWork,
   type ClaimedWork,
@@ -185,7 +186,7 @@ export class SqliteQueue implements Queue {
       rows.push(...found)
       if (end === null || rows.length >= asked.limit) return rows
       after = end
-      await new Promise((resume) => setImmediate(resume))
+      await othersTurn()
     }
   }
 

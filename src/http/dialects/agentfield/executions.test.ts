@@ -344,10 +344,16 @@ test('what agents note down, log and call within themselves is of their executio
     result: [1],
     duration_ms: 5,
   })
+  const long = { execution_id: 'exec_of_another', agent_node_id: `_${'n'.repeat(240)}/../é` }
+  expect((await event({ ...long, status: 'succeeded' })).status).toBe(200)
+  expect((await plane.ask('/executions/exec_of_another/logs', { json: { entries } })).status).toBe(200)
+  expect((await plane.ask('/executions/exec_of_another/logs')).body).toMatchObject({
+    entries: [{ level: 'info', message: 'first' }, { message: 'second' }],
+  })
   // Of what was called from here that is a repetition.
   expect((await event({ execution_id: id, status: 'failed', error: 'x' })).status).toBe(200)
   expect((await plane.told(id)).status).toBe('succeeded')
-  expect((await plane.ask('/executions?run_id=run_1')).body).toMatchObject({ count: 2 })
+  expect((await plane.ask('/executions?run_id=run_1')).body).toMatchObject({ count: 3 })
 })
 
 test('an execution is followed until it ended', async () => {

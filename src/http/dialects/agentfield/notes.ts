@@ -12,6 +12,7 @@ const tagsMax = 64
 const tagCharactersMax = 256
 const logEntriesMax = 1000
 const logLinesMax = 1000
+const logNameCharactersMax = 100
 
 export interface NoteRouteOptions {
   executions: Executions
@@ -101,7 +102,12 @@ function noteView({ message, tags, at }: ExecutionNote) {
 
 /** Beside the logs of an agent that is deployed, which has the same lines in its own output. */
 function logOf({ workspace, id, target }: Execution) {
-  const name = `${target.name.toLowerCase().replace(/[^a-z0-9_-]/g, '-')}.executions`
+  // Workloads whose lines are kept have plainer names than agents give themselves and what they call.
+  const agent = target.name
+    .slice(0, logNameCharactersMax)
+    .toLowerCase()
+    .replace(/[^a-z0-9_-]/g, '-')
+  const name = `${/^[a-z0-9]/.test(agent) ? '' : 'n'}${agent}.executions`
   const instance = id
     .slice(id.lastIndexOf('/') + 1)
     .replace(/[^\w.:-]/g, '-')
