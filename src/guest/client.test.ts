@@ -5,7 +5,8 @@ import { tmpdir } from 'node:os'
 import { PlatformError } from '../errors.ts'
 import { silentLogger } from '../lib/log.ts'
 import { eventually } from '../lib/test-eventually.ts'
-import type { SpawnSpec } from '../spec/guest.ts'
+import { refusalOf } from '../lib/test-refusal.ts'
+import { type SpawnSpec, watchesMax } from '../spec/guest.ts'
 import {
   type Frame,
   FrameReader,
@@ -467,6 +468,43 @@ describe('files', () => {
       for (const each of slow.slice(1)) finish(each)
       await Promise.all(waiting)
     })
+  })
+
+  test('watches beyond what may be open at once are refused, and one that ends makes room', async () => {
+    play((frame, socket) => {
+      if (frame.type === FrameType.watch) socket.write(ok(frame.id))
+    })
+    const open = () => {
+      const controller = new AbortController()
+      return client.files
+        .watch('/x', { signal: controller.signal })
+        .then((changes) => ({ changes, controller }))
+    }
+    const watches = []
+    for (let count = 0; count < watchesMax; count++) watches.push(await open())
+    expect(await refusalOf(open())).toMatchObject({
+      code: 'too_many_requests',
+      message: `${watchesMax} watches are open in this sandbox, the most at once: end one first`,
+    })
+    const [first] = watches
+    first?.controller.abort(new Error('enough'))
+    await first?.changes.next().catch(() => {})
+    await open()
+    expect(await refusalOf(open())).toMatchObject({ code: 'too_many_requests' })
+  })
+
+  test('a watch that the kernel has no room for is told as such, not as a full disk', async () => {
+    for (const [errno, setting] of [
+      [24, 'max_user_instances'],
+      [28, 'max_user_watches'],
+    ] as const) {
+      play((frame, socket) => {
+        if (frame.type === FrameType.watch) socket.write(errorFrame(frame.id, errno))
+      })
+      const refusal = await refusalOf(client.files.watch('/x'))
+      expect(refusal.code).toBe('too_many_requests')
+      expect(refusal.message).toContain(`fs.inotify.${setting}`)
+    }
   })
 
   test('a refusal in the middle of a write ends it, without the rest being sent', async () => {

@@ -67,13 +67,19 @@ export class FilesPool {
     }
   }
 
-  /** A connection besides the pool's, closed on release. @throws too_many_requests beyond `atOnceMax`, unavailable */
-  async startApart(path: string, atOnceMax: number): Promise<Operation> {
+  /**
+   * A connection besides the pool's, closed on release. `what`: are too many. @throws too_many_requests beyond `atOnceMax`,
+   * unavailable
+   */
+  async startApart(
+    path: string,
+    { atOnceMax, what }: { atOnceMax: number; what: string },
+  ): Promise<Operation> {
     if (this.#failure) throw this.#failure
     if (this.#apart.size >= atOnceMax) {
       throw new PlatformError(
         'too_many_requests',
-        `${atOnceMax} of them are under way in this sandbox, the most allowed`,
+        `${atOnceMax} ${what} are open in this sandbox, the most at once: end one first`,
       )
     }
     const pooled = new PooledConnection(this)

@@ -11,7 +11,7 @@
 enum {
   CONTROL_CONNECTIONS_MAX = 8,
   PENDING_CONNECTIONS_MAX = 16, /* accepted, HELLO not read yet; beyond that the oldest is closed */
-  WORKERS_MAX = 64,
+  WORKERS_MAX = 128,
   PROCESSES_MAX = 4096,
   CONNECTION_OUTPUT_BYTES_MAX = 4 << 20, /* a control connection that lets more pile up is closed */
   CONNECTION_OUTPUT_BYTES_PAUSE = 256 << 10, /* above it no further request of that connection is served */

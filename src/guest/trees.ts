@@ -79,7 +79,7 @@ export class Trees {
       ),
     )
     options.signal?.throwIfAborted()
-    const operation = await this.pool.startApart(path, watchesMax)
+    const operation = await this.pool.startApart(path, { atOnceMax: watchesMax, what: 'watches' })
     const stop = cancelOn(options.signal, operation)
     try {
       operation.send(request)
@@ -87,7 +87,7 @@ export class Trees {
     } catch (error) {
       stop()
       operation.release()
-      throw error
+      throw usedUp(error) ?? error
     }
     return this.#changes(operation, stop)
   }
@@ -150,6 +150,15 @@ export class Trees {
       operation.release()
     }
   }
+}
+
+/** What the kernel counts for a user, which tells of it as it does of open files and of a full disk. */
+function usedUp(error: unknown): PlatformError | null {
+  const errno = PlatformError.is(error) ? error.details?.errno : undefined
+  const setting = { EMFILE: 'max_user_instances', ENOSPC: 'max_user_watches' }[String(errno)]
+  if (setting === undefined) return null
+  const message = `no more can be watched in this sandbox: end other watches, or have the host's fs.inotify.${setting} raised`
+  return new PlatformError('too_many_requests', message, { cause: error })
 }
 
 /** The worker stops when its connection closes. */

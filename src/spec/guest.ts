@@ -215,7 +215,8 @@ export interface GuestFiles {
   search(path: string, options: SearchOptions): AsyncGenerator<LineMatch[], TreeSummary>
   /**
    * What changes in a directory. Resolves once nothing that happens from then on is missed; ends when the directory is
-   * removed, or when it is aborted or returned. At most watchesMax at once. @throws too_many_requests
+   * removed, or when it is aborted or returned. @throws too_many_requests beyond watchesMax at once, or what the host has
+   * for a sandbox
    */
   watch(path: string, options?: WatchOptions): Promise<AsyncGenerator<FileChange[]>>
   /**
@@ -233,7 +234,11 @@ export interface GuestFiles {
   setOwner(path: string, owner: { uid?: number; gid?: number }, options?: { follow?: boolean }): Promise<void>
 }
 
-export const watchesMax = 16
+/**
+ * Each is a process of some 0.15 MiB, and one of the 128 inotify instances that a user of Linux has as a rule: as many are
+ * left for the sandbox's own programs.
+ */
+export const watchesMax = 64
 
 export interface FileToWrite {
   path: string

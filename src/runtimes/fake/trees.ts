@@ -132,7 +132,10 @@ export class SimpleTrees {
     if (entry.type !== 'directory') throw failed('ENOTDIR', path)
     options.signal?.throwIfAborted()
     if (this.#watchers.size >= watchesMax) {
-      throw new PlatformError('too_many_requests', `${watchesMax} of them are under way, the most allowed`)
+      throw new PlatformError(
+        'too_many_requests',
+        `${watchesMax} watches are open, the most at once: end one first`,
+      )
     }
     const waiting: FileChange[] = []
     let wake = () => {}
