@@ -12,7 +12,7 @@ import { ServiceAccounts } from './service-accounts.ts'
 import { Tokens } from './tokens.ts'
 import { Workloads, type WorkloadToken } from './workloads.ts'
 
-export { type DeviceLogins, deviceLoginIntervalMs, deviceLoginLifetimeMs } from './device-logins.ts'
+export { deviceLoginIntervalMs, deviceLoginLifetimeMs } from './device-logins.ts'
 export { FirstCredentials } from './first-credentials.ts'
 export { type ApiKey, type ApiKeys, apiKeysPerAccountMax, looksLikeApiKey, type Secrets } from './keys.ts'
 export { refreshTokenLifetimeMs, type TokenRequest } from './oauth.ts'

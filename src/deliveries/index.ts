@@ -19,8 +19,7 @@ import { type Sent, send } from './sending.ts'
 import { standardHeaders } from './signing.ts'
 
 export { callbackUrl } from './address.ts'
-export type { DeliveryDialect } from './dialects.ts'
-export { type DeliveryView, deliverySchema } from './record.ts'
+export { deliverySchema } from './record.ts'
 export { newCallbackSecret } from './signing.ts'
 
 /** At once; those of one receiver, so that one that is slow holds up nobody else. */

@@ -35,14 +35,14 @@ import { statusOf } from './status.ts'
 import { DeploymentTable, type TableEntry } from './table.ts'
 import type { DeploymentViewOptions } from './view.ts'
 
-export type { DeploymentChange, DeploymentInput } from './changes.ts'
+export type { DeploymentChange } from './changes.ts'
 export { ApplicationForks } from './forks.ts'
 export type { Passage, Passing, Tries } from './gates.ts'
 export { RevisionImages } from './images.ts'
 export type { JobRun } from './job-runs.ts'
 export { type DeploymentKind, deploymentKinds, kindFacts } from './kinds.ts'
 export type { DeploymentOf } from './own-triggers.ts'
-export { type DeploymentBody, numberOf, type Revision, revisionOf, type StoredDeployment } from './record.ts'
+export { numberOf, type Revision, revisionOf, type StoredDeployment } from './record.ts'
 export {
   applicationInputSchema,
   applicationRevisionSchema,

@@ -8,7 +8,8 @@ import { refusalOf } from '../lib/test-refusal.ts'
 import type { Store } from '../spec/store.ts'
 import { openSqliteStore } from '../stores/sqlite/index.ts'
 import { Users, Workspaces } from '../workspaces/index.ts'
-import { type DomainInput, Domains } from './index.ts'
+import { Domains } from './index.ts'
+import type { DomainInput } from './schema.ts'
 
 const clock = new FakeClock()
 const actor = 'me@example.com'

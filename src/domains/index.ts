@@ -18,7 +18,7 @@ import { type BatchStep, everyItem, type Resource, type Store } from '../spec/st
 import { inWorkspace } from '../workspaces/index.ts'
 import type { DomainInput, DomainView, domainStatuses } from './schema.ts'
 
-export { type DomainInput, domainInputSchema, domainSchema } from './schema.ts'
+export { domainInputSchema, domainSchema } from './schema.ts'
 export { lookUpTxt } from './txt.ts'
 
 const domainKind = 'customDomain'

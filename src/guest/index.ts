@@ -4,7 +4,6 @@ import type { Guest, Identity } from '../spec/guest.ts'
 import { ControlChannel } from './control.ts'
 import { FilesChannel } from './files.ts'
 
-export type { Adoption, ProcessDescriptors } from './adoption.ts'
 export { DiallerChannel, type DialTarget } from './dialler.ts'
 export { fileError, printable } from './errno.ts'
 export { type GuestState, KeeperChannel, type KeeperEgress, type LeavingConnection } from './keeper.ts'

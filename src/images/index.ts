@@ -35,7 +35,7 @@ export type { ResolvedImage } from './resolved.ts'
 export { pendingShareEntrySchema, pendingShareSchema, shareTargetSchema } from './shares.ts'
 export { type ImageView, imageViewSchema, tagSchema } from './view.ts'
 
-/** Less than clients and proxies wait for an answer. */
+/** How long an answer waits for a pull: less than clients and proxies wait for an answer. */
 export const pullAnswerMsMax = 50_000
 const collectEveryMs = 10 * 60 * 1000
 

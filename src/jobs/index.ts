@@ -28,8 +28,7 @@ import {
   taskView,
 } from './view.ts'
 
-export type { ExecutionRequest } from './request.ts'
-export { executionSchema, type JobExecutionView, taskDetailSchema, taskSchema } from './view.ts'
+export { executionSchema, taskDetailSchema, taskSchema } from './view.ts'
 
 const executionSource = 'job'
 const taskSource = 'job-task'

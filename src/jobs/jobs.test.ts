@@ -1,7 +1,7 @@
 import { afterEach, beforeEach, expect, setDefaultTimeout, test } from 'bun:test'
 import { PlatformError } from '../errors.ts'
 import { eventually } from '../lib/test-eventually.ts'
-import type { ExecutionRequest } from './index.ts'
+import type { ExecutionRequest } from './request.ts'
 import { TestJobs } from './test-jobs.ts'
 
 setDefaultTimeout(120_000)

@@ -11,7 +11,7 @@ import { indexOf, type MemoryPlace, type MemoryScope, nameOf } from './place.ts'
 import { Vectors, vectorKind } from './vectors.ts'
 
 export { type MemoryPlace, type MemoryScope, memoryScopes } from './place.ts'
-export type { MemoryVector, SimilarVector } from './vectors.ts'
+export type { MemoryVector } from './vectors.ts'
 
 const valueKind = 'memory_value'
 const changeKind = 'memory_change'

@@ -17,14 +17,7 @@ import {
 } from './record.ts'
 
 export { type ExecutionNote, Notes } from './notes.ts'
-export {
-  type AgentNode,
-  type Capability,
-  type Lifecycle,
-  lifecycles,
-  type NodeMember,
-  type NodePlace,
-} from './record.ts'
+export { type AgentNode, type Capability, type Lifecycle, lifecycles } from './record.ts'
 
 /** Read at once: descriptions may be long. */
 const readMax = 20

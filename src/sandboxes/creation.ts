@@ -1,4 +1,5 @@
 import { PlatformError } from '../errors.ts'
+import { pullAnswerMsMax } from '../images/index.ts'
 import type { Background } from '../lib/background.ts'
 import type { Clock } from '../lib/clock.ts'
 import type { Deployment, SandboxDeployments } from './deployments.ts'
@@ -7,9 +8,6 @@ import { failed, isReplaceable, type StoredSandbox } from './record.ts'
 import type { SandboxRecords } from './records.ts'
 import type { SandboxRemoval } from './removal.ts'
 import type { SandboxTurns } from './turns.ts'
-
-/** How long an answer to create waits for an image to be pulled: less than clients and proxies wait for an answer. */
-export const pullAnswerMsMax = 50_000
 
 export interface CreationImages {
   /** A pull that has to be over before the image can be started from; null: none. @throws bad_request */

@@ -40,18 +40,7 @@ export { type Agent, Agents } from './agents.ts'
 export type { Message } from './conversation.ts'
 export type { ThreadEvent } from './events.ts'
 export { endedTurn, isSchema } from './outcome.ts'
-export {
-  type Entry,
-  hasEnded,
-  type Json,
-  type JsonObject,
-  type Thread,
-  type ThreadBody,
-  type ThreadStatus,
-  type TurnInput,
-  threadStatuses,
-} from './record.ts'
-export type { ThreadFilter } from './records.ts'
+export { type Entry, hasEnded, type Json, type JsonObject, type Thread, threadStatuses } from './record.ts'
 export { type Performer, resultCharsMax, type TurnReport } from './turns.ts'
 export { type Worker, Workers } from './workers.ts'
 

@@ -9,7 +9,6 @@ import { RevisionMembers } from './members.ts'
 import type { AcquireOptions, FleetHealth, RevisionLease, RevisionRun } from './run.ts'
 
 export { platformEnvironment, platformOrigin, programDefaults } from './environment.ts'
-export { revisionOwnerKind } from './member.ts'
 export { ProgramOutput } from './output.ts'
 export {
   createInstance,
@@ -26,7 +25,6 @@ export {
 } from './own-program.ts'
 export {
   type AcquireOptions,
-  type FleetHealth,
   type RevisionLease,
   type RevisionProgram,
   type RevisionRun,

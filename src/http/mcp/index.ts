@@ -1,5 +1,4 @@
 export { LazyMcpBridge } from './lazy-bridge.ts'
-export { McpServer, type McpServerOptions } from './server.ts'
+export { McpServer } from './server.ts'
 export { joinSessionId, sessionNotFound, splitSessionId } from './session-ids.ts'
 export { CallCancelled, type McpTool, mcpTool, type ToolCall } from './tool.ts'
-export { type McpAnswer, protocolVersions } from './wire.ts'

@@ -5,7 +5,8 @@ import { z } from 'zod'
 import { PlatformError } from '../../errors.ts'
 import type { Logger } from '../../lib/log.ts'
 import { eventually } from '../../lib/test-eventually.ts'
-import { CallCancelled, McpServer, mcpTool, protocolVersions, type ToolCall } from './index.ts'
+import { CallCancelled, McpServer, mcpTool, type ToolCall } from './index.ts'
+import { protocolVersions } from './wire.ts'
 
 /** The protocol, over tools that only answer or wait. */
 

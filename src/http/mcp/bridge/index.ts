@@ -19,8 +19,6 @@ import {
 import { type Asked, readSpoken, type Spoken } from './session.ts'
 import { type BridgeMachine, type Held, SessionTable } from './table.ts'
 
-export type { BridgeMachine } from './table.ts'
-
 /** A request to a function whose server speaks by stdin and stdout. */
 export interface BridgeRequest {
   request: Request
