@@ -68,6 +68,7 @@ describe('what there is, what is refused', () => {
     expect((await sandbox.snapshots.list()).map(({ id }) => id)).toEqual([unnamed.id, old.id, named.id])
     const bare = await (await client.request('/v0/sandboxes/shapes/snapshots')).json()
     expect(bare).toBeArrayOfSize(3)
+    for (const one of bare as object[]) expect(one).toMatchObject({ size: expect.any(Number) })
     expect((await sandbox.snapshots.get('before')).id).toBe(named.id)
     expect((await Snapshot.get(named.id)).name).toBe('before')
     const all = await Snapshot.list({ limit: 2, sort: 'name:asc' })
@@ -562,7 +563,12 @@ describeMemory(`memory${whyFilesOnly === '' ? '' : ` (skipped: ${whyFilesOnly})`
     expect((await copy.process.list()).map(({ name }) => name)).toEqual(['counter'])
     await type(copy, 'other')
     await counted(copy, '1 one first\n2 other first\n')
-    expect(await messages('counting-on')).not.toContain('anew')
+    expect(await messages('counting-on')).toContain(
+      `Forked from the snapshot "counted" (${snapshot.id}) of the sandbox "counting"\nPrograms of the snapshot go on where they were`,
+    )
+    expect(await (await client.request(`/v0/snapshots/${snapshot.id}`)).json()).toMatchObject({
+      memoryKept: true,
+    })
 
     await box.snapshots.restore('counted')
     await type(box, 'again')
@@ -586,6 +592,7 @@ describeMemory(`memory${whyFilesOnly === '' ? '' : ` (skipped: ${whyFilesOnly})`
     await eventually('it runs', async () =>
       (await copy.process.list()).some(({ name }) => name === 'counter'),
     )
+    expect(await messages('renamed-on')).toEndWith('Programs of the snapshot are started anew')
     await type(copy, 'here')
     await counted(copy, '1 here first\n')
     expect((await copy.process.exec({ command: 'echo $OTHER', waitForCompletion: true })).stdout).toBe(

@@ -99,6 +99,7 @@ export const kinds: readonly Kind[] = [
       ['NAME', (resource) => text(resource.name)],
       ['SOURCE', (resource) => text(at(resource, 'source.name'))],
       status,
+      ['SIZE', (resource) => size(resource.size)],
       ['IMAGE', (resource) => text(at(resource, 'spec.image'))],
       created,
     ],

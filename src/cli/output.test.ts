@@ -53,14 +53,16 @@ test('a shell reads every quoted word back as it was', async () => {
 })
 
 test('an exit code is passed on, and a signal is told as a shell does', () => {
-  expect([
-    exitCode(0, 'completed'),
-    exitCode(7, 'failed'),
-    exitCode(-1, 'killed'),
-    exitCode(-1, 'stopped'),
-    exitCode(-1, 'stopped', 130),
-    exitCode(9, 'stopped', 130),
-  ]).toEqual([0, 7, 137, 143, 130, 9])
+  const codes = [
+    exitCode({ exitCode: 0, status: 'completed' }),
+    exitCode({ exitCode: 7, status: 'failed' }),
+    exitCode({ exitCode: -1, status: 'failed', signal: 11 }),
+    exitCode({ exitCode: -1, status: 'killed' }),
+    exitCode({ exitCode: -1, status: 'stopped' }),
+    exitCode({ exitCode: -1, status: 'stopped', signal: 15 }, 130),
+    exitCode({ exitCode: 9, status: 'stopped' }, 130),
+  ]
+  expect(codes).toEqual([0, 7, 139, 137, 143, 130, 9])
 })
 
 test('a program runs in the place of the shell that starts it, what shells do themselves in theirs', () => {

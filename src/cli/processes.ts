@@ -9,7 +9,7 @@ export function processTable(processes: ProcessInfo[]): void {
   const rows = processes.map((item) => [
     item.pid,
     item.name,
-    item.status,
+    item.outOfMemory ? `${item.status}, out of memory` : item.status,
     item.status === 'running' ? '-' : String(item.exitCode),
     age(item.startedAt),
     item.command,

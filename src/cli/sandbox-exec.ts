@@ -1,4 +1,6 @@
-import { ClientError, type Processes } from '../client/index.ts'
+import { constants } from 'node:os'
+import { ClientError, type Processes, type ProcessInfo } from '../client/index.ts'
+import { defined } from '../lib/defined.ts'
 import { randomText } from '../lib/ids.ts'
 import { openSandbox, withHints } from './client.ts'
 import { CommandError, command, connectionFlags, sameTarget, UsageError } from './command.ts'
@@ -85,7 +87,7 @@ export const exec = command({
     return await withHints(
       flags,
       async () => {
-        const { processes } = await openSandbox(flags, positionals[0]!)
+        const { processes, info } = await openSandbox(flags, positionals[0]!)
         const name = `exec-${randomText(12)}`
         const request = {
           name,
@@ -120,8 +122,16 @@ export const exec = command({
           for await (const event of processes.exec(request, feed)) {
             if (event.type === 'result') {
               const { process: ended } = event
-              if (flags.json) printJson({ ...output, exitCode: ended.exitCode, status: ended.status })
-              return exitCode(ended.exitCode, ended.status, interruption.exitCode)
+              const { exitCode: code, status, signal, outOfMemory } = ended
+              if (flags.json) {
+                printJson({ ...output, exitCode: code, status, ...defined({ signal, outOfMemory }) })
+              } else if (outOfMemory) {
+                const { memory } = info.spec.runtime ?? {}
+                note(`ended for want of memory: the sandbox has ${memory} MB (hutch sandbox create --memory)`)
+              } else if (signal !== undefined && interruption.exitCode === null) {
+                note(`ended by ${signalNames.get(signal) ?? `signal ${signal}`}`)
+              }
+              return exitCode(ended, interruption.exitCode)
             }
             if (flags.json) output[event.type] += asText(event.data)
             else await write(event.type === 'stdout' ? process.stdout : process.stderr, event.data)
@@ -196,13 +206,19 @@ export function commandLine(words: string[]): string {
   return `${isProgram ? 'exec ' : ''}${shellJoin(words)}`
 }
 
-/** The command's own. Where a signal ended it, 128 and that: the one that we got, if it was passed on. */
-export function exitCode(code: number, status: string, interrupted: number | null = null): number {
+/** The command's own. Where a signal ended it, 128 and that, as shells have it: the one that we got, if it was passed on. */
+export function exitCode(
+  { exitCode: code, status, signal }: Pick<ProcessInfo, 'exitCode' | 'status' | 'signal'>,
+  interrupted: number | null = null,
+): number {
   if (code >= 0) return code & 0xff
   if (interrupted !== null) return interrupted
-  if (status === 'killed') return 128 + 9
-  return status === 'stopped' ? 128 + 15 : 255
+  if (signal !== undefined) return 128 + signal
+  if (status === 'killed') return 128 + constants.signals.SIGKILL
+  return status === 'stopped' ? 128 + constants.signals.SIGTERM : 255
 }
+
+const signalNames = new Map(Object.entries(constants.signals).map(([name, number]) => [number, name]))
 
 /** Until the end of our input, or until the command no longer takes any: then it has ended, which is no failure. */
 async function passStdin(processes: Processes, name: string, ended: AbortSignal): Promise<void> {

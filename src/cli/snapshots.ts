@@ -2,7 +2,7 @@ import type { ForkInfo, SnapshotInfo } from '../client/index.ts'
 import { clientFor, removeEach, withHints } from './client.ts'
 import { command, connectionFlags, sameTarget, type Target } from './command.ts'
 import { noteNext } from './next.ts'
-import { age, note, print, printJson, table } from './output.ts'
+import { age, bytes, note, print, printJson, table } from './output.ts'
 import { pairs } from './pairs.ts'
 import { shellQuote, spelled } from './shell.ts'
 
@@ -106,7 +106,13 @@ export const list = command({
     if (flags.json) printJson(snapshots)
     else if (snapshots.length === 0) {
       note(`no snapshots; try: ${spelled(sameTarget(`hutch sandbox snapshot ${sandbox ?? 'box'}`, flags))}`)
-    } else print(table(['SNAPSHOT', 'NAME', 'SANDBOX', 'STATUS', 'IMAGE', 'AGE'], snapshots.map(row)))
+    } else
+      print(
+        table(
+          ['SNAPSHOT', 'NAME', 'SANDBOX', 'STATUS', 'SIZE', 'MEMORY', 'IMAGE', 'AGE'],
+          snapshots.map(row),
+        ),
+      )
     return 0
   },
 })
@@ -123,9 +129,11 @@ export const remove = command({
   },
 })
 
-function row({ id, name, source, status, spec, createdAt }: SnapshotInfo): string[] {
+function row({ id, name, source, status, size, memoryKept, spec, createdAt }: SnapshotInfo): string[] {
   const from = source.deleted ? `${source.name} (gone)` : source.name
-  return [id, name, from, status, spec.image ?? '-', age(createdAt)]
+  const memory = memoryKept === undefined ? '-' : memoryKept ? 'kept' : 'not kept'
+  const disk = size === undefined ? '-' : bytes(size)
+  return [id, name, from, status, disk, memory, spec.image ?? '-', age(createdAt)]
 }
 
 async function answerFork(

@@ -9,6 +9,10 @@ export interface ProcessInfo {
   exitCode: number
   startedAt?: string
   completedAt?: string | null
+  /** The number of the signal that ended it. */
+  signal?: number
+  /** The kernel ended it, or a program of it, for want of memory. */
+  outOfMemory?: true
 }
 
 /** Text, or bytes where the output is no UTF-8. */

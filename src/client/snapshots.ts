@@ -10,6 +10,12 @@ export interface SnapshotInfo {
   spec: { image?: string; memory?: number }
   createdAt: string
   createdBy?: string
+  /** In bytes, on the platform's disk. */
+  size?: number
+  /** Memory of its programs is in it; absent where none ran. */
+  memoryKept?: boolean
+  /** Why it failed. */
+  reason?: string
 }
 
 export interface ForkInfo {
@@ -45,7 +51,11 @@ export class Snapshots {
       await new Promise((resolve) => setTimeout(resolve, pollMs))
       snapshot = await this.transport.json('GET', `/snapshots/${encodeURIComponent(snapshot.id)}`)
     }
-    if (snapshot.status === 'failed') throw new ClientError(422, 'the snapshot could not be taken')
+    if (snapshot.status === 'failed')
+      throw new ClientError(
+        422,
+        `the snapshot could not be taken${snapshot.reason ? `: ${snapshot.reason}` : ''}`,
+      )
     return snapshot
   }
 

@@ -3,7 +3,7 @@ import { z } from 'zod'
 import { PlatformError } from '../errors.ts'
 import { type Page, type Resource, sortOrders } from '../spec/store.ts'
 import { parseWith } from './body.ts'
-import { gatewayCode } from './errors.ts'
+import { errorResponse, gatewayCode } from './errors.ts'
 import { Hosts } from './host.ts'
 import { listAnswer, listQuery } from './list.ts'
 import { type Method, type Route, route } from './route.ts'
@@ -73,6 +73,15 @@ describe('errors', () => {
     const logged = platform.log.lines.find(({ level }) => level === 'error')
     expect(logged?.fields).toMatchObject({ requestId })
     expect(String(logged?.fields.cause)).toContain('hunter2')
+  })
+
+  test('what clients ask for that is not there is not logged, what fails is', () => {
+    const before = platform.log.lines.length
+    const context = { log: platform.log, now: 0, requestId: 'one' }
+    errorResponse(new PlatformError('not_implemented', 'volumes are not there yet'), 'control', context)
+    expect(platform.log.lines.slice(before)).toEqual([])
+    errorResponse(new PlatformError('unavailable', 'no room'), 'control', context)
+    expect(platform.log.lines.slice(before)).toEqual([expect.objectContaining({ level: 'warn' })])
   })
 
   test('a conflict tells clients not to try again', async () => {

@@ -50,7 +50,8 @@ export function errorResponse(
   context: { log: Logger; now: number; requestId: string; route?: string; advice?: Advice },
 ): Response {
   const failure = PlatformError.is(error) ? error : internalError(error, context)
-  if (failure.status >= 500) logFailure(failure, error, context)
+  // What is not there is asked for by mistake, which is nothing for the operator.
+  if (failure.status >= 500 && failure.code !== 'not_implemented') logFailure(failure, error, context)
   const headers = new Headers()
   if (failure.retryAfterSeconds !== undefined) {
     headers.set('retry-after', String(Math.ceil(failure.retryAfterSeconds)))

@@ -25,6 +25,8 @@ interface Wanted {
   /** Credentials for the registry of its image, as docker keeps them. */
   dockerConfig?: string
   actor: string
+  /** What is told of it once it runs, where it is not pulled first. */
+  message?: string
 }
 
 /** What there is now, and whether it was made for that. */
@@ -86,7 +88,9 @@ export class SandboxCreation {
         throw alreadyExists(existing)
       }
       this.#deployments.admit(draft)
-      const deployment: Deployment = { workspace, name, draft, actor: wanted.actor, replaced: existing }
+      const { actor, message } = wanted
+      const told = message === undefined ? {} : { message }
+      const deployment: Deployment = { workspace, name, draft, actor, replaced: existing, ...told }
       const image = draft.spec.image
       const missing = draft.seed
         ? null

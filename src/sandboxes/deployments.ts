@@ -37,6 +37,8 @@ export interface Deployment {
   name: string
   draft: SandboxDraft
   actor: string
+  /** What is told of it once it runs. */
+  message?: string
   /** One of this name that runs no more, and goes as the new one comes. */
   replaced: StoredSandbox | null
 }
@@ -114,7 +116,7 @@ export class SandboxDeployments {
 
   /** A new sandbox, that runs. For who has the turn of its name. */
   async launch(deployment: Deployment): Promise<StoredSandbox> {
-    const { workspace, name, draft, replaced } = deployment
+    const { workspace, name, draft, replaced, message = 'Deployment successful' } = deployment
     const startedAt = this.#clock.now()
     const body = this.#bodyOf(deployment, startedAt, {
       status: 'DEPLOYING',
@@ -123,11 +125,11 @@ export class SandboxDeployments {
     const gone = replaced ? await this.#removal.steps(replaced) : []
     let created: StoredSandbox | undefined
     const instance = await this.#machines.start(workspace, name, draft, async (step, instanceId) => {
-      const running = deployed({ ...body, instanceId }, this.#clock.now(), 'Deployment successful')
+      const running = deployed({ ...body, instanceId }, this.#clock.now(), message)
       created = await this.#write(deployment, running, startedAt, gone, [step])
     })
     if (replaced) this.#removal.noteForgotten(replaced)
-    return this.inUse(await this.#noteAnew(created!, instance))
+    return this.inUse(await this.#noteMemory(created!, instance))
   }
 
   /** A new sandbox whose machine is to come: until `replaceMachine` it has that status. For who has the turn. */
@@ -171,7 +173,7 @@ export class SandboxDeployments {
         ),
       )
     })
-    return await this.#noteAnew(updated!, instance)
+    return await this.#noteMemory(updated!, instance)
   }
 
   /** Can be used from now on, as its record says. */
@@ -191,10 +193,12 @@ export class SandboxDeployments {
     else this.#background.run(this.#startWhatRan(sandbox))
   }
 
-  /** Where what ran in a snapshot does not go on, and there was something that could have. */
-  async #noteAnew(sandbox: StoredSandbox, { memory }: Instance): Promise<StoredSandbox> {
-    if (!memory || memory.kept || sandbox.body.sealedStarts === undefined) return sandbox
-    const message = `Programs of the snapshot were started anew: ${memory.reason}`
+  /** Whether what ran in a snapshot goes on, where there was something that could. */
+  async #noteMemory(sandbox: StoredSandbox, { memory }: Instance): Promise<StoredSandbox> {
+    if (sandbox.body.sealedStarts === undefined) return sandbox
+    const message = memory?.kept
+      ? 'Programs of the snapshot go on where they were'
+      : `Programs of the snapshot are started anew${memory ? `: ${memory.reason}` : ''}`
     return await this.#records.change(sandbox, (current) =>
       withEvent(current, this.#clock.now(), { type: 'snapshot', status: current.status, message }),
     )

@@ -131,6 +131,7 @@ export class Sandboxes {
       read: (workspace, name) => turns.read(workspace, name),
       upgrades: new SandboxUpgrades(records, clock),
       programFailed: (id, reason) => background.run(notes.programFailed(id, reason)),
+      endedForMemory: (id, process) => background.run(notes.endedForMemory(id, process)),
       background,
     })
     const notes = new SandboxInstanceNotes({ instances, records, leases, clock })
@@ -361,7 +362,7 @@ export class Sandboxes {
     workspace: string,
     name: string,
     draft: SandboxDraft,
-    options: { actor: string },
+    options: { actor: string; message: string },
   ): Promise<StoredSandbox> {
     this.#background.refuseWhenClosing()
     return await this.#creation.create({ workspace, name: checkName(name), draft, ...options })

@@ -1,8 +1,10 @@
 import type { InstanceChange, InstanceOwner, Instances } from '../instances/index.ts'
 import type { Clock } from '../lib/clock.ts'
 import type { SandboxLeases } from './leases.ts'
-import { failed, withEvent } from './record.ts'
+import { failed, type SandboxBody, withEvent } from './record.ts'
 import type { SandboxRecords } from './records.ts'
+
+const memoryNoteEveryMs = 60_000
 
 /** What happens to a sandbox's machine without anybody asking, told by its record. */
 export class SandboxInstanceNotes {
@@ -56,4 +58,23 @@ export class SandboxInstanceNotes {
         : null,
     )
   }
+
+  /** Of programs that end so over and over one is told of a minute, or nothing else would be left among the events. */
+  async endedForMemory(instanceId: string, processName: string): Promise<void> {
+    const owner = this.#instances.ownerOf(instanceId)
+    const sandbox = owner && (await this.#records.get(owner.workspace, owner.name))
+    if (!sandbox) return
+    const now = this.#clock.now()
+    await this.#records.change(sandbox, (current) => {
+      const last = current.events.findLast(({ message }) => message?.endsWith(memoryNote(current)))
+      if (current.instanceId !== instanceId) return null
+      if (last !== undefined && now - Date.parse(last.time) < memoryNoteEveryMs) return null
+      const message = `The process ${JSON.stringify(processName)} was ended by the kernel${memoryNote(current)}`
+      return withEvent(current, now, { type: 'instance', status: current.status, message })
+    })
+  }
+}
+
+function memoryNote({ spec }: SandboxBody): string {
+  return ` for want of memory: this sandbox has ${spec.memoryMb} MB`
 }

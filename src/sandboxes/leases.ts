@@ -54,6 +54,7 @@ export class SandboxLeases {
   readonly #read: (workspace: string, name: string) => Promise<StoredSandbox | null>
   readonly #upgrades: SandboxUpgrades
   readonly #programFailed: (instanceId: string, reason: string) => void
+  readonly #endedForMemory: (instanceId: string, processName: string) => void
   readonly #background: Background
   readonly #live = new Map<string, Live>()
   readonly #openedAt: number
@@ -69,6 +70,8 @@ export class SandboxLeases {
     upgrades: SandboxUpgrades
     /** What the image says to start could not be started. */
     programFailed: (instanceId: string, reason: string) => void
+    /** The kernel ended a program for want of memory. */
+    endedForMemory: (instanceId: string, processName: string) => void
     background: Background
   }) {
     this.#instances = options.instances
@@ -79,6 +82,7 @@ export class SandboxLeases {
     this.#read = options.read
     this.#upgrades = options.upgrades
     this.#programFailed = options.programFailed
+    this.#endedForMemory = options.endedForMemory
     this.#background = options.background
   }
 
@@ -252,9 +256,10 @@ export class SandboxLeases {
     const user = spec.user ? await (asRoot ? findUser : becomeUser)(guest, spec.user) : null
     const env = user === null ? spec.env : envOf(user, spec.env, asRoot)
     const startedAt = sortableIdMs(instanceId)
+    const madeHere = startedAt !== null && startedAt >= this.#openedAt
     const processes = new SandboxProcesses({
       guest: instance.guest,
-      ...(startedAt === null ? {} : { startedAt, madeHere: startedAt >= this.#openedAt }),
+      ...(startedAt === null ? {} : { startedAt, madeHere }),
       recordsFile: this.#recordsFile(instanceId),
       clock: this.#clock,
       log: this.#log,
@@ -263,6 +268,7 @@ export class SandboxLeases {
       frozen: () => instance.frozen === true,
       exited: instance.exited,
       keepAwake: () => this.#instances.hold(instanceId),
+      endedForMemory: await this.#memoryEnds(instanceId, instance, madeHere),
     })
     await processes.open()
     if (spec.program) {
@@ -276,6 +282,23 @@ export class SandboxLeases {
     }
     if (asRoot && user) guest.actAs?.(user)
     return processes
+  }
+
+  /** Tells whether the kernel ended more programs for want of memory than at the last look, and notes it. */
+  async #memoryEnds(
+    instanceId: string,
+    instance: Instance,
+    isNew: boolean,
+  ): Promise<(processName: string) => Promise<boolean>> {
+    const count = async () => (await instance.stats().catch(() => null))?.oomKills ?? 0
+    let known = isNew ? 0 : await count()
+    return async (processName) => {
+      const now = await count()
+      const more = now > known
+      known = now
+      if (more) this.#endedForMemory(instanceId, processName)
+      return more
+    }
   }
 
   async #find(workspace: string, name: string): Promise<Live> {

@@ -24,7 +24,11 @@ beforeEach(() => {
 
 afterEach(() => rmSync(dir, { recursive: true, force: true }))
 
-async function open(exited?: Promise<unknown>, env: Record<string, string> = {}): Promise<SandboxProcesses> {
+async function open(
+  exited?: Promise<unknown>,
+  env: Record<string, string> = {},
+  endedForMemory?: (name: string) => Promise<boolean>,
+): Promise<SandboxProcesses> {
   const processes = new SandboxProcesses({
     guest,
     recordsFile: join(dir, 'processes'),
@@ -33,6 +37,7 @@ async function open(exited?: Promise<unknown>, env: Record<string, string> = {})
     defaults: { env: { PATH: '/bin', A: '1', ...env }, workingDir: '/blaxel' },
     listening: async (port) => listening.has(port),
     ...(exited ? { exited } : {}),
+    ...(endedForMemory ? { endedForMemory } : {}),
   })
   await processes.open()
   return processes
@@ -251,6 +256,26 @@ describe('waiting', () => {
     expect((await processes.get('default')).status).toBe('killed')
     await clock.turn(86_400_000)
     expect((await processes.get('endless')).status).toBe('running')
+  })
+
+  test('what the kernel killed for want of memory says so, and who ended otherwise is not asked about', async () => {
+    const asked: string[] = []
+    const processes = await open(undefined, {}, async (name) => asked.push(name) > 1)
+    for (const name of ['killed', 'greedy', 'shell', 'done', 'unwanted'])
+      await processes.start({ command: 'a', name })
+    guest.end(1, { signal: 9 })
+    guest.end(2, { signal: 9 })
+    guest.end(3, { exitCode: 137 })
+    guest.end(4, { exitCode: 1 })
+    await processes.kill('unwanted')
+    await clock.turn(1)
+    const told = (await processes.list()).map(({ name, outOfMemory }) => [name, outOfMemory ?? false])
+    expect(Object.fromEntries(told)).toEqual({
+      ...{ killed: false, greedy: true, shell: true, done: false, unwanted: false },
+    })
+    expect(asked).toEqual(['killed', 'greedy', 'shell'])
+    // Whoever opens it next knows it as well.
+    expect((await (await open()).get('greedy')).outOfMemory).toBe(true)
   })
 
   test('keepAlive is refused where the sandbox has it disabled', async () => {

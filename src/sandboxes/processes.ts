@@ -43,6 +43,8 @@ export interface SandboxProcessesOptions {
   exited?: Promise<unknown>
   /** Called for each process that asks that the sandbox stays awake; disposed when it ended. */
   keepAwake?: () => Disposable
+  /** As `ProcessHost` has it. Never rejects. */
+  endedForMemory?: (name: string) => Promise<boolean>
 }
 
 /** Ended processes whose name, state and output are kept; the oldest are forgotten. */
@@ -366,6 +368,7 @@ export class SandboxProcesses implements AsyncDisposable {
       closing: this.closing.signal,
       outputBytesMax: processOutputBytesMax,
       keepAwake: () => this.options.keepAwake?.() ?? null,
+      endedForMemory: this.options.endedForMemory ?? null,
       takeRunId: (process) => {
         const id = this.nextId++
         this.table.addRun(id, process)

@@ -216,7 +216,9 @@ export class Snapshots {
     const snapshot = await this.#ready(asked)
     using _hold = this.#files.hold(snapshot.body.id)
     const draft = more(this.#draftOf(snapshot))
-    await this.#sandboxes.launch(snapshot.workspace, name, draft, { actor })
+    const { source } = snapshot.body
+    const message = `Forked from the snapshot ${shown(snapshot)} of the sandbox "${source.name}"`
+    await this.#sandboxes.launch(snapshot.workspace, name, draft, { actor, message })
     return { type: 'sandbox', name, snapshotId: snapshot.body.id }
   }
 

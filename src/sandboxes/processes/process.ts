@@ -7,7 +7,7 @@ import type { Guest, GuestProcess, ProcessDescent } from '../../spec/guest.ts'
 import { fullOutputBytesMax, type OutputChunk, type OutputSummary, type OutputTail } from './output.ts'
 import { ProcessOutput } from './process-output.ts'
 import type { ProcessRecord } from './records.ts'
-import { newRun, type Run, restartNote, statusOf } from './run.ts'
+import { newRun, type Run, restartNote, statusOf, wasKilled } from './run.ts'
 import type { ProcessStatus, ProcessView } from './views.ts'
 import { plainWords } from './words.ts'
 
@@ -33,6 +33,8 @@ export interface ProcessHost {
   dropRunId(id: number): void
   save(process: SandboxProcess): void
   ended(process: SandboxProcess): void
+  /** Whether the kernel ended a program for want of memory since this was asked last; null where nobody counts. */
+  readonly endedForMemory: ((name: string) => Promise<boolean>) | null
 }
 
 /** One named process over its runs: the first and, when it may restart, those that followed. */
@@ -46,6 +48,8 @@ export class SandboxProcess {
   private readonly written: ProcessOutput
   private starting = true
   private restarting = false
+  /** It ended, and is not told to have yet. */
+  private concluding = false
   private awake: Disposable | null = null
 
   constructor(
@@ -131,16 +135,29 @@ export class SandboxProcess {
 
   onExit(exit: GuestProcess): void {
     const run = this.current
-    if (this.record.ended || exit.id !== run.id || exit.running || this.restarting) return
+    if (this.record.ended || exit.id !== run.id || exit.running || this.restarting || this.concluding) return
     const { record } = this
     const bySignal = exit.signal !== null
     const exitCode = bySignal ? -1 : (exit.exitCode ?? -1)
     const mayRestart = record.maxRestarts < 0 || record.restartCount < record.maxRestarts
+    const forMemory = record.intent === null && wasKilled(exit) ? this.host.endedForMemory : null
     if (exitCode !== 0 && record.intent === null && record.restartOnFailure && mayRestart) {
+      void forMemory?.(record.name)
       void this.restart(exitCode)
       return
     }
-    this.finish(statusOf(exitCode, bySignal, record.intent), exitCode, exit.endedAt ?? this.host.clock.now())
+    const status = statusOf(exitCode, bySignal, record.intent)
+    const at = exit.endedAt ?? this.host.clock.now()
+    const how = exit.signal === null ? {} : { signal: exit.signal }
+    if (forMemory === null) {
+      this.finish(status, exitCode, at, how)
+      return
+    }
+    this.concluding = true
+    void forMemory(record.name).then((outOfMemory) => {
+      if (!record.ended)
+        this.finish(status, exitCode, at, { ...how, ...(outOfMemory ? { outOfMemory } : {}) })
+    })
   }
 
   /** The machine is gone, and the process with it. */
@@ -247,6 +264,8 @@ export class SandboxProcess {
       restartCount: record.restartCount,
       keepAlive: record.keepAlive,
       stdin: record.stdin,
+      ...(record.ended?.signal === undefined ? {} : { signal: record.ended.signal }),
+      ...(record.ended?.outOfMemory ? { outOfMemory: true } : {}),
     }
   }
 
@@ -338,8 +357,13 @@ export class SandboxProcess {
     }
   }
 
-  private finish(status: Exclude<ProcessStatus, 'running'>, exitCode: number, at: number): void {
-    this.record.ended = { at, exitCode, status }
+  private finish(
+    status: Exclude<ProcessStatus, 'running'>,
+    exitCode: number,
+    at: number,
+    how: { signal?: number; outOfMemory?: true } = {},
+  ): void {
+    this.record.ended = { at, exitCode, status, ...how }
     this.record.env = null
     this.restarting = false
     this.timers.abort()

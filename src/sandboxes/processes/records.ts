@@ -42,6 +42,10 @@ const processRecord = z.object({
       at: z.number(),
       exitCode: z.number().int(),
       status: z.enum(['completed', 'failed', 'killed', 'stopped']),
+      /** Which ended it; absent in older ones, too. */
+      signal: z.number().int().optional(),
+      /** The kernel ended it, or a program of it, for want of memory. */
+      outOfMemory: z.literal(true).optional(),
     })
     .nullable(),
 })

@@ -1,3 +1,5 @@
+import { constants } from 'node:os'
+import type { GuestProcess } from '../../spec/guest.ts'
 import type { ProcessRecord } from './records.ts'
 import type { ProcessStatus } from './views.ts'
 
@@ -22,6 +24,12 @@ export function statusOf(
   if (exitCode === 0) return 'completed'
   if (intent === 'stop') return 'stopped'
   return intent !== null && bySignal ? 'killed' : 'failed'
+}
+
+/** Itself, or a program that its shell ran: one that nobody here asked to end was then killed by the kernel, as a rule. */
+export function wasKilled({ signal, exitCode }: Pick<GuestProcess, 'signal' | 'exitCode'>): boolean {
+  const { SIGKILL } = constants.signals
+  return signal === SIGKILL || exitCode === 128 + SIGKILL
 }
 
 /** What the logs say between two runs. */

@@ -45,4 +45,8 @@ export interface ProcessView {
   restartCount: number
   keepAlive: boolean
   stdin: boolean
+  /** The number of the signal that ended it. */
+  signal?: number
+  /** The kernel ended it, or a program of it, for want of memory. */
+  outOfMemory?: true
 }

@@ -22,6 +22,8 @@ export interface SnapshotBody {
   status: 'pending' | 'ready' | 'failed'
   /** On the disk of the host. */
   bytes?: number
+  /** Memory of its programs is in it, too; absent where nothing ran, or while it is pending. */
+  memoryKept?: boolean
   /** Why it failed. */
   reason?: string
   /** Taken for a fork that asked for none: only the newest of a sandbox are kept, and go with it. */

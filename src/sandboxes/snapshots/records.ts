@@ -72,7 +72,7 @@ export class SnapshotRecords {
   /** Answers null when it has been removed. */
   async change(
     { workspace, body, version }: StoredSnapshot,
-    change: Partial<Pick<SnapshotBody, 'status' | 'bytes' | 'reason'>>,
+    change: Partial<Pick<SnapshotBody, 'status' | 'bytes' | 'memoryKept' | 'reason'>>,
   ): Promise<StoredSnapshot | null> {
     try {
       return await this.#store.update<SnapshotBody>(snapshotKey(workspace, body), version, {

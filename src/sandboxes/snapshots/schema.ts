@@ -1,5 +1,6 @@
 /** The wire shapes of snapshots and forks. */
 import { z } from 'zod'
+import { defined } from '../../lib/defined.ts'
 import { envSchema, portSchema } from '../schema.ts'
 import type { StoredSnapshot } from './record.ts'
 
@@ -21,6 +22,12 @@ export const snapshotSchema = z.lazy(() =>
     createdAt: z.string(),
     createdBy: z.string(),
     status: z.enum(['pending', 'ready', 'failed']),
+    /** In bytes, on the disk of the host; once it is ready. */
+    size: z.number().optional(),
+    /** Memory of its programs is in it; absent where none ran. */
+    memoryKept: z.boolean().optional(),
+    /** Why it failed. */
+    reason: z.string().optional(),
   }),
 )
 export type SnapshotView = z.output<typeof snapshotSchema>
@@ -84,5 +91,6 @@ export function snapshotView(
     createdAt: new Date(createdAt).toISOString(),
     createdBy: body.createdBy,
     status: body.status,
+    ...defined({ size: body.bytes, memoryKept: body.memoryKept, reason: body.reason }),
   }
 }

@@ -181,7 +181,12 @@ export class SnapshotTaking {
   async #completed(snapshot: StoredSnapshot, taking: Taking): Promise<StoredSnapshot> {
     try {
       const bytes = await this.#instances.snapshots.complete(runtimeIdOf(snapshot.body.id))
-      const ready = await this.#records.change(snapshot, { status: 'ready', bytes })
+      const { memory } = taking
+      const ready = await this.#records.change(snapshot, {
+        status: 'ready',
+        bytes,
+        ...(memory === null ? {} : { memoryKept: memory.kept }),
+      })
       if (ready) return ready
       throw new PlatformError('conflict', `the snapshot ${shown(snapshot)} was deleted meanwhile`)
     } catch (error) {
@@ -262,9 +267,13 @@ export class SnapshotTaking {
   async #note({ workspace, body }: StoredSnapshot, memory: MemoryKept | null): Promise<void> {
     const found = await this.#sandboxes.get(workspace, body.source.name).catch(() => null)
     if (found?.body.uid !== body.source.uid) return
-    const message = `Snapshot ${JSON.stringify(body.name)} (${body.id}) taken, ${body.bytes ?? 0} bytes${memoryNote(memory)}`
+    const message = `Snapshot ${JSON.stringify(body.name)} (${body.id}) taken, ${sizeText(body.bytes ?? 0)}${memoryNote(memory)}`
     await this.#sandboxes.note(found, { type: 'snapshot', message })
   }
+}
+
+function sizeText(bytes: number): string {
+  return `${Math.ceil(bytes / 1024 ** 2)} MB`
 }
 
 function memoryNote(memory: MemoryKept | null): string {
