@@ -12,7 +12,7 @@ export interface Frame {
 }
 
 /** Changes with what is written below. */
-const revision = 1
+const revision = 2
 
 const pathDefault = '/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin'
 export const imageEnvDefault: Readonly<Record<string, string>> = { PATH: pathDefault }

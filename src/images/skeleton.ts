@@ -106,7 +106,8 @@ const directories: [path: string, mode: number][] = [
 ]
 
 export const hostsFile = '127.0.0.1 localhost\n::1 localhost ip6-localhost ip6-loopback\n'
-export const resolverFile = 'nameserver 10.201.0.1\noptions timeout:2 attempts:2\n'
+/** An answer comes at once, but while the platform is started again, which lookups outlast as connections do. */
+export const resolverFile = 'nameserver 10.201.0.1\noptions timeout:3 attempts:5\n'
 
 /**
  * A sandbox is whatever its owner makes of it: what keeps people from damaging the Python of their own machine (PEP 668) only
