@@ -144,6 +144,7 @@ test('lists are pages, filtered by what is asked for', async () => {
   const listed = (query: string) => json<Listed>(`/v0/executions?label=batch=list&${query}`)
   expect(ids(await listed(''))).toEqual([third, second, first])
   expect(ids(await listed('sort=oldest&status=succeeded,failed'))).toEqual([first, second])
+  expect(ids(await listed('sort=createdAt:asc&status=succeeded,failed'))).toEqual([first, second])
   expect(ids(await listed('target=agent/other'))).toEqual([second])
   expect(ids(await listed('source=probe&until=2020-01-01'))).toEqual([])
   expect(ids(await json<Listed>('/v0/agents/other/executions'))).toEqual([second])

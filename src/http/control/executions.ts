@@ -21,9 +21,16 @@ const shared = { access: 'deployed', errors: 'control', tag: 'executions' } as c
 const listQuery = filterQuery.extend({
   limit: z.coerce.number().int().min(1).max(limitMax).optional(),
   cursor: z.string().max(100).optional(),
-  /** `index`: the parts of one, in their order. */
-  sort: z.enum(['newest', 'oldest', 'index']).optional(),
+  /** `index`: the parts of one, in their order. The others also as lists of resources say it. */
+  sort: z.enum(['newest', 'oldest', 'index', 'createdAt:desc', 'createdAt:asc']).optional(),
 })
+const orders = {
+  newest: 'newest',
+  oldest: 'oldest',
+  index: 'index',
+  'createdAt:desc': 'newest',
+  'createdAt:asc': 'oldest',
+} as const
 const list = z.lazy(() =>
   z.object({
     data: z.array(executionSchema),
@@ -48,7 +55,7 @@ function readingRoutes(executions: Executions): Route[] {
     const { data, nextCursor } = await executions.search(workspace, filter, {
       ...(limit === undefined ? {} : { limit }),
       ...(cursor === undefined ? {} : { cursor }),
-      ...(sort === undefined ? {} : { sort }),
+      ...(sort === undefined ? {} : { sort: orders[sort] }),
     })
     return { data: data.map(executionView), meta: { hasMore: nextCursor !== '', nextCursor } }
   }

@@ -260,9 +260,10 @@ export class SqliteQueue implements Queue {
   #refuseOver(queue: string, more: number, waitingMax: number): void {
     const waiting = this.waiting(queue)
     if (waiting + more <= waitingMax) return
+    const coming = more > 1 ? `, and these are ${more}` : ''
     throw new PlatformError(
       'too_many_requests',
-      `${waiting} executions of this kind are waiting, at most ${waitingMax} may: try again later`,
+      `${waiting} executions of this kind are waiting${coming}, at most ${waitingMax} may: try again later`,
       { retryAfterSeconds: retryAfterFullSeconds },
     )
   }
