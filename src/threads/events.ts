@@ -3,6 +3,8 @@ import type { Json, Thread } from './record.ts'
 
 /** Events that a watcher may be behind; one that reads slower is let go. */
 const behindMax = 2048
+/** As JSON, all of them together; a single one may be larger. */
+const behindCharsMax = 8 * 1024 * 1024
 
 export interface ThreadEvent {
   type: string
@@ -13,7 +15,8 @@ export interface ThreadEvent {
 }
 
 interface Watcher {
-  queue: ThreadEvent[]
+  queue: { event: ThreadEvent; chars: number }[]
+  chars: number
   wake: () => void
   lost: boolean
 }
@@ -22,9 +25,17 @@ export class ThreadEvents {
   readonly #watchers = new Map<string, Set<Watcher>>()
 
   tell(workspace: string, threadId: string, event: ThreadEvent): void {
-    for (const watcher of this.#watchers.get(`${workspace}/${threadId}`) ?? []) {
-      if (watcher.queue.length >= behindMax) watcher.lost = true
-      else watcher.queue.push(event)
+    const watchers = this.#watchers.get(`${workspace}/${threadId}`)
+    if (watchers === undefined) return
+    const chars = JSON.stringify([event.data, event.thread?.body]).length
+    for (const watcher of watchers) {
+      const { queue } = watcher
+      if (queue.length >= behindMax || (queue.length > 0 && watcher.chars + chars > behindCharsMax))
+        watcher.lost = true
+      if (!watcher.lost) {
+        queue.push({ event, chars })
+        watcher.chars += chars
+      }
       watcher.wake()
     }
   }
@@ -37,7 +48,7 @@ export class ThreadEvents {
   /** From now on, not from the first look at it: events between are kept. Ends with the signal, or when it is too far behind. */
   watch(workspace: string, threadId: string, signal: AbortSignal): AsyncIterable<ThreadEvent> {
     const key = `${workspace}/${threadId}`
-    const watcher: Watcher = { queue: [], wake: () => {}, lost: false }
+    const watcher: Watcher = { queue: [], chars: 0, wake: () => {}, lost: false }
     const watchers = this.#watchers.get(key) ?? new Set()
     watchers.add(watcher)
     this.#watchers.set(key, watchers)
@@ -55,9 +66,11 @@ export class ThreadEvents {
 async function* read(watcher: Watcher, signal: AbortSignal, leave: () => void): AsyncIterable<ThreadEvent> {
   try {
     while (!signal.aborted) {
-      const event = watcher.queue.shift()
-      if (event !== undefined) yield event
-      else if (watcher.lost) return
+      const next = watcher.queue.shift()
+      if (next !== undefined) {
+        watcher.chars -= next.chars
+        yield next.event
+      } else if (watcher.lost) return
       else {
         const { promise, resolve } = Promise.withResolvers<void>()
         watcher.wake = resolve

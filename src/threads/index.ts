@@ -12,6 +12,7 @@ import type { Logger } from '../lib/log.ts'
 import type { SecretBox } from '../lib/secret-box.ts'
 import { removalOf } from '../spec/journal.ts'
 import type { Store } from '../spec/store.ts'
+import { apartKind } from './apart.ts'
 import { type ThreadEvent, ThreadEvents } from './events.ts'
 import { threadIdOf, turnKey, wasAsked, withKey } from './keys.ts'
 import { isSchema, stoppedReason } from './outcome.ts'
@@ -113,8 +114,10 @@ export class Threads {
 
   /** After the executions opened: what a crash left undone is done. */
   async open(): Promise<void> {
-    for await (const thread of this.#records.open()) {
-      const { workspace, body } = thread
+    for await (const { workspace, name } of this.#records.open()) {
+      const thread = await this.#records.get(workspace, name)
+      if (thread === null || hasEnded(thread.body)) continue
+      const { body } = thread
       const execution = this.#options.executions.get(workspace, body.executionId)
       if (execution !== null) await this.#turns.settle(execution)
       // It was written and not accepted yet: nobody was answered, and whoever asks again with its key gets it.
@@ -122,7 +125,7 @@ export class Threads {
     }
   }
 
-  /** Those whose newest turn somebody works on who reports. */
+  /** Those whose newest turn somebody works on who reports; without what is large in them. */
   async *reported(): AsyncIterable<Thread> {
     for await (const thread of this.#records.open()) {
       const execution = this.#options.executions.get(thread.workspace, thread.body.executionId)
@@ -220,6 +223,7 @@ export class Threads {
     return await this.#turns.current(workspace, id)
   }
 
+  /** Without what is large in them: of texts there is the beginning. */
   async list(
     workspace: string,
     filter: ThreadFilter,
@@ -335,7 +339,7 @@ export class Threads {
 
   /** Steps that remove every thread of a workspace. */
   async removal(workspace: string) {
-    return await removalOf(this.#options.store, [threadKind, entryKind], workspace)
+    return await removalOf(this.#options.store, [threadKind, apartKind, entryKind], workspace)
   }
 
   #newBody(asked: NewTurn, id: string, executionId: string, now: number): ThreadBody {

@@ -65,6 +65,8 @@ export interface ThreadBody {
   keys: TurnKey[]
   /** Where the end of this turn is told, without secrets. */
   callback?: JsonObject
+  /** Of what is too large to be here: under which name it is. */
+  apart?: string
 }
 
 export type Thread = Resource<ThreadBody>

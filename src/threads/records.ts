@@ -2,6 +2,7 @@
 import { PlatformError } from '../errors.ts'
 import { type BatchStep, everyItem, pageLimitMax, type Store } from '../spec/store.ts'
 import { inWorkspace } from '../workspaces/index.ts'
+import { apartKind, isSamePart, joined, light, split, type ThreadPart } from './apart.ts'
 import {
   type Entry,
   type EntryBody,
@@ -42,18 +43,52 @@ export class ThreadRecords {
   }
 
   async get(workspace: string, id: string): Promise<Thread | null> {
-    return await this.#store.get<ThreadBody>(threadKey(workspace, id))
+    for (let look = 0; look < attemptsMax; look++) {
+      const thread = await this.#store.get<ThreadBody>(threadKey(workspace, id))
+      if (thread?.body.apart === undefined) return thread
+      const part: ThreadPart | null = await this.#store.get(partKey(workspace, thread.body.apart))
+      if (part !== null) return { ...thread, body: joined(thread.body, part.body) }
+      // Its record was changed in between, and has another one.
+    }
+    throw new PlatformError('unavailable', `the task "${id.slice(0, 80)}" is being changed: try again`)
   }
 
   /** @throws already_exists, workspace_not_found */
   async create(workspace: string, id: string, body: ThreadBody, entries: EntryBody[]): Promise<Thread> {
     const whole = { ...body, entries: entries.length, chars: charsOf(entries) }
+    const rest = this.#parted(workspace, id, whole, 1, null)
     const made = await this.#store.batch([
       inWorkspace(workspace),
-      { op: 'create', input: { ...threadKey(workspace, id), body: whole, indexes: indexesOf(whole) } },
+      { op: 'create', input: { ...threadKey(workspace, id), body: rest.body, indexes: indexesOf(whole) } },
+      ...rest.steps,
       ...entrySteps(workspace, id, 0, entries),
     ])
-    return made[1] as Thread
+    return { ...(made[1] as Thread), body: rest.whole }
+  }
+
+  /** What is written of a record, and of what lies beside it. */
+  #parted(
+    workspace: string,
+    id: string,
+    whole: ThreadBody,
+    version: number,
+    before: ThreadBody | null,
+  ): { body: ThreadBody; whole: ThreadBody; steps: BatchStep[] } {
+    const earlier = before?.apart
+    if (before !== null && earlier !== undefined && isSamePart(before, whole)) {
+      const kept = { ...whole, apart: earlier }
+      return { body: light(kept), whole: kept, steps: [] }
+    }
+    const { body, part } = split(whole)
+    const gone: BatchStep[] =
+      earlier === undefined ? [] : [{ op: 'remove', key: partKey(workspace, earlier) }]
+    if (part === null) return { body, whole: body, steps: gone }
+    const apart = `${id}.${version}`
+    return {
+      body: { ...body, apart },
+      whole: { ...whole, apart },
+      steps: [...gone, { op: 'create', input: { ...partKey(workspace, apart), body: part } }],
+    }
   }
 
   /**
@@ -76,13 +111,15 @@ export class ThreadRecords {
         entries: thread.body.entries + entries.length,
         chars: thread.body.chars + charsOf(entries),
       }
-      const change = { body, indexes: indexesOf(body) }
+      const rest = this.#parted(workspace, id, body, thread.version + 1, thread.body)
+      const change = { body: rest.body, indexes: indexesOf(body) }
       try {
         const done = await this.#store.batch([
           { op: 'update', key: threadKey(workspace, id), expectedVersion: thread.version, change },
+          ...rest.steps,
           ...entrySteps(workspace, id, thread.body.entries, entries),
         ])
-        return done[0] as Thread
+        return { ...(done[0] as Thread), body: rest.whole }
       } catch (error) {
         const raced = PlatformError.is(error) && error.code === 'version_mismatch'
         if (!raced || attempt >= attemptsMax) throw error
@@ -90,6 +127,7 @@ export class ThreadRecords {
     }
   }
 
+  /** Without what is large in them. */
   async list(
     workspace: string,
     filter: ThreadFilter,
@@ -108,7 +146,7 @@ export class ThreadRecords {
     return { items: data, total: await this.#store.count(query) }
   }
 
-  /** Some of those that were begun first, and how many there are. */
+  /** Some of those that were begun first, without what is large in them, and how many there are. */
   async oldest(workspace: string): Promise<{ oldest: Thread[]; total: number }> {
     const { data, total } = await this.#store.page<ThreadBody>({
       ...{ kind: threadKind, workspace },
@@ -117,7 +155,7 @@ export class ThreadRecords {
     return { oldest: data, total }
   }
 
-  /** Those of all workspaces whose newest turn has not ended, as far as is written. */
+  /** Those of all workspaces whose newest turn has not ended, as far as is written; without what is large in them. */
   open(): AsyncIterable<Thread> {
     const status = ['pending', 'executing', 'paused']
     return everyItem((page) => this.#store.page<ThreadBody>({ kind: threadKind, where: { status }, ...page }))
@@ -149,12 +187,28 @@ export class ThreadRecords {
 
   /** With everything that was said in it. */
   async remove(workspace: string, id: string): Promise<boolean> {
-    const thread = await this.get(workspace, id)
-    if (thread === null) return false
     // Its record first: nobody sees half of a thread.
-    const removed = await this.#store.remove(threadKey(workspace, id))
+    const removed = await this.#removeRecord(workspace, id)
     await this.removeEntries(workspace, id)
     return removed
+  }
+
+  async #removeRecord(workspace: string, id: string): Promise<boolean> {
+    for (let attempt = 1; ; attempt++) {
+      const thread = await this.#store.get<ThreadBody>(threadKey(workspace, id))
+      if (thread === null) return false
+      const { apart } = thread.body
+      try {
+        await this.#store.batch([
+          { op: 'remove', key: threadKey(workspace, id), expectedVersion: thread.version },
+          ...(apart === undefined ? [] : [{ op: 'remove' as const, key: partKey(workspace, apart) }]),
+        ])
+        return true
+      } catch (error) {
+        const raced = PlatformError.is(error) && error.code === 'version_mismatch'
+        if (!raced || attempt >= attemptsMax) throw error
+      }
+    }
   }
 
   async removeEntries(workspace: string, id: string): Promise<void> {
@@ -177,9 +231,17 @@ export function noSuchThread(id: string): PlatformError {
 
 function charsOf(entries: EntryBody[]): number {
   const lengths = entries.map(
-    ({ text, data }) => text.length + (data === undefined ? 0 : JSON.stringify(data).length),
+    ({ text, data, files, user }) => text.length + lengthOf(data) + lengthOf(files) + lengthOf(user),
   )
   return lengths.reduce((sum, length) => sum + length, 0)
+}
+
+function lengthOf(value: unknown): number {
+  return value === undefined ? 0 : JSON.stringify(value).length
+}
+
+function partKey(workspace: string, name: string) {
+  return { kind: apartKind, workspace, name }
 }
 
 function entrySteps(workspace: string, id: string, from: number, entries: EntryBody[]): BatchStep[] {

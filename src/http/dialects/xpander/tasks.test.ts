@@ -294,6 +294,35 @@ describe('a task', () => {
     })
   })
 
+  test('that is large is told whole, and listed by its beginning', async () => {
+    const text = `About this:\n${'x'.repeat(200_000)}`
+    const more = { additional_context: 'y'.repeat(100_000), user_tokens: { crm: 'z'.repeat(50_000) } }
+    const begun = await xpander.begin('helper', text, { ...more, source: 'large' })
+    const turn = await worker.turn()
+    expect([turn.input.text, turn.additional_context, turn.user_tokens]).toEqual([
+      text,
+      ...Object.values(more),
+    ])
+    const result = 'r'.repeat(100_000)
+    await worker.report(turn, { status: 'completed', result })
+    expect(await xpander.task(begun.id)).toMatchObject({ input: { text }, result, status: 'completed' })
+    const listed = async () => {
+      const { items } = await xpander.get('/v1/tasks?agent_id=helper&per_page=50')
+      return items.find(({ id }: Answer) => id === begun.id)
+    }
+    expect(await listed()).toMatchObject({ title: 'About this:', status: 'completed' })
+    expect((await listed()).result).toBe(`${'r'.repeat(8192)}...`)
+    const said = await xpander.get(`/v1/tasks/${begun.id}/thread`)
+    expect(said.map(({ content }: Answer) => content)).toEqual([text, result])
+    await xpander.begin('helper', 'and now?', { id: begun.id })
+    await answers('short')
+    expect(await xpander.task(begun.id, ({ result: now }) => now === 'short')).toMatchObject({
+      input: { text: 'and now?' },
+      additional_context: null,
+    })
+    expect((await listed()).result).toBe('short')
+  })
+
   test('is deleted with its thread and its sub-tasks', async () => {
     const parent = await xpander.begin('helper', 'parent')
     await answers('p')

@@ -1,4 +1,5 @@
 import type { z } from 'zod'
+import { PlatformError } from '../../../errors.ts'
 import type { Threads } from '../../../threads/index.ts'
 import { type Route, route } from '../../route.ts'
 import type { XpanderOptions } from './index.ts'
@@ -8,6 +9,8 @@ import { fullMessageViews, messageViews, taskItem, taskView } from './view.ts'
 
 /** Parts of a task that are shown with it, and go with it. */
 const partsMax = 50
+/** Of all that is told of them at once: as much as one thread may have, and a little more. */
+const fullCharsMax = 40 * 1024 * 1024
 
 /** Tasks, which are threads: what they came to and what was said in them. */
 export function taskRoutes({ threads }: XpanderOptions): Route[] {
@@ -67,12 +70,19 @@ export function taskRoutes({ threads }: XpanderOptions): Route[] {
       summary: 'Get what was said in a task and in its sub-tasks, with calls of tools',
       async handle({ workspace, params }) {
         const thread = await threads.get(workspace, params.taskId)
-        const full = { root: fullMessageViews(await threads.entries(workspace, thread.name), thread) }
         const { items } = await threads.list(
           workspace,
           { parent: thread.name },
           { offset: 0, limit: partsMax },
         )
+        const chars = items.reduce((sum, { body }) => sum + body.chars, thread.body.chars)
+        if (chars > fullCharsMax) {
+          throw new PlatformError(
+            'body_too_large',
+            `the task and its ${items.length} sub-tasks have ${chars} characters together, at most ${fullCharsMax} are told at once: ask for the thread of each`,
+          )
+        }
+        const full = { root: fullMessageViews(await threads.entries(workspace, thread.name), thread) }
         for (const part of items) {
           Object.assign(full, {
             [part.name]: fullMessageViews(await threads.entries(workspace, part.name), part),
