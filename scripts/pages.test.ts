@@ -68,6 +68,7 @@ describe.skipIf(why !== '')('pages', () => {
     return { page, problems }
   }
 
+  const noBox = { x: 0, y: 0, width: 0, height: 0 }
   const screen = (page: Page) => page.locator('.xterm-rows')
   const sizeOf = async (page: Page) => (await page.locator('#size').textContent()) ?? ''
   /** Until the program is told the size that the page says: it may change more than once, while a page is laid out. */
@@ -93,6 +94,11 @@ describe.skipIf(why !== '')('pages', () => {
     const size = await sizeOf(page)
     await page.setViewportSize({ width: 700, height: 400 })
     await page.locator('#size').filter({ hasNotText: size }).waitFor()
+    await agreeOnSize(page)
+    await eventually('all of it within a smaller window', async () => {
+      const { x, y, width, height } = (await page.locator('.xterm-screen').boundingBox()) ?? noBox
+      return width > 400 && x + width <= 700 && height > 200 && y + height <= 400
+    })
     await agreeOnSize(page)
     await page.keyboard.type('echo over-$((1+1))\n')
     await screen(page).getByText('over-2', { exact: true }).waitFor()
