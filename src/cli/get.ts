@@ -4,7 +4,7 @@ import { CommandError, command, connectionFlags, sameTarget, type Target, UsageE
 import { type ExecutionsAsked, executionFlags, getExecutions, isExecutions } from './executions.ts'
 import { imageReference } from './image-references.ts'
 import { describeExecution, describeTask, jobExecutions, jobTasks } from './job-executions.ts'
-import { catalogues, type Kind, kindNamed, kinds, unknownKind } from './kinds.ts'
+import { type Catalogue, catalogues, type Kind, kindNamed, kinds, unknownKind } from './kinds.ts'
 import { age, note, paint, print, printJson } from './output.ts'
 import { processTable } from './processes.ts'
 import { describe, type Format, formatOf, outputFlag, printResources } from './resource-output.ts'
@@ -93,6 +93,7 @@ interface Looked {
   name: string | null
   /** The command that lists what there is, where it is none of the kind's own. */
   listing?: string
+  read?: Catalogue['read']
   /** Of a sandbox, instead of resources. */
   processes?: { sandbox: string; id: string | null }
 }
@@ -104,7 +105,7 @@ function targetOf(words: string[]): Looked {
   if (catalogue !== null) {
     const [name = null, ...more] = rest
     if (more.length > 0) throw new UsageError(`unexpected argument ${JSON.stringify(more[0])}`)
-    return { kind: catalogue, collection: catalogue.collection([]), name }
+    return { kind: catalogue, collection: catalogue.collection([]), name, read: catalogue.read }
   }
   const kind = kindNamed(word, kinds)
   if (kind === null) throw unknownKind(word, [...kinds, ...catalogues])
@@ -196,12 +197,14 @@ type GetFlags = Target & { limit?: number | undefined; cursor?: string | undefin
 
 async function read(
   flags: GetFlags,
-  { kind, collection, name, listing = `hutch get ${kind.plural}` }: Looked,
+  { kind, collection, name, listing = `hutch get ${kind.plural}`, read }: Looked,
 ): Promise<{ resources: Resource[]; nextCursor: string }> {
-  const { resources } = clientFor(flags)
+  const client = clientFor(flags)
+  const { resources } = client
   return await withHints(
     flags,
     async () => {
+      if (read !== undefined) return { resources: await read(client, name), nextCursor: '' }
       if (name !== null)
         return { resources: [await resources.get(itemPath(kind, collection, name))], nextCursor: '' }
       const { limit, cursor } = flags

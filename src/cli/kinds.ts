@@ -1,4 +1,4 @@
-import type { Resource } from '../client/index.ts'
+import type { Client, NodeInfo, Resource } from '../client/index.ts'
 import { nearest } from '../lib/nearest.ts'
 import { UsageError } from './command.ts'
 import { age, bytes } from './output.ts'
@@ -174,8 +174,29 @@ export function imageOf(resource: Resource): unknown {
   )
 }
 
-/** Catalogues of the platform: they are read, never changed. */
-export const catalogues: readonly Pick<Kind, 'kind' | 'plural' | 'aliases' | 'collection' | 'columns'>[] = [
+export interface Catalogue extends Pick<Kind, 'kind' | 'plural' | 'aliases' | 'collection' | 'columns'> {
+  /** What is no collection of the control plane; `name` null: all of it. */
+  read?(client: Client, name: string | null): Promise<Resource[]>
+}
+
+/** What is read, never changed: catalogues of the platform, and what came by itself. */
+export const catalogues: readonly Catalogue[] = [
+  {
+    kind: 'Node',
+    plural: 'nodes',
+    aliases: ['node'],
+    collection: () => '/nodes',
+    read: async ({ nodes }, name) =>
+      (name === null ? await nodes.list() : [await nodes.get(name)]).map(nodeResource),
+    columns: [
+      ...[name, status],
+      ['REASONERS', (resource) => text(at(resource, 'spec.reasoners'))],
+      ['SKILLS', (resource) => text(at(resource, 'spec.skills'))],
+      ['ADDRESS', (resource) => text(resource.metadata?.url)],
+      ['HEARD', (resource) => age(resource.heardAt as string | undefined)],
+      created,
+    ],
+  },
   {
     kind: 'SandboxDefinition',
     plural: 'sandbox-hub',
@@ -234,6 +255,22 @@ export const catalogues: readonly Pick<Kind, 'kind' | 'plural' | 'aliases' | 'co
     ],
   },
 ]
+
+function nodeResource(node: NodeInfo): Resource {
+  const { id, base_url: url, health_status: health, lifecycle_status: lifecycle, version } = node
+  const names = (of: { id: string }[]) => of.map((one) => one.id).join(', ')
+  return {
+    metadata: { name: id, url, createdAt: node.registered_at },
+    spec: {
+      reasoners: names(node.reasoners),
+      skills: names(node.skills),
+      version,
+      type: node.deployment_type,
+    },
+    status: health === 'active' ? lifecycle : health,
+    heardAt: node.last_heartbeat,
+  }
+}
 
 export function kindNamed<Known extends Pick<Kind, 'plural' | 'aliases'> & { singular?: string }>(
   word: string,

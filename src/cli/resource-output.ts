@@ -76,6 +76,8 @@ export function describe(resource: Resource): void {
     ['public', at(resource, 'spec.public')],
     ['region', at(resource, 'spec.region')],
     ['external id', metadata?.externalId],
+    ['reasoners', at(resource, 'spec.reasoners')],
+    ['skills', at(resource, 'spec.skills')],
     ['labels', labels.map(([key, value]) => `${key}=${value}`).join(', ')],
     ['url', metadata?.url ?? at(resource, 'spec.url')],
     ['urls', hosts(at(resource, 'spec.urls'))],

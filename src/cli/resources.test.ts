@@ -82,6 +82,27 @@ test('a deployment whose events say that it is deployed is told to be', async ()
   expect((await platform.run(['get', 'agent', 'hello', '--json'])).stdout).toContain('"status": "BUILDING"')
 })
 
+test('programs that registered themselves are listed, with what they do', async () => {
+  const node = {
+    ...{ id: 'far', base_url: 'http://127.0.0.1:8001', version: '1', deployment_type: 'long_running' },
+    ...{ reasoners: [{ id: 'greet' }, { id: 'part' }], skills: [{ id: 'add' }] },
+    ...{ health_status: 'active', lifecycle_status: 'ready', last_heartbeat: '', registered_at: '' },
+  }
+  platform.answer = ({ path }) =>
+    path === '/api/v1/nodes'
+      ? Response.json({ nodes: [node], count: 1 })
+      : path === '/api/v1/nodes/far'
+        ? Response.json({ ...node, health_status: 'inactive' })
+        : null
+  const [, row] = (await platform.run(['get', 'nodes'])).stdout.split('\n')
+  expect(row).toBe('far   ready   greet, part  add     http://127.0.0.1:8001  -      -')
+  const { stdout } = await platform.run(['get', 'node', 'far'])
+  expect(stdout).toContain('status       inactive\n')
+  expect(stdout).toContain('reasoners    greet, part\n')
+  const none = await platform.run(['get', 'node', 'none'])
+  expect([none.code, none.stderr]).toEqual([1, expect.stringContaining('hutch get nodes')])
+})
+
 test('JSON is an array, and YAML a manifest, of a single one too', async () => {
   sandboxes()
   const { stdout } = await platform.run(['get', 'sandbox', 'box', '-o', 'json'])

@@ -3,6 +3,7 @@ import { Executions } from './executions.ts'
 import { Files } from './files.ts'
 import { Images } from './images.ts'
 import { Logs } from './logs.ts'
+import { Nodes } from './nodes.ts'
 import { pages } from './pages.ts'
 import { Processes } from './processes.ts'
 import { Resources } from './resources.ts'
@@ -16,6 +17,7 @@ export type { ExecutionEventInfo, ExecutionInfo, ExecutionQuery } from './execut
 export { Gate } from './gate.ts'
 export type { ImageInfo } from './images.ts'
 export type { LogLine, LogQuery } from './logs.ts'
+export type { NodeInfo } from './nodes.ts'
 export type { Processes, ProcessInfo } from './processes.ts'
 export type { Accepted, Resource, ResourceEvent } from './resources.ts'
 export type { ForkInfo, SnapshotInfo } from './snapshots.ts'
@@ -95,6 +97,7 @@ export class Client {
   readonly logs: Logs
   readonly workloads: Workloads
   readonly executions: Executions
+  readonly nodes: Nodes
   private readonly transport: Transport
 
   constructor(options: ClientOptions) {
@@ -109,6 +112,7 @@ export class Client {
     this.logs = new Logs(this.transport)
     this.workloads = new Workloads(this.transport)
     this.executions = new Executions(this.transport)
+    this.nodes = new Nodes(this.transport)
   }
 
   /** Where the platform is, and the key goes. */
