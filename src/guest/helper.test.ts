@@ -52,8 +52,8 @@ const portSocket = async (instance: LaunchedInstance, port: number): Promise<str
 }
 
 /** A connection by a socket that the keeper handed over. */
-async function reach(keeper: LaunchedInstance['keeper'], port: number, says: string) {
-  const fd = await keeper.reach(port)
+async function reach(keeper: LaunchedInstance['keeper'], port: number, says: string, address?: Uint8Array) {
+  const fd = await (address === undefined ? keeper.reach(port) : keeper.depart(address, port))
   if (fd === null) throw new Error('the keeper handed nothing over')
   let [text, ended] = ['', false]
   const connect = Bun.connect as unknown as (options: Bun.FdSocketOptions) => Promise<Bun.Socket>
@@ -323,6 +323,14 @@ suite(`an instance launched by root${reason}`, () => {
     const six = await reach(keeper, 81, '')
     await eventually('its end', () => six.ended())
     expect(six.text()).toBe('six')
+    // By address, of either family, as programs inside dial it.
+    const loopback6 = Uint8Array.from({ length: 16 }, (_, at) => (at === 15 ? 1 : 0))
+    const sixth = await reach(keeper, 81, '', loopback6)
+    await eventually('its end', () => sixth.ended())
+    expect(sixth.text()).toBe('six')
+    const four = await reach(keeper, 80, 'four', Uint8Array.of(127, 0, 0, 1))
+    await eventually('an answer', () => four.text() === 'you said four')
+    four.close()
   }, 120_000)
 
   test('says where nothing accepts connections, and dials no port 0', async () => {

@@ -71,7 +71,7 @@ export class PortMonitors {
           for (const port of fresh) {
             const told = this.notices.run(() => notify(port, signal), signal)
             told.catch((error) => {
-              log.debug('a new port could not be told', { port, error: String(error) })
+              log.debug('a new port could not be told', { port, error })
             })
           }
           if (living === 0 && !process.running) return
