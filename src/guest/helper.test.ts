@@ -337,8 +337,8 @@ suite(`an instance launched by root${reason}`, () => {
     const { keeper } = await host.launch()
     const loopback = Uint8Array.of(127, 0, 0, 1)
     for (const port of [82, 0]) {
-      for (const asked of [keeper.reach(port), keeper.depart(loopback, port)]) {
-        const failure = await asked.catch((error) => error)
+      for (const ask of [() => keeper.reach(port), () => keeper.depart(loopback, port)]) {
+        const failure = await ask().catch((error) => error)
         expect(failure).toBeInstanceOf(PlatformError)
         expect(failure.code).toBe('unavailable')
       }

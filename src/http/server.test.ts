@@ -151,7 +151,8 @@ for (const afterMs of [0, 20]) {
           controller.error(new Error('GET /x?key=the-secret broke off'))
         },
       })
-      const app = { fetch: async () => new Response(onceEnded(broken().getReader(), () => {})) }
+      const options = { freeing: true, passed: undefined }
+      const app = { fetch: async () => new Response(onceEnded(broken().getReader(), () => {}, options)) }
       const server = startServer({ app, port: 0, hosts: ['127.0.0.1'], log })
       console.log(await fetch(server.url).then((answer) => answer.text()).catch(() => 'broken'))
       await server.stop()`
