@@ -11,7 +11,7 @@ import { PlatformError } from '../errors.ts'
 import type { Clock } from '../lib/clock.ts'
 import { randomText } from '../lib/ids.ts'
 import type { Logger } from '../lib/log.ts'
-import { parseWith, readJson } from './body.ts'
+import { parseWith } from './body.ts'
 import {
   consumedCredentials,
   type PresentedCredential,
@@ -20,6 +20,7 @@ import {
 } from './credentials.ts'
 import { errorResponse } from './errors.ts'
 import { type Authority, type Hosts, refuseForeign } from './host.ts'
+import type { LargeBodies } from './large-bodies.ts'
 import { apiVersionDefault, parseApiVersion } from './list.ts'
 import { openapiRoutes } from './openapi.ts'
 import { isOwnPage } from './page.ts'
@@ -32,6 +33,7 @@ import {
 } from './route.ts'
 import { type CompiledRoute, RouteTable } from './table.ts'
 import { splitUrl } from './url.ts'
+import { WholeBody } from './whole-body.ts'
 
 /** Where a request came from; absent for `platform.request()`. */
 export interface Connection {
@@ -71,6 +73,7 @@ export interface AppOptions {
   serveHost?: HostHook
   /** Who comes without a credential to a `keyless` route; absent: nobody. */
   keyless?: (headers: Headers, address: string | null) => Identity | undefined
+  bodies: LargeBodies
   clock: Clock
   log: Logger
   /** For /v0/openapi.json. */
@@ -106,6 +109,8 @@ interface Passage {
   previewHost: boolean
   /** No credential is asked for. */
   open: boolean
+  /** Made when somebody asks for it. */
+  whole: WholeBody | null
 }
 
 class Handler {
@@ -136,6 +141,7 @@ class Handler {
       principal: null,
       previewHost: false,
       open: false,
+      whole: null,
     }
     let response: Response
     try {
@@ -143,6 +149,8 @@ class Handler {
       response = answer instanceof Promise ? await answer : answer
     } catch (error) {
       response = this.#failure(error, passage)
+    } finally {
+      passage.whole?.used()
     }
     this.#note(passage, response, clock.monotonic() - startedMs)
     return finish(passage, response)
@@ -270,15 +278,17 @@ class Handler {
     const control = route.errors === 'control' || route.errors === 'creation'
     const apiVersion = control ? parseApiVersion(request.headers.get('blaxel-version')) : apiVersionDefault
     const query = route.query === undefined ? {} : parseWith(route.query, readQuery(search), 'query')
-    const body = route.body === undefined ? undefined : await readBody(route.body, route, request)
-    const context = new Context(passage, {
+    const context = new Context(passage, this.#options.bodies, {
       params,
       query,
-      body,
       workspace,
       apiVersion,
       consumed: consumedCredentials(request.headers, search, used),
     })
+    if (route.body !== undefined) {
+      const input = await context.whole.json(route.bodyBytesMax ?? jsonBodyBytesMax)
+      context.whole.said = parseWith(route.body, input, 'body')
+    }
     const answer = await route.handle(context as never)
     if (answer instanceof Response) return answer
     return Response.json(answer, { status: route.successStatus ?? 200 })
@@ -329,55 +339,69 @@ class Context implements RouteContext<unknown, unknown, unknown> {
   readonly search: string
   readonly params: unknown
   readonly query: unknown
-  readonly body: unknown
   readonly principal: Principal | null
   readonly workspace: string
   readonly origin: string
   readonly apiVersion: string
   readonly requestId: string
   readonly consumed: ConsumedCredentials
-  readonly #connection: Connection | null
+  readonly #passage: Passage
+  readonly #bodies: LargeBodies
   #url: URL | null = null
 
   constructor(
     passage: Passage,
+    bodies: LargeBodies,
     parsed: {
       params: unknown
       query: unknown
-      body: unknown
       workspace: string
       apiVersion: string
       consumed: ConsumedCredentials
     },
   ) {
-    const connection = passage.connection
+    this.#passage = passage
+    this.#bodies = bodies
     this.request = passage.request
     this.path = passage.path
     this.search = passage.search
     this.params = parsed.params
     this.query = parsed.query
-    this.body = parsed.body
     this.principal = passage.principal
     this.workspace = parsed.workspace
     this.origin = passage.authority?.origin ?? ''
     this.apiVersion = parsed.apiVersion
     this.requestId = passage.requestId
     this.consumed = parsed.consumed
-    this.#connection = connection
   }
 
   get upgrade(): RouteContext<unknown, unknown, unknown>['upgrade'] {
-    return this.#connection?.upgrade ?? null
+    return this.#passage.connection?.upgrade ?? null
   }
 
   get sendFile(): RouteContext<unknown, unknown, unknown>['sendFile'] {
-    return this.#connection?.sendFile ?? null
+    return this.#passage.connection?.sendFile ?? null
+  }
+
+  get body(): unknown {
+    return this.#passage.whole?.said
+  }
+
+  get whole(): WholeBody {
+    const passage = this.#passage
+    passage.whole ??= new WholeBody(this.request, { bodies: this.#bodies, sender: senderOf(passage, this) })
+    return passage.whole
   }
 
   get url(): URL {
     this.#url ??= new URL(this.request.url)
     return this.#url
   }
+}
+
+/** Programs that run here count one by one, for they are strangers also to those of their own workspace. */
+function senderOf({ principal }: Passage, { workspace }: { workspace: string }): string {
+  return principal?.kind === 'workload' ? `instance ${principal.id}` : `workspace ${workspace}`
 }
 
 /**
@@ -434,15 +458,6 @@ function readQuery(search: string): Record<string, string | string[]> {
     else query[name] = Array.isArray(before) ? [...before, value] : [before, value]
   }
   return query
-}
-
-async function readBody(
-  schema: NonNullable<Route['body']>,
-  route: Route,
-  request: Request,
-): Promise<unknown> {
-  const input = await readJson(request, route.bodyBytesMax ?? jsonBodyBytesMax)
-  return parseWith(schema, input, 'body')
 }
 
 function isControlPath(path: string): boolean {

@@ -7,7 +7,7 @@ const jsonDepthMax = 100
 const shownCharactersMax = 60
 const shownIssuesMax = 5
 
-/** The body, without ever holding more than `bytesMax`. @throws body_too_large */
+/** A small body, without ever holding more than `bytesMax`; one that may be large is a `WholeBody`. @throws body_too_large */
 export async function readBytes(request: Request, bytesMax: number): Promise<Uint8Array> {
   const declared = request.headers.get('content-length')
   if (declared !== null && Number(declared) > bytesMax) throw tooLarge(bytesMax, `${declared} bytes`)
@@ -31,19 +31,16 @@ export async function readBytes(request: Request, bytesMax: number): Promise<Uin
 
 /** The body as text. @throws body_too_large, bad_request for what is not UTF-8 */
 export async function readText(request: Request, bytesMax: number): Promise<string> {
-  const bytes = await readBytes(request, bytesMax)
+  return textIn(await readBytes(request, bytesMax))
+}
+
+/** @throws bad_request for what is not UTF-8 */
+export function textIn(bytes: Uint8Array): string {
   try {
     return new TextDecoder('utf-8', { fatal: true }).decode(bytes)
   } catch (cause) {
     throw new PlatformError('bad_request', 'The body is not valid UTF-8', { cause })
   }
-}
-
-/** The body as JSON; undefined when it is empty. @throws body_too_large, bad_request, unsupported_media_type */
-export async function readJson(request: Request, bytesMax: number): Promise<unknown> {
-  refuseForms(request)
-  const text = await readText(request, bytesMax)
-  return text.trim() === '' ? undefined : parseJson(text)
 }
 
 /** @throws bad_request that says where the text stops being JSON */
@@ -167,7 +164,7 @@ function shorten(text: string): string {
 }
 
 /** @throws unsupported_media_type for form bodies, which would only yield a puzzling syntax error */
-function refuseForms(request: Request): void {
+export function refuseForms(request: Request): void {
   const type = request.headers.get('content-type')
   if (type === null || !/^(multipart\/|application\/x-www-form-urlencoded)/i.test(type)) return
   throw new PlatformError(

@@ -2,6 +2,7 @@ import { expect, test } from 'bun:test'
 import { FakeClock } from '../lib/test-clock.ts'
 import { refusalOf } from '../lib/test-refusal.ts'
 import { LargeBodies } from './large-bodies.ts'
+import { WholeBody } from './whole-body.ts'
 
 const MiB = 1024 * 1024
 
@@ -15,13 +16,47 @@ function sender(declared: number | null) {
   const request = new Request('http://localhost/', { method: 'POST', headers, body: readable })
   return {
     request,
-    send: (bytes: number) => writer.write(new Uint8Array(bytes).fill(7)).catch(() => {}),
-    end: () => writer.close().catch(() => {}),
+    async send(bytes: number) {
+      for (let left = bytes; left > 0; left -= MiB) {
+        await writer.write(new Uint8Array(Math.min(MiB, left)).fill(7)).catch(() => {})
+      }
+    },
+    async all(bytes: number) {
+      await this.send(bytes)
+      await writer.close().catch(() => {})
+    },
   }
 }
 
+/** Bodies in one room. */
+function rooms(clock = new FakeClock()) {
+  const bodies = new LargeBodies(clock)
+  return { clock, of: (request: Request, from = 'one') => new WholeBody(request, { bodies, sender: from }) }
+}
+
+/** Takes this much of the room until it is `used`. */
+async function holding({ of }: ReturnType<typeof rooms>, bytes: number, from = 'one'): Promise<WholeBody> {
+  const one = sender(bytes)
+  const whole = of(one.request, from)
+  const read = whole.bytes(32 * MiB)
+  await one.all(bytes)
+  await read
+  return whole
+}
+
+/** Begins to read, and says whether it came. */
+function reading({ of }: ReturnType<typeof rooms>, bytes: number, from = 'one') {
+  const one = sender(bytes)
+  const whole = of(one.request, from)
+  const state = { whole, came: false, done: Promise.resolve() }
+  state.done = whole.bytes(32 * MiB).then(() => {
+    state.came = true
+  })
+  void one.all(bytes)
+  return state
+}
+
 test('a body is handed over whole, with a length or without, small or large', async () => {
-  const bodies = new LargeBodies(new FakeClock())
   for (const [bytes, declared] of [
     [10, true],
     [10, false],
@@ -29,73 +64,99 @@ test('a body is handed over whole, with a length or without, small or large', as
     [3 * MiB, false],
   ] as const) {
     const one = sender(declared ? bytes : null)
-    const read = bodies.read(one.request, 32 * MiB, async (body) => [
-      body.length,
-      body.every((byte) => byte === 7),
-    ])
-    for (let sent = 0; sent < bytes; sent += MiB) void one.send(Math.min(MiB, bytes - sent))
-    void one.end()
-    expect(await read).toEqual([bytes, true])
+    const read = rooms()
+      .of(one.request)
+      .bytes(32 * MiB)
+    void one.all(bytes)
+    const body = await read
+    expect([body.length, body.every((byte) => byte === 7)]).toEqual([bytes, true])
   }
   const none = new Request('http://localhost/', { method: 'POST' })
-  expect(await bodies.read(none, 10, async (body) => body.length)).toBe(0)
+  expect((await rooms().of(none).bytes(10)).length).toBe(0)
 })
 
 test('more than is allowed is refused, before it comes where its length is known', async () => {
-  const bodies = new LargeBodies(new FakeClock())
-  const declared = sender(2 * MiB)
-  expect((await refusalOf(bodies.read(declared.request, MiB, async () => 0))).code).toBe('body_too_large')
+  const room = rooms()
+  expect((await refusalOf(room.of(sender(2 * MiB).request).bytes(MiB))).code).toBe('body_too_large')
   const surprising = sender(null)
-  const read = bodies.read(surprising.request, MiB, async () => 0)
+  const read = refusalOf(room.of(surprising.request).bytes(MiB))
   void surprising.send(2 * MiB)
-  expect((await refusalOf(read)).code).toBe('body_too_large')
+  expect((await read).code).toBe('body_too_large')
 })
 
-test('who finds no room waits until what another sent is used, and small ones pass by', async () => {
-  const bodies = new LargeBodies(new FakeClock())
-  const first = sender(30 * MiB)
-  const used = Promise.withResolvers<void>()
-  const order: string[] = []
-  const reading = bodies.read(first.request, 32 * MiB, async () => {
-    order.push('first')
-    await used.promise
-  })
-  const second = sender(4 * MiB)
-  const waiting = bodies.read(second.request, 32 * MiB, async () => void order.push('second'))
-  for (let sent = 0; sent < 30; sent++) void first.send(MiB)
-  for (let sent = 0; sent < 4; sent++) void second.send(MiB)
-  void first.end()
-  void second.end()
-  const small = sender(5)
-  void small.send(5)
-  void small.end()
-  await bodies.read(small.request, 32 * MiB, async () => void order.push('small'))
-  while (!order.includes('first')) await Bun.sleep(1)
-  expect(order.toSorted()).toEqual(['first', 'small'])
-  used.resolve()
-  await Promise.all([reading, waiting])
-  expect(order.at(-1)).toBe('second')
+test('who finds no room waits until what another sent is used; small ones and the largest pass by', async () => {
+  const room = rooms()
+  const first = await holding(room, 8 * MiB)
+  const second = await holding(room, 8 * MiB)
+  const waiting = reading(room, 4 * MiB)
+  await reading(room, 5).done
+  await reading(room, 20 * MiB).done
+  await reading(room, 4 * MiB, 'another').done
+  expect(waiting.came).toBe(false)
+  first.used()
+  await waiting.done
+  second.used()
+})
+
+test('what is made of a body that came counts for ten seconds at most', async () => {
+  const room = rooms()
+  await holding(room, 20 * MiB)
+  const waiting = reading(room, 20 * MiB)
+  await room.clock.turn(9999)
+  expect(waiting.came).toBe(false)
+  await room.clock.turn(1)
+  await waiting.done
 })
 
 test('who sends slowly gives its room back once others wait for it, and not before', async () => {
-  const clock = new FakeClock()
-  const bodies = new LargeBodies(clock)
+  const room = rooms()
   const slow = sender(30 * MiB)
-  const failed = refusalOf(bodies.read(slow.request, 32 * MiB, async () => 0))
+  const failed = refusalOf(room.of(slow.request).bytes(32 * MiB))
   void slow.send(MiB)
-  await clock.turn(60 * 60_000)
-  const other = sender(4 * MiB)
-  const read = bodies.read(other.request, 32 * MiB, async (body) => body.length)
-  for (let sent = 0; sent < 4; sent++) void other.send(MiB)
-  void other.end()
-  await clock.turn(1000)
+  await room.clock.turn(60 * 60_000)
+  const other = reading(room, 20 * MiB)
+  await room.clock.turn(1000)
   const error = await failed
   expect([error.code, error.retryAfterSeconds]).toEqual(['too_many_requests', 5])
-  expect(await read).toBe(4 * MiB)
+  await other.done
+})
+
+test('who sends fast enough keeps its room, however many wait', async () => {
+  const room = rooms()
+  const steady = sender(30 * MiB)
+  const read = room.of(steady.request).bytes(32 * MiB)
+  const other = reading(room, 20 * MiB)
+  for (let sent = 0; sent < 30; sent++) {
+    await steady.send(MiB)
+    await room.clock.turn(4000)
+  }
+  expect(other.came).toBe(false)
+  await steady.all(0)
+  expect((await read).length).toBe(30 * MiB)
+})
+
+test('so many of one sender wait, and the next is refused', async () => {
+  const room = rooms()
+  const first = await holding(room, 20 * MiB)
+  const others = Array.from({ length: 224 }, () => sender(9 * MiB))
+  const failures = others.map(({ request }) =>
+    room
+      .of(request)
+      .bytes(32 * MiB)
+      .catch((error) => error),
+  )
+  const error = await refusalOf(room.of(sender(9 * MiB).request).bytes(32 * MiB))
+  expect([error.code, error.retryAfterSeconds]).toEqual(['too_many_requests', 1])
+  first.used()
+  // One by one, as each of them is given up for sending nothing.
+  await room.clock.turn(224 * 12_000)
+  await Promise.all(failures.slice(0, -1))
+  void others.at(-1)?.all(9 * MiB)
+  expect((await failures.at(-1))?.length).toBe(9 * MiB)
 })
 
 test('a client that leaves makes room', async () => {
-  const bodies = new LargeBodies(new FakeClock())
+  const room = rooms()
   const broken = new ReadableStream({
     start(controller) {
       controller.enqueue(new Uint8Array(MiB))
@@ -104,11 +165,29 @@ test('a client that leaves makes room', async () => {
   })
   const headers = { 'content-length': String(30 * MiB) }
   const request = new Request('http://localhost/', { method: 'POST', headers, body: broken })
-  const failure = await bodies.read(request, 32 * MiB, async () => 0).catch((error: Error) => error.message)
+  const failure = await room
+    .of(request)
+    .bytes(32 * MiB)
+    .catch((error: Error) => error.message)
   expect(failure).toBe('it hung up')
-  const next = sender(30 * MiB)
-  const read = bodies.read(next.request, 32 * MiB, async (body) => body.length)
-  for (let sent = 0; sent < 30; sent++) void next.send(MiB)
-  void next.end()
-  expect(await read).toBe(30 * MiB)
+  await reading(room, 30 * MiB).done
+})
+
+test('what is passed on as it comes has room for what is held of it', async () => {
+  const room = rooms()
+  const first = await holding(room, 8 * MiB)
+  const second = await holding(room, 6 * MiB)
+  const one = sender(null)
+  const whole = room.of(one.request)
+  const streaming = whole.streamed(6 * MiB)
+  second.used()
+  const body = await streaming
+  void one.all(20 * MiB)
+  let bytes = 0
+  for await (const chunk of body) bytes += chunk.byteLength
+  expect(bytes).toBe(20 * MiB)
+  const waiting = reading(room, 7 * MiB)
+  first.used()
+  whole.used()
+  await waiting.done
 })

@@ -1,16 +1,32 @@
 import { PlatformError } from '../errors.ts'
 import { ByteRoom } from '../lib/byte-room.ts'
 import type { Clock } from '../lib/clock.ts'
-import { tooLarge } from './body.ts'
 
 /** Up to here a body is read without asking for room. */
-const smallBytesMax = 128 * 1024
+export const smallBodyBytesMax = 128 * 1024
+/** Larger ones have a room of their own, so that the many do not wait for the few. */
+const commonBodyBytesMax = 8 * 1024 * 1024
 const roomBytesMax = 32 * 1024 * 1024
-const waitingMax = 500
+/** Of one who sends them, of what others leave: something stays free for the next, however many want everything. */
+const senderPart = 1 / 2
+/** Bun has up to 1.3 MiB of each already. */
+const waitingMax = 256
+const senderWaitingMax = 224
 /** How slowly a body that has its room may come while others wait for theirs. */
 const senderMsMin = 10_000
-const senderBytesPerMs = 64
+const senderBytesPerMs = 256
 const lookAgainMs = 1000
+/** After it came, what is made of it may take so long while it counts: nobody waits for a program, or for a reader. */
+const usedMsMax = 10_000
+
+/** Room that was taken for a body. */
+export interface BodyPlace extends Disposable {
+  /** To be told of what came of it. Aborts when it came too slowly, with the reason. */
+  came(bytes: number): void
+  readonly signal: AbortSignal
+  /** All of it came. */
+  whole(): void
+}
 
 /**
  * Bodies that are read whole, and that together take no more memory than they have room for: who sends a large one waits until
@@ -18,100 +34,63 @@ const lookAgainMs = 1000
  */
 export class LargeBodies {
   readonly #clock: Clock
-  readonly #room = new ByteRoom({
-    ...{ bytesMax: roomBytesMax, waitingMax, what: 'large requests are on their way' },
-  })
-  #waiting = 0
+  readonly #common = roomFor('large requests are on their way')
+  readonly #largest = roomFor('very large requests are on their way')
 
   constructor(clock: Clock) {
     this.#clock = clock
   }
 
-  /** The body keeps its room until `use` is over. @throws body_too_large, too_many_requests, what `use` throws */
-  async read<Result>(
-    request: Request,
-    bytesMax: number,
-    use: (body: Uint8Array) => Promise<Result>,
-  ): Promise<Result> {
-    const length = request.headers.get('content-length')
-    const declared = length === null ? null : Number(length)
-    if (declared !== null && declared > bytesMax) throw tooLarge(bytesMax, `${declared} bytes`)
-    // Asked for before anybody waits: what is not asked for Bun takes from the connection, all of it.
-    const { body } = request
-    if (body === null) return await use(new Uint8Array())
-    const chunks = body.getReader()
+  /** Once there is room. `sender`: who is to leave room for others. @throws too_many_requests */
+  async enter(bytes: number, sender: string): Promise<BodyPlace> {
+    const room = bytes <= commonBodyBytesMax ? this.#common : this.#largest
+    await room.take(bytes, sender)
+    let isIn = true
+    const leave = () => {
+      if (isIn) room.leave(bytes, sender)
+      isIn = false
+      over.abort()
+    }
     const over = new AbortController()
-    let held = 0
-    const enter = async (bytes: number) => {
-      await this.#enter(bytes)
-      held = bytes
-      void this.#hurry(chunks, bytes, over)
-    }
-    try {
-      if (declared !== null && declared > smallBytesMax) await enter(declared)
-      const parts: Uint8Array[] = []
-      const whole = declared === null ? null : new Uint8Array(declared)
-      let size = 0
-      for (;;) {
-        const { done, value } = await chunks.read()
-        over.signal.throwIfAborted()
-        if (done) break
-        if (size + value.byteLength > (declared ?? bytesMax)) throw tooLarge(bytesMax, 'more')
-        if (whole) whole.set(value, size)
-        else parts.push(value)
-        size += value.byteLength
-        // Nobody knows how much more there is.
-        if (held === 0 && size > smallBytesMax) await enter(bytesMax)
+    const late = new AbortController()
+    let cameBytes = 0
+    let isWhole = false
+    const watch = async () => {
+      const beganAt = this.#clock.monotonic()
+      await this.#clock.sleep(senderMsMin, over.signal)
+      while (!isWhole) {
+        const isSlow = this.#clock.monotonic() - beganAt > senderMsMin + cameBytes / senderBytesPerMs
+        if (isSlow && room.waiting > 0) return late.abort(tooSlow())
+        await this.#clock.sleep(lookAgainMs, over.signal)
       }
-      over.abort()
-      return await use(whole?.subarray(0, size) ?? joined(parts, size))
-    } catch (error) {
-      // The rest is not waited for: the answer goes out while the client may still be sending.
-      chunks.cancel().catch(() => {})
-      throw error
-    } finally {
-      over.abort()
-      if (held > 0) this.#room.leave(held)
     }
-  }
-
-  async #enter(bytes: number): Promise<void> {
-    const entering = this.#room.take(bytes)
-    if (entering === null) return
-    this.#waiting++
-    await entering
-    this.#waiting--
-  }
-
-  /** Whoever sends more slowly than others would have to wait for gives its room back. */
-  async #hurry(chunks: { cancel(): Promise<void> }, bytes: number, over: AbortController): Promise<void> {
-    try {
-      await this.#clock.sleep(senderMsMin + bytes / senderBytesPerMs, over.signal)
-      while (this.#waiting === 0) await this.#clock.sleep(lookAgainMs, over.signal)
-    } catch {
-      return
+    watch().catch(() => {})
+    return {
+      signal: late.signal,
+      came(count) {
+        cameBytes += count
+      },
+      whole: () => {
+        if (isWhole) return
+        isWhole = true
+        this.#clock.sleep(usedMsMax, over.signal).then(leave, () => {})
+      },
+      [Symbol.dispose]: leave,
     }
-    over.abort(
-      new PlatformError(
-        'too_many_requests',
-        'the body came slowly and others wait to send theirs: try again',
-        {
-          retryAfterSeconds: 5,
-        },
-      ),
-    )
-    await chunks.cancel()
   }
 }
 
-/** Emptied on the way, so that little of it is there twice. */
-function joined(parts: Uint8Array[], size: number): Uint8Array {
-  const whole = new Uint8Array(size)
-  let at = 0
-  for (const [index, part] of parts.entries()) {
-    whole.set(part, at)
-    at += part.byteLength
-    parts[index] = new Uint8Array()
-  }
-  return whole
+function roomFor(what: string): ByteRoom {
+  return new ByteRoom({
+    bytesMax: roomBytesMax,
+    waitingMax,
+    what,
+    holderPart: senderPart,
+    holderWaitingMax: senderWaitingMax,
+  })
+}
+
+function tooSlow(): PlatformError {
+  const message = 'the body came slowly and others wait to send theirs: try again'
+  return new PlatformError('too_many_requests', message, { retryAfterSeconds: 5 })
 }

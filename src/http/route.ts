@@ -1,6 +1,7 @@
 import type { z } from 'zod'
 import type { Principal } from '../access/index.ts'
 import type { OpenFile } from '../spec/guest.ts'
+import type { WholeBody } from './whole-body.ts'
 
 /**
  * Who may call a route. `public` and `capability` alone skip authentication (a capability route checks the secret
@@ -40,6 +41,8 @@ export interface RouteContext<Params, Query, Body> {
   readonly params: Params
   readonly query: Query
   readonly body: Body
+  /** For a handler that reads the body itself, and wants all of it; who waits for long says when it was `used`. */
+  readonly whole: WholeBody
   /** Null only on public and capability routes. */
   readonly principal: Principal | null
   /** The workspace this request acts in; '' on public, capability and account routes. */

@@ -36,6 +36,7 @@ import { InstanceDoors } from '../http/doors.ts'
 import { frontPageRoutes } from '../http/front-page.ts'
 import type { Hosts } from '../http/host.ts'
 import { keylessAccess } from '../http/keyless.ts'
+import { LargeBodies } from '../http/large-bodies.ts'
 import { LazyMcpBridge } from '../http/mcp/index.ts'
 import { Readiness } from '../http/readiness.ts'
 import type { Route } from '../http/route.ts'
@@ -121,6 +122,7 @@ export function openHttp(nouns: Nouns, around: Surroundings): App {
   const { access, sandboxes, previews, deployments, jobs } = nouns
   const { config, instances, fleet, network, hosts, clock, log, opened } = around
   const api = {
+    bodies: new LargeBodies(clock),
     codegen: nouns.codegen,
     addressesOf: (instanceId: string, host: string) => network.addressesOf(instanceId, host),
     build: { version, gitCommit: commit },
@@ -139,6 +141,7 @@ export function openHttp(nouns: Nouns, around: Surroundings): App {
     routes: routesOf(nouns, around, { api, plane, bridge, applications, previewed, readiness }),
     access,
     hosts,
+    bodies: api.bodies,
     ...(config.keylessWorkspace === null ? {} : { keyless: keylessAccess(config.keylessWorkspace) }),
     serveHost: async (request, hostName, context) =>
       (await applications.serveHost(request, hostName, context)) ??

@@ -75,6 +75,18 @@ export interface NewTurn {
   watch?: AbortSignal
 }
 
+/** A turn to wait for. */
+export interface BegunTurn {
+  workspace: string
+  id: string
+  executionId: string
+  isOver: boolean
+}
+
+export function begunTurn({ workspace, name: id, body }: Thread): BegunTurn {
+  return { workspace, id, executionId: body.executionId, isOver: hasEnded(body) }
+}
+
 export interface ThreadsOptions {
   store: Store
   executions: Executions
@@ -309,11 +321,10 @@ export class Threads {
 
   /** Resolves once its newest turn ended; with how it stands then, after `timeoutMs` or when the signal aborts too. @throws not_found */
   async ended(
-    workspace: string,
-    { name: id, body }: Thread,
+    { workspace, id, executionId, isOver }: BegunTurn,
     options: { timeoutMs: number; signal?: AbortSignal },
   ): Promise<Thread> {
-    if (!hasEnded(body)) await this.#options.executions.ended(workspace, body.executionId, options)
+    if (!isOver) await this.#options.executions.ended(workspace, executionId, options)
     return await this.get(workspace, id)
   }
 

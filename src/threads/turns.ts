@@ -107,6 +107,7 @@ export class Turns {
       targetRunningMax: runningOfAgentMax,
       id: executionId,
       input: Buffer.from(JSON.stringify({ thread: id, turn, ...input })),
+      inputIsGiven: true,
       labels: { thread: id, turn: String(turn) },
       timeoutMs: turnMsMax,
       retry,

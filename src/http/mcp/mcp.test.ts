@@ -5,6 +5,7 @@ import { z } from 'zod'
 import { PlatformError } from '../../errors.ts'
 import type { Logger } from '../../lib/log.ts'
 import { eventually } from '../../lib/test-eventually.ts'
+import { WholeBody } from '../whole-body.ts'
 import { CallCancelled, McpServer, mcpTool, type ToolCall } from './index.ts'
 import { protocolVersions } from './wire.ts'
 
@@ -74,7 +75,8 @@ beforeAll(() => {
     async fetch(request) {
       const context = { hidden: request.headers.has('x-hidden') }
       const { signal } = request
-      const answer = await mcp.handle({ request, signal, context, place: 'here', credentialed })
+      const whole = new WholeBody(request, null)
+      const answer = await mcp.handle({ request, whole, signal, context, place: 'here', credentialed })
       if (answer instanceof Response) return answer
       const body = new ReadableStream<Uint8Array>({
         async start(controller) {

@@ -1,6 +1,7 @@
 import { randomBytes } from 'node:crypto'
 import { PlatformError } from '../../errors.ts'
 import type { Logger } from '../../lib/log.ts'
+import type { WholeBody } from '../whole-body.ts'
 import { CallsUnderWay } from './calls.ts'
 import {
   errorMessage,
@@ -48,6 +49,7 @@ export interface McpServerOptions<Context> {
 /** Who asks, and for what. */
 export interface McpRequest<Context> {
   request: Request
+  whole: WholeBody
   /** Aborts when nobody waits for the answer any more. */
   signal: AbortSignal
   context: Context
@@ -97,7 +99,7 @@ export class McpServer<Context> {
       // Nothing here happens unasked, so there is no stream to listen to.
       throw refusal(405, 'Method not allowed: send messages by POST', { allow: 'POST, DELETE' })
     }
-    const { accepts, body, version } = await readPosted(request, this.#options.bodyBytesMax)
+    const { accepts, body, version } = await readPosted(request, from.whole, this.#options.bodyBytesMax)
     if (!(protocolVersions as readonly string[]).includes(version) && !initializes(body)) {
       throw refusal(
         400,

@@ -1,5 +1,6 @@
 import { PlatformError } from '../../errors.ts'
-import { parseJson, readText } from '../body.ts'
+import { parseJson } from '../body.ts'
+import type { WholeBody } from '../whole-body.ts'
 import { errorMessage, RpcError, rpcCodes } from './messages.ts'
 
 /** What the protocol says of HTTP: headers, statuses and events, for whoever answers. */
@@ -42,12 +43,12 @@ export async function orRefusal(answering: Promise<McpAnswer>): Promise<McpAnswe
 }
 
 /** @throws HttpRefusal, RpcError parseError, body_too_large */
-export async function readPosted(request: Request, bytesMax: number): Promise<Posted> {
+export async function readPosted(request: Request, whole: WholeBody, bytesMax: number): Promise<Posted> {
   const accepts = acceptedBy(request)
   if (!/^application\/json\s*(;|$)/i.test(request.headers.get('content-type') ?? '')) {
     throw refusal(415, 'Content-Type: must be application/json')
   }
-  const text = await readText(request, bytesMax)
+  const text = await whole.text(bytesMax)
   const version = request.headers.get('mcp-protocol-version') ?? protocolVersionDefault
   return { accepts, text, body: parseBody(text), version }
 }

@@ -1,10 +1,9 @@
 import type { Passage, Passing } from '../../deployments/index.ts'
 import { PlatformError } from '../../errors.ts'
-import { LargeBodies } from '../large-bodies.ts'
 import { type Route, route } from '../route.ts'
 import { type DeploymentPlane, type DeploymentSource, runDeployment } from './deployments.ts'
 import { acceptLater, type LaterCalls } from './later.ts'
-import { tried } from './tried.ts'
+import { keptBodies, tried } from './tried.ts'
 
 export interface AgentPlane extends DeploymentPlane {
   deployments: DeploymentSource & {
@@ -17,7 +16,8 @@ export interface AgentPlane extends DeploymentPlane {
 
 /** The data plane of agents: whatever is below an agent's address is a request to its program. */
 export function agentRunRoutes(plane: AgentPlane): Route[] {
-  const bodies = new LargeBodies(plane.exchanges.clock)
+  const { clock } = plane.exchanges
+  const kept = keptBodies()
   return [
     route({
       method: 'ALL',
@@ -33,12 +33,11 @@ export function agentRunRoutes(plane: AgentPlane): Route[] {
         const { workspace, agentName: name } = params
         const how = passing(params.path, request.method, search)
         const { later, path, tries } = plane.deployments.passage(workspace, 'agent', name, how)
-        if (later !== null)
-          return acceptLater(context, { workspace, name, ...later, path }, plane.later, bodies)
+        if (later !== null) return acceptLater(context, { workspace, name, ...later, path }, plane.later)
         const target = { workspace, kind: 'agent', name, timed: true } as const
         const there = path === null ? target : { ...target, path }
         if (tries === undefined) return runDeployment(context, there, plane)
-        return tried(context, tries, (again) => runDeployment(again, there, plane), plane.exchanges.clock)
+        return tried(context, tries, (again) => runDeployment(again, there, plane), { clock, kept })
       },
     }),
   ]

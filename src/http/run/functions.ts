@@ -88,7 +88,7 @@ async function runFunction(context: FunctionContext, plane: FunctionPlane): Prom
 }
 
 async function runBridged(
-  { request, params }: FunctionContext,
+  { request, params, whole }: FunctionContext,
   { lease, revisionId }: Acquired,
   { bridge, logs }: FunctionPlane,
 ): Promise<Response> {
@@ -106,7 +106,7 @@ async function runBridged(
   try {
     const opened = await bridge.open()
     answer = await opened.handle({
-      ...{ request, lease },
+      ...{ request, whole, lease },
       place: `${workspace}/${name}`,
       sessionId: splitSessionId(request.headers.get(sessionHeader)),
       machine: { instance, program, onLine: (line, stream) => logs.append({ ...source, stream }, line) },

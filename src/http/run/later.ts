@@ -14,7 +14,6 @@ import {
   turnHeaders,
 } from '../../triggers/index.ts'
 import { errorResponse } from '../errors.ts'
-import type { LargeBodies } from '../large-bodies.ts'
 import type { RouteContext } from '../route.ts'
 import { splitUrl } from '../url.ts'
 import { type DeploymentPlane, serveDeployment } from './deployments.ts'
@@ -42,35 +41,33 @@ const beforehand = new Set(['too_many_requests', 'workload_unavailable', 'unavai
 
 /** Answers once the request is kept; it is made after that. @throws what accepting it throws */
 export async function acceptLater(
-  context: Pick<RouteContext<unknown, unknown, unknown>, 'request' | 'origin' | 'consumed'>,
+  context: Pick<RouteContext<unknown, unknown, unknown>, 'request' | 'origin' | 'consumed' | 'whole'>,
   target: { workspace: string; name: string; trigger: StoredTrigger | null; path: string | null },
   calls: LaterCalls,
-  bodies: LargeBodies,
 ): Promise<Response> {
-  const { request, origin, consumed } = context
+  const { request, origin, consumed, whole } = context
   const { workspace, name, trigger } = target
   const prefix = `/${workspace}/agents/${name}`
   const { path, search } = splitUrl(request.url)
   const below = path.split('/').slice(4).join('/')
   const left = new Set([...leftBehind, ...Object.values(turnHeaders), ...consumed.headers])
-  const { execution } = await bodies.read(request, agentRequestBytesMax, (body) =>
-    calls.accept({
-      workspace,
-      name,
-      trigger,
-      request: {
-        method: request.method,
-        path: target.path ?? `/${below}`,
-        search: withoutParameters(search, [asyncParameter, ...consumed.query]),
-        headers: [...request.headers].filter(([header]) => !left.has(header)),
-        origin,
-        prefix,
-        body,
-      },
-      idempotencyKey: request.headers.get(idempotencyHeader),
-      turn: request.headers,
-    }),
-  )
+  const body = await whole.bytes(agentRequestBytesMax)
+  const { execution } = await calls.accept({
+    workspace,
+    name,
+    trigger,
+    request: {
+      method: request.method,
+      path: target.path ?? `/${below}`,
+      search: withoutParameters(search, [asyncParameter, ...consumed.query]),
+      headers: [...request.headers].filter(([header]) => !left.has(header)),
+      origin,
+      prefix,
+      body,
+    },
+    idempotencyKey: request.headers.get(idempotencyHeader),
+    turn: request.headers,
+  })
   return Response.json({ success: true }, { status: 202, headers: { [executionHeader]: execution.id } })
 }
 

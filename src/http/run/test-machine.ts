@@ -14,6 +14,7 @@ import { ScriptedGuest } from '../../sandboxes/processes/test-guest.ts'
 import { SandboxProcesses } from '../../sandboxes/processes.ts'
 import type { FileEntry, Guest, GuestFiles } from '../../spec/guest.ts'
 import type { Instance, PortAddress } from '../../spec/runtime.ts'
+import { LargeBodies } from '../large-bodies.ts'
 import type { SandboxApi } from './sandbox/api.ts'
 import { createSandboxMcp } from './sandbox/mcp.ts'
 
@@ -21,6 +22,7 @@ import { createSandboxMcp } from './sandbox/mcp.ts'
 export function makeSandboxApi(options: { privateTargets?: string[] } = {}): SandboxApi {
   const dialer = new Dialer({ privateTargets: options.privateTargets ?? [], ownPorts: () => [] })
   return {
+    bodies: new LargeBodies(systemClock),
     addressesOf: async () => [],
     build: { version: '1.2.3' },
     mcp: createSandboxMcp({ version: '1.2.3', log: silentLogger }),

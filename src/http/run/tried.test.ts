@@ -2,7 +2,7 @@ import { expect, test } from 'bun:test'
 import { PlatformError } from '../../errors.ts'
 import { FakeClock } from '../../lib/test-clock.ts'
 import { eventually } from '../../lib/test-eventually.ts'
-import { tried } from './tried.ts'
+import { keptBodies, tried } from './tried.ts'
 
 const tries = { retries: 2, timeoutMs: null }
 
@@ -11,6 +11,7 @@ async function asking(
   outcomes: (number | PlatformError)[],
   init: RequestInit,
   how: Parameters<typeof tried>[1] = tries,
+  kept = keptBodies(),
 ) {
   const clock = new FakeClock()
   const seen: string[] = []
@@ -31,7 +32,7 @@ async function asking(
     upgrade: null,
   }
   let outcome: Response | PlatformError | null = null
-  const asked = tried(context, how, ask, clock).then(
+  const asked = tried(context, how, ask, { clock, kept }).then(
     (response) => {
       outcome = response
     },
@@ -85,4 +86,15 @@ test('its time is for all tries together', async () => {
   })
   expect(outcome).toMatchObject({ code: 'gateway_timeout', message: expect.stringContaining('1 seconds') })
   expect([seen.length, sleepers]).toEqual([2, 0])
+})
+
+test('a large body is kept to be sent again while there is room for it, and sent once where there is none', async () => {
+  const large = post('w'.repeat(1024 * 1024))
+  const kept = keptBodies()
+  expect((await asking([503, 200], large, tries, kept)).seen.length).toBe(2)
+  kept.tryTake(64 * 1024 * 1024)
+  const { outcome, seen } = await asking([503, 200], large, tries, kept)
+  expect([(outcome as Response).status, seen.length]).toEqual([503, 1])
+  kept.leave(64 * 1024 * 1024)
+  expect((await asking([503, 200], large, tries, kept)).seen.length).toBe(2)
 })

@@ -19,6 +19,7 @@ import { serviceAccountRoutes } from '../control/service-accounts.ts'
 import { userRoutes } from '../control/users.ts'
 import { workspaceRoutes } from '../control/workspaces.ts'
 import { Hosts } from '../host.ts'
+import { LargeBodies } from '../large-bodies.ts'
 import { type Route, route } from '../route.ts'
 
 /** Keeps what was logged. */
@@ -88,6 +89,7 @@ export class TestPlatform implements AsyncDisposable {
       ],
       access,
       hosts: new Hosts({ listenHosts: ['127.0.0.1', '::1'], domains: ['localhost'], trustedProxies: [] }),
+      bodies: new LargeBodies(clock),
       clock,
       log,
       version: '0.0.0',

@@ -24,6 +24,7 @@ self.onmessage = ({ data }) => {
       const outcomes = commit(data.mutations)
       // Not caught: what was committed and may not be durable is neither done nor undone, which only the end of this thread says.
       writer?.keep()
+      for (const mutation of data.mutations) free(mutation)
       self.postMessage(
         { type: 'committed', outcomes, logPages: writer?.logPages() ?? null },
         outcomes.flatMap(claimedInputs),
@@ -44,6 +45,14 @@ function commit(mutations: Mutation[]): Outcome[] {
   } catch (error) {
     const failed = { ok: false, step: 0, reason: 'failed', detail: String(error) } as const
     return mutations.map(() => failed)
+  }
+}
+
+/** Written, at once: large ones would wait for the collector, whose rounds are far between in this thread. */
+function free(mutation: Mutation): void {
+  for (const step of mutation) {
+    if (step.op !== 'work-add') continue
+    for (const buffer of handedOver(step.work.input)) buffer.transfer(0)
   }
 }
 

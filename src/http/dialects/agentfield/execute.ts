@@ -4,7 +4,7 @@ import { PlatformError } from '../../../errors.ts'
 import type { Execution, Executions } from '../../../executions/index.ts'
 import type { Clock } from '../../../lib/clock.ts'
 import type { Nodes } from '../../../nodes/index.ts'
-import { parseWith, readJson } from '../../body.ts'
+import { parseWith } from '../../body.ts'
 import { type Route, type RouteContext, route } from '../../route.ts'
 import { type NodeCalls, NotReached } from './calls.ts'
 import { replayLabels } from './replays.ts'
@@ -45,7 +45,7 @@ export interface ExecuteOptions {
   nodeRunningMax: number | null
 }
 
-type Context = Pick<RouteContext<unknown, unknown, unknown>, 'request' | 'workspace' | 'principal'>
+type Context = Pick<RouteContext<unknown, unknown, unknown>, 'request' | 'workspace' | 'principal' | 'whole'>
 type TargetType = 'reasoner' | 'skill'
 
 /** Calls of what nodes do: at once, or accepted for later. */
@@ -55,10 +55,10 @@ export function executeRoutes(options: ExecuteOptions): Route[] {
   const readsBody = { 'application/json': executeBody }
 
   const accept = async (context: Context, target: string, timeoutMs: number, isSync: boolean) => {
-    const { request, workspace, principal } = context
+    const { request, workspace, principal, whole } = context
     const { node, reasoner, type } = await resolve(options, workspace, target)
     if (isSync) await refuseOffline(nodes, workspace, node)
-    const body = parseWith(executeBody, (await readJson(request, bodyBytesMax)) ?? {}, 'body')
+    const body = parseWith(executeBody, (await whole.json(bodyBytesMax)) ?? {}, 'body')
     const { headers } = request
     const loopback = principal?.kind !== 'workload'
     const webhook = await options.webhooks.register(body.webhook, { workspace, loopback })
@@ -80,6 +80,7 @@ export function executeRoutes(options: ExecuteOptions): Route[] {
       source: runSource,
       target: { kind: 'node', name: node },
       input: jsonOf(input),
+      inputIsGiven: true,
       labels,
       note: {
         ...(extra === undefined || JSON.stringify(extra).length > contextCharactersMax
@@ -109,6 +110,7 @@ export function executeRoutes(options: ExecuteOptions): Route[] {
       async handle(context) {
         const { workspace, request, params } = context
         const { execution, webhook } = await accept(context, params.target, syncMs, true)
+        context.whole.used()
         const ended = await waitFor(executions, execution, syncMs, request.signal)
         if (ended === null) return new Response(null, { status: clientGone })
         const registered = webhook === null ? {} : { webhook_registered: 'callback' in webhook }
@@ -153,10 +155,10 @@ export function executeRoutes(options: ExecuteOptions): Route[] {
         path: plural === 'reasoners' ? '/api/v1/reasoners/{target}' : '/api/v1/skills/{target}',
         summary: `Call one of the ${plural} and pass its answer on; nothing of it is kept`,
         readsBody,
-        async handle({ request, workspace, params }) {
+        async handle({ request, workspace, params, whole }) {
           const startedAt = clock.now()
           const { node, reasoner } = await resolve(options, workspace, params.target, 'not_found')
-          const body = parseWith(executeBody, (await readJson(request, bodyBytesMax)) ?? {}, 'body')
+          const body = parseWith(executeBody, (await whole.json(bodyBytesMax)) ?? {}, 'body')
           const found = await nodes.find(workspace, node)
           const over = new AbortController()
           const signal = AbortSignal.any([request.signal, over.signal])

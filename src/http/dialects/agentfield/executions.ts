@@ -8,7 +8,7 @@ import {
 } from '../../../executions/index.ts'
 import type { Clock } from '../../../lib/clock.ts'
 import type { Nodes } from '../../../nodes/index.ts'
-import { parseWith, readJson } from '../../body.ts'
+import { parseWith } from '../../body.ts'
 import { jsonBodyBytesMax, type Route, route } from '../../route.ts'
 import { findExecution, requireExecution } from './lookup.ts'
 import { reportOf, reportSchema, statusSaid } from './reports.ts'
@@ -164,8 +164,8 @@ export function executionRoutes(options: ExecutionRouteOptions): Route[] {
       path: '/api/v1/executions/{executionId}/cancel',
       access: 'deployed',
       summary: 'Call an execution off; its node is told',
-      async handle({ workspace, params, request }) {
-        const { reason: why } = parseWith(reason, (await readJson(request, jsonBodyBytesMax)) ?? {}, 'body')
+      async handle({ workspace, params, whole }) {
+        const { reason: why } = parseWith(reason, (await whole.json(jsonBodyBytesMax)) ?? {}, 'body')
         const execution = require(workspace, params.executionId)
         if (execution.endedAt !== null) throw notInThisState(execution)
         try {
@@ -193,8 +193,8 @@ export function executionRoutes(options: ExecutionRouteOptions): Route[] {
       path: '/api/v1/workflows/{runId}/cancel-tree',
       access: 'deployed',
       summary: 'Call off everything of a run that goes on',
-      async handle({ workspace, params, request }) {
-        const { reason: why } = parseWith(reason, (await readJson(request, jsonBodyBytesMax)) ?? {}, 'body')
+      async handle({ workspace, params, whole }) {
+        const { reason: why } = parseWith(reason, (await whole.json(jsonBodyBytesMax)) ?? {}, 'body')
         const cancelled: string[] = []
         const filter = {
           source: [runSource, innerSource],

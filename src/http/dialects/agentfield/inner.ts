@@ -64,6 +64,7 @@ export function innerRoutes({ executions, nodes, clock }: InnerRouteOptions): Ro
         source: innerSource,
         target,
         input: jsonOf(said.input_data ?? {}),
+        inputIsGiven: true,
         labels: {
           run: said.run_id || said.workflow_id || newId('run', clock.now()),
           reasoner: said.reasoner_id || said.reasoner_name || said.type || 'unknown',

@@ -3,7 +3,7 @@ import { z } from 'zod'
 import { PlatformError } from '../../../errors.ts'
 import type { Execution, Executions } from '../../../executions/index.ts'
 import type { Clock } from '../../../lib/clock.ts'
-import { parseWith, readJson } from '../../body.ts'
+import { parseWith } from '../../body.ts'
 import { type Route, route } from '../../route.ts'
 import { requireExecution } from './lookup.ts'
 import { ofRun } from './replays.ts'
@@ -51,8 +51,8 @@ export function restartRoutes(options: RestartOptions): Route[] {
       summary: 'Begin a run again, with what succeeded in it before',
       readsBody: { 'application/json': restartBody },
       successStatus: 202,
-      async handle({ workspace, principal, params, request }) {
-        const asked = parseWith(restartBody, (await readJson(request, bodyBytesMax)) ?? {}, 'body')
+      async handle({ workspace, principal, params, whole }) {
+        const asked = parseWith(restartBody, (await whole.json(bodyBytesMax)) ?? {}, 'body')
         const source = requireExecution(executions, workspace, params.executionId)
         const scope = asked.scope || 'workflow'
         const reuse: Mode = asked.reuse || 'succeeded-before'

@@ -1,7 +1,7 @@
 import { z } from 'zod'
 import { numberOf, revisionOf, versionOf } from '../../../deployments/index.ts'
 import { PlatformError } from '../../../errors.ts'
-import type { Agent, NewTurn } from '../../../threads/index.ts'
+import { type Agent, begunTurn, type NewTurn } from '../../../threads/index.ts'
 import { type Route, route } from '../../route.ts'
 import type { XpanderOptions } from './index.ts'
 import { endOf, newTurn } from './invocations.ts'
@@ -26,6 +26,9 @@ export function agentRoutes(options: XpanderOptions): Route[] {
     checkVersion(agent, version)
     return await newTurn(agent.id, body, callerOf(context), { callbacks, version, source: 'api' })
   }
+  /** No more than is needed to wait for it: what was asked may be large. */
+  const begin = async (...asked: Parameters<typeof turnOf>) =>
+    begunTurn((await threads.begin(await turnOf(...asked))).thread)
   const invocation = {
     ...shared,
     method: 'POST',
@@ -93,9 +96,9 @@ export function agentRoutes(options: XpanderOptions): Route[] {
       path: '/v1/agents/{agentId}/invoke',
       summary: 'Invoke an agent, and wait for what it answers',
       async handle(context) {
-        const turn = await turnOf(context, context.body, context.query.version)
-        const { thread } = await threads.begin(turn)
-        return taskView(await endOf(threads, thread, context.request.signal))
+        const begun = await begin(context, context.body, context.query.version)
+        context.whole.used()
+        return taskView(await endOf(threads, begun, context.request.signal))
       },
     }),
     route({

@@ -1,6 +1,6 @@
 /** From what a client sends to a turn of a thread, and what it is answered with. */
 import { PlatformError } from '../../../errors.ts'
-import type { JsonObject, NewTurn, Thread, Threads } from '../../../threads/index.ts'
+import type { BegunTurn, JsonObject, NewTurn, Thread, Threads } from '../../../threads/index.ts'
 import { type Invocation, optionNames } from './schema.ts'
 
 /** What a turn needs of where it came from. */
@@ -73,13 +73,13 @@ export async function newTurn(
 }
 
 /** The task's turn, once it ended; a client that leaves is waited for no longer. @throws unavailable */
-export async function endOf(threads: Threads, thread: Thread, signal: AbortSignal): Promise<Thread> {
-  const ended = await threads.ended(thread.workspace, thread, { timeoutMs: waitMsMax, signal })
+export async function endOf(threads: Threads, turn: BegunTurn, signal: AbortSignal): Promise<Thread> {
+  const ended = await threads.ended(turn, { timeoutMs: waitMsMax, signal })
   if (signal.aborted) throw signal.reason
   if (ended.body.finishedAt !== null) return ended
   throw new PlatformError(
     'unavailable',
-    `the task "${thread.name}" goes on: look at it with GET /v1/tasks/${thread.name}`,
+    `the task "${turn.id}" goes on: look at it with GET /v1/tasks/${turn.id}`,
   )
 }
 

@@ -1,9 +1,10 @@
 /** The webhook that starts an agent from whatever can send a form or JSON: `POST /?agent_id=`. */
 import { z } from 'zod'
 import { PlatformError } from '../../../errors.ts'
-import type { Json, JsonObject } from '../../../threads/index.ts'
-import { parseJson, parseWith, readBytes } from '../../body.ts'
-import { type Route, route } from '../../route.ts'
+import { begunTurn, type Json, type JsonObject } from '../../../threads/index.ts'
+import { parseJson, parseWith } from '../../body.ts'
+import { type Route, type RouteContext, route } from '../../route.ts'
+import type { WholeBody } from '../../whole-body.ts'
 import type { XpanderOptions } from './index.ts'
 import { endOf, newTurn } from './invocations.ts'
 import { callerOf, invocationBytesMax, shared } from './route-parts.ts'
@@ -46,7 +47,19 @@ const formSchema = z.lazy(() =>
   }),
 )
 
+type FormContext = RouteContext<unknown, unknown, unknown>
+
 export function webhookRoutes({ agents, threads, callbacks }: XpanderOptions): Route[] {
+  const begin = async (context: FormContext) => {
+    const { fields, files } = await readForm(context.request.headers, context.whole)
+    const asked = { ...fields, ...Object.fromEntries(context.url.searchParams) }
+    const form = parseWith(formSchema, asked, 'body')
+    const agent = await agents.require(context.workspace, form.agent_id)
+    const invocation = parseWith(invocationSchema, invocationOf(form, files), 'body')
+    const turn = await newTurn(agent.id, invocation, callerOf(context), { callbacks, source: 'webhook' })
+    const { getter, json, asynchronous } = form
+    return { ...(await threads.begin(turn)), getter, json, asynchronous }
+  }
   return [
     route({
       ...shared,
@@ -56,16 +69,12 @@ export function webhookRoutes({ agents, threads, callbacks }: XpanderOptions): R
       queryToken: 'x-api-key',
       summary: 'Start an agent by a webhook: JSON, a form, or a form with files',
       async handle(context) {
-        const { workspace, request, url } = context
-        const { fields, files } = await readForm(request)
-        const form = parseWith(formSchema, { ...fields, ...Object.fromEntries(url.searchParams) }, 'body')
-        const agent = await agents.require(workspace, form.agent_id)
-        const invocation = parseWith(invocationSchema, invocationOf(form, files), 'body')
-        const turn = await newTurn(agent.id, invocation, callerOf(context), { callbacks, source: 'webhook' })
-        const { thread } = await threads.begin(turn)
-        if (form.asynchronous === true) return taskView(thread)
-        const ended = taskView(await endOf(threads, thread, request.signal))
-        return Response.json(shaped(ended, form))
+        const { thread, getter, json, asynchronous } = await begin(context)
+        if (asynchronous === true) return taskView(thread)
+        context.whole.used()
+        const begun = begunTurn(thread)
+        const ended = taskView(await endOf(threads, begun, context.request.signal))
+        return Response.json(shaped(ended, { json, getter }))
       },
     }),
   ]
@@ -96,9 +105,9 @@ function invocationOf(form: z.output<typeof formSchema>, files: string[]): objec
 }
 
 /** Files come to the agent as `data:` addresses: there is no store of them here. */
-async function readForm(request: Request): Promise<{ fields: JsonObject; files: string[] }> {
-  const type = request.headers.get('content-type') ?? ''
-  const bytes = await readBytes(request, invocationBytesMax)
+async function readForm(headers: Headers, body: WholeBody): Promise<{ fields: JsonObject; files: string[] }> {
+  const type = headers.get('content-type') ?? ''
+  const bytes = await body.bytes(invocationBytesMax)
   if (!/^(multipart\/form-data|application\/x-www-form-urlencoded)/i.test(type)) {
     const text = new TextDecoder().decode(bytes)
     const value = text.trim() === '' ? {} : parseJson(text)
@@ -132,7 +141,10 @@ async function readForm(request: Request): Promise<{ fields: JsonObject; files: 
 }
 
 /** With `json`, the result as what it says; with `getter`, a part of the answer alone. */
-function shaped(task: JsonObject, { json, getter }: z.output<typeof formSchema>): Json {
+function shaped(
+  task: JsonObject,
+  { json, getter }: Pick<z.output<typeof formSchema>, 'json' | 'getter'>,
+): Json {
   let whole: Json = task
   if (json === true && typeof task.result === 'string') {
     try {

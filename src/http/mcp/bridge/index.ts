@@ -2,6 +2,7 @@ import { messageBytesMax } from '../../../deployments/stdio/index.ts'
 import { PlatformError } from '../../../errors.ts'
 import type { Clock } from '../../../lib/clock.ts'
 import type { Logger } from '../../../lib/log.ts'
+import type { WholeBody } from '../../whole-body.ts'
 import { readMessage } from '../messages.ts'
 import { joinSessionId, type SessionId, sessionNotFound } from '../session-ids.ts'
 import {
@@ -22,6 +23,7 @@ import { type BridgeMachine, type Held, SessionTable } from './table.ts'
 /** A request to a function whose server speaks by stdin and stdout. */
 export interface BridgeRequest {
   request: Request
+  whole: WholeBody
   /** The function, in its workspace: a session of one is none of another. */
   place: string
   /** As the request names it. */
@@ -127,7 +129,7 @@ export class McpBridge implements Disposable {
   }
 
   async #post(from: BridgeRequest, held: Held | null, exchange: Exchange): Promise<McpAnswer> {
-    const posted = await readPosted(from.request, messageBytesMax)
+    const posted = await readPosted(from.request, from.whole, messageBytesMax)
     if (Array.isArray(posted.body)) checkBatch(posted.body, posted.version)
     const spoken = readSpoken(posted.body, posted.text)
     if (held !== null) return await this.#ask(held, spoken, posted, exchange)

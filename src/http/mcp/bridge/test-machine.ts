@@ -8,6 +8,7 @@ import { openProcessRuntime } from '../../../runtimes/process/index.ts'
 import { testHelperPath } from '../../../runtimes/test-host.ts'
 import type { Instance } from '../../../spec/runtime.ts'
 import { keptAlive } from '../../run/bodies.ts'
+import { WholeBody } from '../../whole-body.ts'
 import { splitSessionId } from '../session-ids.ts'
 import { McpBridge } from './index.ts'
 
@@ -57,6 +58,7 @@ export async function openTestMachine(argv: string[], clock: Clock): Promise<Tes
       const onLine = (line: string, stream: string) => void lines.push(`${stream}: ${line}`)
       const answer = await machine.bridge.handle({
         request,
+        whole: new WholeBody(request, null),
         place: `main/${new URL(request.url).pathname}`,
         sessionId: splitSessionId(request.headers.get('mcp-session-id')),
         machine: { instance, program: machine.program, onLine },

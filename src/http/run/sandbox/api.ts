@@ -2,7 +2,9 @@ import type { Codegen } from '../../../codegen/index.ts'
 import { PlatformError } from '../../../errors.ts'
 import type { Address } from '../../../lib/addresses.ts'
 import { type SandboxLease, sandboxApiPorts } from '../../../sandboxes/index.ts'
+import type { LargeBodies } from '../../large-bodies.ts'
 import type { ConsumedCredentials, RouteContext } from '../../route.ts'
+import { WholeBody } from '../../whole-body.ts'
 import { begunAndOnceEnded } from '../bodies.ts'
 import { isSocketRequest, proxyHttp, proxySocket, withoutParameters } from '../proxy.ts'
 import { spoken } from '../spoken.ts'
@@ -54,6 +56,7 @@ export interface SandboxRequest {
 
 /** What the API of every sandbox is made of, besides the sandbox. */
 export interface SandboxApi {
+  readonly bodies: LargeBodies
   readonly build: Build
   readonly mcp: SandboxMcp
   readonly codegen: Codegen
@@ -218,8 +221,11 @@ async function serveApi(
   release: () => void,
 ): Promise<Response> {
   const query = new URLSearchParams(search)
+  const sender = `sandbox ${lease.workspace}/${lease.name}`
+  const whole = new WholeBody(request, { bodies: api.bodies, sender })
   const call: SandboxCall = {
     request,
+    whole,
     lease,
     path,
     query,
@@ -228,7 +234,7 @@ async function serveApi(
     sendFile,
     onEnd: release,
   }
-  const answer = await handle(call, api)
+  const answer = await handle(call, api).finally(() => whole.used())
   const response = answer instanceof Response ? answer : answer.streaming
   if (request.method === 'HEAD') {
     await response.body?.cancel()

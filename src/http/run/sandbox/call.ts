@@ -1,8 +1,9 @@
 import type { z } from 'zod'
 import { PlatformError } from '../../../errors.ts'
 import type { SandboxLease } from '../../../sandboxes/index.ts'
-import { parseJson, parseWith, readText } from '../../body.ts'
+import { parseJson, parseWith } from '../../body.ts'
 import { jsonBodyBytesMax, type RouteContext, type SendFile } from '../../route.ts'
+import type { WholeBody } from '../../whole-body.ts'
 
 /**
  * That programs inside a sandbox make of its own API at once: each may hold a megabyte of output that its reader does not
@@ -13,6 +14,7 @@ export const callsFromInsideMax = 128
 /** One request to the API of one sandbox, whatever way it came: by the sandbox's address or by a session's. */
 export interface SandboxCall {
   readonly request: Request
+  readonly whole: WholeBody
   readonly lease: SandboxLease
   /** Undecoded, as seen from the sandbox's address: `/filesystem/%2Ftmp`. */
   readonly path: string
@@ -64,7 +66,7 @@ export async function readJsonBody<Schema extends z.ZodType>(
   schema: Schema,
   bytesMax = jsonBodyBytesMax,
 ): Promise<z.output<Schema>> {
-  const text = await readText(call.request, bytesMax)
+  const text = await call.whole.text(bytesMax)
   try {
     return parseWith(schema, parseJson(text), 'body')
   } catch (error) {

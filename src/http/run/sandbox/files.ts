@@ -23,8 +23,8 @@ import { type FilePath, filePath, userPath } from './paths.ts'
 export const fileJsonBytesMax = 64 * 1024 * 1024
 /** Up to this a file is answered in one piece, with its length; a larger one is streamed. */
 const wholeFileBytesMax = 2 * 1024 * 1024
-/** So much of an upload is held back until the fields behind it are known; it covers the client's single uploads. */
-const uploadLookaheadBytesMax = 6 * 1024 * 1024
+/** So much of an upload is held back until the fields behind it are known; it covers the client's single uploads, forms and all. */
+const usualBodyBytesMax = 6 * 1024 * 1024 + 64 * 1024
 const formFieldBytesMax = 8192
 
 export const directoryMode = 0o755
@@ -203,7 +203,7 @@ async function written(change: Promise<unknown>, operation: string, path: string
  * sends one fixed mode with every upload, so the mode counts for new files only.
  */
 async function upload(call: SandboxCall, urlPath: () => FilePath, boundary: string): Promise<SandboxAnswer> {
-  const form = await multipartForm(call.request, boundary)
+  const { form, isLarge } = await multipartForm(call, boundary)
   const fields: { path?: string; permissions?: string } = {}
   const readField = async (name: string) => {
     if (name === 'path' || name === 'permissions') fields[name] = await form.text(formFieldBytesMax)
@@ -224,7 +224,7 @@ async function upload(call: SandboxCall, urlPath: () => FilePath, boundary: stri
       for (let next = await chunks.next(); !next.done; next = await chunks.next()) {
         start.push(next.value)
         bytes += next.value.length
-        complete = bytes <= uploadLookaheadBytesMax
+        complete = !isLarge && bytes <= usualBodyBytesMax
         if (!complete) break
       }
       if (complete) {
@@ -236,6 +236,7 @@ async function upload(call: SandboxCall, urlPath: () => FilePath, boundary: stri
       const body = async function* () {
         yield* start
         start.length = 0
+        call.whole.used()
         yield* chunks
         for (let field = await form.next(); field; field = await form.next()) await readField(field.name)
         if (target().absolute !== path.absolute) {
@@ -263,14 +264,24 @@ async function upload(call: SandboxCall, urlPath: () => FilePath, boundary: stri
   }
 }
 
-/** A body of a usual size is taken in whole, which is several times faster than chunk by chunk. */
-async function multipartForm(request: Request, boundary: string): Promise<MultipartReader> {
+/**
+ * A body of a usual size is taken in whole, which is several times faster than chunk by chunk. `isLarge`: its file is larger
+ * than what waits for the fields behind it.
+ */
+async function multipartForm(
+  { request, whole }: SandboxCall,
+  boundary: string,
+): Promise<{ form: MultipartReader; isLarge: boolean }> {
   if (!request.body) throw noFile()
   const declared = request.headers.get('content-length')
-  if (declared === null || Number(declared) > uploadLookaheadBytesMax) {
-    return new MultipartReader(request.body, boundary)
+  if (declared === null) {
+    const body = await whole.streamed(usualBodyBytesMax)
+    return { form: new MultipartReader(body, boundary), isLarge: false }
   }
-  return new MultipartReader(await request.bytes(), boundary)
+  if (Number(declared) > usualBodyBytesMax)
+    return { form: new MultipartReader(request.body, boundary), isLarge: true }
+  const body = await whole.bytes(usualBodyBytesMax)
+  return { form: new MultipartReader(body, boundary), isLarge: false }
 }
 
 function uploaded(path: FilePath): Response {

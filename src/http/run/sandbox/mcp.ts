@@ -48,6 +48,7 @@ export async function serveMcp(
   const server = await mcp()
   const answer = await server.handle({
     request: call.request,
+    whole: call.whole,
     signal: AbortSignal.any([call.request.signal, gone.signal]),
     context: { lease, codegen, rest: new SandboxRest(call, handle) },
     place: `${lease.workspace}/${lease.name}`,

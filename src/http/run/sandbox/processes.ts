@@ -8,7 +8,6 @@ import {
   type SandboxProcess,
   type SandboxProcesses,
 } from '../../../sandboxes/processes.ts'
-import { readBytes } from '../../body.ts'
 import { type Keepalive, keptAlive } from '../bodies.ts'
 import {
   apiHeaders,
@@ -209,7 +208,7 @@ export async function killProcess(call: SandboxCall, identifier: string): Promis
 
 export async function writeStdin(call: SandboxCall, identifier: string): Promise<SandboxAnswer> {
   const process = call.lease.processes.require(identifier)
-  const bytes = await readBytes(call.request, stdinBytesMax)
+  const bytes = await call.whole.bytes(stdinBytesMax)
   await process.writeStdin(bytes)
   return json({ message: 'Data written to stdin successfully' })
 }

@@ -1,6 +1,7 @@
 import type { Codegen } from '../../../../codegen/index.ts'
 import { PlatformError } from '../../../../errors.ts'
 import type { SandboxLease } from '../../../../sandboxes/index.ts'
+import { WholeBody } from '../../../whole-body.ts'
 import type { SandboxAnswer, SandboxCall } from '../call.ts'
 
 /** What a tool works with: one sandbox, and the same API of it that its HTTP clients have. */
@@ -41,7 +42,9 @@ export class SandboxRest {
       ...(options.body === undefined ? {} : { body: JSON.stringify(options.body) }),
       signal: options.signal ?? this.call.request.signal,
     })
-    const answer = await this.handle({ ...this.call, request, path, query, onEnd() {} })
+    // What it sends is here already.
+    const whole = new WholeBody(request, null)
+    const answer = await this.handle({ ...this.call, request, whole, path, query, onEnd() {} })
     const response = answer instanceof Response ? answer : answer.streaming
     const parsed: unknown = JSON.parse(await textOf(response))
     if (typeof parsed !== 'object' || parsed === null) throw new TypeError(`${path} answered with no object`)
