@@ -1,5 +1,6 @@
 import { PlatformError } from '../errors.ts'
 import type {
+  ConcatenateOptions,
   FileChange,
   FileEntry,
   FileToWrite,
@@ -159,7 +160,7 @@ export class FilesChannel implements GuestFiles {
   async concatenate(
     parts: readonly string[],
     path: string,
-    options: { mode?: number; newFileMode?: number } = {},
+    options: ConcatenateOptions = {},
   ): Promise<FileEntry> {
     for (const each of [path, ...parts]) checkPath(each)
     const mode = modeBits(options)
@@ -175,6 +176,7 @@ export class FilesChannel implements GuestFiles {
           break
         }
         operation.expect(answer, FrameType.ok)
+        if (options.spend) await this.remove(part)
       }
       operation.send(frameHeader(FrameType.end, 0, 0))
       return written(operation, refusal ?? (await operation.next(appendTimeoutMs)))

@@ -89,6 +89,12 @@ export interface OutputOptions {
   signal?: AbortSignal
 }
 
+export interface ConcatenateOptions {
+  mode?: number
+  newFileMode?: number
+  spend?: boolean
+}
+
 export interface ProcessDescent {
   /** How many of them live, the process itself included. */
   living: number
@@ -183,13 +189,10 @@ export interface GuestFiles {
   ): Promise<FileEntry>
   /**
    * Writes a whole file, as `write` does, of what other regular files have in them, one behind the other. Their bytes
-   * stay inside.
+   * stay inside. With `spend` each is removed once it was added, so that no more room is taken than for one of them: what
+   * fails then leaves those that it had not come to.
    */
-  concatenate(
-    parts: readonly string[],
-    path: string,
-    options?: { mode?: number; newFileMode?: number },
-  ): Promise<FileEntry>
+  concatenate(parts: readonly string[], path: string, options?: ConcatenateOptions): Promise<FileEntry>
   makeDirectory(path: string, options?: { mode?: number; parents?: boolean }): Promise<void>
   /** @throws conflict for a directory that is not empty, unless recursive */
   remove(path: string, options?: { recursive?: boolean }): Promise<void>

@@ -62,9 +62,18 @@ export function filesContract(context: ContractContext): void {
     // Also into one of its own parts.
     expect(await files.concatenate([`${dir}/end`, `${dir}/end`], `${dir}/end`)).toMatchObject({ size: 14 })
     expect((await content(`${dir}/end`)).toString()).toBe('the endthe end')
-    const names: string[] = []
-    for await (const batch of files.list(`${dir}/new`)) names.push(...batch.map(({ name }) => name))
-    expect(names).toEqual(['whole'])
+    const namesIn = async (directory: string) => {
+      const names: string[] = []
+      for await (const batch of files.list(directory)) names.push(...batch.map(({ name }) => name))
+      return names.sort()
+    }
+    expect(await namesIn(`${dir}/new`)).toEqual(['whole'])
+    // And of what is not needed any more.
+    expect(
+      await files.concatenate([`${dir}/large`, `${dir}/end`], `${dir}/new/whole`, { spend: true }),
+    ).toMatchObject({ size: 300_014 })
+    expect(await namesIn(dir)).toEqual(['new', 'none'])
+    expect(await namesIn(`${dir}/new`)).toEqual(['whole'])
   })
 
   test("a body may use its memory again for each chunk, and what is read is its reader's", async () => {

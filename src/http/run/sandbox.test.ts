@@ -326,6 +326,38 @@ test('uploads that come together at the same moment leave connections for other 
   }
 })
 
+test('an upload that does not fit beside its parts is made of them', async () => {
+  const api = `${base}/filesystem-multipart`
+  const { uploadId } = await json(fetch(`${api}/initiate/%2Ftight%2Fwhole`, { method: 'POST' }))
+  const parts = []
+  for (const [at, text] of ['one ', 'two'].entries()) {
+    const data = new FormData()
+    data.append('file', new Blob([text]))
+    parts.push(
+      await json(fetch(`${api}/${uploadId}/part?partNumber=${at + 1}`, { method: 'PUT', body: data })),
+    )
+  }
+  const { files } = machine.guest
+  const { concatenate } = files
+  const asked: unknown[] = []
+  files.concatenate = async (paths, path, options) => {
+    asked.push(options?.spend ?? false)
+    if (!options?.spend) throw new PlatformError('insufficient_storage', 'no space left on device')
+    return await concatenate.call(files, paths, path, options)
+  }
+  try {
+    const completed = await fetch(`${api}/${uploadId}/complete`, {
+      method: 'POST',
+      body: JSON.stringify({ parts }),
+    })
+    expect(completed.status).toBe(200)
+  } finally {
+    Object.assign(files, { concatenate })
+  }
+  expect(asked).toEqual([false, true])
+  expect(readFileSync(join(root, 'tight/whole'), 'utf8')).toBe('one two')
+})
+
 describe('processes', () => {
   test('run, are awaited, and answer with what they wrote', async () => {
     const done = await json(

@@ -9,6 +9,7 @@ import {
   Matcher,
 } from '../../lib/patterns/index.ts'
 import {
+  type ConcatenateOptions,
   type FileChange,
   type FileEntry,
   type FileToWrite,
@@ -42,10 +43,13 @@ export class SimpleTrees {
   async concatenate(
     parts: readonly string[],
     path: string,
-    options?: { mode?: number; newFileMode?: number },
+    { spend = false, ...options }: ConcatenateOptions = {},
   ): Promise<FileEntry> {
     const contents: Uint8Array[] = []
-    for (const part of parts) contents.push(await new Response((await this.files.read(part)).body).bytes())
+    for (const part of parts) {
+      contents.push(await new Response((await this.files.read(part)).body).bytes())
+      if (spend) await this.files.remove(part)
+    }
     return await this.files.write(path, Buffer.concat(contents), options)
   }
 

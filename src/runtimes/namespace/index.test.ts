@@ -15,6 +15,7 @@ import { type Clock, systemClock } from '../../lib/clock.ts'
 import { randomText } from '../../lib/ids.ts'
 import { silentLogger } from '../../lib/log.ts'
 import { eventually } from '../../lib/test-eventually.ts'
+import { refusalCodeOf } from '../../lib/test-refusal.ts'
 import { runtimeContract } from '../../spec/runtime.contract.ts'
 import type { Instance, InstanceSpec, Runtime } from '../../spec/runtime.ts'
 import { testHelperPath, testImage } from '../test-host.ts'
@@ -133,6 +134,20 @@ describeRoot(`namespace, as root${why === '' ? '' : ` (skipped: ${why})`}`, () =
     expect(await instance.reclaim?.()).toBeLessThan(bytes)
     await instance.thaw?.()
     expect((await shell('wc -c < /root/cached; rm /root/cached')).text).toBe('8000000\n')
+  })
+
+  test('of files that take most of the disk another is made when they may be spent for it, and only then', async () => {
+    const part = new Uint8Array(8 * 1024 * 1024).fill(7)
+    const parts = Array.from({ length: 5 }, (_, at) => `/root/parts/${at}`)
+    const { files } = instance.guest
+    for (const path of parts) await files.write(path, part)
+    expect(await refusalCodeOf(files.concatenate(parts, '/root/whole'))).toBe('insufficient_storage')
+    for (const path of parts) expect((await files.stat(path)).size).toBe(part.length)
+    expect(await files.concatenate(parts, '/root/whole', { spend: true })).toMatchObject({
+      size: 5 * part.length,
+    })
+    await files.remove('/root/whole')
+    await files.remove('/root/parts')
   })
 
   test('a disk that the kernel closed to writes is told of, and is sound once its machine is started again', async () => {

@@ -145,9 +145,17 @@ export async function completeUpload(call: SandboxCall, uploadId: string): Promi
     })
   const { files } = call.lease.instance.guest
   const paths = parts.map(({ file }) => `${dirOf(uploadId)}/${file}`)
-  await completionsOf(files).run(() =>
-    fileOperation(files.concatenate(paths, path, { newFileMode: permissions }), 'open', path),
-  )
+  const whole = files.concatenate.bind(files, paths, path)
+  const make = async () => {
+    try {
+      return await whole({ newFileMode: permissions })
+    } catch (error) {
+      if (!PlatformError.is(error) || error.code !== 'insufficient_storage') throw error
+      // The parts and the whole do not fit side by side; of its parts the whole may be all the same.
+      return await whole({ newFileMode: permissions, spend: true })
+    }
+  }
+  await completionsOf(files).run(() => fileOperation(make(), 'open', path))
   await files.remove(dirOf(uploadId), { recursive: true }).catch(() => {})
   return json({ path, message: 'Multipart upload completed successfully' })
 }
