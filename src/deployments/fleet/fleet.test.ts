@@ -2,7 +2,6 @@ import { afterEach, beforeEach, expect, test } from 'bun:test'
 import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import type { ResolvedImage } from '../../images/index.ts'
 import { Instances } from '../../instances/index.ts'
 import { silentLogger } from '../../lib/log.ts'
 import { createSecretBox } from '../../lib/secret-box.ts'
@@ -11,8 +10,9 @@ import { type FakeProgramContext, type FakeRuntime, fakeRuntime } from '../../ru
 import type { Store } from '../../spec/store.ts'
 import { openSqliteStore } from '../../stores/sqlite/index.ts'
 import { Logs } from '../../telemetry/index.ts'
-import { Fleet, type RevisionLease, type RevisionRun } from './index.ts'
+import { Fleet, type RevisionLease } from './index.ts'
 import { requestsPerInstance } from './members.ts'
+import { testImage, testRun } from './test-run.ts'
 
 const port = 3000
 const idleMs = 5 * 60_000
@@ -53,7 +53,7 @@ function openFleet(): void {
   fleet = new Fleet({
     store,
     instances,
-    images: { resolve: async () => image() },
+    images: { resolve: async () => testImage() },
     logs,
     clock,
     log: silentLogger,
@@ -61,37 +61,6 @@ function openFleet(): void {
     region: 'eu-test-1',
     crashed: (run, message) => void crashes.push(`${run.name} ${message}`),
   })
-}
-
-function image(): ResolvedImage {
-  return {
-    reference: 'agent/hello:one',
-    root: { digest: 'sha256:test', layers: ['/layer'], mounts: [] },
-    env: { PATH: '/bin', FROM_IMAGE: 'yes', BL_WORKSPACE: 'not this' },
-    workingDir: '/app',
-    user: '',
-    entrypoint: ['server'],
-    command: ['--quick'],
-    ports: [],
-    [Symbol.dispose]() {},
-  }
-}
-
-function runOf(more: Partial<RevisionRun> = {}): RevisionRun {
-  return {
-    id: 'rev-one',
-    workspace: 'main',
-    kind: 'agent',
-    name: 'hello',
-    labels: { team: 'a' },
-    image: 'agent/hello:one',
-    env: { FROM_OWNER: 'yes', PORT: '1', BL_API_KEY: 'not this' },
-    memoryMb: 1024,
-    port,
-    minScale: 0,
-    maxScale: 3,
-    ...more,
-  }
 }
 
 beforeEach(async () => {
@@ -174,7 +143,7 @@ async function ask(lease: RevisionLease): Promise<Record<string, string>> {
 }
 
 test('the first request makes an instance, whose program knows how to be reached and how to reach the platform', async () => {
-  fleet.serve(runOf())
+  fleet.serve(testRun())
   expect(await machines()).toEqual([])
   using lease = await acquire()
   expect(await ask(lease)).toMatchObject({
@@ -208,7 +177,7 @@ test('the first request makes an instance, whose program knows how to be reached
 })
 
 test('requests that one instance has no room for get another one, up to maxScale', async () => {
-  fleet.serve(runOf({ maxScale: 2 }))
+  fleet.serve(testRun({ maxScale: 2 }))
   const leases = [await acquire()]
   while (leases.length < requestsPerInstance) leases.push(await acquire())
   expect(await machines()).toHaveLength(1)
@@ -223,7 +192,7 @@ test('requests that one instance has no room for get another one, up to maxScale
 })
 
 test('an instance that nobody uses rests, goes after minutes, and the next request makes a new one', async () => {
-  fleet.serve(runOf())
+  fleet.serve(testRun())
   const lease = await acquire()
   const { id } = lease.instance
   lease[Symbol.dispose]()
@@ -242,7 +211,7 @@ test('an instance that nobody uses rests, goes after minutes, and the next reque
 })
 
 test('minScale instances are there before any request, awake, and stay', async () => {
-  fleet.serve(runOf({ minScale: 2 }))
+  fleet.serve(testRun({ minScale: 2 }))
   await until(() => running.length === 2)
   await passing(fleet.ready('rev-one'))
   clock.advance(60_000)
@@ -258,7 +227,7 @@ test('a program that ends before it listens is told of with its exit code and wh
     await stderr('Error: no module called left-pad\n    at main.js:1\n')
     return 7
   }
-  fleet.serve(runOf())
+  fleet.serve(testRun())
   const failure = await failureOf(passing(fleet.ready('rev-one')))
   expect(failure.message).toContain(
     'The program of the agent "hello" ended with exit code 7 before it listened on port 3000. Its last lines:\n' +
@@ -272,7 +241,7 @@ test('a program that wrote nothing but empty lines is told to have written nothi
     await stderr('\n  \n')
     return 7
   }
-  fleet.serve(runOf())
+  fleet.serve(testRun())
   const failure = await failureOf(passing(fleet.ready('rev-one')))
   expect(failure.message).toEndWith('before it listened on port 3000. It wrote nothing.')
 })
@@ -290,7 +259,7 @@ test('nobody looks any longer whether a program listens that has ended', async (
     return instance
   }
   program = () => 7
-  fleet.serve(runOf())
+  fleet.serve(testRun())
   await failureOf(passing(fleet.ready('rev-one')))
   await passing(fleet.retire('rev-one', { now: true }))
   const before = looks
@@ -304,7 +273,7 @@ test('a program that never listens is told of as it is documented', async () => 
     await ended(signal)
     return 0
   }
-  fleet.serve(runOf())
+  fleet.serve(testRun())
   const ready = fleet.ready('rev-one')
   ready.catch(() => {})
   await until(() => running.length === 1)
@@ -321,7 +290,7 @@ test('what a program writes is in the logs of its deployment', async () => {
     await context.stderr('three\n')
     return await serves(context)
   }
-  fleet.serve(runOf())
+  fleet.serve(testRun())
   using lease = await acquire()
   const query = () =>
     logs.query({ workspace: 'main', kind: 'agents', name: 'hello' }, { instance: lease.instance.id })
@@ -344,7 +313,7 @@ test('an instance whose program ends is replaced, and the next request finds the
     await Promise.race([asked, ended(context.signal)])
     return 1
   }
-  fleet.serve(runOf())
+  fleet.serve(testRun())
   const lease = await acquire()
   const { id } = lease.instance
   lease[Symbol.dispose]()
@@ -361,7 +330,7 @@ test('a revision that crashes over and over backs off, says why, and is not star
     await stdout('cannot work\n')
     return 3
   }
-  fleet.serve(runOf())
+  fleet.serve(testRun())
   await passing(fleet.ready('rev-one').catch(() => {}))
   await until(() => fleet.health('rev-one').crashes === 4)
   expect(await failureOf(fleet.acquire('rev-one'))).toMatchObject({
@@ -386,7 +355,7 @@ test('a revision that crashes over and over backs off, says why, and is not star
 })
 
 test('one that retires answers what is under way, takes nothing new, and leaves nothing', async () => {
-  fleet.serve(runOf())
+  fleet.serve(testRun())
   const lease = await acquire()
   const retired = fleet.retire('rev-one')
   expect(() => fleet.acquire('rev-one')).toThrow('does not serve')
@@ -401,7 +370,7 @@ test('one that retires answers what is under way, takes nothing new, and leaves 
 })
 
 test('one that is to go at once waits for nothing that is under way', async () => {
-  fleet.serve(runOf())
+  fleet.serve(testRun())
   using lease = await acquire()
   const retired = fleet.retire('rev-one')
   await passing(Promise.all([retired, fleet.retire('rev-one', { now: true })]))
@@ -410,10 +379,10 @@ test('one that is to go at once waits for nothing that is under way', async () =
 })
 
 test('one that retires and is wanted again goes on with what it has', async () => {
-  fleet.serve(runOf())
+  fleet.serve(testRun())
   const lease = await acquire()
   const retired = fleet.retire('rev-one')
-  fleet.serve(runOf())
+  fleet.serve(testRun())
   await passing(retired)
   using next = await acquire()
   expect(next.instance.id).toBe(lease.instance.id)
@@ -425,8 +394,8 @@ test('a later life of the platform takes up what runs, removes what nothing serv
     await context.stdout('begun\n')
     return await serves(context)
   }
-  fleet.serve(runOf())
-  fleet.serve(runOf({ id: 'rev-two' }))
+  fleet.serve(testRun())
+  fleet.serve(testRun({ id: 'rev-two' }))
   const kept = await acquire()
   const dropped = await passing(fleet.acquire('rev-two'))
   const query = () => logs.query({ workspace: 'main', kind: 'agents', name: 'hello' })
@@ -435,7 +404,7 @@ test('a later life of the platform takes up what runs, removes what nothing serv
   await instances.close({ keepInstances: true })
   openFleet()
   await instances.recover()
-  fleet.serve(runOf())
+  fleet.serve(testRun())
   fleet.open()
   using again = await acquire()
   expect(again.instance.id).toBe(kept.instance.id)
@@ -449,14 +418,14 @@ test('a later life of the platform takes up what runs, removes what nothing serv
 })
 
 test('what was stopped together with the platform is made anew when it is asked for', async () => {
-  fleet.serve(runOf())
+  fleet.serve(testRun())
   const lease = await acquire()
   fleet.close()
   await instances.close({ keepInstances: false })
   expect(await machines()).toEqual([])
   openFleet()
   await instances.recover()
-  fleet.serve(runOf())
+  fleet.serve(testRun())
   fleet.open()
   using again = await acquire()
   expect(again.instance.id).not.toBe(lease.instance.id)
@@ -465,7 +434,7 @@ test('what was stopped together with the platform is made anew when it is asked 
 })
 
 test('of a server that speaks over its standard streams nothing is started but the machine', async () => {
-  fleet.serve(runOf({ kind: 'function', transport: 'stdio' }))
+  fleet.serve(testRun({ kind: 'function', transport: 'stdio' }))
   await passing(fleet.ready('rev-one'))
   using lease = await acquire()
   expect(starts).toBe(0)
@@ -473,7 +442,7 @@ test('of a server that speaks over its standard streams nothing is started but t
 })
 
 test('a session finds its instance, or hears that it is gone; an instance that has no room for it is passed over', async () => {
-  fleet.serve(runOf())
+  fleet.serve(testRun())
   const lease = await acquire()
   const { id } = lease.instance
   lease[Symbol.dispose]()
@@ -493,7 +462,7 @@ test('who leaves while an instance starts for them waits no longer', async () =>
     await ended(signal)
     return 0
   }
-  fleet.serve(runOf())
+  fleet.serve(testRun())
   const leaving = new AbortController()
   const waiting = fleet.acquire('rev-one', leaving.signal)
   await until(() => running.length === 1)

@@ -1,26 +1,32 @@
 import { afterAll, beforeAll, describe, expect, test } from 'bun:test'
-import { chmodSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writeFileSync } from 'node:fs'
+import { rmSync, symlinkSync, writeFileSync } from 'node:fs'
 import { createServer, type Server } from 'node:net'
-import { constants, networkInterfaces, tmpdir } from 'node:os'
+import { constants } from 'node:os'
 import { join } from 'node:path'
-import { buildHelper } from '../../../../scripts/build-helper.ts'
-import { HelperLayers } from '../../../guest/index.ts'
-import { HostImage, type HostImageSource } from '../../../images/index.ts'
 import { systemClock } from '../../../lib/clock.ts'
 import { randomText } from '../../../lib/ids.ts'
 import { silentLogger } from '../../../lib/log.ts'
 import { Network } from '../../../network/index.ts'
 import type { Instance, InstanceSpec, RootMount, Runtime } from '../../../spec/runtime.ts'
 import { openNamespaceRuntime, probeNamespace } from '../index.ts'
+import {
+  control,
+  hostAddresses,
+  hostImage,
+  hostPidOf,
+  instancesDir,
+  makeUsr,
+  mountsOfUsr,
+  options,
+  osErrno,
+  probePath,
+  secret,
+  secretPath,
+  usrPath,
+  usrSecrets,
+  work,
+} from './test-host.ts'
 
-const work = mkdtempSync(join(tmpdir(), 'hutch-escape-'))
-const probePath = join(work, 'probe')
-const secretPath = join(work, 'secret')
-const secret = `secret-${randomText(24)}`
-
-const helperPath = (await buildHelper()).path
-const instancesDir = join(work, 'instances')
-const options = { instancesDir, helperPath, log: silentLogger, clock: systemClock }
 /** What the resolver says to every name. */
 let rebound: string[] = []
 const network = new Network({
@@ -72,52 +78,6 @@ async function inside(instance: Instance, ...argv: string[]): Promise<Outcome> {
 
 const shell = (instance: Instance, script: string) => inside(instance, '/bin/sh', '-c', script)
 const probe = (...words: string[]) => inside(sandbox, '/tmp/probe', ...words)
-
-/** The same attempt on the host, in a mount namespace of its own where it could change something. */
-function control(...words: string[]): string {
-  const wrapped = Bun.spawnSync(['unshare', '--mount', '--propagation', 'private', probePath, ...words], {
-    timeout: 20_000,
-  })
-  return wrapped.stdout.toString().trim()
-}
-
-const hostImage = (source: HostImageSource, usrPath?: string) =>
-  new HostImage({
-    imageDir: join(work, 'images'),
-    dataDir: work,
-    source,
-    usrLocal: false,
-    layers: new HelperLayers(helperPath),
-    clock: systemClock,
-    log: silentLogger,
-    ...(usrPath ? { usrPath } : {}),
-  })
-
-/** A /usr of a host with a file and a directory of root's, and one of everybody. */
-const usrPath = join(work, 'usr')
-const usrSecrets = ['share/file', 'share/directory/file', 'share/deep/directory/file', 'local/file']
-
-function makeUsr(): void {
-  for (const name of ['bin', 'local', 'share/directory', 'share/deep/directory'])
-    mkdirSync(join(usrPath, name), { recursive: true })
-  for (const name of ['share/directory', 'share/deep/directory']) chmodSync(join(usrPath, name), 0o700)
-  for (const path of usrSecrets) writeFileSync(join(usrPath, path), secret)
-  for (const path of ['bin/tool', 'share/deep/open']) writeFileSync(join(usrPath, path), 'for everybody')
-  chmodSync(join(usrPath, 'share/file'), 0o600)
-}
-
-/** Where an instance has that /usr as its image would have it: as it is, and as it was frozen. */
-async function mountsOfUsr(): Promise<RootMount[]> {
-  const host = hostImage('copy', usrPath)
-  const live = (await host.resolve()).mounts[0]!
-  await host.freeze()
-  const frozen = (await host.resolve()).mounts[0]!
-  return [
-    { ...live, target: '/srv/live' },
-    { ...live, target: '/srv/renamed' },
-    { ...frozen, target: '/srv/frozen' },
-  ]
-}
 
 async function specOf(hostname: string, mounts: RootMount[]): Promise<InstanceSpec> {
   const image = await hostImage('live').resolve()
@@ -182,11 +142,6 @@ afterAll(async () => {
   network.close()
   rmSync(work, { recursive: true, force: true })
 }, 120_000)
-
-/** Host pid of process 1 of an instance. */
-function hostPidOf(instance: Instance): number {
-  return (instance.handle.state as { guest: { pid: number } }).guest.pid
-}
 
 describe.skipIf(!possible)(
   'system calls that reach beyond a sandbox are refused inside and work outside',
@@ -620,17 +575,5 @@ async function killAllInside(): Promise<void> {
   await shell(sandbox, 'kill -9 -1')
 }
 
-/** Addresses of this host that are not loopback; link-local ones need an interface with them. */
-function hostAddresses(): string[] {
-  return Object.values(networkInterfaces())
-    .flatMap((list) => list ?? [])
-    .filter(({ internal, address }) => !internal && !address.startsWith('fe80:'))
-    .map(({ address }) => address)
-}
-
 const resolveInside = (name: string) =>
   shell(sandbox, `python3 -c "import socket; print(socket.gethostbyname('${name}'))"`)
-
-function osErrno(name: 'EPERM' | 'ENOENT' | 'ESRCH' | 'ECONNREFUSED' | 'ECONNRESET'): number {
-  return constants.errno[name]
-}
