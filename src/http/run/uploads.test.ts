@@ -118,7 +118,10 @@ test('a connection that is lost leaves nothing, and the address takes the archiv
     const { socket } = await eventually('the upload', async () => {
       const upload = await begun(path, ['Content-Type: application/zip', head], body)
       // The one before is over a moment after its file is gone: until then the address is in use.
-      const outcome = await Promise.race([upload.answer, eventually('a file', () => leftovers().length === 1)])
+      const outcome = await Promise.race([
+        upload.answer,
+        eventually('a file', () => leftovers().length === 1),
+      ])
       return outcome === true ? upload : null
     })
     socket.destroy()
