@@ -1,5 +1,6 @@
 import { PlatformError } from '../../errors.ts'
 import type { Logger } from '../../lib/log.ts'
+import { WorkerThread } from '../../lib/worker-thread.ts'
 import type { FromIndexes, ToIndexes } from './protocol.ts'
 
 export type Answer = Extract<FromIndexes, { ok: true }>
@@ -23,17 +24,20 @@ interface Pending {
 
 /** The thread of the indexes, there while it is used. When it goes, every index in it is gone. */
 export class IndexesThread {
-  readonly #startWorker: () => Bun.Worker
   readonly #log: Logger
+  readonly #thread: WorkerThread<ToIndexes, FromIndexes>
   readonly #pending = new Map<number, Pending>()
-  #worker: Bun.Worker | null = null
   #idle: ReturnType<typeof setTimeout> | undefined
   #nextId = 1
   #generation = 0
 
   constructor(options: { startWorker: () => Bun.Worker; log: Logger }) {
-    this.#startWorker = options.startWorker
     this.#log = options.log
+    this.#thread = new WorkerThread({
+      start: options.startWorker,
+      onMessage: (answer) => this.#onAnswer(answer),
+      onDied: (reason) => this.#lost(reason),
+    })
   }
 
   /** Another number than before: what was in the indexes is lost. */
@@ -43,7 +47,7 @@ export class IndexesThread {
 
   /** @throws unavailable when the thread ended before it answered */
   ask(asked: Asked): Promise<Answer> {
-    const worker = this.#started()
+    clearTimeout(this.#idle)
     const id = this.#nextId++
     return new Promise((resolve, reject) => {
       const timer = setTimeout(() => this.#end('did not answer in time'), answerMsMax)
@@ -51,29 +55,12 @@ export class IndexesThread {
       const message = { ...asked, id } as ToIndexes
       const moved =
         message.type === 'update' ? message.add.map(({ bytes }) => bytes.buffer as ArrayBuffer) : []
-      worker.postMessage(message, moved)
+      this.#thread.send(message, moved)
     })
   }
 
   close(): void {
     this.#end(null)
-  }
-
-  #started(): Bun.Worker {
-    clearTimeout(this.#idle)
-    if (this.#worker) return this.#worker
-    const worker = this.#startWorker()
-    worker.addEventListener('message', (event) => {
-      if (this.#worker === worker) this.#onAnswer((event as unknown as { data: FromIndexes }).data)
-    })
-    worker.onerror = (event) => {
-      event.preventDefault()
-      if (this.#worker === worker) this.#end(String(event.message))
-    }
-    // The process may end without it.
-    worker.unref()
-    this.#worker = worker
-    return worker
   }
 
   #onAnswer(answer: FromIndexes): void {
@@ -89,13 +76,15 @@ export class IndexesThread {
   }
 
   #end(reason: string | null): void {
+    if (!this.#thread.isThere) return
+    this.#thread.end()
+    this.#lost(reason)
+  }
+
+  #lost(reason: string | null): void {
     clearTimeout(this.#idle)
-    const worker = this.#worker
-    if (!worker) return
-    this.#worker = null
     this.#generation++
     if (reason !== null) this.#log.warn('the index of source files was ended', { reason })
-    worker.terminate()
     for (const { reject, timer } of this.#pending.values()) {
       clearTimeout(timer)
       reject(failure(reason ?? 'closed'))

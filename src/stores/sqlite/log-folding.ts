@@ -1,5 +1,6 @@
 import type { Clock } from '../../lib/clock.ts'
 import type { Logger } from '../../lib/log.ts'
+import { WorkerThread } from '../../lib/worker-thread.ts'
 import type { FromFolder, ToFolder } from './protocol.ts'
 
 /** Pages, 32 MiB: from there on the log is folded into the database. A page that is written often is in it often, and folded once. */
@@ -30,7 +31,7 @@ export interface LogFoldingOptions {
  */
 export class LogFolding {
   readonly #options: LogFoldingOptions
-  #worker: Bun.Worker | null = null
+  readonly #thread: WorkerThread<ToFolder, Exclude<FromFolder, { type: 'closed' }>>
   #logPages = 0
   #isCommitting = false
   #isFolding = false
@@ -41,11 +42,20 @@ export class LogFolding {
   #againAt = 0
   #hasFailed = false
   #onOver: (() => void) | null = null
-  #onClosed: (() => void) | null = null
   #isClosing = false
 
   constructor(options: LogFoldingOptions) {
     this.#options = options
+    this.#thread = new WorkerThread({
+      start: options.startWorker,
+      onMessage: (message) => {
+        if (message.type === 'folded') this.#folded(message.left)
+        else this.#failed(message.detail)
+      },
+      onDied: (reason) => {
+        if (this.#isFolding) this.#failed(reason)
+      },
+    })
   }
 
   /** No commit may begin: `onFree` says when. */
@@ -71,23 +81,14 @@ export class LogFolding {
   async close(): Promise<void> {
     this.#isClosing = true
     if (this.#isFolding) await new Promise<void>((resolve) => (this.#onOver = resolve))
-    const worker = this.#worker
-    if (!worker) return
-    await new Promise<void>((resolve) => {
-      this.#onClosed = resolve
-      worker.ref()
-      this.#send(worker, { type: 'close' })
-    })
-    this.#worker = null
-    worker.terminate()
+    await this.#thread.close({ type: 'close' })
   }
 
   #fold(): void {
     this.#isFolding = true
     this.#passes++
-    const worker = this.#worker ?? this.#start()
-    worker.ref()
-    this.#send(worker, { type: 'fold', path: this.#options.path })
+    this.#thread.works()
+    this.#thread.send({ type: 'fold', path: this.#options.path })
   }
 
   #folded(left: number): void {
@@ -113,38 +114,8 @@ export class LogFolding {
     this.#passes = 0
     this.#againFromPages = left === 0 ? 0 : this.#logPages + againAfterPages
     this.#againAt = left === 0 ? 0 : this.#options.clock.monotonic() + againAfterMs
-    this.#worker?.unref()
+    this.#thread.rests()
     this.#onOver?.()
     this.#options.onFree()
-  }
-
-  #start(): Bun.Worker {
-    const worker = this.#options.startWorker()
-    this.#worker = worker
-    worker.addEventListener('message', (event) => {
-      if (worker !== this.#worker) return
-      const data = (event as unknown as { data: FromFolder }).data
-      if (data.type === 'closed') this.#onClosed?.()
-      else if (data.type === 'folded') this.#folded(data.left)
-      else this.#failed(data.detail)
-    })
-    worker.onerror = (event) => {
-      event.preventDefault()
-      this.#stopped(worker, event.message)
-    }
-    worker.addEventListener('close', () => this.#stopped(worker, 'its thread ended'))
-    return worker
-  }
-
-  #stopped(worker: Bun.Worker, reason: string): void {
-    if (worker !== this.#worker) return
-    this.#worker = null
-    worker.terminate()
-    this.#onClosed?.()
-    if (this.#isFolding) this.#failed(reason)
-  }
-
-  #send(worker: Bun.Worker, message: ToFolder): void {
-    worker.postMessage(message)
   }
 }

@@ -1,6 +1,7 @@
 import { PlatformError } from '../../errors.ts'
 import type { Clock } from '../../lib/clock.ts'
 import type { Logger } from '../../lib/log.ts'
+import { WorkerThread } from '../../lib/worker-thread.ts'
 import { storeWritesWaitingMax } from '../../spec/store.ts'
 import { LogFolding } from './log-folding.ts'
 import {
@@ -58,7 +59,7 @@ export class Writer {
   #queue: Pending[] = []
   #bytesWaiting = 0
   #inFlight: Pending[] | null = null
-  #worker: Bun.Worker | null = null
+  readonly #thread: WorkerThread<ToWriter, Exclude<FromWriter, { type: 'closed' }>>
   #isAgain = false
   /** The thread is to fold the log whole before it writes, and nobody can stand in it for that. */
   #isFoldedFirst = false
@@ -67,7 +68,6 @@ export class Writer {
   #aloneNext = 0
   #closing: Promise<void> | null = null
   #onIdle: (() => void) | null = null
-  #onClosed: (() => void) | null = null
 
   constructor(options: WriterOptions) {
     this.#options = options
@@ -78,7 +78,13 @@ export class Writer {
       ...(foldFromPages === undefined ? {} : { foldFromPages }),
       onFree: () => this.#pump(),
     })
-    this.#start()
+    this.#thread = new WorkerThread({
+      start: options.startWorker,
+      onStart: () => this.#opened(),
+      onMessage: ({ outcomes, logPages }) => this.#settle(outcomes, logPages),
+      onDied: (reason) => this.#died(reason),
+    })
+    this.#thread.begin()
   }
 
   submit(mutation: Mutation): Promise<StepResult[]> {
@@ -115,38 +121,14 @@ export class Writer {
       })
     }
     await this.#folding.close()
-    const worker = this.#worker
-    if (!worker) return
-    await new Promise<void>((resolve) => {
-      this.#onClosed = resolve
-      worker.ref()
-      this.#send(worker, { type: 'close' })
-    })
-    this.#worker = null
-    worker.terminate()
+    await this.#thread.close({ type: 'close' })
   }
 
-  #start(): Bun.Worker {
-    const worker = this.#options.startWorker()
-    this.#worker = worker
-    worker.addEventListener('message', (event) => {
-      if (worker !== this.#worker) return
-      const data = (event as unknown as { data: FromWriter }).data
-      if (data.type === 'closed') this.#onClosed?.()
-      else this.#settle(data.outcomes, data.logPages)
-    })
-    worker.onerror = (event) => {
-      event.preventDefault()
-      this.#stopped(worker, event.message)
-    }
-    worker.addEventListener('close', () => this.#stopped(worker, 'it ended'))
-    // A program that forgot to close its store may still end.
-    worker.unref()
+  #opened(): void {
     const { path, durability } = this.#options
-    this.#send(worker, { type: 'open', path, durability, isAgain: this.#isAgain })
+    this.#thread.send({ type: 'open', path, durability, isAgain: this.#isAgain })
     this.#isFoldedFirst = this.#isAgain
     this.#isAgain = true
-    return worker
   }
 
   #pump(): void {
@@ -163,14 +145,13 @@ export class Writer {
     const group = this.#queue.splice(0, length)
     this.#bytesWaiting -= bytes
     this.#inFlight = group
-    const worker = this.#worker ?? this.#start()
-    worker.ref()
+    this.#thread.works()
     this.#folding.commitBegins()
     // Of the group that a new thread begins with some may be read a moment before it is durable.
     if (!this.#isFoldedFirst) this.#options.onBegin()
     const mutations = group.map(({ mutation }) => mutation)
     try {
-      this.#send(worker, { type: 'commit', mutations }, mutations.flatMap(givenAway))
+      this.#thread.send({ type: 'commit', mutations }, mutations.flatMap(givenAway))
     } catch (cause) {
       this.#unsent(group, cause)
     }
@@ -192,10 +173,6 @@ export class Writer {
     }
     this.#pump()
     this.#idle()
-  }
-
-  #send(worker: Bun.Worker, message: ToWriter, given: ArrayBuffer[] = []): void {
-    worker.postMessage(message, given)
   }
 
   #settle(outcomes: Outcome[], logPages: number | null): void {
@@ -237,14 +214,11 @@ export class Writer {
 
   #idle(): void {
     if (this.#inFlight || this.#queue.length > 0) return
-    this.#worker?.unref()
+    this.#thread.rests()
     this.#onIdle?.()
   }
 
-  #stopped(worker: Bun.Worker, reason: string): void {
-    if (worker !== this.#worker) return
-    this.#worker = null
-    worker.terminate()
+  #died(reason: string): void {
     this.#options.log.error('store: the writer stopped', { reason })
     const group = this.#inFlight
     this.#inFlight = null
@@ -255,7 +229,6 @@ export class Writer {
       const message = 'the store stopped while it wrote: read again to see whether the change was made'
       for (const { reject } of group) reject(new PlatformError('internal', message, { cause: reason }))
     }
-    this.#onClosed?.()
     // Each start takes a group off the queue, so that a writer that cannot run fails them all and is left alone.
     this.#pump()
     this.#idle()
