@@ -119,10 +119,19 @@ describe.skipIf(why !== '')('pages', () => {
     for (const dark of [false, true]) {
       const { page } = await visit(`${address}/terminal?token=${token}&sessionId=colours`, { dark })
       await page.getByRole('status').filter({ hasText: 'Connected' }).waitFor()
-      grounds.push(await page.evaluate(() => getComputedStyle(document.body).backgroundColor))
+      // Also around the letters, where the terminal has a frame of its own.
+      grounds.push(
+        ...(await page.evaluate(() =>
+          ['body', '.xterm-viewport'].map((part) => {
+            const element = document.querySelector(part)
+            return element === null ? '' : getComputedStyle(element).backgroundColor
+          }),
+        )),
+      )
       await page.close()
     }
-    expect(grounds).toEqual(['rgb(251, 250, 248)', 'rgb(20, 22, 26)'])
+    const [light, dark] = ['rgb(251, 250, 248)', 'rgb(20, 22, 26)']
+    expect(grounds).toEqual([light, light, dark, dark])
   }, 120_000)
 
   test('a login is approved on its page by who types a key, in the form and nowhere else', async () => {

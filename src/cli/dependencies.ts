@@ -7,7 +7,7 @@ import { shellJoin } from './shell.ts'
 
 /** Of our own environments: what was installed into it. */
 const stampName = '.hutch-installed'
-const quietly = ['--no-audit', '--no-fund', '--loglevel=error']
+const quietly = ['--no-audit', '--no-fund', '--no-update-notifier', '--loglevel=error']
 
 /**
  * Installs what a project needs where nothing of it is there yet, as its author would; what somebody installed by other

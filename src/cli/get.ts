@@ -28,8 +28,9 @@ export const get = command({
   },
   positionals: [1, 6],
   notes: [
-    `KIND: ${[...kinds, ...catalogues].map(({ plural }) => plural).join(', ')};`,
-    'executions; in the singular and short (sbx, img, pv) too. What belongs to another is reached by it:',
+    `KIND: ${kinds.map(({ plural }) => plural).join(', ')};`,
+    `${catalogues.map(({ plural }) => plural).join(', ')}; executions.`,
+    'In the singular and short (sbx, img, pv) too. What belongs to another is reached by it:',
     '  hutch get sandbox NAME process|previews|snapshots|schedules',
     '  hutch get sandbox NAME preview PREVIEW tokens',
     '  hutch get agent|function|application|job NAME revisions',

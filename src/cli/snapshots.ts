@@ -6,8 +6,10 @@ import { age, bytes, note, print, printJson, table } from './output.ts'
 import { pairs } from './pairs.ts'
 import { shellQuote, spelled } from './shell.ts'
 
-const memory =
-  'Programs go on from there where this host keeps their memory (hutch doctor says so); else the commands that ran are started anew.'
+const memory = [
+  'Programs go on from there where this host keeps their memory (hutch doctor says so); else the commands that ran',
+  'are started anew.',
+]
 const forkFlags = {
   ...connectionFlags,
   env: { kind: 'list', value: 'NAME=VALUE', short: 'e', about: 'variable, over what the other one had' },
@@ -20,7 +22,7 @@ export const snapshot = command({
   usage: 'NAME [SNAPSHOT]',
   flags: connectionFlags,
   positionals: [1, 2],
-  notes: ['SNAPSHOT: how it is to be called; else a name is made up.', memory],
+  notes: ['SNAPSHOT: how it is to be called; else a name is made up.', ...memory],
   async run({ flags, positionals }) {
     const [sandbox = '', name] = positionals
     const taken = await withHints(
@@ -43,7 +45,7 @@ export const restore = command({
   usage: 'NAME SNAPSHOT',
   flags: connectionFlags,
   positionals: [2, 2],
-  notes: ['SNAPSHOT: its name or its id.', memory],
+  notes: ['SNAPSHOT: its name or its id.', ...memory],
   async run({ flags, positionals }) {
     const [sandbox = '', snapshotName = ''] = positionals
     const answer = await withHints(flags, () => clientFor(flags).snapshots.restore(sandbox, snapshotName), {
@@ -64,7 +66,7 @@ export const fork = command({
     snapshot: { kind: 'text', value: 'SNAPSHOT', about: 'from this snapshot of it, by name or id' },
   },
   positionals: [2, 2],
-  notes: [memory],
+  notes: memory,
   async run({ flags, positionals }) {
     const [sandbox = '', target = ''] = positionals
     const { snapshot: from } = flags
@@ -81,7 +83,7 @@ export const forkSnapshot = command({
   usage: 'SNAPSHOT NEW',
   flags: forkFlags,
   positionals: [2, 2],
-  notes: [memory],
+  notes: memory,
   async run({ flags, positionals }) {
     const [from = '', target = ''] = positionals
     return await answerFork(flags, target, (options) =>

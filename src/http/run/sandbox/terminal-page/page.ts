@@ -75,7 +75,7 @@ const terminal = new Terminal({
 const fit = new FitAddon()
 terminal.loadAddon(fit)
 terminal.open(element('terminal'))
-element('session').textContent = sessionId === 'default' ? 'session' : `session ${sessionId}`
+element('session').textContent = sessionId === 'default' ? '' : `session ${sessionId}`
 dark.addEventListener('change', () => {
   terminal.options.theme = themes[dark.matches ? 'dark' : 'light']
 })
