@@ -1,5 +1,6 @@
 import { afterAll, beforeAll, expect, test } from 'bun:test'
 import { Dialer, type DialerRequest } from './dialer.ts'
+import { testCertificate } from './http1/test-certificate.ts'
 import { TestProxy } from './test-proxy.ts'
 
 let server: ReturnType<typeof Bun.serve>
@@ -82,6 +83,25 @@ test('the next address is tried when nobody listens at the first', async () => {
   await expect(
     dialer(['127.0.0.0/8'], ['127.0.0.2']).request(`http://api.example.test:${port}/`, request),
   ).rejects.toMatchObject({ code: 'bad_gateway', message: expect.stringContaining('cannot be reached') })
+})
+
+test('why a receiver cannot be reached is said: nobody listens, or its certificate is not trusted', async () => {
+  const local = dialer(['127.0.0.0/8'])
+  const why = async (url: string) => {
+    const refused = await local.request(url, request).then(
+      () => null,
+      (error: Error) => error,
+    )
+    return refused?.message ?? 'it was'
+  }
+  using secure = Bun.serve({
+    port: 0,
+    hostname: '127.0.0.1',
+    tls: testCertificate,
+    fetch: () => new Response(),
+  })
+  expect(await why(`https://127.0.0.1:${secure.port}/`)).toMatch(/its certificate is not trusted \(\w+\)$/)
+  expect(await why(`http://127.0.0.2:${port}/`)).toEndWith('cannot be reached: nothing listens there')
 })
 
 test("the platform's own ports are never dialled, whatever is listed", async () => {

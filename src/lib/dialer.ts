@@ -91,9 +91,7 @@ export class Dialer {
         request.signal?.throwIfAborted()
         if (PlatformError.is(error)) throw error
         if (isNotConnected(error) && index < targets.length - 1) continue
-        const why = timeout.aborted
-          ? `did not answer within ${request.timeoutMs / 1000} s`
-          : 'cannot be reached'
+        const why = timeout.aborted ? `did not answer within ${request.timeoutMs / 1000} s` : whyNot(error)
         throw new PlatformError('bad_gateway', `${request.what} at ${url.host} ${why}`, { cause: error })
       }
     }
@@ -115,7 +113,7 @@ export class Dialer {
       } catch (cause) {
         signal?.throwIfAborted()
         if (isNotConnected(cause) && index < targets.length - 1) continue
-        throw new PlatformError('bad_gateway', `${what} at ${url.host} cannot be reached`, { cause })
+        throw new PlatformError('bad_gateway', `${what} at ${url.host} ${whyNot(cause)}`, { cause })
       }
     }
     throw new PlatformError('bad_gateway', `${what}: ${url.hostname} has no address`)
@@ -201,6 +199,16 @@ export class Dialer {
 function isNotConnected(error: unknown): boolean {
   const code = (error as { code?: unknown }).code
   return typeof code === 'string' && notConnected.has(code)
+}
+
+/** As whoever gave the address can make use of it. */
+function whyNot(error: unknown): string {
+  const code = String((error as { code?: unknown }).code ?? '')
+  if (/CERT|SIGNATURE/.test(code)) return `cannot be reached: its certificate is not trusted (${code})`
+  if (code === 'ECONNREFUSED' || code === 'ConnectionRefused')
+    return 'cannot be reached: nothing listens there'
+  if (code === 'ECONNRESET') return 'closed the connection before its answer was complete'
+  return 'cannot be reached'
 }
 
 /** Resolving a name cannot be stopped, only left. */
