@@ -132,6 +132,8 @@ test('what stands beside the configuration counts as in it', async () => {
 })
 
 test.each<[string, TriggerInput]>([
+  ['spec.triggers[0].id: "__proto__" cannot be an id', later({}, { id: '__proto__' })],
+  ['cannot be an id', later({}, { id: 'a\ud800' })],
   ['spec.triggers[0].type: "webhook" is not one of http, http-async, cron', { type: 'webhook' }],
   ['configuration.timeout: 901 is out of range', later({ timeout: 901 })],
   ['configuration.timeout: must be a whole number', later({ timeout: '30s' })],

@@ -74,7 +74,7 @@ export function triggersOf(
   return given.map((trigger, index) => {
     const field = `spec.triggers[${index}]`
     const type = typeOf(kind, field, trigger.type)
-    const wanted = checkText(`${field}.id`, trigger.id || type, idCharactersMax)
+    const wanted = idOf(`${field}.id`, trigger.id || type)
     let id = wanted
     for (let count = 2; ids.has(id); count++) id = `${wanted}-${count}`
     ids.add(id)
@@ -126,6 +126,12 @@ export function isEnabled({ enabled }: StoredTrigger): boolean {
 function timing(trigger: StoredTrigger): string {
   const { type, configuration } = trigger
   return JSON.stringify([type, isEnabled(trigger), configuration?.schedule, configuration?.timezone])
+}
+
+/** @throws bad_request, also for what no address has, and what is no name of a field everywhere */
+function idOf(field: string, id: string): string {
+  if (!id.isWellFormed() || id === '__proto__') throw badRequest(`${field}: ${quoted(id)} cannot be an id`)
+  return checkText(field, id, idCharactersMax)
 }
 
 function typeOf(kind: DeploymentKind, field: string, given: string | null | undefined): TriggerType {

@@ -6,6 +6,7 @@ import { othersTurn } from '../lib/turns.ts'
 import { Journal, removalOf } from '../spec/journal.ts'
 import { type BatchStep, everyItem, type Resource, type Store } from '../spec/store.ts'
 import { inWorkspace } from '../workspaces/index.ts'
+import { Followers } from './followers.ts'
 import { matchesPattern } from './pattern.ts'
 import { indexOf, type MemoryPlace, type MemoryScope, nameOf } from './place.ts'
 import { Vectors, vectorKind } from './vectors.ts'
@@ -69,6 +70,7 @@ export class Memory {
   readonly #store: Store
   readonly #clock: Clock
   readonly #changes: Journal<ChangeBody>
+  readonly #followers = new Followers((workspace, signal) => this.#told(workspace, signal))
   readonly #lock = new KeyedLock()
 
   constructor({ store, clock }: { store: Store; clock: Clock }) {
@@ -177,12 +179,16 @@ export class Memory {
 
   /** Changes made from this call on, until `signal` aborts; ends early for who does not keep up. */
   follow(workspace: string, filter: ChangeFilter, signal: AbortSignal): AsyncGenerator<MemoryChange> {
+    const changes = this.#followers.follow(workspace, signal)
+    return (async function* () {
+      for await (const change of changes) if (isWanted(change, filter)) yield change
+    })()
+  }
+
+  #told(workspace: string, signal: AbortSignal): AsyncIterable<MemoryChange> {
     const changes = this.#changes.follow(workspace, signal)
     return (async function* () {
-      for await (const stored of changes) {
-        const change = changeOf(stored)
-        if (isWanted(change, filter)) yield change
-      }
+      for await (const stored of changes) yield changeOf(stored)
     })()
   }
 

@@ -246,3 +246,37 @@ test('a star in a pattern is any text, and everything else is itself', () => {
   ] as const)
     expect([pattern, key, matchesPattern(pattern, key)]).toEqual([pattern, key, expected])
 })
+
+test('many follow the changes of a workspace by one look at each, and who does not keep up is let go alone', async () => {
+  const watched: string[] = []
+  const watch = store.watch.bind(store)
+  store.watch = (filter, signal) => {
+    watched.push(filter.workspace ?? '')
+    return watch(filter, signal)
+  }
+  const over = new AbortController()
+  const following = (workspace: string) => memory.follow(workspace, {}, over.signal)
+  const [reads, waits, other] = [following('main'), following('main'), following('other')]
+  expect(watched).toEqual(['main', 'other'])
+  const set = (at: number) => memory.set('main', session, `k${at % 5}`, at, author)
+  const first = reads.next()
+  await set(0)
+  expect((await first).value?.data).toBe(0)
+  for (let at = 1; at <= 300; at++) {
+    await set(at)
+    expect((await reads.next()).value?.data).toBe(at)
+  }
+  const heard: unknown[] = []
+  for await (const { data } of waits) heard.push(data)
+  expect(heard).toEqual(Array.from({ length: 256 }, (_, at) => at))
+  await memory.set('other', session, 'k', 'x', author)
+  expect((await other.next()).value?.data).toBe('x')
+  over.abort()
+  expect(await reads.next()).toEqual({ done: true, value: undefined })
+  // The next one who comes follows from then on.
+  const again = memory.follow('main', {}, new AbortController().signal)
+  const next = again.next()
+  await set(301)
+  expect((await next).value?.data).toBe(301)
+  await again.return(undefined)
+})

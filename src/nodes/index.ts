@@ -309,7 +309,9 @@ function refuseTakeover(existing: AgentNode, registrant: Registrant): void {
   if (registrant.at === 'address') return
   const { place } = existing.body
   const isOwn = place.at === 'deployment' && place.kind === registrant.kind && place.name === registrant.name
-  if (isOwn) return
+  // Before it was deployed another program called itself so.
+  const isItsName = registrant.kind === 'agent' && registrant.name === existing.name
+  if (isOwn || (isItsName && place.at === 'deployment')) return
   throw new PlatformError(
     'conflict',
     `id: the node "${existing.name}" was registered by somebody else: remove it first, or use another name`,
@@ -329,7 +331,8 @@ function taken(
     return { place: registrant, replaced: gone ? { processId: before.processId, instanceId: null } : null }
   }
   const { kind, name, instanceId, port } = registrant
-  const known = before?.place.at === 'deployment' ? before.place.members : []
+  const isSame = before?.place.at === 'deployment' && before.place.kind === kind && before.place.name === name
+  const known = isSame && before.place.at === 'deployment' ? before.place.members : []
   const earlier = known.find((member) => member.instanceId === instanceId)
   const gone = earlier !== undefined && isOther(earlier.processId, processId)
   const members = [...without(known, instanceId), { instanceId, port, processId }].slice(-membersMax)

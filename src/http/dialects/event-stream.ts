@@ -14,7 +14,12 @@ export function eventStream(
       yield `${number}${name}data: ${JSON.stringify(data)}\n\n`
     }
   }
-  const body = keptAlive(text(), { text: ': keepalive\n\n', everyMs: keepaliveMs }, onEnd)
+  return eventStreamOf(text(), onEnd)
+}
+
+/** As `eventStream`, of events that are written already. */
+export function eventStreamOf(events: AsyncIterable<Uint8Array | string>, onEnd: () => void): Response {
+  const body = keptAlive(events, { text: ': keepalive\n\n', everyMs: keepaliveMs }, onEnd)
   return new Response(body, {
     headers: { 'content-type': 'text/event-stream', 'cache-control': 'no-cache', 'x-accel-buffering': 'no' },
   })

@@ -7,6 +7,7 @@ import type { Nodes } from '../../../nodes/index.ts'
 import { parseWith } from '../../body.ts'
 import { type Route, type RouteContext, route } from '../../route.ts'
 import { type NodeCalls, NotReached } from './calls.ts'
+import { nodeCalled } from './lookup.ts'
 import { replayLabels } from './replays.ts'
 import { retryLater } from './runs.ts'
 import { runSource } from './sources.ts'
@@ -50,14 +51,14 @@ type TargetType = 'reasoner' | 'skill'
 
 /** Calls of what nodes do: at once, or accepted for later. */
 export function executeRoutes(options: ExecuteOptions): Route[] {
-  const { executions, calls, nodes, clock, syncMs, asyncMs } = options
+  const { executions, calls, clock, syncMs, asyncMs } = options
   const shared = { method: 'POST', access: 'workload', errors: 'agentfield', tag, keyless: true } as const
   const readsBody = { 'application/json': executeBody }
 
   const accept = async (context: Context, target: string, timeoutMs: number, isSync: boolean) => {
     const { request, workspace, principal, whole } = context
     const { node, reasoner, type } = await resolve(options, workspace, target)
-    if (isSync) await refuseOffline(nodes, workspace, node)
+    if (isSync) await refuseOffline(options, workspace, node)
     const body = parseWith(executeBody, (await whole.json(bodyBytesMax)) ?? {}, 'body')
     const { headers } = request
     const loopback = principal?.kind !== 'workload'
@@ -159,7 +160,7 @@ export function executeRoutes(options: ExecuteOptions): Route[] {
           const startedAt = clock.now()
           const { node, reasoner } = await resolve(options, workspace, params.target, 'not_found')
           const body = parseWith(executeBody, (await whole.json(bodyBytesMax)) ?? {}, 'body')
-          const found = await nodes.find(workspace, node)
+          const found = await nodeCalled(options, workspace, node)
           const over = new AbortController()
           const signal = AbortSignal.any([request.signal, over.signal])
           const late = new PlatformError(
@@ -216,7 +217,7 @@ export function executeRoutes(options: ExecuteOptions): Route[] {
 
 /** @throws bad_request, or as `unknown` says, for what there is not */
 async function resolve(
-  { nodes, isDeployed }: Pick<ExecuteOptions, 'nodes' | 'isDeployed'>,
+  known: Pick<ExecuteOptions, 'nodes' | 'isDeployed'>,
   workspace: string,
   target: string,
   unknown: 'bad_request' | 'not_found' = 'bad_request',
@@ -229,9 +230,9 @@ async function resolve(
     )
   }
   const details = { error_category: 'target_not_found' }
-  const found = await nodes.find(workspace, node)
+  const found = await nodeCalled(known, workspace, node)
   if (found === null) {
-    if (isDeployed(workspace, node)) return { node, reasoner, type: 'reasoner' }
+    if (known.isDeployed(workspace, node)) return { node, reasoner, type: 'reasoner' }
     throw new PlatformError(
       unknown,
       `node '${node}' not found: nobody registered it, and no agent is called so`,
@@ -247,8 +248,12 @@ async function resolve(
 }
 
 /** Who said goodbye is not waited for. */
-async function refuseOffline(nodes: Nodes, workspace: string, name: string): Promise<void> {
-  const node = await nodes.find(workspace, name)
+async function refuseOffline(
+  known: Pick<ExecuteOptions, 'nodes' | 'isDeployed'>,
+  workspace: string,
+  name: string,
+): Promise<void> {
+  const node = await nodeCalled(known, workspace, name)
   if (node === null || node.body.lifecycle !== 'offline') return
   throw new PlatformError(
     'unavailable',

@@ -274,6 +274,12 @@ describe('who says how something ended', () => {
     await eventually('it was asked for', () => node.calls.length === 1)
     const stranger = await plane.workload('agent', 'stranger')
     expect((await plane.report(id, { status: 'succeeded' }, { key: stranger })).status).toBe(403)
+    const forged = [
+      [`/executions/${id}/logs`, { entries: ['forged'] }],
+      [`/executions/note?execution_id=${id}`, { message: 'forged' }],
+    ] as const
+    for (const [path, json] of forged)
+      expect((await plane.ask(path, { json, key: stranger })).status).toBe(403)
     for (const status of ['fine', 'constructor', '__proto__'])
       expect((await plane.report(id, { status })).status).toBe(400)
     expect((await plane.report('exec_3', { status: 'succeeded' })).status).toBe(404)

@@ -7,6 +7,7 @@ import {
   executionStatuses,
 } from '../../../executions/index.ts'
 import type { Clock } from '../../../lib/clock.ts'
+import { othersTurn } from '../../../lib/turns.ts'
 import type { Nodes } from '../../../nodes/index.ts'
 import { parseWith } from '../../body.ts'
 import { jsonBodyBytesMax, type Route, route } from '../../route.ts'
@@ -16,7 +17,7 @@ import { innerSource, runSource } from './sources.ts'
 import { refuseStrangers } from './strangers.ts'
 import { executionView, shownId, statusOf } from './view.ts'
 import type { Webhooks } from './webhooks.ts'
-import { tag, timeText, wordsOf } from './wire.ts'
+import { streamOf, tag, timeText, wordsOf } from './wire.ts'
 
 const reportBytesMax = 17 * 1024 * 1024
 const idsAtOnceMax = 1000
@@ -109,7 +110,8 @@ export function executionRoutes(options: ExecutionRouteOptions): Route[] {
       summary: 'Say what became of many executions, by id',
       body: z.object({ execution_ids: z.array(z.string()).min(1).max(idsAtOnceMax) }),
       handle({ workspace, body }) {
-        const asked = body.execution_ids.map((id) => [id, findExecution(executions, workspace, id)] as const)
+        const ids = [...new Set(body.execution_ids)]
+        const asked = ids.map((id) => [id, findExecution(executions, workspace, id)] as const)
         const bytes = asked.reduce((sum, [, found]) => sum + (found?.resultBytes ?? 0), 0)
         if (bytes > resultBytesMax) {
           throw new PlatformError(
@@ -117,12 +119,18 @@ export function executionRoutes(options: ExecutionRouteOptions): Route[] {
             `execution_ids: their results are ${bytes} bytes together, at most ${resultBytesMax} at once: ask for fewer`,
           )
         }
-        return Object.fromEntries(
-          asked.map(([id, found]) => [
-            id,
-            found === null ? { execution_id: id, status: 'not_found' } : view(found),
-          ]),
-        )
+        const views = (async function* () {
+          let before = '{'
+          for (const [id, found] of asked) {
+            const told = found === null ? { execution_id: id, status: 'not_found' } : view(found)
+            yield Buffer.from(`${before}${JSON.stringify(id)}:${JSON.stringify(told)}`)
+            before = ','
+            await othersTurn()
+          }
+          yield Buffer.from('}')
+        })()
+        // Results may be large: one after the other.
+        return new Response(streamOf(views), { headers: { 'content-type': 'application/json' } })
       },
     }),
     route({

@@ -95,7 +95,7 @@ export class AgentField {
       ...restartRoutes({ executions, webhooks, clock, asyncMs, nodeRunningMax }),
       ...approvalRoutes({ executions, nodes, dialer, clock, calls: this.#calls }),
       ...eventRoutes({ executions }),
-      ...noteRoutes({ executions, notes, logs }),
+      ...noteRoutes({ executions, nodes, notes, logs }),
       ...innerRoutes({ executions, nodes, clock }),
       ...discoveryRoutes({ nodes, clock }),
       ...memoryRoutes({ memory, log }),

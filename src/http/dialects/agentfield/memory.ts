@@ -1,6 +1,7 @@
 import { z } from 'zod'
 import { PlatformError } from '../../../errors.ts'
 import type { Logger } from '../../../lib/log.ts'
+import { onceEach } from '../../../lib/once-each.ts'
 import {
   type ChangeFilter,
   type Memory,
@@ -13,7 +14,7 @@ import {
   memoryScopes,
 } from '../../../memory/index.ts'
 import { type Route, route, type Socket } from '../../route.ts'
-import { eventStream } from '../event-stream.ts'
+import { eventStreamOf } from '../event-stream.ts'
 import { streamOf, tag } from './wire.ts'
 
 const key = z.string().min(1)
@@ -223,9 +224,9 @@ export function memoryRoutes({ memory, log }: { memory: Memory; log: Logger }): 
         const gone = new AbortController()
         const signal = AbortSignal.any([request.signal, gone.signal])
         const changes = memory.follow(workspace, filterOf(query), signal)
-        return eventStream(
+        return eventStreamOf(
           (async function* () {
-            for await (const change of changes) yield { event: 'message', data: changeView(change) }
+            for await (const change of changes) yield eventOf(change)
           })(),
           () => gone.abort(),
         )
@@ -246,7 +247,7 @@ export function memoryRoutes({ memory, log }: { memory: Memory; log: Logger }): 
         let drained = Promise.withResolvers<void>()
         const send = async (socket: Socket) => {
           for await (const change of changes) {
-            if (socket.send(JSON.stringify(changeView(change)))) continue
+            if (socket.send(textOf(change))) continue
             await drained.promise
           }
           if (!gone.signal.aborted) socket.close(tryAgainLater, 'too far behind: read the history')
@@ -363,6 +364,10 @@ function changeView({ id, at, scope, scopeId, key, action, data, previousData, a
     metadata: { agent_id: author.agentId, actor_id: author.actorId, workflow_id: author.workflowId },
   }
 }
+
+/** However many are told of it. */
+const textOf = onceEach((change: MemoryChange) => JSON.stringify(changeView(change)))
+const eventOf = onceEach((change: MemoryChange) => Buffer.from(`event: message\ndata: ${textOf(change)}\n\n`))
 
 function unknown(key: string): PlatformError {
   return new PlatformError('not_found', `nothing is remembered under "${key.slice(0, 60)}" there`)

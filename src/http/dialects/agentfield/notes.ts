@@ -1,10 +1,11 @@
 import { z } from 'zod'
 import { PlatformError } from '../../../errors.ts'
 import type { Execution, Executions } from '../../../executions/index.ts'
-import type { ExecutionNote, Notes } from '../../../nodes/index.ts'
+import type { ExecutionNote, Nodes, Notes } from '../../../nodes/index.ts'
 import type { Logs } from '../../../telemetry/index.ts'
 import { type Route, route } from '../../route.ts'
 import { requireExecution } from './lookup.ts'
+import { refuseStrangers } from './strangers.ts'
 import { tag, wordsOf } from './wire.ts'
 
 const noteCharactersMax = 16 * 1024
@@ -16,12 +17,13 @@ const logNameCharactersMax = 100
 
 export interface NoteRouteOptions {
   executions: Executions
+  nodes: Nodes
   notes: Notes
   logs: Logs
 }
 
 /** What agents write down and log beside what they do. */
-export function noteRoutes({ executions, notes, logs }: NoteRouteOptions): Route[] {
+export function noteRoutes({ executions, nodes, notes, logs }: NoteRouteOptions): Route[] {
   const shared = { errors: 'agentfield', tag, keyless: true } as const
   const require = (workspace: string, id: string) => requireExecution(executions, workspace, id)
   return [
@@ -36,12 +38,13 @@ export function noteRoutes({ executions, notes, logs }: NoteRouteOptions): Route
           message: z.string().trim().min(1).max(noteCharactersMax),
           tags: z.array(z.string().max(tagCharactersMax)).max(tagsMax).nullish(),
         }),
-        async handle({ workspace, request, url, body }) {
+        async handle({ workspace, principal, request, url, body }) {
           const id = request.headers.get('x-execution-id') || url.searchParams.get('execution_id')
           if (!id)
             throw new PlatformError('bad_request', 'X-Execution-ID: missing: which execution is it of?')
           const { message, tags } = body
           const execution = require(workspace, id)
+          await refuseStrangers(principal, workspace, execution.target.name, nodes)
           const note = await notes.add(workspace, execution.id, { message, tags: tags ?? [] })
           return { success: true, note: noteView(note), message: 'Note added successfully' }
         },
@@ -71,8 +74,10 @@ export function noteRoutes({ executions, notes, logs }: NoteRouteOptions): Route
       access: 'deployed',
       summary: 'Keep lines that an agent logs while it works on an execution',
       body: z.object({ entries: z.array(z.unknown()).max(logEntriesMax) }),
-      handle({ workspace, params, body }) {
-        const source = { ...logOf(require(workspace, params.executionId)), stream: 'stdout' } as const
+      async handle({ workspace, principal, params, body }) {
+        const execution = require(workspace, params.executionId)
+        await refuseStrangers(principal, workspace, execution.target.name, nodes)
+        const source = { ...logOf(execution), stream: 'stdout' } as const
         for (const entry of body.entries)
           logs.append(source, typeof entry === 'string' ? entry : JSON.stringify(entry))
         return { success: true, accepted: body.entries.length }

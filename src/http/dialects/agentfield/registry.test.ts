@@ -187,6 +187,12 @@ describe('nodes', () => {
     ] as const)
       expect((await plane.ask(`/nodes/billing/${path}`, { json, key: own })).status).toBe(403)
     expect((await plane.ask('/nodes/hello-world/heartbeat', { json: {}, key: own })).status).toBe(200)
+    // A name that nobody had goes to whoever comes with it, until it is that of an agent.
+    expect((await register({ id: 'later' }, { key: own })).status).toBe(201)
+    expect((await register({ id: 'later' }, { key: other })).status).toBe(409)
+    const named = await plane.workload('agent', 'later')
+    expect((await register({ id: 'later' }, { key: named })).status).toBe(201)
+    expect((await register({ id: 'later' }, { key: own })).status).toBe(409)
     const task = await plane.workload('job', 'nightly')
     expect((await register({ id: 'mine' }, { key: task })).status).toBe(403)
   })

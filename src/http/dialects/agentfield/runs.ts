@@ -11,6 +11,7 @@ import { Background } from '../../../lib/background.ts'
 import type { Logger } from '../../../lib/log.ts'
 import type { AgentNode, Nodes, ReplacedProcess } from '../../../nodes/index.ts'
 import { type NodeAnswer, type NodeCalls, NotReached, type ProcessOfNode } from './calls.ts'
+import { nodeCalled } from './lookup.ts'
 import { answeredBefore, replayContext } from './replays.ts'
 import { innerSource, runSource } from './sources.ts'
 import { jsonOf, newId, textOf } from './wire.ts'
@@ -141,7 +142,7 @@ export class Runs {
 
   async #run({ execution, input, number }: Attempt, signal: AbortSignal): Promise<AttemptOutcome> {
     const { workspace, id, target } = execution
-    const { executions, nodes, calls, deployments } = this.#options
+    const { executions, calls, deployments } = this.#options
     const known = answeredBefore(executions, execution, input)
     if (known !== null)
       return {
@@ -151,7 +152,7 @@ export class Runs {
     const begun = (process: ProcessOfNode) => void this.#at.set(id, process)
     const request = { headers: contextHeaders(execution), body: input, signal }
     let answer: NodeAnswer
-    const node = await nodes.find(workspace, target.name)
+    const node = await this.#nodeCalled(workspace, target.name)
     try {
       if (node !== null) {
         answer = await calls.post(node, { ...request, ...asAsked(node, execution, input) }, begun)
@@ -181,6 +182,12 @@ export class Runs {
     return outcomeOf(answer, target.name, number)
   }
 
+  #nodeCalled(workspace: string, name: string): Promise<AgentNode | null> {
+    const { nodes, deployments } = this.#options
+    const isDeployed = (where: string, agent: string) => deployments.isKnown(where, 'agent', agent)
+    return nodeCalled({ nodes, isDeployed }, workspace, name)
+  }
+
   #ended(execution: Execution): void {
     const { id, status, note, startedAt } = execution
     const at = this.#at.get(id)
@@ -193,9 +200,9 @@ export class Runs {
 
   /** Its agent stops what it does for that. */
   async #callOff(execution: Execution, at: ProcessOfNode | undefined): Promise<void> {
-    const { nodes, calls } = this.#options
+    const { calls } = this.#options
     const { workspace, id, target, statusReason, error, note } = execution
-    const node = await nodes.find(workspace, target.name)
+    const node = await this.#nodeCalled(workspace, target.name)
     if (node === null) return
     const instanceId = at?.instanceId ?? note.instance_id
     const reason = statusReason ?? error?.message ?? 'cancelled'
