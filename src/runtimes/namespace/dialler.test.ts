@@ -1,9 +1,10 @@
 import { dlopen, ptr } from 'bun:ffi'
 import { afterEach, beforeEach, expect, setDefaultTimeout, test } from 'bun:test'
-import { closeSync, mkdtempSync, openSync, rmSync } from 'node:fs'
+import { closeSync, mkdtempSync, openSync, readdirSync, readlinkSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { systemClock } from '../../lib/clock.ts'
 import { silentLogger } from '../../lib/log.ts'
+import { eventually } from '../../lib/test-eventually.ts'
 import { testHelperPath } from '../test-host.ts'
 import { Dialler } from './dialler.ts'
 
@@ -112,3 +113,32 @@ test.skipIf(why !== '')(
     expect(await dialler.dial('other', target)).toBe(null)
   },
 )
+
+test.skipIf(why !== '')('one that was killed is started again, for whoever dials next', async () => {
+  using server = Bun.serve({ hostname: '127.0.0.1', port: 0, fetch: () => new Response() })
+  const target = { address: '127.0.0.1', port: server.port!, mailbox: mailbox('box') }
+  for (let connection = 1; connection <= 3; connection++) {
+    await eventually(
+      'a dial works',
+      async () => (await dialler.dial('one', { ...target, connection })) === null,
+    )
+    const [killed, ...others] = running()
+    expect(others).toEqual([])
+    process.kill(killed!, 'SIGKILL')
+    await eventually('it is gone', () => !running().includes(killed!))
+  }
+})
+
+/** Process ids of the diallers that stand in the test's directory. */
+function running(): number[] {
+  return readdirSync('/proc')
+    .filter((name) => /^\d+$/.test(name))
+    .filter((pid) => {
+      try {
+        return readlinkSync(`/proc/${pid}/cwd`) === dir
+      } catch {
+        return false
+      }
+    })
+    .map(Number)
+}

@@ -63,7 +63,8 @@ export class Dialler {
     }
   }
 
-  async #start(): Promise<DiallerChannel> {
+  /** The very promise that it made, by which its end is told from that of a later one. */
+  #start(): Promise<DiallerChannel> {
     const { helperPath, instancesDir, socketDir, log } = this.#options
     const name = `.dialler-${randomText(12)}`
     const again = () => {
