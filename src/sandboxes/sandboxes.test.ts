@@ -1,20 +1,15 @@
 import { afterEach, beforeEach, expect, test } from 'bun:test'
-import { existsSync } from 'node:fs'
-import { join } from 'node:path'
 import { PlatformError } from '../errors.ts'
 import { launchConcurrencyMax } from '../instances/creation.ts'
 import { maskedValue } from '../lib/environment.ts'
-import { createLogger } from '../lib/log.ts'
-import { eventually } from '../lib/test-eventually.ts'
 import { refusalOf } from '../lib/test-refusal.ts'
 import { Users, Workspaces } from '../workspaces/index.ts'
 import type { SandboxInput, SandboxView } from './schema.ts'
+import { actionsOn, actor, input, origin } from './test-actions.ts'
 import { type TestPlatform, TestSite } from './test-host.ts'
 
 let site: TestSite
 let platform: TestPlatform
-const actor = 'ada'
-const origin = 'http://localhost:4400'
 
 beforeEach(async () => {
   site = await TestSite.open()
@@ -25,46 +20,7 @@ afterEach(async () => {
   await site[Symbol.asyncDispose]()
 })
 
-function input(
-  name: string | undefined,
-  rest: { metadata?: object; spec?: object; runtime?: object } = {},
-): SandboxInput {
-  return {
-    metadata: { ...(name === undefined ? {} : { name }), ...rest.metadata },
-    spec: { runtime: { image: 'blaxel/base-image:latest', memory: 4096, ...rest.runtime }, ...rest.spec },
-  }
-}
-
-async function create(name: string, rest?: Parameters<typeof input>[1]): Promise<SandboxView> {
-  return platform.sandboxes.view(
-    await platform.sandboxes.create('main', input(name, rest), { actor }),
-    origin,
-  )
-}
-
-async function get(name: string): Promise<SandboxView> {
-  return platform.sandboxes.view(await platform.sandboxes.get('main', name), origin)
-}
-
-/** What the client does: reads the whole object, changes a part, sends it all back. */
-async function put(name: string, change: (view: SandboxView) => unknown): Promise<SandboxView> {
-  const body = JSON.parse(JSON.stringify(change(await get(name)))) as SandboxInput
-  return platform.sandboxes.view(
-    await platform.sandboxes.update('main', name, body, { actor: 'bob' }),
-    origin,
-  )
-}
-
-async function names(query = {}): Promise<string[]> {
-  return (await platform.sandboxes.list('main', query)).data.map((sandbox) => sandbox.name)
-}
-
-async function onlyMachine(): Promise<string> {
-  await platform.sandboxes.settled()
-  await platform.instances.settled()
-  expect([...site.host.machines.keys()]).toHaveLength(1)
-  return [...site.host.machines.keys()][0]!
-}
+const { create, get, put, names, onlyMachine } = actionsOn({ site: () => site, platform: () => platform })
 
 test('a created sandbox answers at once, with the fields clients read', async () => {
   const view = await create('box', {
@@ -380,6 +336,39 @@ test('an update whose machine cannot be made changes nothing', async () => {
   expect(lease.instance.id).toBe(before)
 })
 
+test('by external id answers the newest that lives, and can be bound anew', async () => {
+  await create('old', { metadata: { externalId: 'session-1' } })
+  site.clock.advance(10)
+  await create('new', { metadata: { externalId: 'session-1' } })
+  const find = async (id: string) => (await platform.sandboxes.getByExternalId('main', id)).name
+  expect(await find('session-1')).toBe('new')
+  expect((await names({ externalId: 'session-1' })).toSorted()).toEqual(['new', 'old'])
+  await platform.sandboxes.remove('main', 'new')
+  expect(await find('session-1')).toBe('old')
+  await put('old', (body) => ({ ...body, metadata: { ...body.metadata, externalId: 'session-2' } }))
+  expect(await refusalOf(find('session-1'))).toMatchObject({ code: 'not_found', status: 404 })
+  expect(await find('session-2')).toBe('old')
+})
+
+test('pages list every sandbox once, in order', async () => {
+  for (const name of ['a', 'b', 'c', 'd']) {
+    await create(name)
+    site.clock.advance(1)
+  }
+  const seen: string[] = []
+  let cursor = ''
+  do {
+    const page = await platform.sandboxes.list('main', { limit: 1, ...(cursor ? { cursor } : {}) })
+    seen.push(...page.data.map(({ name }) => name))
+    cursor = page.nextCursor
+  } while (cursor)
+  expect(seen).toEqual(['d', 'c', 'b', 'a'])
+  expect(await refusalOf(platform.sandboxes.list('main', { status: 'SLEEPY' }))).toMatchObject({
+    code: 'bad_request',
+  })
+  expect((await platform.sandboxes.list('other', {})).data).toEqual([])
+})
+
 function rulesTold({ events }: SandboxView): number {
   return (
     events?.filter(({ type, message }) => type === 'network' && message.includes('not applied')).length ?? 0
@@ -426,179 +415,4 @@ test('network and lifecycle are replaced as a whole; null and absence clear them
   const cleared = await put('box', (body) => ({ ...body, spec: { ...body.spec, network: undefined } }))
   expect(cleared.spec.network).toBeUndefined()
   expect(site.host.machines.get(await onlyMachine())!.starts).toBe(1)
-})
-
-test('deletion takes files, records and the name, and whoever still asks is told', async () => {
-  await create('box')
-  const id = await onlyMachine()
-  const files = join(site.dataDir, 'sandboxes', `${id}.processes`)
-  using lease = await platform.sandboxes.acquire('main', 'box')
-  // This host runs none, and what was asked for is recorded all the same.
-  await lease.processes.start({ command: 'true' }).catch(() => {})
-  expect(existsSync(files)).toBe(true)
-  const removed = await platform.sandboxes.remove('main', 'box')
-  expect(removed.body.status).toBe('DELETING')
-  expect(site.host.machines.size).toBe(0)
-  expect(existsSync(files)).toBe(false)
-  expect(await refusalOf(get('box'))).toMatchObject({ code: 'not_found', status: 404 })
-  expect(await refusalOf(platform.sandboxes.remove('main', 'box'))).toMatchObject({ code: 'not_found' })
-  expect(await refusalOf(platform.sandboxes.acquire('main', 'box'))).toMatchObject({
-    code: 'workload_not_found',
-  })
-  expect((await platform.store.page({ kind: 'instance' })).data).toEqual([])
-})
-
-test('an archive that a deletion cuts short is no failure that anybody is warned of', async () => {
-  const lines: string[] = []
-  const log = createLogger({ clock: site.clock, level: 'warn', write: (line) => void lines.push(line) })
-  await platform.close()
-  platform = await site.start({ log })
-  await create('box')
-  const packing = Promise.withResolvers<void>()
-  site.host.faults.pack = (_, signal) => {
-    packing.resolve()
-    return new Promise((_, reject) => signal?.addEventListener('abort', () => reject(signal.reason)))
-  }
-  await platform.sandboxes.archive('main', 'box')
-  await packing.promise
-  await platform.sandboxes.remove('main', 'box')
-  await platform.close()
-  platform = await site.start({ log })
-  expect(lines).toEqual([])
-  // One that fails by itself is told, so that there is something to be silent about.
-  await create('box')
-  site.host.faults.pack = () => {
-    throw new Error('no room')
-  }
-  await platform.sandboxes.archive('main', 'box')
-  await eventually('it is handed back', async () => (await get('box')).status === 'DEPLOYED')
-  expect(lines.map((line) => JSON.parse(line).message)).toEqual(['an instance could not be archived'])
-})
-
-test('a slow deletion is answered in time and shows as DELETING until it is done', async () => {
-  await create('box')
-  const held = Promise.withResolvers<void>()
-  site.host.faults.destroy = () => held.promise
-  const removal = platform.sandboxes.remove('main', 'box')
-  await eventually('the record says so', async () => (await get('box')).status === 'DELETING')
-  expect(await refusalOf(platform.sandboxes.acquire('main', 'box'))).toMatchObject({
-    code: 'workload_not_found',
-  })
-  await eventually('the request waits', () => site.clock.sleepers > 0)
-  site.clock.advance(60_000)
-  expect((await removal).body.status).toBe('DELETING')
-  held.resolve()
-  await platform.sandboxes.settled()
-  expect(await names()).toEqual([])
-})
-
-test('by external id answers the newest that lives, and can be bound anew', async () => {
-  await create('old', { metadata: { externalId: 'session-1' } })
-  site.clock.advance(10)
-  await create('new', { metadata: { externalId: 'session-1' } })
-  const find = async (id: string) => (await platform.sandboxes.getByExternalId('main', id)).name
-  expect(await find('session-1')).toBe('new')
-  expect((await names({ externalId: 'session-1' })).toSorted()).toEqual(['new', 'old'])
-  await platform.sandboxes.remove('main', 'new')
-  expect(await find('session-1')).toBe('old')
-  await put('old', (body) => ({ ...body, metadata: { ...body.metadata, externalId: 'session-2' } }))
-  expect(await refusalOf(find('session-1'))).toMatchObject({ code: 'not_found', status: 404 })
-  expect(await find('session-2')).toBe('old')
-})
-
-test('pages list every sandbox once, in order', async () => {
-  for (const name of ['a', 'b', 'c', 'd']) {
-    await create(name)
-    site.clock.advance(1)
-  }
-  const seen: string[] = []
-  let cursor = ''
-  do {
-    const page = await platform.sandboxes.list('main', { limit: 1, ...(cursor ? { cursor } : {}) })
-    seen.push(...page.data.map(({ name }) => name))
-    cursor = page.nextCursor
-  } while (cursor)
-  expect(seen).toEqual(['d', 'c', 'b', 'a'])
-  expect(await refusalOf(platform.sandboxes.list('main', { status: 'SLEEPY' }))).toMatchObject({
-    code: 'bad_request',
-  })
-  expect((await platform.sandboxes.list('other', {})).data).toEqual([])
-})
-
-test('a ttl terminates: visible as TERMINATED, hidden from lists, the name free, then forgotten', async () => {
-  await create('box', { runtime: { ttl: '10s' }, metadata: { externalId: 'e' } })
-  expect((await get('box')).expiresIn).toBe(10)
-  site.clock.advance(9_999)
-  expect((await get('box')).status).toBe('DEPLOYED')
-  site.clock.advance(1)
-  const over = await get('box')
-  expect(over.status).toBe('TERMINATED')
-  expect(over.state).toBeUndefined()
-  expect(await names()).toEqual([])
-  expect(await names({ showTerminated: true })).toEqual(['box'])
-  expect(await refusalOf(platform.sandboxes.getByExternalId('main', 'e'))).toMatchObject({
-    code: 'not_found',
-  })
-  expect(await refusalOf(platform.sandboxes.acquire('main', 'box'))).toMatchObject({
-    code: 'workload_not_found',
-  })
-  await platform.sandboxes.settled()
-  expect(site.host.machines.size).toBe(0)
-
-  const again = await create('box')
-  expect(again.status).toBe('DEPLOYED')
-  await platform.sandboxes.remove('main', 'box')
-
-  await create('gone', { runtime: { ttl: '1s' } })
-  await eventually('the timer waits', () => site.clock.sleepers > 0)
-  site.clock.advance(1000)
-  await eventually(
-    'it is terminated without anyone asking',
-    async () => (await names({ showTerminated: true, status: 'TERMINATED' })).length === 1,
-  )
-  await eventually('the timer waits', () => site.clock.sleepers > 0)
-  for (let seconds = 0; seconds <= 300; seconds += 30) {
-    site.clock.advance(30_000)
-    await eventually(
-      'the timer waits or is done',
-      async () => site.clock.sleepers > 0 || (await names({ showTerminated: true })).length === 0,
-    )
-  }
-  await eventually('its record is removed', async () => (await names({ showTerminated: true })).length === 0)
-})
-
-test('an idle policy counts from the last use, and a lease keeps it alive', async () => {
-  await create('box', {
-    spec: { lifecycle: { expirationPolicies: [{ type: 'ttl-idle', value: '5s', action: 'delete' }] } },
-  })
-  await platform.sandboxes.settled()
-  const lease = await platform.sandboxes.acquire('main', 'box')
-  site.clock.advance(60_000)
-  expect((await get('box')).status).toBe('DEPLOYED')
-  lease[Symbol.dispose]()
-  site.clock.advance(4_000)
-  expect((await get('box')).status).toBe('DEPLOYED')
-  site.clock.advance(1_000)
-  expect((await get('box')).status).toBe('TERMINATED')
-})
-
-test('a ttl that was cleared in time does not fire', async () => {
-  await create('box', { runtime: { ttl: '20s' } })
-  await put('box', (body) => ({
-    ...body,
-    spec: { ...body.spec, runtime: { ...body.spec.runtime, ttl: null } },
-  }))
-  site.clock.advance(60_000)
-  expect((await get('box')).status).toBe('DEPLOYED')
-})
-
-test('a disabled sandbox accepts no connection and keeps its machine', async () => {
-  await create('box')
-  await put('box', (body) => ({ ...body, spec: { ...body.spec, enabled: false } }))
-  expect(await refusalOf(platform.sandboxes.acquire('main', 'box'))).toMatchObject({
-    code: 'workload_unavailable',
-  })
-  await put('box', (body) => ({ ...body, spec: { ...body.spec, enabled: true } }))
-  using lease = await platform.sandboxes.acquire('main', 'box')
-  expect(lease.instance.id).toBe(await onlyMachine())
 })
