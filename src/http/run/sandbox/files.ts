@@ -16,6 +16,7 @@ import {
   parsePermissions,
 } from './entries.ts'
 import { listing } from './listing.ts'
+import { longJson } from './long-json.ts'
 import { MultipartReader, multipartBoundary } from './multipart.ts'
 import { type FilePath, filePath, userPath } from './paths.ts'
 
@@ -49,12 +50,12 @@ export async function readFileOrDirectory(call: SandboxCall, rest: string): Prom
     const names = download ? null : await namesIn(call.lease.instance.guest)
     const opening = download && sendFile ? files.open?.(path.absolute) : undefined
     const found = await (opening ?? files.read(path.absolute)).catch((error: unknown) => error)
-    if (isDirectoryError(found)) return json(await listing(call, path))
+    if (isDirectoryError(found)) return longJson({ ...(await listing(call, path)) })
     if (sendFile && isOpenFile(found)) return sent(path, found, sendFile, call.onEnd)
     if (isOpenedFile(found)) return names === null ? whole(path, found) : fileJson(path, found, names)
   }
   const entry = await fileOperation(files.stat(path.absolute), 'stat', path.absolute)
-  if (entry.type === 'directory') return json(await listing(call, path))
+  if (entry.type === 'directory') return longJson({ ...(await listing(call, path)) })
   if (entry.type !== 'file') {
     throw new PlatformError('unprocessable', `read ${path.absolute}: not a regular file but a ${entry.type}`)
   }

@@ -5,6 +5,7 @@ import type { LineMatch, TreeFilter } from '../../../spec/guest.ts'
 import { json, type SandboxAnswer, type SandboxCall } from './call.ts'
 import { asCode, fileError } from './entries.ts'
 import { requestedPath } from './files.ts'
+import { longJson } from './long-json.ts'
 import { countParameter, excludedDirectories, flagParameter, limitParameter, listParameter } from './query.ts'
 
 const foundMax = 100_000
@@ -43,7 +44,7 @@ export async function findFiles(call: SandboxCall, rest: string): Promise<Sandbo
   const { truncated } = await walked(call, absolute, { ...filter, resultsMax: left }, (found) => {
     matches.push(found)
   })
-  return json({ matches, total: matches.length, ...(truncated ? { truncated } : {}) })
+  return longJson({ matches, total: matches.length, ...(truncated ? { truncated } : {}) })
 }
 
 async function walked(

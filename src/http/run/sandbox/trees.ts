@@ -8,6 +8,7 @@ import { asCode, type FileView, fileError, fileOperation, fileView, namesIn } fr
 import { directoryMode, fileJsonBytesMax, removePath } from './files.ts'
 import { readFlatTree } from './flat-tree.ts'
 import { listing } from './listing.ts'
+import { longJson } from './long-json.ts'
 import { absolutePath, type FilePath, joined, nameOf } from './paths.ts'
 import { countParameter, flagParameter, limitParameter, listParameter } from './query.ts'
 
@@ -153,7 +154,7 @@ export async function writeTree(call: SandboxCall, rest: string): Promise<Sandbo
     const path = String((PlatformError.is(error) && error.details?.path) || root.absolute)
     throw asCode(fileError(error, 'open', path), 'unprocessable')
   }
-  return json(await listing(call, root))
+  return longJson({ ...(await listing(call, root)) })
 }
 
 export async function removeTree(call: SandboxCall, rest: string): Promise<SandboxAnswer> {
