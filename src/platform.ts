@@ -21,6 +21,7 @@ import { Executions } from './executions/index.ts'
 import { AgentField } from './http/dialects/agentfield/index.ts'
 import { composeCallback, performer } from './http/dialects/xpander/index.ts'
 import { Hosts } from './http/host.ts'
+import { LargeAnswers } from './http/large-answers.ts'
 import type { Route } from './http/route.ts'
 import { Exchanges } from './http/run/exchanges.ts'
 import { agentCaller } from './http/run/later.ts'
@@ -315,8 +316,22 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   const notes = new Notes({ store, clock })
   const memory = new Memory({ store, clock })
   for (const owner of [nodes, notes, memory]) workspaces.onDelete((workspace) => owner.removal(workspace))
+  const answers = new LargeAnswers(clock)
   const agentField = new AgentField({
-    ...{ executions, deliveries, deployments, nodes, notes, memory, dialer, logs, clock, log, version },
+    ...{
+      executions,
+      answers,
+      deliveries,
+      deployments,
+      nodes,
+      notes,
+      memory,
+      dialer,
+      logs,
+      clock,
+      log,
+      version,
+    },
     syncMs: config.agentfieldSyncSeconds * 1000,
     asyncMs: config.agentfieldAsyncSeconds * 1000,
     nodeRunningMax: config.agentfieldNodeMax > 0 ? config.agentfieldNodeMax : null,
@@ -372,13 +387,13 @@ export async function createPlatform(options: PlatformOptions = {}): Promise<Pla
   const origin = () => config.url ?? server?.url ?? `http://localhost:${config.port}`
   const triggers = new Triggers({
     ...{ store, deployments, jobs, executions, deliveries, secrets, clock, log },
-    call: agentCaller({ plane: () => plane, clock, log }),
+    call: agentCaller({ plane: () => plane, answers, clock, log }),
     origin,
   })
   const agents = new Agents({ store, deployments })
   const threads = new Threads({ store, executions, secrets, clock, log })
   const workers = new Workers({ threads, clock, log })
-  threads.performer(performer({ agents, workers, threads, plane, deployments, origin }), (task) =>
+  threads.performer(performer({ agents, workers, threads, plane, answers, deployments, origin }), (task) =>
     workers.ended(task),
   )
   executions.callbacks('xpander', composeCallback(deliveries))

@@ -6,6 +6,7 @@ import { silentLogger } from '../../lib/log.ts'
 import { FakeClock } from '../../lib/test-clock.ts'
 import type { Instance } from '../../spec/runtime.ts'
 import type { AgentCall, AgentRequest } from '../../triggers/index.ts'
+import { LargeAnswers } from '../large-answers.ts'
 import { LazyMcpBridge } from '../mcp/index.ts'
 import { type HttpServer, startServer } from '../server.ts'
 import { TestPlatform } from '../testing/test-platform.ts'
@@ -251,7 +252,12 @@ test('a POST with async=true is kept, and answered at once', async () => {
 })
 
 test('what was kept is asked as every other request is, and its answer told whole', async () => {
-  const call = agentCaller({ plane: () => ({ deployments, exchanges }), clock, log: silentLogger })
+  const call = agentCaller({
+    plane: () => ({ deployments, exchanges }),
+    answers: new LargeAnswers(clock),
+    clock,
+    log: silentLogger,
+  })
   const request: AgentRequest = {
     method: 'POST',
     path: '/work',

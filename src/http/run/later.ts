@@ -14,6 +14,7 @@ import {
   turnHeaders,
 } from '../../triggers/index.ts'
 import { errorResponse } from '../errors.ts'
+import type { LargeAnswers } from '../large-answers.ts'
 import type { RouteContext } from '../route.ts'
 import { splitUrl } from '../url.ts'
 import { type DeploymentPlane, serveDeployment } from './deployments.ts'
@@ -72,7 +73,12 @@ export async function acceptLater(
 }
 
 /** Makes kept requests, as if their clients asked now and waited for as long as it takes. */
-export function agentCaller(options: { plane: () => DeploymentPlane; clock: Clock; log: Logger }): CallAgent {
+export function agentCaller(options: {
+  plane: () => DeploymentPlane
+  answers: LargeAnswers
+  clock: Clock
+  log: Logger
+}): CallAgent {
   return async ({ workspace, name }, kept, executionId, signal) => {
     try {
       const answer = await serveDeployment(
@@ -93,7 +99,10 @@ export function agentCaller(options: { plane: () => DeploymentPlane; clock: Cloc
         },
         options.plane(),
       )
-      return await wholeAnswer(answer, options.clock)
+      // An agent may pack its answer unasked.
+      const room = { bytesMax: agentAnswerBytesMax, program: `${workspace}/agents/${name}`, signal }
+      const { body } = options.answers.kept(unpacked(answer), room)
+      return await wholeAnswer(answer, body, options.clock)
     } catch (error) {
       signal.throwIfAborted()
       return await failedAnswer(error, executionId, options)
@@ -115,18 +124,21 @@ function requestOf(kept: AgentRequest, signal: AbortSignal): Request {
 }
 
 /** @throws bad_gateway when it is not whole */
-async function wholeAnswer(response: Response, clock: Clock): Promise<AgentAnswer> {
-  const { status, headers } = response
+async function wholeAnswer(
+  { status, headers }: Response,
+  body: ReadableStream<Uint8Array> | null,
+  clock: Clock,
+): Promise<AgentAnswer> {
   const chunks: Uint8Array[] = []
   let bytes = 0
   try {
-    // An agent may pack its answer unasked.
-    for await (const chunk of unpacked(response).body ?? []) {
+    for await (const chunk of body ?? []) {
       bytes += chunk.length
       if (bytes > agentAnswerBytesMax) return tooLarge()
       chunks.push(chunk)
     }
   } catch (cause) {
+    if (PlatformError.is(cause)) throw cause
     const encoding = headers.get('content-encoding')
     const otherwise =
       encoding === null ? '' : `, or its body is not the ${encoding.slice(0, 40)} that it says`

@@ -4,6 +4,7 @@ import { PlatformError } from '../../../errors.ts'
 import { unpacked } from '../../../lib/content-encoding.ts'
 import type { Dialer } from '../../../lib/dialer.ts'
 import type { AgentNode, Nodes } from '../../../nodes/index.ts'
+import type { LargeAnswers } from '../../large-answers.ts'
 import { fetchPort } from '../../run/proxy.ts'
 
 /** Of an answer; what the record of an execution can hold. */
@@ -59,6 +60,7 @@ export class NodeCalls {
   readonly #nodes: Nodes
   readonly #deployments: Pick<Deployments, 'acquire' | 'acquireInstance'>
   readonly #dialer: Pick<Dialer, 'open'>
+  readonly #answers: LargeAnswers
   /** Members of a node get requests in turn. */
   #turn = 0
 
@@ -66,10 +68,12 @@ export class NodeCalls {
     nodes: Nodes
     deployments: Pick<Deployments, 'acquire' | 'acquireInstance'>
     dialer: Pick<Dialer, 'open'>
+    answers: LargeAnswers
   }) {
     this.#nodes = options.nodes
     this.#deployments = options.deployments
     this.#dialer = options.dialer
+    this.#answers = options.answers
   }
 
   /**
@@ -96,10 +100,13 @@ export class NodeCalls {
         .catch((error) => {
           throw notReached(error, `${what} cannot be reached at ${body.baseUrl}`)
         })
-      return { ...(await read(response, what, request.signal)), process }
+      const program = `${node.workspace}/nodes/${node.name}`
+      return { ...(await read(this.#kept(response, program, request), what, request.signal)), process }
     }
     const { lease, port, processId } = await this.#acquire(node, request)
-    return await this.#ask({ lease, port, processId, request, what: `the node "${node.name}"` }, begun)
+    const program = `${node.workspace}/nodes/${node.name}`
+    const what = `the node "${node.name}"`
+    return await this.#ask({ lease, port, processId, request, program, what }, begun)
   }
 
   /** Asks an agent that is deployed and is no node. As `post`. */
@@ -111,7 +118,11 @@ export class NodeCalls {
   ): Promise<NodeAnswer> {
     const { lease } = await this.#deployments.acquire(workspace, 'agent', name, { cookie: null }, request)
     const { port } = lease
-    return await this.#ask({ lease, port, processId: '', request, what: `the agent "${name}"` }, begun)
+    const program = `${workspace}/agents/${name}`
+    return await this.#ask(
+      { lease, port, processId: '', request, program, what: `the agent "${name}"` },
+      begun,
+    )
   }
 
   /** Keeps an instance awake that works on something; null when it is gone. */
@@ -150,17 +161,22 @@ export class NodeCalls {
     return { lease, port: lease.port, processId: '' }
   }
 
+  #kept(response: Response, program: string, { signal }: NodeRequest): Response {
+    return this.#answers.kept(unpacked(response), { bytesMax: answerBytesMax, program, signal })
+  }
+
   async #ask(
     asked: {
       lease: RevisionLease
       port: number
       processId: string
       request: NodeRequest
+      program: string
       what: string
     },
     begun: (process: ProcessOfNode) => void,
   ): Promise<NodeAnswer> {
-    const { lease, port, processId, request, what } = asked
+    const { lease, port, processId, request, program, what } = asked
     const held = onceDisposed(lease)
     const process = { instanceId: lease.instance.id, processId, lease: held }
     try {
@@ -182,7 +198,7 @@ export class NodeCalls {
           throw new NotReached(`${what} does not listen on port ${port}`, error)
         throw new PlatformError('bad_gateway', `${what} hung up before it answered`, { cause: error })
       })
-      return { ...(await read(response, what, request.signal)), process }
+      return { ...(await read(this.#kept(response, program, request), what, request.signal)), process }
     } catch (error) {
       held[Symbol.dispose]()
       throw error
@@ -218,7 +234,7 @@ async function read(
   const chunks: Uint8Array[] = []
   let bytes = 0
   try {
-    for await (const chunk of unpacked(response).body ?? []) {
+    for await (const chunk of response.body ?? []) {
       bytes += chunk.length
       if (bytes > answerBytesMax) {
         throw new PlatformError('bad_gateway', `${what} answered with more than ${answerBytesMax} bytes`)

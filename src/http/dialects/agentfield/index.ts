@@ -9,6 +9,7 @@ import type { Logger } from '../../../lib/log.ts'
 import type { Memory } from '../../../memory/index.ts'
 import type { Nodes, Notes } from '../../../nodes/index.ts'
 import type { Logs } from '../../../telemetry/index.ts'
+import type { LargeAnswers } from '../../large-answers.ts'
 import { type Route, route } from '../../route.ts'
 import { approvalRoutes, tellApprovals } from './approvals.ts'
 import { NodeCalls } from './calls.ts'
@@ -33,6 +34,7 @@ export interface AgentFieldOptions {
   notes: Notes
   memory: Memory
   dialer: Dialer
+  answers: LargeAnswers
   logs: Logs
   /** Of the platform. */
   version: string
@@ -60,9 +62,9 @@ export class AgentField {
   readonly #webhooks: Webhooks
 
   constructor(options: AgentFieldOptions) {
-    const { executions, deliveries, deployments, nodes, dialer, clock, log } = options
+    const { executions, deliveries, deployments, nodes, dialer, answers, clock, log } = options
     this.#options = options
-    this.#calls = new NodeCalls({ nodes, deployments, dialer })
+    this.#calls = new NodeCalls({ nodes, deployments, dialer, answers })
     this.#runs = new Runs({ executions, nodes, deployments, log, calls: this.#calls })
     this.#webhooks = new Webhooks({ executions, deliveries })
     tellApprovals({ executions, nodes, dialer, clock, calls: this.#calls })

@@ -4,6 +4,7 @@ import { PlatformError } from '../../../errors.ts'
 import { systemClock } from '../../../lib/clock.ts'
 import type { Instance } from '../../../spec/runtime.ts'
 import type { Json, Thread } from '../../../threads/index.ts'
+import { LargeAnswers } from '../../large-answers.ts'
 import { Exchanges } from '../../run/exchanges.ts'
 import { type ProgramOptions, performer } from './program.ts'
 
@@ -74,6 +75,7 @@ const options = {
     exchanges: new Exchanges({ clock: systemClock }),
   },
   deployments: { acquireVersion: async (...given: unknown[]) => acquired(given[3] as string) },
+  answers: new LargeAnswers(systemClock),
   origin: () => 'http://localhost:4400',
 } as unknown as ProgramOptions
 const perform = performer(options)

@@ -14,6 +14,7 @@ import type {
   Workers,
 } from '../../../threads/index.ts'
 import { isSchema, resultCharsMax } from '../../../threads/index.ts'
+import type { LargeAnswers } from '../../large-answers.ts'
 import { type Acquired, type DeploymentPlane, serveDeployment } from '../../run/deployments.ts'
 
 /** Says which conversation a message is of, for agents that keep any. */
@@ -29,6 +30,7 @@ export interface ProgramOptions {
   workers: Workers
   threads: Threads
   plane: DeploymentPlane
+  answers: LargeAnswers
   deployments: Pick<Deployments, 'acquireVersion'>
   /** Of the platform. */
   origin: () => string
@@ -77,7 +79,13 @@ export function performer(options: ProgramOptions): Performer {
         options.plane,
       )
       await begun
-      return await answerOf(unpacked(response), body.options, (piece) => tell('chunk', piece))
+      const program = `${workspace}/agents/${body.agentId}`
+      const answer = options.answers.kept(unpacked(response), {
+        bytesMax: resultCharsMax * 2,
+        program,
+        signal,
+      })
+      return await answerOf(answer, body.options, (piece) => tell('chunk', piece))
     } catch (error) {
       signal.throwIfAborted()
       return { by: 'failure', outcome: failureOf(error) }
