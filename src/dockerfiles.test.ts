@@ -1,23 +1,15 @@
 import { afterAll, beforeAll, describe, expect, setDefaultTimeout, test } from 'bun:test'
 import { ImageInstance } from '@blaxel/core'
+import { whyNoDockerfiles } from './builder/test-dockerfiles.ts'
 import { programs, tar, testImage } from './images/test-image.ts'
 import { TestRegistry } from './images/test-registry.ts'
-import { findDockerfileTool } from './lib/dockerfile-tool.ts'
 import { temporaryDataDir } from './platform.ts'
-import { openTestClient, type TestClient, whyNot } from './test-client.ts'
+import { openTestClient, type TestClient } from './test-client.ts'
 
 /** The chain from the cloud's own builder of images to what runs, over HTTP, with a registry on loopback. */
 
 setDefaultTimeout(180_000)
-const why =
-  (await whyNot((able) => (able.ownMounts ? '' : 'instances have no mounts of their own'))) ||
-  (await missing())
-
-async function missing(): Promise<string> {
-  const { tool, detail } = await findDockerfileTool(true)
-  if (tool === null) console.warn(`skipped: ${detail}`)
-  return tool === null ? detail : ''
-}
+const why = await whyNoDockerfiles()
 
 describe.skipIf(why !== '')(`Dockerfiles from outside${why ? ` (skipped: ${why})` : ''}`, () => {
   let client: TestClient

@@ -1,8 +1,8 @@
 import { afterAll, beforeAll, expect, test } from 'bun:test'
 import { connect } from 'node:net'
-import { networkInterfaces } from 'node:os'
 import { z } from 'zod'
 import { PlatformError } from '../errors.ts'
+import { hasIpv6 } from '../lib/test-ports.ts'
 import { route } from './route.ts'
 import { type HttpServer, loopbackHosts, startServer } from './server.ts'
 import { TestPlatform } from './testing/test-platform.ts'
@@ -54,10 +54,6 @@ afterAll(async () => {
   await server.stop()
   await platform[Symbol.asyncDispose]()
 })
-
-const hasIpv6 = Object.values(networkInterfaces()).some((all) =>
-  all?.some(({ address }) => address === '::1'),
-)
 
 for (const host of loopbackHosts) {
   const run = hasIpv6 || !host.includes(':') ? test : test.skip

@@ -1,12 +1,8 @@
 import { dlopen, ptr } from 'bun:ffi'
 import { expect, test } from 'bun:test'
 import { readdirSync } from 'node:fs'
-import { networkInterfaces } from 'node:os'
 import { shutdownConnection, unpaceListener } from './tcp-connections.ts'
-
-const hasIpv6 = Object.values(networkInterfaces()).some((all) =>
-  all?.some(({ address }) => address === '::1'),
-)
+import { hasIpv6 } from './test-ports.ts'
 
 for (const host of ['127.0.0.1', '::1', '::']) {
   // Without IPv6 there is nothing to listen on.

@@ -1,3 +1,5 @@
+import { networkInterfaces } from 'node:os'
+
 /** Below the ports that kernels give to connections, above those of known services. */
 const firstPort = 20_000
 const portsInReach = 12_000
@@ -20,3 +22,8 @@ function isUnused(port: number): boolean {
     return false
   }
 }
+
+/** Whether this host listens on ::1. */
+export const hasIpv6 = Object.values(networkInterfaces()).some((all) =>
+  all?.some(({ address }) => address === '::1'),
+)

@@ -1,22 +1,13 @@
 import { afterAll, describe, expect, test } from 'bun:test'
 import { programs, type TestEntry, type TestImageOptions, tar, testImage } from '../../images/test-image.ts'
 import { TestRegistry } from '../../images/test-registry.ts'
-import { findDockerfileTool } from '../../lib/dockerfile-tool.ts'
-import { whyNot } from '../../test-client.ts'
 import type { BuildRequest } from '../index.ts'
 import { openTestBuilder } from '../test-builder.ts'
+import { whyNoDockerfiles } from '../test-dockerfiles.ts'
 
-const why =
-  (await whyNot((able) => (able.ownMounts ? '' : 'instances here have no mounts of their own'))) ||
-  (await missingTool())
+const why = await whyNoDockerfiles()
 const suite = why ? describe.skip : describe
 const timeoutMs = 180_000
-
-async function missingTool(): Promise<string> {
-  const { tool, detail } = await findDockerfileTool(true)
-  if (tool === null) console.warn(`skipped: ${detail}`)
-  return tool === null ? detail : ''
-}
 
 /** Awaited as it is: what a matcher awaits keeps the store's thread from being heard. */
 function failureOf(work: Promise<unknown>): Promise<string> {

@@ -24,8 +24,6 @@ export interface FakeRuntimeOptions {
   clock?: Clock
   /** `create` and `restart` reject with this, as long as it answers something. */
   failCreate?: (spec: InstanceSpec) => Error | null
-  /** What `create` takes. */
-  createDelayMs?: number
   /** Programs by name that end at once with this code. */
   exitCodes?: Record<string, number>
   /** More programs, or other ones, by name. */
@@ -100,7 +98,7 @@ class MemoryRuntime implements FakeRuntime {
     if (!/^[a-z0-9]{12,40}$/.test(spec.id)) {
       throw new PlatformError('bad_request', `id "${spec.id}" is not 12 to 40 characters of a-z and 0-9`)
     }
-    await this.#delay(spec)
+    await this.#admit(spec)
     if (this.#machines.has(spec.id))
       throw new PlatformError('already_exists', `instance ${spec.id} exists already`)
     const files = this.#filesOf(spec)
@@ -114,7 +112,7 @@ class MemoryRuntime implements FakeRuntime {
     const machine = this.#machines.get(spec.id)
     if (!machine || machine.packed)
       throw new PlatformError('not_found', `instance ${spec.id} has left no files`)
-    await this.#delay(spec)
+    await this.#admit(spec)
     await machine.instance?.end({ reason: 'killed', exitCode: null, signal: 9 })
     return this.#start(machine)
   }
@@ -182,9 +180,8 @@ class MemoryRuntime implements FakeRuntime {
     return instance
   }
 
-  async #delay(spec: InstanceSpec): Promise<void> {
+  async #admit(spec: InstanceSpec): Promise<void> {
     spec.signal?.throwIfAborted()
-    if (this.#options.createDelayMs) await this.#clock.sleep(this.#options.createDelayMs, spec.signal)
     const failure = this.#options.failCreate?.(spec)
     if (failure) throw failure
   }
