@@ -10,7 +10,8 @@ const roomBytesMax = 32 * 1024 * 1024
 /** Of one who sends them, of what others leave: something stays free for the next, however many want everything. */
 const senderPart = 1 / 2
 /** Bun has up to 1.3 MiB of each already. */
-const waitingMax = 256
+const waitingMax = 448
+/** One who fills its places leaves as many for all others. */
 const senderWaitingMax = 224
 /** How slowly a body that has its room may come while others wait for theirs. */
 const senderMsMin = 10_000
