@@ -2,7 +2,6 @@ import {
   type Access,
   accountPrincipal,
   type Identity,
-  type Principal,
   principalIn,
   workloadKey,
   workspacesOf,
@@ -24,27 +23,12 @@ import type { LargeBodies } from './large-bodies.ts'
 import { apiVersionDefault, parseApiVersion } from './list.ts'
 import { openapiRoutes } from './openapi.ts'
 import { isOwnPage } from './page.ts'
-import {
-  type ConsumedCredentials,
-  type ErrorShape,
-  jsonBodyBytesMax,
-  type Route,
-  type RouteContext,
-} from './route.ts'
+import { type Connection, Context, type Passage } from './passage.ts'
+import { type ConsumedCredentials, jsonBodyBytesMax, type Route, type RouteContext } from './route.ts'
 import { type CompiledRoute, RouteTable } from './table.ts'
 import { splitUrl } from './url.ts'
-import { WholeBody } from './whole-body.ts'
 
-/** Where a request came from; absent for `platform.request()`. */
-export interface Connection {
-  /** The peer's address, null where it has none. */
-  readonly address: string | null
-  readonly upgrade: RouteContext<unknown, unknown, unknown>['upgrade']
-  /** Null while as many files are sent as may be at once. */
-  readonly sendFile: RouteContext<unknown, unknown, unknown>['sendFile']
-  /** Who is on the other end, where the connection itself says so; a credential that is sent wins, but for `workloadKey`. */
-  readonly identity?: Identity | undefined
-}
+export type { Connection } from './passage.ts'
 
 /** What a preview or custom-domain host needs of the request beyond the request itself. */
 export interface HostContext {
@@ -94,24 +78,6 @@ export function createApp(options: AppOptions): App {
 }
 
 const clientClosedRequest = 499
-
-/** A request on its way through; filled in as it goes, so that an error knows what was established before it. */
-interface Passage {
-  request: Request
-  connection: Connection | null
-  requestId: string
-  path: string
-  search: string
-  shape: ErrorShape
-  authority: Authority | null
-  compiled: CompiledRoute | null
-  principal: Principal | null
-  previewHost: boolean
-  /** No credential is asked for. */
-  open: boolean
-  /** Made when somebody asks for it. */
-  whole: WholeBody | null
-}
 
 class Handler {
   readonly #options: AppOptions
@@ -331,77 +297,6 @@ class Handler {
       workspace: passage.principal?.workspace,
     })
   }
-}
-
-class Context implements RouteContext<unknown, unknown, unknown> {
-  readonly request: Request
-  readonly path: string
-  readonly search: string
-  readonly params: unknown
-  readonly query: unknown
-  readonly principal: Principal | null
-  readonly workspace: string
-  readonly origin: string
-  readonly apiVersion: string
-  readonly requestId: string
-  readonly consumed: ConsumedCredentials
-  readonly #passage: Passage
-  readonly #bodies: LargeBodies
-  #url: URL | null = null
-
-  constructor(
-    passage: Passage,
-    bodies: LargeBodies,
-    parsed: {
-      params: unknown
-      query: unknown
-      workspace: string
-      apiVersion: string
-      consumed: ConsumedCredentials
-    },
-  ) {
-    this.#passage = passage
-    this.#bodies = bodies
-    this.request = passage.request
-    this.path = passage.path
-    this.search = passage.search
-    this.params = parsed.params
-    this.query = parsed.query
-    this.principal = passage.principal
-    this.workspace = parsed.workspace
-    this.origin = passage.authority?.origin ?? ''
-    this.apiVersion = parsed.apiVersion
-    this.requestId = passage.requestId
-    this.consumed = parsed.consumed
-  }
-
-  get upgrade(): RouteContext<unknown, unknown, unknown>['upgrade'] {
-    return this.#passage.connection?.upgrade ?? null
-  }
-
-  get sendFile(): RouteContext<unknown, unknown, unknown>['sendFile'] {
-    return this.#passage.connection?.sendFile ?? null
-  }
-
-  get body(): unknown {
-    return this.#passage.whole?.said
-  }
-
-  get whole(): WholeBody {
-    const passage = this.#passage
-    passage.whole ??= new WholeBody(this.request, { bodies: this.#bodies, sender: senderOf(passage, this) })
-    return passage.whole
-  }
-
-  get url(): URL {
-    this.#url ??= new URL(this.request.url)
-    return this.#url
-  }
-}
-
-/** Programs that run here count one by one, for they are strangers also to those of their own workspace. */
-function senderOf({ principal }: Passage, { workspace }: { workspace: string }): string {
-  return principal?.kind === 'workload' ? `instance ${principal.id}` : `workspace ${workspace}`
 }
 
 /**
