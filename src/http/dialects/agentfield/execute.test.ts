@@ -351,6 +351,38 @@ describe('a call that does not wait', () => {
     expect(node.calls.length).toBe(1)
   })
 
+  test('is not called off by who waits for it with the same key', async () => {
+    // However far the clock gets until whoever waits has heard.
+    await using patient = await TestControlPlane.open({ agentfieldAsyncSeconds: 2_592_000 })
+    await using node = new TestNode(patient, { think: later })
+    await node.register()
+    const headers = { 'Idempotency-Key': 'k2' }
+    const { execution_id: id } = (await patient.executeLater('hello-world.think', { input: {} }, headers))
+      .body
+    await patient.takenUp(id)
+    const heard: { answer?: Awaited<ReturnType<typeof patient.execute>> } = {}
+    const waiting = patient.execute('hello-world.think', {}, headers).then((answer) => {
+      heard.answer = answer
+    })
+    await eventually('it is answered', async () => {
+      await patient.clock.turn(10_000)
+      return heard.answer !== undefined
+    })
+    await waiting
+    expect(heard.answer).toMatchObject({
+      status: 504,
+      body: {
+        execution_id: id,
+        status: 'running',
+        error: 'Agent timeout',
+        message: expect.stringContaining('it goes on'),
+      },
+    })
+    expect([(await patient.told(id)).status, node.calledOff]).toEqual(['running', []])
+    await patient.report(id, { status: 'succeeded', result: 1 })
+    expect((await patient.execute('hello-world.think', {}, headers)).body).toMatchObject({ result: 1 })
+  })
+
   test('waits for its turn where one node works on so many at once', async () => {
     await using limited = await TestControlPlane.open({ agentfieldNodeMax: 1 })
     const before = plane

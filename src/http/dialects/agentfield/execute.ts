@@ -268,12 +268,14 @@ async function refuseOffline(
 /** Null: whoever asked is gone. Its work goes on, and can be asked for. */
 async function waitFor(
   executions: Executions,
-  { workspace, id }: Execution,
+  { workspace, id, timeoutMs: givenMs }: Execution,
   timeoutMs: number,
   signal: AbortSignal,
 ): Promise<Execution | null> {
   const ended = await executions.ended(workspace, id, { timeoutMs, signal })
   if (ended !== null || signal.aborted) return ended
+  // Accepted for later, with the same Idempotency-Key: it has more time than who waits for it now.
+  if (givenMs > timeoutMs) return executions.get(workspace, id)
   const message = `it took longer than ${timeoutMs / 1000} seconds`
   await executions
     .report(workspace, id, { status: 'timed_out', error: { code: 'timeout', message } })
@@ -298,11 +300,15 @@ function answerOf(
     status: statusOf(execution),
     ...(value === undefined ? {} : { result: value }),
     duration_ms: durationMsOf(execution) ?? 0,
-    finished_at: timeText(endedAt ?? 0),
+    ...(endedAt === null ? {} : { finished_at: timeText(endedAt) }),
   }
   if (status === 'succeeded') return { status: 200, body: { ...body, result: value ?? null } }
   const category = errorCategoryOf(execution)
   const failure = { ...body, ...failureView(execution), error_category: category }
+  if (endedAt === null) {
+    const message = `it goes on: look at it with GET /api/v1/executions/${id}`
+    return { status: 504, body: { ...failure, error: 'Agent timeout', message, error_message: message } }
+  }
   if (status === 'timed_out') {
     const details = `Execution exceeded ${syncMs / 1000} second limit`
     return { status: 504, body: { ...failure, error: 'Agent timeout', message: details, details } }
