@@ -1,5 +1,4 @@
 import { PlatformError } from '../errors.ts'
-import { abortable } from '../lib/abortable.ts'
 import { ByteRoom } from '../lib/byte-room.ts'
 import type { Clock } from '../lib/clock.ts'
 
@@ -30,12 +29,10 @@ export interface KeptAnswer {
 export class LargeAnswers {
   readonly #clock: Clock
   readonly #room = new ByteRoom({
-    ...{
-      bytesMax: roomBytesMax,
-      waitingMax,
-      holderPart: programPart,
-      what: 'large answers are on their way',
-    },
+    bytesMax: roomBytesMax,
+    waitingMax,
+    holderPart: programPart,
+    what: 'large answers are on their way',
   })
 
   constructor(clock: Clock) {
@@ -65,16 +62,9 @@ export class LargeAnswers {
     let came = 0
     let late: PlatformError | null = null
     const enter = async (bytes: number) => {
-      const entering = this.#room.take(bytes, program)
-      const taken = () => {
-        held = bytes
-        if (over.signal.aborted) leave()
-      }
-      if (entering === null) taken()
-      else {
-        const entered = entering.then(taken)
-        await abortable(entered, signal)
-      }
+      await this.#room.take(bytes, program, signal)
+      held = bytes
+      if (over.signal.aborted) leave()
       void watch()
     }
     const leave = () => {

@@ -173,6 +173,27 @@ test('a client that leaves makes room', async () => {
   await reading(room, 30 * MiB).done
 })
 
+test('a client that leaves while it waits for room keeps no place', async () => {
+  const room = rooms()
+  const first = await holding(room, 30 * MiB)
+  const gone = new AbortController()
+  const request = new Request('http://localhost/', {
+    method: 'POST',
+    headers: { 'content-length': String(9 * MiB) },
+    body: sender(9 * MiB).request.body,
+    signal: gone.signal,
+  })
+  const left = room
+    .of(request)
+    .bytes(32 * MiB)
+    .catch((error: Error) => error.message)
+  const next = reading(room, 9 * MiB)
+  gone.abort(new Error('it hung up'))
+  expect(await left).toBe('it hung up')
+  first.used()
+  await next.done
+})
+
 test('what is passed on as it comes has room for what is held of it', async () => {
   const room = rooms()
   const first = await holding(room, 8 * MiB)

@@ -42,10 +42,10 @@ export class LargeBodies {
     this.#clock = clock
   }
 
-  /** Once there is room. `sender`: who is to leave room for others. @throws too_many_requests */
-  async enter(bytes: number, sender: string): Promise<BodyPlace> {
+  /** Once there is room. `sender`: who is to leave room for others; `left`: it is gone. @throws too_many_requests */
+  async enter(bytes: number, sender: string, left?: AbortSignal): Promise<BodyPlace> {
     const room = bytes <= commonBodyBytesMax ? this.#common : this.#largest
-    await room.take(bytes, sender)
+    await room.take(bytes, sender, left)
     let isIn = true
     const leave = () => {
       if (isIn) room.leave(bytes, sender)

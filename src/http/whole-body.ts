@@ -114,7 +114,7 @@ export class WholeBody {
 
   async #enter(bytes: number, chunks: { cancel(): Promise<void> }): Promise<void> {
     if (this.#room === null) return
-    const place = await this.#room.bodies.enter(bytes, this.#room.sender)
+    const place = await this.#room.bodies.enter(bytes, this.#room.sender, this.#request.signal)
     this.#place = place
     place.signal.addEventListener('abort', () => chunks.cancel().catch(() => {}), { once: true })
   }

@@ -75,3 +75,21 @@ test('so many of one holder may wait, and others still', () => {
   expect(room.take(1, 'b')).not.toBeNull()
   expect(() => room.take(1, 'b')).toThrow('too many things are done')
 })
+
+test('who does not wait any more leaves its place, and those behind it come in', async () => {
+  const room = new ByteRoom({ bytesMax: 10, waitingMax: 2, what: 'things are done' })
+  expect(room.take(8)).toBeNull()
+  const leaving = new AbortController()
+  const large = room.take(9, '', leaving.signal)?.catch((reason: Error) => reason.message)
+  const small = room.take(2)
+  expect(room.waiting).toBe(2)
+  leaving.abort(new Error('it left'))
+  expect(await large).toBe('it left')
+  await small
+  expect(room.waiting).toBe(0)
+  expect(() => room.take(1, '', leaving.signal)).toThrow('it left')
+  // What left took nothing.
+  room.leave(8)
+  room.leave(2)
+  expect(room.take(10)).toBeNull()
+})

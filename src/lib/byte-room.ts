@@ -38,8 +38,9 @@ export class ByteRoom {
     return this.#waitingInAll
   }
 
-  /** Null: there is room, and it is taken. Else resolves once it is. @throws too_many_requests */
-  take(bytes: number, holder = ''): Promise<void> | null {
+  /** Null: there is room, and it is taken. Else resolves once it is; `signal`: nobody waits for it. @throws too_many_requests, its reason */
+  take(bytes: number, holder = '', signal?: AbortSignal): Promise<void> | null {
+    signal?.throwIfAborted()
     const { waitingMax, holderWaitingMax = waitingMax, what } = this.#options
     // Whoever waits for the room is not passed by; whoever waits for its own holder's part is.
     const line = this.#waiting.get(holder)
@@ -50,9 +51,19 @@ export class ByteRoom {
       })
     }
     this.#waitingInAll++
-    return new Promise((enter) => {
-      if (line === undefined) this.#waiting.set(holder, [{ bytes, enter }])
-      else line.push({ bytes, enter })
+    return new Promise((resolve, reject) => {
+      const onAbort = () => {
+        this.#forget(waiting, holder)
+        reject(signal?.reason)
+      }
+      const enter = () => {
+        signal?.removeEventListener('abort', onAbort)
+        resolve()
+      }
+      const waiting = { bytes, enter }
+      if (line === undefined) this.#waiting.set(holder, [waiting])
+      else line.push(waiting)
+      signal?.addEventListener('abort', onAbort, { once: true })
     })
   }
 
@@ -69,6 +80,19 @@ export class ByteRoom {
     const left = (this.#heldBy.get(holder) ?? 0) - bytes
     if (left > 0) this.#heldBy.set(holder, left)
     else this.#heldBy.delete(holder)
+    this.#admitAll()
+  }
+
+  /** Those behind it may enter now. */
+  #forget(waiting: Waiting, holder: string): void {
+    const line = (this.#waiting.get(holder) ?? []).filter((one) => one !== waiting)
+    if (line.length > 0) this.#waiting.set(holder, line)
+    else this.#waiting.delete(holder)
+    this.#waitingInAll--
+    this.#admitAll()
+  }
+
+  #admitAll(): void {
     for (let next = this.#next(); next !== null; next = this.#next()) this.#admit(next)
   }
 
