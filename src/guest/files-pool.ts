@@ -2,6 +2,7 @@ import { closeSync } from 'node:fs'
 import { PlatformError } from '../errors.ts'
 import { messageSockets, receiveDescriptor } from '../lib/descriptors.ts'
 import type { Logger } from '../lib/log.ts'
+import { Semaphore } from '../lib/semaphore.ts'
 import type { Identity } from '../spec/guest.ts'
 import { readError } from './codec.ts'
 import { Connection } from './connection.ts'
@@ -18,6 +19,8 @@ const idleMsMaxDefault = 2_000
 const lastingMsMinDefault = 500
 /** Operations that left the pool: with it and with watches fewer workers than process 1 may have. */
 const lastingMax = 24
+/** Process 1 closes the oldest of 16 connections whose greeting it did not read yet, those of others among them. */
+const greetingsMax = 8
 /** Without a single byte from the guest while it has something to do. */
 const fileStallMsMax = 30_000
 /** Received and not yet taken; beyond it the socket is not read. */
@@ -45,6 +48,11 @@ export class FilesPool {
   /** Those that were the pool's and last. */
   #lasting = new Set<PooledConnection>()
   #relief: Timer | null = null
+  readonly #greetings = new Semaphore({
+    concurrencyMax: greetingsMax,
+    waitingMax,
+    what: 'connections to this sandbox are being opened',
+  })
   #opening = 0
   #waiting: { resolve: (ready: null) => void; reject: (error: Error) => void; timer: Timer }[] = []
   #failure: PlatformError | null = null
@@ -201,7 +209,9 @@ export class FilesPool {
   async #greet(pooled: PooledConnection): Promise<void> {
     const { socketPath: path } = this.options
     const { uid, gid } = this.#identity
-    pooled.connection = await Connection.open({ path, role: 'files', uid, gid }, pooled)
+    pooled.connection = await this.#greetings.run(() =>
+      Connection.open({ path, role: 'files', uid, gid }, pooled),
+    )
     if (!this.#failure) return
     pooled.connection.close(this.#failure)
     throw this.#failure

@@ -6,7 +6,7 @@ import fc from 'fast-check'
 import { silentLogger } from '../lib/log.ts'
 import { compileLinePattern, Matcher } from '../lib/patterns/index.ts'
 import { eventually } from '../lib/test-eventually.ts'
-import type { FileChange, SearchOptions, TreeSummary } from '../spec/guest.ts'
+import { type FileChange, type SearchOptions, type TreeSummary, watchesMax } from '../spec/guest.ts'
 import { FilesChannel } from './files.ts'
 import { ProtocolError } from './frame.ts'
 import { TestGuest } from './test-guest.ts'
@@ -209,6 +209,17 @@ describe('WATCH', () => {
     await eventually(() => seen.has('created unseen/later'))
     controller.abort()
     await reading
+  })
+
+  test('as many as there may be are opened in one moment, and each is told what changes', async () => {
+    const controller = new AbortController()
+    const opening = Array.from({ length: watchesMax }, () => files.watch(dir, { signal: controller.signal }))
+    const all = await Promise.all(opening)
+    writeFileSync(join(dir, 'one'), '')
+    const first = await Promise.all(all.map(async (changes) => (await changes.next()).value?.[0]?.path))
+    expect(first).toEqual(Array(watchesMax).fill('one'))
+    controller.abort()
+    await Promise.all(all.map((changes) => changes.return(undefined)))
   })
 
   test('ends when the directory goes', async () => {
