@@ -94,7 +94,7 @@ export class Nodes {
 
   /**
    * Durable once it resolves. What runs here registers only names that are its own: nobody else's node, and no agent's that
-   * is deployed under that name. @throws bad_request, conflict, usage_limit_exceeded
+   * is deployed under that name, which may take over a node of its name that shut down. @throws bad_request, conflict, usage_limit_exceeded
    */
   async register(
     workspace: string,
@@ -309,9 +309,10 @@ function refuseTakeover(existing: AgentNode, registrant: Registrant): void {
   if (registrant.at === 'address') return
   const { place } = existing.body
   const isOwn = place.at === 'deployment' && place.kind === registrant.kind && place.name === registrant.name
-  // Before it was deployed another program called itself so.
+  // Before it was deployed another program called itself so, or it was tried elsewhere, where it said that it stops.
   const isItsName = registrant.kind === 'agent' && registrant.name === existing.name
-  if (isOwn || (isItsName && place.at === 'deployment')) return
+  const isFree = place.at === 'deployment' || existing.body.lifecycle === 'offline'
+  if (isOwn || (isItsName && isFree)) return
   throw new PlatformError(
     'conflict',
     `id: the node "${existing.name}" was registered by somebody else: remove it first, or use another name`,

@@ -6,6 +6,8 @@ test.each([
   ['  /bin/server  --port=80 a-b.c  ', ['/bin/server', '--port=80', 'a-b.c']],
   [`say 'two words' "and three more" ''`, ['say', 'two words', 'and three more', '']],
   [`go --name='two words'`, ['go', '--name=two words']],
+  ['exec /hello you', ['/hello', 'you']],
+  ['exec', ['exec']],
 ])('%p has plain words', (command, words) => {
   expect(plainWords(command)).toEqual(words)
 })

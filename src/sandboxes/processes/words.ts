@@ -7,5 +7,7 @@ export function plainWords(command: string): string[] | null {
     if (!match) return null
     words.push(match[0].trim().replace(/'([^']*)'|"([^"]*)"/g, (_, single, double) => single ?? double))
   }
+  // Whose place it would take is not there: it is the first program anyway.
+  if (words[0] === 'exec' && words.length > 1) words.shift()
   return words.length > 0 && !words[0]!.includes('=') ? words : null
 }

@@ -193,6 +193,15 @@ describe('nodes', () => {
     const named = await plane.workload('agent', 'later')
     expect((await register({ id: 'later' }, { key: named })).status).toBe(201)
     expect((await register({ id: 'later' }, { key: own })).status).toBe(409)
+    // What was tried on somebody's own machine is deployed, once it ended there.
+    const tried = { id: 'tried', base_url: 'http://localhost:8001' }
+    expect((await register(tried)).status).toBe(201)
+    const deployed = await plane.workload('agent', 'tried')
+    expect((await register({ id: 'tried' }, { key: deployed })).status).toBe(409)
+    expect((await plane.ask('/nodes/tried/shutdown', { json: {} })).status).toBe(202)
+    expect((await register({ id: 'tried' }, { key: own })).status).toBe(409)
+    const taken = await register({ id: 'tried' }, { key: deployed })
+    expect(taken).toMatchObject({ status: 201, body: { callback_discovery: { mode: 'instance' } } })
     const task = await plane.workload('job', 'nightly')
     expect((await register({ id: 'mine' }, { key: task })).status).toBe(403)
   })
