@@ -559,9 +559,9 @@ describe('connections', () => {
     })
   }
 
-  test('at most 64 workers, and places come back', async () => {
+  test('at most 128 workers, and places come back', async () => {
     const connections = [files]
-    while (connections.length < 64) connections.push(await guest.files())
+    while (connections.length < 128) connections.push(await guest.files())
     await expect(guest.files()).rejects.toThrow('HELLO answered by 3')
     for (const connection of connections.slice(1)) connection.close()
     await eventually(() =>
