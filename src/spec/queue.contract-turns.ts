@@ -13,6 +13,19 @@ export function turnsContract(context: QueueContext): void {
     expect(await context.claim(10)).toEqual(['urgent', 'first', 'second', 'later'])
   })
 
+  test('a claim finds what was added right before it, however large or much that is', async () => {
+    const large = [context.add('large', { input: new Uint8Array(32 * 1024 * 1024) }), context.claim(10)]
+    expect(await large[1]).toEqual(['large'])
+    const ids = Array.from({ length: 400 }, (_, index) => `one-${index}`)
+    await Promise.all([...large, context.end('large'), ...ids.map((id) => context.add(id))])
+    expect(new Set(await context.claim(1000))).toEqual(new Set(ids))
+    // Ends that wait to be written stand before none of it.
+    const ends = ids.map((id) => context.end(id))
+    const more = Array.from({ length: 300 }, (_, index) => context.add(`more-${index}`))
+    expect((await context.claim(1000)).length).toBe(300)
+    await Promise.all([...ends, ...more])
+  }, 60_000)
+
   test('what is not due yet is not claimed, and hides nothing that is', async () => {
     await context.add('delayed', { runAt: context.nowMs + 5000, priority: 9 })
     await context.add('now')

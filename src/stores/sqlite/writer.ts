@@ -14,10 +14,11 @@ import {
   type ToWriter,
   type WriteStep,
 } from './protocol.ts'
-import { groupMutationsMax, WaitingWrites } from './waiting-writes.ts'
 import type { AddedWork } from './work-protocol.ts'
 
 const bytesWaitingMax = 128 * 1024 * 1024
+const groupMutationsMax = 256
+const groupBytesMax = 8 * 1024 * 1024
 
 interface Pending {
   mutation: Mutation
@@ -55,7 +56,8 @@ export interface WriterOptions {
 export class Writer {
   readonly #options: WriterOptions
   readonly #folding: LogFolding
-  readonly #waiting = new WaitingWrites<Pending>()
+  #queue: Pending[] = []
+  #bytesWaiting = 0
   #inFlight: Pending[] | null = null
   readonly #thread: WorkerThread<ToWriter, Exclude<FromWriter, { type: 'closed' }>>
   #isAgain = false
@@ -89,12 +91,13 @@ export class Writer {
     if (this.#closing) return Promise.reject(new PlatformError('unavailable', 'the store is closed'))
     let bytes = 0
     for (const step of mutation) bytes += bytesOf(step)
-    if (this.#waiting.length >= storeWritesWaitingMax || this.#waiting.bytes + bytes > bytesWaitingMax) {
+    if (this.#queue.length >= storeWritesWaitingMax || this.#bytesWaiting + bytes > bytesWaitingMax) {
       const message = 'too many changes are waiting to be written: try again in a second'
       return Promise.reject(new PlatformError('unavailable', message, { retryAfterSeconds: 1 }))
     }
+    this.#bytesWaiting += bytes
     return new Promise((resolve, reject) => {
-      this.#waiting.push({ mutation, bytes, isSecondTry: false, resolve, reject })
+      this.#queue.push({ mutation, bytes, isSecondTry: false, resolve, reject })
       if (this.#gathering || this.#inFlight) return
       this.#gathering = true
       // What one turn of the event loop submits goes into one commit.
@@ -112,7 +115,7 @@ export class Writer {
   }
 
   async #close(): Promise<void> {
-    if (this.#inFlight || this.#waiting.length > 0) {
+    if (this.#inFlight || this.#queue.length > 0) {
       await new Promise<void>((resolve) => {
         this.#onIdle = resolve
       })
@@ -129,9 +132,18 @@ export class Writer {
   }
 
   #pump(): void {
-    if (this.#inFlight || this.#waiting.length === 0 || this.#folding.commitsWait) return
-    const group = this.#waiting.take(this.#aloneNext > 0 ? 1 : groupMutationsMax)
+    if (this.#inFlight || this.#queue.length === 0 || this.#folding.commitsWait) return
+    let bytes = 0
+    let length = 0
+    const mutationsMax = this.#aloneNext > 0 ? 1 : groupMutationsMax
     this.#aloneNext = Math.max(0, this.#aloneNext - 1)
+    for (const { bytes: more } of this.#queue) {
+      if (length === mutationsMax || (length > 0 && bytes + more > groupBytesMax)) break
+      bytes += more
+      length++
+    }
+    const group = this.#queue.splice(0, length)
+    this.#bytesWaiting -= bytes
     this.#inFlight = group
     this.#thread.works()
     this.#folding.commitBegins()
@@ -152,7 +164,8 @@ export class Writer {
     this.#folding.commitEnds(null)
     if (group.length > 1) {
       this.#aloneNext = group.length
-      this.#waiting.putBack(group)
+      for (const { bytes } of group) this.#bytesWaiting += bytes
+      this.#queue.unshift(...group)
     } else {
       this.#options.log.error('store: a change cannot be handed to the writer', { error: cause })
       const message = 'the change could not be written: nothing was changed'
@@ -170,7 +183,7 @@ export class Writer {
     this.#options.onOver()
     this.#folding.commitEnds(logPages)
     const again = this.#againAfterRoom(group, outcomes)
-    this.#waiting.putBack(again)
+    this.#queue.unshift(...again)
     this.#pump()
     for (const [index, pending] of group.entries()) {
       if (again.includes(pending)) continue
@@ -194,12 +207,13 @@ export class Writer {
     if (refused.length === 0 || !this.#options.makeRoom()) return []
     return refused.map((pending) => {
       pending.isSecondTry = true
+      this.#bytesWaiting += pending.bytes
       return pending
     })
   }
 
   #idle(): void {
-    if (this.#inFlight || this.#waiting.length > 0) return
+    if (this.#inFlight || this.#queue.length > 0) return
     this.#thread.rests()
     this.#onIdle?.()
   }
